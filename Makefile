@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up in .venv/ of this checkout.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint bench wheel clean
+help:
+	@echo "make demo   fit and compare the families on bundled data; leaves runs/demo/report.html"
+	@echo "make test   every test, with the conformance suite over every family"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the quick benchmarks (see benchmarks/README.md for the long ones)"
+	@echo "make wheel  build the wheel, install it in an empty environment and use it"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/pofx compare digits --seconds 10 --out runs/demo --overwrite
+	@echo "Open runs/demo/report.html in a browser."
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src/pofx/core src/pofx/train
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	for script in gmm vae flows diffusion loop imports; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+
+wheel: $(STAMP)
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd build && wheel-check/bin/pofx families
+
+clean:
+	rm -rf $(VENV) dist build runs

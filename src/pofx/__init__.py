@@ -1,0 +1,65 @@
+"""pofx: p(x), the probability of data, in every way the field knows, behind one contract."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name -> module. Nothing is imported (torch least of all) until a name is used.
+_PUBLIC = {
+    "load": "pofx.data.base",
+    "fit": "pofx.train.fit",
+    "compare": "pofx.evaluate.compare",
+    "read_run": "pofx.train.run",
+    "resume": "pofx.train.fit",
+    "Budget": "pofx.core.model",
+    "Sampler": "pofx.core.model",
+    "Model": "pofx.core.model",
+    "Exact": "pofx.core.likelihood",
+    "LowerBound": "pofx.core.likelihood",
+    "UpperBound": "pofx.core.likelihood",
+    "Estimate": "pofx.core.likelihood",
+    "Unavailable": "pofx.core.likelihood",
+    "Table": "pofx.core.space",
+    "Image": "pofx.core.space",
+    "Label": "pofx.core.space",
+    "Real": "pofx.core.space",
+    "Integer": "pofx.core.space",
+    "Category": "pofx.core.space",
+    "family": "pofx.core.registry",
+    "PofxError": "pofx.core.errors",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from pofx.core.errors import PofxError as PofxError
+    from pofx.core.likelihood import Estimate as Estimate
+    from pofx.core.likelihood import Exact as Exact
+    from pofx.core.likelihood import LowerBound as LowerBound
+    from pofx.core.likelihood import Unavailable as Unavailable
+    from pofx.core.likelihood import UpperBound as UpperBound
+    from pofx.core.model import Budget as Budget
+    from pofx.core.model import Model as Model
+    from pofx.core.model import Sampler as Sampler
+    from pofx.core.registry import family as family
+    from pofx.core.space import Category as Category
+    from pofx.core.space import Image as Image
+    from pofx.core.space import Integer as Integer
+    from pofx.core.space import Label as Label
+    from pofx.core.space import Real as Real
+    from pofx.core.space import Table as Table
+    from pofx.data.base import load as load
+    from pofx.evaluate.compare import compare as compare
+    from pofx.train.fit import fit as fit
+    from pofx.train.fit import resume as resume
+    from pofx.train.run import read_run as read_run
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'pofx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

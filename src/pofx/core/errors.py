@@ -1,0 +1,99 @@
+"""Every error a user can cause, by name. A message gives the value, the limit and the remedy.
+
+    PofxError
+    ├── UsageError          exit 2   an argument that cannot work (unknown family, impossible budget)
+    ├── DataError           exit 3   a source that cannot be read or does not fit its space
+    │   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
+    │   ├── BadValue        NaN, infinity, out of range, unknown category or label
+    │   └── WrongShape      shape or dtype of another space
+    ├── Unsupported         exit 4   a family that does not serve this space, context or operation
+    ├── RunError            exit 5   run folders and checkpoints
+    │   ├── RunExists · NoRun · CorruptCheckpoint · NewerFormat · CannotSave
+    ├── TrainingError       exit 6   training that cannot go on
+    │   └── Diverged
+    └── Incomparable        exit 7   numbers of different measures
+"""
+
+from __future__ import annotations
+
+
+class PofxError(Exception):
+    """What went wrong (with the value and the limit), then what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem, self.remedy = problem, remedy
+        super().__init__(f"{problem} {remedy}".strip())
+
+
+class UsageError(PofxError):
+    exit_code = 2
+
+
+class DataError(PofxError):
+    exit_code = 3
+
+
+class MissingSource(DataError):
+    pass
+
+
+class EmptyData(DataError):
+    pass
+
+
+class RaggedTable(DataError):
+    pass
+
+
+class CorruptFile(DataError):
+    pass
+
+
+class BadValue(DataError):
+    pass
+
+
+class WrongShape(DataError):
+    pass
+
+
+class Unsupported(PofxError):
+    exit_code = 4
+
+
+class RunError(PofxError):
+    exit_code = 5
+
+
+class RunExists(RunError):
+    pass
+
+
+class NoRun(RunError):
+    pass
+
+
+class CorruptCheckpoint(RunError):
+    pass
+
+
+class NewerFormat(RunError):
+    pass
+
+
+class CannotSave(RunError):
+    pass
+
+
+class TrainingError(PofxError):
+    exit_code = 6
+
+
+class Diverged(TrainingError):
+    pass
+
+
+class Incomparable(PofxError):
+    exit_code = 7

@@ -1,0 +1,197 @@
+"""A likelihood says what it is: its kind, its unit, its measure and its Monte Carlo error.
+
+``nats`` is always log p(x) in nats per datum in raw data space, one entry per datum. The kinds are
+final frozen dataclasses, deliberately not tensors: they have no ``float()`` and no ``<``, so no
+bound can slip into a table of exact numbers. Kind and noise are separate axes: an ELBO from few
+draws is a *noisy lower bound*; its bound holds in expectation over the draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import Incomparable, UsageError
+from pofx.core.measure import Measure
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """log p(x) in closed form, to rounding."""
+
+    nats: Tensor
+    measure: Measure
+
+
+@dataclass(frozen=True, eq=False)
+class LowerBound:
+    """E[nats] <= log p(x). ``draws=0`` is deterministic; else ``mc_se`` is the error per datum."""
+
+    nats: Tensor
+    measure: Measure
+    mc_se: Tensor
+    draws: int
+
+
+@dataclass(frozen=True, eq=False)
+class UpperBound:
+    """E[nats] >= log p(x)."""
+
+    nats: Tensor
+    measure: Measure
+    mc_se: Tensor
+    draws: int
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """nats is near log p(x), with no one-sided guarantee; ``caveat`` names what limits it."""
+
+    nats: Tensor
+    measure: Measure
+    mc_se: Tensor
+    draws: int
+    caveat: str
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """There is no number; ``reason`` says why, and what to do instead."""
+
+    reason: str
+
+
+Likelihood: TypeAlias = Exact | LowerBound | UpperBound | Estimate | Unavailable
+Available: TypeAlias = Exact | LowerBound | UpperBound | Estimate
+Kind: TypeAlias = type[Exact] | type[LowerBound] | type[UpperBound] | type[Estimate] | type[Unavailable]
+A = TypeVar("A", Exact, LowerBound, UpperBound, Estimate)
+
+SYMBOL: dict[Kind, str] = {Exact: "=", LowerBound: "≥", UpperBound: "≤", Estimate: "≈", Unavailable: "—"}
+KINDS: dict[str, Kind] = {k.__name__: k for k in SYMBOL}
+
+
+def make(
+    kind: Kind, nats: Tensor, measure: Measure, mc_se: Tensor | None = None, draws: int = 0, caveat: str = ""
+) -> Available:
+    """A likelihood of ``kind``; an ``Exact`` takes no Monte Carlo error."""
+    if kind is Exact:
+        if draws:
+            raise UsageError("An exact likelihood has no Monte Carlo draws.", "Return a bound or an estimate.")
+        return Exact(nats, measure)
+    se = torch.zeros_like(nats) if mc_se is None else mc_se
+    if kind is LowerBound:
+        return LowerBound(nats, measure, se, draws)
+    if kind is UpperBound:
+        return UpperBound(nats, measure, se, draws)
+    if kind is Estimate:
+        return Estimate(nats, measure, se, draws, caveat)
+    raise UsageError(f"{kind.__name__} carries no number.", "Construct Unavailable(reason) directly.")
+
+
+def mc_se(lik: Available) -> Tensor:
+    """Monte Carlo standard error per datum (zero for an exact one), shaped like ``nats``."""
+    return torch.zeros_like(lik.nats) if isinstance(lik, Exact) else lik.mc_se
+
+
+def draws(lik: Available) -> int:
+    return 0 if isinstance(lik, Exact) else lik.draws
+
+
+def join(a: Kind, b: Kind) -> Kind:
+    """The kind of a sum of log-terms of kinds ``a`` and ``b``: Exact+Lower=Lower, Lower+Upper=Estimate."""
+    if Unavailable in (a, b):
+        return Unavailable
+    if a is b or b is Exact:
+        return a
+    return b if a is Exact else Estimate
+
+
+def chain(a: Likelihood, b: Likelihood) -> Likelihood:
+    """log p(u) + log p(v | u): kinds join, measures multiply, independent errors add in quadrature."""
+    if isinstance(a, Unavailable):
+        return a
+    if isinstance(b, Unavailable):
+        return b
+    caveat = "; ".join(lik.caveat for lik in (a, b) if isinstance(lik, Estimate) and lik.caveat)
+    kind = join(type(a), type(b))
+    if kind is Estimate and not caveat:
+        caveat = "a lower bound plus an upper bound"
+    measure = Measure(a.measure.parts + b.measure.parts)
+    se = (mc_se(a) ** 2 + mc_se(b) ** 2).sqrt()
+    return make(kind, a.nats + b.nats, measure, se, max(draws(a), draws(b)), caveat)
+
+
+def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
+    """Apply a shape change (reshape, index, ...) to every per-datum tensor."""
+    if isinstance(lik, Exact):
+        return dataclasses.replace(lik, nats=f(lik.nats))
+    return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se))
+
+
+def cat(parts: Sequence[Likelihood]) -> Likelihood:
+    """Concatenate the rows of likelihoods of one kind and measure."""
+    first = parts[0]
+    if isinstance(first, Unavailable):
+        return first
+    for p in parts:
+        if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
+            raise Incomparable("Rows of different kinds or measures cannot be joined.")
+    nats = torch.cat([p.nats for p in parts])  # type: ignore[union-attr]
+    se = None if isinstance(first, Exact) else torch.cat([p.mc_se for p in parts])  # type: ignore[union-attr]
+    caveat = first.caveat if isinstance(first, Estimate) else ""
+    return make(type(first), nats, first.measure, se, draws(first), caveat)
+
+
+Verdict: TypeAlias = Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean paired difference of two likelihoods on the same data, and what it allows one to say."""
+
+    verdict: Verdict
+    nats: float  # mean of a - b per datum
+    se: float  # its standard error: data and Monte Carlo together
+    why: str
+
+
+def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0) -> Comparison:
+    """Is ``a`` better than ``b`` on these data (same rows, in the same order)?
+
+    ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or
+    upper bound) by more than ``z`` standard errors of the mean paired difference. An estimate decides
+    nothing. Raises Incomparable when the measures differ.
+    """
+    if isinstance(a, Unavailable) or isinstance(b, Unavailable):
+        return Comparison("undecided", math.nan, math.nan, "there is no likelihood to compare")
+    if a.measure != b.measure:
+        raise Incomparable(
+            f"Measures differ: {a.measure} against {b.measure}.",
+            "Fit both models on one loaded data set, so that both score the same space.",
+        )
+    if a.nats.shape != b.nats.shape:
+        raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
+    diff = (a.nats - b.nats).double().flatten()
+    n = diff.numel()
+    # mc_se is noise of the scores on top of the spread between data, which already contains it: the
+    # sample variance of the differences counts both once.
+    mean, se = diff.mean().item(), (diff.var(unbiased=True) / n).sqrt().item() if n > 1 else math.inf
+    if isinstance(a, Estimate) or isinstance(b, Estimate):
+        return Comparison("undecided", mean, se, "an estimate bounds nothing on either side")
+    a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)
+    b_lower, b_upper = isinstance(b, Exact | LowerBound), isinstance(b, Exact | UpperBound)
+    if a_lower and b_upper and mean > z * se:
+        return Comparison("better", mean, se, f"lower limit above upper limit by more than {z:g} standard errors")
+    if b_lower and a_upper and mean < -z * se:
+        return Comparison("worse", mean, se, f"upper limit below lower limit by more than {z:g} standard errors")
+    if not (a_lower and b_upper) and not (b_lower and a_upper):
+        return Comparison("undecided", mean, se, "two bounds on the same side do not order the likelihoods")
+    if abs(mean) <= z * se:
+        return Comparison("undecided", mean, se, f"difference within {z:g} standard errors")
+    return Comparison("undecided", mean, se, "the gap of the bound may explain the difference")

@@ -1,0 +1,148 @@
+"""A run folder: everything about one fit, and nothing executable.
+
+    config.json          family, options, space, context, recipe, data, budget, seed, versions
+    weights.safetensors  the weights to use: the best validated (or averaged, or last) ones
+    resume.safetensors   all that training needs to go on
+    log.jsonl            one line per entry: step, seconds, loss, validation
+    scores.json          what evaluation measured
+    samples/             what the model drew
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pofx
+from pofx.core.errors import CorruptCheckpoint, NewerFormat, RunExists
+from pofx.core.learner import Recipe
+from pofx.core.model import Model
+from pofx.core.registry import family
+from pofx.core.space import from_json
+from pofx.train.checkpoint import load_into, load_tree, read_json, save_tree, write_atomic, write_json
+
+FORMAT = 1  # of run folders; raised when a reader of the old one would misread the new
+
+
+@dataclass
+class Run:
+    """One fit: the model as it should be used, and how it came about."""
+
+    model: Model
+    info: dict[str, Any]  # what config.json holds
+    log: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
+
+    @property
+    def status(self) -> str:
+        """How training ended: finished, stopped early, or unfinished (killed: see ``pofx resume``)."""
+        return str(self.log[-1]["status"]) if self.log and "status" in self.log[-1] else "unfinished"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the fit, validation included."""
+        return float(self.log[-1]["seconds"]) if self.log else 0.0
+
+    @property
+    def steps(self) -> int:
+        return int(self.log[-1]["step"]) if self.log else 0
+
+
+def describe(
+    model: Model, recipe: Recipe, seed: int, budget: dict[str, Any], data: dict[str, Any], training: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of config.json."""
+    import torch
+
+    return {
+        "format": FORMAT,
+        "pofx": pofx.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "family": model.name,
+        "options": dataclasses.asdict(model.config),
+        "space": model.space.to_json(),
+        "context": None if model.context is None else model.context.to_json(),
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        "budget": budget,
+        "training": training,
+        "data": data,
+    }
+
+
+def build(info: dict[str, Any]) -> Model:
+    """A fresh model of the family, options and spaces that config.json names."""
+    cls = family(info["family"])
+    config = cls.Config(**_tuples(info["options"]))
+    context = None if info["context"] is None else from_json(info["context"])
+    return cls(config, from_json(info["space"]), context)
+
+
+def recipe_of(info: dict[str, Any]) -> Recipe:
+    return Recipe(**_tuples(info["recipe"]))
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """config.json, checked. Raises NoRun, CorruptCheckpoint or NewerFormat."""
+    info = read_json(path / "config.json")
+    if not isinstance(info, dict) or "format" not in info:
+        raise CorruptCheckpoint(f"{path / 'config.json'} is not a run's.", "Give the folder that 'pofx fit' made.")
+    if info["format"] > FORMAT:
+        raise NewerFormat(
+            f"{path} was written by pofx {info['pofx']} in format {info['format']}; this pofx {pofx.__version__} reads up to {FORMAT}.",
+            "Upgrade: pip install -U pofx.",
+        )
+    return info
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run folder: the model with its weights, ready to sample and score.
+
+    Raises NoRun, CorruptCheckpoint or NewerFormat.
+    """
+    path = Path(path)
+    info = read_info(path)
+    model = build(info)
+    load_into(model, load_tree(path / "weights.safetensors"), path / "weights.safetensors")
+    model.eval()
+    return Run(model, info, read_log(path), path)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of log.jsonl; a last line that a kill cut short is left out."""
+    file = path / "log.jsonl"
+    entries = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
+    """Start a run folder with its config.json. Raises RunExists rather than overwrite, or CannotSave."""
+    if (path / "config.json").exists():
+        if not overwrite:
+            raise RunExists(f"{path} already holds a run.", "Choose another --out, or say --overwrite.")
+        for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", "scores.json"):
+            (path / old).unlink(missing_ok=True)
+    write_json(path / "config.json", info)
+
+
+def write_weights(path: Path, state: dict[str, Any]) -> None:
+    save_tree(path / "weights.safetensors", state)
+
+
+def write_log(path: Path, log: list[dict[str, Any]]) -> None:
+    write_atomic(path / "log.jsonl", "".join(json.dumps(e) + "\n" for e in log).encode())
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples, options have no lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
