@@ -1,17 +1,17 @@
 """Every error a user can cause, by name. A message gives the value, the limit and the remedy.
 
-    PofxError
-    ├── UsageError          exit 2   an argument that cannot work (unknown family, impossible budget)
-    ├── DataError           exit 3   a source that cannot be read or does not fit its space
-    │   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
-    │   ├── BadValue        NaN, infinity, out of range, unknown category or label
-    │   └── WrongShape      shape or dtype of another space
-    ├── Unsupported         exit 4   a family that does not serve this space, context or operation
-    ├── RunError            exit 5   run folders and checkpoints
-    │   ├── RunExists · NoRun · CorruptCheckpoint · NewerFormat · CannotSave
-    ├── TrainingError       exit 6   training that cannot go on
-    │   └── Diverged
-    └── Incomparable        exit 7   numbers of different measures
+PofxError
+├── UsageError          exit 2   an argument that cannot work (unknown family, impossible budget)
+├── DataError           exit 3   a source that cannot be read or does not fit its space
+│   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
+│   ├── BadValue        NaN, infinity, out of range, unknown category or label
+│   └── WrongShape      shape or dtype of another space
+├── Unsupported         exit 4   a family that does not serve this space, context or operation
+├── RunError            exit 5   run folders and checkpoints
+│   ├── RunExists · NoRun · CorruptCheckpoint · NewerFormat · CannotSave
+├── TrainingError       exit 6   training that cannot go on
+│   └── Diverged
+└── Incomparable        exit 7   numbers of different measures
 """
 
 from __future__ import annotations

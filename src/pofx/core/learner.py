@@ -112,7 +112,7 @@ Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 
 @dataclass
 class Stepper:
-    """One optimizer over some parameters: schedule, weighting, MAP prior, clipping, the same in any number of processes."""
+    """One optimizer over some parameters; any number of processes takes the same step."""
 
     parameters: list[nn.Parameter]
     recipe: Recipe
@@ -123,9 +123,7 @@ class Stepper:
         r = self.recipe
         if r.optimizer == "adam":
             # the fused kernel of Adam: one pass over memory instead of a dozen
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, r.lr, r.betas, weight_decay=r.weight_decay, fused=True
-            )
+            self.optimizer = torch.optim.AdamW(self.parameters, r.lr, r.betas, weight_decay=r.weight_decay, fused=True)
         else:
             self.optimizer = torch.optim.SGD(self.parameters, r.lr, weight_decay=r.weight_decay)
 
@@ -148,7 +146,7 @@ class Stepper:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if world(batch) > 1:
             flat = runtime.sum(torch.cat([g.flatten() for g in grads]))
-            for g, total in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            for g, total in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
                 g.copy_(total.view_as(g))
         norm = torch.nn.utils.get_total_norm(grads)
         out["grad_norm"] = norm

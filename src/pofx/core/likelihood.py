@@ -70,7 +70,7 @@ class Unavailable:
 Likelihood: TypeAlias = Exact | LowerBound | UpperBound | Estimate | Unavailable
 Available: TypeAlias = Exact | LowerBound | UpperBound | Estimate
 Kind: TypeAlias = type[Exact] | type[LowerBound] | type[UpperBound] | type[Estimate] | type[Unavailable]
-A = TypeVar("A", Exact, LowerBound, UpperBound, Estimate)
+A = TypeVar("A", bound=Available)
 
 SYMBOL: dict[Kind, str] = {Exact: "=", LowerBound: "≥", UpperBound: "≤", Estimate: "≈", Unavailable: "—"}
 KINDS: dict[str, Kind] = {k.__name__: k for k in SYMBOL}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Kind, Likelihood, cat, per_row, Unavailable
+from pofx.core.likelihood import Kind, Likelihood, Unavailable, cat, per_row
 from pofx.core.space import Space
 
 if TYPE_CHECKING:
@@ -120,7 +120,9 @@ class Model(nn.Module):
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """grad_x log p(x | c) [N, *E] over a continuous space. Exists where ``has_score`` is True."""
-        raise Unsupported(f"{self.name} has no score (gradient of the log-density).", "Fit a gaussian, gmm, flow or ddpm.")
+        raise Unsupported(
+            f"{self.name} has no score (gradient of the log-density).", "Fit a gaussian, gmm, flow or ddpm."
+        )
 
     def rows_per_pass(self) -> int:
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
@@ -136,7 +138,9 @@ class Model(nn.Module):
         """
         return Conditional(self, c)
 
-    def log_prob(self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def log_prob(
+        self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
+    ) -> Likelihood:
         """Short for ``given().log_prob(x)``: log p(x), x [*S, *E], nats [*S]."""
         return self.given().log_prob(x, budget=budget, generator=generator)
 
@@ -146,9 +150,8 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        tensor = next(self.parameters(), None)
-        tensor = next(self.buffers(), None) if tensor is None else tensor
-        return torch.device("cpu") if tensor is None else tensor.device
+        tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
 
     def parameter_count(self) -> int:
         """Fitted numbers: trainable parameters, or what a counting family counts."""
@@ -165,7 +168,9 @@ class Conditional:
     def __post_init__(self) -> None:
         context = self.model.context
         if context is None and self.c is not None:
-            raise UsageError(f"This {self.model.name} models p(x) and takes no context.", "Fit it with a context (--given).")
+            raise UsageError(
+                f"This {self.model.name} models p(x) and takes no context.", "Fit it with a context (--given)."
+            )
         if context is not None and self.c is None:
             raise UsageError(
                 f"This {self.model.name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c)."
@@ -181,7 +186,9 @@ class Conditional:
         assert self.model.context is not None
         return tuple(self.c.shape[: self.c.ndim - len(self.model.context.event_shape)])
 
-    def log_prob(self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def log_prob(
+        self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
+    ) -> Likelihood:
         """log p(x | c) in nats per datum in raw data space.
 
         Args:

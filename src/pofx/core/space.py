@@ -14,6 +14,7 @@ category, NaN for a missing entry (allowed in nullable columns only).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
@@ -180,7 +181,8 @@ class Image:
         _check_shape(self, x)
         if x.numel() and int(x.max()) >= self.levels:
             raise BadValue(
-                f"A pixel has level {int(x.max())}; this space has levels 0 to {self.levels - 1}.", "Rescale the images."
+                f"A pixel has level {int(x.max())}; this space has levels 0 to {self.levels - 1}.",
+                "Rescale the images.",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def from_json(data: dict[str, Any]) -> Space:
     if data["space"] == "label":
         return Label(tuple(body["values"]))
     if data["space"] == "table":
-        kinds: dict[str, type[Column]] = {"Real": Real, "Integer": Integer, "Category": Category}
+        kinds: dict[str, Callable[..., Column]] = {"Real": Real, "Integer": Integer, "Category": Category}
         columns = []
         for entry in body["columns"]:
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "type"}

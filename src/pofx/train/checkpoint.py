@@ -54,7 +54,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoRun(f"{path.parent} is no run folder: it has no {path.name}.", "Give the folder that 'pofx fit' made.") from error
+        raise NoRun(
+            f"{path.parent} is no run folder: it has no {path.name}.", "Give the folder that 'pofx fit' made."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptCheckpoint(f"{path} is damaged: {error}.", "Fit again, or restore the file.") from error
 

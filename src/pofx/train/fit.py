@@ -201,7 +201,9 @@ def _launch(
         place = path or Path(temporary)
         if path is None:
             folder.create(place, info, overwrite=False)
-        fabric = Fabric(accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"])
+        fabric = Fabric(
+            accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"]
+        )
         fabric.launch(_in_process, model, info, data, place, target, torch.get_num_threads())
         run = folder.read_run(place)
         run.path = path
@@ -288,7 +290,9 @@ class _Loop:
             now = time.perf_counter()
             if self.progress is not None and now - shown > 0.2:
                 shown = now
-                self.progress({"step": state.step, "seconds": now - started, "progress": done, "loss": terms["loss"].item()})
+                self.progress(
+                    {"step": state.step, "seconds": now - started, "progress": done, "loss": terms["loss"].item()}
+                )
             if self.path is not None and now - saved > self.training["save_every"]:
                 self._save()
                 saved = time.perf_counter()
@@ -327,7 +331,7 @@ class _Loop:
             self._keep_last_good()
             raise Diverged(
                 f"{self.model.name} diverged at step {self.state.step}: {bad[0]} is {terms[bad[0]].item()}.",
-                "The last good weights are kept. Lower --recipe.lr, lower --recipe.clip, or look for extreme values in the data.",
+                "The last good weights are kept. Lower --recipe.lr or --recipe.clip, or look for extreme values.",
             )
         for key, value in terms.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
@@ -429,7 +433,9 @@ class _Loop:
         """After a divergence: the best validated weights if there are any, else those before the bad step."""
         if self.path is not None and self.fabric.is_global_zero:
             folder.write_weights(self.path, self.best or self.model.state_dict())
-            folder.write_log(self.path, [*self.log, {"step": self.state.step, "seconds": self.state.seconds, "status": "diverged"}])
+            folder.write_log(
+                self.path, [*self.log, {"step": self.state.step, "seconds": self.state.seconds, "status": "diverged"}]
+            )
 
     def _finish(self) -> Run:
         if self.best is not None:

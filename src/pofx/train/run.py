@@ -1,11 +1,11 @@
 """A run folder: everything about one fit, and nothing executable.
 
-    config.json          family, options, space, context, recipe, data, budget, seed, versions
-    weights.safetensors  the weights to use: the best validated (or averaged, or last) ones
-    resume.safetensors   all that training needs to go on
-    log.jsonl            one line per entry: step, seconds, loss, validation
-    scores.json          what evaluation measured
-    samples/             what the model drew
+config.json          family, options, space, context, recipe, data, budget, seed, versions
+weights.safetensors  the weights to use: the best validated (or averaged, or last) ones
+resume.safetensors   all that training needs to go on
+log.jsonl            one line per entry: step, seconds, loss, validation
+scores.json          what evaluation measured
+samples/             what the model drew
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def read_info(path: Path) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{path / 'config.json'} is not a run's.", "Give the folder that 'pofx fit' made.")
     if info["format"] > FORMAT:
         raise NewerFormat(
-            f"{path} was written by pofx {info['pofx']} in format {info['format']}; this pofx {pofx.__version__} reads up to {FORMAT}.",
+            f"{path} has format {info['format']} (pofx {info['pofx']}); this pofx {pofx.__version__} reads up to {FORMAT}.",
             "Upgrade: pip install -U pofx.",
         )
     return info
