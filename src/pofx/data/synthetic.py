@@ -14,7 +14,7 @@ probability where the space counts, differential (in the columns' raw units) whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -363,7 +363,7 @@ class Mixture:
         return out
 
 
-def plane_entropy(source: Source, reach: float = 5.0, points: int = 401) -> float:
+def plane_entropy(source: Source, reach: float = 5.0, points: int = 301) -> float:
     """-∫ p log p over [-reach, reach]^2 by the trapezoid rule, which converges faster than any power for
     a smooth density that vanishes at the border."""
     axis = torch.linspace(-reach, reach, points, dtype=torch.float64)
@@ -459,7 +459,7 @@ def _binomial(n: int, p: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------- by name
 
 
-def equal(parts: list[Source], exact_entropy: float | None = None) -> Mixture:
+def equal(parts: Sequence[Source], exact_entropy: float | None = None) -> Mixture:
     return Mixture(torch.full((len(parts),), 1 / len(parts), dtype=torch.float64), tuple(parts), exact_entropy)
 
 
@@ -522,6 +522,7 @@ SOURCES: dict[str, Callable[[], Source]] = {
     "gaussian": gaussian,
     "linear-gaussian": linear_gaussian,
     "markov": markov,
+    "markov-image": lambda: markov(8, image=True),
     "ising": Ising,
     "mixed-table": MixedTable,
 }
