@@ -1,0 +1,171 @@
+"""The common part of families that model a density on R^d: flows, diffusion, flow matching.
+
+    p(x | c) = P(codes | c) p(y | codes, c) |dy / dx|
+
+``transforms.preprocess`` splits a row into discrete codes and a real vector y; a masked autoregressive net
+models the codes exactly; the family models y given a vector h that holds the codes and the context. The
+kind is the join of the preprocessing's (exact only for complete real columns, else a lower bound) and the
+family's own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.errors import UsageError
+from pofx.core.learner import Batch, GradientLearner, Recipe
+from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, draws, join, make, mc_se
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.nn.encoders import encoder
+from pofx.transforms.preprocess import preprocess
+
+
+@dataclass(frozen=True)
+class ContinuousConfig:
+    """Options of every family on R^d; a family's own Config inherits them.
+
+    Attributes:
+        draws: Monte Carlo draws per datum of the preprocessing's noise, where it has any.
+        logit: images go through logit(alpha + (1 - 2 alpha) x) for this alpha; 0: they do not.
+        codes_hidden: width of the net of the discrete part of a table (two hidden layers).
+    """
+
+    draws: int = 8
+    logit: float = 0.0
+    codes_hidden: int = 128
+
+
+class Continuous(Model):
+    """Base of the families on R^d. A subclass gives ``density``, ``draw`` and ``objective``.
+
+    Its ``__init__`` calls ours first, then builds nets of the sizes ``self.dim`` (d, the length of y) and
+    ``self.width`` (of h; 0 where h is None). Set ``shared_scale`` for images whose pixels are
+    standardised by one location and scale.
+    """
+
+    uses_draws: ClassVar[bool] = True
+    shared_scale: ClassVar[bool] = False
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
+        self.encoder = None if context is None else encoder(context)
+        known = 0 if self.encoder is None else self.encoder.width
+        self.codes = Codes(self.preprocess.code_sizes, config.codes_hidden, known) if self.preprocess.code_sizes else None
+        self.dim = self.preprocess.dim
+        self.width = known + (self.codes.features if self.codes is not None else 0)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if not isinstance(space, Table | Image):
+            return "it models a density on R^d. Fit a classifier for labels."
+        if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
+            return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
+        if config.logit and not (isinstance(space, Image) and 0 < config.logit < 0.5):
+            return f"logit={config.logit:g} is for images only, above 0 and below 0.5. Leave it out."
+        if context is not None and not isinstance(context, Table | Label | Image):
+            return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
+        return None
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        self.preprocess.fit(x, weight, generator)
+        if self.encoder is not None:
+            self.encoder.prepare(c, weight)
+
+    def learner(self, recipe: Recipe) -> GradientLearner:
+        return GradientLearner(self, recipe, self._terms)
+
+    # -- what a family writes ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+        """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
+
+        Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
+        noise with ``budget.draws = 1``, and the spread between calls gives the Monte Carlo error; else
+        with the user's own budget.
+        """
+
+    @abstractmethod
+    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """n draws of y [n, d], row i given h[i]."""
+
+    @abstractmethod
+    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss [B] of y [B, d] given h; noise from ``batch.randn`` and ``batch.rand`` only."""
+
+    # -- the contract ---------------------------------------------------------------------------------------
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+        pre, e = self.preprocess, self._encode(c)
+        if pre.exact:
+            return self._one_draw(x, e, None, None, budget, generator)
+        k = self.config.draws if budget.draws is None else budget.draws
+        once = replace(budget, draws=1)
+        noise = {"generator": generator, "device": generator.device}
+        kind: Kind = LowerBound
+        caveat, values = "", []
+        for _ in range(k):
+            u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
+            z = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
+            lik = self._one_draw(x, e, u, z, once, generator)
+            kind, caveat = join(LowerBound, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
+            values.append(lik.nats)
+        nats = torch.stack(values)
+        return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        e = self._encode(c)
+        codes = torch.zeros(n, 0, dtype=torch.int64, device=self.device)
+        if self.codes is not None:
+            codes = self.codes.sample(n, e, generator)
+        y = self.draw(n, self._given(codes, e), sampler, generator)
+        return self.preprocess.join(codes, y)
+
+    def _one_draw(
+        self, x: Tensor, e: Tensor | None, u: Tensor | None, z: Tensor | None, budget: Budget, generator: torch.Generator
+    ) -> Available:
+        parts = self.preprocess.split(x, u, z)
+        lik = self.density(parts.y, self._given(parts.codes, e), budget, generator)
+        nats = lik.nats.double() + parts.log_jacobian
+        if self.codes is not None:
+            nats = nats + self.codes.log_prob(parts.codes, e)
+        caveat = lik.caveat if isinstance(lik, Estimate) else ""
+        return make(type(lik), nats, self.space.measure, None if isinstance(lik, Exact) else mc_se(lik), draws(lik), caveat)
+
+    def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The joint loss: the codes' negative log-likelihood plus the family's objective."""
+        pre, e = self.preprocess, self._encode(batch.c)
+        u = batch.rand(self.dim, generator=generator) if pre.uniform else None
+        z = batch.randn(self.dim, generator=generator) if pre.normal else None
+        parts = pre.split(batch.x, u, z)
+        loss = self.objective(parts.y, self._given(parts.codes, e), batch, generator)
+        if self.codes is None:
+            return {"loss": loss}
+        codes = -self.codes.log_prob(parts.codes, e)
+        return {"loss": loss + codes, "codes": codes}
+
+    def _encode(self, c: Tensor | None) -> Tensor | None:
+        return None if self.encoder is None else self.encoder(c)
+
+    def _given(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
+        """h [N, width]: the embedded codes and the encoded context."""
+        known = [] if self.codes is None else [self.codes.embed(codes)]
+        known += [] if e is None else [e]
+        return torch.cat(known, 1) if known else None
+
+
+class Codes(nn.Module):
+    """P(codes | e), exact: a masked autoregressive net over the codes with a softmax per code.
+
+    codes [N, m] int64 with values below ``sizes``; e [N, context] or None.
+    """
+
+    features: int  # width of ``embed``

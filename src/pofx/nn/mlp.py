@@ -1,0 +1,86 @@
+"""A residual multilayer perceptron that can be told a context and a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TimeFeatures(nn.Module):
+    """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017, section 3.5; Ho et al. 2020).
+
+    t [N] of order 1, in any unit that varies smoothly (a time in [0, 1], a log noise level) -> [N, width].
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        half = width // 2
+        frequencies = 1000.0 * 10000.0 ** (-torch.arange(half) / max(half - 1, 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t[:, None] * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Mlp(nn.Module):
+    """x [N, inputs] (, h [N, context]) (, t [N]) -> [N, outputs].
+
+    Pre-activation residual blocks x + W2 act(W1 act(x) + condition) (He et al. 2016); context and time enter
+    every block by addition. The output layer starts at zero, so that a flow starts at the identity and a
+    denoiser at its skip connection.
+
+    Args:
+        inputs, outputs: widths of x and of the result.
+        hidden: width of the residual stream.
+        blocks: number of residual blocks, two linear layers each.
+        context: width of h; 0 for none.
+        time: whether forward takes t.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2, context: int = 0, time: bool = False
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, hidden)
+        self.context = nn.Linear(context, hidden) if context else None
+        self.time = nn.Sequential(TimeFeatures(64), nn.Linear(64, hidden)) if time else None
+        conditioned = bool(context) or time
+        self.blocks = nn.ModuleList(_Block(hidden, conditioned) for _ in range(blocks))
+        self.last = nn.Linear(hidden, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        condition: Tensor | None = None
+        if self.context is not None:
+            assert h is not None
+            condition = self.context(h)
+        if self.time is not None:
+            assert t is not None
+            time = self.time(t.to(x.dtype))
+            condition = time if condition is None else condition + time
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.last(F.silu(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden: int, conditioned: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.condition = nn.Linear(hidden, hidden) if conditioned else None
+        nn.init.normal_(self.down.weight, std=0.1 / math.sqrt(hidden))  # blocks start near the identity
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        y = self.up(F.silu(x))
+        if self.condition is not None:
+            y = y + self.condition(F.silu(condition))
+        return x + self.down(F.silu(y))
