@@ -1,0 +1,356 @@
+"""Information theory in nats: surprise, entropy, cross-entropy, KL both ways, Jensen-Shannon, mutual information.
+
+For torch.distributions and for pofx models alike, by the strongest way there is: closed form where
+torch.distributions knows one, the exact sum where the values can be enumerated, Monte Carlo with its
+standard error otherwise. A result says which, and what its number is: -log p of a lower bound on log p
+is an *upper* bound, so H(p, q) of a q with an ELBO is an UpperBound (Cover & Thomas, 2006, ch. 2 and 8).
+
+Every function works per batch entry: two Normals of batch shape [3] have three divergences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from pofx.core.errors import Incomparable, UsageError
+from pofx.core.likelihood import (
+    SYMBOL,
+    Estimate,
+    Exact,
+    Kind,
+    Likelihood,
+    LowerBound,
+    Unavailable,
+    UpperBound,
+    join,
+    mc_se,
+)
+from pofx.core.measure import Measure
+from pofx.core.model import Conditional, Model
+from pofx.core.space import Category, Image, Label, Space, Table
+
+Density: TypeAlias = Distribution | Conditional | Model
+
+DRAWS = 4096  # the default number of Monte Carlo draws
+ENUMERABLE = 2**16  # a space with at most this many values is summed over
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """A number of nats that says what it is.
+
+    Attributes:
+        value: nats, one entry per batch entry (a scalar for unbatched densities).
+        kind: Exact, LowerBound, UpperBound, Estimate, or Unavailable (value is NaN, method the reason).
+        mc_se: Monte Carlo standard error, shaped like value.
+        draws: Monte Carlo draws; 0 where none were needed.
+        method: how the number was computed.
+    """
+
+    value: Tensor
+    kind: Kind
+    mc_se: Tensor
+    draws: int
+    method: str
+
+    @property
+    def bits(self) -> Tensor:
+        """The value in bits."""
+        return self.value / math.log(2)
+
+    def __str__(self) -> str:
+        if self.kind is Unavailable:
+            return f"{SYMBOL[Unavailable]} ({self.method})"
+        value, se = self.value.detach().tolist(), self.mc_se.tolist()
+        if isinstance(value, list):
+            return f"{SYMBOL[self.kind]} {value} nats ({self.method})"
+        error = f" ± {se:.2g}" if self.draws else ""
+        return f"{SYMBOL[self.kind]} {value:.6g}{error} nats ({self.method})"
+
+
+def surprise(p: Density, x: Tensor, *, generator: torch.Generator | None = None) -> Information:
+    """-log p(x), for x [*S, *batch, *E]; value [*S, *batch]. Shannon's self-information."""
+    lik = _log_prob(_density(p), x, _generator(generator))
+    if isinstance(lik, Unavailable):
+        return _unavailable(lik)
+    draws = 0 if isinstance(lik, Exact) else lik.draws
+    return Information(-lik.nats, _flip(type(lik)), mc_se(lik), draws, "closed form" if draws == 0 else "Monte Carlo")
+
+
+def entropy(p: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+    """H(p) = -E_p[log p(x)]. Differential entropy where p is a density: it may be negative.
+
+    Differentiable where it is closed or summed, and where p has ``rsample``.
+    """
+    p = _density(p)
+    if isinstance(p, Distribution):
+        with contextlib.suppress(NotImplementedError):
+            return _closed(p.entropy())
+    points = _points(p, draws, gen := _generator(generator))
+    return _expect(points, [(-1, points.log_prob(p, gen))])
+
+
+def cross_entropy(
+    p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None
+) -> Information:
+    """H(p, q) = -E_p[log q(x)] = H(p) + KL(p || q): the mean code length of q's code for draws of p."""
+    p, q = _pair(p, q)
+    if isinstance(p, Distribution) and isinstance(q, Distribution):
+        with contextlib.suppress(NotImplementedError):
+            return _closed(p.entropy() + kl_divergence(p, q))
+    points = _points(p, draws, gen := _generator(generator))
+    return _expect(points, [(-1, _log_prob(q, points.x, gen))])
+
+
+def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+    """KL(p || q) = E_p[log p(x) - log q(x)], at least 0, and infinite where q misses mass of p.
+
+    With p the data and q the model this is the *forward* direction (what maximum likelihood lowers): q
+    pays without limit for values of p that it misses, so the best q *covers* all modes of p. The other
+    direction is ``reverse_kl``. Differentiable in q; in p where closed, summed, or p has ``rsample``.
+    """
+    p, q = _pair(p, q)
+    if isinstance(p, Distribution) and isinstance(q, Distribution):
+        with contextlib.suppress(NotImplementedError):
+            return _closed(kl_divergence(p, q))
+    points = _points(p, draws, gen := _generator(generator))
+    return _expect(points, [(1, points.log_prob(p, gen)), (-1, _log_prob(q, points.x, gen))])
+
+
+def reverse_kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+    """KL(q || p) = E_q[log q(x) - log p(x)]: ``kl`` with its arguments swapped.
+
+    The direction of variational inference: q pays for mass where p has none, and nothing for modes of p
+    that it leaves out, so the best q of a family too small for p *seeks* one mode.
+    """
+    return kl(q, p, draws=draws, generator=generator)
+
+
+def jensen_shannon(
+    p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None
+) -> Information:
+    """JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2: symmetric, from 0 to log 2 (Lin, 1991).
+
+    It is the mutual information of x with the fair coin that says whether p or q drew x.
+    """
+    return mutual_information([p, q], draws=draws, generator=generator)
+
+
+@torch.no_grad()
+def mutual_information(
+    channel: Conditional | Sequence[Density],
+    weight: Tensor | None = None,
+    *,
+    draws: int = DRAWS,
+    generator: torch.Generator | None = None,
+) -> Information:
+    """I(x; k) = sum_k w_k E_{p_k}[log p_k(x) - log sum_j w_j p_j(x)] of an input k and an output x ~ p_k.
+
+    For two random vectors use the identity I(x; y) = KL(p(x, y) || p(x) p(y)) and call ``kl``.
+
+    Args:
+        channel: p(x | k), one density per input; or ``model.given(c)`` with one context per input, c [K, *Ec].
+        weight: [K] probabilities of the inputs; uniform where None.
+        draws: Monte Carlo draws per input, where the values cannot be summed over.
+    """
+    parts = [_density(p) for p in _inputs(channel)]
+    w = torch.full((len(parts),), 1 / len(parts), dtype=torch.float64) if weight is None else weight.double()
+    if w.shape != (len(parts),) or bool((w < 0).any()) or not math.isclose(w.sum().item(), 1, rel_tol=1e-6):
+        raise UsageError(f"{len(parts)} inputs need as many probabilities that sum to 1, not {w.tolist()}.")
+    for p in parts[1:]:
+        _pair(parts[0], p)
+    gen, per_input = _generator(generator), []
+    for k, p in enumerate(parts):
+        at = _points(p, draws, gen)
+        logs = [_log_prob(q, at.x, gen) for q in parts]
+        if reason := next((lik for lik in logs if isinstance(lik, Unavailable)), None):
+            return _unavailable(reason)
+        nats = torch.stack([lik.nats for lik in logs])  # type: ignore[union-attr]  # [K, n, *batch]
+        log_w = w.log().to(nats).view(-1, *[1] * (nats.ndim - 1))
+        ratio = nats[k] - torch.logsumexp(nats + log_w, 0)
+        # a bound enters the ratio with both signs
+        kind = Exact if all(isinstance(lik, Exact) for lik in logs) else Estimate
+        per_input.append(_mean(at, ratio, torch.zeros_like(ratio), kind))
+    value = torch.stack([a * r.value for a, r in zip(w, per_input, strict=True)]).sum(0)
+    variance = torch.stack([(a * r.mc_se) ** 2 for a, r in zip(w, per_input, strict=True)]).sum(0)
+    sampled = next((r for r in per_input if r.draws), per_input[0])
+    return Information(value, reduce(join, [r.kind for r in per_input]), variance.sqrt(), sampled.draws, sampled.method)
+
+
+# -- where the expectation is taken --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """x [n, *batch, *E]: every value with its probability ``weight`` [n, *batch], or draws (weight None)."""
+
+    x: Tensor
+    weight: Tensor | None
+    reparameterised: bool
+
+    def log_prob(self, p: Density, generator: torch.Generator) -> Likelihood:
+        """log p of the density that drew the points.
+
+        Without reparameterisation its gradient would miss the score-function term, so there is none.
+        """
+        with contextlib.nullcontext() if self.weight is not None or self.reparameterised else torch.no_grad():
+            return _log_prob(p, self.x, generator)
+
+
+def _points(p: Distribution | Conditional, draws: int, generator: torch.Generator) -> _Points:
+    """All values of p with their probabilities where these are enumerable and exact, else draws."""
+    if (values := _support(p)) is not None:
+        lik = _log_prob(p, values, generator)
+        if isinstance(lik, Exact):
+            return _Points(values, lik.nats.exp(), False)
+    if draws < 2:
+        raise UsageError(f"{draws} draws have no standard error.", "Use at least 2.")
+    if isinstance(p, Conditional):
+        return _Points(p.sample(draws, generator=generator), None, False)
+    with _seeded(generator):
+        return _Points(p.rsample((draws,)) if p.has_rsample else p.sample((draws,)), None, p.has_rsample)
+
+
+def _expect(points: _Points, terms: list[tuple[int, Likelihood]]) -> Information:
+    """The expectation of sum_i sign_i log p_i(x) over the points, of the kind that the terms allow."""
+    kind: Kind = Exact
+    total, variance = torch.zeros(()), torch.zeros(())
+    for sign, lik in terms:
+        if isinstance(lik, Unavailable):
+            return _unavailable(lik)
+        kind = join(kind, type(lik) if sign > 0 else _flip(type(lik)))
+        total = total + sign * lik.nats
+        variance = variance + mc_se(lik) ** 2
+    return _mean(points, total, variance.sqrt(), kind)
+
+
+def _mean(points: _Points, f: Tensor, se: Tensor, kind: Kind) -> Information:
+    """sum_x w(x) f(x) with the errors of f, or the mean of f over draws with its standard error."""
+    n = len(f)
+    if points.weight is not None:
+        w = points.weight
+        value = torch.where(w > 0, w * f, 0.0).sum(0)  # 0 log 0 = 0
+        error = torch.where(w > 0, w * se, 0.0).square().sum(0).sqrt()
+        return Information(value, kind, error.detach(), 0, f"sum over {n} values")
+    value = f.mean(0)
+    # one draw that q rules out settles it: an infinite mean has no Monte Carlo error
+    error = torch.where(value.isinf(), 0.0, f.std(0) / math.sqrt(n)).detach()
+    return Information(value, Estimate if kind is Exact else kind, error, n, f"Monte Carlo, {n} draws")
+
+
+def _support(p: Distribution | Conditional) -> Tensor | None:
+    """Every value of p [n, *batch, *E], or None where they are too many or not enumerable."""
+    if isinstance(p, Distribution):
+        if not p.has_enumerate_support:
+            return None
+        with contextlib.suppress(NotImplementedError):
+            support = p.enumerate_support()
+            return support if len(support) <= ENUMERABLE else None
+        return None
+    values = _values(p.model.space)
+    if values is None:
+        return None
+    event = p.model.space.event_shape
+    flat = values.reshape(len(values), *[1] * len(p.batch_shape), *event)
+    return flat.expand(len(values), *p.batch_shape, *event)
+
+
+def _values(space: Space) -> Tensor | None:
+    """Every value of a space [n, *E], or None where it has more than ``ENUMERABLE``."""
+    if isinstance(space, Label):
+        return torch.arange(len(space.values))
+    if isinstance(space, Image):
+        sizes = [[float(v) for v in range(space.levels)]] * space.dims
+    elif isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
+        sizes = [
+            [float(v) for v in range(len(c.values))] + [math.nan] * c.nullable
+            for c in space.columns
+            if isinstance(c, Category)
+        ]
+    else:
+        return None
+    if math.prod(len(s) for s in sizes) > ENUMERABLE:
+        return None
+    rows = torch.tensor(list(itertools.product(*sizes)), dtype=torch.float64)
+    return rows.to(space.dtype).reshape(-1, *space.event_shape)
+
+
+# -- densities of both worlds --------------------------------------------------------------------------
+
+
+def _density(p: Density) -> Distribution | Conditional:
+    return p.given() if isinstance(p, Model) else p
+
+
+def _inputs(channel: Conditional | Sequence[Density]) -> Sequence[Density]:
+    if not isinstance(channel, Conditional):
+        return channel
+    if channel.c is None or len(channel.batch_shape) != 1:
+        raise UsageError(
+            f"A channel needs one context per input; this one has batch shape {channel.batch_shape}.",
+            "Call model.given(c) with c [K, *Ec].",
+        )
+    return [channel.model.given(c) for c in channel.c]
+
+
+def _pair(p: Density, q: Density) -> tuple[Distribution | Conditional, Distribution | Conditional]:
+    p, q = _density(p), _density(q)
+    if isinstance(p, Conditional) and isinstance(q, Conditional) and p.model.space.measure != q.model.space.measure:
+        raise Incomparable(
+            f"Measures differ: {p.model.space.measure} against {q.model.space.measure}.",
+            "Fit both models on one loaded data set.",
+        )
+    return p, q
+
+
+def _log_prob(p: Density, x: Tensor, generator: torch.Generator) -> Likelihood:
+    """log p(x); a torch distribution is -inf outside its support instead of raising."""
+    if not isinstance(p, Distribution):
+        return p.log_prob(x, generator=generator)
+    assert p.support is not None
+    inside = p.support.check(x)
+    if bool(inside.all()):
+        return Exact(p.log_prob(x), Measure(()))
+    with _seeded(generator):
+        legal = p.sample()  # stands in for the values outside, whose result is replaced
+    keep = inside.reshape(*inside.shape, *[1] * len(p.event_shape))
+    return Exact(torch.where(inside, p.log_prob(torch.where(keep, x, legal)), -math.inf), Measure(()))
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
+    """torch.distributions draws from the global generator only: lend it a seed, then put its state back."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _generator(generator: torch.Generator | None) -> torch.Generator:
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def _flip(kind: Kind) -> Kind:
+    """The kind of -v, where v is of ``kind``."""
+    if kind is LowerBound:
+        return UpperBound
+    return LowerBound if kind is UpperBound else kind
+
+
+def _closed(value: Tensor) -> Information:
+    return Information(value, Exact, torch.zeros_like(value).detach(), 0, "closed form")
+
+
+def _unavailable(lik: Unavailable) -> Information:
+    nan = torch.tensor(math.nan)
+    return Information(nan, Unavailable, nan, 0, lik.reason)
