@@ -143,7 +143,7 @@ def cat(parts: Sequence[Likelihood]) -> Likelihood:
         if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
             raise Incomparable("Rows of different kinds or measures cannot be joined.")
     nats = torch.cat([p.nats for p in parts])  # type: ignore[union-attr]
-    se = None if isinstance(first, Exact) else torch.cat([p.mc_se for p in parts])  # type: ignore[union-attr]
+    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts])  # type: ignore[arg-type]
     caveat = first.caveat if isinstance(first, Estimate) else ""
     return make(type(first), nats, first.measure, se, draws(first), caveat)
 

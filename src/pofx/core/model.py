@@ -72,6 +72,7 @@ class Model(nn.Module):
     latent: ClassVar[bool] = False  # rows_encode exists
     has_score: ClassVar[bool] = False  # rows_score exists
     quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
+    known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:

@@ -204,7 +204,8 @@ def _launch(
         fabric = Fabric(
             accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"]
         )
-        fabric.launch(_in_process, model, info, data, place, target, torch.get_num_threads())
+        work: Any = _in_process
+        fabric.launch(work, model, info, data, place, target, torch.get_num_threads())
         run = folder.read_run(place)
         run.path = path
         return run

@@ -94,7 +94,7 @@ def read_info(path: Path) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{path / 'config.json'} is not a run's.", "Give the folder that 'pofx fit' made.")
     if info["format"] > FORMAT:
         raise NewerFormat(
-            f"{path} has format {info['format']} (pofx {info['pofx']}); this pofx {pofx.__version__} reads up to {FORMAT}.",
+            f"{path} has format {info['format']} (pofx {info['pofx']}); this pofx reads up to {FORMAT}.",
             "Upgrade: pip install -U pofx.",
         )
     return info

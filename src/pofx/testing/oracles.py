@@ -1,0 +1,198 @@
+"""The cases of the conformance suite: small sources whose truth is known, with everything that can be summed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.data import synthetic
+from pofx.data.base import Data, Part
+from pofx.data.synthetic import Mixture, Source
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A source, what is conditioned on, and how to sum or integrate over its space.
+
+    ``states`` enumerates a finite space [M, *E]; ``grid`` covers all but a negligible part of a plane
+    [M, 2], each point standing for ``cell`` units of area; both are None where neither is possible.
+    """
+
+    name: str
+    source: Source
+    given_label: bool = False  # p(x | label): the source is a Mixture
+    label_given: bool = False  # p(label | x): what a classifier models
+    states: Callable[[], Tensor] | None = None
+    grid: Callable[[], tuple[Tensor, float]] | None = None
+
+    @property
+    def space(self) -> Space:
+        return self.labels if self.label_given else self.source.space
+
+    @property
+    def context(self) -> Space | None:
+        if self.label_given:
+            return self.source.space
+        return self.labels if self.given_label else None
+
+    @property
+    def labels(self) -> Label:
+        return Label(tuple(f"part {k}" for k in range(len(self.mixture.parts))))
+
+    @property
+    def mixture(self) -> Mixture:
+        assert isinstance(self.source, Mixture)
+        return self.source
+
+    def draw(self, n: int, seed: int) -> Part:
+        generator = torch.Generator().manual_seed(seed)
+        if not (self.given_label or self.label_given):
+            return Part(self.source.sample(n, generator))
+        x, label = self.mixture.sample_labelled(n, generator)
+        return Part(label, x, label) if self.label_given else Part(x, label, label)
+
+    def truth(self, part: Part) -> Tensor:
+        """The source's own log p(x | c) [N] in nats."""
+        if part.c is None:
+            return self.source.log_prob(part.x)
+        if self.given_label:
+            return self.mixture.log_prob_given(part.x, part.c)
+        joint = self.mixture.weights.log()[part.x] + self.mixture.log_prob_given(part.c, part.x)
+        return joint - self.mixture.log_prob(part.c)
+
+    @cached_property
+    def data(self) -> Data:
+        return Data(
+            self.name, self.name, self.space, self.draw(4000, 1), self.draw(500, 2), self.draw(2000, 3), self.context
+        )
+
+
+def table_states(space: Table, reach: int = 0) -> Tensor:
+    """Every row [M, D] of a table of categories and integers (low - reach .. high + reach); NaN where nullable."""
+    axes = []
+    for col in space.columns:
+        if isinstance(col, Category):
+            axis = [float(k) for k in range(len(col.values))]
+        else:
+            assert col.step is not None
+            assert col.low is not None
+            assert col.high is not None
+            first, last = round((col.low - col.origin) / col.step), round((col.high - col.origin) / col.step)
+            axis = [col.origin + col.step * k for k in range(first - reach, last + reach + 1)]
+        axes.append([*axis, math.nan] if col.nullable else axis)
+    return torch.tensor(list(itertools.product(*axes)), dtype=torch.float64)
+
+
+def image_states(space: Image) -> Tensor:
+    """Every image [levels^D, C, H, W]."""
+    pixels = itertools.product(range(space.levels), repeat=space.dims)
+    return torch.tensor(list(pixels), dtype=torch.uint8).reshape(-1, *space.event_shape)
+
+
+def plane(reach: float, points: int) -> tuple[Tensor, float]:
+    """A midpoint grid over [-reach, reach]^2 and the area of one cell."""
+    width = 2 * reach / points
+    axis = -reach + width * (torch.arange(points, dtype=torch.float64) + 0.5)
+    return torch.cartesian_prod(axis, axis), width**2
+
+
+@dataclass(frozen=True, eq=False)
+class SmallMixed:
+    """Two dependent columns that can be enumerated: a nullable category and an integer on a short range."""
+
+    @property
+    def space(self) -> Table:
+        return Table((Category("kind", ("a", "b"), nullable=True), Integer("count", 0, 7)))
+
+    @cached_property
+    def table(self) -> Tensor:
+        """P(kind or missing, count) [3, 8]."""
+        count = torch.arange(8, dtype=torch.float64)
+        rows = [
+            torch.softmax(-0.5 * (count - centre) ** 2 / width, 0) for centre, width in ((1, 0.7), (5, 1.0), (3, 4.0))
+        ]
+        return torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)[:, None] * torch.stack(rows)
+
+    @property
+    def entropy(self) -> float:
+        return float(synthetic.discrete_entropy(self.table.flatten()))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        cell = synthetic.categorical(self.table.flatten().expand(n, -1), generator)
+        kind = (cell // 8).double()
+        return torch.stack([torch.where(kind == 2, math.nan, kind), (cell % 8).double()], -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        inside = (x[:, 1] >= 0) & (x[:, 1] <= 7)
+        cell = self.table.log()[x[:, 0].nan_to_num(2).long(), x[:, 1].clamp(0, 7).long()]
+        return torch.where(inside, cell, -math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class NullableReals:
+    """A correlated Gaussian pair whose second column is missing at random with probability 0.25."""
+
+    missing: float = 0.25
+
+    @property
+    def space(self) -> Table:
+        return Table((Real("x"), Real("y", nullable=True)))
+
+    @cached_property
+    def pair(self) -> synthetic.Gaussian:
+        return synthetic.Gaussian(synthetic.tensor([1.0, -2.0]), synthetic.tensor([[1.0, 0.6], [0.6, 1.0]]))
+
+    @property
+    def entropy(self) -> float:
+        alone = 0.5 * math.log(2 * math.pi * math.e)
+        m = self.missing
+        return -m * math.log(m) - (1 - m) * math.log(1 - m) + m * alone + (1 - m) * self.pair.entropy
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        x = self.pair.sample(n, generator)
+        x[torch.rand(n, generator=generator) < self.missing, 1] = math.nan
+        return x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        alone = -0.5 * (x[:, 0] - 1.0) ** 2 - 0.5 * math.log(2 * math.pi)
+        joint = self.pair.log_prob(x.nan_to_num(0.0))
+        return torch.where(x[:, 1].isnan(), math.log(self.missing) + alone, math.log(1 - self.missing) + joint)
+
+
+def cases() -> list[Case]:
+    """All cases; a family is checked on those that it does not refuse."""
+    ising = synthetic.Ising(3, 3)
+    chain = synthetic.markov(5)
+    grey = synthetic.markov(5, image=True)
+    mixed = SmallMixed()
+    blobs = synthetic.equal([synthetic.blob(1.5, 0.5, 0.4), synthetic.blob(-1.0, -1.0, 0.6), synthetic.blob(0, 2, 0.3)])
+    chains = synthetic.equal(
+        [synthetic.Markov(chain.start, t, 4) for t in (chain.transition, chain.transition.flip(1))]
+    )
+    faces = synthetic.equal([synthetic.Ising(3, 3, 0.5, 0.3), synthetic.Ising(3, 3, -0.3, -0.5)])
+
+    def wide() -> tuple[Tensor, float]:
+        return plane(8.0, 321)
+
+    return [
+        Case("categories", chain, states=lambda: table_states(chain.space)),  # type: ignore[arg-type]
+        Case("binary image", ising, states=lambda: ising.states),
+        Case("grey image", grey, states=lambda: image_states(grey.space)),  # type: ignore[arg-type]
+        Case("two moons", synthetic.two_moons(0.2), grid=wide),
+        Case("gaussian", synthetic.gaussian(4)),
+        Case("small mixed", mixed, states=lambda: table_states(mixed.space, reach=40)),
+        Case("nullable reals", NullableReals()),
+        Case("mixed table", synthetic.MixedTable()),
+        Case("blobs by label", blobs, given_label=True, grid=wide),
+        Case("chains by label", chains, given_label=True, states=lambda: table_states(chains.space)),  # type: ignore[arg-type]
+        Case("images by label", faces, given_label=True, states=lambda: image_states(faces.space)),  # type: ignore[arg-type]
+        Case("label by table", blobs, label_given=True, states=lambda: torch.arange(3)),
+        Case("label by image", faces, label_given=True, states=lambda: torch.arange(2)),
+    ]

@@ -1,0 +1,439 @@
+"""Deliberately wrong models: each breaks the contract in one known way, and the suite must catch it.
+
+They start from four small right models (a Gaussian by moments, a chain of categories by counting, a
+probabilistic PCA bounded by importance sampling, a histogram by class), which pass every check.
+``WRONG`` lists each mistake with the checks that are meant to notice it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from pofx.core.learner import Batch, Local, Recipe, Runtime
+from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, make
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Category, Label, Real, Space, Table
+
+
+@dataclass(frozen=True)
+class Plain:
+    """No options."""
+
+
+class OneSweep:
+    """A learner that hands the whole training set to ``model.learn`` once."""
+
+    sweep: ClassVar[Literal["dataset"]] = "dataset"
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.finished = model, False
+        self.runtime: Runtime = Local()
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.model.learn(batch.x, batch.c)
+        self.finished = True
+        return {"loss": torch.zeros(())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finished": self.finished}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.finished = state["finished"]
+
+
+class Small(Model):
+    """What the small models share."""
+
+    summary, taxonomy, paper = "a reference for the suite's own tests", "test", "none"
+    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    Config = Plain
+
+    @classmethod
+    def tiny(cls, space: Space) -> Plain:
+        return Plain()
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(epochs=1)
+
+    def learner(self, recipe: Recipe) -> OneSweep:  # type: ignore[override]
+        return OneSweep(self)
+
+
+class Moments(Small):
+    """N(mean, covariance) by moments, on tables of real columns."""
+
+    name = "right gaussian"
+    mean: Tensor  # [D]
+    root: Tensor  # [D, D], Cholesky factor of the covariance
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        real = isinstance(space, Table) and all(isinstance(c, Real) and not c.nullable for c in space.columns)
+        return None if real and context is None else "it takes real columns only."
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        d = space.dims
+        self.register_buffer("mean", torch.zeros(d, dtype=torch.float64))
+        self.register_buffer("root", torch.eye(d, dtype=torch.float64))
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        self.mean.copy_(x.mean(0))
+        self.root.copy_(torch.linalg.cholesky(x.T.cov()))
+
+    def log_density(self, x: Tensor) -> Tensor:
+        z = torch.linalg.solve_triangular(self.root, (x - self.mean).T, upper=False)
+        constant = self.root.diagonal().log().sum() + len(self.mean) / 2 * math.log(2 * math.pi)
+        return -0.5 * z.square().sum(0) - constant
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return Exact(self.log_density(x), self.space.measure)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
+        return self.mean + noise @ self.root.T
+
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return -torch.cholesky_solve((x - self.mean).T, self.root).T
+
+    has_score = True
+
+
+class Counts(Small):
+    """A first-order chain over category columns by smoothed counts, one per class where there is a label."""
+
+    name = "right chain"
+    table: Tensor  # [class, site, value before, value]
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        columns = space.columns if isinstance(space, Table) else ()
+        sizes = {len(c.values) for c in columns if isinstance(c, Category) and not c.nullable}
+        right = len(sizes) == 1 and all(isinstance(c, Category) and not c.nullable for c in columns)
+        return None if right and (context is None or isinstance(context, Label)) else "it takes equal categories only."
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        assert isinstance(space, Table)
+        first = space.columns[0]
+        assert isinstance(first, Category)
+        self.levels = len(first.values)
+        classes = len(context.values) if isinstance(context, Label) else 1
+        shape = (classes, space.dims, self.levels, self.levels)  # class, site, value before, value
+        self.register_buffer("table", torch.full(shape, -math.log(self.levels)))
+
+    def before(self, x: Tensor) -> Tensor:
+        """The value before each site, 0 before the first."""
+        return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        s = x.long()
+        k = torch.zeros(len(x), dtype=torch.long) if c is None else c
+        counts = torch.full(self.table.shape, 0.5)
+        for site in range(s.shape[1]):
+            where = (k, torch.full_like(k, site), self.before(s)[:, site], s[:, site])
+            counts.index_put_(where, torch.ones(len(x)), accumulate=True)
+        self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        s = x.long()
+        k = torch.zeros(len(x), dtype=torch.long) if c is None else c
+        sites = torch.arange(s.shape[1])
+        nats = self.table[k[:, None], sites, self.before(s), s].double().sum(1)
+        return Exact(nats, self.space.measure)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        k = torch.zeros(n, dtype=torch.long) if c is None else c
+        x = torch.zeros(n, self.space.dims, dtype=torch.long)
+        for site in range(x.shape[1]):
+            p = self.table[k, site, self.before(x)[:, site]].exp()
+            x[:, site] = torch.multinomial(p, 1, generator=generator)[:, 0]
+        return x.double()
+
+
+class Importance(Small):
+    """Probabilistic PCA with its importance-weighted lower bound (and the exact number for the truth of it)."""
+
+    name = "right bound"
+    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
+    uses_draws = True
+    latent = True
+    draws = 8
+    mean: Tensor  # [2]
+    weight: Tensor  # [2, 1]
+    noise: Tensor  # []
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        return Moments.refuses(space, context, config) or (None if space.dims == 2 else "it takes two columns.")
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        d = space.dims
+        self.register_buffer("mean", torch.zeros(d, dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros(d, 1, dtype=torch.float64))
+        self.register_buffer("noise", torch.ones((), dtype=torch.float64))
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        # Tipping and Bishop (1999), eqs. 7 and 8
+        values, vectors = torch.linalg.eigh(x.T.cov())
+        self.mean.copy_(x.mean(0))
+        self.noise.copy_(values[:-1].mean().sqrt())
+        self.weight.copy_(vectors[:, -1:] * (values[-1] - self.noise**2).sqrt())
+
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+        m = (self.weight.T @ self.weight + self.noise**2)[0, 0]
+        mean = (x - self.mean) @ self.weight / m
+        return Independent(Normal(mean, 1.3 * self.noise / m.sqrt()), 1)  # wider than the posterior: a gap
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        k = budget.draws or self.draws
+        q = self.rows_encode(x, c)
+        z = q.mean + q.stddev * torch.randn(k, len(x), 1, generator=generator, dtype=torch.float64)
+        likelihood = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(x).sum(-1)
+        w = likelihood + Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z)
+        return LowerBound(w.mean(0), self.space.measure, w.std(0) / math.sqrt(k), k)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        d = len(self.mean)
+        z = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        return self.mean + z @ self.weight.T + self.noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance]
+
+
+# -- the mistakes ---------------------------------------------------------------------------------
+
+
+class LogDetSign(Moments):
+    """The log-determinant of the whitening map with the wrong sign."""
+
+    name = "wrong: sign of the log-determinant"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(x) + 2 * self.root.diagonal().log().sum()
+
+
+class ForgetsScaling(Moments):
+    """The density of standardised data, without the Jacobian of standardising."""
+
+    name = "wrong: forgets the data's scaling"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(x) + self.root.diagonal().log().sum()
+
+
+class BatchStatistics(Moments):
+    """Centres by the batch at hand, as a normalisation layer left in training mode would."""
+
+    name = "wrong: statistics of the batch"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(x - x.mean(0) + self.mean)
+
+
+class DropoutInEval(Moments):
+    """Dropout that stays alive in eval mode, drawing from the global generator."""
+
+    name = "wrong: dropout alive in eval"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(self.mean + nn.functional.dropout(x - self.mean, 0.1, training=True))
+
+
+class GlobalRandomState(Moments):
+    """Draws samples from the global generator after seeding it from the given one."""
+
+    name = "wrong: moves the global random state"
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        torch.manual_seed(generator.initial_seed())
+        return self.mean + torch.randn(n, len(self.mean), dtype=torch.float64) @ self.root.T
+
+
+class IgnoresGenerator(Moments):
+    """A sampler that uses a generator of its own."""
+
+    name = "wrong: sampler ignores its generator"
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return super().rows_sample(n, c, sampler, torch.Generator().manual_seed(0))
+
+
+class NarrowSampler(Moments):
+    """Samples at a temperature of 0.8 from a density stated at 1."""
+
+    name = "wrong: samples narrower than the density"
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return self.mean + 0.8 * (super().rows_sample(n, c, sampler, generator) - self.mean)
+
+
+class FloatSamples(Moments):
+    """Samples of another dtype than the space's."""
+
+    name = "wrong: dtype of samples"
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return super().rows_sample(n, c, sampler, generator).float()
+
+
+class ForgottenBuffer(Moments):
+    """Fitted values in a plain attribute, so that a checkpoint loses them."""
+
+    name = "wrong: fitted values not in the checkpoint"
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        mean = self.mean
+        del self.mean
+        self.mean = mean
+
+
+class WrongMeasure(Moments):
+    """A density that is said to be a probability."""
+
+    name = "wrong: measure"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return Exact(self.log_density(x), Measure.counting(self.space.dims))
+
+
+class UnclaimedKind(Moments):
+    """Returns an estimate that the family does not claim."""
+
+    name = "wrong: kind not claimed"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        nats = self.log_density(x)
+        return Estimate(nats, self.space.measure, torch.zeros_like(nats), 0, "none")
+
+
+class ScoreSign(Moments):
+    """The gradient with the wrong sign."""
+
+    name = "wrong: sign of the score"
+
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return -super().rows_score(x, c)
+
+
+class NeverLearns(Moments):
+    """A learner that does nothing."""
+
+    name = "wrong: never learns"
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        pass
+
+
+class UnseededTraining(Moments):
+    """Training noise from an unseeded source."""
+
+    name = "wrong: training is not reproducible"
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        noise = torch.Generator()
+        noise.seed()
+        super().learn(x + 1e-3 * torch.randn(x.shape, generator=noise, dtype=torch.float64), c)
+
+
+class LeakingMask(Counts):
+    """Site i of the chain sees x_i itself: a causal mask that leaks."""
+
+    name = "wrong: leaking causal mask"
+
+    def before(self, x: Tensor) -> Tensor:
+        return x
+
+
+class IgnoresContext(Counts):
+    """Takes a context and does not use it."""
+
+    name = "wrong: ignores its context"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), budget, generator)
+
+
+class MissedSite(Counts):
+    """The likelihood leaves out the last site."""
+
+    name = "wrong: a site is not scored"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        s = x.long()
+        k = torch.zeros(len(x), dtype=torch.long) if c is None else c
+        sites = torch.arange(s.shape[1] - 1)
+        nats = self.table[k[:, None], sites, self.before(s)[:, :-1], s[:, :-1]].double().sum(1)
+        return Exact(nats, self.space.measure)
+
+
+class ElboCalledExact(Importance):
+    """A Monte Carlo lower bound that is called exact."""
+
+    name = "wrong: ELBO called exact"
+    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        bound = super().rows_log_prob(x, c, budget, generator)
+        assert isinstance(bound, LowerBound)
+        return Exact(bound.nats, bound.measure)
+
+
+class ConfidentError(Importance):
+    """A Monte Carlo error that forgets the square root: too small by far."""
+
+    name = "wrong: Monte Carlo error too small"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        bound = super().rows_log_prob(x, c, budget, generator)
+        assert isinstance(bound, LowerBound)
+        return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
+
+
+class MissingPrior(Importance):
+    """An ELBO without the entropy of q: no bound."""
+
+    name = "wrong: ELBO without the entropy of q"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        bound = super().rows_log_prob(x, c, budget, generator)
+        assert isinstance(bound, LowerBound)
+        entropy = self.rows_encode(x, c).entropy()
+        return make(LowerBound, bound.nats + entropy.abs() + 1, bound.measure, bound.mc_se, bound.draws)
+
+
+WRONG: dict[type[Model], set[str]] = {
+    LogDetSign: {"sums to one", "scaling shifts the density"},
+    ForgetsScaling: {"sums to one", "scaling shifts the density"},
+    BatchStatistics: {"rows are independent"},
+    DropoutInEval: {"eval is deterministic", "rows are independent"},
+    GlobalRandomState: {"global state is untouched"},
+    IgnoresGenerator: {"samples follow the generator"},
+    NarrowSampler: {"samples agree with the density"},
+    FloatSamples: {"samples are of the space"},
+    ForgottenBuffer: {"run folder round trip"},
+    WrongMeasure: {"kind is claimed"},
+    UnclaimedKind: {"kind is claimed"},
+    ScoreSign: {"score is the gradient"},
+    NeverLearns: {"training helps"},
+    UnseededTraining: {"training is reproducible"},
+    LeakingMask: {"sums to one"},
+    IgnoresContext: {"context matters"},
+    MissedSite: {"sums to one"},
+    ElboCalledExact: {"eval is deterministic"},
+    ConfidentError: {"mc error is calibrated"},
+    MissingPrior: {"sums to one", "never beats the truth"},
+}
+"""Each mistake and the checks that must notice it (others may, too)."""
