@@ -105,7 +105,7 @@ class Continuous(Model):
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
         pre, e = self.preprocess, self._encode(c)
-        if pre.exact:
+        if pre.kind is Exact:
             return self._one_draw(x, e, None, None, budget, generator)
         k = self.config.draws if budget.draws is None else budget.draws
         once = replace(budget, draws=1)
@@ -116,7 +116,7 @@ class Continuous(Model):
             u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
             z = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
             lik = self._one_draw(x, e, u, z, once, generator)
-            kind, caveat = join(LowerBound, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
+            kind, caveat = join(pre.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
             values.append(lik.nats)
         nats = torch.stack(values)
         return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Category, Image, Integer, Real, Space, Table
 
 ATOMS = 8  # at most so many per column
@@ -66,9 +67,9 @@ class Preprocess(nn.Module):
     normal: bool
 
     @property
-    def exact(self) -> bool:
-        """True if no noise enters: the likelihood of x is as exact as that of y."""
-        return not (self.uniform or self.normal)
+    def kind(self) -> Kind:
+        """Exact if no noise enters, so that the likelihood of x is as exact as that of y; else LowerBound."""
+        return LowerBound if self.uniform or self.normal else Exact
 
     def fit(self, x: Tensor, weight: Tensor | None, generator: torch.Generator) -> None:
         """Fill location, scale (and atoms) from training rows x [N, *E]."""
