@@ -8,6 +8,7 @@ generator state to lose, and validation cannot disturb training.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import tempfile
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,18 +206,18 @@ def _launch(
         fabric = Fabric(
             accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"]
         )
-        work: Any = _in_process
-        fabric.launch(work, model, info, data, place, target, torch.get_num_threads())
+        fabric.launch(partial(_in_process, model, info, data, place, target, torch.get_num_threads()))
         run = folder.read_run(place)
         run.path = path
         return run
 
 
 def _in_process(
-    fabric: Fabric, model: Model, info: dict[str, Any], data: Data, path: Path, target: Model | None, threads: int
+    model: Model, info: dict[str, Any], data: Data, path: Path, target: Model | None, threads: int, fabric: Fabric
 ) -> None:
     torch.set_num_threads(max(1, threads // fabric.world_size))
-    _Loop(fabric, model, info, data, path, target, None).run()
+    # Tensors reach a process as shared memory: each trains a copy, and all read the same data.
+    _Loop(fabric, copy.deepcopy(model), info, data, path, target, None).run()
 
 
 class _Loop:
@@ -361,6 +363,8 @@ class _Loop:
         self.sums, self.summed = {}, 0
         with self.average.swapped() if self.average is not None else nullcontext():
             number = self._validate(entry)
+            if self.training["target_weight"]:
+                number = None  # the best fit to the data alone is not what was asked for
             if number is None or state.best is None or number > state.best:
                 self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 state.best, state.best_step, state.stale = number, state.step, 0

@@ -1,0 +1,78 @@
+"""The command line: ``pofx fit | sample | log-prob | encode | compare | report | families | data | resume``.
+
+Each command is one function below; its signature is its options (parsed and documented by tyro) and its
+docstring its help. Results go to standard output (one JSON object with ``--json``), progress and notes
+to standard error. Exit codes: 0 done, 2 usage, 3 data, 4 not supported, 5 run folder, 6 training,
+7 incomparable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "fit": "fit one family to data; leaves a run folder",
+    "sample": "draw samples from a run",
+    "log-prob": "score rows: log p(x) in nats, with its kind",
+    "encode": "latents of rows",
+    "compare": "fit every family that serves the data, at equal time, and say which to take",
+    "report": "write a run's or a comparison's report as one HTML file",
+    "families": "the families, what each claims, and its options",
+    "data": "what a source holds: types, missing values, splits",
+    "resume": "continue a fit that was interrupted",
+}
+
+USAGE = """usage: pofx COMMAND ... [--help]
+
+Model p(x), the probability of data, in every way the field knows, behind one honest contract.
+
+{commands}
+
+examples:
+  pofx data wine.csv                          what is in the file, as pofx reads it
+  pofx compare wine.csv --seconds 30          which family to take, in comparable numbers
+  pofx fit wine.csv nsf --out runs/wine       fit one family
+  pofx log-prob runs/wine new.csv --out scores.csv
+  pofx sample runs/wine 1000 --out synthetic.csv
+
+'pofx COMMAND --help' tells a command's options; 'pofx fit SOURCE FAMILY --help' a family's own."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    # Light answers first: neither tyro nor torch is imported for them.
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())))
+        return 0
+    if args[0] in ("-V", "--version"):
+        import pofx
+
+        print(f"pofx {pofx.__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
+        print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
+        return 2
+    from pofx.core.errors import PofxError
+
+    try:
+        from pofx import commands
+
+        return commands.run(args[0], args[1:]) or 0
+    except PofxError as error:
+        print(f"pofx: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Likelihoods, spaces, measures and the conditional contract."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pofx.core import likelihood as lk
+from pofx.core.errors import Incomparable, PofxError, UsageError, WrongShape
+from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
+from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Sampler
+from pofx.core.registry import families, family
+from pofx.core.space import Category, Image, Integer, Label, Real, Table, bits_per_dim, from_json, perplexity
+from pofx.data import synthetic
+from pofx.testing.wrong import Counts, Moments, Plain
+
+ONE = Measure.counting(1)
+
+
+def exact(values, measure=ONE):
+    return Exact(torch.tensor(values), measure)
+
+
+def bound(kind, values, se=0.0, measure=ONE):
+    nats = torch.tensor(values)
+    return lk.make(kind, nats, measure, torch.full_like(nats, se), 4, "caveat")
+
+
+def test_a_likelihood_is_no_number():
+    with pytest.raises(TypeError):
+        float(exact([1.0]))
+    with pytest.raises(TypeError):
+        exact([1.0]) < exact([2.0])  # noqa: B015
+    with pytest.raises(AttributeError):
+        exact([1.0]).nats = torch.zeros(1)
+
+
+JOINS = {
+    (Exact, Exact): Exact, (Exact, LowerBound): LowerBound, (Exact, UpperBound): UpperBound,
+    (Exact, Estimate): Estimate, (LowerBound, LowerBound): LowerBound, (LowerBound, UpperBound): Estimate,
+    (LowerBound, Estimate): Estimate, (UpperBound, UpperBound): UpperBound, (UpperBound, Estimate): Estimate,
+    (Estimate, Estimate): Estimate, (Exact, Unavailable): Unavailable, (LowerBound, Unavailable): Unavailable,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pair", "joined"), JOINS.items())
+def test_kinds_join(pair, joined):
+    assert lk.join(*pair) is joined
+    assert lk.join(*reversed(pair)) is joined
+
+
+def test_chain_adds_nats_measures_and_errors_in_quadrature():
+    a, b = bound(LowerBound, [-1.0, -2.0], 0.3), bound(LowerBound, [-3.0, -4.0], 0.4, Measure.lebesgue(2))
+    c = lk.chain(a, b)
+    assert isinstance(c, LowerBound)
+    assert c.nats.tolist() == [-4.0, -6.0]
+    assert torch.allclose(c.mc_se, torch.full((2,), 0.5))
+    assert str(c.measure) == "counting × lebesgue^2"
+    assert isinstance(lk.chain(a, Unavailable("none")), Unavailable)
+    assert isinstance(lk.chain(bound(LowerBound, [0.0]), bound(UpperBound, [0.0])), Estimate)
+
+
+def test_cat_and_per_row():
+    parts = [bound(LowerBound, [-1.0, -2.0], 0.1), bound(LowerBound, [-3.0], 0.2)]
+    whole = lk.cat(parts)
+    assert whole.nats.tolist() == [-1.0, -2.0, -3.0]
+    assert torch.allclose(whole.mc_se, torch.tensor([0.1, 0.1, 0.2]))
+    assert lk.per_row(lambda t: t.reshape(3, 1), whole).mc_se.shape == (3, 1)
+    with pytest.raises(Incomparable):
+        lk.cat([exact([1.0]), bound(LowerBound, [1.0])])
+
+
+def test_verdicts_are_those_that_kinds_allow():
+    n = 200
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    low, high = (noise - 1).tolist(), (noise + 1).tolist()
+    kinds = (Exact, LowerBound, UpperBound, Estimate)
+
+    def of(kind, values):
+        return exact(values) if kind is Exact else bound(kind, values)
+
+    for a in kinds:
+        for b in kinds:
+            better = a in (Exact, LowerBound) and b in (Exact, UpperBound)
+            assert (lk.compare(of(a, high), of(b, low)).verdict == "better") == better
+            worse = b in (Exact, LowerBound) and a in (Exact, UpperBound)
+            assert (lk.compare(of(a, low), of(b, high)).verdict == "worse") == worse
+            assert lk.compare(of(a, low), of(b, low)).verdict == "undecided"
+    assert lk.compare(exact(high), exact(low)).nats == pytest.approx(2.0, abs=1e-6)
+    assert lk.compare(Unavailable("x"), exact(low)).verdict == "undecided"
+
+
+def test_comparison_is_paired_and_respects_its_error():
+    g = torch.Generator().manual_seed(1)
+    a = 5 * torch.randn(400, generator=g)  # a wide spread between data, shared by both
+    close = Exact(a + 0.1 + 0.05 * torch.randn(400, generator=g), ONE)
+    assert lk.compare(close, Exact(a, ONE)).verdict == "better"
+    far = Exact(a[torch.randperm(400, generator=g)] + 0.1, ONE)
+    assert lk.compare(far, Exact(a, ONE)).verdict == "undecided"
+
+
+def test_different_measures_raise():
+    with pytest.raises(Incomparable, match="counting against lebesgue"):
+        lk.compare(exact([1.0, 2.0]), exact([1.0, 2.0], Measure.lebesgue(1)))
+
+
+SPACES = [
+    Table((Real("a"), Integer("b", 0, 5, True, "d"), Category("c", ("x", "y"), True), Real("d", True, 0.01, 2.0, 0, 9))),
+    Image(8, 6, 3, 256),
+    Label(("cat", "dog")),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_survive_json(space):
+    import json
+
+    assert from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+def test_measures_follow_columns():
+    assert str(SPACES[0].measure) == "lebesgue × counting^3"
+    assert str(Table((Real("a", nullable=True),)).measure) == "atom+lebesgue"
+    assert SPACES[1].measure == Measure.counting(144)
+    assert Measure.counting(3).discrete
+    assert not SPACES[0].measure.discrete
+
+
+BAD = [
+    (SPACES[0], [1.0, 2, 0], "shape"),
+    (SPACES[0], [math.inf, 2, 0, 2.0], "infinite"),
+    (SPACES[0], [math.nan, 2, 0, 2.0], "'a' is NaN"),
+    (SPACES[0], [1.0, 2.5, 0, 2.0], "not on its grid"),
+    (SPACES[0], [1.0, 2, 2, 2.0], "2 values"),
+    (SPACES[0], [1.0, 2, 0, 2.005], "step 0.01"),
+]
+
+
+@pytest.mark.parametrize(("space", "row", "message"), BAD)
+def test_bad_rows_are_named(space, row, message):
+    with pytest.raises(PofxError, match=message):
+        space.check(torch.tensor([row], dtype=torch.float64))
+
+
+def test_good_rows_pass():
+    SPACES[0].check(torch.tensor([[1.0, math.nan, math.nan, math.nan], [1.0, -70, 1, -3.27]], dtype=torch.float64))
+
+
+def test_units():
+    image = Image(1, 8, 1, 2)
+    assert bits_per_dim(-8 * math.log(2), image) == pytest.approx(1.0)
+    assert perplexity(-8 * math.log(2), image) == pytest.approx(2.0)
+
+
+def fitted():
+    model = Moments(Plain(), synthetic.gaussian(2).space)
+    model.learn(synthetic.gaussian(2).sample(500, torch.Generator().manual_seed(0)), None)
+    return model
+
+
+def test_shapes_of_the_contract():
+    model = fitted()
+    x = model.sample(12)
+    assert model.log_prob(x.reshape(3, 4, 2)).nats.shape == (3, 4)
+    assert model.log_prob(x[0]).nats.shape == ()
+    chain = Counts(Plain(), synthetic.markov(4).space, Label(("a", "b", "c")))
+    c = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    drawn = chain.given(c).sample(5)
+    assert drawn.shape == (5, 2, 3, 4)
+    assert chain.given(c).log_prob(drawn).nats.shape == (5, 2, 3)
+    with pytest.raises(WrongShape, match="context batch"):
+        chain.given(c).log_prob(drawn[..., :1, :])
+    with pytest.raises(UsageError, match="no c was given"):
+        chain.sample(1)
+    with pytest.raises(UsageError, match="takes no context"):
+        model.given(torch.tensor(0))
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    model = fitted()
+    x = model.sample(50)
+    whole = model.log_prob(x).nats
+    monkeypatch.setattr(Moments, "rows_per_pass", lambda self: 7)
+    assert torch.equal(whole, model.log_prob(x).nats)
+    assert model.sample(50).shape == (50, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(estimator="tarot"), "no likelihood estimator 'tarot'"),
+        (Budget(draws=16), "takes no draws"),
+        (Budget(steps=3), "takes no solver steps"),
+    ],
+)
+def test_budgets_that_mean_nothing_are_refused(budget, message):
+    with pytest.raises(UsageError, match=message):
+        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), budget=budget)
+
+
+def test_samplers_that_mean_nothing_are_refused():
+    with pytest.raises(UsageError, match="no sampler 'gibbs'"):
+        fitted().sample(1, sampler=Sampler("gibbs"))
+    with pytest.raises(UsageError, match="cannot sample in 5 steps"):
+        fitted().sample(1, sampler=Sampler(steps=5))
+
+
+def test_unknown_family_names_its_neighbours():
+    with pytest.raises(UsageError, match="Did you mean gmm"):
+        family("gmmm")
+    assert "vae" in families()
+
+
+def test_map_with_a_gaussian_prior_is_weight_decay():
+    """-log N(theta; 0, s^2) / N per datum has the gradient theta / (s^2 N): SGD's weight decay, exactly."""
+    n, scale, lr = 50, 0.7, 0.1
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, total=n)
+
+    def run(recipe):
+        layer = torch.nn.Linear(4, 1)
+        with torch.no_grad():
+            layer.weight.fill_(0.5)
+            layer.bias.fill_(-0.3)
+        stepper = Stepper(list(layer.parameters()), recipe, rows=n)
+        for _ in range(10):
+            stepper.update({"loss": layer(batch.x)[:, 0].square()}, batch, Local())
+        return torch.cat([p.flatten() for p in layer.parameters()])
+
+    common = {"optimizer": "sgd", "lr": lr, "schedule": "constant", "clip": None}
+    prior = run(Recipe(**common, prior_scale=scale))
+    decay = run(Recipe(**common, weight_decay=1 / (scale**2 * n)))
+    plain = run(Recipe(**common))
+    assert torch.allclose(prior, decay, atol=1e-6)
+    assert (prior - plain).abs().max() > 1e-3
+
+
+def test_a_step_of_infinite_gradient_is_not_taken():
+    p = torch.nn.Parameter(torch.ones(2))
+    stepper = Stepper([p], Recipe())
+    out = stepper.update({"loss": (p / 0.0).sum().expand(1)}, Batch(torch.zeros(1, 1), total=1), Local())
+    assert not math.isfinite(out["grad_norm"])
+    assert torch.equal(p, torch.ones(2))
+
+
+def test_weights_count_as_repeated_rows():
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    weight = torch.tensor([1.0, 2.0, 0.0, 3.0, 1.0, 1.0])
+
+    def gradient(rows, w):
+        layer = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        learner = GradientLearner(layer, Recipe(clip=None), lambda b, g: {"loss": layer(b.x)[:, 0].square()})
+        learner.step(Batch(rows, weight=w, total=len(rows)), torch.Generator())
+        return layer.weight.grad
+
+    repeated = x.repeat_interleave(weight.long(), 0)
+    assert torch.allclose(gradient(x, weight), gradient(repeated, None), atol=1e-6)
+
+
+def test_learning_rate_follows_progress_and_warm_up():
+    recipe = Recipe(lr=2.0, warmup=4)
+    at = [learning_rate(recipe, Batch(torch.zeros(1), step=t, progress=p)) for t, p in ((0, 0), (9, 0.5), (9, 1))]
+    assert at == pytest.approx([0.5, 1.0, 0.0], abs=1e-9)
+
+
+def test_noise_of_a_share_is_that_of_the_whole():
+    whole = Batch(torch.zeros(6, 1), total=6).randn(3, generator=torch.Generator().manual_seed(4))
+    share = Batch(torch.zeros(2, 1), start=3, total=6).randn(3, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(whole[3:5], share)
+
+
+def test_import_is_light():
+    code = "import sys, pofx; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_needs_neither_torch_nor_tyro():
+    code = "import sys; from pofx.cli import main; main(['--help']); assert not {'torch', 'tyro'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,85 @@
+"""A small gradient family with training noise, for tests of the loop itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pofx.core.learner import GradientLearner, Recipe
+from pofx.core.likelihood import Exact
+from pofx.core.model import Model
+from pofx.core.registry import register
+from pofx.core.space import Real, Table
+from pofx.data import synthetic
+from pofx.data.base import Data, Part
+
+
+@dataclass(frozen=True)
+class NoisyConfig:
+    """blow_up: the step from which the loss is NaN (0: never)."""
+
+    noise: float = 0.1
+    blow_up: int = 0
+
+
+class NoisyGaussian(Model):
+    """Independent Gaussians fitted by gradient to data with noise added in every step."""
+
+    name, summary, taxonomy, paper = "noisy-gaussian", "a toy", "test", "none"
+    claims = frozenset({Exact})
+    Config = NoisyConfig
+
+    def __init__(self, config, space, context=None):
+        super().__init__(config, space, context)
+        self.mean = nn.Parameter(torch.randn(space.dims))
+        self.log_scale = nn.Parameter(torch.zeros(space.dims))
+
+    @classmethod
+    def refuses(cls, space, context, config):
+        return None if isinstance(space, Table) and all(isinstance(c, Real) for c in space.columns) else "reals only."
+
+    @classmethod
+    def tiny(cls, space):
+        return NoisyConfig()
+
+    @classmethod
+    def recipe(cls, space):
+        return Recipe(batch=64, lr=0.2)
+
+    def nats(self, x):
+        z = (x.float() - self.mean) * (-self.log_scale).exp()
+        return (-0.5 * z.square() - self.log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def learner(self, recipe):
+        def objective(batch, generator):
+            noise = self.config.noise * batch.randn(self.space.dims, generator=generator)
+            loss = -self.nats(batch.x + noise)
+            if self.config.blow_up and batch.step >= self.config.blow_up:
+                loss = loss * math.nan
+            return {"loss": loss}
+
+        return GradientLearner(self, recipe, objective)
+
+    def rows_log_prob(self, x, c, budget, generator):
+        return Exact(self.nats(x), self.space.measure)
+
+    def rows_sample(self, n, c, sampler, generator):
+        noise = torch.randn(n, self.space.dims, generator=generator)
+        return (self.mean + self.log_scale.exp() * noise).double()
+
+
+register(NoisyGaussian)
+
+
+def gaussian_data(n: int = 1000, d: int = 3, weight: bool = False) -> Data:
+    root = torch.eye(d, dtype=torch.float64) + 0.3
+    source = synthetic.Gaussian(torch.linspace(-2, 2, d, dtype=torch.float64), root @ root.T)
+    parts = []
+    for seed, rows in ((1, n), (2, 200), (3, 500)):
+        generator = torch.Generator().manual_seed(seed)
+        x = source.sample(rows, generator)
+        parts.append(Part(x, weight=torch.rand(rows, generator=generator) if weight else None))
+    return Data("toy", "memory", source.space, *parts)
