@@ -1,0 +1,194 @@
+"""Causal nets: the parameters of a site depend on the sites before it only.
+
+    log p(x) = sum_t log p(x_{o(t)} | x_{o(1)}, ..., x_{o(t-1)})
+
+for an order o of the sites. One pass gives the parameters of every site; sampling visits the sites one
+after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.core.errors import UsageError
+
+
+def site_order(name: str, sites: int, seed: int = 0) -> list[int]:
+    """The order "raster" (0, 1, 2, ...), "reverse" or "random" of ``sites``.
+
+    A saved model is rebuilt from (name, seed), so the shuffle is that of numpy's RandomState, whose
+    stream is frozen for ever.
+    """
+    if name == "raster":
+        return list(range(sites))
+    if name == "reverse":
+        return list(range(sites))[::-1]
+    if name == "random":
+        return np.random.RandomState(seed).permutation(sites).tolist()
+    raise UsageError(f"There is no order {name!r}.", "Use raster, reverse or random.")
+
+
+class MaskedMlp(nn.Module):
+    """MADE (Germain et al. 2015): an MLP whose masks leave only paths from earlier sites to later ones.
+
+    Site of rank r (0 first) feeds hidden units of degree m > r, which feed units of degree >= m, which feed
+    sites of rank >= m; direct connections link each site to all later ones (eq. 8 to 10 and 12, 13, with
+    degrees counted from the number of sites seen). Degrees are spread evenly and sorted, so that sampling
+    can compute every hidden unit once (``walk``). Outputs start at zero.
+
+    Args:
+        features: inputs per site.
+        params: outputs per site.
+        hidden: widths of the hidden layers.
+        context: width of a vector h that every unit may see; 0 for none.
+        orders: permutations of the sites, order[t] is the site at rank t; the weights are shared by all
+            (Germain et al. 2015, section 4.2).
+        residual: add the layer before to each hidden layer but the first (all of one width).
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        params: Sequence[int],
+        hidden: Sequence[int],
+        *,
+        context: int = 0,
+        orders: Sequence[Sequence[int]] | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features, self.params, self.residual = tuple(features), tuple(params), residual
+        sites = self.sites = len(self.features)
+        if not hidden or min(hidden) < 1:
+            raise UsageError(f"Hidden widths are {tuple(hidden)}.", "Give at least one, each 1 or more.")
+        if residual and len(set(hidden)) > 1:
+            raise UsageError(f"Residual layers have one width, not {tuple(hidden)}.", "Use equal widths.")
+        self.orders = [list(range(sites))] if orders is None else [list(o) for o in orders]
+        low = 0 if context or sites == 1 else 1  # a unit of degree 0 sees the context only
+        # degrees low .. sites-1, evenly and in ascending order
+        self.degrees = [low + torch.arange(width) * (sites - low) // width for width in hidden]
+        widths = [sum(self.features), *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.out = nn.Linear(widths[-1], sum(self.params))
+        self.direct = nn.Linear(widths[0], sum(self.params), bias=False)
+        self.context = nn.Linear(context, widths[1], bias=False) if context else None
+        self.context_out = nn.Linear(context, sum(self.params), bias=False) if context else None
+        for layer in (self.out, self.direct, self.context_out):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.out.bias)
+        self._masks: tuple[int, list[Tensor]] = (-1, [])
+
+    def forward(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
+        """x [N, sum(features)], h [N, context] -> [N, sum(params)], under the order of that index."""
+        *_, out, direct = self.masks(order)
+        y = self._hidden(x, h, order)
+        p = F.linear(y, self.out.weight * out, self.out.bias) + F.linear(x, self.direct.weight * direct)
+        return p if self.context_out is None else p + self.context_out(h)
+
+    def features_first(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
+        """The same as [sum(params), N]: the matrix product writes it so at no cost, a transposition would."""
+        *_, out, direct = self.masks(order)
+        p = torch.addmm(self.out.bias[:, None], self.out.weight * out, self._hidden(x, h, order).T)
+        p = torch.addmm(p, self.direct.weight * direct, x.T)
+        return p if self.context_out is None else torch.addmm(p, self.context_out.weight, h.T)
+
+    def _hidden(self, x: Tensor, h: Tensor | None, order: int) -> Tensor:
+        """The last hidden layer [N, hidden], after its activation."""
+        y = x
+        for i, (layer, mask) in enumerate(zip(self._linears(), self.masks(order), strict=False)):
+            z = F.linear(y if i == 0 else F.relu(y), layer.weight * mask, layer.bias)
+            if i == 0 and self.context is not None:
+                z = z + self.context(h)
+            y = y + z if i > 0 and self.residual else z
+        return F.relu(y)
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def masks(self, order: int = 0) -> list[Tensor]:
+        """The 0/1 masks of the hidden layers, the output and the direct connections (kept for one order)."""
+        weight = self.out.weight
+        known, masks = self._masks
+        if known != order or masks[0].device != weight.device or masks[0].dtype != weight.dtype:
+            rank = torch.tensor(self.orders[order]).argsort()
+            inputs, outputs = (rank.repeat_interleave(torch.tensor(n)) for n in (self.features, self.params))
+            degrees = self.degrees
+            masks = [degrees[0][:, None] > inputs]
+            masks += [b[:, None] >= a for a, b in pairwise(degrees)]
+            masks += [outputs[:, None] >= degrees[-1], outputs[:, None] > inputs]
+            masks = [m.to(weight) for m in masks]
+            self._masks = order, masks
+        return masks
+
+    def walk(self, n: int, h: Tensor | None = None, order: int = 0) -> Walk:
+        """Visit the sites in order for n rows given h [n, context]: see ``Walk``."""
+        return Walk(self, n, h, order)
+
+
+class Walk:
+    """One pass of a ``MaskedMlp`` over n rows, site after site: all steps together cost one forward pass.
+
+        walk = net.walk(n, h)
+        for site in walk.order:
+            params = walk.params()           # [n, params[site]], given the values so far
+            walk.push(embed(draw(params)))   # [n, features[site]]
+
+    When the site of rank r is due, exactly the hidden units of degree r have all their inputs. Units are
+    sorted by degree and inputs by rank, so each step multiplies a block of rows by a prefix of columns, and
+    no mask is needed. Activations are kept features-first, [units, n]: the layout of fast small batches.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net: MaskedMlp, n: int, h: Tensor | None, order: int) -> None:
+        self.net, self.order, self.rank = net, net.orders[order], 0
+        first = np.cumsum([0, *net.features])
+        columns = torch.cat([torch.arange(first[i], first[i + 1]) for i in self.order])
+        self.first = np.cumsum([0, *(net.features[i] for i in self.order)])  # of the rank's inputs
+        self.rows = np.cumsum([0, *net.params])  # of the site's outputs
+        ranks = torch.arange(net.sites + 1)
+        self.ends = [[0, *torch.searchsorted(d, ranks, right=True).tolist()] for d in net.degrees]
+        self.input_weight = net._linears()[0].weight.detach()[:, columns]
+        self.direct_weight = net.direct.weight.detach()[:, columns]
+        self.x = self.input_weight.new_zeros(len(columns), n)
+        self.hidden = [self.x.new_empty(len(d), n) for d in net.degrees]  # before the activation
+        self.active = [torch.empty_like(a) for a in self.hidden]
+        self.context = None if net.context is None else net.context(h).T
+        self.context_out = None if net.context_out is None else net.context_out(h).T
+
+    @torch.no_grad()
+    def params(self) -> Tensor:
+        """The parameters [n, params[site]] of the next site."""
+        net, r = self.net, self.rank
+        seen = self.x[: self.first[r]]
+        below, weight = seen, self.input_weight
+        for i, (layer, ends) in enumerate(zip(net._linears(), self.ends, strict=True)):
+            block = slice(ends[r], ends[r + 1])
+            if block.start < block.stop:
+                weight = self.input_weight if i == 0 else layer.weight
+                z = torch.addmm(layer.bias[block, None], weight[block, : len(below)], below)
+                if i == 0 and self.context is not None:
+                    z += self.context[block]
+                if i > 0 and net.residual:
+                    z += self.hidden[i - 1][block]
+                self.hidden[i][block] = z
+                self.active[i][block] = F.relu(z)
+            below = self.active[i][: block.stop]
+        site = self.order[r]
+        rows = slice(self.rows[site], self.rows[site + 1])
+        p = torch.addmm(net.out.bias[rows, None], net.out.weight[rows, : len(below)], below)
+        p.addmm_(self.direct_weight[rows, : len(seen)], seen)
+        if self.context_out is not None:
+            p += self.context_out[rows]
+        return p.T
+
+    def push(self, features: Tensor) -> None:
+        """Take the value of that site, embedded [n, features[site]], and go on to the next."""
+        self.x[self.first[self.rank] : self.first[self.rank + 1]] = features.T
+        self.rank += 1

@@ -1,0 +1,572 @@
+"""Heads: a distribution per site, from the numbers that a net gives for that site.
+
+A *site* is one entry of an event: a table's column, an image's level. Every head is exact and proper in
+raw data space: its probabilities sum to 1 over the site's values, or its density integrates to 1 there.
+
+    site                       head                  parameters per site
+    category                   Categorical           one logit per value
+    integer, real with a step  AtomsAndLogistics     a logit per atom, one for the rest, 3 per logistic
+    real                       MixtureOfGaussians    3 per Gaussian
+    nullable                   MissingOr             1 more: missing is one more atom
+    level, 2 levels            Bernoulli             a logit
+    level, few levels          Categorical           one logit per level
+    level, many levels         LevelLogistics        3 per logistic
+
+A head serves one kind of site (``sites`` = ()) or many of them at once (``sites`` = (S,), its buffers have
+one row per site), so that a wide table or an image costs a few operations. ``heads_for`` groups the
+sites of a whole space.
+
+Parameters are offsets: at zero, every head is near the marginal distribution that ``prepare`` saw.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.core.errors import UsageError
+from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+
+ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
+
+LOG_SCALE_FLOOR = -7.0  # of a mixture component, in standardised units (Salimans et al. 2017 clamp there too)
+ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
+FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
+
+
+class Head(nn.Module):
+    """A distribution of x given parameters, both over ``sites``.
+
+    Attributes:
+        params: P, how many numbers of net output one site takes.
+        features: how many numbers embed one value as net input.
+    """
+
+    params: int
+    features: int
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x [..., *sites] in raw units -> net input of order 1 [..., *sites, features]."""
+        raise NotImplementedError
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """log p(x) in nats [..., *sites] of x [..., *sites], given params [..., *sites, P]."""
+        raise NotImplementedError
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw in raw units, float64 [..., *sites]."""
+        raise NotImplementedError
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Fill the buffers (location, scale, atoms, base rates) from training values x [N, *sites]."""
+
+    def neutral(self) -> Tensor:
+        """An allowed value [*sites], which stands where a value is missing."""
+        raise NotImplementedError
+
+    def site(self, j: int) -> Head:
+        """The head of site j alone: a view that shares this one's buffers."""
+        view = copy.copy(self)
+        view._buffers = {k: None if b is None else b[j] for k, b in self._buffers.items()}
+        view._modules = {k: m.site(j) if isinstance(m, Head) else m for k, m in self._modules.items()}
+        return view
+
+
+# ------------------------------------------------------------------------------------- discrete
+
+
+class Bernoulli(Head):
+    """x in {0, 1}; the parameter is the log-odds less those of the training data."""
+
+    params, features = 1, 1
+    base: Tensor
+
+    def __init__(self, sites: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.register_buffer("base", torch.zeros(sites))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x[..., None].to(torch.get_default_dtype())
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        logit = params[..., 0] + self.base
+        return x.to(logit.dtype) * logit - F.softplus(logit)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        p = (params[..., 0] + self.base).sigmoid()
+        return (uniform(p, generator) < p).double()
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        share = frequencies(x.flatten() if self.base.ndim == 0 else x, 2, weight)
+        self.base.copy_(share[..., 1].log() - share[..., 0].log())
+
+    def neutral(self) -> Tensor:
+        return torch.zeros_like(self.base)
+
+
+class Categorical(Head):
+    """x in 0 .. size-1, a softmax over logits.
+
+    Args:
+        sizes: the number of values, one int for sites () or one per site; sites of fewer values than the
+            largest have logits of minus infinity.
+        ordered: values are levels, embedded as one number in [-1, 1] instead of one-hot.
+    """
+
+    base: Tensor
+
+    def __init__(self, sizes: int | Sequence[int], ordered: bool = False) -> None:
+        super().__init__()
+        size = torch.as_tensor(sizes)
+        self.params = int(size.max())
+        self.ordered = ordered
+        self.features = 1 if ordered else self.params
+        outside = torch.arange(self.params) >= size[..., None]
+        self.register_buffer("base", torch.zeros(outside.shape).masked_fill(outside, -math.inf))
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.ordered:
+            return (x[..., None].to(torch.get_default_dtype()) * 2 / max(self.params - 1, 1)) - 1
+        return F.one_hot(x.long(), self.params).to(torch.get_default_dtype())
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        log_p = (params + self.base).log_softmax(-1)
+        index = x.long()[..., None].expand(*log_p.shape[:-1], 1)
+        return log_p.gather(-1, index)[..., 0]
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return pick((params + self.base).log_softmax(-1), generator).double()
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        share = frequencies(x.flatten() if self.base.ndim == 1 else x, self.params, weight)
+        self.base.copy_(torch.where(self.base.isinf(), self.base, share.log()))
+
+    def neutral(self) -> Tensor:
+        return self.base.new_zeros(self.base.shape[:-1])
+
+
+# ---------------------------------------------------------------------------------- real and grid
+
+
+class _Standardised(Head):
+    """Common part of the heads of numbers: location and scale of the training data, in float64."""
+
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, components: int, sites: tuple[int, ...]) -> None:
+        super().__init__()
+        self.components = components
+        self.register_buffer("location", torch.zeros(sites, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(sites, dtype=torch.float64))
+
+    def standardise(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Far from the origin float32 has no digits left: subtract in float64, then cast."""
+        return ((x.double() - self.location) / self.scale).to(dtype)
+
+    def embed(self, x: Tensor) -> Tensor:
+        # asinh is the identity near 0 and a logarithm in the tails: an outlier does not flood the net
+        return self.standardise(x, torch.get_default_dtype()).asinh()[..., None]
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        x = x.double()
+        w = (torch.ones(len(x)) if weight is None else weight.cpu()).to(x)
+        w = w.reshape(-1, *[1] * (x.ndim - 1)) * ~x.isnan()
+        v, total = x.nan_to_num(nan=0.0), w.sum(0).clamp(min=1e-300)
+        mean = (w * v).sum(0) / total
+        std = ((w * (v - mean).square()).sum(0) / total).sqrt()
+        self.location.copy_(mean)
+        # a constant column leaves only rounding: any scale serves it
+        self.scale.copy_(torch.where(std > 1e-12 * mean.abs(), std, torch.ones_like(std)))
+
+    def neutral(self) -> Tensor:
+        return self.location
+
+
+class MixtureOfGaussians(_Standardised):
+    """A density on R: sum_m w_m N(y; mu_m, s_m^2) of y = (x - location) / scale, less log scale."""
+
+    def __init__(self, components: int = 8, sites: tuple[int, ...] = ()) -> None:
+        super().__init__(components, sites)
+        self.params, self.features = 3 * components, 1
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        log_w, mean, log_s = mixture(params, self.components)
+        z = (self.standardise(x, params.dtype)[..., None] - mean) * (-log_s).exp()
+        log_p = (log_w - log_s - 0.5 * z.square()).logsumexp(-1) - 0.5 * math.log(2 * math.pi)
+        return log_p - self.scale.log().to(log_p.dtype)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        mean, log_s = one_component(params, self.components, generator)
+        noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+        return (mean + log_s.exp() * noise).double() * self.scale + self.location
+
+
+class AtomsAndLogistics(_Standardised):
+    """A probability on the grid origin + step Z: point atoms plus a mixture of discretised logistics.
+
+        P(x) = sum_a pi_a 1[x = a] + pi_0 sum_m w_m (F_m(x + step/2) - F_m(x - step/2))
+
+    The logistics (Salimans et al. 2017, eq. 2, here without edges) telescope to 1 over all of Z, and the
+    atoms are the values that make up at least 0.5% of the training rows: together they fit a count with
+    many zeros, round numbers, or a column of few values, and still give every integer a probability.
+
+    Args:
+        step, origin: of each site's grid (floats for sites (), else one per site).
+        slots: the most atoms that a site may have.
+    """
+
+    step: Tensor
+    origin: Tensor
+    atoms: Tensor
+    base: Tensor
+
+    def __init__(
+        self, step: float | Sequence[float], origin: float | Sequence[float], components: int = 8, slots: int = 64
+    ) -> None:
+        grid, start = (torch.as_tensor(v, dtype=torch.float64) for v in (step, origin))
+        super().__init__(components, tuple(grid.shape))
+        self.slots = slots
+        self.params, self.features = slots + 1 + 3 * components, slots + 1
+        self.register_buffer("step", grid, persistent=False)
+        self.register_buffer("origin", start, persistent=False)
+        # multiples of the step, so that equality is exact; NaN: an unused slot
+        self.register_buffer("atoms", torch.full((*grid.shape, slots), math.nan, dtype=torch.float64))
+        base = torch.full((*grid.shape, slots + 1), -math.inf)
+        base[..., slots] = 0.0
+        self.register_buffer("base", base)
+
+    def embed(self, x: Tensor) -> Tensor:
+        y = super().embed(x)
+        return torch.cat([y, self._matches(x).to(y.dtype)], -1)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        log_pi = (params[..., : self.slots + 1] + self.base).log_softmax(-1)
+        log_w, mean, log_s = mixture(params[..., self.slots + 1 :], self.components)
+        z = (self.standardise(x, params.dtype)[..., None] - mean) * (-log_s).exp()
+        cell = (self.step / self.scale).to(params.dtype)[..., None] * (-log_s).exp()
+        smooth = log_pi[..., self.slots] + (log_w + log_logistic_cell(z, cell)).logsumexp(-1)
+        atom = log_pi[..., : self.slots].masked_fill(~self._matches(x), -math.inf)
+        return torch.cat([atom, smooth[..., None]], -1).logsumexp(-1)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        log_pi = (params[..., : self.slots + 1] + self.base).log_softmax(-1)
+        slot = pick(log_pi, generator)
+        y = logistic_mixture_sample(params[..., self.slots + 1 :], self.components, generator)
+        smooth = ((y.double() * self.scale + self.location - self.origin) / self.step).round()
+        atoms = self.atoms.expand(*slot.shape, self.slots)
+        atom = atoms.gather(-1, slot.clamp(max=self.slots - 1)[..., None])[..., 0]
+        return self.origin + self.step * torch.where(slot == self.slots, smooth, atom)
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        columns = self.atoms.ndim > 1
+        k = ((x.double() - self.origin) / self.step).round()
+        k = k if columns else k.reshape(-1, 1)
+        w = (torch.ones(len(x)) if weight is None else weight).to(k)
+        atoms, base = self.atoms.view(-1, self.slots), self.base.view(-1, self.slots + 1)
+        rest = torch.full_like(k, math.nan)
+        for j in range(k.shape[1]):
+            present = ~k[:, j].isnan()
+            values, index = k[present, j].unique(return_inverse=True)
+            if len(values) == 0:
+                continue
+            count = torch.zeros_like(values).index_add_(0, index, w[present])
+            share = count / count.sum()
+            top = share.topk(min(self.slots, len(share)))
+            frequent = top.values >= ATOM_SHARE
+            chosen, size = top.indices[frequent], int(frequent.sum())
+            atoms[j, :size] = values[chosen]
+            atoms[j, size:] = math.nan
+            base[j] = -math.inf
+            base[j, :size] = share[chosen].log()
+            # never less than one row's share: values that were not seen have to come from somewhere
+            left = max(1 - float(share[chosen].sum()), 1 / (len(x) + 1))
+            base[j, self.slots] = math.log(left)
+            other = torch.ones(len(values), dtype=torch.bool, device=x.device)
+            other[chosen] = False
+            # the logistics stand where the rest lies; a column of atoms only leaves them around the atoms
+            keep = other[index] if bool(other.any()) else torch.ones_like(index, dtype=torch.bool)
+            place = present.nonzero()[:, 0][keep]
+            rest[place, j] = x.double().reshape(len(x), -1)[place, j]
+        super().prepare(rest if columns else rest[:, 0], weight)
+        self.scale.copy_((self.scale.square() + self.step.square() / 12).sqrt())  # no narrower than a cell
+
+    def _matches(self, x: Tensor) -> Tensor:
+        k = ((x.double() - self.origin) / self.step).round()
+        return k[..., None] == self.atoms
+
+
+class LevelLogistics(Head):
+    """A probability on levels 0 .. levels-1: logistics whose edge cells take the tails.
+
+    Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1].
+    """
+
+    def __init__(self, levels: int, components: int = 8) -> None:
+        super().__init__()
+        self.levels, self.components = levels, components
+        self.params, self.features = 3 * components, 1
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x[..., None].to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        log_w, mean, log_s = mixture(params, self.components)
+        y = (x.to(params.dtype) * (2 / (self.levels - 1)) - 1)[..., None]
+        z, cell = (y - mean) * (-log_s).exp(), 2 / (self.levels - 1) * (-log_s).exp()
+        inner = log_logistic_cell(z, cell)
+        low, high = -F.softplus(-(z + cell / 2)), -F.softplus(z - cell / 2)
+        edge = x[..., None]
+        log_p = torch.where(edge == 0, low, torch.where(edge == self.levels - 1, high, inner))
+        return (log_w + log_p).logsumexp(-1)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        y = logistic_mixture_sample(params, self.components, generator)
+        return ((y.double() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+
+    def neutral(self) -> Tensor:
+        return torch.zeros(())
+
+    def site(self, j: int) -> Head:
+        return self
+
+
+class MissingOr(Head):
+    """Missing (NaN) with probability sigma(l), else a value from ``head``: an atom beside a distribution."""
+
+    base: Tensor
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+        self.params, self.features = head.params + 1, head.features + 1
+        self.register_buffer("base", torch.zeros(head.neutral().shape))
+
+    def embed(self, x: Tensor) -> Tensor:
+        missing = x.isnan()[..., None]
+        value = self.head.embed(self._filled(x))
+        return torch.cat([missing.to(value.dtype), value.masked_fill(missing, 0.0)], -1)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        logit = params[..., 0] + self.base
+        present = F.logsigmoid(-logit) + self.head.log_prob(params[..., 1:], self._filled(x))
+        return torch.where(x.isnan(), F.logsigmoid(logit), present)
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        p = (params[..., 0] + self.base).sigmoid()
+        missing = uniform(p, generator) < p
+        return self.head.sample(params[..., 1:], generator).masked_fill(missing, math.nan)
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        share = frequencies(x.isnan().flatten() if self.base.ndim == 0 else x.isnan(), 2, weight)
+        self.base.copy_(share[..., 1].log() - share[..., 0].log())
+        self.head.prepare(x, weight)
+
+    def neutral(self) -> Tensor:
+        return self.head.neutral()
+
+    def _filled(self, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), self.head.neutral().to(x), x)
+
+
+# ---------------------------------------------------------------------------------- shared mathematics
+
+
+def log_logistic_cell(z: Tensor, width: Tensor) -> Tensor:
+    """log(sigma(z + width/2) - sigma(z - width/2)), without cancellation in either tail.
+
+    With a > b: sigma(a) - sigma(b) = (1 - e^(b-a)) sigma(a) sigma(-b).
+    """
+    return torch.log(-torch.expm1(-width)) - F.softplus(-(z + width / 2)) - F.softplus(z - width / 2)
+
+
+def mixture(params: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-weights, means, log-scales [..., M] of a mixture on standardised values; at zero they spread out."""
+    logits, mean, log_s = params.unflatten(-1, (3, components)).unbind(-2)
+    if components > 1:
+        mean = mean + torch.linspace(-1.5, 1.5, components, dtype=mean.dtype, device=mean.device)
+    return logits.log_softmax(-1), mean, log_s.clamp(min=LOG_SCALE_FLOOR)
+
+
+def one_component(params: Tensor, components: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean and log-scale [...] of a component drawn by its weight."""
+    log_w, mean, log_s = mixture(params, components)
+    m = pick(log_w, generator)[..., None]
+    return mean.gather(-1, m)[..., 0], log_s.gather(-1, m)[..., 0]
+
+
+def logistic_mixture_sample(params: Tensor, components: int, generator: torch.Generator) -> Tensor:
+    mean, log_s = one_component(params, components, generator)
+    u = uniform(mean, generator).clamp(1e-7, 1 - 1e-7)
+    return mean + log_s.exp() * torch.logit(u)
+
+
+def pick(log_weights: Tensor, generator: torch.Generator) -> Tensor:
+    """An index [...] with probability proportional to exp(log_weights [..., K]): the first of K exponential clocks."""
+    clock = torch.empty(log_weights.shape, dtype=log_weights.dtype, device=generator.device)
+    clock = clock.exponential_(generator=generator).to(log_weights.device)
+    return (log_weights - clock.log()).argmax(-1)
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def frequencies(x: Tensor, size: int, weight: Tensor | None) -> Tensor:
+    """Shares [*sites, size] of the values 0 .. size-1 in x [N, *sites], half a row added to each; NaN left out."""
+    w = (torch.ones(len(x)) if weight is None else weight.float()).to(x.device)
+    flat = x.reshape(len(x), -1)
+    counts = torch.full((flat.shape[1], size), 0.5, device=x.device)
+    for j in range(flat.shape[1]):
+        known = slice(None) if not flat.is_floating_point() else ~flat[:, j].isnan()
+        counts[j] += torch.bincount(flat[known, j].long(), w[known], minlength=size)
+    return (counts / counts.sum(-1, keepdim=True)).reshape(*x.shape[1:], size)
+
+
+# --------------------------------------------------------------------------------------- choosing heads
+
+
+def table_head(column: Column, *, components: int = 8, slots: int = 64) -> Head:
+    """The head of one column, over sites ()."""
+    head: Head
+    if isinstance(column, Category):
+        head = Categorical(len(column.values))
+    elif column.step is not None:
+        head = AtomsAndLogistics(column.step, column.origin, components, slots)
+    else:
+        head = MixtureOfGaussians(components)
+    return MissingOr(head) if column.nullable else head
+
+
+def image_head(kind: ImageKind, levels: int, *, components: int = 8, sites: tuple[int, ...] = ()) -> Head:
+    """The head of image levels 0 .. levels-1 by name. Raises UsageError where it cannot hold them."""
+    if kind == "auto":
+        kind = "bernoulli" if levels == 2 else "categorical" if levels <= FEW_LEVELS else "logistic"
+    if kind == "bernoulli":
+        if levels != 2:
+            raise UsageError(f"A Bernoulli head holds 2 levels, not {levels}.", "Use categorical or logistic.")
+        return Bernoulli(sites)
+    if kind == "categorical":
+        return Categorical(torch.full(sites, levels).tolist(), ordered=True)
+    if kind == "logistic":
+        return LevelLogistics(levels, components)
+    raise UsageError(f"There is no image head {kind!r}.", "Use auto, bernoulli, categorical or logistic.")
+
+
+class Heads(nn.Module):
+    """The heads of all sites of a space, grouped by type; net inputs and outputs stand in site order.
+
+    Attributes:
+        params, features: per site, the numbers of net output and of net input.
+    """
+
+    back: Tensor
+
+    def __init__(self, space: Space, heads: Sequence[Head], places: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.space = space
+        self.groups = nn.ModuleList(heads)
+        self.places = [list(p) for p in places]
+        self.sites = sum(map(len, self.places))
+        self.home = {i: (g, j) for g, place in enumerate(self.places) for j, i in enumerate(place)}
+        self.params = tuple(self._group(self.home[i][0]).params for i in range(self.sites))
+        self.features = tuple(self._group(self.home[i][0]).features for i in range(self.sites))
+        first = [0, *torch.tensor(self.params).cumsum(0).tolist()]
+        for g, place in enumerate(self.places):
+            index = torch.cat([torch.arange(first[i], first[i + 1]) for i in place])
+            self.register_buffer(f"index{g}", index, persistent=False)
+        order = torch.tensor([i for place in self.places for i in place])
+        self.register_buffer("back", order.argsort(), persistent=False)
+
+    def values(self, x: Tensor) -> Tensor:
+        """x [..., *E] -> [..., sites]"""
+        k = len(self.space.event_shape)
+        return x.reshape(*x.shape[: x.ndim - k], -1)
+
+    def event(self, values: Tensor) -> Tensor:
+        """The inverse of ``values``, of the space's dtype."""
+        return values.to(self.space.dtype).reshape(*values.shape[:-1], *self.space.event_shape)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x [..., *E] -> net input [..., sum(features)]."""
+        v = self.values(x)
+        if len(self.places) == 1:
+            return self._group(0).embed(v).flatten(-2)
+        parts: list[Tensor] = [torch.empty(0)] * self.sites
+        for g, place in enumerate(self.places):
+            for i, part in zip(place, self._group(g).embed(v[..., place]).unbind(-2), strict=True):
+                parts[i] = part
+        return torch.cat(parts, -1)
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """log p of every site [..., sites], given params [..., sum(params)] that broadcast with x [..., *E]."""
+        v = self.values(x)
+        if len(self.places) == 1:
+            return self._group(0).log_prob(params.unflatten(-1, (self.sites, -1)), v)
+        parts = [self._group(g).log_prob(self._own(params, g), v[..., place]) for g, place in enumerate(self.places)]
+        return torch.cat(parts, -1)[..., self.back]
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """Independent draws of all sites [..., *E], given params [..., sum(params)]."""
+        parts = [self._group(g).sample(self._own(params, g), generator) for g in range(len(self.places))]
+        return self.event(torch.cat(parts, -1)[..., self.back])
+
+    def site(self, i: int) -> Head:
+        """The head of site i alone."""
+        g, j = self.home[i]
+        return self._group(g).site(j)
+
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Fill all buffers from training rows x [N, *E]."""
+        v = self.values(x)
+        for g, place in enumerate(self.places):
+            self._group(g).prepare(v[:, place], weight)
+
+    def _group(self, g: int) -> Head:
+        head = self.groups[g]
+        assert isinstance(head, Head)
+        return head
+
+    def _own(self, params: Tensor, g: int) -> Tensor:
+        own = params if len(self.places) == 1 else params[..., getattr(self, f"index{g}")]
+        return own.unflatten(-1, (len(self.places[g]), -1))
+
+
+def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:
+    """Heads for every site of ``space``, in the order of its flattened event.
+
+    Args:
+        image: the head of image levels; "auto" chooses by their number.
+        components: of each mixture.
+        slots: the most atoms of an integer or step column.
+    """
+    if isinstance(space, Image):
+        sites = space.dims
+        return Heads(space, [image_head(image, space.levels, components=components, sites=(sites,))], [range(sites)])
+    if isinstance(space, Label):
+        return Heads(space, [Categorical([len(space.values)])], [[0]])
+    assert isinstance(space, Table)
+    groups: dict[tuple[str, bool, int], list[int]] = {}
+    for j, column in enumerate(space.columns):
+        # categories of like size share a head: at most half of its logits are padding
+        size = (len(column.values) - 1).bit_length() if isinstance(column, Category) else 0
+        kind = "category" if isinstance(column, Category) else "real" if column.step is None else "grid"
+        groups.setdefault((kind, column.nullable, size), []).append(j)
+    heads: list[Head] = []
+    for (_, nullable, _), place in groups.items():
+        columns = [space.columns[j] for j in place]
+        head: Head
+        if categories := [c for c in columns if isinstance(c, Category)]:
+            head = Categorical([len(c.values) for c in categories])
+        elif grids := [c for c in columns if isinstance(c, Integer | Real) and c.step is not None]:
+            head = AtomsAndLogistics([c.step or 0.0 for c in grids], [c.origin for c in grids], components, slots)
+        else:
+            head = MixtureOfGaussians(components, (len(columns),))
+        heads.append(MissingOr(head) if nullable else head)
+    return Heads(space, heads, list(groups.values()))
