@@ -1,0 +1,532 @@
+"""Tables: the type of a column from its values, and values to numbers and back.
+
+    text, booleans                      Category (values sorted)
+    one or two distinct values          Category
+    whole numbers (880.0 too)           Integer
+    dates, timestamps                   Integer with ``date`` "d" or "s"
+    other numbers                       Real; on a grid where values repeat (see ``resolution``)
+
+Missing are: null, NaN, and the spellings in ``MISSING``. Each type can be overridden by a spec:
+``category``, ``integer``, ``real``, ``real:STEP``, ``nullable``, ``drop``, or a sum such as ``real+nullable``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pofx.core.errors import BadValue, UsageError
+from pofx.core.space import Category, Column, Integer, Real
+
+Array: TypeAlias = "pa.ChunkedArray | np.ndarray[Any, Any]"
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+
+MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "Null", "null", "<NA>", "#N/A")
+MOST_CATEGORIES = 1000  # of a text column, unless its type is declared
+FEW_ROWS = 20  # up to here two distinct numbers do not make a category
+EXACT = 2.0**53  # whole numbers up to here are exact in float64
+SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the user said about a column; None where nothing was said."""
+
+    kind: str | None = None  # category, integer, real, drop
+    step: float | None = None
+    nullable: bool = False
+
+    @staticmethod
+    def parse(name: str, text: str) -> Spec:
+        """Raises UsageError on an unknown type."""
+        spec = Spec()
+        for word in text.replace(" ", "").split("+"):
+            head, _, step = word.partition(":")
+            if word == "nullable":
+                spec = replace(spec, nullable=True)
+            elif head == "real" and step and _number(step) is not None and float(step) > 0:
+                spec = replace(spec, kind="real", step=float(step))
+            elif word in ("category", "integer", "real", "drop"):
+                spec = replace(spec, kind=word)
+            else:
+                raise UsageError(
+                    f"Column {name!r} cannot have the type {text!r}.",
+                    "Types: category, integer, real, real:STEP, nullable, drop, or a sum such as real+nullable.",
+                )
+        return spec
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A column's type and its N numbers (NaN is missing), or why it was left out (then both are None)."""
+
+    column: Column | None
+    values: Floats | None
+    note: str = ""
+
+
+def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
+    """The type of one column and its numbers.
+
+    Raises BadValue, naming column and row (counted from 0), for infinities, for a column without any
+    value, and for values that are not of the declared type.
+    """
+    spec = spec or Spec()
+    if spec.kind == "drop":
+        return Inferred(None, None)
+    found = _plain(name, array)
+    if isinstance(found, Text):
+        numbers = found.numbers()
+        declared = spec.kind in ("integer", "real")
+        if numbers is None and declared:
+            row, spelling = found.first_text()
+            raise BadValue(
+                f"Column {name!r} is declared {spec.kind}, but row {row} holds {spelling!r}.",
+                f"Correct the row, or declare it a category: --types {name}=category.",
+            )
+        if spec.kind == "category" or numbers is None or (found.padded() and not declared):
+            return _category(name, found, spec)
+        found = Numbers(numbers)
+    return _numeric(name, found, spec)
+
+
+# ------------------------------------------------------------------------------ plain numbers and text
+
+
+@dataclass(frozen=True)
+class Text:
+    """Codes [N] into spellings; -1 is missing."""
+
+    codes: np.ndarray[Any, Any]
+    spellings: list[str]
+
+    def numbers(self) -> Floats | None:
+        """Values [N] if every spelling is a number, else None."""
+        parsed = [_number(s) for s in self.spellings]
+        if any(p is None for p in parsed) or not parsed:
+            return None
+        return np.array([*cast("list[float]", parsed), math.nan])[self.codes]
+
+    def first_text(self) -> tuple[int, str]:
+        """The first row whose spelling is no number."""
+        bad = [k for k, s in enumerate(self.spellings) if _number(s) is None]
+        row = int(np.isin(self.codes, bad).argmax())
+        return row, self.spellings[self.codes[row]]
+
+    def padded(self) -> bool:
+        """True if a leading zero would be lost ("01234" is a code, not a number)."""
+        return any(re.fullmatch(r"0\d+", s) for s in self.spellings)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Values [N], NaN where missing; ``rounding`` is the relative error of their stored form."""
+
+    values: Floats
+    rounding: float = 2.0**-52
+    date: str | None = None
+    note: str = ""
+
+
+def _number(spelling: str) -> float | None:
+    try:
+        return float(spelling)
+    except ValueError:
+        return None
+
+
+def _plain(name: str, array: Array) -> Text | Numbers:
+    """Any Arrow or NumPy column as numbers or as text. Raises BadValue for lists, objects and the like."""
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind in "f":
+            return Numbers(array.astype(np.float64), _rounding(array.dtype.itemsize))
+        if array.dtype.kind in "iu" and (not array.size or max(abs(int(array.min())), abs(int(array.max()))) <= EXACT):
+            return Numbers(array.astype(np.float64))
+        array = pa.chunked_array([pa.array(array)])
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        if not _is_text(kind):
+            array = array.cast(kind)
+    if _is_text(kind):
+        return _text(name, array)
+    if pa.types.is_boolean(kind):
+        return _text(name, array.cast(pa.string()))
+    if pa.types.is_integer(kind):
+        low, high = pc.min_max(array).as_py().values()
+        if low is not None and max(abs(low), abs(high)) > EXACT:
+            return _text(name, array.cast(pa.string()))  # identifiers: float64 would merge neighbours
+        return Numbers(_floats(array.cast(pa.float64())))
+    if pa.types.is_floating(kind):
+        return Numbers(_floats(array.cast(pa.float64())), _rounding(kind.bit_width // 8))
+    if pa.types.is_decimal(kind):
+        return Numbers(_floats(array.cast(pa.float64())))
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return _dates(array)
+    if pa.types.is_time(kind):
+        micros = array.cast(pa.time64("us")).cast(pa.int64()).cast(pa.float64())
+        return Numbers(_floats(micros) / 1e6, note=f"Column {name!r} holds times of day, in seconds since midnight.")
+    if pa.types.is_null(kind):
+        return Numbers(np.full(len(array), math.nan))
+    raise BadValue(
+        f"Column {name!r} holds {kind} values.", f"Make plain columns of it, or leave it out: --drop {name}."
+    )
+
+
+def _rounding(width: int) -> float:
+    return {2: 2.0**-11, 4: 2.0**-24}.get(width, 2.0**-52)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    # binary is what the CSV reader makes of bytes that are not UTF-8; ``_text`` names the row
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
+    return any(check(kind) for check in checks)
+
+
+def _floats(array: pa.ChunkedArray) -> Floats:
+    return cast(Floats, array.to_numpy())
+
+
+def _text(name: str, array: pa.ChunkedArray) -> Text:
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    array = array.unify_dictionaries()
+    raw: list[Any] = array.chunk(0).dictionary.to_pylist() if array.num_chunks else []
+    chunks = [np.asarray(pc.fill_null(c.indices, len(raw)), dtype=np.int64) for c in array.chunks]
+    codes = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+    for k, value in enumerate(raw):
+        if isinstance(value, bytes):
+            try:
+                raw[k] = value.decode()
+            except UnicodeDecodeError:
+                row = int((codes == k).argmax())
+                raise BadValue(
+                    f"Column {name!r} holds bytes that are not UTF-8 in row {row}: {value!r}.",
+                    "Convert the file, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
+                ) from None
+    trimmed = [str(v).strip() for v in raw]
+    spellings = sorted({s for s in trimmed if s not in MISSING}, key=_natural)
+    index = {s: k for k, s in enumerate(spellings)}
+    recode = np.array([*(index.get(s, -1) for s in trimmed), -1])
+    codes = recode[codes]
+    used = np.unique(codes[codes >= 0])
+    if len(used) < len(spellings):  # a dictionary may name values that no row has
+        spellings = [spellings[k] for k in used]
+        codes = np.where(codes < 0, -1, np.searchsorted(used, codes))
+    return Text(codes, spellings)
+
+
+def _natural(spelling: str) -> tuple[int, float, str]:
+    """Numbers by size, then text by alphabet."""
+    number = _number(spelling)
+    return (1, 0.0, spelling) if number is None or math.isnan(number) else (0, number, spelling)
+
+
+def _dates(array: pa.ChunkedArray) -> Numbers:
+    """Whole days since 1970 if no value has a time of day, else seconds (UTC), cut to whole ones."""
+    micros = array.cast(pa.timestamp("us", tz=getattr(array.type, "tz", None))).cast(pa.int64())
+    seconds = _floats(micros.cast(pa.float64())) / 1e6
+    whole = np.floor(seconds)
+    note = "" if np.array_equal(whole, seconds, equal_nan=True) else "fractions of a second were cut off"
+    days = whole / SECONDS_PER_DAY
+    if (np.isnan(days) | (days == np.floor(days))).all():
+        return Numbers(days, date="d")
+    return Numbers(whole, date="s", note=note)
+
+
+# ---------------------------------------------------------------------------------------- types
+
+
+def _category(name: str, text: Text, spec: Spec) -> Inferred:
+    n, distinct = len(text.codes), len(text.spellings)
+    missing = bool((text.codes < 0).any())
+    if not distinct:
+        raise _all_missing(name)
+    if spec.kind != "category" and (distinct > MOST_CATEGORIES or (n > 100 and distinct > n / 2)):
+        note = f"Column {name!r} was left out: text with {distinct} distinct values in {n} rows"
+        return Inferred(None, None, note + _almost_numbers(name, text))
+    column = Category(name, tuple(text.spellings), nullable=missing or spec.nullable)
+    values = np.where(text.codes < 0, math.nan, text.codes.astype(np.float64))
+    note = f"Column {name!r} is constant ({text.spellings[0]!r})." if distinct == 1 and not missing else ""
+    return Inferred(column, values, note)
+
+
+def _almost_numbers(name: str, text: Text) -> str:
+    """What the user can do about a text column of too many values."""
+    odd = [s for s in text.spellings if _number(s) is None]
+    if len(odd) <= max(3, len(text.spellings) // 100):
+        row, spelling = text.first_text()
+        return f" (numbers, but {spelling!r} in row {row}); if that means missing, leave those fields empty."
+    return f"; keep it with --types {name}=category."
+
+
+def _all_missing(name: str) -> BadValue:
+    return BadValue(f"Column {name!r} has no value in any row.", f"Leave it out: --drop {name}.")
+
+
+def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
+    v = found.values
+    if np.isinf(v).any():
+        if not spec.nullable:
+            row = int(np.isinf(v).argmax())
+            raise BadValue(
+                f"Column {name!r} is infinite ({v[row]}) in row {row}.",
+                f"Correct or remove the row, or take infinities for missing: --types {name}=nullable.",
+            )
+        v = np.where(np.isinf(v), math.nan, v)
+    missing = np.isnan(v)
+    present = v[~missing]
+    if not len(present):
+        raise _all_missing(name)
+    distinct, counts = np.unique(present, return_counts=True)
+    nullable = bool(missing.any()) or spec.nullable
+    whole = bool((distinct == np.rint(distinct)).all() and np.abs(distinct).max() <= EXACT)
+    kind = spec.kind
+    if kind is None and found.date is None:
+        if len(present) > FEW_ROWS and len(distinct) <= 2:
+            kind = "category"
+        elif whole and not nullable and len(v) > FEW_ROWS and (np.diff(v) == 1).all():
+            note = f"Column {name!r} was left out: it only counts the rows; keep it with --types {name}=integer."
+            return Inferred(None, None, note)
+    if kind is None:
+        kind = "integer" if whole else "real"
+    if kind == "category":
+        codes = np.where(missing, math.nan, np.searchsorted(distinct, v).astype(np.float64))
+        note = f"Column {name!r} is constant ({spell(distinct[0])})." if len(distinct) == 1 and not nullable else ""
+        return Inferred(Category(name, tuple(map(spell, distinct)), nullable), codes, note)
+    if kind == "integer":
+        if not whole:
+            row = int((np.nan_to_num(v) != np.rint(np.nan_to_num(v))).argmax())
+            raise BadValue(
+                f"Column {name!r} is declared integer, but row {row} holds {v[row]:.10g}.",
+                f"Declare it real: --types {name}=real.",
+            )
+        column = Integer(name, int(distinct[0]), int(distinct[-1]), nullable, found.date)
+        return Inferred(column, v, f"Column {name!r}: {found.note}." if found.note else "")
+    return _real(name, replace(found, values=v), spec, distinct, counts, nullable)
+
+
+def _real(
+    name: str, found: Numbers, spec: Spec, distinct: Floats, counts: np.ndarray[Any, Any], nullable: bool
+) -> Inferred:
+    v, n = found.values, int(counts.sum())
+    low, high = float(distinct[0]), float(distinct[-1])
+    repeated = int(counts[counts > 1].sum())
+    if spec.step is not None:
+        snapped = snap(v, spec.step, 0.0)
+        moved = float(np.nanmax(np.abs(snapped - v)))
+        note = f"Column {name!r} was rounded to its declared step {spec.step:g} (by at most {moved:.3g})."
+        return Inferred(Real(name, nullable, spec.step, 0.0, low, high), snapped, note)
+    # an atom is a value that recurs: a few chance pairs in a small table are none
+    atoms = repeated > max(2, 0.05 * n) or counts.max() > max(2, 0.01 * n)
+    if not atoms or spec.kind == "real":
+        note = f"{repeated / n:.0%} of the values of column {name!r} repeat, yet it is declared continuous: "
+        note += "a density can grow there without limit, so likelihoods may mislead."
+        return Inferred(Real(name, nullable, low=low, high=high), v, note if atoms else found.note)
+    step, origin = resolution(distinct, counts, found.rounding)
+    snapped = snap(v, step, origin)
+    moved = int((np.abs(snapped - v) > 0.1 * step).sum())  # less is the error of a stored form such as float32
+    note = f"{moved} of {n} values of column {name!r} were rounded to its resolution {step:.6g}."
+    return Inferred(Real(name, nullable, step, origin, low, high), snapped, note if moved else "")
+
+
+def resolution(distinct: Floats, counts: np.ndarray[Any, Any], rounding: float) -> tuple[float, float]:
+    """(step, origin) of the coarsest grid that holds all ``distinct`` (sorted) values, each ``counts`` times.
+
+    A power of ten where the values are decimals (also decimals that went through float32), else an
+    equal spacing from the smallest value (integers that were shifted and scaled), else the largest
+    power of ten that keeps distinct values apart. Where one value in a thousand at most asks for a step
+    a thousand times finer than all others do (a temperature of 14.66666667 among whole degrees), those
+    few are to be rounded instead.
+    """
+    top, n = float(np.abs(distinct).max()), int(counts.sum())
+    noise = 16 * rounding * top
+    few: float | None = None  # the coarsest power of ten that holds almost all values
+    for relative in sorted({rounding, 2.0**-24}):
+        for k in range(13):
+            scaled = distinct * 10.0**k
+            if 2 * relative * top * 10.0**k > 0.05:
+                break
+            off = int(counts[np.abs(scaled - np.rint(scaled)) > 2 * relative * np.abs(scaled)].sum())
+            if off == 0:
+                exact = 10.0**-k
+                return (exact if few is None or exact > 2e-3 * few else few), 0.0
+            if off <= n / 1000 and few is None:
+                few = 10.0**-k
+    if few is not None:
+        return few, 0.0
+    if (step := spacing(distinct, noise)) is not None:
+        return step, float(distinct[0])
+    gaps = np.diff(distinct)
+    return 10.0 ** math.floor(math.log10(float(gaps[gaps > noise].min()))), 0.0
+
+
+def spacing(distinct: Floats, noise: float) -> float | None:
+    """The greatest g with all of ``distinct - distinct[0]`` multiples of g up to ``noise``, or None.
+
+    Euclid's algorithm on the gaps, with remainders up to the noise taken for zero; g is then refined on
+    multiples ever farther away.
+    """
+    gaps = np.diff(distinct)
+    gaps = gaps[gaps > noise]
+    while len(gaps) > 1:
+        g = gaps.min()
+        if g < 1e3 * noise:
+            return None
+        rest = np.abs(gaps - np.rint(gaps / g) * g)
+        # a quotient of q carries q times the error of g
+        gaps = np.append(rest[rest > noise * (2 + gaps / g)], g)
+    step, far = float(gaps[0]), distinct[1:] - distinct[0]
+    reach = 2.0
+    while reach < 2 * far[-1] / step + 2:
+        k = np.rint(far / step)
+        near = k <= max(reach, k[0])
+        step = float((k[near] @ far[near]) / (k[near] @ k[near]))
+        reach *= 2
+    k = np.rint(far / step)
+    return step if (np.abs(far - k * step) <= 2 * noise + 1e-6 * step).all() and k[-1] < 2**40 else None
+
+
+def snap(v: Floats, step: float, origin: float) -> Floats:
+    """The nearest ``origin + k * step``; decimals come out as the nearest double of their decimal form."""
+    if origin == 0 and step < 1 and abs(1 / step - round(1 / step)) < 1e-9 / step:
+        return cast(Floats, np.rint(v * round(1 / step)) / round(1 / step))
+    return cast(Floats, origin + np.rint((v - origin) / step) * step)
+
+
+def spell(value: float) -> str:
+    """A number as the name of a category: '3', '0.25'."""
+    return str(int(value)) if float(value).is_integer() and abs(value) <= EXACT else repr(float(value))
+
+
+# ---------------------------------------------------------------------------- known columns: read, write
+
+
+def encode(column: Column, array: Array) -> Floats:
+    """Numbers [N] of new values of a known column, NaN where missing.
+
+    Values of a grid column are rounded to the grid, with a warning where that moves them by more than
+    a hundredth of a step. Raises BadValue, naming column, value and row, for what the column cannot hold.
+    """
+    found = _plain(column.name, array)
+    values = _encode_category(column, found) if isinstance(column, Category) else _encode_number(column, found)
+    missing = np.isnan(values)
+    if missing.any() and not column.nullable:
+        row = int(missing.argmax())
+        raise BadValue(
+            f"Column {column.name!r} is missing in row {row}; it had no missing values when its type was set.",
+            "Correct or remove the row.",
+        )
+    return values
+
+
+def _encode_category(column: Category, found: Text | Numbers) -> Floats:
+    if isinstance(found, Numbers):
+        distinct, inverse = np.unique(found.values, return_inverse=True)
+        codes = np.where(np.isnan(found.values), -1, inverse)
+        found = Text(codes, [spell(v) for v in distinct if not math.isnan(v)])
+    index = {s: k for k, s in enumerate(column.values)}
+    index |= {s.lower(): k for s, k in index.items() if s.lower() in ("true", "false")}
+
+    def code(spelling: str) -> int:
+        number = _number(spelling)
+        forms = (spelling, spelling.lower(), "" if number is None or not math.isfinite(number) else spell(number))
+        return next((index[f] for f in forms if f in index), -2)
+
+    recode = np.array([*map(code, found.spellings), -1])
+    codes = recode[found.codes]
+    if (codes == -2).any():
+        row = int((codes == -2).argmax())
+        shown = ", ".join(column.values[:8]) + (", ..." if len(column.values) > 8 else "")
+        raise BadValue(
+            f"Column {column.name!r} holds {found.spellings[found.codes[row]]!r} in row {row}, which is none of its "
+            f"{len(column.values)} values ({shown}).",
+            "Correct or remove the row, or load and fit again with it.",
+        )
+    return cast(Floats, np.where(codes < 0, math.nan, codes.astype(np.float64)))
+
+
+def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
+    name = column.name
+    if isinstance(found, Text):
+        numbers = found.numbers()
+        if numbers is None and found.spellings:
+            row, spelling = found.first_text()
+            kind = "a date" if isinstance(column, Integer) and column.date else "a number"
+            raise BadValue(f"Column {name!r} holds {spelling!r} in row {row}; it takes {kind}.", "Correct the row.")
+        found = Numbers(np.full(len(found.codes), math.nan) if numbers is None else numbers)
+    v = found.values
+    if np.isinf(v).any():
+        row = int(np.isinf(v).argmax())
+        raise BadValue(f"Column {name!r} is infinite ({v[row]}) in row {row}.", "Correct or remove the row.")
+    if isinstance(column, Integer):
+        if column.date and found.date is None and not np.isnan(v).all():
+            raise BadValue(f"Column {name!r} holds plain numbers; it takes dates.", "Write dates as 2024-12-31.")
+        if column.date == "s" and found.date == "d":
+            v = v * SECONDS_PER_DAY
+        if column.date == "d" and found.date == "s":
+            v = v / SECONDS_PER_DAY
+        odd = ~np.isnan(v) & (v != np.rint(v))
+        if odd.any():
+            row = int(odd.argmax())
+            value = "a time of day" if column.date else f"{v[row]:.10g}"
+            raise BadValue(f"Column {name!r} holds {value} in row {row}; it takes whole numbers.", "Round it.")
+        return v
+    if column.step is None:
+        return v
+    snapped = snap(v, column.step, column.origin)
+    moved = np.abs(snapped - v) > 0.01 * column.step
+    if moved.any():
+        row = int(moved.argmax())
+        warnings.warn(
+            f"Column {name!r}: {int(moved.sum())} of {len(v)} values were rounded to its resolution {column.step:.6g} "
+            f"(the first: {v[row]:.10g} in row {row}).",
+            stacklevel=2,
+        )
+    return snapped
+
+
+def decode(column: Column, values: Floats) -> pa.Array:
+    """Numbers [N] as Arrow values to write: spellings, whole numbers, dates, decimals; null where missing."""
+    missing = np.isnan(values)
+    filled = np.where(missing, 0, values)
+    if isinstance(column, Category):
+        indices = pa.array(filled.astype(np.int32), mask=missing)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(list(column.values), pa.string())).cast(pa.string())
+    if isinstance(column, Integer):
+        whole = pa.array(np.rint(filled).astype(np.int64), mask=missing)
+        if column.date == "d":
+            return whole.cast(pa.int32()).cast(pa.date32())
+        return whole.cast(pa.timestamp("s")) if column.date == "s" else whole
+    return pa.array(filled, mask=missing)
+
+
+def show(column: Column, value: float) -> str:
+    """One value as text, as it would be written."""
+    if math.isnan(value):
+        return ""
+    if isinstance(column, Category):
+        return column.values[int(value)]
+    if isinstance(column, Integer):
+        if column.date:
+            moment = dt.datetime(1970, 1, 1) + dt.timedelta(**{"days" if column.date == "d" else "seconds": int(value)})
+            return str(moment.date() if column.date == "d" else moment)
+        return str(int(value))
+    return f"{value:.6g}"
+
+
+def encode_rows(columns: Sequence[Column], get: Callable[[str], Array], rows: int) -> Floats:
+    """New rows [rows, D] of known columns."""
+    out = np.empty((rows, len(columns)))
+    for j, column in enumerate(columns):
+        out[:, j] = encode(column, get(column.name))
+    return out
