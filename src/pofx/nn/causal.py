@@ -50,6 +50,7 @@ class MaskedMlp(nn.Module):
         orders: permutations of the sites, order[t] is the site at rank t; the weights are shared by all
             (Germain et al. 2015, section 4.2).
         residual: add the layer before to each hidden layer but the first (all of one width).
+        direct: connect inputs to outputs, too. That is sum(features) sum(params) weights.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class MaskedMlp(nn.Module):
         context: int = 0,
         orders: Sequence[Sequence[int]] | None = None,
         residual: bool = False,
+        direct: bool = True,
     ) -> None:
         super().__init__()
         self.features, self.params, self.residual = tuple(features), tuple(params), residual
         sites = self.sites = len(self.features)
+        self.inputs = sum(self.features) if sites > 1 else 0  # a single site is seen by none
         if not hidden or min(hidden) < 1:
             raise UsageError(f"Hidden widths are {tuple(hidden)}.", "Give at least one, each 1 or more.")
         if residual and len(set(hidden)) > 1:
@@ -73,12 +76,12 @@ class MaskedMlp(nn.Module):
         low = 0 if context or sites == 1 else 1  # a unit of degree 0 sees the context only
         # degrees low .. sites-1, evenly and in ascending order
         self.degrees = [low + torch.arange(width) * (sites - low) // width for width in hidden]
-        widths = [sum(self.features), *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.out = nn.Linear(widths[-1], sum(self.params))
-        self.direct = nn.Linear(widths[0], sum(self.params), bias=False)
+        widths, outputs = [self.inputs, *hidden], sum(self.params)
+        self.layers = nn.ModuleList(_linear(a, b) for a, b in pairwise(widths))
+        self.out = nn.Linear(widths[-1], outputs)
+        self.direct = nn.Linear(self.inputs, outputs, bias=False) if direct and self.inputs else None
         self.context = nn.Linear(context, widths[1], bias=False) if context else None
-        self.context_out = nn.Linear(context, sum(self.params), bias=False) if context else None
+        self.context_out = nn.Linear(context, outputs, bias=False) if context else None
         for layer in (self.out, self.direct, self.context_out):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
@@ -87,21 +90,26 @@ class MaskedMlp(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
         """x [N, sum(features)], h [N, context] -> [N, sum(params)], under the order of that index."""
-        *_, out, direct = self.masks(order)
-        y = self._hidden(x, h, order)
-        p = F.linear(y, self.out.weight * out, self.out.bias) + F.linear(x, self.direct.weight * direct)
+        *_, direct, out = self.masks(order)
+        p = F.linear(self._hidden(x, h, order), self.out.weight * out, self.out.bias)
+        if self.direct is not None:
+            p = p + F.linear(x, self.direct.weight * direct)
         return p if self.context_out is None else p + self.context_out(h)
 
     def features_first(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
         """The same as [sum(params), N]: the matrix product writes it so at no cost, a transposition would."""
-        *_, out, direct = self.masks(order)
+        *_, direct, out = self.masks(order)
         p = torch.addmm(self.out.bias[:, None], self.out.weight * out, self._hidden(x, h, order).T)
-        p = torch.addmm(p, self.direct.weight * direct, x.T)
-        return p if self.context_out is None else torch.addmm(p, self.context_out.weight, h.T)
+        if self.direct is not None:
+            p = torch.addmm(p, self.direct.weight * direct, x.T)
+        if self.context_out is None:
+            return p
+        assert h is not None
+        return torch.addmm(p, self.context_out.weight, h.T)
 
     def _hidden(self, x: Tensor, h: Tensor | None, order: int) -> Tensor:
         """The last hidden layer [N, hidden], after its activation."""
-        y = x
+        y = x[:, : self.inputs]
         for i, (layer, mask) in enumerate(zip(self._linears(), self.masks(order), strict=False)):
             z = F.linear(y if i == 0 else F.relu(y), layer.weight * mask, layer.bias)
             if i == 0 and self.context is not None:
@@ -113,16 +121,16 @@ class MaskedMlp(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def masks(self, order: int = 0) -> list[Tensor]:
-        """The 0/1 masks of the hidden layers, the output and the direct connections (kept for one order)."""
+        """0/1 masks of the hidden layers, the direct connections and the output; those of one order are kept."""
         weight = self.out.weight
         known, masks = self._masks
         if known != order or masks[0].device != weight.device or masks[0].dtype != weight.dtype:
             rank = torch.tensor(self.orders[order]).argsort()
             inputs, outputs = (rank.repeat_interleave(torch.tensor(n)) for n in (self.features, self.params))
-            degrees = self.degrees
+            inputs, degrees = inputs[: self.inputs], self.degrees
             masks = [degrees[0][:, None] > inputs]
             masks += [b[:, None] >= a for a, b in pairwise(degrees)]
-            masks += [outputs[:, None] >= degrees[-1], outputs[:, None] > inputs]
+            masks += [outputs[:, None] > inputs, outputs[:, None] >= degrees[-1]]
             masks = [m.to(weight) for m in masks]
             self._masks = order, masks
         return masks
@@ -130,6 +138,13 @@ class MaskedMlp(nn.Module):
     def walk(self, n: int, h: Tensor | None = None, order: int = 0) -> Walk:
         """Visit the sites in order for n rows given h [n, context]: see ``Walk``."""
         return Walk(self, n, h, order)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(max(inputs, 1), outputs)
+    if not inputs:  # torch warns when it initialises nothing
+        layer.in_features, layer.weight = 0, nn.Parameter(torch.empty(outputs, 0))
+    return layer
 
 
 class Walk:
@@ -154,8 +169,9 @@ class Walk:
         self.rows = np.cumsum([0, *net.params])  # of the site's outputs
         ranks = torch.arange(net.sites + 1)
         self.ends = [[0, *torch.searchsorted(d, ranks, right=True).tolist()] for d in net.degrees]
-        self.input_weight = net._linears()[0].weight.detach()[:, columns]
-        self.direct_weight = net.direct.weight.detach()[:, columns]
+        columns = columns[: net.inputs]
+        self.input_weight = net._linears()[0].weight[:, columns]
+        self.direct_weight = None if net.direct is None else net.direct.weight[:, columns]
         self.x = self.input_weight.new_zeros(len(columns), n)
         self.hidden = [self.x.new_empty(len(d), n) for d in net.degrees]  # before the activation
         self.active = [torch.empty_like(a) for a in self.hidden]
@@ -183,12 +199,14 @@ class Walk:
         site = self.order[r]
         rows = slice(self.rows[site], self.rows[site + 1])
         p = torch.addmm(net.out.bias[rows, None], net.out.weight[rows, : len(below)], below)
-        p.addmm_(self.direct_weight[rows, : len(seen)], seen)
+        if self.direct_weight is not None:
+            p.addmm_(self.direct_weight[rows, : len(seen)], seen)
         if self.context_out is not None:
             p += self.context_out[rows]
         return p.T
 
     def push(self, features: Tensor) -> None:
         """Take the value of that site, embedded [n, features[site]], and go on to the next."""
-        self.x[self.first[self.rank] : self.first[self.rank + 1]] = features.T
+        if self.net.inputs:
+            self.x[self.first[self.rank] : self.first[self.rank + 1]] = features.T
         self.rank += 1
