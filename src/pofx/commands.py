@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pofx.core.errors import PofxError, UsageError
+from pofx.core.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -124,14 +126,17 @@ class Fit(Source, Output):
     """Arithmetic of the networks."""
 
 
+@functools.cache
 def _overrides(cls: type) -> type:
     """A dataclass like ``cls`` whose every field may be left out (None): what the user chose to change."""
+    hints = typing.get_type_hints(cls)
     fields = []
     for f in dataclasses.fields(cls):
-        text = "" if f.default is dataclasses.MISSING else f"family's default; the library's is {f.default}"
-        kind = Annotated[f"{f.type} | None", arg(help=text)] if isinstance(f.type, str) else f.type | None
-        fields.append((f.name, kind, dataclasses.field(default=None)))
-    return dataclasses.make_dataclass(f"{cls.__name__}Overrides", fields, namespace={"__module__": cls.__module__})
+        text = f"{f.metadata['help']} [default: the family's own; generally {f.default}]"
+        fields.append((f.name, Annotated[hints[f.name] | None, arg(help=text)], dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass("Training", fields)
+    made.__doc__ = "How it is trained by gradients."
+    return made
 
 
 def fit(argv: list[str]) -> int:
@@ -212,13 +217,13 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
     assert run.path is not None
     if args.json:
         _print_json({"run": str(run.path), "status": run.status, "seconds": run.seconds, "steps": run.steps,
-                     "parameters": run.model.parameter_count(), "test": result.to_json()})  # fmt: skip
+                     "parameters": run.model.parameter_count(), "test": result.to_json(rows=False)})  # fmt: skip
         return
     out.print(
         f"{run.model.name}: {run.status} after {run.steps} steps, {run.seconds:.1f} s, "
         f"{run.model.parameter_count():,} fitted numbers"
     )
-    out.print(f"log p(x) on {len(data.test)} test rows: {result}", highlight=False)
+    out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}", highlight=False)
     out.print(f"run folder: {run.path}", highlight=False)
 
 
@@ -326,7 +331,9 @@ class LogProb(Rows):
 
 def log_prob(argv: list[str]) -> int:
     args = _parse(LogProb, argv, "log-prob")
-    from pofx.core.likelihood import Exact, Unavailable
+    import torch
+
+    from pofx.core.likelihood import Exact
     from pofx.core.model import Budget
     from pofx.data.write import write_scores
     from pofx.evaluate.likelihood import score
@@ -335,19 +342,22 @@ def log_prob(argv: list[str]) -> int:
     run = read_run(args.run)
     part = _part(run, args)
     budget = Budget(args.estimator, args.draws, args.steps)
-    result = score(run.model, part, budget=budget, seed=args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    result = score(run.model, part, budget=budget, generator=generator)
     rows = result.rows
-    if rows is None or isinstance(rows, Unavailable):
-        raise UsageError(f"{run.model.name} has no likelihood: {result.reason}")
+    if rows is None:
+        raise Unsupported(f"{run.model.name} has no likelihood: {result.note}")
     if args.out is not None:
         columns: dict[str, Any] = {"row": part.rows, "log_prob": rows.nats, "kind": [type(rows).__name__] * len(part)}
         if not isinstance(rows, Exact):
             columns["mc_se"] = rows.mc_se
         write_scores(args.out, columns)
     if args.json:
-        _print_json({"run": str(args.run), "rows": len(part), "out": args.out and str(args.out)} | result.to_json())
+        _print_json(
+            {"run": str(args.run), "rows": len(part), "out": args.out and str(args.out)} | result.to_json(rows=False)
+        )
     else:
-        out.print(f"log p(x) on {len(part)} rows: {result}", highlight=False)
+        out.print(f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}", highlight=False)
         if args.out is not None:
             err.print(f"one line per row, in the input's order: {args.out}", highlight=False)
     return 0
@@ -634,6 +644,3 @@ def _progress(args: Output, title: str) -> Iterator[Any]:
             bar.update(task, completed=done, status=f"{loss} {valid}".strip())
 
         yield report
-
-
-__all__ = ["PofxError", "run"]

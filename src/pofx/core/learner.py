@@ -16,26 +16,28 @@ from torch import Tensor, nn
 from pofx.core.errors import UsageError
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train by gradient: plain values, stored with the run.
 
     ``schedule`` runs over the *progress* of the budget (0 at the start, 1 at its end), whatever its unit.
-    ``prior_scale`` turns maximum likelihood into MAP with an independent Gaussian prior N(0, scale^2)
-    on every parameter.
     """
 
-    batch: int = 256
-    lr: float = 1e-3
-    optimizer: Literal["adam", "sgd"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0  # decoupled (AdamW)
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: int = 0  # steps
-    clip: float | None = 10.0  # largest norm of the whole gradient
-    ema: float | None = None  # decay of the averaged weights, which then validate and are kept
-    prior_scale: float | None = None
-    epochs: int = 100  # the budget where none is given
+    batch: int = _option(256, "rows in one step")
+    lr: float = _option(1e-3, "largest learning rate")
+    optimizer: Literal["adam", "sgd"] = _option("adam", "Adam with decoupled weight decay, or plain descent")
+    betas: tuple[float, float] = _option((0.9, 0.999), "Adam's decays of the first and second moment")
+    weight_decay: float = _option(0.0, "decay of the weights per unit of learning rate")
+    schedule: Literal["constant", "cosine"] = _option("cosine", "of the learning rate over the budget")
+    warmup: int = _option(0, "steps of linear warm-up")
+    clip: float | None = _option(10.0, "largest norm of the whole gradient")
+    ema: float | None = _option(None, "decay of averaged weights, which then validate and are kept")
+    prior_scale: float | None = _option(None, "MAP: every parameter has the prior N(0, scale^2)")
+    epochs: int = _option(100, "the budget where none is given")
 
 
 @dataclass(frozen=True)
