@@ -138,7 +138,7 @@ class TablePreprocess(Preprocess):
             v, wv = x[keep, j], w[keep]
             step = self.step[i].item()
             if step:
-                found = _atoms(v, wv, step)
+                found = find_atoms(v, wv, step)
                 self.atoms[i, : len(found)] = found
                 keep = ~torch.isin(v, found)
                 v, wv = v[keep], wv[keep]
@@ -242,7 +242,7 @@ def _has_code(column: Real | Integer) -> bool:
     return column.nullable or column.step is not None
 
 
-def _atoms(v: Tensor, weight: Tensor, step: float) -> Tensor:
+def find_atoms(v: Tensor, weight: Tensor, step: float) -> Tensor:
     """The at most ATOMS values of grid column v [N] on which a standardised density would spike."""
     values, index = v.unique(return_inverse=True)
     share = torch.zeros_like(values).index_add_(0, index, weight) / weight.sum()
