@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, draws, join, make, mc_se
+from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
-from pofx.transforms.preprocess import preprocess
+from pofx.nn.heads import heads_for
+from pofx.transforms.preprocess import Parts, preprocess
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Continuous(Model):
         self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
         self.encoder = None if context is None else encoder(context)
         known = 0 if self.encoder is None else self.encoder.width
-        self.codes = Codes(self.preprocess.code_sizes, config.codes_hidden, known) if self.preprocess.code_sizes else None
+        sizes = self.preprocess.code_sizes
+        self.codes = Codes(sizes, config.codes_hidden, known) if sizes else None
         self.dim = self.preprocess.dim
         self.width = known + (self.codes.features if self.codes is not None else 0)
 
@@ -76,6 +78,8 @@ class Continuous(Model):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.preprocess.fit(x, weight, generator)
+        if self.codes is not None:
+            self.codes.heads.prepare(self.preprocess.split(x).codes.double(), weight)
         if self.encoder is not None:
             self.encoder.prepare(c, weight)
 
@@ -104,58 +108,58 @@ class Continuous(Model):
     # -- the contract ---------------------------------------------------------------------------------------
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
-        pre, e = self.preprocess, self._encode(c)
-        if pre.kind is Exact:
-            return self._one_draw(x, e, None, None, budget, generator)
+        e = self.encode_context(c)
+        if self.preprocess.kind is Exact:
+            return self._one_draw(self.preprocess.split(x), e, budget, generator)
         k = self.config.draws if budget.draws is None else budget.draws
-        once = replace(budget, draws=1)
-        noise = {"generator": generator, "device": generator.device}
-        kind: Kind = LowerBound
-        caveat, values = "", []
+        once, values = replace(budget, draws=1), []
         for _ in range(k):
-            u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
-            z = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
-            lik = self._one_draw(x, e, u, z, once, generator)
-            kind, caveat = join(pre.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
+            lik = self._one_draw(self.noisy_split(x, generator), e, once, generator)
             values.append(lik.nats)
         nats = torch.stack(values)
+        kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
         return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
 
+    def noisy_split(self, x: Tensor, generator: torch.Generator) -> Parts:
+        """Codes and y of rows x [N, *E] under one draw of the noise."""
+        pre, noise = self.preprocess, {"generator": generator, "device": generator.device}
+        u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
+        e = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
+        return pre.split(x, u, e)
+
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        e = self._encode(c)
+        e = self.encode_context(c)
         codes = torch.zeros(n, 0, dtype=torch.int64, device=self.device)
         if self.codes is not None:
             codes = self.codes.sample(n, e, generator)
-        y = self.draw(n, self._given(codes, e), sampler, generator)
+        y = self.draw(n, self.given_codes(codes, e), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(
-        self, x: Tensor, e: Tensor | None, u: Tensor | None, z: Tensor | None, budget: Budget, generator: torch.Generator
-    ) -> Available:
-        parts = self.preprocess.split(x, u, z)
-        lik = self.density(parts.y, self._given(parts.codes, e), budget, generator)
+    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+        """The likelihood of rows split with one draw of the noise."""
+        lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, generator)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)
-        caveat = lik.caveat if isinstance(lik, Estimate) else ""
-        return make(type(lik), nats, self.space.measure, None if isinstance(lik, Exact) else mc_se(lik), draws(lik), caveat)
+        se, caveat = None if isinstance(lik, Exact) else mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
+        return make(type(lik), nats, self.space.measure, se, draws(lik), caveat)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""
-        pre, e = self.preprocess, self._encode(batch.c)
+        pre, e = self.preprocess, self.encode_context(batch.c)
         u = batch.rand(self.dim, generator=generator) if pre.uniform else None
         z = batch.randn(self.dim, generator=generator) if pre.normal else None
         parts = pre.split(batch.x, u, z)
-        loss = self.objective(parts.y, self._given(parts.codes, e), batch, generator)
+        loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
         if self.codes is None:
             return {"loss": loss}
         codes = -self.codes.log_prob(parts.codes, e)
         return {"loss": loss + codes, "codes": codes}
 
-    def _encode(self, c: Tensor | None) -> Tensor | None:
+    def encode_context(self, c: Tensor | None) -> Tensor | None:
         return None if self.encoder is None else self.encoder(c)
 
-    def _given(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
+    def given_codes(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
         """h [N, width]: the embedded codes and the encoded context."""
         known = [] if self.codes is None else [self.codes.embed(codes)]
         known += [] if e is None else [e]
@@ -166,6 +170,32 @@ class Codes(nn.Module):
     """P(codes | e), exact: a masked autoregressive net over the codes with a softmax per code.
 
     codes [N, m] int64 with values below ``sizes``; e [N, context] or None.
+
+    Attributes:
+        features: width of ``embed``.
     """
 
-    features: int  # width of ``embed``
+    def __init__(self, sizes: tuple[int, ...], hidden: int, context: int) -> None:
+        super().__init__()
+        columns = tuple(Category(f"code {i}", tuple(map(str, range(size)))) for i, size in enumerate(sizes))
+        self.heads = heads_for(Table(columns))
+        self.features = sum(self.heads.features)
+        self.net = MaskedMlp(
+            self.heads.features, self.heads.params, (hidden, hidden), context=context, residual=True
+        )
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """One-hot, [N, features]."""
+        return self.heads.embed(codes)
+
+    def log_prob(self, codes: Tensor, e: Tensor | None) -> Tensor:
+        return self.heads.log_prob(self.net(self.embed(codes), e), codes).sum(-1)
+
+    def sample(self, n: int, e: Tensor | None, generator: torch.Generator) -> Tensor:
+        walk = self.net.walk(n, e)
+        codes = torch.empty(n, len(self.heads.params), dtype=torch.int64, device=self.net.out.weight.device)
+        for i in walk.order:
+            head = self.heads.site(i)
+            codes[:, i] = head.sample(walk.params(), generator).long()
+            walk.push(head.embed(codes[:, i]))
+        return codes

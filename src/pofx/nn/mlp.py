@@ -58,6 +58,13 @@ class Mlp(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        return self.last(self._trunk(x, h, t))
+
+    def features_first(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """The same as [outputs, N]: the matrix product writes it so at no cost, a transposition would."""
+        return torch.addmm(self.last.bias[:, None], self.last.weight, self._trunk(x, h, t).T)
+
+    def _trunk(self, x: Tensor, h: Tensor | None, t: Tensor | None) -> Tensor:
         condition: Tensor | None = None
         if self.context is not None:
             assert h is not None
@@ -69,7 +76,7 @@ class Mlp(nn.Module):
         x = self.first(x)
         for block in self.blocks:
             x = block(x, condition)
-        return self.last(F.silu(x))
+        return F.silu(x)
 
 
 class _Block(nn.Module):

@@ -1,0 +1,206 @@
+"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms.
+
+    realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
+    maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
+    nsf      rational-quadratic splines, coupling or autoregressive (Durkan et al. 2019)
+
+Every chain may begin with a linear layer that starts as the whitening of the training data: a flow then
+sets out from the full-covariance Gaussian, not from independent entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pofx.core.errors import Unsupported
+from pofx.core.learner import Batch, Recipe
+from pofx.core.likelihood import Exact, Kind, LowerBound
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Sampler
+from pofx.core.space import Image, Space
+from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Reverse, Scalar, Transform
+from pofx.transforms.coupling import Coupling
+from pofx.transforms.masked import MaskedAutoregressive
+from pofx.transforms.preprocess import HALF_LOG_2PI
+from pofx.transforms.spline import Spline
+
+
+@dataclass(frozen=True)
+class FlowConfig(ContinuousConfig):
+    """Options of every flow.
+
+    Attributes:
+        layers: transforms in the chain.
+        hidden: width of the nets.
+        blocks: hidden layers of a masked net, residual blocks of a coupling net.
+        whiten_up_to: largest d that gets the linear layer which starts as a whitening.
+    """
+
+    layers: int = 5
+    hidden: int = 128
+    blocks: int = 2
+    whiten_up_to: int = 1024
+
+
+class Flow(Continuous):
+    """Base of the flows: a subclass gives ``layers()``."""
+
+    claims = frozenset({Exact, LowerBound})
+    latent = True
+    has_score = True
+    config: FlowConfig
+
+    def __init__(self, config: FlowConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.uses_draws = self.preprocess.kind is not Exact  # type: ignore[misc]
+        self.whiten = LuLinear(self.dim) if self.dim <= config.whiten_up_to else None
+        self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
+
+    def layers(self) -> list[Transform]:
+        """The chain after the whitening."""
+        raise NotImplementedError
+
+    def couplings(self, scalar: Scalar) -> list[Transform]:
+        """Couplings with alternating masks."""
+        c = self.config
+        size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
+        return [Coupling(mask, scalar, **size) for mask in masks(self.space, self.dim, c.layers)]
+
+    def autoregressions(self, scalar: Scalar, between: Callable[[], Transform]) -> list[Transform]:
+        """Masked autoregressive layers with ``between()`` between them."""
+        c = self.config
+        chain: list[Transform] = []
+        for i in range(c.layers):
+            chain += [between()] if i else []
+            size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
+            chain.append(MaskedAutoregressive(self.dim, scalar, **size))
+        return chain
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=256, lr=1e-3, clip=10.0, ema=0.99)
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return cls.Config(layers=2, hidden=32, blocks=1, codes_hidden=32)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        if self.whiten is not None:
+            self.whiten.whiten(self.noisy_split(x, generator).y)
+
+    # -- hooks of Continuous ------------------------------------------------------------------------------
+
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+        z, log_det = self.flow(y, h)
+        return Exact(log_det - 0.5 * z.square().sum(1) - self.dim * HALF_LOG_2PI, Measure.lebesgue(self.dim))
+
+    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
+        return self.flow.inverse(z, h)
+
+    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+        return -self.density(y, h, Budget(), generator).nats
+
+    # -- what an invertible map gives ---------------------------------------------------------------------
+
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+        """z = f(y): a point, N(0, I) over the data if the flow fits. Discrete entries are taken at the
+        midpoint of their cell, absent ones at zero."""
+        parts, e = self.preprocess.split(x), self.encode_context(c)
+        z, _ = self.flow(parts.y, self.given_codes(parts.codes, e))
+        return Delta(z)
+
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        if self.preprocess.kind is not Exact:
+            raise Unsupported(
+                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
+                "Declare the columns real, or drop those that are not.",
+            )
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            nats = self.rows_log_prob(x, c, Budget(), torch.Generator()).nats
+            (score,) = torch.autograd.grad(nats.sum(), x)
+        return score
+
+
+@dataclass(frozen=True)
+class RealNvpConfig(FlowConfig):
+    layers: int = 8
+
+
+class RealNvp(Flow):
+    """Affine couplings with alternating masks: even and odd columns, a checkerboard over pixels."""
+
+    name = "realnvp"
+    summary = "an invertible chain of affine coupling layers from a Gaussian"
+    taxonomy = "explicit density / tractable / normalising flow"
+    paper = "Dinh, Sohl-Dickstein & Bengio 2017, Density estimation using Real NVP"
+    Config = RealNvpConfig
+
+    def layers(self) -> list[Transform]:
+        return self.couplings(Affine())
+
+
+@dataclass(frozen=True)
+class MafConfig(FlowConfig):
+    layers: int = 5
+
+
+class Maf(Flow):
+    """Affine autoregressive layers; the order of the entries is reversed between them."""
+
+    name = "maf"
+    summary = "an invertible chain of affine autoregressive layers to a Gaussian: fast density, slower samples"
+    taxonomy = "explicit density / tractable / normalising flow"
+    paper = "Papamakarios, Pavlakou & Murray 2017, Masked Autoregressive Flow for Density Estimation"
+    Config = MafConfig
+
+    def layers(self) -> list[Transform]:
+        return self.autoregressions(Affine(), Reverse)
+
+
+@dataclass(frozen=True)
+class NsfConfig(FlowConfig):
+    """Attributes:
+        kind: "coupling" samples in one pass, "autoregressive" is the stronger density.
+        bins: of each spline.
+    """
+
+    kind: Literal["coupling", "autoregressive"] = "autoregressive"
+    bins: int = 8
+
+
+class Nsf(Flow):
+    """Rational-quadratic spline layers with a learned linear map before each."""
+
+    name = "nsf"
+    summary = "an invertible chain of monotone rational-quadratic splines to a Gaussian"
+    taxonomy = "explicit density / tractable / normalising flow"
+    paper = "Durkan, Bekasov, Murray & Papamakarios 2019, Neural Spline Flows"
+    Config = NsfConfig
+
+    def layers(self) -> list[Transform]:
+        scalar = Spline(self.config.bins)
+        if self.config.kind == "coupling":
+            return self.couplings(scalar)
+        return self.autoregressions(scalar, lambda: LuLinear(self.dim))
+
+
+def masks(space: Space, dim: int, count: int) -> list[Tensor]:
+    """``count`` alternating masks [dim] of the entries to transform: every other column, a checkerboard over
+    pixels. The single entry of dim = 1 always is."""
+    parity = torch.arange(dim) % 2
+    if isinstance(space, Image):
+        i, j = torch.arange(space.height)[:, None], torch.arange(space.width)
+        parity = ((i + j) % 2).expand(space.event_shape).flatten()
+    if dim == 1:
+        return [torch.ones(1, dtype=torch.bool)] * count
+    return [parity == k % 2 for k in range(count)]

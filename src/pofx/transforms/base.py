@@ -1,0 +1,191 @@
+"""Transforms z = f(x; h): invertible maps with their log-determinant, and chains of them.
+
+Shapes: x, z [N, d]; h [N, width] a context or None; log-determinants [N].
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from pofx.core.likelihood import Exact, Kind, join
+
+
+SHRINKAGE = 1e-4
+
+
+class Transform(nn.Module):
+    """z = f(x; h). ``kind`` says what the log-density through it is worth: Exact, or a bound."""
+
+    kind: Kind = Exact
+
+    @abstractmethod
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z and log |det dz/dx|."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        """x with f(x; h) = z."""
+
+
+class Chain(Transform):
+    """f = f_T . ... . f_1: log-determinants add, kinds join."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+        for t in transforms:
+            self.kind = join(self.kind, t.kind)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for transform in self.transforms:
+            x, log_det = transform(x, h)
+            total = total + log_det
+        return x, total
+
+    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        for transform in reversed(self.transforms):
+            z = transform.inverse(z, h)  # type: ignore[operator]
+        return z
+
+
+class Scalar(Protocol):
+    """A monotone map of single numbers, whose ``count`` parameters per number a net gives.
+
+    Stateless. x, z [*M] and parameters [count, *M]; parameters of zero are the identity.
+    """
+
+    @property
+    def count(self) -> int: ...
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """z and log dz/dx, each [*M]."""
+        ...
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Affine:
+    """z = x exp(s) + t with s = limit * tanh(./limit): no single layer can blow up (Dinh et al. 2017, section 4.1)."""
+
+    limit: float = 4.0
+    count: ClassVar[int] = 2
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        s = self._log_scale(parameters)
+        return torch.addcmul(parameters[1], x, s.exp()), s
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> Tensor:
+        return (z - parameters[1]) * (-self._log_scale(parameters)).exp()
+
+    def _log_scale(self, parameters: Tensor) -> Tensor:
+        return self.limit * (parameters[0] / self.limit).tanh()
+
+
+class Reverse(Transform):
+    """The order of the d entries reversed (between autoregressive layers: Papamakarios et al. 2017)."""
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.flip(1), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+
+    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        return z.flip(1)
+
+
+class LuLinear(Transform):
+    """z = L U P x + b: a random fixed permutation P, learned L (unit lower) and U (upper triangular).
+
+    The log-determinant is the sum of the logs of U's diagonal, which is positive (Kingma & Dhariwal 2018,
+    eq. 10-11; Durkan et al. 2019, section 3.2). Starts at L = U = I.
+    """
+
+    permutation: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("permutation", torch.randperm(dim))
+        self.strict = nn.Parameter(torch.zeros(dim, dim))  # below the diagonal L, above it U
+        self.log_diagonal = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        lower = self.strict.tril(-1) + torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        return lower, self.strict.triu(1) + self.log_diagonal.exp().diag()
+
+    def whiten(self, x: Tensor) -> None:
+        """Start as the map that gives x [N, d] mean 0 and covariance I: a Cholesky factor's inverse."""
+        x = x[:, self.permutation].double()
+        loc = x.mean(0)
+        cov = (x - loc).T @ (x - loc) / len(x)
+        # shrunk a little towards the diagonal: a singular covariance has no inverse
+        cov = (1 - SHRINKAGE) * cov + SHRINKAGE * cov.diagonal().clamp_min(SHRINKAGE).diag()
+        white = torch.linalg.inv(torch.linalg.cholesky(cov))
+        scale = white.diagonal()
+        with torch.no_grad():
+            self.strict.copy_((white / scale).tril(-1))  # L = W diag(W)^-1 and U = diag(W)
+            self.log_diagonal.copy_(scale.log())
+            self.bias.copy_(-white @ loc)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        lower, upper = self.factors()
+        z = torch.addmm(self.bias, x[:, self.permutation] @ upper.T, lower.T)
+        return z, self.log_diagonal.sum().expand(len(x))
+
+    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        lower, upper = self.factors()
+        y = torch.linalg.solve_triangular(lower, (z - self.bias).T, upper=False, unitriangular=True)
+        y = torch.linalg.solve_triangular(upper, y, upper=True)
+        return y.T[:, self.permutation.argsort()]
+
+
+class Delta(Distribution):
+    """All mass on one point: the encoder q(z | x) of an invertible model, where z = f(x).
+
+    ``log_prob`` is under counting measure on that point: 0 there, -inf elsewhere.
+
+    Args:
+        value: [*batch, *event].
+        event_dim: the number of event dimensions.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+
+    def __init__(self, value: Tensor, event_dim: int = 1) -> None:
+        self.value = value
+        split = value.ndim - event_dim
+        super().__init__(value.shape[:split], value.shape[split:], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    @property
+    def mode(self) -> Tensor:
+        return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.value)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        same = (value == self.value).flatten(value.ndim - len(self.event_shape)).all(-1)
+        return torch.where(same, 0.0, -torch.inf)
+
+    def entropy(self) -> Tensor:
+        return torch.zeros(self.batch_shape, device=self.value.device)

@@ -1,0 +1,48 @@
+"""Masked autoregressive layers (Papamakarios et al. 2017, eq. 3-5).
+
+    z_i = g(x_i; net_i(x_1, ..., x_{i-1}, h))
+
+The density costs one pass of a MADE. Sampling visits the entries in order; every hidden unit is computed
+once, when all it depends on is known, so that all d steps together cost about one pass too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pofx.nn.causal import MaskedMlp
+from pofx.transforms.base import Scalar, Transform
+
+
+class MaskedAutoregressive(Transform):
+    """z_i = scalar(x_i; net_i(x_<i, h)).
+
+    Args:
+        dim: d.
+        scalar: the monotone map g.
+        context: width of h; 0 for none.
+        hidden, blocks: width and number of the hidden layers.
+    """
+
+    def __init__(self, dim: int, scalar: Scalar, *, context: int, hidden: int, blocks: int) -> None:
+        super().__init__()
+        self.scalar = scalar
+        self.net = MaskedMlp([1] * dim, [scalar.count] * dim, [hidden] * blocks, context=context, residual=True)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        n, d = x.shape
+        parameters = self.net.features_first(x, h).view(d, self.scalar.count, n).transpose(0, 1)
+        z, log_slope = self.scalar.forward(x.T, parameters)
+        return z.T, log_slope.sum(0)
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+        """Without gradient."""
+        walk = self.net.walk(len(z), h)
+        z = z.T.contiguous()
+        x = torch.empty_like(z)
+        for i in walk.order:
+            x[i] = self.scalar.inverse(z[i], walk.params().T)
+            walk.push(x[i, :, None])
+        return x.T
