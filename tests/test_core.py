@@ -109,7 +109,9 @@ def test_different_measures_raise():
 
 
 SPACES = [
-    Table((Real("a"), Integer("b", 0, 5, True, "d"), Category("c", ("x", "y"), True), Real("d", True, 0.01, 2.0, 0, 9))),
+    Table(
+        (Real("a"), Integer("b", 0, 5, True, "d"), Category("c", ("x", "y"), True), Real("d", True, 0.01, 2.0, 0, 9))
+    ),
     Image(8, 6, 3, 256),
     Label(("cat", "dog")),
 ]

@@ -629,7 +629,7 @@ def _progress(args: Output, title: str) -> Iterator[Any]:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[status]}"))
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task: TaskID = bar.add_task(escape(title), total=1.0, status="")
         valid = ""
 

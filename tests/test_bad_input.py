@@ -1,0 +1,268 @@
+"""What users get wrong, each answered by a named error, its exit code, the value and the remedy.
+
+``python tests/test_bad_input.py`` prints the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from pofx.cli import main
+
+Arguments = list[str]
+CASES: dict[str, tuple[Callable[[Path], Arguments], int, str]] = {}
+
+
+def case(name: str, code: int, error: str):
+    """Register a mistake: a function that makes the files and returns the command line."""
+
+    def add(make: Callable[[Path], Arguments]) -> Callable[[Path], Arguments]:
+        CASES[name] = make, code, error
+        return make
+
+    return add
+
+
+def csv(folder: Path, text: str, name: str = "t.csv") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def good_csv(folder: Path) -> str:
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{a:.6f},{b},{c}" for a, b, c in zip(rng.normal(size=60), rng.integers(0, 9, 60), rng.choice(list("xyz"), 60))
+    ]
+    return csv(folder, "a,b,c\n" + "\n".join(rows) + "\n", "good.csv")
+
+
+def pictures(folder: Path, sizes: list[tuple[int, int]]) -> str:
+    place = folder / "pictures"
+    place.mkdir()
+    for k, size in enumerate(sizes):
+        Picture.fromarray(np.full(size, 10 * k % 255, np.uint8)).save(place / f"{k:03}.png")
+    return str(place)
+
+
+def fitted(folder: Path) -> Path:
+    """A small run on good.csv."""
+    assert main(["fit", good_csv(folder), "independent", "--epochs", "1", "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+@case("missing file", 3, "MissingSource")
+def _(f):
+    good_csv(f)
+    return ["data", str(f / "goood.csv")]
+
+
+@case("empty file", 3, "EmptyData")
+def _(f):
+    return ["data", csv(f, "")]
+
+
+@case("header without rows", 3, "EmptyData")
+def _(f):
+    return ["data", csv(f, "a,b\n")]
+
+
+@case("ragged CSV", 3, "RaggedTable")
+def _(f):
+    return ["data", csv(f, "a,b\n1,2\n3\n4,5,6\n" + "1,2\n" * 20)]
+
+
+@case("all-missing column", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, "a,b\n" + "".join(f"{k}.5,\n" for k in range(30)))]
+
+
+@case("infinity in a column", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, "a,b\n" + "".join(f"{k * 0.37},{k}\n" for k in range(30)) + "inf,3\n")]
+
+
+@case("NaN where none was in training", 3, "BadValue")
+def _(f):
+    run = fitted(f)
+    return ["log-prob", str(run), csv(f, "a,b,c\nnan,1,x\n", "new.csv")]
+
+
+@case("unknown category", 3, "BadValue")
+def _(f):
+    run = fitted(f)
+    return ["log-prob", str(run), csv(f, "a,b,c\n0.1,1,q\n", "new.csv")]
+
+
+@case("missing column in new rows", 3, "DataError")
+def _(f):
+    run = fitted(f)
+    return ["log-prob", str(run), csv(f, "a,c\n0.1,x\n", "new.csv")]
+
+
+@case("wrong label", 2, "UsageError")
+def _(f):
+    args = ["fit", "digits", "independent", "--given", "label", "--epochs", "1", "--out", str(f / "run"), "--quiet"]
+    assert main(args) == 0
+    return ["sample", str(f / "run"), "2", "--given", "eleven", "--out", str(f / "s.npz")]
+
+
+@case("image of another size", 3, "WrongShape")
+def _(f):
+    return ["data", pictures(f, [(8, 8)] * 5 + [(9, 8)])]
+
+
+@case("corrupt PNG", 3, "CorruptFile")
+def _(f):
+    place = pictures(f, [(8, 8)] * 5)
+    whole = (Path(place) / "002.png").read_bytes()
+    (Path(place) / "002.png").write_bytes(whole[: len(whole) // 2])
+    return ["data", place]
+
+
+@case("corrupt Parquet", 3, "CorruptFile")
+def _(f):
+    return ["data", csv(f, "PAR1 not really", "t.parquet")]
+
+
+@case("truncated checkpoint", 5, "CorruptCheckpoint")
+def _(f):
+    weights = fitted(f) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    return ["sample", str(f / "run"), "2"]
+
+
+@case("checkpoint of a newer version", 5, "NewerFormat")
+def _(f):
+    config = fitted(f) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 1000}))
+    return ["sample", str(f / "run"), "2"]
+
+
+@case("no run folder", 5, "NoRun")
+def _(f):
+    return ["sample", str(f / "nothing"), "2"]
+
+
+@case("a run is there already", 5, "RunExists")
+def _(f):
+    run = fitted(f)
+    return ["fit", str(f / "good.csv"), "independent", "--out", str(run), "--quiet"]
+
+
+@case("unwritable folder", 5, "CannotSave")
+def _(f):
+    (f / "file").write_text("not a folder")
+    return ["fit", good_csv(f), "independent", "--out", str(f / "file" / "run"), "--quiet"]
+
+
+@case("a family that does not support the space", 4, "Unsupported")
+def _(f):
+    return ["fit", good_csv(f), "classifier", "--epochs", "1", "--out", str(f / "run"), "--quiet"]
+
+
+@case("no likelihood to give", 4, "Unsupported")
+def _(f):
+    args = ["fit", good_csv(f), "gan", "--steps", "2", "--out", str(f / "run"), "--quiet"]
+    assert main(args) == 0
+    return ["log-prob", str(f / "run")]
+
+
+@case("an impossible budget", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "independent", "--seconds", "-5", "--out", str(f / "run"), "--quiet"]
+
+
+@case("two budgets", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "independent", "--seconds", "5", "--epochs", "2", "--out", str(f / "run"), "--quiet"]
+
+
+@case("misspelt family", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "indpendent"]
+
+
+@case("misspelt command", 2, "")
+def _(f):
+    return ["fitt", good_csv(f)]
+
+
+@case("misspelt column", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--given", "bb"]
+
+
+@case("unknown need", 2, "UsageError")
+def _(f):
+    return ["compare", good_csv(f), "--need", "world-peace", "--out", str(f / "c"), "--quiet", "--seconds", "1"]
+
+
+def answer(arguments: Arguments) -> tuple[int, str]:
+    """Exit code and standard error of the command, run as a user would."""
+    done = subprocess.run([sys.executable, "-m", "pofx.cli", *arguments], capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mistakes_are_answered(name, tmp_path, capsys):
+    make, code, error = CASES[name]
+    arguments = make(tmp_path)
+    capsys.readouterr()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert main(arguments) == code
+    printed = capsys.readouterr().err
+    assert error in printed
+    assert "Traceback" not in printed
+    assert len(printed) > 40, "the value, the limit and the remedy"
+    now = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert all(now.get(p) == t for p, t in before.items() if p.is_file()), "a mistake changed a file"
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pofx.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def full_disk(folder: Path) -> tuple[int, str]:
+    """A fit whose files may not grow beyond 4000 bytes, as on a full disk."""
+    arguments = ["fit", "digits", "independent", "--epochs", "1", "--out", str(folder / "run"), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", DISK_FULL, *arguments], capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_a_full_disk_is_named(tmp_path):
+    code, printed = full_disk(tmp_path)
+    assert code == 5
+    assert "CannotSave" in printed
+    assert "Free some space" in printed
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")], "a temporary file was left"
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    os.environ.setdefault("COLUMNS", "200")
+    print("| mistake | exit | error |\n| --- | --- | --- |")
+    for title, (make, *_) in CASES.items():
+        with tempfile.TemporaryDirectory() as place:
+            code, text = answer(make(Path(place)))
+            line = " ".join(text.split()).replace(place, "…").replace("|", "\\|")
+            print(f"| {title} | {code} | {line.removeprefix('pofx: ')} |")
+    with tempfile.TemporaryDirectory() as place:
+        code, text = full_disk(Path(place))
+        print(
+            f"| disk full while saving | {code} | {' '.join(text.split()).replace(place, '…').removeprefix('pofx: ')} |"
+        )
