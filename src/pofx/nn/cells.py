@@ -1,0 +1,328 @@
+"""Cells: every site of a datum as a finite index plus an exact density within the cell.
+
+    log p(x) = log P(cells of x) + sum over sites of log p(x_s | its cell)
+
+A site is a column, a pixel or a label. Categories and pixel levels are their own cells. A number falls
+into one of a few intervals: uniform inside, and the first and the last one carry a tail (exponential
+over R, geometric over a grid), so that the density is proper on the whole line and no value is
+impossible. A missing entry is a cell of its own. Whatever counts cells is then a density over raw data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+
+PSEUDO = 0.5  # Krichevsky-Trofimov
+
+
+class Values(nn.Module):
+    """A category: one cell per value, and one for missing where it is allowed."""
+
+    def __init__(self, column: Category) -> None:
+        super().__init__()
+        self.size = _size(column, 0)
+
+    def fit(self, v: Tensor, weight: Tensor, target: int | None) -> None:
+        """There is nothing to choose."""
+
+    def usable(self, device: torch.device) -> Tensor:
+        return torch.ones(self.size, dtype=torch.bool, device=device)
+
+    def encode(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        code = torch.where(torch.isnan(v), self.size - 1, v).long()
+        return code, torch.zeros_like(v)
+
+    def decode(self, code: Tensor, missing: Tensor, generator: torch.Generator) -> Tensor:
+        return code.double().masked_fill(missing, math.nan)
+
+    def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        """The frequent values keep a symbol each, the others share the last one."""
+        rank = mass.argsort(descending=True, stable=True).argsort()
+        return rank.clamp(max=radix - 1)
+
+
+class Intervals(nn.Module):
+    """A number: half-open intervals [edge_j, edge_j+1), of grid points where the column has a step.
+
+    Edges are quantiles; on a grid a frequent value is an interval of its own. ``bins`` is the largest
+    number of intervals; how many of them are in use is chosen on the training data.
+    """
+
+    edge: Tensor
+    used: Tensor
+    share: Tensor
+    scale: Tensor
+
+    def __init__(self, column: Real | Integer, bins: int) -> None:
+        super().__init__()
+        self.column = column
+        self.grid = int(column.step is not None)  # also the distance from an end to the first point beyond it
+        self.size = _size(column, bins)
+        self.bins = self.size - column.nullable
+        edge = torch.full((self.bins + 1,), math.inf, dtype=torch.float64)
+        edge[:2] = torch.tensor([0.0, 1.0])
+        self.register_buffer("edge", edge)
+        self.register_buffer("used", torch.tensor(1))
+        # what lies beyond the observed range: its share of the end cell, and its mean distance
+        self.register_buffer("share", torch.full((2,), 0.25, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(2, dtype=torch.float64))
+
+    def _to_line(self, v: Tensor) -> Tensor:
+        """Raw values -> the line of the edges: themselves, or their number on the grid."""
+        return v if self.column.step is None else ((v - self.column.origin) / self.column.step).round()
+
+    def usable(self, device: torch.device) -> Tensor:
+        code = torch.arange(self.size, device=device)
+        return (code < self.used) | (code >= self.bins)
+
+    def encode(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        missing = torch.isnan(v)
+        u = self._to_line(v).masked_fill(missing, 0.0)
+        last = self.used - 1
+        j = (torch.searchsorted(self.edge, u, right=True) - 1).clamp(min=0).minimum(last)
+        bottom, top = self.edge[0], self.edge[self.used]
+        inside = 1 - self.share[0] * (j == 0) - self.share[1] * (j == last)
+        within = inside.log() - (self.edge[j + 1] - self.edge[j]).log()
+        within = torch.where(u < bottom, self._tail(0, bottom - u), within)
+        within = torch.where(u >= top, self._tail(1, u - top + self.grid), within)
+        return j.masked_fill(missing, self.size - 1), within.masked_fill(missing, 0.0)
+
+    def _tail(self, side: int, distance: Tensor) -> Tensor:
+        """log of share × p(distance): exponential with mean ``scale``, or geometric on 1, 2, ..."""
+        share, scale = self.share[side], self.scale[side]
+        if self.grid:
+            return share.log() - scale.log() + (distance - 1) * torch.log1p(-1 / scale)
+        return share.log() - scale.log() - distance / scale
+
+    def decode(self, code: Tensor, missing: Tensor, generator: torch.Generator) -> Tensor:
+        j = code.minimum(self.used - 1)
+        # one uniform number decides between tails and inside, another where
+        which, place = torch.rand(2, len(j), generator=generator, dtype=torch.float64, device=j.device)
+        width = self.edge[j + 1] - self.edge[j]
+        step = (place * width).floor() if self.grid else place * width
+        u = self.edge[j] + step.minimum(width - 1 if self.grid else width)
+        low, high = self.share[0] * (j == 0), self.share[1] * (j == self.used - 1)
+        u = torch.where(which < low, self.edge[0] - self._tail_draw(0, place), u)
+        u = torch.where(which >= 1 - high, self.edge[self.used] + self._tail_draw(1, place) - self.grid, u)
+        raw = u if self.column.step is None else self.column.origin + u * self.column.step
+        return raw.masked_fill(missing, math.nan)
+
+    def _tail_draw(self, side: int, place: Tensor) -> Tensor:
+        if self.grid:  # geometric by inversion
+            return (torch.log1p(-place) / torch.log1p(-1 / self.scale[side])).floor() + 1
+        return -torch.log1p(-place) * self.scale[side]
+
+    def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        """Neighbouring cells share a symbol; missing keeps its own."""
+        code = torch.arange(self.size, device=mass.device)
+        symbol = code if self.size <= radix else code * (radix - self.column.nullable) // self.used
+        return torch.where(code >= self.bins, min(self.size, radix) - 1, symbol.clamp(max=radix - 1))
+
+    # -- choosing the edges ------------------------------------------------------------------------------
+
+    def fit(self, v: Tensor, weight: Tensor, target: int | None) -> None:
+        """Edges at the quantiles of values v [N] (NaN: missing) under ``weight`` [N], of mean one.
+
+        ``target`` is the wanted number of quantile cells; None takes the number of the highest
+        leave-one-out likelihood.
+        """
+        keep = ~torch.isnan(v) & (weight > 0)
+        if not keep.any():
+            return
+        u, inverse = torch.unique(self._to_line(v[keep]), return_inverse=True)
+        mass = torch.zeros_like(u).index_add_(0, inverse, weight[keep].double())
+        if target is None:
+            # up to one cell per value on a grid
+            finest = mass.sum() / mass.min() if self.grid else torch.tensor(self.bins)
+            wanted = [2**i for i in range(math.ceil(math.log2(max(finest.item(), 1.0))) + 1)]
+        else:
+            wanted = [2**i for i in range(target.bit_length() - 1)] + [target]
+        options = [e for b in wanted if len(e := self._edges(u, mass, b)) <= self.bins + 1]
+        if not self.grid and target is None:
+            options.append(self._edges(u, mass, self.bins))
+        best = options[-1] if target is not None else max(options, key=lambda e: self._leave_one_out(u, mass, e))
+        n = len(best) - 1
+        self.edge.fill_(math.inf)
+        self.edge[: n + 1] = best
+        self.used.fill_(n)
+        cells = self._masses(u, mass, best)
+        self.share.copy_(PSEUDO / (cells[[0, n - 1]] + 1))
+        spread = (best[-1] - best[0]) / 20
+        ends = torch.stack([_mean_excess(-u.flip(0), mass.flip(0)), _mean_excess(u, mass)])
+        self.scale.copy_(torch.where(ends > 0, ends, spread) + self.grid)
+
+    def _edges(self, u: Tensor, mass: Tensor, target: int) -> Tensor:
+        """About ``target`` cells of equal mass over the sorted distinct values u [U]."""
+        share = mass.sum() / target
+        before = mass.cumsum(0) - mass
+        if not self.grid:
+            slot = torch.arange(1, target, dtype=u.dtype, device=u.device) * share
+            inner = u[torch.searchsorted(before + mass, slot).clamp(max=len(u) - 1)]
+            if u[0] == u[-1]:  # a constant: an interval of length one around it
+                return torch.stack([u[0] - 0.5, u[0] + 0.5])
+            # the largest value lies inside the last cell, and never alone in an interval of no length
+            inner = inner[inner < u[-1]]
+            end = torch.nextafter(u[-1:], torch.full_like(u[-1:], math.inf))
+            return torch.unique(torch.cat([u[:1], inner, end]))
+        own = mass >= share
+        rest, slot = u[~own], ((before - torch.where(own, mass, 0.0).cumsum(0)) / share).floor()[~own]
+        opens = rest[1:][slot[1:] != slot[:-1]]
+        starts = torch.cat([u[:1], u[own], u[own] + 1, opens])
+        return torch.unique(torch.cat([starts[starts <= u[-1]], u[-1:] + 1]))
+
+    def _masses(self, u: Tensor, mass: Tensor, edge: Tensor) -> Tensor:
+        cumulative = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+        return cumulative[torch.searchsorted(u, edge)].diff()
+
+    def _leave_one_out(self, u: Tensor, mass: Tensor, edge: Tensor) -> float:
+        """sum over data of log p(u_i | all but u_i), for cells counted from PSEUDO."""
+        n, total = self._masses(u, mass, edge), mass.sum()
+        held_out = (n - 1).clamp(min=0) + PSEUDO
+        return float((n * (held_out.log() - edge.diff().log())).sum() - total * (total - 1 + PSEUDO * len(n)).log())
+
+
+def _mean_excess(u: Tensor, mass: Tensor) -> Tensor:
+    """How far the values above the 90 % quantile lie above it, on average; zero where there are none."""
+    q = u[torch.searchsorted(mass.cumsum(0), 0.9 * mass.sum()).clamp(max=len(u) - 1)]
+    above = u > q
+    return ((u - q) * mass)[above].sum() / mass[above].sum().clamp(min=1e-300)
+
+
+def _size(column: Column, bins: int) -> int:
+    """The cells of a column: never more intervals than there are grid points in its range."""
+    if isinstance(column, Category):
+        return len(column.values) + column.nullable
+    if column.step is not None and column.low is not None and column.high is not None:
+        bins = min(bins, round((column.high - column.low) / column.step) + 1)
+    return max(bins, 1) + column.nullable
+
+
+def sizes(space: Space, bins: int) -> tuple[int, ...]:
+    """The number of cells of every site of ``space``, from its declaration alone."""
+    if isinstance(space, Image):
+        return (min(bins, space.levels),) * space.dims
+    return (len(space.values),) if isinstance(space, Label) else tuple(_size(c, bins) for c in space.columns)
+
+
+class Cells(nn.Module):
+    """The sites of a whole datum. ``sizes[s]`` is the number of cells of site s, ``size`` the largest."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return max(self.sizes)
+
+    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
+        """Choose the cells from data x [N, *E] with weights [N] of mean one."""
+        raise NotImplementedError
+
+    def usable(self) -> Tensor:
+        """Which cells a datum can fall into: bool [S, size]."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, *E] -> cell indices int64 [N, S], and log p(x | its cells) [N]."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x [N, *E] within the cells ``code`` [N, S]."""
+        raise NotImplementedError
+
+    def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        """Cell -> one of at most ``radix`` symbols, int64 [S, size]; ``mass`` [S, size] of the cells."""
+        raise NotImplementedError
+
+
+class TableCells(Cells):
+    """The columns of a table (a label is a table of one category)."""
+
+    def __init__(self, space: Table | Label, bins: int) -> None:
+        super().__init__()
+        self.label = isinstance(space, Label)
+        self.columns: tuple[Column, ...] = (
+            (Category("label", space.values),) if isinstance(space, Label) else space.columns
+        )
+        self.sites = nn.ModuleList(Values(c) if isinstance(c, Category) else Intervals(c, bins) for c in self.columns)
+        self.sizes = sizes(space, bins)
+        self.register_buffer("nothing", torch.empty(0), persistent=False)  # knows the device
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.double().reshape(-1, len(self.columns))
+
+    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
+        for site, v in zip(self.sites, self._rows(x).unbind(1), strict=True):
+            site.fit(v, weight, target)
+
+    def usable(self) -> Tensor:
+        out = torch.zeros(len(self.sizes), self.size, dtype=torch.bool, device=self.nothing.device)
+        for s, site in enumerate(self.sites):
+            out[s, : site.size] = site.usable(out.device)
+        return out
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = [site.encode(v) for site, v in zip(self.sites, self._rows(x).unbind(1), strict=True)]
+        return torch.stack([c for c, _ in pairs], 1), torch.stack([w for _, w in pairs]).sum(0)
+
+    def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
+        if self.label:
+            return code[:, 0]
+        out = []
+        for site, column, c in zip(self.sites, self.columns, code.unbind(1), strict=True):
+            missing = c == site.size - 1 if column.nullable else torch.zeros_like(c, dtype=torch.bool)
+            out.append(site.decode(c, missing, generator))
+        return torch.stack(out, 1)
+
+    def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        out = torch.zeros(len(self.sizes), self.size, dtype=torch.long, device=mass.device)
+        for s, site in enumerate(self.sites):
+            out[s, : site.size] = site.coarse(radix, mass[s, : site.size])
+        return out
+
+
+class ImageCells(Cells):
+    """The pixels of an image in raster order, channels last; levels in ``bins`` groups of neighbours."""
+
+    first: Tensor
+
+    def __init__(self, space: Image, bins: int) -> None:
+        super().__init__()
+        self.space, self.sizes = space, sizes(space, bins)
+        self.bins = self.size
+        # group j holds the levels from ceil(j L / B) on: those with floor(level B / L) = j
+        first = [-(-j * space.levels // self.bins) for j in range(self.bins + 1)]
+        self.register_buffer("first", torch.tensor(first), persistent=False)
+
+    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
+        """Levels are grouped without looking at the data."""
+
+    def usable(self) -> Tensor:
+        return torch.ones(self.space.dims, self.bins, dtype=torch.bool, device=self.first.device)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        code = x.permute(0, 2, 3, 1).reshape(len(x), -1).long()
+        if self.bins == self.space.levels:
+            return code, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        code = code * self.bins // self.space.levels
+        return code, -self.first.diff().double().log()[code].sum(1)
+
+    def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
+        width = self.first.diff()[code]
+        place = torch.rand(code.shape, generator=generator, dtype=torch.float64, device=code.device)
+        level = self.first[code] + (place * width).long().minimum(width - 1)
+        c, h, w = self.space.event_shape
+        return level.reshape(-1, h, w, c).permute(0, 3, 1, 2).to(self.space.dtype)
+
+    def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        symbol = torch.arange(self.bins, device=mass.device) * min(radix, self.bins) // self.bins
+        return symbol.expand(self.space.dims, -1)
+
+
+def cells(space: Space, bins: int) -> Cells:
+    """The cells of ``space``, with at most ``bins`` intervals per number or groups of levels per pixel."""
+    return ImageCells(space, bins) if isinstance(space, Image) else TableCells(space, bins)
