@@ -210,3 +210,112 @@ class Walk:
         if self.net.inputs:
             self.x[self.first[self.rank] : self.first[self.rank + 1]] = features.T
         self.rank += 1
+
+
+class WindowNet(nn.Module):
+    """One MLP shared by all sites: each site sees a window of the sites before it, and who it is.
+
+    A neural n-gram model (Bengio et al. 2003) over any event: the values in the window are embedded,
+    concatenated, mapped to a hidden layer together with a learned vector of the site, and through residual
+    layers. Outputs start at zero.
+
+    Args:
+        features, params: inputs and outputs per site.
+        order: the sites in the order in which ``walk`` visits them.
+        window: [sites, k] int64, the sites that each site sees, all before it; ``sites`` where there is none.
+        hidden, layers: width and number of the hidden layers.
+        embedding: width of an embedded value; None: all sites are alike (pixels), so that values are used as
+            they are and one output layer serves all sites. Else each site has its own of both.
+        context: width of a vector h that all sites see; 0 for none.
+    """
+
+    window: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        params: Sequence[int],
+        order: Sequence[int],
+        window: Tensor,
+        *,
+        hidden: int,
+        layers: int,
+        embedding: int | None = None,
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.features, self.params, sites = tuple(features), tuple(params), len(window)
+        self.order = list(order)
+        self.register_buffer("window", window, persistent=False)
+        each = self.features[0] if embedding is None else embedding
+        f, p = max(self.features), max(self.params)
+        # sites side by side [sites, widest], so that all are one batched product
+        inputs, outputs = _beside(self.features), _beside(self.params)
+        self.register_buffer("inputs", inputs.masked_fill(inputs < 0, sum(self.features)), persistent=False)
+        self.register_buffer("outputs", (outputs.flatten() >= 0).nonzero()[:, 0], persistent=False)
+        self.embed = None if embedding is None else nn.Parameter(torch.randn(sites, f, each) / f**0.5)
+        self.first = nn.Linear(window.shape[1] * each, hidden)
+        self.site = nn.Parameter(torch.randn(sites, hidden) / hidden**0.5)
+        self.context = nn.Linear(context, hidden, bias=False) if context else None
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
+        heads = sites if embedding is not None else 1
+        self.out = nn.Parameter(torch.zeros(heads, hidden, p))
+        self.bias = nn.Parameter(torch.zeros(heads, p))
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        """x [N, sum(features)], h [N, context] -> [N, sum(params)]."""
+        beside = F.pad(x, (0, 1))[:, self.inputs]  # [N, sites, widest]
+        values = beside if self.embed is None else torch.einsum("nsf,sfe->nse", beside, self.embed)
+        seen = F.pad(values, (0, 0, 0, 1))[:, self.window].flatten(2)  # [N, sites, k * each]
+        y = self._hidden(seen, self.site, None if h is None else h[:, None])
+        if len(self.out) == 1:
+            return (y @ self.out[0] + self.bias[0]).flatten(1)
+        p = torch.einsum("nsh,shp->nsp", y, self.out) + self.bias
+        return p.flatten(1)[:, self.outputs]
+
+    def walk(self, n: int, h: Tensor | None = None) -> WindowWalk:
+        """Visit the sites in order for n rows given h [n, context]: see ``Walk``."""
+        return WindowWalk(self, n, h)
+
+    def _hidden(self, seen: Tensor, site: Tensor, h: Tensor | None) -> Tensor:
+        y = self.first(seen) + site
+        if self.context is not None:
+            y = y + self.context(h)
+        for layer in self.layers:
+            y = y + layer(F.relu(y))
+        return F.relu(y)
+
+
+class WindowWalk:
+    """One pass of a ``WindowNet``, site after site; its window is all the state there is."""
+
+    @torch.no_grad()
+    def __init__(self, net: WindowNet, n: int, h: Tensor | None) -> None:
+        self.net, self.order, self.rank, self.h = net, net.order, 0, h
+        each = net.first.in_features // net.window.shape[1]
+        self.values = net.site.new_zeros(n, len(net.order) + 1, each)
+
+    @torch.no_grad()
+    def params(self) -> Tensor:
+        """The parameters [n, params[site]] of the next site."""
+        net, i = self.net, self.order[self.rank]
+        y = net._hidden(self.values[:, net.window[i]].flatten(1), net.site[i], self.h)
+        j = i if len(net.out) > 1 else 0
+        return (y @ net.out[j] + net.bias[j])[:, : net.params[i]]
+
+    @torch.no_grad()
+    def push(self, features: Tensor) -> None:
+        """Take the value of that site, embedded [n, features[site]], and go on to the next."""
+        embed, i = self.net.embed, self.order[self.rank]
+        self.values[:, i] = features if embed is None else features @ embed[i, : features.shape[1]]
+        self.rank += 1
+
+
+def _beside(sizes: Sequence[int]) -> Tensor:
+    """Where each site's numbers stand among all [sites, widest]; -1 beyond its own."""
+    size = torch.tensor(sizes)
+    first = size.cumsum(0) - size
+    k = torch.arange(int(size.max()))
+    return torch.where(k < size[:, None], first[:, None] + k, -1)

@@ -35,7 +35,7 @@ from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space
 
 ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 
-LOG_SCALE_FLOOR = -7.0  # of a mixture component, in standardised units (Salimans et al. 2017 clamp there too)
+LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
 
@@ -391,7 +391,7 @@ def mixture(params: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
     logits, mean, log_s = params.unflatten(-1, (3, components)).unbind(-2)
     if components > 1:
         mean = mean + torch.linspace(-1.5, 1.5, components, dtype=mean.dtype, device=mean.device)
-    return logits.log_softmax(-1), mean, log_s.clamp(min=LOG_SCALE_FLOOR)
+    return logits.log_softmax(-1), mean, log_s.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
 
 
 def one_component(params: Tensor, components: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

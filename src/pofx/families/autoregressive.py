@@ -1,0 +1,308 @@
+"""Autoregressive models: a causal net, a head per site, an order.
+
+    log p(x | c) = sum_t log p(x_{o(t)} | x_{o(1)}, ..., x_{o(t-1)}, c)
+
+    made        one masked MLP over all sites (Germain et al. 2015)
+    window-mlp  one MLP shared by all sites, over a window of the sites before (as Bengio et al. 2003)
+
+Likelihoods are exact on every space: categories, integers, grids, reals and missing entries of a table
+(``nn.heads`` has a head per column type), and levels of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
+from pofx.core.likelihood import Exact
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Image, Label, Space
+from pofx.nn.causal import MaskedMlp, WindowNet, site_order
+from pofx.nn.encoders import encoder
+from pofx.nn.heads import ImageKind, heads_for
+
+MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh the rest of it
+
+
+@dataclass(frozen=True)
+class AutoregressiveConfig:
+    """Options of every autoregressive family.
+
+    Attributes:
+        head: of image levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or
+            auto, by the number of levels.
+        components: of each mixture (of Gaussians for reals, of logistics for grids and levels).
+        atoms: the most frequent values that an integer or step column may have as point atoms.
+    """
+
+    head: ImageKind = "auto"
+    components: int = 8
+    atoms: int = 64
+
+
+class Steps(Protocol):
+    """A visit of the sites in order: see ``nn.causal.Walk``."""
+
+    order: list[int]
+
+    def params(self) -> Tensor: ...
+    def push(self, features: Tensor) -> None: ...
+
+
+class Autoregressive(Model):
+    """Base of the families here; a subclass builds ``net`` and has ``params`` and ``walk``."""
+
+    taxonomy = "explicit density / tractable / autoregressive"
+    claims = frozenset({Exact})
+    orders: int = 1
+    config: Any
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.heads = heads_for(space, image=config.head, components=config.components, slots=config.atoms)
+        self.encoder = None if context is None else encoder(context)
+        self.width = 0 if self.encoder is None else self.encoder.width
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if isinstance(space, Label):
+            return "a label is a single value. Fit a classifier, or independent."
+        if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
+            return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
+        for option in ("components", "atoms", "hidden", "layers"):
+            if getattr(config, option) < 1:
+                return f"{option}={getattr(config, option)} is impossible. Give 1 or more."
+        return None
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        self.heads.prepare(x, weight)
+        if self.encoder is not None:
+            self.encoder.prepare(c, weight)
+
+    def learner(self, recipe: Recipe) -> Learner:
+        def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            # the orders take turns: over a few batches this is the mean of their losses
+            return {"loss": -self._log_prob(batch.x, self._encode(batch.c), batch.step % self.orders)}
+
+        return GradientLearner(self, recipe, objective)
+
+    # -- what a family writes ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        """Embedded rows [N, sum(features)] -> parameters of all sites [N, sum(params)], causal in the order."""
+
+    @abstractmethod
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        """The same, site after site."""
+
+    # -- the contract ---------------------------------------------------------------------------------------
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+        h = self._encode(c)
+        each = torch.stack([self._log_prob(x, h, k) for k in range(self.orders)])
+        # several orders are an exact mixture of as many models, with equal weights
+        return Exact(each.logsumexp(0) - math.log(self.orders), self.space.measure)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        h = self._encode(c)
+        values = torch.empty(n, self.heads.sites, dtype=torch.float64, device=self.device)
+        which = torch.randint(self.orders, (n,), generator=generator, device=generator.device).to(self.device)
+        for k in which.unique().tolist():
+            rows = (which == k).nonzero()[:, 0]
+            walk = self.walk(len(rows), None if h is None else h[rows], k)
+            for i in walk.order:
+                head = self.heads.site(i)
+                drawn = head.sample(walk.params(), generator)
+                values[rows, i] = drawn
+                walk.push(head.embed(drawn))
+        return self.heads.event(values)
+
+    def rows_per_pass(self) -> int:
+        return max(1, min(super().rows_per_pass(), 2**24 // self.width_per_row()))
+
+    def width_per_row(self) -> int:
+        """Numbers in the largest array that a pass holds per row."""
+        return sum(self.heads.params)
+
+    def _log_prob(self, x: Tensor, h: Tensor | None, order: int) -> Tensor:
+        features = self.heads.embed(x)
+        return self.heads.log_prob(self.params(features, h, order), x).sum(-1, dtype=torch.float64)
+
+    def _encode(self, c: Tensor | None) -> Tensor | None:
+        return None if self.encoder is None else self.encoder(c)
+
+
+def space_order(space: Space, name: str, seed: int) -> list[int]:
+    """An order of the sites of ``space``; images are read pixel by pixel, all channels of a pixel together."""
+    sites = math.prod(space.event_shape)
+    if isinstance(space, Image) and name in ("raster", "reverse"):
+        raster = torch.arange(sites).reshape(space.event_shape).permute(1, 2, 0).flatten().tolist()
+        return raster if name == "raster" else raster[::-1]
+    return site_order(name, sites, seed)
+
+
+# ----------------------------------------------------------------------------------------------- made
+
+
+@dataclass(frozen=True)
+class MadeConfig(AutoregressiveConfig):
+    """Options of ``made``.
+
+    Attributes:
+        hidden: width of the hidden layers.
+        layers: how many of them; all but the first are residual.
+        order: the first order: raster (columns from left to right), reverse or random.
+        orders: how many orders share the weights; all after the first are random. Their mixture is exact.
+        order_seed: of the random orders.
+    """
+
+    hidden: int = 512
+    layers: int = 2
+    order: str = "raster"
+    orders: int = 1
+    order_seed: int = 0
+
+
+class Made(Autoregressive):
+    name = "made"
+    summary = "a masked net predicts each value from those before it"
+    paper = "Germain, Gregor, Murray & Larochelle 2015, MADE"
+    Config = MadeConfig
+    config: MadeConfig
+
+    def __init__(self, config: MadeConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.orders = config.orders
+        features, params = self.heads.features, self.heads.params
+        self.net = MaskedMlp(
+            features,
+            params,
+            (config.hidden,) * config.layers,
+            context=self.width,
+            orders=[
+                space_order(space, config.order if k == 0 else "random", config.order_seed + k)
+                for k in range(config.orders)
+            ],
+            residual=True,
+            direct=sum(features) * sum(params) <= MOST_DIRECT,
+        )
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.orders < 1:
+            return f"orders={config.orders} is impossible. Give 1 or more."
+        if config.order not in ("raster", "reverse", "random"):
+            return f"there is no order {config.order!r}. Use raster, reverse or random."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def tiny(cls, space: Space) -> MadeConfig:
+        return MadeConfig(hidden=64, layers=2, components=4, atoms=16, orders=2)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=128, lr=2e-3, weight_decay=1e-2, ema=0.999)
+
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        return self.net(features, h, order)
+
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        return self.net.walk(n, h, order)
+
+
+# ----------------------------------------------------------------------------------------- window-mlp
+
+
+@dataclass(frozen=True)
+class WindowMlpConfig(AutoregressiveConfig):
+    """Options of ``window-mlp``.
+
+    Attributes:
+        window: columns before it that a column sees.
+        radius: of the half disc of pixels above and to the left that a pixel sees.
+        hidden: width of the shared MLP; layers: its hidden layers, all but the first residual.
+        embedding: width of an embedded column value.
+    """
+
+    window: int = 16
+    radius: int = 5
+    hidden: int = 128
+    layers: int = 3
+    embedding: int = 16
+
+
+class WindowMlp(Autoregressive):
+    name = "window-mlp"
+    summary = "one net, shared by all sites, predicts each value from a window of those before it"
+    paper = "Bengio, Ducharme, Vincent & Jauvin 2003, A neural probabilistic language model"
+    Config = WindowMlpConfig
+    config: WindowMlpConfig
+
+    def __init__(self, config: WindowMlpConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        if isinstance(space, Image):
+            window, embedding = image_window(space, config.radius), None
+        else:
+            window, embedding = column_window(self.heads.sites, config.window), config.embedding
+        self.net = WindowNet(
+            self.heads.features,
+            self.heads.params,
+            space_order(space, "raster", 0),
+            window,
+            hidden=config.hidden,
+            layers=config.layers,
+            embedding=embedding,
+            context=self.width,
+        )
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        for option in ("window", "radius", "embedding"):
+            if getattr(config, option) < 1:
+                return f"{option}={getattr(config, option)} is impossible. Give 1 or more."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def tiny(cls, space: Space) -> WindowMlpConfig:
+        return WindowMlpConfig(hidden=64, layers=2, components=4, atoms=16, radius=3)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=32 if isinstance(space, Image) else 128, lr=2e-3, weight_decay=1e-2, ema=0.999)
+
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        return self.net(features, h)
+
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        return self.net.walk(n, h)
+
+    def width_per_row(self) -> int:
+        return max(super().width_per_row(), self.heads.sites * max(self.config.hidden, self.net.first.in_features))
+
+
+def column_window(sites: int, size: int) -> Tensor:
+    """The ``size`` columns before each column [sites, k], ``sites`` where there is none."""
+    before = torch.arange(sites)[:, None] - torch.arange(1, max(1, min(size, sites - 1)) + 1)
+    return before.masked_fill(before < 0, sites)
+
+
+def image_window(space: Image, radius: int) -> Tensor:
+    """The causal half disc of each level [C H W, k]: pixels above or to the left, and its own pixel's earlier channels.
+
+    Channels are counted from the level's own, so that the shared net meets like things in like places.
+    """
+    (height, width, channels), r = (space.height, space.width, space.channels), radius
+    inside = [(a, b) for a in range(-r, 1) for b in range(-r, r + 1) if (a < 0 or b < 0) and a * a + b * b <= r * r]
+    offsets = [(a, b, j) for a, b in inside for j in range(channels)] + [(0, 0, -j) for j in range(1, channels)]
+    dh, dw, dc = torch.tensor(offsets).T[:, None]
+    c, h, w = (i.reshape(-1, 1) for i in torch.meshgrid(*map(torch.arange, space.event_shape), indexing="ij"))
+    h, w = h + dh, w + dw
+    known = (h >= 0) & (w >= 0) & (w < width) & ~((dh == 0) & (dw == 0) & (c + dc < 0))
+    return torch.where(known, ((c + dc) % channels * height + h) * width + w, space.dims)
