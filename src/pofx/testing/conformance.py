@@ -30,7 +30,7 @@ from pofx.core.space import Image, Label, Table
 from pofx.data.base import Data, Part
 from pofx.testing.oracles import Case, cases
 from pofx.train.fit import fit, seeded
-from pofx.train.run import read_run
+from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 
@@ -51,6 +51,14 @@ class Subject:
         options = dataclasses.asdict(self.cls.tiny(data.space))
         recipe = {"batch": 200}
         return fit(data, self.cls, steps=STEPS, seed=self.seed, options=options, recipe=recipe, checks=4, out=out).model
+
+    @cached_property
+    def again(self) -> tuple[Model, Run]:
+        """A second fit with the same seed, and what its run folder gives back."""
+        register(self.cls)
+        with tempfile.TemporaryDirectory() as place:
+            model = self.trained(self.case.data, out=Path(place) / "run")
+            return model, read_run(Path(place) / "run")
 
     @cached_property
     def test(self) -> Part:
@@ -407,10 +415,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 @check
 def run_folder_round_trip(s: Subject) -> None:
     """A saved and read model has the same options, scores and samples; its options survive JSON."""
-    register(s.cls)
-    with tempfile.TemporaryDirectory() as place:
-        model = s.trained(s.case.data, out=Path(place) / "run")
-        read = read_run(Path(place) / "run")
+    model, read = s.again
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
     x, c = s.test.x[:30], None if s.test.c is None else s.test.c[:30]
@@ -426,8 +431,7 @@ def run_folder_round_trip(s: Subject) -> None:
 @check
 def training_is_reproducible(s: Subject) -> None:
     """The same seed gives the same weights."""
-    again = s.trained(s.case.data)
-    for (name, a), b in zip(s.model.state_dict().items(), again.state_dict().values(), strict=True):
+    for (name, a), b in zip(s.model.state_dict().items(), s.again[0].state_dict().values(), strict=True):
         assert same(a, b), f"{name} differs between two fits of one seed"
 
 
