@@ -1,0 +1,85 @@
+"""What needs no fitting: how well gzip and PNG compress the held-out rows, as likelihoods.
+
+A code of L(x) bits has Kraft's inequality sum_x 2^-L(x) <= 1, so it stands for a model with
+log p(x) >= -L(x) log 2: a lower bound, under counting measure. Values with a density have no code of
+finite length, so there is nothing to compare with.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+
+import torch
+from torch import Tensor
+
+from pofx.core.likelihood import LowerBound
+from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.data.base import Part
+from pofx.evaluate.likelihood import Score, summarise, unavailable
+
+MODELS = ("independent", "gaussian")
+"""Families that every comparison fits, where they serve the space: what a good model must beat."""
+
+
+def compression(space: Space, part: Part) -> dict[str, Score]:
+    """Code lengths of the held-out rows: gzip of all of them together, and PNG of each image. None of labels."""
+    if isinstance(space, Label):
+        return {}
+    found = {"gzip": gzip_score(space, part.x)}
+    return found | {"png": png_score(space, part.x)} if isinstance(space, Image) else found
+
+
+def gzip_score(space: Space, x: Tensor) -> Score:
+    """gzip -9 of all rows [N, *E] as one file (a table as CSV, images as raw bytes), divided among them.
+
+    Rows share the compressor's memory, so there is no number per row and no error of the mean.
+    """
+    if not space.measure.discrete:
+        return unavailable(
+            "gzip codes exact values, and columns with a density have no finite code.", space.measure, space.dims
+        )
+    content = csv_text(space, x).encode() if isinstance(space, Table) else x.contiguous().numpy().tobytes()
+    nats = -8 * len(gzip.compress(content, 9, mtime=0)) * math.log(2) / len(x)
+    note = f"gzip -9 of {len(x)} rows as one {'CSV text' if isinstance(space, Table) else 'file of raw bytes'}"
+    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, space.dims, note)
+
+
+def png_score(space: Image, x: Tensor) -> Score:
+    """The bytes of every image [N, C, H, W] as an optimised PNG file, header and all.
+
+    Two levels are stored as bits. Channels that are neither grey nor RGB stand side by side in one grey image.
+    """
+    bits = torch.tensor([8.0 * len(png_bytes(space, image)) for image in x], dtype=torch.float64)
+    lik = LowerBound(-bits * math.log(2), space.measure, torch.zeros_like(bits), 0)
+    return summarise(lik, space.measure, space.dims)
+
+
+def png_bytes(space: Image, image: Tensor) -> bytes:
+    """One image [C, H, W] as a PNG file."""
+    from PIL import Image as Pillow
+
+    if space.channels == 3 and space.levels > 2:
+        picture = Pillow.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    else:
+        picture = Pillow.fromarray(torch.cat(list(image), 1).contiguous().numpy())
+        if space.levels == 2:
+            picture = picture.point(lambda level: 255 * level, mode="1")
+    file = io.BytesIO()
+    picture.save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def csv_text(space: Table, x: Tensor) -> str:
+    """Rows [N, D] as they would stand in a CSV file: spellings of categories, shortest digits, nothing for missing."""
+
+    def cell(j: int, value: float) -> str:
+        column = space.columns[j]
+        if math.isnan(value):
+            return ""
+        if isinstance(column, Category):
+            return column.values[int(value)]
+        return f"{value:.12g}"  # values of a grid, without the digits of rounding
+
+    return "".join(",".join(cell(j, v) for j, v in enumerate(row)) + "\n" for row in x.tolist())

@@ -1,0 +1,415 @@
+"""Every family that serves the data, at equal wall-clock budget, on the same rows, in comparable numbers.
+
+A comparison leaves a folder
+
+    comparison.json                     everything below; written after each family, so a kill loses one
+    data_sample.npz                     x, c, label of some test rows; train_x of some training rows
+    runs/<family>/                      the run folder of each fit (see train.run), and in it
+        scores.json                     its row, with the likelihood of every test row that was scored
+        samples/samples.npz             x (and c) that the model drew
+
+comparison.json holds
+
+    data         name, source, space, context, columns, notes, split, rows, labels, measure, dims
+    settings     seconds, seed, needs, limits, machine, versions
+    rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
+                 sampling, quality, latents, outliers, accuracy, abilities
+    baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
+    reference    the quality measures with training rows in place of samples: the best one can expect
+    verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
+    frontier     per family: nats against densities/s and samples/s, and whether anything is better in both
+    recommendation   needs, family, tied, excluded, sentences, text
+
+Where something could not be measured there is {"unavailable": reason} in its place. NaN is null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pofx
+from pofx.core.errors import NewerFormat, RunExists, UsageError
+from pofx.core.model import Model
+from pofx.core.registry import families as known_families
+from pofx.core.registry import family as find_family
+from pofx.core.space import Label, Table
+from pofx.data.base import Data, Part, load
+from pofx.evaluate.baselines import MODELS, compression
+from pofx.evaluate.cost import peak_memory
+from pofx.evaluate.likelihood import Score, decode, verdicts
+from pofx.evaluate.recommend import amount, recommend
+from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
+from pofx.train.checkpoint import read_json, write_atomic, write_json
+from pofx.train.fit import fit
+from pofx.train.run import Run
+
+FORMAT = 1  # of comparison.json
+Progress = Callable[[dict[str, Any]], None]
+"""Called at each stage and with the fit's own entries; every call has family, stage and title."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison: ``record`` is what comparison.json holds, ``runs`` the fits of this process."""
+
+    record: dict[str, Any]
+    path: Path | None = None
+    runs: Mapping[str, Run] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One per family, best likelihood first, those that did not run last."""
+        return list(self.record["rows"])
+
+    @property
+    def verdicts(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return dict(self.record["verdicts"])
+
+    @property
+    def recommendation(self) -> str:
+        """The recommendation in words."""
+        return str(self.record["recommendation"]["text"])
+
+    def table(self) -> list[list[str]]:
+        """The comparison as text: a header, then one list of cells per family and baseline."""
+        return [HEADER, *map(_cells, self.rows), *(_baseline_cells(*item) for item in self.record["baselines"].items())]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.record
+
+
+def compare(
+    data: Data | Any,
+    families: Sequence[str] | None = None,
+    *,
+    seconds: float = 30.0,
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    needs: Sequence[str] = (),
+    samples: int = 2000,
+    max_test: int = 2000,
+    outliers: Data | Part | Any = None,
+    anomaly: str | None = None,
+    options: Mapping[str, dict[str, Any]] | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Comparison:
+    """Fit and evaluate families on one data set.
+
+    Args:
+        data: a ``Data``, or anything that ``pofx.load`` takes.
+        families: registered names; None for all. The baselines ``independent`` and ``gaussian`` always run.
+        seconds: wall-clock budget of every fit; the evaluation of a family takes about as long at most
+            (at least 5 s).
+        seed: of every fit, draw and split within the evaluation.
+        out: the folder of the comparison; None keeps everything in memory.
+        overwrite: replace the comparison that ``out`` holds.
+        needs: what the recommendation is for: names in ``recommend.NEEDS``.
+        samples: draws per family; two-sample tests use up to 1000 of them.
+        max_test: test rows per family at most, the same ones for all. A slow family scores the first of
+            them; its row says how many, and differences are taken on the rows that both have scored.
+        outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
+        anomaly: the class whose test rows are outliers; the others are then the inliers.
+        options: family -> options of its Config.
+        device: where to fit and evaluate.
+        progress: called with what is happening.
+
+    Returns:
+        The Comparison. A family that refuses the data or fails is a row with the reason.
+
+    Raises:
+        UsageError (unknown family, need or class, impossible budget), DataError, RunExists, CannotSave.
+    """
+    settings = Settings(seconds, seed, tuple(needs), samples, max_test, device)
+    names = _names(families)
+    if unknown := sorted(set(options or {}) - set(names)):
+        raise UsageError(f"Options for {unknown[0]!r}, which is not compared.", f"Compared: {', '.join(names)}.")
+    if not isinstance(data, Data):
+        data = load(data)
+    path = None if out is None else Path(out)
+    if path is not None and (path / "comparison.json").exists() and not overwrite:
+        raise RunExists(f"{path} already holds a comparison.", "Choose another --out, or say --overwrite.")
+    study = Study.prepare(data, settings, outliers, anomaly)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "pofx": pofx.__version__,
+        "data": _about_data(data),
+        "settings": _about_settings(study, names),
+        "rows": [],
+        "baselines": {k: s.to_json(rows=False) for k, s in compression(data.space, study.test).items()},
+        "reference": study.reference(),
+    }
+    if path is not None:
+        _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(data.train).x)
+    results: dict[str, _Result] = {}
+    for k, name in enumerate(names):
+        tell = partial(_tell, progress, name, f"[{k + 1}/{len(names)}] {name}")
+        place = None if path is None else path / "runs" / name
+        results[name] = _result(study, name, dict((options or {}).get(name, {})), place, tell)
+        _conclude(record, study, results)
+        if path is not None:
+            write_json(path / "comparison.json", record)
+    return Comparison(record, path, {k: r.run for k, r in results.items() if r.run is not None})
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint or NewerFormat."""
+    path = Path(path)
+    record = read_json(path / "comparison.json")
+    if record.get("format", 0) > FORMAT:
+        raise NewerFormat(f"{path} has format {record['format']}; this pofx reads up to {FORMAT}.", "Upgrade pofx.")
+    return Comparison(record, path)
+
+
+def _names(families: Sequence[str] | None) -> list[str]:
+    names = list(known_families() if families is None else families)
+    for name in names:
+        if name not in known_families():
+            find_family(name)  # raises the error that knows the nearest names
+    return list(dict.fromkeys([*MODELS, *names]))
+
+
+def _tell(
+    progress: Progress | None, family: str, title: str, stage: str, entry: Mapping[str, Any] | None = None
+) -> None:
+    if progress is not None:
+        progress({**(entry or {}), "family": family, "stage": stage, "title": f"{title}: {stage}"})
+
+
+# -- one family --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The row of one family; its likelihood per row and its run, where it ran."""
+
+    row: dict[str, Any]
+    score: Score | None = None
+    run: Run | None = None
+
+
+def _result(study: Study, name: str, options: dict[str, Any], place: Path | None, tell: Callable[..., None]) -> _Result:
+    """Fit and evaluate one family; whatever goes wrong becomes a row with its reason."""
+    row: dict[str, Any] = {"family": name, "baseline": name in MODELS, "status": "failed", "reason": None}
+    tell("fitting")
+    try:
+        cls = find_family(name)
+        row |= {"summary": cls.summary, "taxonomy": cls.taxonomy, "claims": sorted(k.__name__ for k in cls.claims)}
+        row["abilities"] = _abilities(cls, study.data, options)
+        if refusal := cls.refuses(study.data.space, study.data.context, cls.Config(**options)):
+            return _Result(row | {"status": "refused", "reason": refusal})
+        run, row["fit"] = _fit(study, name, options, place, tell)
+    except Exception as error:  # the failure of a family is a result: the comparison goes on
+        return _Result(row | {"reason": reason(error)})
+    before = time.perf_counter()
+    figures, score, samples = evaluate(study, run.model, tell)
+    row |= {
+        "status": "ok",
+        "run": None if place is None else f"runs/{name}",
+        "config": plain(run.model.config),
+    } | figures
+    row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
+    if place is not None:
+        write_json(place / "scores.json", row | {"likelihood": score.to_json()})
+        if samples is not None:
+            _save_rows(place / "samples" / "samples.npz", shown(samples))
+    tell("done")
+    return _Result(row, score, run)
+
+
+def _fit(
+    study: Study, name: str, options: dict[str, Any], place: Path | None, tell: Callable[..., None]
+) -> tuple[Run, dict[str, Any]]:
+    settings, before = study.settings, time.perf_counter()
+    with peak_memory(settings.device) as memory:
+        run = fit(
+            study.data,
+            name,
+            seconds=settings.seconds,
+            seed=settings.seed,
+            out=place,
+            overwrite=True,  # the folder of the comparison was checked as a whole
+            options=options,
+            device=settings.device,
+            progress=lambda entry: tell("fitting", entry),
+        )
+    figures = {
+        "seconds": run.seconds,
+        "wall_seconds": round(time.perf_counter() - before, 3),  # with preparation and saving
+        "steps": run.steps,
+        "status": run.status,
+        "parameters": run.model.parameter_count(),
+        "memory": plain(memory),
+    }
+    return run, figures
+
+
+def _abilities(cls: type[Model], data: Data, options: dict[str, Any]) -> dict[str, bool]:
+    """What the family can do over this space beyond what was asked of it here."""
+    config, space = cls.Config(**options), data.space
+    missing = False
+    if isinstance(space, Table):
+        holes = Table(tuple(dataclasses.replace(c, nullable=True) for c in space.columns))
+        missing = cls.refuses(holes, data.context, config) is None
+    return {
+        "latents": cls.latent,
+        "score": cls.has_score,
+        "conditional": cls.refuses(space, data.context or Label(("a", "b")), config) is None,
+        "missing_values": missing,
+    }
+
+
+# -- conclusions -------------------------------------------------------------------------------------------
+
+
+def _conclude(record: dict[str, Any], study: Study, results: Mapping[str, _Result]) -> None:
+    """Rows in order, verdicts, frontier and recommendation of what has run so far."""
+
+    def order(row: Mapping[str, Any]) -> tuple[int, float]:
+        nats = decode(row["likelihood"]["nats"]) if "likelihood" in row else math.nan
+        return ("ok", "failed", "refused").index(row["status"]), math.inf if math.isnan(nats) else -nats
+
+    settings = study.settings
+    rows = sorted((r.row for r in results.values()), key=order)
+    pairs = verdicts({k: r.score for k, r in results.items() if r.score and r.score.available}, study.test.weight)
+    advice = recommend(rows, pairs, settings.needs, settings.seconds).to_json()
+    record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
+
+
+def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Expressiveness against tractability: per family the mean nats (with kind) and what they cost.
+
+    ``best_for`` lists the speeds for which no other family is at least as good in both and better in one.
+    Bounds stand at their value: a family whose bound is loose may be better than its point.
+    """
+    points = [
+        {
+            "family": r["family"],
+            "nats": r["likelihood"]["nats"],
+            "se": r["likelihood"]["se"],
+            "kind": r["likelihood"]["kind"],
+            "densities_per_second": r["likelihood"]["rows_per_second"],
+            "samples_per_second": r["sampling"].get("rows_per_second"),
+            "c2st": r["quality"].get("c2st", {}).get("accuracy"),
+            "parameters": r["fit"]["parameters"],
+        }
+        for r in rows
+        if r["status"] == "ok"
+    ]
+
+    def beats(a: Mapping[str, Any], b: Mapping[str, Any], speed: str) -> bool:
+        ours, theirs = ((decode(p["nats"]), decode(p[speed])) for p in (a, b))
+        return all(x >= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
+
+    for p in points:
+        p["best_for"] = [
+            speed
+            for speed in ("densities_per_second", "samples_per_second")
+            if p["nats"] is not None and p[speed] is not None and not any(beats(q, p, speed) for q in points)
+        ]
+    return points
+
+
+# -- text --------------------------------------------------------------------------------------------------
+
+HEADER = [
+    "family", "log p(x) per datum", "per dimension", "fit", "parameters", "memory", "densities/s", "one sample",
+    "samples/s", "C2ST", "coverage", "copying", "probe", "outliers",
+]  # fmt: skip
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    if row["status"] != "ok":
+        return [row["family"], f"{row['status']}: {row['reason']}", *[""] * (len(HEADER) - 2)]
+    lik, cost, drawn, quality = row["likelihood"], row["fit"], row["sampling"], row["quality"]
+
+    def cell(node: Any, key: str, text: Callable[[Any], str]) -> str:
+        value = node.get(key) if isinstance(node, Mapping) else None
+        return "—" if value is None else text(value)
+
+    areas = [f"{d['auroc']:.2f}" for d in row["outliers"] if "auroc" in d]
+    return [
+        row["family"],
+        lik["text"],
+        lik["bits_text"],
+        f"{cost['seconds']:.3g} s",
+        amount(cost["parameters"]),
+        f"{cost['memory']['bytes'] / 2**20:.0f} MiB",
+        cell(lik, "rows_per_second", amount),
+        cell(drawn, "latency", lambda s: f"{1000 * s:.3g} ms"),
+        cell(drawn, "rows_per_second", amount),
+        cell(quality.get("c2st"), "accuracy", lambda a: f"{a:.2f}"),
+        cell(quality.get("prdc"), "coverage", lambda a: f"{a:.2f}"),
+        cell(quality.get("memorisation"), "auroc", lambda a: f"{a:.2f}"),
+        cell(row["latents"].get("probe"), "accuracy", lambda a: f"{a:.1%}"),
+        " ".join(areas) or "—",
+    ]
+
+
+def _baseline_cells(name: str, lik: Mapping[str, Any]) -> list[str]:
+    return [name, lik["text"], lik["bits_text"], *[""] * (len(HEADER) - 3)]
+
+
+# -- plain data ----------------------------------------------------------------------------------------------
+
+
+def _about_data(data: Data) -> dict[str, Any]:
+    label, notes = data.options.get("label"), []
+    if isinstance(data.space, Table) and label in [c.name for c in data.space.columns]:
+        notes.append(f"The class {label!r} is itself a column of x: a probe of the latents may read it off.")
+    return {
+        "name": data.name,
+        "source": data.source,
+        "space": data.space.to_json(),
+        "space_text": str(data.space),
+        "context": None if data.context is None else data.context.to_json(),
+        "context_text": None if data.context is None else str(data.context),
+        "measure": str(data.space.measure),
+        "dims": data.space.dims,
+        "columns": data.describe(),
+        "notes": [*data.notes, *notes],
+        "split": data.split,
+        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "labels": None if data.labels is None else list(data.labels),
+        "seed": data.seed,
+    }
+
+
+def _about_settings(study: Study, names: Sequence[str]) -> dict[str, Any]:
+    return plain(study.settings) | {
+        "families": list(names),
+        "test_rows": len(study.test),
+        "evaluation_limit": study.settings.limit,
+        "quality_rows": study.settings.quality_rows,
+        "features": None if study.features is None else study.features.description,
+        "outliers": [words for words, _ in study.outliers],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _save_rows(path: Path, part: Part, **more: Tensor) -> None:
+    """x, c and label of a part, and more arrays, in one .npz file."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"x": part.x, "c": part.c, "label": part.label, **more}
+    file = io.BytesIO()
+    np.savez_compressed(file, **{k: v.numpy() for k, v in arrays.items() if v is not None})
+    write_atomic(path, file.getvalue())

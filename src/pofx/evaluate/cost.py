@@ -1,0 +1,118 @@
+"""What things cost: time under a limit, throughput, peak memory."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+FIRST_BLOCK = 8  # rows of the first block, which tells how slow a row is
+
+
+@dataclass(frozen=True)
+class Grown(Generic[T]):
+    """The blocks that fitted into the time limit."""
+
+    parts: list[T]
+    rows: int
+    seconds: float
+    rows_per_second: float  # of the fastest block: start-up costs are left out
+
+
+def grow(
+    step: Callable[[int, int], T], rows: int, seconds: float | None = None, *, first: int = FIRST_BLOCK
+) -> Grown[T]:
+    """Call ``step(start, size)`` over ``rows`` rows in blocks that double, as far as the time allows.
+
+    Block sizes depend on the clock only in the last block, so that rows scored under one seed agree
+    between runs. The first block always runs.
+    """
+    parts: list[T] = []
+    begun, start, size, rate = time.perf_counter(), 0, min(first, rows), 0.0
+    while size > 0:
+        before = time.perf_counter()
+        parts.append(step(start, size))
+        now = time.perf_counter()
+        rate = max(rate, size / max(now - before, 1e-9))
+        start, size = start + size, min(2 * size, rows - start - size)
+        if seconds is not None:
+            affordable = int(rate * max(0.0, seconds - (now - begun)))
+            size = min(size, affordable) if affordable >= first else 0
+    return Grown(parts, start, time.perf_counter() - begun, rate)
+
+
+def latency(call: Callable[[], object], seconds: float = 1.0, repeats: int = 5) -> float:
+    """Median seconds of one call; fewer repeats where they would take longer than ``seconds``."""
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < seconds:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    # the first call pays for warming up
+    return statistics.median(times[1:] or times)
+
+
+@dataclass
+class Peak:
+    """Peak resident memory of this process in bytes, with what it held before; ``method`` says how it was read."""
+
+    bytes: int = 0
+    before: int = 0
+    method: str = ""
+    device_bytes: int | None = field(default=None)  # peak of torch's allocator, on a GPU
+
+
+@contextmanager
+def peak_memory(device: str = "cpu") -> Iterator[Peak]:
+    """Measure the block's peak memory. The result is filled in when the block ends."""
+    peak, gpu = Peak(), device.startswith(("cuda", "gpu")) and torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    resettable = _reset_high_water()
+    peak.before = _status("VmRSS") or _highest_ever()
+    try:
+        yield peak
+    finally:
+        high = _status("VmHWM") if resettable else None
+        peak.bytes = _highest_ever() if high is None else high
+        peak.method = (
+            "peak resident memory of the whole process since it started (getrusage)"
+            if high is None
+            else "peak resident memory of the process during the fit (VmHWM)"
+        )
+        if gpu:
+            peak.device_bytes = torch.cuda.max_memory_allocated()
+
+
+def _reset_high_water() -> bool:
+    """Linux: writing 5 to clear_refs sets VmHWM back to the present size (proc(5))."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int | None:
+    """A size in bytes from /proc/self/status."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")]
+    return found[0] if found else None
+
+
+def _highest_ever() -> int:
+    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

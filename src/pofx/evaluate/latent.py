@@ -1,0 +1,114 @@
+"""What do a model's latents know? A linear probe on the classes, and how many dimensions are used."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
+
+from pofx.core.errors import EmptyData
+from pofx.core.likelihood import Unavailable
+from pofx.core.model import Model
+from pofx.core.space import Label
+from pofx.data.base import Part
+from pofx.evaluate.two_sample import Features
+
+TRAIN_ROWS, TEST_ROWS = 2000, 1000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Held-out accuracy of logistic regression from latents to classes, beside two that need no model."""
+
+    accuracy: float
+    se: float  # binomial, over test rows
+    raw_accuracy: float  # the same regression on raw features
+    majority: float  # always guessing the commonest class
+    dims: int  # of the latent
+    classes: int
+    n_train: int
+    n_test: int
+    features: str  # what the raw features are
+
+
+def linear_probe(
+    model: Model, train: Part, test: Part, raw: Features, *, max_rows: int = TRAIN_ROWS
+) -> Probe | Unavailable:
+    """Encode rows to the mean of q(z | x), fit logistic regression on training rows, test on held-out ones.
+
+    Args:
+        model: any family; one without a latent, or one that is given the class, is Unavailable.
+        train, test: rows with labels, of which at most ``max_rows`` and half as many are used.
+        raw: the feature map of the baseline.
+    """
+    if not model.latent:
+        return Unavailable(f"{model.name} has no latent variable.")
+    if train.label is None or test.label is None:
+        return Unavailable("The data have no labels to probe for.")
+    if isinstance(model.context, Label):
+        return Unavailable("The class is this model's context: its latents need not tell it.")
+    y, y_test = train.label[:max_rows], test.label[: max_rows // 2]
+    train, test = train[:max_rows], test[: max_rows // 2]
+    if min(len(train), len(test)) < 2:
+        raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")
+    z, z_test = _codes(model, train), _codes(model, test)
+    n, accuracy = len(test), _accuracy(z, z_test, y, y_test)
+    return Probe(
+        accuracy=accuracy,
+        se=math.sqrt(accuracy * (1 - accuracy) / n),
+        raw_accuracy=_accuracy(raw(train.x, train.c), raw(test.x, test.c), y, y_test),
+        majority=float((y_test == y.bincount().argmax()).double().mean()),
+        dims=z.shape[1],
+        classes=len(y.unique()),
+        n_train=len(train),
+        n_test=n,
+        features=raw.description,
+    )
+
+
+def usage(model: Model, part: Part) -> dict[str, Any] | Unavailable:
+    """How much of a variational latent is used: ``model.latent_report`` as plain data.
+
+    active: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al., 2016);
+    kl: nats per dimension, near 0 where it collapsed onto the prior; rate: their sum, E[KL(q(z | x) || p(z))].
+    """
+    report = getattr(model, "latent_report", None)
+    if report is None:
+        return Unavailable(f"{model.name} has no approximate posterior that could collapse.")
+    found = report(part.x, part.c)
+    return {"active": found.active, "dims": len(found.kl), "kl": found.kl.tolist(), "rate": found.rate}
+
+
+def _codes(model: Model, part: Part) -> Tensor:
+    """Posterior means [N, L], in blocks as large as the model takes."""
+    size, out = model.rows_per_pass(), []
+    with torch.no_grad():
+        for i in range(0, len(part), size):
+            rows = part[i : i + size]
+            out.append(_mean(model.given(rows.c).encode(rows.x)).cpu())
+    return torch.cat(out).flatten(1)
+
+
+def _mean(q: Distribution) -> Tensor:
+    """E[z], where an index has no mean but its probabilities."""
+    return q.probs if isinstance(q, Categorical) else q.mean
+
+
+def _accuracy(x: Tensor, x_test: Tensor, y: Tensor, y_test: Tensor) -> float:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(y.unique()) == 1:
+        return float((y_test == y[0]).double().mean())
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are the stated limit
+        regression.fit(x.double().numpy(), y.numpy())
+    return float(regression.score(x_test.double().numpy(), y_test.numpy()))

@@ -1,0 +1,260 @@
+"""Held-out likelihood of a model, with its kind and both of its errors, and paired differences between models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import EmptyData
+from pofx.core.likelihood import (
+    KINDS,
+    SYMBOL,
+    Available,
+    Comparison,
+    Estimate,
+    Kind,
+    Likelihood,
+    LowerBound,
+    Unavailable,
+    UpperBound,
+    cat,
+    compare,
+    draws,
+    make,
+    mc_se,
+    per_row,
+)
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Model
+from pofx.data.base import Part
+from pofx.evaluate.cost import grow
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Mean log-likelihood of held-out rows.
+
+    Attributes:
+        kind: what the number is (a name of ``core.likelihood.KINDS``).
+        nats: mean over rows in nats per datum, in raw data space; NaN where unavailable.
+        se: standard error from the choice of rows (it contains the Monte Carlo spread between rows).
+        mc_se: the Monte Carlo part alone: what other draws on the same rows would change.
+        n: rows scored; draws: Monte Carlo draws per row.
+        measure, dims: of the space.
+        note: an estimate's caveat, or why there is no number.
+        seconds: it took; rows_per_second: throughput of the density evaluation.
+        rows: the likelihood per row, in the part's order (None where only the mean is known).
+    """
+
+    kind: str
+    nats: float
+    se: float
+    mc_se: float
+    n: int
+    draws: int
+    measure: Measure
+    dims: int
+    note: str = ""
+    seconds: float = 0.0
+    rows_per_second: float = math.nan
+    rows: Available | None = None
+
+    @property
+    def available(self) -> bool:
+        return self.kind != Unavailable.__name__
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOL[KINDS[self.kind]]
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Mean surprise in bits per dimension: lower is better, and negative for a sharp density."""
+        return -self.nats / math.log(2) / self.dims
+
+    @property
+    def text(self) -> str:
+        """Such as "≥ -85.32 ± 0.21 nats (mc 0.02)", or "— (reason)"."""
+        if not self.available:
+            return f"{self.symbol} ({self.note})"
+        noise = f" (mc {self.mc_se:.2g})" if self.draws else ""
+        return f"{self.symbol} {with_error(self.nats, self.se)} nats{noise}"
+
+    @property
+    def bits_text(self) -> str:
+        """Such as "≤ 0.1570 ± 0.0004 bits/dim": a lower bound on log p is an upper bound on bits."""
+        if not self.available:
+            return self.symbol
+        flip: dict[str, Kind] = {"LowerBound": UpperBound, "UpperBound": LowerBound}
+        symbol = SYMBOL[flip.get(self.kind, KINDS[self.kind])]
+        return f"{symbol} {with_error(self.bits_per_dim, self.se / math.log(2) / self.dims)} bits/dim"
+
+    def to_json(self, *, rows: bool = True) -> dict[str, Any]:
+        """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
+        plain = {k: encode(v) for k, v in vars(self).items() if k not in ("rows", "measure")}
+        out = plain | {
+            "measure": str(self.measure),
+            "measure_parts": [list(p) for p in self.measure.parts],
+            "symbol": self.symbol,
+            "text": self.text,
+            "bits_per_dim": encode(self.bits_per_dim),
+            "bits_text": self.bits_text,
+        }
+        if rows and self.rows is not None:
+            # float32 digits: a likelihood carries no more
+            out["rows"] = {
+                "nats": [encode(float(f"{v:.9g}")) for v in self.rows.nats.tolist()],
+                "mc_se": [encode(float(f"{v:.3g}")) for v in mc_se(self.rows).tolist()] if self.draws else None,
+            }
+        return out
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Score:
+        """The inverse of ``to_json``, with or without rows."""
+        measure = Measure(tuple((name, count) for name, count in data["measure_parts"]))
+        rows: Available | None = None
+        if data.get("rows"):
+            nats = torch.tensor([decode(v) for v in data["rows"]["nats"]], dtype=torch.float64)
+            se = data["rows"]["mc_se"]
+            errors = None if se is None else torch.tensor([decode(v) for v in se], dtype=torch.float64)
+            kind = KINDS[data["kind"]]
+            rows = make(kind, nats, measure, errors, data["draws"], data["note"] if kind is Estimate else "")
+        fields: dict[str, Any] = {k: data[k] for k in ("kind", "n", "draws", "dims", "note")}
+        fields |= {k: decode(data[k]) for k in ("nats", "se", "mc_se", "seconds", "rows_per_second")}
+        return Score(**fields, measure=measure, rows=rows)
+
+
+def score(
+    model: Model,
+    part: Part,
+    *,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+    seconds: float | None = None,
+) -> Score:
+    """Mean held-out log-likelihood of the rows of ``part`` (weighted where the part has weights).
+
+    Args:
+        model: any family; its context, where it has one, is ``part.c``.
+        part: rows x [N, *E].
+        budget: what the likelihood may cost per row (default: the family's own).
+        generator: of Monte Carlo draws (default: seed 0).
+        seconds: stop near this time and score the first rows only; ``n`` says how many.
+
+    Raises:
+        EmptyData where there are no rows; the model's own errors.
+    """
+    if len(part) == 0:
+        raise EmptyData("There are no held-out rows to score.", "Choose a split with a test part.")
+    gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
+
+    def block(start: int, size: int) -> Likelihood:
+        rows = part[start : start + size]
+        with torch.no_grad():
+            return _on_cpu(model.given(rows.c).log_prob(rows.x, budget=budget, generator=gen))
+
+    grown = grow(block, len(part), seconds)
+    weight = None if part.weight is None else part.weight[: grown.rows]
+    return summarise(
+        cat(grown.parts), model.space.measure, model.space.dims, weight, grown.seconds, grown.rows_per_second
+    )
+
+
+def summarise(
+    lik: Likelihood,
+    measure: Measure,
+    dims: int,
+    weight: Tensor | None = None,
+    seconds: float = 0.0,
+    rows_per_second: float = math.nan,
+) -> Score:
+    """The Score of a likelihood with nats [N]; ``weight`` [N] weighs the mean."""
+    if isinstance(lik, Unavailable):
+        return unavailable(lik.reason, measure, dims)
+    nats, noise = lik.nats.double(), mc_se(lik).double()
+    w = torch.ones_like(nats) if weight is None else weight.double()
+    w = w / w.sum()
+    n, mean = len(nats), (w * nats).sum()
+    # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
+    se = (w.square() * (nats - mean).square()).sum().mul(n / (n - 1)).sqrt().item() if n > 1 else math.nan
+    return Score(
+        kind=type(lik).__name__,
+        nats=mean.item(),
+        se=se,
+        mc_se=(w.square() * noise.square()).sum().sqrt().item(),
+        n=n,
+        draws=draws(lik),
+        measure=measure,
+        dims=dims,
+        note=lik.caveat if isinstance(lik, Estimate) else "",
+        seconds=seconds,
+        rows_per_second=rows_per_second,
+        rows=lik,
+    )
+
+
+def unavailable(reason: str, measure: Measure, dims: int) -> Score:
+    """No number, and why."""
+    return Score(Unavailable.__name__, math.nan, math.nan, math.nan, 0, 0, measure, dims, reason)
+
+
+def verdicts(
+    scores: Mapping[str, Score], weight: Tensor | None = None, *, z: float = 2.0
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired differences of every two models on the rows that both have scored.
+
+    Args:
+        scores: per name, of the same part in the same order.
+        weight: [N] of that part's rows.
+        z: standard errors that a difference must exceed.
+
+    Returns:
+        [a][b] -> verdict of a against b ("better", "worse", "undecided"), nats (mean of a - b), se, n, why.
+    """
+    return {a: {b: _verdict(sa, sb, weight, z) for b, sb in scores.items() if b != a} for a, sa in scores.items()}
+
+
+def _verdict(a: Score, b: Score, weight: Tensor | None, z: float) -> dict[str, Any]:
+    if a.rows is None or b.rows is None:
+        reason = a.note if a.rows is None else b.note
+        return _plain(Comparison("undecided", math.nan, math.nan, reason or "the likelihood per row is not known"), 0)
+    n = min(a.n, b.n)
+    # the mean of w l / mean(w) is the weighted mean of l
+    w = torch.ones(n, dtype=torch.float64) if weight is None else weight[:n].double() / weight[:n].double().mean()
+    ours, theirs = per_row(lambda t: t[:n].double() * w, a.rows), per_row(lambda t: t[:n].double() * w, b.rows)
+    return _plain(compare(ours, theirs, z=z), n)
+
+
+def _plain(c: Comparison, n: int) -> dict[str, Any]:
+    return {"verdict": c.verdict, "nats": encode(c.nats), "se": encode(c.se), "n": n, "why": c.why}
+
+
+def _on_cpu(lik: Likelihood) -> Likelihood:
+    return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
+
+
+# -- numbers as text and as JSON -------------------------------------------------------------------------
+
+
+def with_error(value: float, se: float) -> str:
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042."""
+    if not math.isfinite(se) or not math.isfinite(value):
+        return f"{value:.2f}"
+    places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
+    return f"{value:.{places}f} ± {se:.{places}f}"
+
+
+def encode(value: Any) -> Any:
+    """JSON has no NaN (null here) and no infinities (the strings "inf" and "-inf")."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def decode(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,132 @@
+"""Does a model give outliers a low probability? AUROC of -log p, with its error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import UsageError
+from pofx.core.likelihood import Unavailable
+from pofx.core.model import Budget, Model
+from pofx.core.space import Image, Space
+from pofx.data.base import Part
+from pofx.evaluate.likelihood import Score, score
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """P(an outlier scores higher than an inlier), ties counted half; ``se`` by DeLong et al. (1988)."""
+
+    auroc: float
+    se: float
+    n_in: int
+    n_out: int
+
+
+@dataclass(frozen=True)
+class Detection:
+    """AUROC of -log p in bits for one kind of outliers, and the kind of likelihood that ranked them."""
+
+    outliers: str  # what the outliers are, in words
+    auroc: float
+    se: float
+    n_in: int
+    n_out: int
+    kind: str
+    bits_in: float  # median surprise of inliers
+    bits_out: float  # and of outliers
+
+
+def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
+    """Area under the ROC curve of scores [M] and [N]; higher scores should mean outliers.
+
+    The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
+    outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988).
+    """
+    if min(len(inliers), len(outliers)) < 2:
+        raise UsageError(
+            f"{len(inliers)} inliers and {len(outliers)} outliers: an AUROC with its error needs 2 of each."
+        )
+    v10, v01 = _placement(outliers, inliers), 1 - _placement(inliers, outliers)
+    area = float(v10.mean())
+    se = math.sqrt(float(v10.var() / len(v10) + v01.var() / len(v01)))
+    return Auroc(area, se, len(inliers), len(outliers))
+
+
+def _placement(x: Tensor, among: Tensor) -> Tensor:
+    """For each x: the share of ``among`` below it, ties half."""
+    ordered = among.sort().values
+    below = torch.searchsorted(ordered, x.contiguous(), right=False)
+    not_above = torch.searchsorted(ordered, x.contiguous(), right=True)
+    return (below + not_above).double() / (2 * len(ordered))
+
+
+def detect(
+    model: Model,
+    inliers: Score,
+    outliers: Part,
+    name: str,
+    *,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+    seconds: float | None = None,
+) -> Detection | Unavailable:
+    """How well -log p tells ``outliers`` from ``inliers``; Unavailable with the reason where there is no p.
+
+    Args:
+        model: the model that scored the inliers.
+        inliers: ``likelihood.score`` of ordinary held-out rows.
+        outliers: rows of the same space; ``name`` says in words what they are.
+        budget, generator, seconds: as of ``likelihood.score``.
+
+    A bound or an estimate may rank as well as an exact number; ``kind`` says which it was.
+    """
+    if inliers.rows is None:
+        return Unavailable(inliers.note)
+    found = score(model, outliers, budget=budget, generator=generator, seconds=seconds)
+    if found.rows is None:
+        return Unavailable(found.note)
+    normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
+    area = auroc(normal, odd)
+    return Detection(
+        outliers=name,
+        auroc=area.auroc,
+        se=area.se,
+        n_in=area.n_in,
+        n_out=area.n_out,
+        kind=found.kind,
+        bits_in=float(normal.median()),
+        bits_out=float(odd.median()),
+    )
+
+
+def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    """Rows that keep every marginal and lose what binds them, with a description in words.
+
+    Tables: each column is shuffled among the rows by itself (so that no row keeps its own combination, and
+    a model of independent columns scores 0.5). Images: cut into a 4 x 4 grid of blocks that change places
+    within each image (textures stay, the whole is lost), each image by an order of its own.
+    """
+    if isinstance(space, Image):
+        return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
+    if len(space.event_shape) == 0:
+        raise UsageError(f"A {space} has no parts to shuffle.", "Give outliers of your own.")
+    columns = [part.x[torch.randperm(len(part), generator=generator), j] for j in range(part.x.shape[1])]
+    return Part(torch.stack(columns, 1), part.c), "test rows with every column shuffled by itself"
+
+
+def _shuffle_blocks(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Equal blocks of a grid of at most 4 x 4 permuted within each image; a remainder at the edge stays."""
+    n, channels, height, width = x.shape
+    down, across = min(4, height), min(4, width)
+    h, w = height // down, width // across
+    blocks = x[..., : down * h, : across * w].reshape(n, channels, down, h, across, w)
+    blocks = blocks.permute(0, 2, 4, 1, 3, 5).reshape(n, down * across, channels, h, w)
+    order = torch.rand(n, down * across, generator=generator).argsort(1)
+    moved = blocks[torch.arange(n)[:, None], order].reshape(n, down, across, channels, h, w)
+    out = x.clone()
+    out[..., : down * h, : across * w] = moved.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * h, across * w)
+    return out

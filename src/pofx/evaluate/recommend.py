@@ -1,0 +1,373 @@
+"""Which family to take for stated needs, in words, with the reasons in figures.
+
+Works on the plain rows of a comparison (see ``compare``). Some needs exclude (a family without latents
+cannot serve ``latents``), some rank. Two families are ranked apart on a need only where their figures
+differ by more than the errors allow; the family that fewest others clearly beat, summed over the needs,
+is recommended. Where that does not single one out, the answer says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pofx.core.errors import UsageError
+from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable
+from pofx.evaluate.likelihood import decode
+
+Row = Mapping[str, Any]
+Verdicts = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing a user may need of a model.
+
+    Attributes:
+        about: it in words.
+        lacks: why a family cannot serve it, or None.
+        beats: whether the first row is clearly better than the second; None where the need does not rank.
+        figure: the number that says how well a family serves it.
+    """
+
+    about: str
+    lacks: Callable[[Row], str | None]
+    beats: Callable[[Row, Row, Verdicts], bool] | None
+    figure: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The family for the needs, or None with those between which the figures do not decide.
+
+    Attributes:
+        needs: as stated. family: the recommended one; tied: all that are equally good, where it is None.
+        excluded: family -> the need that it cannot serve, and why.
+        beaten: family -> by how many others it is clearly beaten, summed over the needs.
+        sentences: the recommendation in words.
+    """
+
+    needs: tuple[str, ...]
+    family: str | None
+    tied: tuple[str, ...]
+    excluded: dict[str, str]
+    beaten: dict[str, int]
+    sentences: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.sentences)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"text": self.text}
+
+
+def check(needs: Sequence[str]) -> None:
+    """Raise UsageError unless every need is one of ``NEEDS``."""
+    for need in needs:
+        if need not in NEEDS:
+            raise UsageError(f"There is no need {need!r}.", f"Known needs: {', '.join(NEEDS)}.")
+
+
+def recommend(rows: Sequence[Row], verdicts: Verdicts, needs: Sequence[str] = (), seconds: float = 0) -> Recommendation:
+    """The family for ``needs`` among the rows of a comparison; without needs, one sentence per common need.
+
+    Args:
+        rows: of every family, fitted or not.
+        verdicts: paired differences of held-out likelihood (``likelihood.verdicts``).
+        needs: names in ``NEEDS``.
+        seconds: the budget of every fit, for the words.
+    """
+    check(needs)
+    fitted = [r for r in rows if r["status"] == "ok"]
+    # the floor of every comparison is nobody's recommendation while anything else could be fitted
+    field = [r for r in fitted if r["family"] != "independent"] or fitted
+    if needs:
+        return _decide(field, verdicts, tuple(needs), seconds)
+    sentences = ["No need was stated; one family per common need:"]
+    for need in ("likelihood", "sample-quality", "fast-sampling", "latents", "outliers"):
+        answer = _decide(field, verdicts, (need,), seconds)
+        names = [answer.family] if answer.family else list(answer.tied)
+        by_name = {r["family"]: r for r in field}
+        figures = [f"{name} ({NEEDS[need].figure(by_name[name])})" for name in names[:3]]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        tie = " (undecided)" if len(names) > 1 else ""
+        sentences.append(f"  {need}: {' or '.join(figures)}{more}{tie}." if names else f"  {need}: none can.")
+    sentences.append("State needs (--need) for one recommendation with its reasons.")
+    return Recommendation((), None, (), {}, {}, tuple(sentences))
+
+
+def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], seconds: float) -> Recommendation:
+    excluded: dict[str, str] = {}
+    for row in field:
+        lacks = [f"{need}: {why}" for need in needs if (why := NEEDS[need].lacks(row))]
+        if lacks:
+            excluded[row["family"]] = "; ".join(lacks)
+    able = [r for r in field if r["family"] not in excluded]
+    if not able:
+        return Recommendation(needs, None, (), excluded, {}, tuple(_nobody(needs, excluded)))
+    beaten = {
+        row["family"]: sum(
+            beats(other, row, verdicts)
+            for need in needs
+            if (beats := NEEDS[need].beats) is not None
+            for other in able
+            if other is not row
+        )
+        for row in able
+    }
+    fewest = min(beaten.values())
+    best = [r for r in able if beaten[r["family"]] == fewest]
+    names = tuple(r["family"] for r in best)
+    family, tied = (names[0], ()) if len(best) == 1 else (None, names)
+    sentences = _words(needs, best, able, beaten, verdicts, excluded, seconds)
+    return Recommendation(needs, family, tied, excluded, beaten, tuple(sentences))
+
+
+def _nobody(needs: tuple[str, ...], excluded: Mapping[str, str]) -> list[str]:
+    if not excluded:
+        return ["Nothing could be fitted, so there is nothing to recommend."]
+    fewest = min(len(why.split("; ")) for why in excluded.values())
+    near = [f"{name} ({why})" for name, why in excluded.items() if len(why.split("; ")) == fewest]
+    return [f"No family serves {_and(needs)}.", f"Nearest: {'; '.join(near[:4])}."]
+
+
+def _words(
+    needs: tuple[str, ...],
+    best: Sequence[Row],
+    able: Sequence[Row],
+    beaten: Mapping[str, int],
+    verdicts: Verdicts,
+    excluded: Mapping[str, str],
+    seconds: float,
+) -> list[str]:
+    """Recommendation, reasons, the next best, who was left out, and what the figures do not show."""
+    others = sorted((r for r in able if r not in best), key=lambda r: beaten[r["family"]])
+    if len(best) == 1:
+        out = [f"Take {best[0]['family']} for {_and(needs)}."]
+    else:
+        out = [f"Undecided for {_and(needs)}: the figures do not tell {_and([r['family'] for r in best])} apart."]
+    for row in best[:4]:
+        out.append(f"  {row['family']}: " + "; ".join(f"{need} {NEEDS[need].figure(row)}" for need in needs) + ".")
+    for row in others[:2]:
+        lost = [
+            f"{need} {NEEDS[need].figure(row)}"
+            for need in needs
+            if (beats := NEEDS[need].beats) is not None and any(beats(b, row, verdicts) for b in best)
+        ]
+        out.append(f"  Next, {row['family']}: {'; '.join(lost) or 'beaten by others'}.")
+    out += [f"  Left out, {name}: {why}." for name, why in excluded.items()]
+    if "likelihood" in needs:
+        out += _estimates_above(best, able)
+    if seconds:
+        out.append(f"All had {seconds:g} s to fit; a longer budget can change the order.")
+    return out
+
+
+def _estimates_above(best: Sequence[Row], able: Sequence[Row]) -> list[str]:
+    """Estimates guarantee nothing, so they lose to guarantees: say where one would be higher."""
+    top = max(_nats(r) for r in best)
+    higher = [r for r in able if _kind(r) == Estimate.__name__ and _nats(r) > top]
+    return [
+        f"  {r['family']} may be better: {r['likelihood']['text']}, but an estimate guarantees nothing." for r in higher
+    ]
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+# -- figures of a row --------------------------------------------------------------------------------------
+
+
+def _get(row: Row | None, *path: str) -> Any:
+    """A nested entry, or None where any step is missing or was not available."""
+    node: Any = row
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _nats(row: Row) -> float:
+    return decode(_get(row, "likelihood", "nats"))
+
+
+def _kind(row: Row) -> str:
+    return str(_get(row, "likelihood", "kind") or Unavailable.__name__)
+
+
+def _needs_number(row: Row) -> str | None:
+    return f"no likelihood ({_get(row, 'likelihood', 'note')})" if _kind(row) == Unavailable.__name__ else None
+
+
+def _needs_exact(row: Row) -> str | None:
+    if missing := _needs_number(row):
+        return missing
+    return None if _kind(row) == Exact.__name__ else f"its likelihood is no exact number ({row['likelihood']['text']})"
+
+
+def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
+    """a promises more than b: its exact number or lower bound is above b's by more than 2 standard errors.
+
+    This ranks promises, not truths: a loose bound loses although its model may be better. An estimate
+    promises nothing, so it loses to any promise.
+    """
+    promises = [_kind(r) in (Exact.__name__, LowerBound.__name__) for r in (a, b)]
+    if promises[0] != promises[1]:
+        return promises[0]
+    pair = _get(verdicts, a["family"], b["family"])
+    return decode(_get(pair, "nats")) > 2 * decode(_get(pair, "se"))
+
+
+def _measured(*path: str) -> Callable[[Row], str | None]:
+    def lacks(row: Row) -> str | None:
+        return None if _get(row, *path) is not None else "not measured"
+
+    return lacks
+
+
+def _by_factor(factor: float, *path: str, less: bool = False) -> Callable[[Row, Row, Verdicts], bool]:
+    """More (or less) by more than ``factor``: what timings of one run on a shared machine can tell."""
+
+    def beats(a: Row, b: Row, _: Verdicts) -> bool:
+        x, y = float(_get(a, *path)), float(_get(b, *path))
+        return x * factor < y if less else x > y * factor
+
+    return beats
+
+
+def _by_error(figure: Callable[[Row], tuple[float, float]], less: bool = False) -> Callable[[Row, Row, Verdicts], bool]:
+    """Higher (or lower) by more than 2 standard errors of the difference."""
+
+    def beats(a: Row, b: Row, _: Verdicts) -> bool:
+        (x, sx), (y, sy) = figure(a), figure(b)
+        return ((y - x) if less else (x - y)) > 2 * math.hypot(sx, sy)
+
+    return beats
+
+
+def _c2st(row: Row) -> tuple[float, float]:
+    found = row["quality"]["c2st"]
+    return found["accuracy"], found["se"]
+
+
+def _copying(row: Row) -> tuple[float, float]:
+    found = row["quality"]["memorisation"]
+    return max(0.5, found["auroc"]), found["se"]
+
+
+def _probe(row: Row) -> tuple[float, float]:
+    found = _get(row, "latents", "probe", "accuracy")
+    return (math.nan, math.nan) if found is None else (found, row["latents"]["probe"]["se"])
+
+
+def _detections(row: Row) -> list[Row]:
+    return [d for d in row.get("outliers") or [] if "auroc" in d]
+
+
+def _outliers(row: Row) -> tuple[float, float]:
+    """Mean AUROC over the kinds of outliers."""
+    found = _detections(row)
+    n = len(found)
+    return sum(d["auroc"] for d in found) / n, math.sqrt(sum(d["se"] ** 2 for d in found)) / n
+
+
+def _latents_figure(row: Row) -> str:
+    probe, active = _get(row, "latents", "probe"), _get(row, "latents", "usage", "active")
+    used = f", {active} of {row['latents']['usage']['dims']} dimensions active" if active is not None else ""
+    if _get(probe, "accuracy") is None:
+        return f"has latents{used}"
+    return f"probe {probe['accuracy']:.1%} ± {probe['se']:.1%} (raw features {probe['raw_accuracy']:.1%}){used}"
+
+
+def _plus(value: tuple[float, float]) -> str:
+    return f"{value[0]:.3f} ± {value[1]:.3f}"
+
+
+def amount(value: float) -> str:
+    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _ability(name: str, why: str) -> Callable[[Row], str | None]:
+    return lambda row: None if row["abilities"][name] else why
+
+
+NEEDS: dict[str, Need] = {
+    "exact-likelihood": Need(
+        "log p(x) in closed form", _needs_exact, _guarantees_more, lambda r: str(r["likelihood"]["text"])
+    ),
+    "likelihood": Need(
+        "a number for log p(x), exact or guaranteed",
+        _needs_number,
+        _guarantees_more,
+        lambda r: str(r["likelihood"]["text"]),
+    ),
+    "fast-density": Need(
+        "many densities per second",
+        lambda r: _needs_number(r) or _measured("likelihood", "rows_per_second")(r),
+        _by_factor(1.5, "likelihood", "rows_per_second"),
+        lambda r: f"{amount(r['likelihood']['rows_per_second'])} densities/s",
+    ),
+    "fast-sampling": Need(
+        "many samples per second",
+        _measured("sampling", "rows_per_second"),
+        _by_factor(1.5, "sampling", "rows_per_second"),
+        lambda r: (
+            f"{amount(r['sampling']['rows_per_second'])} samples/s, {1000 * r['sampling']['latency']:.3g} ms for one"
+        ),
+    ),
+    "sample-quality": Need(
+        "samples like the data",
+        _measured("quality", "c2st", "accuracy"),
+        _by_error(_c2st, less=True),
+        lambda r: f"told from data in {_plus(_c2st(r))} of cases (0.5 is best)",
+    ),
+    "no-copying": Need(
+        "samples that are not training rows",
+        _measured("quality", "memorisation", "auroc"),
+        _by_error(_copying, less=True),
+        lambda r: f"copying AUROC {r['quality']['memorisation']['auroc']:.3f} (0.5 or less is none)",
+    ),
+    "latents": Need(
+        "a representation",
+        _ability("latents", "it has no latent variable"),
+        _by_error(_probe),
+        _latents_figure,
+    ),
+    "outliers": Need(
+        "outlier detection",
+        lambda r: _needs_number(r) or (None if _detections(r) else "not measured"),
+        _by_error(_outliers),
+        lambda r: f"AUROC {_plus(_outliers(r))}",
+    ),
+    "small": Need(
+        "few parameters",
+        _measured("fit", "parameters"),
+        _by_factor(1.1, "fit", "parameters", less=True),
+        lambda r: f"{amount(r['fit']['parameters'])} parameters",
+    ),
+    "fast-fit": Need(
+        "a fit in little time",
+        _measured("fit", "seconds"),
+        _by_factor(1.25, "fit", "seconds", less=True),
+        lambda r: f"fitted in {r['fit']['seconds']:.3g} s",
+    ),
+    "missing-values": Need(
+        "rows with missing entries",
+        _ability("missing_values", "it takes no missing values"),
+        None,
+        lambda r: "takes missing values",
+    ),
+    "conditional": Need(
+        "p(x | c)",
+        _ability("conditional", "it takes no context"),
+        None,
+        lambda r: "can be conditioned",
+    ),
+}

@@ -1,0 +1,281 @@
+"""What a fitted model is worth on given rows: every figure of a comparison, each guarded and bounded in time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import EmptyData, PofxError, UsageError
+from pofx.core.likelihood import Unavailable
+from pofx.core.model import Model
+from pofx.core.space import Label
+from pofx.data.base import Data, Part, read_rows
+from pofx.evaluate import recommend
+from pofx.evaluate.cost import FIRST_BLOCK, grow, latency
+from pofx.evaluate.latent import linear_probe, usage
+from pofx.evaluate.likelihood import Score, encode, score, unavailable
+from pofx.evaluate.outlier import corrupt, detect
+from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc
+
+TRAIN_ROWS = 20_000  # training rows among which copies are looked for
+SHOWN_BYTES = 4 * 2**20  # of samples and of data kept for reports
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a comparison was asked for (see ``compare``)."""
+
+    seconds: float = 30.0
+    seed: int = 0
+    needs: tuple[str, ...] = ()
+    samples: int = 2000
+    max_test: int = 2000
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        recommend.check(self.needs)
+        if not 0 < self.seconds < float("inf"):
+            raise UsageError(f"A budget of {self.seconds} seconds is impossible.", "Give more than 0.")
+        for what in ("samples", "max_test"):
+            if getattr(self, what) < 2:
+                raise UsageError(f"{what}={getattr(self, what)} is too few.", "Give at least 2.")
+
+    @property
+    def limit(self) -> float:
+        """Seconds for the evaluation of one family: as long as the fit, at least 5."""
+        return max(5.0, self.seconds)
+
+    @property
+    def quality_rows(self) -> int:
+        """Rows of each side in two-sample tests; their cost is fixed by it (some 4 s at 1000)."""
+        return 1000 if self.limit >= 10 else 400
+
+    def generator(self, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """One stream of draws per purpose."""
+        return torch.Generator(device).manual_seed(1000 * self.seed + purpose)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The rows, features and outliers on which every family is judged.
+
+    Attributes:
+        test: test rows in one random order, of which every family scores the first.
+        features: the map of the two-sample tests (None over labels: there is nothing to look at).
+        real, train: its values on test rows and on training rows.
+        outliers: (what they are in words, rows).
+    """
+
+    data: Data
+    settings: Settings
+    test: Part
+    features: Features | None
+    real: Tensor
+    train: Tensor
+    outliers: tuple[tuple[str, Part], ...]
+
+    @staticmethod
+    def prepare(data: Data, settings: Settings, outliers: Any = None, anomaly: str | None = None) -> Study:
+        """Draw the rows; ``outliers`` and ``anomaly`` as in ``compare``."""
+        if len(data.test) == 0:
+            raise EmptyData("The test part has no rows, so nothing can be compared.", "Choose another split.")
+        test = data.test[torch.randperm(len(data.test), generator=settings.generator(0))]
+        found = []
+        if anomaly is not None:
+            test, odd = _split_by_class(data, test, anomaly)
+            found.append((f"test rows of class {anomaly!r}", odd[: settings.max_test]))
+        if outliers is not None:
+            found.append(_other_rows(data, outliers, settings))
+        test = test[: settings.max_test]
+        if isinstance(data.space, Label):
+            return Study(data, settings, test, None, torch.empty(0), torch.empty(0), tuple(found))
+        shuffled, words = corrupt(data.space, test, settings.generator(1))
+        order = torch.randperm(len(data.train), generator=settings.generator(2))
+        train, some = data.train[order[:TRAIN_ROWS]], test[: settings.quality_rows]
+        features = Features(data.space, train, data.context, seed=settings.seed)
+        real, known = features(some.x, some.c), features(train.x, train.c)
+        return Study(data, settings, test, features, real, known, ((words, shuffled), *found))
+
+    def reference(self) -> dict[str, Any]:
+        """The two-sample tests with training rows for samples: what a perfect model would score."""
+        if self.features is None:
+            return {"unavailable": "Labels have no sample quality."}
+        return {"n": len(self.real)} | self.two_sample(self.train[: self.settings.quality_rows])
+
+    def two_sample(self, fake: Tensor) -> dict[str, Any]:
+        generator, real = self.settings.generator(3), self.real
+        return {
+            "c2st": guarded(lambda: c2st(real, fake, seed=self.settings.seed)),
+            "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
+            "prdc": guarded(lambda: prdc(real, fake)),
+        }
+
+
+def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Score, Part | None]:
+    """All figures of a fitted model as plain data, its Score with the rows, and its samples.
+
+    ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
+    25%, outliers 15%; the rest is bounded by its number of rows.
+    """
+    limit, space = study.settings.limit, study.data.space
+    tell("likelihood")
+    lik = _likelihood(study, model, 0.35 * limit)
+    found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
+    tell("sampling")
+    try:
+        found["sampling"], fake = _sample(study, model, 0.25 * limit)
+    except Exception as error:
+        found["sampling"], fake = {"unavailable": reason(error)}, None
+    tell("sample quality")
+    found["quality"] = guarded(lambda: _quality(study, fake))
+    tell("latents")
+    found["latents"] = _latents(study, model)
+    tell("outliers")
+    found["outliers"] = _outliers(study, model, lik, 0.15 * limit)
+    if isinstance(space, Label):
+        found["accuracy"] = guarded(lambda: _accuracy(study, model, space))
+    return found, lik, fake
+
+
+def _likelihood(study: Study, model: Model, seconds: float) -> Score:
+    try:
+        return score(model, study.test, generator=study.settings.generator(5, model.device), seconds=seconds)
+    except Exception as error:
+        return unavailable(reason(error), model.space.measure, model.space.dims)
+
+
+def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any], Part]:
+    """Draws (given the contexts of the test rows), with the time for one and the rate for many."""
+    generator, contexts = study.settings.generator(6, model.device), study.test.c
+
+    def draw(start: int, size: int) -> Part:
+        if contexts is None:
+            return Part(model.sample(size, generator=generator).cpu())
+        c = contexts[torch.arange(start, start + size) % len(contexts)]
+        return Part(model.given(c).sample(1, generator=generator)[0].cpu(), c)
+
+    one = latency(lambda: draw(0, 1), seconds=min(1.0, seconds))
+    first = max(1, min(FIRST_BLOCK, int(seconds / one)))
+    grown = grow(draw, study.settings.samples, seconds, first=first)
+    x = torch.cat([p.x for p in grown.parts])
+    model.space.check(x)
+    c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
+    figures = {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
+    return figures, Part(x, c)
+
+
+def _quality(study: Study, fake: Part | None) -> dict[str, Any] | Unavailable:
+    """The two-sample tests, and whether samples copy training rows."""
+    if study.features is None:
+        return Unavailable("Labels have no sample quality.")
+    if fake is None:
+        return Unavailable("There are no samples.")
+    some = fake[: len(study.real)]
+    drawn = study.features(some.x, some.c)
+    about = {"features": study.features.description, "n": len(drawn), "n_train": len(study.train)}
+    copying = guarded(lambda: memorisation(study.train, study.real, drawn))
+    return about | study.two_sample(drawn) | {"memorisation": copying}
+
+
+def _latents(study: Study, model: Model) -> dict[str, Any]:
+    features = study.features
+    if features is None:
+        return {"probe": {"unavailable": "The labels are what this model predicts."}}
+    return {
+        "probe": guarded(lambda: linear_probe(model, study.data.train, study.test, features)),
+        "usage": guarded(lambda: usage(model, study.test[:1000])),
+    }
+
+
+def _outliers(study: Study, model: Model, inliers: Score, seconds: float) -> list[dict[str, Any]]:
+    generator = study.settings.generator(7, model.device)
+    share = seconds / max(1, len(study.outliers))
+
+    def one(words: str, rows: Part) -> dict[str, Any]:
+        return guarded(lambda: detect(model, inliers, rows, words, generator=generator, seconds=share))
+
+    return [{"outliers": words} | one(words, rows) for words, rows in study.outliers]
+
+
+def _accuracy(study: Study, model: Model, space: Label) -> dict[str, Any] | Unavailable:
+    """How often the most probable class is the right one, beside always guessing the commonest."""
+    test, classes = study.test, len(space.values)
+    labels = torch.arange(classes)[:, None].expand(classes, len(test))
+    with torch.no_grad():
+        lik = model.given(test.c).log_prob(labels, generator=study.settings.generator(8, model.device))
+    if isinstance(lik, Unavailable):
+        return lik
+    right = (lik.nats.argmax(0).cpu() == test.x).double()
+    commonest = study.data.train.x.bincount(minlength=classes).argmax()
+    majority = float((test.x == commonest).double().mean())
+    n = len(right)
+    return {"accuracy": float(right.mean()), "se": float(right.std() / n**0.5), "majority": majority, "n": n}
+
+
+def _split_by_class(data: Data, test: Part, name: str) -> tuple[Part, Part]:
+    """The test rows of all other classes, and those of class ``name``."""
+    if data.labels is None or test.label is None:
+        raise UsageError(f"The data have no labels, so none is {name!r}.", "Name their column: label=COLUMN.")
+    if name not in data.labels:
+        raise UsageError(f"There is no class {name!r}.", f"Classes: {', '.join(data.labels[:20])}.")
+    odd = test.label == data.labels.index(name)
+    if min(int(odd.sum()), int((~odd).sum())) < 2:
+        raise EmptyData(f"{int(odd.sum())} of {len(test)} test rows are of class {name!r}.", "2 of each are needed.")
+    return test[~odd], test[odd]
+
+
+def _other_rows(data: Data, source: Any, settings: Settings) -> tuple[str, Part]:
+    """Rows of another data set, read as rows of this one's space."""
+    if isinstance(source, Data):
+        name, part = source.name, source.test
+        if (source.space, source.context) != (data.space, data.context):
+            raise UsageError(f"The outliers are {source.space}, the data {data.space}.", "Give rows of the same space.")
+    elif isinstance(source, Part):
+        name, part = "the given rows", source
+    else:
+        name = Path(source).name if isinstance(source, str | os.PathLike) else "the given rows"
+        part = read_rows(data.space, data.context, source, labels=data.labels, options=data.options)
+    order = torch.randperm(len(part), generator=settings.generator(4))[: settings.max_test]
+    return f"rows of {name}", part[order]
+
+
+# -- plain data ------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and numbers as JSON takes them; Unavailable as {"unavailable": reason}."""
+    if isinstance(value, Unavailable):
+        return {"unavailable": value.reason}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return encode(value)
+
+
+def guarded(measure: Callable[[], Any]) -> dict[str, Any]:
+    """What was measured as plain data, or why it could not be: one measure that fails leaves the others standing."""
+    try:
+        return dict(plain(measure()))
+    except Exception as error:
+        return {"unavailable": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """Our own errors explain themselves; others are named."""
+    return str(error) if isinstance(error, PofxError) else f"{type(error).__name__}: {error}"
+
+
+def shown(part: Part) -> Part:
+    """As many of the first rows as a report needs: at most 1000, and some megabytes."""
+    size = part.x[:1].numel() * part.x.element_size()
+    return part[: max(1, min(1000, SHOWN_BYTES // max(1, size)))]

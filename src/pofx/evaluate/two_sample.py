@@ -1,0 +1,355 @@
+"""Are the samples like the data? Four two-sample measures over one stated feature map.
+
+    classifier two-sample test   can a classifier tell samples from held-out rows?   0.5 is best
+    kernel MMD                   distance of the two distributions in an RKHS        0 is best, with a p-value
+    precision, recall, density, coverage   do samples lie on the data's manifold, and all over it?
+    memorisation                 do samples lie nearer to training rows than held-out rows do?
+
+All compare features, so they see no more than the features do; ``Features.description`` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import UsageError
+from pofx.core.space import Category, Column, Image, Label, Space, Table
+from pofx.data.base import Part
+
+ONE_HOT = 32  # a category with more values has its rarest share one feature
+COMPONENTS = 64  # principal components of an image
+FIT_ROWS = 5000  # training rows that fit the feature map
+Classifier = Literal["logistic", "mlp", "boosting"]
+
+
+# -- features ------------------------------------------------------------------------------------------
+
+
+class Features:
+    """A fixed map from rows to real vectors [N, F], fitted on training rows.
+
+    Tables: numbers standardised (missing ones at the mean), categories one-hot, a flag per nullable
+    column. Images: pixels scaled to [0, 1], their first principal components, and the norm of what these
+    leave out (or noise outside of their span would not be seen). Contexts are mapped alike and appended.
+    """
+
+    def __init__(self, space: Space, train: Part, context: Space | None = None, *, seed: int = 0) -> None:
+        maps = [_feature_map(space, train.x[:FIT_ROWS], seed)]
+        if context is not None:
+            assert train.c is not None
+            maps.append(_feature_map(context, train.c[:FIT_ROWS], seed))
+        self.maps = maps
+        self.description = "; given ".join(m.description for m in maps)
+
+    def __call__(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Features [N, F] (float32) of x [N, *E], with those of the contexts c where the map has them."""
+        return torch.cat([m(v) for m, v in zip(self.maps, (x, c), strict=False) if v is not None], 1).float()
+
+
+def _feature_map(space: Space, x: Tensor, seed: int) -> _TableFeatures | _PixelFeatures | _LabelFeatures:
+    if isinstance(space, Table):
+        return _TableFeatures(space, x)
+    return _LabelFeatures(space) if isinstance(space, Label) else _PixelFeatures(space, x, seed)
+
+
+class _TableFeatures:
+    def __init__(self, space: Table, x: Tensor) -> None:
+        self.columns = space.columns
+        self.fitted = [self._fit(col, x[:, j]) for j, col in enumerate(space.columns)]
+        numbers = sum(not isinstance(c, Category) for c in space.columns)
+        flags = sum(c.nullable for c in space.columns)
+        parts = [
+            f"{numbers} standardised numbers" * bool(numbers),
+            f"{len(space.columns) - numbers} one-hot categories" * (numbers < len(space.columns)),
+            f"{flags} flags of missing values" * bool(flags),
+        ]
+        self.description = ", ".join(p for p in parts if p)
+
+    @staticmethod
+    def _fit(col: Column, v: Tensor) -> Tensor:
+        """Mean and scale of a number, or the code -> feature table of a category."""
+        v = v[~v.isnan()]
+        if not isinstance(col, Category):
+            scale = v.std() if len(v) > 1 else torch.zeros(())
+            return torch.stack([v.mean() if len(v) else scale, scale if scale > 0 else torch.ones_like(scale)])
+        counts = torch.bincount(v.long(), minlength=len(col.values))
+        rank = torch.empty_like(counts)
+        rank[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts))
+        return rank.clamp(max=ONE_HOT - 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = []
+        for j, (col, fitted) in enumerate(zip(self.columns, self.fitted, strict=True)):
+            missing = x[:, j].isnan()
+            if isinstance(col, Category):
+                slot = fitted[x[:, j].nan_to_num(0).long()]
+                hot = torch.nn.functional.one_hot(slot, min(len(col.values), ONE_HOT)).to(x)
+                out.append(torch.where(missing[:, None], 0.0, hot))
+            else:
+                out.append(((x[:, j] - fitted[0]) / fitted[1]).nan_to_num(0.0)[:, None])
+            if col.nullable:
+                out.append(missing[:, None].to(x))
+        return torch.cat(out, 1)
+
+
+class _PixelFeatures:
+    def __init__(self, space: Image, x: Tensor, seed: int) -> None:
+        from sklearn.decomposition import PCA
+
+        self.top = space.levels - 1
+        flat = self._flat(x)
+        k = min(COMPONENTS, flat.shape[1], len(flat))
+        solver = "covariance_eigh" if flat.shape[1] <= 1024 else "randomized"
+        pca = PCA(k, svd_solver=solver, random_state=seed).fit(flat.numpy())
+        self.mean, self.axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
+        share = float(pca.explained_variance_ratio_.sum())
+        self.description = (
+            f"{k} principal components of the pixels in [0, 1] ({share:.0%} of their variance), "
+            "and the norm of what these leave out"
+        )
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.flatten(1).float() / self.top
+
+    def __call__(self, x: Tensor) -> Tensor:
+        centred = self._flat(x) - self.mean
+        z = centred @ self.axes.T
+        rest = (centred.square().sum(1) - z.square().sum(1)).clamp(min=0).sqrt()
+        return torch.cat([z, rest[:, None]], 1)
+
+
+class _LabelFeatures:
+    def __init__(self, space: Label) -> None:
+        self.classes = len(space.values)
+        self.description = "one-hot labels"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(x, self.classes).float()
+
+
+# -- classifier two-sample test ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class C2st:
+    """Cross-validated accuracy of telling samples from data: 0.5 where it cannot, 1 where it always can."""
+
+    accuracy: float
+    se: float  # binomial
+    p_value: float  # of an accuracy this high where both come from one distribution
+    n: int  # rows of each sample
+    classifier: Classifier
+    folds: int
+
+
+def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", folds: int = 5, seed: int = 0) -> C2st:
+    """Classifier two-sample test (Lopez-Paz & Oquab, 2017) on features [N, F] of each side.
+
+    The larger side is cut to the size of the smaller, so that guessing is right half of the time.
+    """
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
+
+    n = _same_size(real, fake, at_least=2 * folds)
+    x = torch.cat([real[:n], fake[:n]]).numpy()
+    y = torch.arange(2).repeat_interleave(n).numpy()
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with threadpool_limits(1):  # on so few rows more threads only wait for each other
+        right = cross_val_predict(_classifier(classifier, seed), x, y, cv=split) == y
+    accuracy = float(right.mean())
+    z = (accuracy - 0.5) / math.sqrt(0.25 / (2 * n))
+    se = math.sqrt(accuracy * (1 - accuracy) / (2 * n))
+    return C2st(accuracy, se, 0.5 * math.erfc(z / math.sqrt(2)), n, classifier, folds)
+
+
+def _classifier(name: Classifier, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if name == "logistic":
+        return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    if name == "mlp":
+        net = MLPClassifier((64, 64), early_stopping=True, max_iter=100, random_state=seed)
+        return make_pipeline(StandardScaler(), net)
+    if name == "boosting":
+        # small trees: with some thousand rows, more only costs time
+        return HistGradientBoostingClassifier(
+            max_iter=50, learning_rate=0.2, max_leaf_nodes=15, max_bins=63, early_stopping=False, random_state=seed
+        )
+    raise UsageError(f"There is no classifier {name!r}; known: logistic, mlp, boosting.")
+
+
+# -- kernel MMD ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mmd:
+    """Unbiased squared maximum mean discrepancy: near 0 (either side) where the distributions agree."""
+
+    mmd2: float
+    null_se: float  # its standard deviation where both come from one distribution, by permutation
+    p_value: float
+    bandwidth: float
+    n: int
+    permutations: int
+
+
+def mmd(real: Tensor, fake: Tensor, *, permutations: int = 200, generator: torch.Generator | None = None) -> Mmd:
+    """Gaussian-kernel MMD^2, unbiased (Gretton et al., 2012, eq. 3), on features [N, F] of each side.
+
+    The bandwidth is the median distance of the pooled rows; the p-value counts relabellings of the
+    pooled rows that give as much, the observed one included.
+    """
+    n = _same_size(real, fake, at_least=2)
+    gen = torch.Generator().manual_seed(0) if generator is None else generator
+    pooled = torch.cat([real[:n], fake[:n]])
+    distance = _distances(pooled, pooled)
+    off_diagonal = distance[torch.ones_like(distance, dtype=torch.bool).triu(1)]
+    bandwidth = float(off_diagonal.median()) or 1.0  # at least half of the pairs are equal rows
+    kernel = torch.exp(-distance.square() / (2 * bandwidth**2)).fill_diagonal_(0)
+    signs = torch.ones(2 * n, permutations + 1)
+    signs[n:, 0] = -1  # the observed labelling
+    for k in range(1, permutations + 1):
+        signs[torch.randperm(2 * n, generator=gen)[n:], k] = -1
+    # with s = +1 on X and -1 on Y: s'Ks = XX + YY - 2 XY, and 1'K1 = XX + YY + 2 XY (sums off the diagonal)
+    contrast, total = (signs * (kernel @ signs)).sum(0).double(), kernel.sum().double()
+    within, across = (total + contrast) / 2, (total - contrast) / 2
+    values = within / (n * (n - 1)) - across / n**2
+    observed, null = values[0], values[1:]
+    p_value = float((values >= observed).double().mean())
+    return Mmd(float(observed), float(null.std()), p_value, bandwidth, n, permutations)
+
+
+# -- precision, recall, density, coverage -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prdc:
+    """Fidelity and diversity by k-nearest-neighbour balls; ``se`` in the same order as the four numbers."""
+
+    precision: float  # share of samples inside some ball around a real row
+    recall: float  # share of real rows inside some ball around a sample
+    density: float  # mean number of balls around real rows that hold a sample, over k; may exceed 1
+    coverage: float  # share of balls around real rows that hold a sample
+    se: tuple[float, ...]
+    k: int
+    n_real: int
+    n_fake: int
+
+
+def prdc(real: Tensor, fake: Tensor, *, k: int = 5, cap: int = 3000) -> Prdc:
+    """Improved precision and recall (Kynkäänniemi et al., 2019, eq. 1-2), density and coverage (Naeem et al., 2020).
+
+    Of features [N, F] of each side; at most ``cap`` rows of each. The balls are closed, so that equal rows of
+    discrete data meet. Standard errors are those of means over rows, the balls taken as given.
+    """
+    real, fake = real[:cap], fake[:cap]
+    if min(len(real), len(fake)) <= k:
+        raise UsageError(f"{len(real)} rows against {len(fake)} samples: balls of {k} neighbours need more than {k}.")
+    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    in_real = torch.zeros(len(fake))  # per sample: how many balls around real rows hold it
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    for i in range(0, len(real), 512):
+        block = slice(i, i + 512)
+        d = _distances(real[block], fake)
+        inside = d <= real_radius[block, None]
+        in_real += inside.sum(0)
+        covered[block] = inside.any(1)
+        recalled[block] = (d <= fake_radius).any(1)
+    figures = [(in_real > 0).double(), recalled.double(), in_real.double() / k, covered.double()]
+    precision, recall, density, coverage = (float(f.mean()) for f in figures)
+    errors = tuple(float(f.std() / math.sqrt(len(f))) for f in figures)
+    return Prdc(precision, recall, density, coverage, errors, k, len(real), len(fake))
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Distance [N] of every row to its k-th nearest neighbour."""
+    # the row itself is its nearest neighbour, at distance 0
+    return torch.cat([_distances(x[i : i + 512], x).kthvalue(k + 1, 1).values for i in range(0, len(x), 512)])
+
+
+# -- memorisation ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Nearest-neighbour distances to training rows: of samples, against those of held-out rows.
+
+    Held-out rows tell how near fresh data come. ``auroc`` is the chance that a sample lies nearer to the
+    training rows than a held-out row does: 0.5 for fresh data, near 1 for copies; below 0.5 samples lie
+    farther off than data do, which is poor quality and no copying.
+    """
+
+    auroc: float
+    se: float
+    ks: float  # Kolmogorov-Smirnov distance of the two distributions of distances
+    ks_p_value: float
+    ratio: float  # median distance of samples over that of held-out rows
+    copies: float  # share of samples that equal a training row
+    held_out_copies: float  # the same of held-out rows: repeated rows of the data
+    n: int
+    n_train: int
+
+
+def memorisation(train: Tensor, held_out: Tensor, fake: Tensor, *, cap: int = 20_000) -> Memorisation:
+    """Data-copying test (Meehan et al., 2020, without its cells) on features [N, F] of the three sets.
+
+    At most ``cap`` training rows: a sample that copies another one is missed.
+    """
+    from scipy.stats import ks_2samp
+
+    from pofx.evaluate.outlier import auroc
+
+    n, train = _same_size(held_out, fake, at_least=2), train[:cap]
+    ours, theirs = nearest(fake[:n], train), nearest(held_out[:n], train)
+    area = auroc(-theirs.double(), -ours.double())
+    ks = ks_2samp(ours.numpy(), theirs.numpy())
+    median = float(theirs.median())
+    return Memorisation(
+        auroc=area.auroc,
+        se=area.se,
+        ks=float(ks.statistic),
+        ks_p_value=float(ks.pvalue),
+        ratio=float(ours.median()) / median if median > 0 else math.nan,
+        copies=float((ours == 0).float().mean()),
+        held_out_copies=float((theirs == 0).float().mean()),
+        n=n,
+        n_train=len(train),
+    )
+
+
+def nearest(x: Tensor, y: Tensor, candidates: int = 4) -> Tensor:
+    """Distance [N] of every row of x [N, F] to its nearest row of y [M, F]; exactly 0 for an equal row.
+
+    One matrix product finds the nearest ``candidates`` up to rounding, whose distances are then exact.
+    """
+    out, square = [], y.square().sum(1)
+    for i in range(0, len(x), 256):
+        rows = x[i : i + 256]
+        near = torch.addmm(square, rows, y.T, alpha=-2).topk(min(candidates, len(y)), 1, largest=False).indices
+        out.append((rows[:, None] - y[near]).norm(dim=2).amin(1))
+    return torch.cat(out)
+
+
+# -- shared ----------------------------------------------------------------------------------------------
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean [N, M], without the cancellation of |x|^2 + |y|^2 - 2xy: equal rows are at distance 0."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _same_size(a: Tensor, b: Tensor, at_least: int) -> int:
+    n = min(len(a), len(b))
+    if n < at_least:
+        raise UsageError(f"{len(a)} rows against {len(b)}: a two-sample test needs at least {at_least} of each.")
+    return n
