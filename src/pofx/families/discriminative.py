@@ -1,0 +1,99 @@
+"""The discriminative row of the contract: p(y | x) of a label y given an image or a table row x.
+
+Nothing here is special: the space is ``Label``, the context is what the other families model, and the
+likelihood is exact. It says what the label costs once x is known, and nothing about p(x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pofx.core.learner import Batch, GradientLearner, Recipe
+from pofx.core.likelihood import Exact, Kind, Likelihood
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Image, Label, Space
+from pofx.nn.encoders import encoder
+from pofx.nn.mlp import Mlp
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Options of ``classifier``."""
+
+    width: int = 128
+    """numbers that the encoder (a ConvNet for images, one linear map for tables) hands to the MLP."""
+    hidden: int = 128
+    """width of the MLP's residual stream."""
+    blocks: int = 2
+    """residual blocks of the MLP."""
+    smoothing: float = 0.01
+    """label smoothing: the share of probability that training spreads over all classes."""
+
+
+class Classifier(Model):
+    """Encoder -> MLP -> softmax: log p(y | x) is the log-softmax, exact."""
+
+    name = "classifier"
+    summary = "a ConvNet or MLP gives the probability of each class given the rest"
+    taxonomy = "conditional / discriminative"
+    paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
+    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    Config = ClassifierConfig
+
+    def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        assert isinstance(space, Label)
+        assert context is not None
+        self.encoder = encoder(context, config.width)
+        self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if not isinstance(space, Label):
+            return "it models a label; say which with --target (a column, or 'label')."
+        if context is None or isinstance(context, Label):
+            return "it needs a table or images to tell the label from; load with --target."
+        return None
+
+    @classmethod
+    def tiny(cls, space: Space) -> ClassifierConfig:
+        return ClassifierConfig(width=32, hidden=32, blocks=1)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=128, lr=2e-3, weight_decay=0.05, epochs=20, ema=0.99)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        self.encoder.prepare(c, weight)
+
+    def logits(self, c: Tensor) -> Tensor:
+        """Unnormalised log-probabilities [N, K] given contexts c [N, *Ec]."""
+        return self.mlp(self.encoder(c))
+
+    def learner(self, recipe: Recipe) -> GradientLearner:
+        def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            assert batch.c is not None
+            logits = self.logits(batch.c)
+            smooth = F.cross_entropy(logits, batch.x, reduction="none", label_smoothing=self.config.smoothing)
+            wrong = (logits.argmax(-1) != batch.x).float()
+            return {"loss": smooth, "errors": wrong}
+
+        return GradientLearner(self, recipe, objective)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        assert c is not None
+        nats = F.log_softmax(self.logits(c).double(), -1).gather(-1, x[:, None])[:, 0]
+        return Exact(nats, self.space.measure)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        assert c is not None
+        return torch.multinomial(self.logits(c).softmax(-1), 1, generator=generator)[:, 0]
+
+    def rows_per_pass(self) -> int:
+        assert self.context is not None
+        return 2048 if isinstance(self.context, Image) else 8192
