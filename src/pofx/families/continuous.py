@@ -110,7 +110,7 @@ class Continuous(Model):
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
         e = self.encode_context(c)
         if self.preprocess.kind is Exact:
-            return self._one_draw(self.preprocess.split(x), e, budget, generator)
+            return self._one_draw(self.split(x), e, budget, generator)
         k = self.config.draws if budget.draws is None else budget.draws
         once, values = replace(budget, draws=1), []
         for _ in range(k):
@@ -125,7 +125,12 @@ class Continuous(Model):
         pre, noise = self.preprocess, {"generator": generator, "device": generator.device}
         u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
         e = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
-        return pre.split(x, u, e)
+        return self.split(x, u, e)
+
+    def split(self, x: Tensor, u: Tensor | None = None, e: Tensor | None = None) -> Parts:
+        """``preprocess.split`` with y of the nets' dtype."""
+        parts = self.preprocess.split(x, u, e)
+        return replace(parts, y=parts.y.to(next(self.parameters()).dtype))
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         e = self.encode_context(c)
@@ -149,7 +154,7 @@ class Continuous(Model):
         pre, e = self.preprocess, self.encode_context(batch.c)
         u = batch.rand(self.dim, generator=generator) if pre.uniform else None
         z = batch.randn(self.dim, generator=generator) if pre.normal else None
-        parts = pre.split(batch.x, u, z)
+        parts = self.split(batch.x, u, z)
         loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
         if self.codes is None:
             return {"loss": loss}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import Unsupported
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Exact, Kind, LowerBound
+from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Space
@@ -114,7 +114,7 @@ class Flow(Continuous):
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """z = f(y): a point, N(0, I) over the data if the flow fits. Discrete entries are taken at the
         midpoint of their cell, absent ones at zero."""
-        parts, e = self.preprocess.split(x), self.encode_context(c)
+        parts, e = self.split(x), self.encode_context(c)
         z, _ = self.flow(parts.y, self.given_codes(parts.codes, e))
         return Delta(z)
 

@@ -16,7 +16,6 @@ from torch.distributions import Distribution, constraints
 
 from pofx.core.likelihood import Exact, Kind, join
 
-
 SHRINKAGE = 1e-4
 
 
@@ -112,13 +111,14 @@ class LuLinear(Transform):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("permutation", torch.randperm(dim))
-        self.strict = nn.Parameter(torch.zeros(dim, dim))  # below the diagonal L, above it U
-        self.log_diagonal = nn.Parameter(torch.zeros(dim))
+        # below the diagonal L, above it U, on it the logarithm of U's diagonal
+        self.packed = nn.Parameter(torch.zeros(dim, dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        lower = self.strict.tril(-1) + torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
-        return lower, self.strict.triu(1) + self.log_diagonal.exp().diag()
+        """L and U [d, d]."""
+        one = torch.ones_like(self.bias).diag()
+        return self.packed.tril(-1) + one, self.packed.triu(1) + self.packed.diagonal().exp().diag()
 
     def whiten(self, x: Tensor) -> None:
         """Start as the map that gives x [N, d] mean 0 and covariance I: a Cholesky factor's inverse."""
@@ -130,14 +130,13 @@ class LuLinear(Transform):
         white = torch.linalg.inv(torch.linalg.cholesky(cov))
         scale = white.diagonal()
         with torch.no_grad():
-            self.strict.copy_((white / scale).tril(-1))  # L = W diag(W)^-1 and U = diag(W)
-            self.log_diagonal.copy_(scale.log())
+            self.packed.copy_((white / scale).tril(-1) + scale.log().diag())  # L = W diag(W)^-1, U = diag(W)
             self.bias.copy_(-white @ loc)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self.factors()
         z = torch.addmm(self.bias, x[:, self.permutation] @ upper.T, lower.T)
-        return z, self.log_diagonal.sum().expand(len(x))
+        return z, self.packed.diagonal().sum().expand(len(x))
 
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         lower, upper = self.factors()

@@ -40,7 +40,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Parts:
-    """One draw of (codes, y): codes [N, m] int64, y [N, d] float32.
+    """One draw of (codes, y): codes [N, m] int64, y [N, d].
 
     ``log_jacobian`` [N] (float64) is log |dy / dx| - log q: what the log-density of y lacks to be that of x.
     """
@@ -173,7 +173,7 @@ class TablePreprocess(Preprocess):
         cell = torch.where(self.step > 0, self.step, 1.0)
         log_jacobian = torch.where(absent, 0.5 * noise.square() + HALF_LOG_2PI, (cell / self.scale).log())
         stacked = torch.stack(codes, 1) if codes else torch.zeros(len(x), 0, dtype=torch.int64, device=x.device)
-        return Parts(stacked, y.float(), log_jacobian.sum(1))
+        return Parts(stacked, y, log_jacobian.sum(1))
 
     def join(self, codes: Tensor, y: Tensor) -> Tensor:
         v = y.double() * self.scale + self.loc
