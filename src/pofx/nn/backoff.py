@@ -5,7 +5,7 @@
 
 This is the predictive probability under a Dirichlet prior of concentration m_j whose mean is the lower
 order (MacKay and Peto 1995, "A hierarchical Dirichlet language model"). The concentrations maximise the
-leave-one-out likelihood.
+leave-one-out likelihood times a weak prior, a logistic density of log m_j, which decides where few data do.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Backoff(nn.Module):
         return history if width == self.widths[-1] else history % width
 
     def concentrate(self, base: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Set the concentrations, one order after another, to the highest leave-one-out likelihood.
+        """Set the concentrations, one order after another, by their leave-one-out likelihood.
 
         ``base(group, symbol)`` leaves the datum out as well. Returns the leave-one-out log-likelihood
         of the longest histories, summed over all data, in nats.
@@ -103,9 +103,10 @@ class Backoff(nn.Module):
             for m in CONCENTRATIONS.tolist():
                 p = ((n - 1).clamp(min=0) + m * lower) / (others + m)
                 scores.append(n.new_zeros(len(count)).index_add_(0, group, n * p.log()))
-            best = torch.stack(scores).max(0)
-            concentration.copy_(CONCENTRATIONS.to(n.device)[best.indices])
-            score = best.values.sum()
+            m, table = CONCENTRATIONS.to(n.device), torch.stack(scores)
+            best = (table + (m / (1 + m) ** 2).log().unsqueeze(1)).argmax(0)
+            concentration.copy_(m[best])
+            score = table.gather(0, best.unsqueeze(0)).sum()
         return score
 
     def draw(self, group: int, history: Tensor, base: Tensor, generator: torch.Generator) -> Tensor:

@@ -30,8 +30,9 @@ class Values(nn.Module):
     def fit(self, v: Tensor, weight: Tensor, target: int | None) -> None:
         """There is nothing to choose."""
 
-    def usable(self, device: torch.device) -> Tensor:
-        return torch.ones(self.size, dtype=torch.bool, device=device)
+    @property
+    def nominal(self) -> Tensor:
+        return torch.ones(self.size, dtype=torch.float64)
 
     def encode(self, v: Tensor) -> tuple[Tensor, Tensor]:
         code = torch.where(torch.isnan(v), self.size - 1, v).long()
@@ -57,6 +58,7 @@ class Intervals(nn.Module):
     used: Tensor
     share: Tensor
     scale: Tensor
+    nominal: Tensor
 
     def __init__(self, column: Real | Integer, bins: int) -> None:
         super().__init__()
@@ -70,15 +72,14 @@ class Intervals(nn.Module):
         self.register_buffer("used", torch.tensor(1))
         # what lies beyond the observed range: its share of the end cell, and its mean distance
         self.register_buffer("share", torch.full((2,), 0.25, dtype=torch.float64))
-        self.register_buffer("scale", torch.ones(2, dtype=torch.float64))
+        self.register_buffer("scale", torch.full((2,), 1.0 + self.grid, dtype=torch.float64))
+        nominal = torch.zeros(self.size, dtype=torch.float64)
+        nominal[[0, *range(self.bins, self.size)]] = 1.0
+        self.register_buffer("nominal", nominal, persistent=False)
 
     def _to_line(self, v: Tensor) -> Tensor:
         """Raw values -> the line of the edges: themselves, or their number on the grid."""
         return v if self.column.step is None else ((v - self.column.origin) / self.column.step).round()
-
-    def usable(self, device: torch.device) -> Tensor:
-        code = torch.arange(self.size, device=device)
-        return (code < self.used) | (code >= self.bins)
 
     def encode(self, v: Tensor) -> tuple[Tensor, Tensor]:
         missing = torch.isnan(v)
@@ -139,25 +140,37 @@ class Intervals(nn.Module):
         if target is None:
             # up to one cell per value on a grid
             finest = mass.sum() / mass.min() if self.grid else torch.tensor(self.bins)
-            wanted = [2**i for i in range(math.ceil(math.log2(max(finest.item(), 1.0))) + 1)]
+            wanted = {2**i for i in range(math.ceil(math.log2(max(finest.item(), 1.0))) + 1)} | {self.bins}
         else:
-            wanted = [2**i for i in range(target.bit_length() - 1)] + [target]
-        options = [e for b in wanted if len(e := self._edges(u, mass, b)) <= self.bins + 1]
-        if not self.grid and target is None:
-            options.append(self._edges(u, mass, self.bins))
-        best = options[-1] if target is not None else max(options, key=lambda e: self._leave_one_out(u, mass, e))
-        n = len(best) - 1
+            wanted = {2**i for i in range(target.bit_length() - 1)} | {target}
+        layouts = [(b, e) for b in sorted(wanted) if len(e := self._edges(u, mass, b)) <= self.bins + 1]
+        if target is None:
+            chosen, edge = max(layouts, key=lambda layout: self._leave_one_out(u, mass, layout[1]))
+        else:
+            chosen, edge = layouts[-1]
+        self._lay(u, mass, edge, mass.sum() / chosen, weight[torch.isnan(v)].sum())
+
+    def _lay(self, u: Tensor, mass: Tensor, edge: Tensor, frequent: Tensor, missing: Tensor) -> None:
+        """Take ``edge``; values of mass ``frequent`` and more have a cell of their own."""
+        n = len(edge) - 1
         self.edge.fill_(math.inf)
-        self.edge[: n + 1] = best
+        self.edge[: n + 1] = edge
         self.used.fill_(n)
-        cells = self._masses(u, mass, best)
+        cells = self._masses(u, mass, edge)
+        own = (cells >= frequent) & (edge.diff() == 1) & bool(self.grid)
+        rest = cells[~own].sum() / (~own).sum().clamp(min=1)  # quantiles: alike
+        self.nominal.zero_()
+        self.nominal[:n] = torch.where(own, cells, rest) + PSEUDO
+        self.nominal[self.bins :] = missing + PSEUDO
         self.share.copy_(PSEUDO / (cells[[0, n - 1]] + 1))
-        spread = (best[-1] - best[0]) / 20
+        spread = (edge[-1] - edge[0]) / 20
         ends = torch.stack([_mean_excess(-u.flip(0), mass.flip(0)), _mean_excess(u, mass)])
         self.scale.copy_(torch.where(ends > 0, ends, spread) + self.grid)
 
     def _edges(self, u: Tensor, mass: Tensor, target: int) -> Tensor:
         """About ``target`` cells of equal mass over the sorted distinct values u [U]."""
+        if not self.grid:  # a tie must not gather edges around it
+            mass = mass.clamp(max=4 * mass.median().item())
         share = mass.sum() / target
         before = mass.cumsum(0) - mass
         if not self.grid:
@@ -180,10 +193,15 @@ class Intervals(nn.Module):
         return cumulative[torch.searchsorted(u, edge)].diff()
 
     def _leave_one_out(self, u: Tensor, mass: Tensor, edge: Tensor) -> float:
-        """sum over data of log p(u_i | all but u_i), for cells counted from PSEUDO."""
-        n, total = self._masses(u, mass, edge), mass.sum()
-        held_out = (n - 1).clamp(min=0) + PSEUDO
-        return float((n * (held_out.log() - edge.diff().log())).sum() - total * (total - 1 + PSEUDO * len(n)).log())
+        """sum over data of log p(u_i | the others), for cells counted from PSEUDO.
+
+        Of reals all equal values are left out together: else a tie would make a spike of any height.
+        """
+        j = torch.searchsorted(edge, u, right=True) - 1
+        out = torch.ones_like(mass) if self.grid else mass
+        held_out = (self._masses(u, mass, edge)[j] - out).clamp(min=0) + PSEUDO
+        others = mass.sum() - out + PSEUDO * (len(edge) - 1)
+        return float((mass * (held_out.log() - edge.diff().log()[j] - others.log())).sum())
 
 
 def _mean_excess(u: Tensor, mass: Tensor) -> Tensor:
@@ -222,8 +240,8 @@ class Cells(nn.Module):
         """Choose the cells from data x [N, *E] with weights [N] of mean one."""
         raise NotImplementedError
 
-    def usable(self) -> Tensor:
-        """Which cells a datum can fall into: bool [S, size]."""
+    def nominal(self) -> Tensor:
+        """About how much mass the cells were laid for [S, size]; zero for those that no datum falls into."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +277,10 @@ class TableCells(Cells):
         for site, v in zip(self.sites, self._rows(x).unbind(1), strict=True):
             site.fit(v, weight, target)
 
-    def usable(self) -> Tensor:
-        out = torch.zeros(len(self.sizes), self.size, dtype=torch.bool, device=self.nothing.device)
+    def nominal(self) -> Tensor:
+        out = torch.zeros(len(self.sizes), self.size, dtype=torch.float64, device=self.nothing.device)
         for s, site in enumerate(self.sites):
-            out[s, : site.size] = site.usable(out.device)
+            out[s, : site.size] = site.nominal
         return out
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,8 +319,8 @@ class ImageCells(Cells):
     def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
         """Levels are grouped without looking at the data."""
 
-    def usable(self) -> Tensor:
-        return torch.ones(self.space.dims, self.bins, dtype=torch.bool, device=self.first.device)
+    def nominal(self) -> Tensor:
+        return torch.ones(self.space.dims, self.bins, dtype=torch.float64, device=self.first.device)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         code = x.permute(0, 2, 3, 1).reshape(len(x), -1).long()
