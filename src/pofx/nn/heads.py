@@ -137,8 +137,8 @@ class Categorical(Head):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         log_p = (params + self.base).log_softmax(-1)
-        index = x.long()[..., None].expand(*log_p.shape[:-1], 1)
-        return log_p.gather(-1, index)[..., 0]
+        shape = torch.broadcast_shapes(log_p.shape[:-1], x.shape)
+        return log_p.expand(*shape, -1).gather(-1, x.long().expand(shape)[..., None])[..., 0]
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         return pick((params + self.base).log_softmax(-1), generator).double()
