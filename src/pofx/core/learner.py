@@ -142,7 +142,8 @@ class Stepper:
             # -log N(theta; 0, s^2) / N per datum; its gradient is weight decay of 1 / (s^2 N)
             square = torch.stack([p.square().sum() for p in self.parameters]).sum()
             loss = loss + square / (2 * self.recipe.prior_scale**2 * self.rows) / world(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         runtime.backward(loss)
         out = {k: runtime.sum(v.detach()) for k, v in means.items()}
         grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -152,9 +153,10 @@ class Stepper:
                 g.copy_(total.view_as(g))
         norm = torch.nn.utils.get_total_norm(grads)
         out["grad_norm"] = norm
-        if not math.isfinite(norm.item()):
+        size = norm.item()
+        if not math.isfinite(size):
             return out  # the loop's guard names the step and stops; the weights are untouched
-        if self.recipe.clip is not None:
+        if self.recipe.clip is not None and size > self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
         lr = learning_rate(self.recipe, batch)
         for group in self.optimizer.param_groups:
