@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.space import Label
 from pofx.data.base import Part
-from pofx.evaluate.two_sample import Features
+from pofx.evaluate.two_sample import Features, share_error
 
 TRAIN_ROWS, TEST_ROWS = 2000, 1000
 
@@ -60,7 +59,7 @@ def linear_probe(
     n, accuracy = len(test), _accuracy(z, z_test, y, y_test)
     return Probe(
         accuracy=accuracy,
-        se=math.sqrt(accuracy * (1 - accuracy) / n),
+        se=share_error(accuracy, n),
         raw_accuracy=_accuracy(raw(train.x, train.c), raw(test.x, test.c), y, y_test),
         majority=float((y_test == y.bincount().argmax()).double().mean()),
         dims=z.shape[1],

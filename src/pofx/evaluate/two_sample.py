@@ -140,22 +140,24 @@ class C2st:
     """Cross-validated accuracy of telling samples from data: 0.5 where it cannot, 1 where it always can."""
 
     accuracy: float
-    se: float  # binomial
+    se: float  # binomial, see ``share_error``
     p_value: float  # of an accuracy this high where both come from one distribution
     n: int  # rows of each sample
     classifier: Classifier
     folds: int
 
 
-def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", folds: int = 5, seed: int = 0) -> C2st:
+def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier | None = None, folds: int = 5, seed: int = 0) -> C2st:
     """Classifier two-sample test (Lopez-Paz & Oquab, 2017) on features [N, F] of each side.
 
-    The larger side is cut to the size of the smaller, so that guessing is right half of the time.
+    The larger side is cut to the size of the smaller, so that guessing is right half of the time. The
+    classifier is gradient boosting unless named, or logistic regression below 200 rows a side.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
     n = _same_size(real, fake, at_least=2 * folds)
+    classifier = classifier or ("boosting" if n >= 200 else "logistic")
     x = torch.cat([real[:n], fake[:n]]).numpy()
     y = torch.arange(2).repeat_interleave(n).numpy()
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -163,8 +165,7 @@ def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", fol
         right = cross_val_predict(_classifier(classifier, seed), x, y, cv=split) == y
     accuracy = float(right.mean())
     z = (accuracy - 0.5) / math.sqrt(0.25 / (2 * n))
-    se = math.sqrt(accuracy * (1 - accuracy) / (2 * n))
-    return C2st(accuracy, se, 0.5 * math.erfc(z / math.sqrt(2)), n, classifier, folds)
+    return C2st(accuracy, share_error(accuracy, 2 * n), 0.5 * math.erfc(z / math.sqrt(2)), n, classifier, folds)
 
 
 def _classifier(name: Classifier, seed: int) -> Any:
@@ -341,6 +342,15 @@ def nearest(x: Tensor, y: Tensor, candidates: int = 4) -> Tensor:
 
 
 # -- shared ----------------------------------------------------------------------------------------------
+
+
+def share_error(share: float, n: int) -> float:
+    """Standard error of a share of n, with two successes and two failures added (Agresti & Coull, 1998).
+
+    Unlike the plain one it is not 0 where all n agree.
+    """
+    p = (share * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

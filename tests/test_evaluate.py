@@ -1,0 +1,856 @@
+"""Evaluation against closed forms, slow twins and scikit-learn; comparisons of small families of known worth."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pofx.core import registry
+from pofx.core.errors import EmptyData, RunExists, UsageError
+from pofx.core.learner import Batch, Recipe
+from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Category, Image, Integer, Label, Real, Table
+from pofx.data.base import Data, Part
+from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
+from pofx.evaluate.compare import compare, read_comparison
+from pofx.evaluate.likelihood import Score, score, summarise, verdicts
+
+PLANE = Table((Real("a"), Real("b")))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def correlated(n: int, seed: int = 0, rho: float = 0.8) -> Tensor:
+    x = torch.randn(n, 2, generator=seeded(seed), dtype=torch.float64)
+    return torch.stack([x[:, 0], rho * x[:, 0] + math.sqrt(1 - rho**2) * x[:, 1]], 1)
+
+
+# -- families of known worth -------------------------------------------------------------------------
+
+
+class Counted:
+    """A learner with nothing left to learn after one sweep."""
+
+    sweep = "dataset"
+    runtime = None
+    finished = False
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.finished = True
+        return {"loss": torch.zeros(())}
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class Bell(Model):
+    """A full Gaussian over reals, by moments; its likelihood can be made a bound, an estimate, or nothing."""
+
+    name = "test-bell"
+    summary = "a Gaussian"
+    taxonomy = "test"
+    paper = ""
+    claims = frozenset({Exact, LowerBound, Estimate, Unavailable})
+    latent = True
+    uses_draws = True
+
+    @dataclass(frozen=True)
+    class Config:
+        kind: str = "Exact"
+        gap: float = 0.0  # nats by which a bound is loose
+        delay: float = 0.0  # seconds per row of a density
+        fails: str = ""
+
+    @classmethod
+    def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
+        return None if isinstance(space, Table) and context is None else "it takes tables only."
+
+    @classmethod
+    def recipe(cls, space):  # type: ignore[no-untyped-def]
+        return Recipe()
+
+    def __init__(self, config, space, context=None):  # type: ignore[no-untyped-def]
+        super().__init__(config, space, context)
+        d = len(space.columns)
+        self.register_buffer("mean", torch.zeros(d, dtype=torch.float64))
+        self.register_buffer("chol", torch.eye(d, dtype=torch.float64))
+
+    def prepare(self, x, c, weight, generator):  # type: ignore[no-untyped-def]
+        if self.config.fails == "fit":
+            raise ZeroDivisionError("by design")
+        self.mean.copy_(x.mean(0))
+        self.chol.copy_(torch.linalg.cholesky(torch.cov(x.T)))
+
+    def learner(self, recipe):  # type: ignore[no-untyped-def]
+        return Counted()
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        if self.config.kind == "Unavailable":
+            return Unavailable("it has no density by design")
+        time.sleep(self.config.delay * len(x))
+        nats = torch.distributions.MultivariateNormal(self.mean, scale_tril=self.chol).log_prob(x)
+        if self.config.kind == "Exact":
+            return Exact(nats, self.space.measure)
+        noise = 0.1 * torch.randn(len(x), generator=generator, dtype=torch.float64)
+        kind = {"LowerBound": LowerBound, "Estimate": Estimate}[self.config.kind]
+        return make(
+            kind, nats - self.config.gap + noise, self.space.measure, torch.full_like(nats, 0.1), 8, "by design"
+        )
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        if self.config.fails == "sample":
+            raise ZeroDivisionError("by design")
+        z = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
+        return self.mean + z @ self.chol.T
+
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Independent:
+        z = torch.linalg.solve_triangular(self.chol, (x - self.mean).T, upper=False).T
+        return Independent(Normal(z, torch.ones_like(z)), 1)
+
+
+class Marginals(Bell):
+    """The Gaussian that forgets all correlation: worse by half the log-determinant of the correlation."""
+
+    name = "test-marginals"
+    latent = False
+
+    def prepare(self, x, c, weight, generator):  # type: ignore[no-untyped-def]
+        self.mean.copy_(x.mean(0))
+        self.chol.copy_(x.std(0).diag())
+
+
+class Loose(Bell):
+    name = "test-loose"
+
+    @dataclass(frozen=True)
+    class Config(Bell.Config):
+        kind: str = "LowerBound"
+        gap: float = 2.0
+
+
+class Silent(Bell):
+    name = "test-silent"
+
+    @dataclass(frozen=True)
+    class Config(Bell.Config):
+        kind: str = "Unavailable"
+
+
+class Broken(Bell):
+    name = "test-broken"
+
+    @dataclass(frozen=True)
+    class Config(Bell.Config):
+        fails: str = "fit"
+
+
+class Guess(Model):
+    """p(label | x): a logistic function of the first column, with no training."""
+
+    name = "test-guess"
+    summary = taxonomy = paper = ""
+    claims = frozenset({Exact})
+
+    @dataclass(frozen=True)
+    class Config:
+        slope: float = 4.0
+
+    @classmethod
+    def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
+        return None if isinstance(space, Label) else "it predicts labels only."
+
+    recipe = Bell.recipe
+    learner = Bell.learner
+
+    def logits(self, c: Tensor) -> Tensor:
+        return torch.stack([torch.zeros(len(c)), self.config.slope * c[:, 0].float()], 1).log_softmax(1)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return Exact(self.logits(c).gather(1, x[:, None]).squeeze(1), self.space.measure)
+
+    def rows_sample(self, n: int, c: Tensor, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(self.logits(c).exp(), 1, generator=generator).squeeze(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _families() -> Iterator[None]:
+    for cls in (Bell, Marginals, Loose, Silent, Broken, Guess):
+        registry.register(cls)
+    yield
+    for cls in (Bell, Marginals, Loose, Silent, Broken, Guess):
+        del registry._REGISTERED[cls.name]
+
+
+@pytest.fixture(scope="module")
+def plane() -> Data:
+    rows = correlated(2600)
+    label = (rows.sum(1) > 0).long()
+    cut = [Part(rows[s], label=label[s]) for s in (slice(0, 1500), slice(1500, 1600), slice(1600, 2600))]
+    return Data("plane", "memory", PLANE, *cut, labels=("low", "high"), split="in order")
+
+
+def bell(data: Data, **options: object) -> Bell:
+    model = Bell(Bell.Config(**options), data.space)  # type: ignore[arg-type]
+    model.prepare(data.train.x, None, None, seeded())
+    return model
+
+
+# -- likelihood ----------------------------------------------------------------------------------------
+
+
+def test_a_score_is_the_mean_with_its_error(plane):
+    model = bell(plane)
+    s = score(model, plane.test)
+    nats = model.log_prob(plane.test.x).nats
+    assert s.kind == "Exact"
+    assert s.nats == pytest.approx(float(nats.mean()))
+    assert s.se == pytest.approx(float(nats.std() / 1000**0.5))
+    assert s.mc_se == 0
+    assert s.n == 1000
+    assert s.bits_per_dim == pytest.approx(-float(nats.mean()) / math.log(2) / 2)
+    assert s.text.startswith("= -2.")
+    assert "mc" not in s.text
+
+
+def test_a_bound_says_so_and_its_bits_point_the_other_way(plane):
+    s = score(bell(plane, kind="LowerBound"), plane.test)
+    assert s.text.startswith("≥ ")
+    assert s.bits_text.startswith("≤ ")
+    assert s.mc_se == pytest.approx(0.1 / 1000**0.5)
+    assert s.draws == 8
+    assert s.text.endswith("nats (mc 0.0032)")
+    silent = score(bell(plane, kind="Unavailable"), plane.test)
+    assert silent.text == "— (it has no density by design)"
+    assert math.isnan(silent.nats)
+
+
+def test_text_of_a_score():
+    nats = torch.tensor([-85.53, -85.11])
+    s = summarise(LowerBound(nats, PLANE.measure, torch.tensor([0.02, 0.02]), 8), PLANE.measure, 784)
+    assert s.text == "≥ -85.32 ± 0.21 nats (mc 0.014)"
+    assert s.bits_text == "≤ 0.15700 ± 0.00039 bits/dim"
+
+
+def test_weights_are_repetitions(plane):
+    weight = torch.randint(1, 4, (200,), generator=seeded())
+    rows, model = plane.test[:200], bell(plane)
+    weighted = score(model, Part(rows.x, weight=weight.double()))
+    repeated = score(model, Part(rows.x.repeat_interleave(weight, 0)))
+    assert weighted.nats == pytest.approx(repeated.nats)
+    other = Marginals(Marginals.Config(), PLANE)
+    other.prepare(plane.train.x, None, None, seeded())
+    both = {"a": weighted, "b": score(other, Part(rows.x, weight=weight.double()))}
+    pair = verdicts(both, weight.double())["a"]["b"]
+    assert pair["nats"] == pytest.approx(both["a"].nats - both["b"].nats)
+    assert verdicts(both)["a"]["b"]["nats"] != pytest.approx(pair["nats"])
+
+
+@pytest.mark.parametrize("kind", ["Exact", "LowerBound", "Estimate", "Unavailable"])
+def test_scores_survive_json(plane, kind):
+    s = score(bell(plane, kind=kind), plane.test[:50])
+    back = Score.from_json(json.loads(json.dumps(s.to_json(), allow_nan=False)))
+    assert (back.kind, back.n, back.draws, back.measure, back.note) == (s.kind, s.n, s.draws, s.measure, s.note)
+    assert back.text == s.text
+    if s.rows is not None:
+        assert torch.allclose(back.rows.nats, s.rows.nats)
+        assert type(back.rows) is type(s.rows)
+
+
+def test_an_impossible_row_stays_impossible_in_json():
+    s = summarise(Exact(torch.tensor([-1.0, -math.inf]), PLANE.measure), PLANE.measure, 2)
+    back = Score.from_json(json.loads(json.dumps(s.to_json(), allow_nan=False)))
+    assert back.nats == -math.inf
+    assert back.rows.nats[1] == -math.inf
+
+
+def test_a_slow_model_scores_the_first_rows(plane):
+    whole = score(bell(plane), plane.test)
+    part = score(bell(plane, delay=0.002), plane.test, seconds=0.3)
+    assert 8 <= part.n < 400
+    assert torch.equal(part.rows.nats, whole.rows.nats[: part.n])
+    assert part.seconds < 1
+    # what both have scored decides
+    assert verdicts({"a": whole, "b": part})["a"]["b"]["n"] == part.n
+
+
+def test_verdicts_are_antisymmetric_and_respect_kinds(plane):
+    marginals = Marginals(Marginals.Config(), PLANE)
+    marginals.prepare(plane.train.x, None, None, seeded())
+    scores = {
+        "bell": score(bell(plane), plane.test),
+        "marginals": score(marginals, plane.test),
+        "bound": score(bell(plane, kind="LowerBound", gap=3.0), plane.test),
+        "estimate": score(bell(plane, kind="Estimate"), plane.test),
+    }
+    table = verdicts(scores)
+    assert table["bell"]["marginals"]["verdict"] == "better"
+    assert table["marginals"]["bell"]["verdict"] == "worse"
+    assert table["bell"]["marginals"]["nats"] == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.1)
+    # the loose bound may hide a better model; an estimate decides nothing
+    assert table["marginals"]["bound"]["verdict"] == "undecided"
+    assert all(pair["verdict"] == "undecided" for pair in table["estimate"].values())
+    flip = {"better": "worse", "worse": "better", "undecided": "undecided"}
+    for a in table:
+        for b in table[a]:
+            assert table[b][a]["verdict"] == flip[table[a][b]["verdict"]]
+
+
+def test_nothing_to_score(plane):
+    with pytest.raises(EmptyData):
+        score(bell(plane), plane.test[:0])
+
+
+# -- cost ----------------------------------------------------------------------------------------------
+
+
+def test_blocks_cover_all_rows_once():
+    grown = cost.grow(lambda start, size: list(range(start, start + size)), 1000)
+    assert [k for part in grown.parts for k in part] == list(range(1000))
+    assert grown.rows == 1000
+    limited = cost.grow(lambda start, size: time.sleep(0.001 * size), 10**6, 0.2)
+    assert 50 < limited.rows < 400
+    assert 300 < limited.rows_per_second <= 1000
+
+
+def test_peak_memory_sees_what_came_and_went():
+    with cost.peak_memory() as peak:
+        torch.ones(25_000_000)
+    assert peak.bytes - peak.before > 80e6
+    assert "VmHWM" in peak.method or "getrusage" in peak.method
+
+
+# -- features ------------------------------------------------------------------------------------------
+
+
+def test_table_features_standardise_flag_and_spread():
+    many = Category("many", tuple(str(k) for k in range(40)))
+    space = Table((Real("r", nullable=True), Integer("i", 0, 9), Category("c", ("x", "y", "z")), many))
+    g = seeded()
+    x = torch.stack(
+        [
+            5 + 3 * torch.randn(500, generator=g, dtype=torch.float64),
+            torch.randint(0, 10, (500,), generator=g).double(),
+            torch.randint(0, 3, (500,), generator=g).double(),
+            torch.randint(0, 40, (500,), generator=g).double(),
+        ],
+        1,
+    )
+    x[::10, 0] = math.nan
+    features = two_sample.Features(space, Part(x))
+    f = features(x)
+    assert f.shape == (500, 1 + 1 + 1 + 3 + two_sample.ONE_HOT)
+    assert f.isfinite().all()
+    assert torch.equal(f[:, 1], x[:, 0].isnan().float())
+    present = f[~x[:, 0].isnan(), 0]
+    assert float(present.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(present.std()) == pytest.approx(1, abs=1e-3)
+    places = f[:, 3:6].argmax(1)
+    assert all(len(places[x[:, 2] == k].unique()) == 1 for k in range(3))
+    assert len(places.unique()) == 3
+    # every row has one value of the category of many, the rare ones sharing the last place
+    assert torch.equal(f[:, 6:].sum(1), torch.ones(500))
+    assert float(f[:, -1].mean()) > float(f[:, 6:-1].mean())
+    assert features.description == "2 standardised numbers, 2 one-hot categories, 1 flags of missing values"
+
+
+def test_pixel_features_keep_distances_to_the_mean():
+    space = Image(6, 7, 3, 16)
+    x = torch.randint(0, 16, (300, 3, 6, 7), generator=seeded()).to(torch.uint8)
+    f = two_sample.Features(space, Part(x))(x)
+    assert f.shape == (300, two_sample.COMPONENTS + 1)
+    flat = x.flatten(1).float() / 15
+    assert torch.allclose(f.square().sum(1), (flat - flat.mean(0)).square().sum(1), rtol=1e-3)
+
+
+def test_contexts_join_the_features():
+    x, c = correlated(50), torch.arange(50) % 2
+    f = two_sample.Features(PLANE, Part(x, c), Label(("u", "v")))(x, c)
+    assert f.shape == (50, 4)
+    assert torch.equal(f[:, 3], c.float())
+
+
+# -- two-sample tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "mlp", "boosting"])
+def test_c2st_between_chance_and_bayes(classifier):
+    a, b = (torch.randn(1000, 3, generator=seeded(s)) for s in (1, 2))
+    same = two_sample.c2st(a, b, classifier=classifier)
+    assert abs(same.accuracy - 0.5) < 4 * same.se
+    assert same.p_value > 1e-3
+    b[:, 0] += 2  # the best classifier is right with probability Phi(1)
+    shifted = two_sample.c2st(a, b, classifier=classifier)
+    assert 0.79 < shifted.accuracy < 0.8413 + 3 * shifted.se
+    assert shifted.p_value < 1e-10
+
+
+def test_c2st_on_few_rows_and_mistakes():
+    a = torch.randn(30, 2, generator=seeded())
+    assert two_sample.c2st(a, a + 3).classifier == "logistic"
+    assert two_sample.c2st(a, a + 3).accuracy > 0.9
+    assert 0 < two_sample.share_error(1.0, 20) < 0.1
+    with pytest.raises(UsageError, match="at least 10"):
+        two_sample.c2st(a[:5], a)
+    with pytest.raises(UsageError, match="no classifier"):
+        two_sample.c2st(a, a, classifier="oracle")  # type: ignore[arg-type]
+
+
+def test_mmd_meets_its_double_loop():
+    a, b = torch.randn(20, 2, generator=seeded(1)), torch.randn(20, 2, generator=seeded(2)) + 0.5
+    found = two_sample.mmd(a, b)
+
+    def k(x: Tensor, y: Tensor) -> float:
+        return math.exp(-float((x - y).square().sum()) / (2 * found.bandwidth**2))
+
+    n = 20
+    within = sum(k(s[i], s[j]) for s in (a, b) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    across = 2 * sum(k(x, y) for x in a for y in b) / n**2
+    assert found.mmd2 == pytest.approx(within - across, abs=1e-6)
+    pooled = torch.cat([a, b])
+    assert found.bandwidth == pytest.approx(float(torch.pdist(pooled).median()), rel=1e-5)
+
+
+def test_mmd_p_values_are_uniform_under_the_null_and_small_off_it():
+    null = [
+        two_sample.mmd(*torch.randn(2, 60, 2, generator=seeded(s)), permutations=99, generator=seeded(s)).p_value
+        for s in range(100)
+    ]
+    assert 0.4 < np.mean(null) < 0.6
+    assert 0.01 <= np.mean(np.array(null) <= 0.1) < 0.2
+    x, y = torch.randn(2, 300, 2, generator=seeded())
+    assert two_sample.mmd(x, y * 1.5).p_value < 0.01
+    assert abs(two_sample.mmd(x, y).mmd2) < 4 * two_sample.mmd(x, y).null_se
+
+
+def test_prdc_meets_its_definition():
+    real, fake = torch.randn(90, 3, generator=seeded(1)), 0.7 * torch.randn(70, 3, generator=seeded(2)) + 0.3
+    found = two_sample.prdc(real, fake, k=4)
+    d = torch.cdist(real, fake, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def radius(x: Tensor) -> Tensor:
+        own = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(math.inf)
+        return own.sort(1).values[:, 3]
+
+    inside = d <= radius(real)[:, None]
+    assert found.precision == pytest.approx(float(inside.any(0).float().mean()))
+    assert found.recall == pytest.approx(float((d <= radius(fake)).any(1).float().mean()))
+    assert found.density == pytest.approx(float(inside.float().sum(0).mean() / 4))
+    assert found.coverage == pytest.approx(float(inside.any(1).float().mean()))
+
+
+def test_prdc_extremes():
+    x = torch.randn(50, 2, generator=seeded())
+    same, apart = two_sample.prdc(x, x), two_sample.prdc(x, x + 100)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert (apart.precision, apart.recall, apart.density, apart.coverage) == (0, 0, 0, 0)
+    # equal rows of discrete data lie in balls of radius 0
+    ones = torch.ones(20, 2)
+    assert two_sample.prdc(ones, ones).precision == 1
+    with pytest.raises(UsageError, match="more than 5"):
+        two_sample.prdc(x[:5], x)
+
+
+def test_memorisation_tells_copies_from_fresh_rows():
+    train, fresh, other = (torch.randn(n, 4, generator=seeded(s)) for s, n in enumerate((2000, 300, 300)))
+    honest = two_sample.memorisation(train, fresh, other)
+    assert abs(honest.auroc - 0.5) < 4 * honest.se
+    assert honest.copies == 0
+    copied = two_sample.memorisation(train, fresh, train[:300])
+    assert copied.auroc == 1
+    assert copied.copies == 1
+    assert copied.ratio == 0
+    near = two_sample.memorisation(train, fresh, train[:300] + 0.05)
+    assert near.auroc > 0.9
+    assert near.ratio < 0.5
+    far = two_sample.memorisation(train, fresh, other + 3)
+    assert far.auroc < 0.2
+
+
+def test_nearest_is_exact_far_from_the_origin():
+    x, y = (torch.randn(n, 5, generator=seeded(n)) + 300 for n in (200, 500))
+    truth = torch.cdist(x.double(), y.double()).amin(1).float()
+    assert torch.allclose(two_sample.nearest(x, y), truth, rtol=1e-3)
+    assert torch.equal(two_sample.nearest(y[:10], y), torch.zeros(10))
+
+
+# -- outliers ------------------------------------------------------------------------------------------
+
+
+def test_auroc_meets_scikit_learn_with_ties():
+    from sklearn.metrics import roc_auc_score
+
+    g = seeded()
+    a, b = torch.randint(0, 8, (300,), generator=g).double(), torch.randint(2, 10, (200,), generator=g).double()
+    found = outlier.auroc(a, b)
+    y = np.r_[np.zeros(300), np.ones(200)]
+    assert found.auroc == pytest.approx(roc_auc_score(y, torch.cat([a, b]).numpy()))
+
+
+def test_delong_error_is_calibrated():
+    runs = [
+        outlier.auroc(torch.randn(80, generator=seeded(s)), torch.randn(50, generator=seeded(10_000 + s)) + 1)
+        for s in range(500)
+    ]
+    truth = 0.5 * math.erfc(-0.5)  # Phi(1 / sqrt 2)
+    areas = torch.tensor([r.auroc for r in runs])
+    assert float(areas.mean()) == pytest.approx(truth, abs=0.01)
+    assert float(areas.std()) == pytest.approx(np.mean([r.se for r in runs]), rel=0.1)
+    with pytest.raises(UsageError, match="2 of each"):
+        outlier.auroc(areas[:1], areas)
+
+
+def test_corrupted_rows_keep_their_marginals(plane):
+    rows, words = outlier.corrupt(PLANE, plane.test, seeded())
+    assert torch.equal(rows.x.sort(0).values, plane.test.x.sort(0).values)
+    assert abs(float(torch.corrcoef(rows.x.T)[0, 1])) < 0.12
+    assert "column" in words
+    space = Image(9, 10, 3)
+    x = torch.randint(0, 256, (20, 3, 9, 10), generator=seeded()).to(torch.uint8)
+    moved = outlier.corrupt(space, Part(x), seeded())[0].x
+    assert torch.equal(moved.flatten(2).sort(2).values, x.flatten(2).sort(2).values)
+    assert not torch.equal(moved, x)
+    # what no block covers stays
+    assert torch.equal(moved[..., 8:, :], x[..., 8:, :])
+    # blocks move whole: each 2 x 2 block of the result is one of the image
+    image, block = x[0, 0, :8, :8], moved[0, 0, 2:4, 2:4]
+    found = [torch.equal(block, image[i : i + 2, j : j + 2]) for i in range(0, 8, 2) for j in range(0, 8, 2)]
+    assert any(found)
+
+
+def test_detection_needs_correlation(plane):
+    rows, words = outlier.corrupt(PLANE, plane.test, seeded())
+    knows = bell(plane)
+    ignores = Marginals(Marginals.Config(), PLANE)
+    ignores.prepare(plane.train.x, None, None, seeded())
+    good = outlier.detect(knows, score(knows, plane.test), rows, words)
+    chance = outlier.detect(ignores, score(ignores, plane.test), rows, words)
+    assert good.auroc > 0.62
+    assert good.bits_out > good.bits_in
+    assert good.kind == "Exact"
+    assert abs(chance.auroc - 0.5) < 4 * chance.se
+    silent = bell(plane, kind="Unavailable")
+    reason = outlier.detect(silent, score(silent, plane.test), rows, words)
+    assert reason == Unavailable("it has no density by design")
+
+
+# -- latents -------------------------------------------------------------------------------------------
+
+
+def test_linear_probe(plane):
+    raw = two_sample.Features(PLANE, plane.train)
+    found = latent.linear_probe(bell(plane), plane.train, plane.test, raw)
+    assert isinstance(found, latent.Probe)
+    assert found.accuracy > 0.97  # the class is a linear function of the latent
+    assert abs(found.raw_accuracy - found.accuracy) < 0.02
+    assert 0.4 < found.majority < 0.6
+    assert (found.dims, found.classes, found.n_train, found.n_test) == (2, 2, 1500, 1000)
+    unlabelled = Part(plane.train.x)
+    assert isinstance(latent.linear_probe(bell(plane), unlabelled, plane.test, raw), Unavailable)
+    assert isinstance(
+        latent.linear_probe(Marginals(Marginals.Config(), PLANE), plane.train, plane.test, raw), Unavailable
+    )
+    assert isinstance(latent.usage(bell(plane), plane.test), Unavailable)
+
+
+# -- baselines -----------------------------------------------------------------------------------------
+
+
+def test_gzip_counts_its_bytes():
+    space = Table((Category("c", ("red", "green"), nullable=True), Integer("i", 0, 99), Real("g", step=0.1)))
+    x = torch.tensor([[0, 7, 0.1 * 3], [1, 12, 2.0], [math.nan, 99, -0.5]], dtype=torch.float64)
+    text = baselines.csv_text(space, x)
+    assert text == "red,7,0.3\ngreen,12,2\n,99,-0.5\n"
+    s = baselines.gzip_score(space, x)
+    assert s.kind == "LowerBound"
+    assert s.nats == pytest.approx(-8 * math.log(2) * len(gzip.compress(text.encode(), 9, mtime=0)) / 3)
+    assert s.text.startswith("≥")
+    assert not baselines.gzip_score(PLANE, x[:, :2]).available
+
+
+@pytest.mark.parametrize(("channels", "levels"), [(1, 256), (3, 256), (1, 2), (2, 16), (3, 2)])
+def test_png_is_lossless(channels, levels):
+    from PIL import Image as Pillow
+
+    space = Image(9, 11, channels, levels)
+    x = torch.randint(0, levels, (4, channels, 9, 11), generator=seeded()).to(torch.uint8)
+    content = baselines.png_bytes(space, x[0])
+    back = np.array(Pillow.open(io.BytesIO(content))).astype(np.uint8)
+    rgb = channels == 3 and levels > 2
+    truth = x[0].permute(1, 2, 0).numpy() if rgb else np.concatenate(list(x[0].numpy()), 1)
+    assert np.array_equal(back, truth)
+    s = baselines.png_score(space, x)
+    assert s.n == 4
+    # random pixels cannot be coded in less than their entropy
+    assert s.nats < -space.dims * math.log(levels)
+    assert set(baselines.compression(space, Part(x))) == {"gzip", "png"}
+
+
+# -- comparison ----------------------------------------------------------------------------------------
+
+ALL = ["test-bell", "test-marginals", "test-loose", "test-silent", "test-broken", "test-guess"]
+
+
+@pytest.fixture(scope="module")
+def comparison(plane, tmp_path_factory):
+    told: list[dict] = []
+    out = tmp_path_factory.mktemp("compare") / "plane"
+    other = Data("far", "memory", PLANE, *(Part(correlated(n) + 6) for n in (10, 10, 50)))
+    result = compare(
+        plane,
+        ALL,
+        seconds=0.5,
+        out=out,
+        samples=300,
+        outliers=other,
+        needs=["likelihood", "latents"],
+        progress=told.append,
+    )
+    return result, out, told
+
+
+def test_every_family_has_a_row(comparison):
+    result, _, _ = comparison
+    rows = {r["family"]: r for r in result.rows}
+    assert set(rows) == {"independent", "gaussian", *ALL}
+    assert rows["test-bell"]["status"] == "ok"
+    assert (rows["test-broken"]["status"], rows["test-broken"]["reason"]) == ("failed", "ZeroDivisionError: by design")
+    assert (rows["test-guess"]["status"], rows["test-guess"]["reason"]) == ("refused", "it predicts labels only.")
+    nats = [r["likelihood"]["nats"] for r in result.rows if r["status"] == "ok" and r["likelihood"]["nats"] is not None]
+    assert nats == sorted(nats, reverse=True)
+    assert {r["likelihood"]["measure"] for r in result.rows if r["status"] == "ok"} == {"lebesgue^2"}
+
+
+def test_the_figures_of_a_known_family(comparison):
+    result, _, _ = comparison
+    row = next(r for r in result.rows if r["family"] == "test-bell")
+    entropy = math.log(2 * math.pi * math.e) + 0.5 * math.log(1 - 0.8**2)
+    assert abs(row["likelihood"]["nats"] + entropy) < 4 * row["likelihood"]["se"]
+    quality = row["quality"]
+    assert abs(quality["c2st"]["accuracy"] - 0.5) < 5 * quality["c2st"]["se"]
+    assert quality["mmd"]["p_value"] > 0.005
+    assert quality["prdc"]["coverage"] > 0.85
+    assert abs(quality["memorisation"]["auroc"] - 0.5) < 5 * quality["memorisation"]["se"]
+    assert row["latents"]["probe"]["accuracy"] > 0.95
+    shuffled, far = row["outliers"]
+    assert shuffled["auroc"] > 0.62
+    assert far["outliers"] == "rows of far"
+    assert far["auroc"] > 0.95
+    assert row["sampling"]["n"] == 300
+    assert row["sampling"]["latency"] > 0
+    assert row["fit"]["memory"]["bytes"] > 50e6
+    assert row["abilities"] == {"latents": True, "score": False, "conditional": False, "missing_values": True}
+
+
+def test_a_family_without_density_says_why(comparison):
+    result, _, _ = comparison
+    row = next(r for r in result.rows if r["family"] == "test-silent")
+    assert row["likelihood"]["text"] == "— (it has no density by design)"
+    assert row["outliers"][0]["unavailable"] == "it has no density by design"
+    assert row["quality"]["c2st"]["accuracy"] < 0.6
+    assert "test-silent" not in result.verdicts
+
+
+def test_verdicts_and_frontier_of_a_comparison(comparison):
+    result, _, _ = comparison
+    assert result.verdicts["test-bell"]["test-marginals"]["verdict"] == "better"
+    assert result.verdicts["test-marginals"]["test-loose"]["verdict"] == "undecided"
+    points = {p["family"]: p for p in result.record["frontier"]}
+    assert "test-silent" in points
+    assert points["test-silent"]["best_for"] == []
+    best = max((p for p in points.values() if p["nats"] is not None), key=lambda p: p["nats"])
+    assert "samples_per_second" in best["best_for"]
+
+
+def test_the_folder_holds_all_that_a_report_needs(comparison):
+    result, out, _ = comparison
+    text = (out / "comparison.json").read_text()
+    assert json.loads(text) == result.record
+    assert "NaN" not in text
+    again = read_comparison(out)
+    assert again.table() == result.table()
+    assert {len(cells) for cells in again.table()} == {14}
+    scores = json.loads((out / "runs/test-bell/scores.json").read_text())
+    assert len(Score.from_json(scores["likelihood"]).rows.nats) == scores["likelihood"]["n"] == 1000
+    drawn = np.load(out / "runs/test-bell/samples/samples.npz", allow_pickle=False)
+    assert drawn["x"].shape == (300, 2)
+    shown = np.load(out / "data_sample.npz", allow_pickle=False)
+    assert shown["x"].shape == (1000, 2)
+    assert shown["label"].shape == (1000,)
+    assert set(result.record["baselines"]) == {"gzip"}
+    assert result.record["data"]["columns"][0]["column"] == "a"
+    assert 0.4 < result.record["reference"]["c2st"]["accuracy"] < 0.6
+
+
+def test_progress_names_family_and_stage(comparison):
+    _, _, told = comparison
+    stages = [e["stage"] for e in told if e["family"] == "test-bell"]
+    order = list(dict.fromkeys(stages))
+    assert order == ["fitting", "likelihood", "sampling", "sample quality", "latents", "outliers", "done"]
+    assert any(e["title"] == "[3/8] test-bell: fitting" and "step" in e for e in told)
+
+
+def test_the_recommendation_of_a_comparison(comparison):
+    result, _, _ = comparison
+    advice = result.record["recommendation"]
+    assert "test-marginals" in advice["excluded"]
+    assert "test-silent" in advice["excluded"]
+    assert "test-bell" in (advice["family"] or advice["tied"])
+    assert "0.5 s to fit" in result.recommendation
+
+
+def test_comparisons_agree_between_runs(plane):
+    """Timings differ, figures do not."""
+
+    def figures() -> list[object]:
+        r = compare(plane, ["test-loose"], seconds=0.2, samples=100, max_test=100, seed=3)
+        row = next(row for row in r.rows if row["family"] == "test-loose")
+        assert r.path is None
+        return [row["likelihood"]["nats"], row["quality"], [d["auroc"] for d in row["outliers"]]]
+
+    assert figures() == figures()
+
+
+def test_labels_as_the_space_and_classes_as_outliers(plane):
+    label = Label(("low", "high"))
+    parts = [Part(p.label, p.x, p.label) for p in (plane.train, plane.valid, plane.test)]
+    data = Data("labels", "memory", label, *parts, context=PLANE, labels=label.values)
+    result = compare(data, ["test-guess", "test-bell"], seconds=0.2, samples=50, max_test=300)
+    row = next(r for r in result.rows if r["family"] == "test-guess")
+    assert row["accuracy"]["accuracy"] > 0.75
+    assert row["accuracy"]["majority"] < 0.6
+    assert "unavailable" in row["quality"]
+    assert result.record["baselines"] == {}
+    by_class = compare(plane, ["test-bell"], seconds=0.2, samples=50, anomaly="high")
+    found = next(r for r in by_class.rows if r["family"] == "test-bell")["outliers"]
+    assert found[1]["outliers"] == "test rows of class 'high'"
+    assert found[1]["n_in"] + found[1]["n_out"] == 1000
+
+
+def test_a_failing_sampler_spares_the_rest(plane):
+    result = compare(plane, ["test-bell"], seconds=0.2, samples=50, options={"test-bell": {"fails": "sample"}})
+    row = next(r for r in result.rows if r["family"] == "test-bell")
+    assert row["sampling"] == {"unavailable": "ZeroDivisionError: by design"}
+    assert row["quality"] == {"unavailable": "There are no samples."}
+    assert row["likelihood"]["kind"] == "Exact"
+    assert len(result.table()) == 5
+
+
+def test_mistakes_are_named_before_anything_runs(plane, tmp_path):
+    for wrong, match in (
+        ({"needs": ["world-peace"]}, "Known needs"),
+        ({"seconds": 0}, "impossible"),
+        ({"families": ["test-bel"]}, "no family"),
+        ({"families": ["test-bell"], "options": {"made": {}}}, "not compared"),
+        ({"anomaly": "middle"}, "no class"),
+        ({"samples": 1}, "too few"),
+        ({"outliers": Data("x", "m", Table((Real("z"),)), *[Part(torch.zeros(3, 1).double())] * 3)}, "same space"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            compare(plane, **wrong)
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(RunExists):
+        compare(plane, ["test-bell"], out=tmp_path)
+    empty = Data("e", "m", PLANE, plane.train, plane.valid, plane.test[:0])
+    with pytest.raises(EmptyData, match="test part"):
+        compare(empty)
+
+
+# -- recommendation ------------------------------------------------------------------------------------
+
+
+def row(name: str, kind: str = "Exact", nats: float = -1.0, **more: object) -> dict:
+    lik = {"kind": kind, "nats": nats, "text": f"{kind} {nats}", "rows_per_second": 100.0, "note": "no density"}
+    base = {
+        "family": name,
+        "status": "ok",
+        "likelihood": lik,
+        "sampling": {"rows_per_second": more.pop("speed", 100.0), "latency": 0.01},
+        "quality": {"c2st": {"accuracy": more.pop("c2st", 0.6), "se": 0.01}},
+        "latents": {"probe": {"unavailable": "no labels"}},
+        "outliers": [],
+        "fit": {"seconds": 1.0, "parameters": more.pop("size", 1000)},
+        "abilities": {"latents": more.pop("latents", True), "conditional": True, "missing_values": False},
+    }
+    return base | more
+
+
+def pairs(rows: list[dict]) -> dict:
+    return {
+        a["family"]: {
+            b["family"]: {"nats": a["likelihood"]["nats"] - b["likelihood"]["nats"], "se": 0.1}
+            for b in rows
+            if b is not a
+        }
+        for a in rows
+    }
+
+
+def advise(rows: list[dict], *needs: str) -> recommend.Recommendation:
+    return recommend.recommend(rows, pairs(rows), needs)
+
+
+def test_needs_exclude_and_rank():
+    rows = [row("a", nats=-1, speed=10), row("b", nats=-2, speed=500), row("v", "LowerBound", -0.5, speed=5)]
+    assert advise(rows, "likelihood").family == "v"
+    exact = advise(rows, "exact-likelihood")
+    assert exact.family == "a"
+    assert "no exact number" in exact.excluded["v"]
+    assert advise(rows, "fast-sampling").family == "b"
+    both = advise(rows, "exact-likelihood", "fast-sampling")
+    assert both.family is None
+    assert both.tied == ("a", "b")
+    assert both.sentences[0].startswith("Undecided")
+    assert advise(rows, "missing-values").sentences[0] == "No family serves missing-values."
+
+
+def test_figures_within_their_errors_decide_nothing():
+    rows = [row("a", nats=-1.0, c2st=0.60), row("b", nats=-1.1, c2st=0.61), row("c", nats=-3, c2st=0.9)]
+    assert advise(rows, "likelihood").tied == ("a", "b")
+    assert advise(rows, "sample-quality").tied == ("a", "b")
+    assert advise(rows, "small").tied == ("a", "b", "c")
+
+
+def test_an_estimate_promises_nothing_but_is_mentioned():
+    rows = [row("a", nats=-2), row("ode", "Estimate", -1)]
+    found = advise(rows, "likelihood")
+    assert found.family == "a"
+    assert any("ode may be better" in s for s in found.sentences)
+
+
+def test_the_floor_is_recommended_only_alone():
+    rows = [row("independent", nats=-5, speed=1e6), row("a", nats=-1, speed=10)]
+    assert advise(rows, "fast-sampling").family == "a"
+    assert advise(rows[:1], "fast-sampling").family == "independent"
+
+
+def test_no_needs_no_rows_unknown_needs():
+    assert "likelihood: a" in advise([row("a"), row("b", nats=-9)]).text
+    assert advise([], "latents").sentences == ("Nothing could be fitted, so there is nothing to recommend.",)
+    with pytest.raises(UsageError, match="exact-likelihood, likelihood"):
+        recommend.check(["speed"])
+
+
+def test_amounts():
+    assert [recommend.amount(v) for v in (0.314, 12, 1234, 3.4e6, 2e9)] == ["0.314", "12", "1.23k", "3.4M", "2G"]
+
+
+def test_numbers_as_json():
+    """Every number that leaves for JSON is finite, a string, or null."""
+    assert [likelihood.encode(v) for v in (math.nan, math.inf, -math.inf, 1.5)] == [None, "inf", "-inf", 1.5]
+    assert math.isnan(likelihood.decode(None))
