@@ -449,18 +449,29 @@ def compare(argv: list[str]) -> int:
         _print_json(result.to_json())
         return 0
     out.print(_comparison_table(result))
-    out.print(result.recommendation, highlight=False)
+    for row in result.rows:
+        if row["status"] != "ok":
+            out.print(escape(f"{row['family']} {row['status']}: {row['reason']}"), highlight=False)
+    out.print(escape(result.recommendation), highlight=False)
     out.print(f"report: {page}", highlight=False)
     return 0
 
 
+_SHOWN = ("family", "log p(x) per datum", "per dimension", "fit", "one sample", "samples/s", "C2ST", "outliers")
+
+
 def _comparison_table(result: Any) -> RichTable:
+    """The columns that fit a terminal; the report has them all."""
     header, *rows = result.table()
     table = RichTable(box=None, header_style="bold", pad_edge=False)
-    for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+    keep = [header.index(name) for name in _SHOWN]
+    for k in keep:
+        table.add_column(header[k], justify="right" if k else "left", overflow="fold")
+    silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        if row[0] not in silent:
+            cells = [row[k].split(" (")[0] if row[k].startswith("—") else row[k] for k in keep]
+            table.add_row(*(escape(cell) for cell in cells))
     return table
 
 
