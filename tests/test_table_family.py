@@ -14,7 +14,8 @@ from pofx.core.learner import Batch, Local
 from pofx.core.likelihood import Exact
 from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
 from pofx.data import synthetic
-from pofx.families.table import Counting, Histogram, Independent, Markov
+from pofx.families.counting import Counting
+from pofx.families.table import Histogram, Independent, Markov
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import TableCells
 

@@ -109,16 +109,22 @@ class Backoff(nn.Module):
             score = table.gather(0, best.unsqueeze(0)).sum()
         return score
 
-    def draw(self, group: int, history: Tensor, base: Tensor, generator: torch.Generator) -> Tensor:
-        """One symbol after each history [N], given base [symbols]: by inversion."""
-        distinct, row = torch.unique(history, return_inverse=True)
-        p = base
-        for count, total, m in self.orders():
-            h = self._first(distinct, count.shape[1])
-            p = (count[group, h] + m[group] * p) / (total[group, h] + m[group]).unsqueeze(1)
-        cdf = p.cumsum(1)
-        # the rows' functions end to end are one rising sequence: row r lives in [r, r + 1)
-        line = (cdf / cdf[:, -1:] + torch.arange(len(cdf), device=cdf.device).unsqueeze(1)).flatten()
-        u = torch.rand(len(row), generator=generator, dtype=cdf.dtype, device=cdf.device)
-        u = u * (1 - 1e-11)  # r + u must not round up to r + 1
-        return torch.searchsorted(line, row + u, right=True) - row * self.symbols
+    def lines(self, base: Tensor) -> Tensor:
+        """Distribution functions after all histories [groups, histories × symbols], given base [groups, symbols].
+
+        They stand end to end and form one rising sequence per group: history h rises from h to h + 1.
+        """
+        p = base.unsqueeze(1)
+        for count, total, concentration in self.orders():
+            m = concentration.unsqueeze(1)
+            lower = p.repeat(1, count.shape[1] // p.shape[1], 1)
+            p = (count + m.unsqueeze(2) * lower) / (total + m).unsqueeze(2)
+        cdf = p.cumsum_(2)
+        cdf = cdf.div_(cdf[:, :, -1:].clone())
+        return (cdf + torch.arange(cdf.shape[1], device=cdf.device).unsqueeze(1)).flatten(1)
+
+    def draw(self, line: Tensor, history: Tensor, generator: torch.Generator) -> Tensor:
+        """One symbol after each history [..., N], by inversion of ``line`` [..., histories × symbols]."""
+        u = torch.rand(history.shape, generator=generator, dtype=line.dtype, device=line.device)
+        u = u * (1 - 1e-9)  # h + u must not round up to h + 1
+        return torch.searchsorted(line, history + u, right=True) - history * self.symbols
