@@ -87,15 +87,22 @@ class Local:
 
 
 class Learner(Protocol):
-    """One algorithm of learning.
+    """One algorithm of learning."""
 
-    ``sweep`` "minibatch": step sees one minibatch. "dataset": step sees this process's whole share of
-    the training set at once (EM and counting need whole sweeps).
-    """
-
-    sweep: Literal["minibatch", "dataset"]
     runtime: Runtime
-    finished: bool  # nothing is left to learn (counting is over, EM has converged)
+
+    @property
+    def sweep(self) -> Literal["minibatch", "dataset"]:
+        """Does step see one minibatch, or this process's whole share of the training set at once?
+
+        EM and counting need whole sweeps.
+        """
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Is nothing left to learn (counting is over, EM has converged)?"""
+        ...
 
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Learn from one batch; return scalars to log, "loss" (to be lowered) among them."""

@@ -1,0 +1,365 @@
+"""Generative adversarial networks: a generator G(z, c) of data against a critic D(x, c) that tells them from real ones.
+
+    non-saturating with R1   max_D E[-softplus(-D(x))] + E[-softplus(D(G(z)))] - (r/2) E|grad_x D(x)|^2
+                             max_G E[-softplus(-D(G(z)))]
+                             (Goodfellow et al. 2014, section 3; Mescheder et al. 2018, eq. 9)
+    WGAN-GP                  max_D E[D(x)] - E[D(G(z))] - r E(|grad D(u)| - 1)^2,  u between x and G(z)
+                             max_G E[D(G(z))]   (Gulrajani et al. 2017, eq. 3)
+
+The critic sees only values that data can take: levels, grids, categories and missing entries are made
+discrete on the way out of the generator, and their gradient passes straight through (Bengio et al. 2013).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
+from pofx.core.likelihood import Kind, Likelihood, Unavailable
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.nn.conv import ConvDecoder, ConvEncoder
+from pofx.nn.encoders import encoder
+from pofx.nn.mlp import Mlp
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Options of a GAN.
+
+    Attributes:
+        noise: dimensions of z.
+        loss: "r1" (non-saturating with R1) or "wgan" (WGAN-GP).
+        penalty: weight r of the gradient penalty; None: 1 for r1, 10 for wgan.
+        critic_steps: of the critic per step of the generator, on the same rows with fresh noise;
+            None: 1 for r1, 3 for wgan.
+        net: of generator and critic; "auto" is conv for images with sides of at least 16, else mlp.
+        hidden: width of the MLPs, or of the linear layers of the conv nets.
+        blocks: residual blocks, of the MLPs or per level of the conv nets.
+        channels: of the conv nets at half the image's size.
+        temperature: of the Gumbel-softmax that carries the gradient of categories (Jang et al. 2017).
+        ema: decay of the averaged generator, which then samples (Karras et al. 2018); 0: none.
+    """
+
+    noise: int = 32
+    loss: Literal["r1", "wgan"] = "r1"
+    penalty: float | None = None
+    critic_steps: int | None = None
+    net: Literal["auto", "mlp", "conv"] = "auto"
+    hidden: int = 128
+    blocks: int = 1
+    channels: int = 32
+    temperature: float = 0.7
+    ema: float = 0.998
+
+
+class ImageCodec(nn.Module):
+    """Levels 0 .. n-1 as numbers in [-1, 1], flat; the generator's outputs go through tanh onto them."""
+
+    def __init__(self, space: Image) -> None:
+        super().__init__()
+        self.space, self.top = space, space.levels - 1
+        self.outputs = self.features = space.dims
+        self.uniforms = 0
+
+    def prepare(self, x: Tensor, weight: Tensor | None) -> None:
+        """Images need no scale of their own."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Real rows [N, *E] as the critic sees them [N, features]."""
+        return x.flatten(1).to(torch.get_default_dtype()) * (2 / self.top) - 1
+
+    def emit(self, raw: Tensor, u: Tensor) -> Tensor:
+        """Outputs of the generator's net [N, outputs] -> what the critic sees; u [N, uniforms] in (0, 1)."""
+        y = raw.tanh()
+        return straight_through(((y + 1) * (self.top / 2)).round() * (2 / self.top) - 1, y)
+
+    def rows(self, y: Tensor) -> Tensor:
+        """The inverse of ``encode``."""
+        return ((y + 1) * (self.top / 2)).round().to(torch.uint8).unflatten(1, self.space.event_shape)
+
+
+class TableCodec(nn.Module):
+    """A row as standardised numbers, then one-hot choices: of each category, and missing or not of each number."""
+
+    def __init__(self, space: Table, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        columns = list(enumerate(space.columns))
+        self.numbers = [j for j, c in columns if not isinstance(c, Category)]
+        self.categories = [j for j, c in columns if isinstance(c, Category)]
+        self.nullable = [i for i, j in enumerate(self.numbers) if space.columns[j].nullable]  # of the numbers
+        # choices: (present, missing) per nullable number; the values and, where nullable, "missing" per category
+        sizes = [2] * len(self.nullable)
+        sizes += [len(c.values) + c.nullable for _, c in columns if isinstance(c, Category)]
+        self.values = [len(c.values) for _, c in columns if isinstance(c, Category)]
+        widest = max(sizes, default=1)
+        self.register_buffer("slot", torch.arange(widest) < torch.tensor(sizes).view(-1, 1), persistent=False)
+        self.outputs = self.features = len(self.numbers) + sum(sizes)
+        self.uniforms = sum(sizes)
+        grid = [(c.step or 0.0, c.origin) for _, c in columns if not isinstance(c, Category)]
+        step, origin = torch.tensor(grid, dtype=torch.float64).view(-1, 2).unbind(1)
+        self.register_buffer("step", step, persistent=False)  # 0: no grid
+        self.register_buffer("origin", origin, persistent=False)
+        self.register_buffer("location", torch.zeros(len(self.numbers), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(len(self.numbers), dtype=torch.float64))
+
+    slot: Tensor
+    step: Tensor
+    origin: Tensor
+    location: Tensor
+    scale: Tensor
+
+    def prepare(self, x: Tensor, weight: Tensor | None) -> None:
+        v = x[:, self.numbers]
+        w = (torch.ones(len(x)) if weight is None else weight).to(v)[:, None] * ~v.isnan()
+        v, total = v.nan_to_num(nan=0.0), w.sum(0).clamp(min=1e-300)
+        self.location.copy_((w * v).sum(0) / total)
+        std = ((w * (v - self.location).square()).sum(0) / total).sqrt()
+        self.scale.copy_(torch.where(std > 1e-12 * self.location.abs(), std, 1.0))
+
+    def encode(self, x: Tensor) -> Tensor:
+        dtype = torch.get_default_dtype()
+        v = x[:, self.numbers]
+        y = ((v - self.location) / self.scale).nan_to_num(nan=0.0).to(dtype)
+        missing = v[:, self.nullable].isnan().long()
+        code = x[:, self.categories]
+        size = torch.tensor(self.values, device=x.device, dtype=x.dtype)
+        choice = torch.cat([missing, torch.where(code.isnan(), size, code).long()], 1)
+        return torch.cat([y, F.one_hot(choice, self.slot.shape[1])[:, self.slot].to(dtype)], 1)
+
+    def emit(self, raw: Tensor, u: Tensor) -> Tensor:
+        y, logits = raw.split([len(self.numbers), self.uniforms], 1)
+        gumbel = -(-u.clamp(1e-7, 1 - 1e-7).log()).log()
+        padded = raw.new_full((len(raw), *self.slot.shape), -torch.inf)
+        padded[:, self.slot] = (logits + gumbel) / self.temperature
+        soft = padded.softmax(-1)
+        hard = F.one_hot(padded.argmax(-1), self.slot.shape[1]).to(soft)
+        chosen = straight_through(hard, soft)
+        step, offset = self.step / self.scale, (self.origin - self.location) / self.scale
+        grid = offset + step * ((y - offset) / step.where(step > 0, 1.0)).round()
+        y = straight_through(torch.where(step > 0, grid, y.double()).to(y.dtype), y)
+        if self.nullable:
+            present = torch.ones_like(y)
+            present[:, self.nullable] = chosen[:, : len(self.nullable), 0]
+            y = y * present
+        return torch.cat([y, chosen[:, self.slot]], 1)
+
+    def rows(self, y: Tensor) -> Tensor:
+        v, chosen = y.split([len(self.numbers), self.uniforms], 1)
+        x = y.new_empty(len(y), len(self.numbers) + len(self.categories), dtype=torch.float64)
+        number = v.double() * self.scale + self.location
+        k = ((number - self.origin) / self.step.where(self.step > 0, 1.0)).round()
+        number = torch.where(self.step > 0, self.origin + self.step * k, number)
+        padded = y.new_zeros(len(y), *self.slot.shape)
+        padded[:, self.slot] = chosen
+        choice = padded.argmax(-1)
+        missing, code = choice.split([len(self.nullable), len(self.categories)], 1)
+        number[:, self.nullable] = number[:, self.nullable].masked_fill(missing == 1, torch.nan)
+        x[:, self.numbers] = number
+        x[:, self.categories] = code.double().masked_fill(code == code.new_tensor(self.values), torch.nan)
+        return x
+
+
+class Generator(nn.Module):
+    """z [N, noise] (, c [N, *Ec]) -> raw outputs [N, outputs]."""
+
+    def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
+        super().__init__()
+        self.condition = None if context is None else encoder(context)
+        inputs = config.noise + (0 if self.condition is None else self.condition.width)
+        self.net: nn.Module
+        if shape := conv_shape(config, space):
+            size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
+            self.net = ConvDecoder(inputs, shape, **size)
+        else:
+            self.net = Mlp(inputs, outputs, hidden=config.hidden, blocks=config.blocks)
+            self.net.last.reset_parameters()  # at zero, all samples would be one
+
+    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
+        return self.net(z if self.condition is None else torch.cat([z, self.condition(c)], 1)).flatten(1)
+
+
+class Critic(nn.Module):
+    """y [N, features] (, c [N, *Ec]) -> how real it looks [N]."""
+
+    def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
+        super().__init__()
+        self.condition = None if context is None else encoder(context)
+        known = 0 if self.condition is None else self.condition.width
+        shape = conv_shape(config, space)
+        self.shape = shape or (features,)
+        self.net: nn.Module
+        if shape:
+            size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
+            self.net = ConvEncoder(shape, 1, **size, context=known)
+        else:
+            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=known)
+
+    def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
+        return self.net(y.unflatten(1, self.shape), None if self.condition is None else self.condition(c))[:, 0]
+
+
+class Gan(Model):
+    name: ClassVar[str] = "gan"
+    summary: ClassVar[str] = "a net that turns noise into data, trained against a critic; it has no density"
+    taxonomy: ClassVar[str] = "implicit density / direct / adversarial"
+    paper: ClassVar[str] = "Goodfellow et al. 2014; Mescheder et al. 2018; Gulrajani et al. 2017"
+    claims: ClassVar[frozenset[Kind]] = frozenset({Unavailable})
+    Config = GanConfig
+    config: GanConfig
+
+    def __init__(self, config: GanConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.codec: ImageCodec | TableCodec
+        if isinstance(space, Image):
+            self.codec = ImageCodec(space)
+        else:
+            assert isinstance(space, Table)
+            self.codec = TableCodec(space, config.temperature)
+        self.generator = Generator(config, space, context, self.codec.outputs)
+        self.critic = Critic(config, space, context, self.codec.features)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else None
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
+        if isinstance(space, Label):
+            return "a label needs no generator. Fit a classifier or a histogram."
+        if config.net == "conv" and not isinstance(space, Image):
+            return "net=conv is for images. Use net=mlp."
+        if config.noise < 1 or (config.critic_steps is not None and config.critic_steps < 1):
+            return f"noise={config.noise}, critic_steps={config.critic_steps}; both need at least 1."
+        if not 0 <= config.ema < 1 or not config.temperature > 0:
+            return f"ema={config.ema:g}, temperature={config.temperature:g}; they need 0 <= ema < 1, temperature > 0."
+        return None
+
+    @classmethod
+    def tiny(cls, space: Space) -> GanConfig:
+        return GanConfig(noise=8, hidden=64, channels=16, ema=0.98)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=64, lr=1e-3, betas=(0.0, 0.99), epochs=50)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        self.codec.prepare(x, weight)
+        for net in (self.generator, self.critic, self.average):
+            if net is not None and net.condition is not None:
+                net.condition.prepare(c, weight)
+
+    def learner(self, recipe: Recipe) -> Learner:
+        return GanLearner(self, recipe)
+
+    def parameter_count(self) -> int:
+        """Of generator and critic; the average is no further freedom."""
+        return sum(p.numel() for net in (self.generator, self.critic) for p in net.parameters())
+
+    # -- the two losses ---------------------------------------------------------------------------------------
+
+    def fake(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Generated rows as the critic sees them [B, features], one per row of the batch and given its context."""
+        z = batch.randn(self.config.noise, generator=generator)
+        u = batch.rand(self.codec.uniforms, generator=generator)
+        return self.codec.emit(self.generator(z, batch.c), u)
+
+    def critic_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        real = self.codec.encode(batch.x)
+        with torch.no_grad():
+            fake = self.fake(batch, generator)
+        weight = self.config.penalty
+        if self.config.loss == "r1":
+            score = self.critic(real.requires_grad_(), batch.c)
+            penalty = 0.5 * (1.0 if weight is None else weight) * slope(score, real)
+            loss = F.softplus(-score) + F.softplus(self.critic(fake, batch.c))
+        else:
+            t = batch.rand(1, generator=generator)
+            between = (t * real + (1 - t) * fake).requires_grad_()
+            length = (slope(self.critic(between, batch.c), between) + 1e-12).sqrt()  # a root has no derivative at 0
+            penalty = (10.0 if weight is None else weight) * (length - 1).square()
+            loss = self.critic(fake, batch.c) - self.critic(real, batch.c)
+        return {"loss": loss + penalty, "penalty": penalty.detach()}
+
+    def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        score = self.critic(self.fake(batch, generator), batch.c)
+        return {"loss": F.softplus(-score) if self.config.loss == "r1" else -score}
+
+    # -- the contract -----------------------------------------------------------------------------------------
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return Unavailable(
+            "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
+            "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."
+        )
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        net = self.generator if self.average is None else self.average
+        z = torch.randn(n, self.config.noise, generator=generator, device=generator.device).to(self.device)
+        u = torch.rand(n, self.codec.uniforms, generator=generator, device=generator.device).to(self.device)
+        return self.codec.rows(self.codec.emit(net(z, c), u))
+
+
+class GanLearner:
+    """Alternating descent: some steps of the critic, then one of the generator."""
+
+    sweep: ClassVar[Literal["minibatch"]] = "minibatch"
+    finished: ClassVar[bool] = False
+
+    def __init__(self, model: Gan, recipe: Recipe) -> None:
+        self.model = model
+        self.critic = Stepper(list(model.critic.parameters()), recipe)
+        self.generator = Stepper(list(model.generator.parameters()), recipe)
+        self.critic_steps = model.config.critic_steps or (1 if model.config.loss == "r1" else 3)
+        self.runtime: Runtime = Local()
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        model = self.model
+        for _ in range(self.critic_steps):
+            judged = self.critic.update(model.critic_terms(batch, generator), batch, self.runtime)
+        model.critic.requires_grad_(False)  # the gradient passes through the critic, not into it
+        made = self.generator.update(model.generator_terms(batch, generator), batch, self.runtime)
+        model.critic.requires_grad_(True)
+        if model.average is not None:
+            decay = min(model.config.ema, (1 + batch.step) / (10 + batch.step))
+            with torch.no_grad():
+                now: list[Tensor] = list(model.generator.parameters())
+                mean: list[Tensor] = list(model.average.parameters())
+                torch._foreach_lerp_(mean, now, 1 - decay)
+        return {
+            "loss": made["loss"],
+            "critic_loss": judged["loss"],
+            "penalty": judged["penalty"],
+            "grad_norm": torch.maximum(made["grad_norm"], judged["grad_norm"]),  # NaN if either is
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"critic": self.critic.optimizer.state_dict(), "generator": self.generator.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.critic.optimizer.load_state_dict(state["critic"])
+        self.generator.optimizer.load_state_dict(state["generator"])
+
+
+def slope(score: Tensor, y: Tensor) -> Tensor:
+    """|d score_i / d y_i|^2 of every row [N], itself differentiable, for score [N] computed from y [N, F]."""
+    (gradient,) = torch.autograd.grad(score.sum(), y, create_graph=True)
+    return gradient.square().sum(1)
+
+
+def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` forwards, the gradient of ``gradient`` backwards."""
+    return value.detach() + (gradient - gradient.detach())
+
+
+def conv_shape(config: GanConfig, space: Space) -> tuple[int, int, int] | None:
+    """(C, H, W) where the nets are convolutional."""
+    if not isinstance(space, Image) or config.net == "mlp":
+        return None
+    if config.net == "auto" and min(space.height, space.width) < 16:
+        return None
+    return space.channels, space.height, space.width

@@ -1,0 +1,324 @@
+"""Variational autoencoders: a prior p(z), a decoder p(x | z) and an encoder q(z | x) that makes it trainable.
+
+    p(x | c) = E_{z ~ p(z)} [ p(x | z, c) ]
+
+has no closed form. With importance weights w_i = p(x, z_i | c) / q(z_i | x, c), z_i ~ q(z | x, c),
+
+    ELBO = E[ log w ] <= E[ log (w_1 + ... + w_k) / k ] = IWAE-k <= log p(x | c)
+
+(Kingma & Welling 2014, eq. 3; Burda et al. 2016, eq. 8 and theorem 1). The decoder is a head per column or
+pixel (nn/heads.py), proper in raw data space, so a bound is in the data's own measure for mixed tables too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
+from pofx.core.likelihood import Kind, Likelihood, LowerBound
+from pofx.core.model import Budget, Model, Sampler, evaluating
+from pofx.core.space import Image, Label, Space
+from pofx.nn.conv import ConvDecoder, ConvEncoder
+from pofx.nn.encoders import encoder
+from pofx.nn.heads import ImageKind, heads_for, pick
+from pofx.nn.mlp import Mlp
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+PASS = 2**21  # numbers of decoder output that one pass may hold
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Options of a VAE.
+
+    Attributes:
+        latent: dimensions of z.
+        net: of encoder and decoder; "auto" is conv for images with sides of at least 16, else mlp.
+        hidden: width of the MLPs, or of the linear layers of the conv nets.
+        blocks: residual blocks, of the MLPs or per level of the conv nets.
+        channels: of the conv nets at half the image's size.
+        image: the head of image levels.
+        components: of the mixture in the heads of real columns and of logistic levels; 1 is a plain
+            Gaussian or logistic.
+        prior: components of a learned Gaussian mixture p(z); 1 is the standard normal.
+        objective: what training raises: the ELBO, or the IWAE bound of ``train_draws`` draws.
+        train_draws: draws of z per datum in a training step.
+        beta: weight of log q(z | x) - log p(z) in training (Higgins et al. 2017, eq. 4; 1 is the bound).
+        warmup: share of the budget over which that weight rises from 0 (Sønderby et al. 2016).
+        draws: of the bounds that log_prob returns.
+    """
+
+    latent: int = 16
+    net: Literal["auto", "mlp", "conv"] = "auto"
+    hidden: int = 256
+    blocks: int = 1
+    channels: int = 16
+    image: ImageKind = "auto"
+    components: int = 2
+    prior: int = 1
+    objective: Literal["elbo", "iwae"] = "elbo"
+    train_draws: int = 1
+    beta: float = 1.0
+    warmup: float = 0.1
+    draws: int = 64
+
+
+@dataclass(frozen=True)
+class LatentReport:
+    """What the latent dimensions are used for, over a set of rows.
+
+    Attributes:
+        variance: [L], of the posterior mean over the rows, Var_x(E_q[z_d | x]).
+        active: how many dimensions have a variance above 0.01 (Burda et al. 2016, section 5.2).
+        kl: [L], mean over the rows of KL(q(z_d | x) || p(z_d)) in nats; near 0: that dimension collapsed.
+        rate: mean over the rows of KL(q(z | x) || p(z)) in nats: what z tells of x, at most.
+    """
+
+    variance: Tensor
+    active: int
+    kl: Tensor
+    rate: float
+
+
+class StandardNormal(nn.Module):
+    """p(z) = N(0, I)."""
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        self.latent = latent
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """[..., L] -> [...]"""
+        return -0.5 * z.square().sum(-1) - self.latent * HALF_LOG_2PI
+
+    def log_marginals(self, z: Tensor) -> Tensor:
+        """log p(z_d) of every dimension alone [..., L]."""
+        return -0.5 * z.square() - HALF_LOG_2PI
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, self.latent, generator=generator, device=generator.device)
+
+
+class MixturePrior(nn.Module):
+    """p(z) = sum_k w_k N(z; m_k, diag s_k^2), learned with the rest of the model.
+
+    The prior that maximises the ELBO is the aggregate posterior, itself a mixture (Tomczak & Welling 2018,
+    eq. 5); this one learns its components directly.
+    """
+
+    def __init__(self, latent: int, components: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.mean = nn.Parameter(torch.randn(components, latent))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        # -((z - m) / s)^2 / 2 expanded: two matrix products instead of a [..., K, L] temporary
+        precision = (-2 * self.log_scale).exp()
+        constant = -0.5 * (self.mean.square() * precision).sum(1) - self.log_scale.sum(1) + self.logits.log_softmax(0)
+        quadratic = -0.5 * z.square() @ precision.T + z @ (self.mean * precision).T
+        return (quadratic + constant).logsumexp(-1) - z.shape[-1] * HALF_LOG_2PI
+
+    def log_marginals(self, z: Tensor) -> Tensor:
+        log_n = Normal(self.mean, self.log_scale.exp()).log_prob(z[..., None, :])  # [..., K, L]
+        return (self.logits.log_softmax(0)[:, None] + log_n).logsumexp(-2)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        k = pick(self.logits.expand(n, -1), generator)
+        noise = torch.randn(n, self.mean.shape[1], generator=generator, device=generator.device).to(self.mean)
+        return self.mean[k] + self.log_scale[k].exp() * noise
+
+
+class Vae(Model):
+    name: ClassVar[str] = "vae"
+    summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
+    taxonomy: ClassVar[str] = "explicit density / approximate / variational"
+    paper: ClassVar[str] = "Kingma & Welling 2014; Burda et al. 2016"
+    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
+    estimators: ClassVar[tuple[str, ...]] = ("iwae", "elbo")
+    uses_draws: ClassVar[bool] = True
+    latent: ClassVar[bool] = True
+    quick: ClassVar[Budget] = Budget(draws=8)
+    Config = VaeConfig
+    config: VaeConfig
+
+    def __init__(self, config: VaeConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.heads = heads_for(space, image=config.image, components=config.components)
+        self.condition = None if context is None else encoder(context)
+        known = 0 if self.condition is None else self.condition.width
+        self.conv = isinstance(space, Image) and (
+            config.net == "conv" or (config.net == "auto" and min(space.height, space.width) >= 16)
+        )
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        hidden, blocks, codes = config.hidden, config.blocks, config.latent + known
+        if self.conv:
+            assert isinstance(space, Image)
+            c, h, w = space.channels, space.height, space.width
+            size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
+            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=known, **size)
+            self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
+        else:
+            features = sum(self.heads.features)
+            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=known)
+            # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
+            self.encoder.last.reset_parameters()
+            self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
+        self.prior = StandardNormal(config.latent) if config.prior == 1 else MixturePrior(config.latent, config.prior)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
+        if isinstance(space, Label):
+            return "a label has no latent structure. Fit a classifier or a histogram."
+        if config.net == "conv" and not isinstance(space, Image):
+            return "net=conv is for images. Use net=mlp."
+        for option, least in {"latent": 1, "train_draws": 1, "prior": 1, "components": 1, "draws": 2}.items():
+            if getattr(config, option) < least:
+                return f"{option}={getattr(config, option)}; it needs at least {least}."
+        if config.beta < 0 or not 0 <= config.warmup <= 1:
+            return f"beta={config.beta:g}, warmup={config.warmup:g}; give beta >= 0 and a warmup between 0 and 1."
+        return None
+
+    @classmethod
+    def tiny(cls, space: Space) -> VaeConfig:
+        return VaeConfig(latent=4, hidden=64, channels=8, warmup=0.2)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=128, lr=2e-3, warmup=100, ema=0.999, epochs=50)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        self.heads.prepare(x, weight)
+        if self.condition is not None:
+            self.condition.prepare(c, weight)
+
+    def learner(self, recipe: Recipe) -> Learner:
+        return GradientLearner(self, recipe, self.objective)
+
+    # -- the triple: encoder, decoder, prior --------------------------------------------------------------
+
+    def posterior(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale [N, L] of q(z | x, c) = N(mean, diag scale^2), for x [N, *E] and h [N, W]."""
+        y = self.heads.embed(x)
+        y = y.unflatten(1, self.space.event_shape) if self.conv else y
+        mean, log_scale = self.encoder(y, h).chunk(2, 1)
+        return mean, log_scale.clamp(-7, 4)
+
+    def decode(self, z: Tensor, h: Tensor | None) -> Tensor:
+        """Parameters of the heads [N, k, P] for z [N, k, L] and h [N, W]."""
+        u = z if h is None else torch.cat([z, h[:, None].expand(-1, z.shape[1], -1)], -1)
+        params = self.decoder(u.flatten(0, 1))
+        if self.conv:
+            channels = self.space.event_shape[0]
+            params = params.unflatten(1, (channels, -1)).permute(0, 1, 3, 4, 2).reshape(len(params), -1)
+        return params.unflatten(0, z.shape[:2])
+
+    def parts(self, x: Tensor, h: Tensor | None, mean: Tensor, log_scale: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z, c) and log q(z | x, c) - log p(z), both [N, k], at z = mean + scale eps, eps [N, k, L]."""
+        z = mean[:, None] + log_scale.exp()[:, None] * eps
+        reconstruction = self.heads.log_prob(self.decode(z, h), x[:, None]).sum(-1)
+        log_q = -0.5 * eps.square().sum(-1) - log_scale.sum(-1)[:, None] - eps.shape[-1] * HALF_LOG_2PI
+        return reconstruction, log_q - self.prior.log_prob(z)
+
+    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """KL(q(z_d | x) || N(0, 1)) [N, L] (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
+
+    def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        h = None if self.condition is None or batch.c is None else self.condition(batch.c)
+        mean, log_scale = self.posterior(batch.x, h)
+        eps = batch.randn(config.train_draws, config.latent, generator=generator)
+        reconstruction, log_ratio = self.parts(batch.x, h, mean, log_scale, eps)
+        beta = config.beta * (min(1.0, batch.progress / config.warmup) if config.warmup else 1.0)
+        if config.objective == "iwae":
+            bound = (reconstruction - beta * log_ratio).logsumexp(1) - math.log(config.train_draws)
+            return {"loss": -bound, "kl": log_ratio.mean(1).detach()}
+        kl = self.divergence(mean, log_scale).sum(1) if config.prior == 1 else log_ratio.mean(1)
+        return {"loss": beta * kl - reconstruction.mean(1), "kl": kl.detach()}
+
+    # -- the contract ---------------------------------------------------------------------------------------
+
+    def rows_per_pass(self) -> int:
+        return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
+
+    @torch.no_grad()
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        config, n = self.config, len(x)
+        k = budget.draws or config.draws
+        h = None if self.condition is None else self.condition(c)
+        mean, log_scale = self.posterior(x, h)
+        elbo = budget.estimator == "elbo"
+        closed_kl = elbo and config.prior == 1
+        log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
+        block = max(1, PASS // sum(self.heads.params) // n)
+        for i in range(0, k, block):
+            m = min(block, k - i)
+            eps = torch.randn(n, m, config.latent, generator=generator, device=generator.device).to(mean)
+            reconstruction, log_ratio = self.parts(x, h, mean, log_scale, eps)
+            log_w[:, i : i + m] = reconstruction if closed_kl else reconstruction - log_ratio
+        if elbo:
+            nats = log_w.mean(1) - (self.divergence(mean, log_scale).sum(1) if closed_kl else 0.0)
+            se = log_w.std(1) / math.sqrt(k)
+        else:
+            nats, se = log_mean_exp(log_w)
+        return LowerBound(nats, self.space.measure, se, k)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        h = None if self.condition is None else self.condition(c)
+        z = self.prior.sample(n, generator).to(self.device)
+        return self.heads.sample(self.decode(z[:, None], h)[:, 0], generator)
+
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+        h = None if self.condition is None else self.condition(c)
+        mean, log_scale = self.posterior(x, h)
+        return Independent(Normal(mean, log_scale.exp()), 1)
+
+    @torch.no_grad()
+    def latent_report(
+        self, x: Tensor, c: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> LatentReport:
+        """How much each latent dimension is used on rows x [N, *E] given c [N, *Ec].
+
+        With the standard normal prior everything is in closed form; with a learned mixture the KL figures are
+        means over one draw per row, from ``generator`` (seed 0 where none is given).
+        """
+        with evaluating(self):
+            q = self.given(c).encode(x)
+        assert isinstance(q, Independent)
+        mean, scale = q.base_dist.mean, q.base_dist.stddev
+        if self.config.prior == 1:
+            kl = self.divergence(mean, scale.log()).mean(0)
+            rate = float(kl.sum())
+        else:
+            generator = generator or torch.Generator(self.device).manual_seed(0)
+            eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+            z = mean + scale * eps
+            kl = (q.base_dist.log_prob(z) - self.prior.log_marginals(z)).mean(0)
+            rate = float((q.log_prob(z) - self.prior.log_prob(z)).mean())
+        variance = mean.var(0)
+        return LatentReport(variance, int((variance > 0.01).sum()), kl, rate)
+
+
+def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the mean weight [N] and its standard error, from log-weights [N, k].
+
+    The error is the jackknife's (Efron & Stein 1981: not too small on average). Where one weight dominates,
+    the delta method says 1 whatever the spread; leaving that weight out shows it.
+    """
+    k = log_w.shape[1]
+    total = log_w.logsumexp(1, keepdim=True)
+    # log sum of all weights but one; for the largest by itself, as 1 - share would cancel
+    share = (log_w - total.clamp(min=torch.finfo(total.dtype).min)).exp()
+    rest = total + torch.log1p(-share.clamp(max=1 - 1e-12))
+    top = log_w.argmax(1, keepdim=True)
+    rest.scatter_(1, top, log_w.scatter(1, top, -math.inf).logsumexp(1, keepdim=True))
+    variance = (k - 1) / k * (rest - rest.mean(1, keepdim=True)).square().sum(1)
+    return total[:, 0] - math.log(k), variance.nan_to_num(0.0).sqrt()  # all weights zero: no spread
