@@ -1,0 +1,261 @@
+"""Diffusion and flow matching: one Gaussian path from data to noise, and a network that leads back along it.
+
+    z_t = alpha_t y + sigma_t eps,   eps ~ N(0, I)        (paths/schedule.py)
+
+                    path             predicts    weighting   from
+    ddpm            cosine           v           vlb         Ho et al. 2020; Kingma et al. 2021
+    flow-matching   straight lines   velocity    flat        Lipman et al. 2023
+
+The two are presets: every option of one is open to the other, both sample by the same samplers, and both
+have the same two likelihoods (paths/likelihood.py), a variational bound and an estimate by the probability
+flow ODE. DDPM as published is schedule=linear-beta, predict=eps, weighting=simple, sampled by "ancestral";
+our defaults reach a higher likelihood in fewer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.errors import Unsupported, UsageError
+from pofx.core.learner import Batch, Recipe
+from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Sampler
+from pofx.core.space import Image, Space
+from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.mlp import Mlp
+from pofx.nn.unet import LogSnrFeatures, UNet
+from pofx.paths.likelihood import bound, ode, stratified
+from pofx.paths.predict import Denoiser, error_in_eps, point, target
+from pofx.paths.samplers import SAMPLERS
+from pofx.paths.schedule import SCHEDULES
+
+EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
+
+
+@dataclass(frozen=True)
+class PathConfig(ContinuousConfig):
+    """Options of both presets.
+
+    Attributes:
+        schedule: the path.
+        predict: what the network predicts.
+        weighting: of the squared error in training. "vlb": as in the variational bound, noise levels even
+            in the log SNR; "simple": that of eps, "flat": that of the prediction itself, times even in t.
+        smallest, largest: sigma / alpha at the ends of the path, in standard deviations of the data.
+        net: "auto" is a U-Net for images with sides of at least 8, else an MLP.
+        hidden: width of the MLP.
+        blocks: residual blocks, of the MLP or per level of the U-Net.
+        channels: of the U-Net at its finest level.
+        sample_steps, ode_steps: steps of the sampler, and of the ODE likelihood's solver.
+        draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
+            likelihood's dequantisation or probes.
+        score_noise: ``score`` is that of the data blurred by so many of their standard deviations.
+    """
+
+    schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "cosine"
+    predict: Literal["v", "eps", "x0", "velocity", "score"] = "v"
+    weighting: Literal["vlb", "simple", "flat"] = "vlb"
+    smallest: float = 1e-3
+    largest: float = 80.0
+    net: Literal["auto", "mlp", "unet"] = "auto"
+    hidden: int = 256
+    blocks: int = 2
+    channels: int = 32
+    sample_steps: int = 50
+    ode_steps: int = 32
+    draws: int = 16
+    score_noise: float = 0.1
+
+
+class Path(Continuous):
+    """The one implementation behind the presets."""
+
+    taxonomy = "explicit density / approximate / diffusion"
+    claims = frozenset({LowerBound, Estimate})
+    estimators = ("vlb", "ode")
+    samplers = ("dpm++", "heun", "sde", "ddim", "euler", "ancestral")
+    uses_steps = True
+    has_score = True
+    shared_scale = True
+    config: PathConfig
+
+    def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
+        self.ends: dict[str, Any] = {"smallest": config.smallest, "largest": config.largest}
+        if isinstance(space, Image) and (config.net == "unet" or (config.net == "auto" and _side(space) >= 8)):
+            self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
+            patch = 2 if _side(space) >= 16 else 1
+            levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
+            self.net: nn.Module = UNet(space.channels, config.channels, levels, config.blocks, patch, self.width)
+        else:
+            self.shape = (self.dim,)
+            self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
+        self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.net == "unet" and not isinstance(space, Image):
+            return "a U-Net is for images. Leave net at auto."
+        if not 0 < config.smallest < config.largest:
+            return f"the noise cannot rise from {config.smallest:g} to {config.largest:g}. Swap smallest and largest."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return cls.Config(hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=8)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        if isinstance(space, Image):
+            return Recipe(batch=64, lr=1e-3, clip=1.0, ema=0.998)
+        return Recipe(batch=256, lr=3e-3, clip=1.0, ema=0.998)
+
+    def rows_per_pass(self) -> int:
+        """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
+        return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
+
+    def denoiser(self, h: Tensor | None) -> Denoiser:
+        """The denoiser of rows y [N, *shape] given h [N, width]."""
+        dtype = next(self.net.parameters()).dtype
+        return Denoiser(lambda z, log_snr: self.net(z, log_snr, h), self.schedule, self.config.predict, dtype)
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean weighted squared error over the dimensions, [B].
+
+        Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1). Each datum is noised by
+        eps and by -eps: where there is little noise the network sees nearly the same twice, and what is no
+        signal in its gradient cancels.
+        """
+        c = self.config
+        y, eps = y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
+        shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
+        u = (batch.start + torch.arange(len(y), device=y.device) + shift) / max(batch.total, len(y))
+        first, last = (-2 * math.log(v) for v in (c.largest, c.smallest))
+        if c.weighting == "vlb":
+            t = self.schedule.time(first + u * (last - first))
+        else:
+            begin, end = self.schedule.time(torch.tensor([first, last], dtype=torch.float64)).tolist()
+            t = begin + u * (end - begin)
+        p = point(self.schedule, t, y)
+        scale = 1.0 if c.weighting == "flat" else error_in_eps(c.predict, p)
+        denoiser, losses = self.denoiser(h), []
+        for noise in (eps, -eps):
+            miss = denoiser.prediction(p.alpha * y + p.sigma * noise, p) - target(c.predict, y, noise, p)
+            losses.append((scale * miss).square().flatten(1).mean(1))
+        return (losses[0] + losses[1]) / 2
+
+    # -- likelihood ---------------------------------------------------------------------------------------
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+        """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
+        if budget.estimator == "ode":
+            return super().rows_log_prob(x, c, budget, generator)
+        e, codes = self.encode_context(c), self.split(x).codes
+        denoise = self.denoiser(self.given_codes(codes, e))
+
+        def draw(u: Tensor) -> Tensor:
+            parts = self.noisy_split(x, generator)
+            y = parts.y.double().reshape(-1, *self.shape)
+            eps = torch.randn(y.shape, generator=generator, device=generator.device).to(y)
+            nats = bound(denoise, self.schedule, y, u, eps, steps=budget.steps, **self.ends)
+            return nats + parts.log_jacobian
+
+        draws = self.config.draws if budget.draws is None else budget.draws
+        nats, se = stratified(draw, len(x), draws, generator)
+        if self.codes is not None:
+            nats = nats + self.codes.log_prob(codes, e)
+        return LowerBound(nats, self.space.measure, se, draws + draws % 2)
+
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Estimate:
+        """The ODE's. Its divergence is traced exactly in few dimensions, else by Hutchinson's probes."""
+        c, exact = self.config, self.dim <= EXACT_TRACE
+        if exact and self.preprocess.kind is Exact and budget.draws is not None:
+            raise UsageError(
+                f"The ODE likelihood in {self.dim} dimensions traces its divergence exactly and takes no draws.",
+                "Leave out draws, or ask for the estimator vlb.",
+            )
+        steps = budget.steps or c.ode_steps
+        probes = None if exact else budget.draws or c.draws
+        y = y.double().reshape(-1, *self.shape)
+        nats, se = ode(self.denoiser(h), self.schedule, y, steps=steps, probes=probes, generator=generator, **self.ends)
+        trace = "exact divergence" if exact else f"Hutchinson's divergence, {probes} probes a solution"
+        caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {c.smallest:g}"
+        return Estimate(nats, Measure.lebesgue(self.dim), se, probes or 0, caveat)
+
+    # -- samples and score ----------------------------------------------------------------------------------
+
+    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        solve = SAMPLERS[sampler.name or self.samplers[0]]
+        times = self.schedule.times(sampler.steps or self.config.sample_steps, **self.ends)
+        start, end = (self.schedule(t) for t in times[[0, -1]])
+        shape = (n, *self.shape)
+        z = start.scale.item() * torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        z = solve(self.denoiser(h), self.schedule, times, z, generator)
+        # the bound's p(y | z_0), a Gaussian of the relative width ``smallest``
+        mean, width = (end.alpha / end.scale**2).item(), (end.sigma / end.scale).item()
+        last = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        return (mean * z + width * last).flatten(1)
+
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Of the data blurred by ``score_noise`` (Tweedie's formula): (E[y | y + noise] - y) / variance."""
+        if self.preprocess.kind is not Exact:
+            raise Unsupported(
+                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
+                "Declare the columns real, or drop those that are not.",
+            )
+        y, blur = self.split(x).y.double(), self.config.score_noise
+        t = self.schedule.time(torch.tensor(-2 * math.log(blur), dtype=torch.float64))
+        with torch.no_grad():
+            denoised = self.denoiser(self.encode_context(c))(self.schedule(t).alpha.item() * y, t)
+        return (denoised - y) / (blur**2 * self.preprocess.scale)
+
+
+class NoisyMlp(nn.Module):
+    """A residual MLP on y [N, dim] told the log SNR [N] and h [N, context]."""
+
+    def __init__(self, dim: int, context: int, hidden: int, blocks: int, features: int = 64) -> None:
+        super().__init__()
+        self.noise = LogSnrFeatures(features)
+        self.mlp = Mlp(dim, dim, hidden=hidden, blocks=blocks, context=features + context)
+
+    def forward(self, y: Tensor, log_snr: Tensor, h: Tensor | None = None) -> Tensor:
+        level = self.noise(log_snr)
+        return self.mlp(y, level if h is None else torch.cat([level, h], 1))
+
+
+def _side(space: Image) -> int:
+    return min(space.height, space.width)
+
+
+class Ddpm(Path):
+    """Variance-preserving diffusion, trained on its variational bound."""
+
+    name = "ddpm"
+    summary = "a network that removes Gaussian noise step by step"
+    paper = "Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models"
+    Config = PathConfig
+
+
+@dataclass(frozen=True)
+class FlowMatchingConfig(PathConfig):
+    schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "linear"
+    predict: Literal["v", "eps", "x0", "velocity", "score"] = "velocity"
+    weighting: Literal["vlb", "simple", "flat"] = "flat"
+
+
+class FlowMatching(Path):
+    """Straight lines from data to noise, and the velocity along them."""
+
+    name = "flow-matching"
+    summary = "a velocity field that carries noise to data along straight lines on average"
+    paper = "Lipman et al. 2023, Flow matching for generative modeling"
+    Config = FlowMatchingConfig

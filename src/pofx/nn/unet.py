@@ -1,0 +1,148 @@
+"""A small U-Net on images [C, H, W] of any size, told the log SNR and a context vector.
+
+Ho et al. 2020 (appendix B) with three changes that pay on a CPU: pixels are folded into ``patch`` x
+``patch`` blocks first (no convolution runs at full resolution), activations lie channels last, and
+the embedding modulates the second norm of a block (Dhariwal & Nichol 2021, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+M = TypeVar("M", nn.Conv2d, nn.Linear)
+
+
+class UNet(nn.Module):
+    """Predicts an image-shaped field at one noise level; its last layer starts at zero.
+
+    Args:
+        channels: C of the images.
+        hidden: features at the finest level; each coarser level has twice as many, at most 4 ``hidden``.
+        levels: resolutions, each half of the one before (rounded up).
+        blocks: residual blocks per level, on the way down and on the way up.
+        patch: side of the pixel blocks folded into features at the start and unfolded at the end.
+        context: width of the context vector; 0 takes none.
+    """
+
+    def __init__(
+        self, channels: int, hidden: int = 64, levels: int = 2, blocks: int = 2, patch: int = 1, context: int = 0
+    ) -> None:
+        super().__init__()
+        self.channels, self.patch = channels, patch
+        widths = [hidden * min(2**i, 4) for i in range(levels)]
+        emb = 4 * hidden
+        self.noise = nn.Sequential(LogSnrFeatures(hidden), nn.Linear(hidden, emb), nn.SiLU(), nn.Linear(emb, emb))
+        self.context = nn.Linear(context, emb) if context else None
+        folded = channels * patch**2
+        self.first = nn.Conv2d(folded, hidden, 3, padding=1)
+        # features of every map kept for the way up, last in first out
+        kept, now = [hidden], hidden
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            if i:
+                self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
+                kept.append(now)
+            for _ in range(blocks):
+                self.down.append(Block(now, width, emb))
+                kept.append(now := width)
+        self.middle = nn.ModuleList([Block(now, now, emb), Attention(now), Block(now, now, emb)])
+        self.up = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(Block(now + kept.pop(), width, emb))
+                now = width
+            if i:
+                self.up.append(nn.Conv2d(now, now, 3, padding=1))
+        self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, folded, 3, padding=1)))
+
+    def forward(self, x: Tensor, log_snr: Tensor, h: Tensor | None = None) -> Tensor:
+        """x [N, C, H, W], log_snr [N], h [N, context] or None -> [N, C, H, W]"""
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
+        x = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+        emb = self.noise(log_snr)
+        if self.context is not None:
+            emb = emb + self.context(h)
+        emb = F.silu(emb)
+        x = self.first(x)
+        kept = [x]
+        for layer in self.down:
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            kept.append(x)
+        for layer in self.middle:
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                x = layer(torch.cat([x, kept.pop()], 1), emb)
+            else:
+                x = layer(F.interpolate(x, size=kept[-1].shape[2:], mode="nearest"))
+        x = F.pixel_shuffle(self.last(x), self.patch)
+        return x[:, :, :height, :width].contiguous()
+
+
+class Block(nn.Module):
+    """x + conv(modulated norm(conv(norm(x)))), starting as the identity on equal widths."""
+
+    def __init__(self, inputs: int, outputs: int, emb: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(inputs), _norm(outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = _zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.film = nn.Linear(emb, 2 * outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [N, inputs, H, W], emb [N, emb] -> [N, outputs, H, W]"""
+        y = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
+        y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
+        return self.skip(x) + y
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of a small map, added to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // 64)
+        self.norm, self.qkv, self.out = _norm(width), nn.Linear(width, 3 * width), _zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        tokens = self.norm(x).flatten(2).mT  # [N, HW, C]
+        q, k, v = self.qkv(tokens).reshape(n, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        return x + self.out(y).mT.reshape(x.shape)
+
+
+class LogSnrFeatures(nn.Module):
+    """Sines and cosines of the log SNR [N] -> [N, width], wavelengths from 4 to 100 nats of log SNR."""
+
+    rate: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        waves = torch.logspace(math.log10(100.0), math.log10(4.0), width // 2)
+        self.register_buffer("rate", 2 * math.pi / waves, persistent=False)
+
+    def forward(self, log_snr: Tensor) -> Tensor:
+        angle = log_snr[:, None] * self.rate
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    """Groups of 8 features or more, at most 32 groups."""
+    groups = math.gcd(width, max(1, min(32, width // 8)))
+    return nn.GroupNorm(groups, width)
+
+
+def _zero(layer: M) -> M:
+    """The layer, starting as the zero map."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,177 @@
+"""Two likelihoods of a path, each a function of one denoiser: a variational bound and the flow's ODE.
+
+Both see the path only through the log SNR lambda = 2 log(alpha / sigma), so the numbers of all schedules
+and predictions are comparable. s stands for sigmoid(lambda) = alpha^2 / (alpha^2 + sigma^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pofx.paths.predict import Denoise, point
+from pofx.paths.schedule import Schedule
+
+
+def normal_log_prob(x: Tensor) -> Tensor:
+    """log N(x; 0, I) [N] of x [N, *E]"""
+    return -(math.log(2 * math.pi) * x[0].numel() + x.flatten(1).square().sum(1)) / 2
+
+
+def bound(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    u: Tensor,
+    eps: Tensor,
+    *,
+    smallest: float,
+    largest: float,
+    steps: int | None = None,
+) -> Tensor:
+    """One draw [N] of the variational lower bound on log p(x), unbiased for u ~ U[0, 1) and eps ~ N(0, I).
+
+    The model is p(z_1) = N(0, r_1^2 I), the learned path down to z_0, and a last Gaussian p(x | z_0), the
+    posterior that x would have were it N(0, I). In continuous time (Kingma et al. 2021, eq. 17)
+
+        log p(x) >= E log p(x|z_0) - KL(q(z_1|x) | p(z_1)) - 1/2 int E|eps - eps_hat|^2 d lambda.
+
+    For the linear (Wiener) denoiser of N(0, I), whose E|eps - eps_hat|^2 = s^2 d + s (1 - s) |x|^2, the three
+    terms add up to log N(x; 0, I) exactly. We take that one's as a control variate under the same noise:
+
+        log p(x) >= log N(x; 0, I) + 1/2 int E[|eps - eps_wiener|^2 - |eps - eps_hat|^2] d lambda,
+
+    so that only what the network knows beyond a Gaussian is left to chance (cf. Kong et al. 2023, eq. 9).
+
+    Args:
+        x: [N, *E] standardised (the ends of the path take unit variance); float64 for full precision.
+        u: [N] float64, picks the noise level; eps: the noise [N, *E].
+        smallest, largest: sigma / alpha at both ends of the path.
+        steps: T, the looser bound of the ancestral sampler in T steps even in lambda (Kingma et al. 2021,
+            eq. 14); None for continuous time.
+    """
+    ends = -2 * torch.tensor([largest, smallest], dtype=torch.float64, device=x.device).log()
+    u = u.to(x.device)
+    if steps is None:
+        nats = normal_log_prob(x)
+        lam = ends[0] + u * (ends[1] - ends[0])
+        weight = lam.exp() * (ends[1] - ends[0])
+    else:
+        grid = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)
+        drop = grid[1:].exp() - grid[:-1].exp()  # SNR(s) - SNR(t) of every step
+        nats = _gaussian_ends(x, ends) - _wiener_error(x, grid[:-1], drop)
+        step = (u * steps).long().clamp_max(steps - 1)
+        lam, weight = grid[step], drop[step] * steps
+    t = schedule.time(lam)
+    p = point(schedule, t, x)
+    z = p.alpha * x + p.sigma * eps
+    wiener, learned = p.alpha * z / p.scale**2, denoise(z, t)
+    # a^2 - b^2 as (a - b) (a + b): the two denoisers agree to many digits where there is little noise
+    gain = ((learned - wiener) * (2 * x - wiener - learned)).flatten(1).sum(1)
+    return nats + (weight / 2).to(x.dtype) * gain
+
+
+def stratified(
+    draw: Callable[[Tensor], Tensor], n: int, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mean [N] of draw(u) [N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
+
+    Two draws of one stratum are independent and alike, so half their squared difference is an unbiased
+    variance. An odd number of draws is rounded up.
+    """
+    strata = (draws + 1) // 2
+    mean, square = torch.zeros(()), torch.zeros(())
+    for k in range(strata):
+        a, b = (draw((k + _rand(n, generator)) / strata) for _ in range(2))
+        mean, square = mean + (a + b) / (2 * strata), square + ((a - b) / (2 * strata)) ** 2
+    return mean, square.sqrt()
+
+
+def _gaussian_ends(x: Tensor, ends: Tensor) -> Tensor:
+    """E log p(x | z_0) - KL(q(z_1 | x) | p(z_1)) [N] for the log SNR ``ends`` (smallest, largest)."""
+    d, square = x[0].numel(), x.flatten(1).square().sum(1)
+    (s1, s0), (log_n1, log_n0) = torch.sigmoid(ends), -softplus(ends)  # log_n = log(1 - s)
+    prior = d * (-s1 - log_n1) + s1 * square
+    last = d * (math.log(2 * math.pi) + log_n0 + s0) + torch.sigmoid(-ends[1]) * square
+    return -(prior + last) / 2
+
+
+def _wiener_error(x: Tensor, lam: Tensor, drop: Tensor) -> Tensor:
+    """Sum over steps of (SNR(s) - SNR(t)) / 2 E|x - x_wiener(z_t)|^2 [N]"""
+    n, d = torch.sigmoid(-lam), x[0].numel()  # 1 - s
+    return ((drop * n**2).sum() * x.flatten(1).square().sum(1) + (drop * n * (1 - n)).sum() * d) / 2
+
+
+def ode(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    *,
+    smallest: float,
+    largest: float,
+    steps: int,
+    probes: int | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """log-density of the probability flow ODE at x (Song et al. 2021, section 4.3), an estimate.
+
+    On the circle alpha = cos(phi), sigma = sin(phi), where all paths look alike, the flow is
+    dz/d(phi) = cos(phi) eps_hat - sin(phi) x_hat and the log-density falls along it by its divergence. It
+    is solved by the classical Runge-Kutta method of order 4 in the log SNR, from ``smallest`` noise, where z = x is
+    taken, to ``largest``, where z is N(0, I).
+
+    Args:
+        x: [N, *E] standardised.
+        steps: of the solver, four denoisings each.
+        probes: Rademacher probes of Hutchinson's estimate of the divergence, the same along a whole path
+            (Grathwohl et al. 2019); None takes the exact trace, at the cost of d backward passes.
+
+    Returns:
+        nats [N] and the standard error [N] that the probes leave: zero for the exact trace, NaN (unknown)
+        for one probe.
+    """
+    n, d = len(x), x[0].numel()
+    if probes is None:
+        probe = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
+    else:
+        bits = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=generator.device)
+        probe = (2 * bits - 1).to(x)
+
+    def slope(lam: float, z: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/d(lambda) [N, *E] and the divergence's part along every probe [probes or d, N]."""
+        t = schedule.time(torch.tensor(lam, dtype=torch.float64))
+        scale = schedule(t).scale.to(z)
+        cos, sin = math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam)))
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x_hat = denoise(scale * z, t)
+            eps_hat = (z - cos * x_hat) / sin
+            v = (sin * x_hat - cos * eps_hat) * (sin * cos / 2)  # d(phi)/d(lambda) = -sin cos / 2
+            along = [torch.autograd.grad(v, z, e, retain_graph=True)[0] * e for e in probe]
+        return v.detach(), torch.stack(along).flatten(2).sum(2)
+
+    start, end = -2 * math.log(smallest), -2 * math.log(largest)
+    h = (end - start) / steps
+    z, trace = x, x.new_zeros(len(probe), n)
+    for i in range(steps):
+        lam = start + i * h
+        k1, d1 = slope(lam, z)
+        k2, d2 = slope(lam + h / 2, z + h / 2 * k1)
+        k3, d3 = slope(lam + h / 2, z + h / 2 * k2)
+        k4, d4 = slope(lam + h, z + h * k3)
+        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        trace = trace + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    base = normal_log_prob(z)
+    if probes is None:
+        return base + trace.sum(0), torch.zeros_like(base)
+    se = trace.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(base, math.nan)
+    return base + trace.mean(0), se
+
+
+def _rand(n: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers [N] in float64."""
+    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)
