@@ -271,6 +271,7 @@ def _typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: 
     x = torch.empty(raw.n, len(wanted), dtype=torch.float64)
     rows = x.numpy()
     columns: list[Column] = []
+    rounded: dict[str, int] = {}
     for name in wanted:
         array = raw.columns[name]()
         if name in raw.types and name not in specs:
@@ -283,16 +284,28 @@ def _typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: 
             if found.column is None:
                 continue
             column = found.column
+            if found.rounded:
+                rounded[name] = found.rounded
             rows[:, len(columns)] = found.values
         if isinstance(column, Integer) and column.date and raw.n > 2 and (x[:, len(columns)].diff() >= 0).all():
             notes.append(f"Rows are in order of {name!r}, yet split at random: test rows have neighbours in training.")
         columns.append(column)
-    grids = [c for c in columns if isinstance(c, Real) and c.step is not None and c.name not in specs]
-    if grids := [c for c in grids if c.name not in raw.types]:
-        listed = ", ".join(f"{c.name} ({c.step:.6g})" for c in grids[:12]) + (", …" if len(grids) > 12 else "")
-        notes.append(f"Values repeat, so these are counted at their stored resolution, not given a density: {listed}.")
     if not columns:
         raise EmptyData("No column is left.", "Drop fewer columns, or declare types for those that were left out.")
+    grids = [c for c in columns if isinstance(c, Real) and c.step is not None and c.name not in {*specs, *raw.types}]
+    for title, items in (
+        ("Constant", [f"{c.name} ({c.values[0]})" for c in columns if isinstance(c, Category) and len(c.values) == 1]),
+        (
+            "Values repeat, so these are counted at their stored resolution, not given a density",
+            [f"{c.name} ({c.step:.6g})" for c in grids],
+        ),
+        (
+            "On no common grid, so values were rounded to a resolution (change it with --types COLUMN=real:STEP)",
+            [f"{count} of {name}" for name, count in rounded.items()],
+        ),
+    ):
+        if items:
+            notes.append(f"{title}: {_listed(items, 12)}.")
     return Table(tuple(columns)), x[:, : len(columns)]
 
 

@@ -228,7 +228,9 @@ def from_folder(
     """
     files = image_files(folder)
     if not files:
-        raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", "Give a folder that does.")
+        others = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))[:3]
+        remedy = f"Give one of its files: {', '.join(others)}." if others else "Give a folder that does."
+        raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
     places = [f.relative_to(folder).parts[:-1] for f in files]
     part: NDArray | None = None
     notes = []

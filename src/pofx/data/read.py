@@ -128,10 +128,10 @@ def _file(path: Path, options: Options) -> Raw:
         return _parquet(path)
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):
         return _ipc(path)
-    if head[:6] == b"\x93NUMPY" or suffix == "npy":
-        return _array(_numpy(path), path.name, options)
-    if head[:4] == b"PK\x03\x04" or suffix == "npz":
+    if head[:4] == b"PK\x03\x04":
         return _npz(path, options)
+    if head[:6] == b"\x93NUMPY" or suffix in ("npy", "npz"):
+        return _array(_numpy(path), path.name, options)
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or head[:3] == b"\0\0\x08":
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):
@@ -324,11 +324,12 @@ def _ragged(path: Path, data: bytes, delimiter: str, width: int) -> RaggedTable 
 
 
 def _numpy(path: Path) -> Any:
-    """What numpy.load gives, without pickle."""
+    """An array, or a dict of arrays, without pickle."""
     try:
-        return np.load(path, allow_pickle=False)
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        if "pickle" in str(e) and "allow_pickle" in str(e):
+        if "Object arrays" in str(e):
             raise BadValue(f"{path} holds Python objects, which are never loaded.", "Save plain arrays.") from e
         raise _corrupt(path, "NumPy", e) from e
 
@@ -378,11 +379,9 @@ Y_WORDS = ("y", "labels", "label", "targets", "target")
 
 def _npz(path: Path, options: Options) -> Raw:
     """Arrays by their names: x / X / images / data, y / labels, each with train, valid or test before or after."""
-    archive = _numpy(path)
-    try:
-        arrays = {k: archive[k] for k in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise _corrupt(path, "NumPy", e) from e
+    arrays: dict[str, NDArray] = _numpy(path)
+    if not all(isinstance(a, np.ndarray) for a in arrays.values()):
+        raise CorruptFile(f"{path} is a zip archive, but no .npz of arrays.", "Unpack it, or save a sheet as CSV.")
     xs: dict[int | None, str] = {}
     ys: dict[int | None, str] = {}
     for key in arrays:

@@ -310,7 +310,7 @@ class Square:
     def log_prob(self, x: Tensor) -> Tensor:
         u = (x.double() - tensor([self.left, self.bottom])) / self.side
         inside = ((u >= 0) & (u < 1)).all(-1)
-        return torch.where(inside, -self.entropy, -math.inf)
+        return torch.where(inside, tensor(-self.entropy), -math.inf)
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,6 +72,7 @@ class Inferred:
     column: Column | None
     values: Floats | None
     note: str = ""
+    rounded: int = 0  # how many values were moved onto the column's grid
 
 
 def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
@@ -93,7 +94,7 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
                 f"Column {name!r} is declared {spec.kind}, but row {row} holds {spelling!r}.",
                 f"Correct the row, or declare it a category: --types {name}=category.",
             )
-        if spec.kind == "category" or numbers is None or (found.padded() and not declared):
+        if spec.kind == "category" or numbers is None or (found.codes_only() and not declared):
             return _category(name, found, spec)
         found = Numbers(numbers)
     return _numeric(name, found, spec)
@@ -122,9 +123,9 @@ class Text:
         row = int(np.isin(self.codes, bad).argmax())
         return row, self.spellings[self.codes[row]]
 
-    def padded(self) -> bool:
-        """True if a leading zero would be lost ("01234" is a code, not a number)."""
-        return any(re.fullmatch(r"0\d+", s) for s in self.spellings)
+    def codes_only(self) -> bool:
+        """True if a number would lose something: a leading zero ("01234"), or digits beyond float64's."""
+        return any(re.fullmatch(r"0\d+", s) or (s.isdigit() and int(s) > EXACT) for s in self.spellings)
 
 
 @dataclass(frozen=True)
@@ -256,14 +257,13 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
         return Inferred(None, None, note + _almost_numbers(name, text))
     column = Category(name, tuple(text.spellings), nullable=missing or spec.nullable)
     values = np.where(text.codes < 0, math.nan, text.codes.astype(np.float64))
-    note = f"Column {name!r} is constant ({text.spellings[0]!r})." if distinct == 1 and not missing else ""
-    return Inferred(column, values, note)
+    return Inferred(column, values)
 
 
 def _almost_numbers(name: str, text: Text) -> str:
     """What the user can do about a text column of too many values."""
     odd = [s for s in text.spellings if _number(s) is None]
-    if len(odd) <= max(3, len(text.spellings) // 100):
+    if 0 < len(odd) <= max(3, len(text.spellings) // 100):
         row, spelling = text.first_text()
         return f" (numbers, but {spelling!r} in row {row}); if that means missing, leave those fields empty."
     return f"; keep it with --types {name}=category."
@@ -301,8 +301,7 @@ def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
         kind = "integer" if whole else "real"
     if kind == "category":
         codes = np.where(missing, math.nan, np.searchsorted(distinct, v).astype(np.float64))
-        note = f"Column {name!r} is constant ({spell(distinct[0])})." if len(distinct) == 1 and not nullable else ""
-        return Inferred(Category(name, tuple(map(spell, distinct)), nullable), codes, note)
+        return Inferred(Category(name, tuple(map(spell, distinct)), nullable), codes)
     if kind == "integer":
         if not whole:
             row = int((np.nan_to_num(v) != np.rint(np.nan_to_num(v))).argmax())
@@ -335,39 +334,40 @@ def _real(
     step, origin = resolution(distinct, counts, found.rounding)
     snapped = snap(v, step, origin)
     moved = int((np.abs(snapped - v) > 0.1 * step).sum())  # less is the error of a stored form such as float32
-    note = f"{moved} of {n} values of column {name!r} were rounded to its resolution {step:.6g}."
-    return Inferred(Real(name, nullable, step, origin, low, high), snapped, note if moved else "")
+    return Inferred(Real(name, nullable, step, origin, low, high), snapped, rounded=moved)
 
 
 def resolution(distinct: Floats, counts: np.ndarray[Any, Any], rounding: float) -> tuple[float, float]:
     """(step, origin) of the coarsest grid that holds all ``distinct`` (sorted) values, each ``counts`` times.
 
     A power of ten where the values are decimals (also decimals that went through float32), else an
-    equal spacing from the smallest value (integers that were shifted and scaled), else the largest
-    power of ten that keeps distinct values apart. Where one value in a thousand at most asks for a step
-    a thousand times finer than all others do (a temperature of 14.66666667 among whole degrees), those
-    few are to be rounded instead.
+    equal spacing from the smallest value (integers that were shifted and scaled), else a power of ten
+    that is fine enough to keep distinct values apart and hardly to move them. Where a few strays (one
+    value in a thousand) ask for a step a thousand times finer than all others do (a temperature of
+    14.66666667 among whole degrees), the strays are to be rounded instead.
     """
     top, n = float(np.abs(distinct).max()), int(counts.sum())
-    noise = 16 * rounding * top
-    few: float | None = None  # the coarsest power of ten that holds almost all values
+    if np.array_equal(distinct.astype(np.float32), distinct):
+        rounding = max(rounding, 2.0**-24)
+    coarse: float | None = None  # the largest power of ten that holds all but a few strays
     for relative in sorted({rounding, 2.0**-24}):
         for k in range(13):
             scaled = distinct * 10.0**k
             if 2 * relative * top * 10.0**k > 0.05:
                 break
-            off = int(counts[np.abs(scaled - np.rint(scaled)) > 2 * relative * np.abs(scaled)].sum())
-            if off == 0:
-                exact = 10.0**-k
-                return (exact if few is None or exact > 2e-3 * few else few), 0.0
-            if off <= n / 1000 and few is None:
-                few = 10.0**-k
-    if few is not None:
-        return few, 0.0
+            stray = np.abs(scaled - np.rint(scaled)) > 2 * relative * np.abs(scaled)
+            if not stray.any():
+                return (coarse if coarse is not None and 10.0**-k < 2e-3 * coarse else 10.0**-k), 0.0
+            if coarse is None and 1000 * counts[stray].sum() <= n and 10 * stray.sum() <= len(distinct):
+                coarse = 10.0**-k
+    if coarse is not None:
+        return coarse, 0.0
+    noise = 16 * rounding * top
     if (step := spacing(distinct, noise)) is not None:
         return step, float(distinct[0])
     gaps = np.diff(distinct)
-    return 10.0 ** math.floor(math.log10(float(gaps[gaps > noise].min()))), 0.0
+    fine = min(float(gaps[gaps > noise].min()) / 10, float(distinct[-1] - distinct[0]) / 1e4)
+    return 10.0 ** math.floor(math.log10(max(fine, top * 2.0**-50))), 0.0
 
 
 def spacing(distinct: Floats, noise: float) -> float | None:
@@ -434,8 +434,11 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
         distinct, inverse = np.unique(found.values, return_inverse=True)
         codes = np.where(np.isnan(found.values), -1, inverse)
         found = Text(codes, [spell(v) for v in distinct if not math.isnan(v)])
-    index = {s: k for k, s in enumerate(column.values)}
-    index |= {s.lower(): k for s, k in index.items() if s.lower() in ("true", "false")}
+    # "1", "1.0" and True, TRUE are the same value in files of different formats
+    index = {s.lower(): k for k, s in enumerate(column.values) if s.lower() in ("true", "false")}
+    numbers = [(_number(s), k) for k, s in enumerate(column.values)]
+    index |= {spell(v): k for v, k in numbers if v is not None and math.isfinite(v)}
+    index |= {s: k for k, s in enumerate(column.values)}
 
     def code(spelling: str) -> int:
         number = _number(spelling)
@@ -507,6 +510,8 @@ def decode(column: Column, values: Floats) -> pa.Array:
         if column.date == "d":
             return whole.cast(pa.int32()).cast(pa.date32())
         return whole.cast(pa.timestamp("s")) if column.date == "s" else whole
+    if column.step is not None:
+        filled = snap(filled, column.step, column.origin)
     return pa.array(filled, mask=missing)
 
 

@@ -1,0 +1,146 @@
+"""Rows and scores to files: CSV, Parquet, PNG folders, .npz. Every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet
+from PIL import Image as Pillow
+from torch import Tensor
+
+from pofx.core.errors import CannotSave, UsageError
+from pofx.core.space import Image, Label, Space, Table
+from pofx.data.image import full_scale
+from pofx.data.tabular import decode
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch name beside ``path`` that takes its place at the end, and is gone if anything fails.
+
+    Raises CannotSave where the place cannot be written or the disk is full.
+    """
+    scratch: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+        yield scratch
+        os.replace(scratch, path)
+    except OSError as e:
+        full = "Free some space, or write elsewhere." if e.errno == 28 else "Check the folder and its permissions."
+        raise CannotSave(f"Cannot write {path}: {e.strerror or e}.", full) from e
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch.parent, ignore_errors=True)
+
+
+def write_rows(
+    space: Space, x: Tensor, to: str | os.PathLike[str] | TextIO, context: Space | None = None, c: Tensor | None = None
+) -> None:
+    """Rows x [N, *E], and their contexts c [N, *Ec], as files that ``load`` and ``read_rows`` understand.
+
+    A table becomes CSV, TSV, Parquet or Arrow by the suffix of ``to`` (or CSV on an open text stream):
+    categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
+    context's columns come after (a label as the column "label"). Images become a folder of PNG files
+    (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
+
+    Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
+    """
+    if isinstance(space, Image):
+        if not isinstance(to, str | os.PathLike):
+            raise UsageError("Images cannot go to a text stream.", "Give a folder or an .npz file.")
+        _write_images(space, x, Path(to), context, c)
+        return
+    columns = _columns(space, x)
+    if context is not None and c is not None:
+        columns |= _columns(context, c)
+    _write_table(pa.table(columns), to)
+
+
+def write_scores(
+    to: str | os.PathLike[str], columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Sequence[Any]]
+) -> None:
+    """Columns of equal length as CSV or Parquet: one line per row, in the order given."""
+    arrays = {k: pa.array(v.detach().cpu().numpy() if isinstance(v, Tensor) else v) for k, v in columns.items()}
+    _write_table(pa.table(arrays), to)
+
+
+def _columns(space: Space, x: Tensor) -> dict[str, pa.Array]:
+    if isinstance(space, Table):
+        values = x.detach().cpu().reshape(-1, space.dims).numpy()
+        return {col.name: decode(col, values[:, j]) for j, col in enumerate(space.columns)}
+    if isinstance(space, Label):
+        return {"label": pa.array(np.array(space.values)[x.detach().cpu().reshape(-1).numpy()])}
+    raise UsageError("Images have no place in a table.", "Write the images themselves to a folder.")
+
+
+def _write_table(table: pa.Table, to: str | os.PathLike[str] | TextIO) -> None:
+    if not isinstance(to, str | os.PathLike):
+        to.write(_csv(table, ",").decode())
+        return
+    path = Path(to)
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise UsageError(f"{path} does not say which format.", f"End it in {', '.join(TABLE_SUFFIXES)}.")
+    with replacing(path) as scratch:
+        if path.suffix == ".parquet":
+            pa.parquet.write_table(table, scratch)
+        elif path.suffix in (".arrow", ".feather"):
+            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        else:
+            scratch.write_bytes(_csv(table, "\t" if path.suffix == ".tsv" else ","))
+
+
+def _csv(table: pa.Table, delimiter: str) -> bytes:
+    """CSV with quotes only around text that needs them, which pyarrow does for all text or for none."""
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerow(table.column_names)
+    texts = [c.unique().to_pylist() for c in table.columns if pa.types.is_string(c.type)]
+    special = any(set('"\r\n' + delimiter) & set(v or "") for values in texts for v in values)
+    options = pa.csv.WriteOptions(
+        include_header=False, delimiter=delimiter, quoting_style="needed" if special else "none"
+    )
+    body = pa.BufferOutputStream()
+    pa.csv.write_csv(table, body, options)
+    return out.getvalue().encode() + body.getvalue().to_pybytes()
+
+
+def _write_images(space: Image, x: Tensor, path: Path, context: Space | None, c: Tensor | None) -> None:
+    pixels = np.moveaxis(x.detach().cpu().reshape(-1, *space.event_shape).numpy(), 1, -1)
+    label = c.cpu().reshape(-1).numpy() if isinstance(context, Label) and c is not None else None
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {"x": pixels if space.channels > 1 else pixels[..., 0]}
+        if label is not None and isinstance(context, Label):
+            arrays["y"] = np.array(context.values)[label]
+        with replacing(path) as scratch:
+            np.savez_compressed(scratch, **arrays)
+        return
+    if path.suffix:
+        raise UsageError(f"{path} is no place for images.", "Give a folder or an .npz file.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+    if space.channels not in (1, 3, 4):
+        raise UsageError(f"PNG has no form for {space.channels} channels.", "Write to an .npz file.")
+    digits = max(5, len(str(len(pixels))))
+    with replacing(path) as scratch:
+        scratch.mkdir()
+        for i, image in enumerate(full_scale(space.levels)[pixels]):
+            into = scratch
+            if label is not None and isinstance(context, Label):
+                into = scratch / context.values[label[i]].replace(os.sep, "_")
+                into.mkdir(exist_ok=True)
+            Pillow.fromarray(image if space.channels > 1 else image[..., 0]).save(into / f"{i:0{digits}d}.png")
