@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "binarized_mnist_made.json"
-OPTIONS: dict[str, Any] = {"hidden": 1000, "layers": 1, "orders": 8}
-RECIPE: dict[str, Any] = {"batch": 100, "lr": 2e-3, "weight_decay": 1e-2, "ema": 0.9995}
+OPTIONS: dict[str, Any] = {"hidden": 1000, "layers": 2, "orders": 8}
+RECIPE: dict[str, Any] = {"batch": 400, "lr": 3e-3, "weight_decay": 5e-2, "ema": 0.999, "warmup": 200}
 
 
 def load(folder: Path):
