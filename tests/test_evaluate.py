@@ -328,6 +328,12 @@ def test_blocks_cover_all_rows_once():
     assert 300 < limited.rows_per_second <= 1000
 
 
+def test_blocks_expect_start_up_costs():
+    """A sampler that takes 20 ms however many it draws is not taken for one that takes 20 ms for each."""
+    grown = cost.grow(lambda start, size: time.sleep(0.02), 4000, 0.5, one=0.02)
+    assert grown.rows == 4000
+
+
 def test_peak_memory_sees_what_came_and_went():
     with cost.peak_memory() as peak:
         torch.ones(25_000_000)
@@ -402,8 +408,8 @@ def test_c2st_between_chance_and_bayes(classifier):
 
 def test_c2st_on_few_rows_and_mistakes():
     a = torch.randn(30, 2, generator=seeded())
-    assert two_sample.c2st(a, a + 3).classifier == "logistic"
     assert two_sample.c2st(a, a + 3).accuracy > 0.9
+    assert two_sample.c2st(a, a + 3).n == 30
     assert 0 < two_sample.share_error(1.0, 20) < 0.1
     with pytest.raises(UsageError, match="at least 10"):
         two_sample.c2st(a[:5], a)

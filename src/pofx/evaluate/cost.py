@@ -17,6 +17,7 @@ import torch
 T = TypeVar("T")
 
 FIRST_BLOCK = 8  # rows of the first block, which tells how slow a row is
+GROWTH = 8  # how much larger each block is than the one before
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,43 @@ class Grown(Generic[T]):
 
 
 def grow(
-    step: Callable[[int, int], T], rows: int, seconds: float | None = None, *, first: int = FIRST_BLOCK
+    step: Callable[[int, int], T], rows: int, seconds: float | None = None, *, one: float | None = None
 ) -> Grown[T]:
-    """Call ``step(start, size)`` over ``rows`` rows in blocks that double, as far as the time allows.
+    """Call ``step(start, size)`` over ``rows`` rows in growing blocks, as far as the time allows.
 
-    Block sizes depend on the clock only in the last block, so that rows scored under one seed agree
-    between runs. The first block always runs.
+    The time of a block is predicted by the line through the last two; before there are two, half of the
+    first one's time is taken to be start-up. Block sizes depend on the clock only in the last block, so
+    that rows scored under one seed agree between runs. The first block always runs.
+
+    Args:
+        step: does the rows start .. start + size - 1.
+        rows: how many there are.
+        seconds: the time limit; None for all rows.
+        one: seconds that a block of one row takes, where that is known.
     """
+    begun, start, size, rate = time.perf_counter(), 0, min(FIRST_BLOCK, rows), 0.0
     parts: list[T] = []
-    begun, start, size, rate = time.perf_counter(), 0, min(first, rows), 0.0
+    known = [] if one is None else [(0, one / 2), (1, one)]
+    if one is not None and seconds is not None:
+        size = min(size, max(1, _affordable(known[0], known[1], seconds)))
     while size > 0:
         before = time.perf_counter()
         parts.append(step(start, size))
-        now = time.perf_counter()
-        rate = max(rate, size / max(now - before, 1e-9))
-        start, size = start + size, min(2 * size, rows - start - size)
-        if seconds is not None:
-            affordable = int(rate * max(0.0, seconds - (now - begun)))
-            size = min(size, affordable) if affordable >= first else 0
+        took = max(time.perf_counter() - before, 1e-9)
+        known = [known[-1] if known and known[-1][0] < size else (0, took / 2), (size, took)]
+        start, rate, wanted = start + size, max(rate, size / took), min(GROWTH * size, rows - start - size)
+        if seconds is None:
+            size = wanted
+        else:
+            affordable = _affordable(known[0], known[1], seconds - (time.perf_counter() - begun))
+            size = min(wanted, affordable) if affordable >= min(FIRST_BLOCK, wanted) else 0
     return Grown(parts, start, time.perf_counter() - begun, rate)
+
+
+def _affordable(a: tuple[int, float], b: tuple[int, float], seconds: float) -> int:
+    """The size of the block that takes ``seconds``, by the line through two points (size, time)."""
+    slope = max((b[1] - a[1]) / (b[0] - a[0]), 1e-9)
+    return int(max(0.0, seconds - max(0.0, b[1] - slope * b[0])) / slope)
 
 
 def latency(call: Callable[[], object], seconds: float = 1.0, repeats: int = 5) -> float:

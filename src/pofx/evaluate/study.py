@@ -18,7 +18,7 @@ from pofx.core.model import Model
 from pofx.core.space import Label
 from pofx.data.base import Data, Part, read_rows
 from pofx.evaluate import recommend
-from pofx.evaluate.cost import FIRST_BLOCK, grow, latency
+from pofx.evaluate.cost import grow, latency
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
@@ -123,15 +123,16 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     """All figures of a fitted model as plain data, its Score with the rows, and its samples.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
-    25%, outliers 15%; the rest is bounded by its number of rows.
+    30% and what that left over, outliers 15%; the rest is bounded by its number of rows.
     """
     limit, space = study.settings.limit, study.data.space
     tell("likelihood")
     lik = _likelihood(study, model, 0.35 * limit)
     found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
     tell("sampling")
+    drawing = 0.3 * limit + max(0.0, 0.35 * limit - lik.seconds)
     try:
-        found["sampling"], fake = _sample(study, model, 0.25 * limit)
+        found["sampling"], fake = _sample(study, model, drawing)
     except Exception as error:
         found["sampling"], fake = {"unavailable": reason(error)}, None
     tell("sample quality")
@@ -168,9 +169,8 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
         c = contexts[torch.arange(start, start + size) % len(contexts)]
         return Part(model.given(c).sample(1, generator=generator)[0].cpu(), c)
 
-    one = latency(lambda: draw(0, 1), seconds=min(1.0, seconds))
-    first = max(1, min(FIRST_BLOCK, int(seconds / one)))
-    grown = grow(draw, study.settings.samples, seconds, first=first)
+    one = latency(lambda: draw(0, 1), seconds=0.1 * seconds)
+    grown = grow(draw, study.settings.samples, seconds - 2 * one, one=one)
     x = torch.cat([p.x for p in grown.parts])
     model.space.check(x)
     c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]

@@ -147,28 +147,27 @@ class C2st:
     folds: int
 
 
-def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier | None = None, folds: int = 5, seed: int = 0) -> C2st:
+def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", folds: int = 5, seed: int = 0) -> C2st:
     """Classifier two-sample test (Lopez-Paz & Oquab, 2017) on features [N, F] of each side.
 
-    The larger side is cut to the size of the smaller, so that guessing is right half of the time. The
-    classifier is gradient boosting unless named, or logistic regression below 200 rows a side.
+    The larger side is cut to the size of the smaller, so that guessing is right half of the time. Boosting
+    sees what logistic regression cannot (it is blind to all but the means), on few rows too.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
     n = _same_size(real, fake, at_least=2 * folds)
-    classifier = classifier or ("boosting" if n >= 200 else "logistic")
     x = torch.cat([real[:n], fake[:n]]).numpy()
     y = torch.arange(2).repeat_interleave(n).numpy()
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with threadpool_limits(1):  # on so few rows more threads only wait for each other
-        right = cross_val_predict(_classifier(classifier, seed), x, y, cv=split) == y
+        right = cross_val_predict(_classifier(classifier, n, seed), x, y, cv=split) == y
     accuracy = float(right.mean())
     z = (accuracy - 0.5) / math.sqrt(0.25 / (2 * n))
     return C2st(accuracy, share_error(accuracy, 2 * n), 0.5 * math.erfc(z / math.sqrt(2)), n, classifier, folds)
 
 
-def _classifier(name: Classifier, seed: int) -> Any:
+def _classifier(name: Classifier, n: int, seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
@@ -183,7 +182,13 @@ def _classifier(name: Classifier, seed: int) -> Any:
     if name == "boosting":
         # small trees: with some thousand rows, more only costs time
         return HistGradientBoostingClassifier(
-            max_iter=50, learning_rate=0.2, max_leaf_nodes=15, max_bins=63, early_stopping=False, random_state=seed
+            max_iter=50,
+            learning_rate=0.2,
+            max_leaf_nodes=15,
+            max_bins=63,
+            min_samples_leaf=min(20, max(2, n // 10)),
+            early_stopping=False,
+            random_state=seed,
         )
     raise UsageError(f"There is no classifier {name!r}; known: logistic, mlp, boosting.")
 
