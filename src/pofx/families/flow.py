@@ -10,7 +10,6 @@ sets out from the full-covariance Gaussian, not from independent entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
-from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Reverse, Scalar, Transform
+from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
 from pofx.transforms.preprocess import HALF_LOG_2PI
@@ -73,15 +72,11 @@ class Flow(Continuous):
         size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
         return [Coupling(mask, scalar, **size) for mask in masks(self.space, self.dim, c.layers)]
 
-    def autoregressions(self, scalar: Scalar, between: Callable[[], Transform]) -> list[Transform]:
-        """Masked autoregressive layers with ``between()`` between them."""
+    def autoregressions(self, scalar: Scalar) -> list[MaskedAutoregressive]:
+        """Masked autoregressive layers, the order of the entries reversed from one to the next."""
         c = self.config
-        chain: list[Transform] = []
-        for i in range(c.layers):
-            chain += [between()] if i else []
-            size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
-            chain.append(MaskedAutoregressive(self.dim, scalar, **size))
-        return chain
+        size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
+        return [MaskedAutoregressive(self.dim, scalar, reverse=i % 2 == 1, **size) for i in range(c.layers)]
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -164,7 +159,7 @@ class Maf(Flow):
     Config = MafConfig
 
     def layers(self) -> list[Transform]:
-        return self.autoregressions(Affine(), Reverse)
+        return [*self.autoregressions(Affine())]
 
 
 @dataclass(frozen=True)
@@ -189,9 +184,9 @@ class Nsf(Flow):
 
     def layers(self) -> list[Transform]:
         scalar = Spline(self.config.bins)
-        if self.config.kind == "coupling":
-            return self.couplings(scalar)
-        return self.autoregressions(scalar, lambda: LuLinear(self.dim))
+        coupled = self.config.kind == "coupling"
+        chain = self.couplings(scalar) if coupled else self.autoregressions(scalar)
+        return [t for layer in chain for t in (layer, LuLinear(self.dim))]
 
 
 def masks(space: Space, dim: int, count: int) -> list[Tensor]:

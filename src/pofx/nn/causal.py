@@ -157,58 +157,68 @@ class Walk:
 
     When the site of rank r is due, exactly the hidden units of degree r have all their inputs. Units are
     sorted by degree and inputs by rank, so each step multiplies a block of rows by a prefix of columns, and
-    no mask is needed. Activations are kept features-first, [units, n]: the layout of fast small batches.
+    no mask is needed. Activations are kept features-first, [1 + units, n], under a row of ones that brings
+    the biases into the product: a step of a few rows costs little but its calls, so these are few.
     """
 
     @torch.no_grad()
     def __init__(self, net: MaskedMlp, n: int, h: Tensor | None, order: int) -> None:
         self.net, self.order, self.rank = net, net.orders[order], 0
-        first = np.cumsum([0, *net.features])
-        columns = torch.cat([torch.arange(first[i], first[i + 1]) for i in self.order])
-        self.first = np.cumsum([0, *(net.features[i] for i in self.order)])  # of the rank's inputs
-        self.rows = np.cumsum([0, *net.params])  # of the site's outputs
-        ranks = torch.arange(net.sites + 1)
-        self.ends = [[0, *torch.searchsorted(d, ranks, right=True).tolist()] for d in net.degrees]
-        columns = columns[: net.inputs]
-        self.input_weight = net._linears()[0].weight[:, columns]
-        self.direct_weight = None if net.direct is None else net.direct.weight[:, columns]
-        self.x = self.input_weight.new_zeros(len(columns), n)
-        self.hidden = [self.x.new_empty(len(d), n) for d in net.degrees]  # before the activation
-        self.active = [torch.empty_like(a) for a in self.hidden]
-        self.context = None if net.context is None else net.context(h).T
-        self.context_out = None if net.context_out is None else net.context_out(h).T
+        starts = np.cumsum([0, *net.features])
+        columns = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in self.order])[: net.inputs]
+        features = [net.features[i] for i in self.order] if net.inputs else [0] * net.sites
+        units = [torch.bincount(d, minlength=net.sites).tolist() for d in net.degrees]  # per rank
+        self.seen = np.cumsum([1, *features]).tolist()  # rows of x before the rank's, the ones included
+        self.ends = [np.cumsum([1, *u])[1:].tolist() for u in units]
+        layers = net._linears()
+        weights = [layers[0].weight[:, columns], *(layer.weight for layer in layers[1:])]
+        augmented = [torch.cat([layer.bias[:, None], w], 1) for layer, w in zip(layers, weights, strict=True)]
+        self.weights = [w.split(u) for w, u in zip(augmented, units, strict=True)]
+        self.out = torch.cat([net.out.bias[:, None], net.out.weight], 1).split(net.params)
+        self.direct = None if net.direct is None else net.direct.weight[:, columns].split(net.params)
+        new = net.out.weight.new_ones
+        self.x = new(1 + len(columns), n)
+        self.x_rows = self.x[1:].split(features)
+        self.active = [new(1 + len(d), n) for d in net.degrees]
+        self.active_rows = [a[1:].split(u) for a, u in zip(self.active, units, strict=True)]
+        # what each layer's product is added to: the context, the residual stream, or nothing
+        self.start: list[tuple[Tensor, ...] | None] = [None] * len(layers)
+        if net.context is not None:
+            self.start[0] = net.context(h).T.split(units[0])
+        if net.residual:
+            self.start[1:] = [torch.empty_like(a[1:]).split(u) for a, u in zip(self.active[1:], units[1:], strict=True)]
+        self.context_out = None if net.context_out is None else net.context_out(h).T.split(net.params)
 
-    @torch.no_grad()
     def params(self) -> Tensor:
         """The parameters [n, params[site]] of the next site."""
-        net, r = self.net, self.rank
-        seen = self.x[: self.first[r]]
-        below, weight = seen, self.input_weight
-        for i, (layer, ends) in enumerate(zip(net._linears(), self.ends, strict=True)):
-            block = slice(ends[r], ends[r + 1])
-            if block.start < block.stop:
-                weight = self.input_weight if i == 0 else layer.weight
-                z = torch.addmm(layer.bias[block, None], weight[block, : len(below)], below)
-                if i == 0 and self.context is not None:
-                    z += self.context[block]
-                if i > 0 and net.residual:
-                    z += self.hidden[i - 1][block]
-                self.hidden[i][block] = z
-                self.active[i][block] = F.relu(z)
-            below = self.active[i][: block.stop]
+        r = self.rank
+        seen = self.seen[r]
+        below, width = self.x[:seen], seen
+        for i, weights in enumerate(self.weights):
+            z = self.active_rows[i][r]
+            if len(z):
+                weight, start = weights[r][:, :width], self.start[i]
+                if start is None:
+                    torch.mm(weight, below, out=z)
+                else:
+                    torch.addmm(start[r], weight, below, out=z)
+                if self.net.residual and i + 1 < len(self.weights):
+                    self.start[i + 1][r].copy_(z)
+                z.clamp_min_(0)
+            width = self.ends[i][r]
+            below = self.active[i][:width]
         site = self.order[r]
-        rows = slice(self.rows[site], self.rows[site + 1])
-        p = torch.addmm(net.out.bias[rows, None], net.out.weight[rows, : len(below)], below)
-        if self.direct_weight is not None:
-            p.addmm_(self.direct_weight[rows, : len(seen)], seen)
+        p = torch.mm(self.out[site][:, :width], below)
+        if self.direct is not None:
+            p.addmm_(self.direct[site][:, : seen - 1], self.x[1:seen])
         if self.context_out is not None:
-            p += self.context_out[rows]
+            p += self.context_out[site]
         return p.T
 
     def push(self, features: Tensor) -> None:
         """Take the value of that site, embedded [n, features[site]], and go on to the next."""
         if self.net.inputs:
-            self.x[self.first[self.rank] : self.first[self.rank + 1]] = features.T
+            self.x_rows[self.rank].copy_(features.T)
         self.rank += 1
 
 

@@ -1,6 +1,8 @@
 """Transforms z = f(x; h): invertible maps with their log-determinant, and chains of them.
 
-Shapes: x, z [N, d]; h [N, width] a context or None; log-determinants [N].
+Shapes: x, z [N, d]; h [N, width] a context or None; log-determinants [N]. In memory z is *features first*
+(the transpose of a contiguous [d, N]), so that what happens to each entry runs over contiguous rows; the
+matrix products before and after take either layout at no cost.
 """
 
 from __future__ import annotations
@@ -83,20 +85,10 @@ class Affine:
         return torch.addcmul(parameters[1], x, s.exp()), s
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Tensor:
-        return (z - parameters[1]) * (-self._log_scale(parameters)).exp()
+        return (z - parameters[1]) / self._log_scale(parameters).exp()
 
     def _log_scale(self, parameters: Tensor) -> Tensor:
         return self.limit * (parameters[0] / self.limit).tanh()
-
-
-class Reverse(Transform):
-    """The order of the d entries reversed (between autoregressive layers: Papamakarios et al. 2017)."""
-
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x.flip(1), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
-        return z.flip(1)
 
 
 class LuLinear(Transform):
@@ -135,14 +127,14 @@ class LuLinear(Transform):
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self.factors()
-        z = torch.addmm(self.bias, x[:, self.permutation] @ upper.T, lower.T)
-        return z, self.packed.diagonal().sum().expand(len(x))
+        z = torch.addmm(self.bias[:, None], lower, upper @ x.T[self.permutation])
+        return z.T, self.packed.diagonal().sum().expand(len(x))
 
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         lower, upper = self.factors()
-        y = torch.linalg.solve_triangular(lower, (z - self.bias).T, upper=False, unitriangular=True)
+        y = torch.linalg.solve_triangular(lower, z.T - self.bias[:, None], upper=False, unitriangular=True)
         y = torch.linalg.solve_triangular(upper, y, upper=True)
-        return y.T[:, self.permutation.argsort()]
+        return y[self.permutation.argsort()].T
 
 
 class Delta(Distribution):

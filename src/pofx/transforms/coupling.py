@@ -38,13 +38,13 @@ class Coupling(Transform):
 
     def parameters_given(self, x: Tensor, h: Tensor | None) -> Tensor:
         """The scalar's parameters [count, d_B, N] from the entries A of x."""
-        seen = x[:, self.given] if len(self.given) else torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+        seen = x.T[self.given].T if len(self.given) else torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
         return self.net.features_first(seen, h).view(self.scalar.count, len(self.changed), len(x))
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, log_slope = self.scalar.forward(x.T[self.changed], self.parameters_given(x, h))
-        return x.index_copy(1, self.changed, z.T), log_slope.sum(0)
+        return x.T.index_copy(0, self.changed, z).T, log_slope.sum(0)
 
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         x = self.scalar.inverse(z.T[self.changed], self.parameters_given(z, h))
-        return z.index_copy(1, self.changed, x.T)
+        return z.T.index_copy(0, self.changed, x).T

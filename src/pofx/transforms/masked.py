@@ -11,38 +11,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pofx.nn.causal import MaskedMlp
+from pofx.nn.causal import MaskedMlp, site_order
 from pofx.transforms.base import Scalar, Transform
 
 
 class MaskedAutoregressive(Transform):
-    """z_i = scalar(x_i; net_i(x_<i, h)).
+    """z_i = scalar(x_i; net_i(x_<i, h)), "before" in the order of the entries or in the reverse of it.
 
     Args:
         dim: d.
         scalar: the monotone map g.
         context: width of h; 0 for none.
         hidden, blocks: width and number of the hidden layers.
+        reverse: entry i sees those after it, instead of those before.
     """
 
-    def __init__(self, dim: int, scalar: Scalar, *, context: int, hidden: int, blocks: int) -> None:
+    def __init__(
+        self, dim: int, scalar: Scalar, *, context: int, hidden: int, blocks: int, reverse: bool = False
+    ) -> None:
         super().__init__()
         self.scalar = scalar
-        self.net = MaskedMlp([1] * dim, [scalar.count] * dim, [hidden] * blocks, context=context, residual=True)
+        order = site_order("reverse" if reverse else "raster", dim)
+        self.net = MaskedMlp(
+            [1] * dim,
+            [scalar.count] * dim,
+            [hidden] * blocks,
+            context=context,
+            orders=[order],
+            residual=True,
+            direct=False,
+        )
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         n, d = x.shape
         parameters = self.net.features_first(x, h).view(d, self.scalar.count, n).transpose(0, 1)
-        z, log_slope = self.scalar.forward(x.T, parameters)
+        z, log_slope = self.scalar.forward(x.T.contiguous(), parameters)
         return z.T, log_slope.sum(0)
 
     @torch.no_grad()
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         """Without gradient."""
         walk = self.net.walk(len(z), h)
-        z = z.T.contiguous()
-        x = torch.empty_like(z)
+        entries = list(z.T.contiguous())
         for i in walk.order:
-            x[i] = self.scalar.inverse(z[i], walk.params().T)
-            walk.push(x[i, :, None])
-        return x.T
+            entries[i] = self.scalar.inverse(entries[i], walk.params().T)
+            walk.push(entries[i][:, None])
+        return torch.stack(entries).T

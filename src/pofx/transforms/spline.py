@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BOUND = 5.0  # B: outside it a spline is the identity
-LOG_RATIO = math.log(1e3)  # knots' slopes stay in (1e-3, 1e3), and so do ratios of bin widths
+FLOOR = 1e-3  # of 2B: the smallest width and height of a bin
+SLOPE = math.log(1e3)  # inner slopes lie in (1e-3, 1e3)
 
 
 @dataclass(frozen=True)
@@ -39,33 +41,18 @@ class Spline:
         return spline_inverse(z.flatten(), parameters.flatten(1)).view(z.shape)
 
 
-def knots(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unconstrained [3K - 1, M] -> widths [K, M], heights [K, M] (each sums to 2B), slopes [K + 1, M] at the knots.
-
-    ``raw`` = 0 is the identity. The outer knots have slope 1, to join the tails.
-    """
-    bins = (len(raw) + 1) // 3
-    w, h, s = raw.split((bins, bins, bins - 1))
-    widths = soft_clip(w, LOG_RATIO / 2).softmax(0) * (2 * BOUND)
-    heights = soft_clip(h, LOG_RATIO / 2).softmax(0) * (2 * BOUND)
-    slopes = F.pad(soft_clip(s, LOG_RATIO), (0, 0, 1, 1)).exp()
-    return widths, heights, slopes
-
-
-def soft_clip(x: Tensor, limit: float) -> Tensor:
-    """x -> (-limit, limit), monotone, with slope 1 at zero."""
-    return x / (1 + (x / limit).abs())
-
-
 def spline(x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-    """y and log dy/dx, each [M], of scalars x [M] under parameters ``raw`` [3K - 1, M]."""
-    y, log_slope = _Spline.apply(x, *knots(raw))
+    """y and log dy/dx, each [M], of scalars x [M] under unconstrained parameters ``raw`` [3K - 1, M].
+
+    ``raw`` = 0 is the identity.
+    """
+    y, log_slope = _Spline.apply(x, raw)
     return y, log_slope
 
 
 def spline_inverse(y: Tensor, raw: Tensor) -> Tensor:
     """x [M] with spline(x) = y (Durkan et al. 2019, eq. 6-8; the root that does not cancel)."""
-    widths, heights, slopes = knots(raw)
+    widths, heights, slopes = knots(*shapes(raw))
     inner = y.clamp(-BOUND, BOUND)
     x0, y0, w, h, d0, d1 = _pick(_bins(inner, heights), widths, heights, slopes)
     s, dy = h / w, inner - y0
@@ -76,6 +63,19 @@ def spline_inverse(y: Tensor, raw: Tensor) -> Tensor:
     root = (b.square() - 4 * a * c).clamp_min(0).sqrt()
     z = (2 * c / (-b - root)).clamp(0, 1)
     return torch.where(inner == y, x0 + z * w, y)
+
+
+def shapes(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the bins in width and height [2, K, M] (softmax), and inner log slopes in units of SLOPE [K - 1, M]."""
+    bins = (len(raw) + 1) // 3
+    shares = raw[: 2 * bins].view(2, bins, -1).softmax(1)
+    return shares, (raw[2 * bins :] / SLOPE).tanh()
+
+
+def knots(shares: Tensor, log_slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widths [K, M] and heights [K, M], each of sum 2B, and slopes [K + 1, M]: 1 at the ends, to join the tails."""
+    widths, heights = 2 * BOUND * (FLOOR + (1 - FLOOR * shares.shape[1]) * shares)
+    return widths, heights, F.pad(SLOPE * log_slopes, (0, 0, 1, 1)).exp()
 
 
 def _bins(v: Tensor, lengths: Tensor) -> Tensor:
@@ -90,24 +90,23 @@ def _bins(v: Tensor, lengths: Tensor) -> Tensor:
 
 def _pick(left: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> tuple[Tensor, ...]:
     """Of the bin that holds each scalar: its left knot (x0, y0), width, height and slopes at both ends, each [M]."""
-    x0, y0 = torch.full_like(widths[0], -BOUND), torch.full_like(widths[0], -BOUND)
-    w, h, d0, d1 = (torch.zeros_like(x0) for _ in range(4))
-    for k in range(len(widths)):
-        x0.addcmul_(left[k + 1], widths[k])
-        y0.addcmul_(left[k + 1], heights[k])
-        here = left[k] - left[k + 1]
-        w.addcmul_(here, widths[k])
-        h.addcmul_(here, heights[k])
-        d0.addcmul_(here, slopes[k])
-        d1.addcmul_(here, slopes[k + 1])
-    return x0, y0, w, h, d0, d1
+    scratch = torch.empty_like(widths)  # one for all: a fresh one each time costs more than the product
+
+    def total(mask: Tensor, of_bins: Tensor) -> Tensor:
+        return torch.mul(mask, of_bins, out=scratch).sum(0)
+
+    right, here = left[1:], left[:-1] - left[1:]
+    x0, y0 = total(right, widths) - BOUND, total(right, heights) - BOUND
+    return x0, y0, total(here, widths), total(here, heights), total(here, slopes[:-1]), total(here, slopes[1:])
 
 
 class _Spline(torch.autograd.Function):
     """Durkan et al. 2019, eq. 4-5, with z in [0, 1] the place in the bin and q = z (1 - z)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, widths: Tensor, heights: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        shares, log_slopes = shapes(raw)
+        widths, heights, slopes = knots(shares, log_slopes)
         inner = x.clamp(-BOUND, BOUND)
         left = _bins(inner, widths)
         x0, y0, w, h, d0, d1 = _pick(left, widths, heights, slopes)
@@ -119,21 +118,21 @@ class _Spline(torch.autograd.Function):
         curve = d1 * z * z + 2 * s * q + d0 * (1 - z).square()
         y = y0 + h * (numerator / denominator)
         log_slope = (curve * (s / denominator).square()).log()
-        ctx.save_for_backward(left, inside, w, h, d0, d1, z)
-        # outside, y - inner is zero at both ends and x goes through
+        ctx.save_for_backward(shares, log_slopes, slopes, left, inside, w, h, d0, d1, z)
+        # outside, inner is an end, which y maps to itself: x goes through
         return y + (x - inner), log_slope * inside
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_out: Tensor, g_log: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        left, inside, w, h, d0, d1, z = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx: Any, g_out: Tensor, g_log: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        shares, log_slopes, slopes, left, inside, w, h, d0, d1, z = ctx.saved_tensors
         s, q = h / w, z * (1 - z)
         bend = d0 + d1 - 2 * s
         denominator = s + bend * q
         ratio = (s * z * z + d0 * q) / denominator
         curve = d1 * z * z + 2 * s * q + d0 * (1 - z).square()
+        # y = y0 + h numerator / denominator;  log_slope = 2 log s + log curve - 2 log denominator
         gy, gl = g_out * inside, g_log * inside
-        # y = y0 + h * numerator / denominator;  log_slope = 2 log s + log curve - 2 log denominator
         g_num = gy * h / denominator
         g_den = -(g_num * ratio + 2 * gl / denominator)
         g_curve = gl / curve
@@ -143,12 +142,16 @@ class _Spline(torch.autograd.Function):
         g_q = g_num * d0 + g_den * bend + g_curve * 2 * s
         g_z = 2 * (g_num * s * z + g_curve * (d1 * z - d0 * (1 - z))) + g_q * (1 - 2 * z)
         g_x = g_z / w
-        g_h = gy * ratio + g_s / w
-        g_w = -(g_s * s + g_z * z) / w
-        # x0 and y0 are sums of the lengths of the bins to the left; the rest belongs to the bin itself
+        g_w, g_h = -(g_s * s + g_z * z) / w, gy * ratio + g_s / w
+        # the left knot is the sum of the bins to the left; width, height and slopes are of the bin itself
+        bins = len(left) - 1
         right, here = left[1:], left[:-1] - left[1:]
-        g_widths = torch.addcmul(here * g_w, right, -g_x)
-        g_heights = torch.addcmul(here * g_h, right, gy)
-        g_slopes = F.pad(here * g_d0, (0, 0, 0, 1))
-        g_slopes[1:].addcmul_(here, g_d1)
-        return g_x + g_out * (1 - inside), g_widths, g_heights, g_slopes
+        g_raw = torch.empty(3 * bins - 1, len(z), dtype=z.dtype, device=z.device)
+        for g, share, of_bin, of_knot in zip(
+            g_raw[: 2 * bins].view(2, bins, -1), shares, (g_w, g_h), (-g_x, gy), strict=True
+        ):
+            torch.mul(here, of_bin, out=g).addcmul_(right, of_knot)
+            g.sub_((g * share).sum(0)).mul_(share).mul_(2 * BOUND * (1 - FLOOR * bins))  # through the softmax
+        g_slopes = torch.mul(here[1:], g_d0, out=g_raw[2 * bins :]).addcmul_(here[:-1], g_d1)
+        g_slopes.mul_(slopes[1:-1]).mul_(1 - log_slopes.square())
+        return torch.addcmul(g_x, g_out, 1 - inside), g_raw
