@@ -25,7 +25,9 @@ def test_every_source_file_is_in_the_tree():
 
 
 def test_every_command_of_the_readme_exists():
-    used = set(re.findall(r"(?:^|\s|/)pofx ([a-z][a-z-]*)", README))
+    shell = "".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+    used = set(re.findall(r"^(?:\S*/)?pofx ([a-z][a-z-]*)", shell, re.M))
+    assert used
     assert used - set(COMMANDS) == set()
 
 
