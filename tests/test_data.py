@@ -221,7 +221,14 @@ def test_delimiters_and_headerless(tmp_path: Path, delimiter: str) -> None:
     data = pofx.load(path)
     assert [c.name for c in data.space.columns] == ["x1", "x2", "x3"]
     assert np.array_equal(rows_of(data).numpy(), x)
+    if delimiter == " ":
+        np.savetxt(path, x, header="a b c", fmt="%25.17g")
+        assert np.array_equal(rows_of(pofx.load(path)).numpy(), x)
+        path.write_text("country,2010,2011\n" + "\n".join(f"{'AB'[i % 2]},{a},{b}" for i, (a, b, _) in enumerate(x)))
+        assert [c.name for c in pofx.load(path).space.columns] == ["country", "2010", "2011"]
     if delimiter == ";":
+        path.write_text("\n".join(";".join(f"{v:.17g}".replace(".", ",") for v in r) for r in x))
+        assert np.array_equal(rows_of(pofx.load(path)).numpy(), x)
         path.write_text("a;b;c;\n" + "\n".join(";".join(f"{v:.17g}".replace(".", ",") for v in r) + ";" for r in x))
         data = pofx.load(path)
         assert [c.name for c in data.space.columns] == ["a", "b", "c"]

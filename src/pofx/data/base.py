@@ -115,7 +115,7 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
 def _listed(values: Sequence[str], most: int = 6) -> str:
     if len(values) <= most:
         return ", ".join(values)
-    return f"{len(values)}: {', '.join(values[: most - 1])}, …"
+    return f"{', '.join(values[: most - 1])}, … ({len(values)})"
 
 
 # ---------------------------------------------------------------------------------------------- load

@@ -203,7 +203,7 @@ def _table(names: Iterable[str], column: Callable[[int], Array], rows: int, wher
         if not name and getattr(column(j), "null_count", 0) == rows:
             notes.append(f"Column {j + 1} was left out: it has neither a name nor a value.")
         else:
-            columns[name or f"column {j + 1}"] = partial(column, j)
+            columns[name or f"column{j + 1}"] = partial(column, j)
     return RawTable(columns, rows, notes=notes)
 
 
@@ -221,6 +221,9 @@ def _csv(path: Path, options: Options) -> RawTable:
         raise CorruptFile(f"{path} is neither text nor a format that pofx knows.", f"Give {known}.")
     whole = lines[:-1] if len(data) > 1 << 16 and len(lines) < 50 else lines
     delimiter = _delimiter(whole)
+    if delimiter == " " and b'"' not in data:  # columns aligned by blanks
+        data = b"\n".join(b" ".join(line.split()) for line in data.splitlines())
+        whole = [" ".join(line.split()) for line in whole]
     cells = list(csv.reader(whole, delimiter=delimiter, skipinitialspace=True))
     header = _has_header(cells)
     names = [c.strip() for c in cells[0]] if header else [f"x{j + 1}" for j in range(len(cells[0]))]
@@ -244,7 +247,8 @@ def _csv(path: Path, options: Options) -> RawTable:
     if not header:
         raw.notes.append(f"The first line holds values, so the columns were named x1 to x{len(names)}.")
     if delimiter != ",":
-        raw.notes.append(f"Fields are separated by {'tabs' if delimiter == chr(9) else repr(delimiter)}.")
+        spelled = {"\t": "tabs", " ": "blanks"}.get(delimiter, repr(delimiter))
+        raw.notes.append(f"Fields are separated by {spelled}.")
     if comma:
         raw.notes.append("Numbers are written with a decimal comma.")
     return raw
@@ -265,6 +269,9 @@ def _text_bytes(path: Path) -> bytes:
             raise _corrupt(path, "UTF-16", e) from e
     data = data.removeprefix(b"\xef\xbb\xbf")
     try:
+        data = data.lstrip(b"\r\n")
+        if data[:1] == b"#":  # the header line of numpy.savetxt
+            data = data[1:].lstrip(b" ")
         data[: data.find(b"\n") + 1 or len(data)].decode()
     except UnicodeDecodeError as e:
         raise CorruptFile(
@@ -275,26 +282,34 @@ def _text_bytes(path: Path) -> bytes:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """The separator that splits every line alike, into the most fields."""
+    """The separator that splits most lines alike; of several, the one that less often stands inside a field."""
 
-    def score(delimiter: str) -> tuple[float, int]:
-        counts = [len(row) for row in csv.reader(lines, delimiter=delimiter)]
+    def alike(delimiter: str) -> float:
+        rows = [line.strip() for line in lines] if delimiter == " " else lines
+        counts = [len(row) for row in csv.reader(rows, delimiter=delimiter, skipinitialspace=True)]
         most = max(set(counts), key=counts.count)
-        return (counts.count(most) / len(counts) if most > 1 else 0.0, most)
+        return counts.count(most) / len(counts) if most > 1 else 0.0
 
-    # ties go to the first; blanks last, since they also stand between words
-    return max(",\t;| ", key=score)
+    best = max("\t;|, ", key=alike)  # the first of equals
+    return best if alike(best) else ","
 
 
 def _has_header(rows: list[list[str]]) -> bool:
-    """A first line is a header unless some column of numbers begins with a number there."""
-    if len(rows) < 2:
-        return True
+    """A first line is a header unless the columns of numbers begin with numbers there.
+
+    Numbers are names all the same where they count up (years; 0, 1, 2, ... of an unnamed frame) above
+    values that do not.
+    """
+    names, below = [], []
     for first, *rest in zip(*rows, strict=False):
-        below = [c.strip() for c in rest if c.strip() not in MISSING]
-        if below and first.strip() not in MISSING and all(map(_is_number, [first, *below])):
-            return False
-    return True
+        present = [c.strip() for c in rest if c.strip() not in MISSING]
+        if present and first.strip() not in MISSING and all(map(_is_number, [first, *present])):
+            names.append(first.strip())
+            below += present
+    counting = (
+        len(names) > 1 and all(n.isdigit() for n in names) and len({int(n) - j for j, n in enumerate(names)}) == 1
+    )
+    return not names or (counting and not all(b.isdigit() for b in below))
 
 
 def _is_number(text: str) -> bool:

@@ -175,7 +175,7 @@ def _plain(name: str, array: Array) -> Text | Numbers:
         return _dates(array)
     if pa.types.is_time(kind):
         micros = array.cast(pa.time64("us")).cast(pa.int64()).cast(pa.float64())
-        return Numbers(_floats(micros) / 1e6, note=f"Column {name!r} holds times of day, in seconds since midnight.")
+        return Numbers(_floats(micros) / 1e6, note="times of day became seconds since midnight")
     if pa.types.is_null(kind):
         return Numbers(np.full(len(array), math.nan))
     raise BadValue(
