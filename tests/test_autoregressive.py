@@ -24,7 +24,7 @@ from pofx.families.autoregressive import (
     WindowMlpConfig,
     column_window,
     image_window,
-    space_order,
+    space_orders,
 )
 from pofx.nn.causal import MaskedMlp, site_order
 
@@ -169,14 +169,21 @@ def test_orders() -> None:
     assert site_order("reverse", 4) == [3, 2, 1, 0]
     # a saved model is rebuilt from its seed: this stream may never change
     assert site_order("random", 6, seed=3) == [3, 5, 4, 1, 0, 2]
-    # pixels in reading order, the channels of a pixel together: sites are c * 4 + h * 2 + w here
-    assert space_order(Image(2, 2, 2), "raster", 0) == [0, 4, 1, 5, 2, 6, 3, 7]
+    # pixels in reading order, the channels of a pixel together: sites are c * 6 + h * 3 + w here
+    image = Image(2, 3, 2)
+    assert space_orders(image, "raster", 1, 0) == [[0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]]
+    assert space_orders(image, "reverse", 1, 0) == [[11, 5, 10, 4, 9, 3, 8, 2, 7, 1, 6, 0]]
+    many = space_orders(image, "raster", 10, 0)
+    assert many[4] == [0, 6, 3, 9, 1, 7, 4, 10, 2, 8, 5, 11]  # by columns
+    assert len(set(map(tuple, many))) == 10
+    assert all(sorted(order) == list(range(12)) for order in many)
+    assert space_orders(Table(MIXED), "raster", 2, 5) == [list(range(6)), site_order("random", 6, 6)]
 
 
 def test_windows_by_hand() -> None:
     assert column_window(4, 2).tolist() == [[4, 4], [0, 4], [1, 0], [2, 1]]
     space = Image(5, 4, 3)
-    order = space_order(space, "raster", 0)
+    [order] = space_orders(space, "raster", 1, 0)
     rank = {site: t for t, site in enumerate(order)}
     window = image_window(space, 2)
     for site in range(space.dims):

@@ -141,13 +141,21 @@ class Autoregressive(Model):
         return None if self.encoder is None else self.encoder(c)
 
 
-def space_order(space: Space, name: str, seed: int) -> list[int]:
-    """An order of the sites of ``space``; images are read pixel by pixel, all channels of a pixel together."""
+def space_orders(space: Space, name: str, count: int, seed: int) -> list[list[int]]:
+    """``count`` orders of the sites: the named one, then (beside a raster of pixels) other scans, then random ones.
+
+    A scan reads an image pixel by pixel, all channels of a pixel together, by rows or by columns, from any
+    corner: as natural as the raster, and together they look at an edge from all sides.
+    """
     sites = math.prod(space.event_shape)
-    if isinstance(space, Image) and name in ("raster", "reverse"):
-        raster = torch.arange(sites).reshape(space.event_shape).permute(1, 2, 0).flatten().tolist()
-        return raster if name == "raster" else raster[::-1]
-    return site_order(name, sites, seed)
+    if not isinstance(space, Image) or name == "random":
+        orders = [site_order(name, sites, seed)]
+    else:
+        grid = torch.arange(sites).reshape(space.event_shape)
+        turned = [g.flip(axes) for g in (grid, grid.mT) for axes in ([], [1, 2], [1], [2])]
+        scans = [g.permute(1, 2, 0).flatten().tolist() for g in turned]
+        orders = scans if name == "raster" else [scans[0][::-1]]
+    return orders[:count] + [site_order("random", sites, seed + k) for k in range(len(orders), count)]
 
 
 # ----------------------------------------------------------------------------------------------- made
@@ -161,7 +169,8 @@ class MadeConfig(AutoregressiveConfig):
         hidden: width of the hidden layers.
         layers: how many of them; all but the first are residual.
         order: the first order: raster (columns from left to right), reverse or random.
-        orders: how many orders share the weights; all after the first are random. Their mixture is exact.
+        orders: how many orders share the weights; their mixture is exact. Beside "raster", an image's next
+            seven are its other scans (by columns, from other corners); all further ones are random.
         order_seed: of the random orders.
     """
 
@@ -188,10 +197,7 @@ class Made(Autoregressive):
             params,
             (config.hidden,) * config.layers,
             context=self.width,
-            orders=[
-                space_order(space, config.order if k == 0 else "random", config.order_seed + k)
-                for k in range(config.orders)
-            ],
+            orders=space_orders(space, config.order, config.orders, config.order_seed),
             residual=True,
             direct=sum(features) * sum(params) <= MOST_DIRECT,
         )
@@ -256,7 +262,7 @@ class WindowMlp(Autoregressive):
         self.net = WindowNet(
             self.heads.features,
             self.heads.params,
-            space_order(space, "raster", 0),
+            space_orders(space, "raster", 1, 0)[0],
             window,
             hidden=config.hidden,
             layers=config.layers,
