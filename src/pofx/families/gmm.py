@@ -1,0 +1,454 @@
+"""Gaussian and Gaussian mixture, fitted by EM to tables, images and labels, with or without a context.
+
+A mixture of K components, each a Gaussian over the real coordinates times a categorical for every discrete
+column (mixture/joint.py says which is which), models the *joint* vector of context and datum:
+
+    p(x | c) = p(c, x) / p(c) = sum_j pi_j p_j(c) p_j(x | c) / sum_j pi_j p_j(c),
+
+exact, as are marginals: conditioning reweights the components and conditions each Gaussian. EM raises the
+joint likelihood p(c, x). With a Label (or categories in the context's table) there is one mixture per class.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, OneHotCategorical
+
+from pofx.core.errors import BadValue, Unsupported, UsageError
+from pofx.core.learner import Batch, Local, Recipe, Runtime
+from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Image, Label, Space, Table
+from pofx.families.mixture import em, sweep
+from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
+from pofx.families.mixture.joint import Joint, class_sizes
+
+LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
+MOST_CLASSES = 64  # made by the categories of a context
+START_ROWS = 20_000  # k-means looks at so many rows, or at 100 a component
+DRAWS = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both families take. Prior strengths are numbers of pseudo-rows; at 0 the fit is maximum likelihood."""
+
+    covariance: Literal["auto", "full", "tied", "diag", "spherical"] = "auto"
+    """auto: full where it is affordable, else diag. Spherical: one variance, in units of each column's own."""
+    floor: float = 1e-6
+    """least variance in any direction, relative to the data's own in that direction"""
+    smoothing: float = 1.0
+    """of the categorical columns, towards the frequencies of the whole data"""
+    normal_prior: float = 0.0
+    """of means, at the mean of the data"""
+    wishart_prior: float = 0.0
+    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007)"""
+    tol: float = 1e-5
+    """EM stops when a sweep gains less than this, in nats per datum"""
+    dtype: Literal["float64", "float32"] = "float64"
+    """of the arithmetic on rows; float32 is up to twice as fast, and right to about 4 digits"""
+
+    def __post_init__(self) -> None:
+        least = {"components": 1, "restarts": 1, "floor": 1e-8, "smoothing": 1e-6}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, str) and not value >= least.get(f.name, 0):
+                raise UsageError(f"{f.name} is {value}; it must be {least.get(f.name, 0):g} or more.")
+
+
+@dataclass(frozen=True)
+class GaussianConfig(Options):
+    """Options of ``gaussian``."""
+
+    components: ClassVar[int] = 1
+    restarts: ClassVar[int] = 1
+    dirichlet_prior: ClassVar[float] = 0.0
+    per_class: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class MixtureConfig(Options):
+    """Options of ``gmm``."""
+
+    components: int = 10
+    """per class"""
+    restarts: int = 1
+    """k-means++ starts; with several, the best after ten sweeps over a sample of rows goes on"""
+    dirichlet_prior: float = 0.0
+    """of the components' weights"""
+    per_class: bool = True
+    """one mixture for each class of the context; False: one for all, in which the class is a discrete column"""
+
+
+Config: TypeAlias = GaussianConfig | MixtureConfig
+
+
+class Mixture(Model):
+    """What both families share. Buffers hold the parameters in whitened coordinates (mixture/frame.py)."""
+
+    claims: ClassVar[frozenset[Kind]] = frozenset({Exact, LowerBound})
+    uses_draws = True
+    has_score = True
+    quick = Budget(draws=2)
+
+    location: Tensor
+    scale: Tensor
+    pooled: Tensor
+    base: Tensor
+    log_weight: Tensor
+    mean: Tensor
+    factor: Tensor
+    table: Tensor
+
+    def __init__(self, config: Config, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.joint = Joint(space, context, config.per_class)
+        d, k = self.joint.dim, config.components * self.joint.groups
+        self.kind = _covariance(config, d, k)
+        whole = d if self.kind in ("full", "tied") else 0
+        self.register_buffer("location", torch.zeros(d, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
+        self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
+        self.register_buffer("base", self.joint.frequencies(torch.zeros(self.joint.values, dtype=torch.float64)))
+        for name, value in vars(em.blank(self.kind, k, d, self._prior())).items():
+            if name != "kind":
+                self.register_buffer(name, value)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Config) -> str | None:
+        if isinstance(context, Image):
+            return "a mixture cannot be conditioned on images; condition on their label, or fit a classifier."
+        if isinstance(space, Label) and context is None:
+            return "a label alone has no numbers; fit a histogram."
+        classes = math.prod(class_sizes(space, context)) if config.per_class else 1
+        if isinstance(context, Table) and not isinstance(space, Label) and classes > MOST_CLASSES:
+            other = "fit a gmm with per_class=False" if cls is Gaussian else "set per_class=False"
+            return f"the categories of its context make {classes} classes (limit {MOST_CLASSES}); {other}."
+        joint = Joint(space, context, config.per_class)
+        d, k = joint.dim, config.components * joint.groups
+        kind = _covariance(config, d, k)
+        numbers = {"full": k * d * d, "tied": d * d}.get(kind, 0)
+        if numbers > LARGEST_COVARIANCE:
+            return (
+                f"{kind} covariances of {d} dimensions and {k} components hold {numbers:,} numbers "
+                f"(limit {LARGEST_COVARIANCE:,}); set covariance=diag."
+            )
+        return None
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(epochs=200)
+
+    def learner(self, recipe: Recipe) -> EmLearner:
+        return EmLearner(self)
+
+    def rows_per_pass(self) -> int:
+        """Large passes: the sweep makes its own blocks."""
+        return max(256, min(2**17, 2**22 // max(1, self.joint.dim)))
+
+    def parameter_count(self) -> int:
+        """Weights, means, covariances and probabilities, each less its constraints."""
+        k, d = self.mean.shape
+        covariances = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
+        first = 1 if self.joint.groups > 1 else 0  # the class is in the weights
+        sizes = [c.size for c in self.joint.codes]
+        used = [int((p > 0).sum()) - 1 for p in self.base.split(sizes)] if sizes else []
+        return k - 1 + k * d + (covariances[self.kind] if d else 0) + k * sum(used[first:])
+
+    # -- parameters ---------------------------------------------------------------------------------------
+
+    def components(self) -> Components:
+        """The mixture in whitened coordinates."""
+        return Components(self.kind, self.log_weight, self.mean, self.factor, self.table)
+
+    def adopt(self, new: Components) -> None:
+        """Take over the values of ``new``."""
+        for name in ("log_weight", "mean", "factor", "table"):
+            getattr(self, name).copy_(getattr(new, name))
+
+    def frame(self) -> Frame:
+        return Frame(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
+
+    def _prior(self) -> em.Prior:
+        o = self.config
+        return em.Prior(
+            self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, o.wishart_prior, self.joint.groups
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        """pi [K]"""
+        return self.log_weight.exp()
+
+    @property
+    def means(self) -> Tensor:
+        """Means [K, d] of the real coordinates (the context's first) in raw units."""
+        return self.frame().raw(self.mean)
+
+    @property
+    def covariances(self) -> Tensor:
+        """Covariances in raw units: [K, d, d] (full), [d, d] (tied), variances [K, d] (diag, spherical)."""
+        if self.kind in ("diag", "spherical"):
+            return (self.components().deviation() * self.scale).square()
+        root = self.scale[:, None] * (self.pooled @ self.factor)
+        return root @ root.mT
+
+    def start_at(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        """Start EM from parameters in raw units, shaped as the properties of these names (after ``prepare``)."""
+        frame, v = self.frame(), (means - self.location) / self.scale
+        if frame.pooled is None:
+            deviation = covariances.sqrt() / self.scale
+            factor = deviation if self.kind == "diag" else deviation.square().mean(1).sqrt()
+        else:
+            v = torch.linalg.solve_triangular(frame.pooled, v.T, upper=False).T
+            root = torch.linalg.cholesky(covariances / self.scale.outer(self.scale))
+            factor = torch.linalg.solve_triangular(frame.pooled, root, upper=False)
+        self.adopt(Components(self.kind, weights.log(), v, factor, self.table))
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        """``measure``, then a k-means++ start from a sample of the rows (a single Gaussian needs none)."""
+        y, codes, w = self.measure(x, c, weight, generator)
+        if self.config.components == 1:
+            return
+        size = max(START_ROWS, 100 * len(self.mean))
+        if len(y) > size:
+            index = torch.randperm(len(y), generator=generator, device=generator.device)[:size].to(y.device)
+            y, codes, w = y[index], codes[index], w[index]
+        self.adopt(self._start(y, codes, w, generator))
+
+    @torch.no_grad()
+    def measure(
+        self, x: Tensor, c: Tensor | None = None, weight: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Atoms, frequencies, location, scale and pooled covariance of the data into buffers.
+
+        Returns the real coordinates [N, d], codes [N, m] and weights [N] of the rows. A generator is needed where
+        there are grid columns to dequantise.
+        """
+        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
+        w = w * (len(w) / w.sum())
+        self.base.copy_(self.joint.fit(x, c, w))
+        y, codes = self.joint.split(x, c)
+        if len(grid := self.joint.grid()):
+            assert generator is not None
+            u = torch.rand(len(y), len(grid), generator=generator, device=generator.device)
+            y = self.joint.dequantise(y, grid, u.to(y.device))
+        for name, value in vars(Frame.of(y, w, self.kind)).items():
+            if value is not None:
+                getattr(self, name).copy_(value)
+        return y, codes, w
+
+    def _start(self, y: Tensor, codes: Tensor, weight: Tensor, generator: torch.Generator) -> Components:
+        frame, prior, groups = self.frame(), self._prior(), self.joint.groups
+        v = ((y - frame.location) / frame.scale).nan_to_num()
+        z = v if frame.pooled is None else torch.linalg.solve_triangular(frame.pooled, v.T, upper=False).T
+        small = [i for i, code in enumerate(self.joint.codes) if code.size <= 64]
+        hot = z.new_zeros(len(y), self.joint.values).scatter_(1, codes[:, small], 1.0)
+        features = torch.cat([v, hot[:, hot.any(0)]], 1)
+        k = self.config.components
+        blank = em.blank(self.kind, k * groups, z.shape[1], prior)
+        best, height = blank, -math.inf
+        for _ in range(self.config.restarts):
+            label = torch.zeros_like(codes[:, 0]) if codes.shape[1] else torch.zeros(len(y), dtype=torch.int64)
+            for g in range(groups):
+                index = (codes[:, 0] == g).nonzero().squeeze(1) if groups > 1 else torch.arange(len(y))
+                if len(index):
+                    label[index] = g * k + em.k_means(features[index], k, weight[index], generator)
+            start = em.from_partition(blank, z, codes, weight, label, prior)
+            if self.config.restarts == 1:
+                return start
+            rows = frame.rows(y, codes, weight, torch.float64)
+            for _ in range(10):
+                start = em.maximise(start, sweep.expect(start, rows, frame), prior)
+            reached = float(sweep.expect(start, rows, frame).total[0] + em.log_prior(start, prior))
+            if reached > height:
+                best, height = start, reached
+        return best
+
+    # -- densities ----------------------------------------------------------------------------------------
+
+    def _rows(self, y: Tensor, codes: Tensor, weight: Tensor | None = None) -> list[Rows]:
+        return self.frame().rows(y, codes, weight, getattr(torch, self.config.dtype))
+
+    def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
+        return sweep.log_density(self.components(), self._rows(y, codes), self.frame())
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
+        y, codes = self.joint.split(x, c)
+        given = 0.0 if c is None else self._log_density(*self.joint.split_given(c))
+        grid = self.joint.grid(given=False)
+        if not len(grid):
+            return Exact(self._log_density(y, codes) - given, self.space.measure)
+        draws = budget.draws or DRAWS
+        log_p = y.new_empty(draws, len(y))
+        for k in range(draws):
+            u = torch.rand(len(y), len(grid), generator=generator, device=y.device)
+            log_p[k] = self._log_density(self.joint.dequantise(y, grid, u), codes)
+        cells = torch.where(y[:, grid].isnan(), 0.0, self.joint.step[grid].log()).sum(1)
+        se = log_p.std(0) / math.sqrt(draws)
+        return LowerBound(log_p.mean(0) + cells - given, self.space.measure, se, draws)
+
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """sum_j p(j | c, x) Sigma_j^-1 (mu_j - (c, x)), its entries for x."""
+        if not isinstance(self.space, Table) or any(col.measure == "counting" for col in self.space.columns):
+            raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
+        if x.isnan().any():
+            raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
+        rows = self._rows(*self.joint.split(x, c))
+        return sweep.gradient(self.components(), rows, self.frame())[:, self.joint.given_dim :]
+
+    @torch.no_grad()
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """A component by its weight given c, then residuals e ~ N(0, I), conditioned on those of c."""
+        components, frame = self.components(), self.frame()
+        e = torch.randn(n, self.joint.dim, generator=generator, dtype=torch.float64, device=self.device)
+        if c is None:
+            label = torch.multinomial(self.weights, n, replacement=True, generator=generator) if n else e.new_empty(0)
+        else:
+            rows = frame.rows(*self.joint.split_given(c), None, torch.float64)
+            label = torch.multinomial(sweep.posterior(components, rows, frame), 1, generator=generator).squeeze(1)
+            e = sweep.condition(components, rows, frame, e, label)
+        codes = torch.zeros(n, len(self.joint.codes), dtype=torch.int64, device=self.device)
+        z = torch.empty_like(e)
+        for j in label.unique().tolist():
+            mine = (label == j).nonzero().squeeze(1)
+            z[mine] = sweep.place(components, e[mine], j)
+            for i, code in enumerate(self.joint.codes):
+                if not code.given:
+                    p = self.table[j, int(self.joint.offset[i]) :][: code.size].exp()
+                    codes[mine, i] = torch.multinomial(p, len(mine), replacement=True, generator=generator)
+        return self.joint.join(frame.raw(z), codes)
+
+    # -- criteria -------------------------------------------------------------------------------------------
+
+    def aic(self, x: Tensor, c: Tensor | None = None, weight: Tensor | None = None) -> float:
+        """Akaike's -2 log L + 2 p over the rows x [N, *E], lower is better.
+
+        L is p(x | c), a bound of it where the likelihood is one; p is ``parameter_count()``.
+        """
+        return -2 * self._total(x, c, weight)[0] + 2 * self.parameter_count()
+
+    def bic(self, x: Tensor, c: Tensor | None = None, weight: Tensor | None = None) -> float:
+        """Schwarz's -2 log L + p log N; see ``aic``. N is the sum of weights."""
+        total, n = self._total(x, c, weight)
+        return -2 * total + self.parameter_count() * math.log(n)
+
+    def _total(self, x: Tensor, c: Tensor | None, weight: Tensor | None) -> tuple[float, float]:
+        lik = self.given(c).log_prob(x)
+        assert isinstance(lik, Exact | LowerBound)
+        w = torch.ones_like(lik.nats) if weight is None else weight.to(lik.nats)
+        return float(w @ lik.nats), float(w.sum())
+
+
+class Gaussian(Mixture):
+    """One Gaussian (with a class: one each), the maximum of the likelihood after one sweep."""
+
+    name = "gaussian"
+    summary = "one multivariate Gaussian (times independent categories); one per class"
+    taxonomy = "explicit density / tractable / Gaussian"
+    paper = "Ghahramani, Jordan 1994 (missing values)"
+    known_failures = {
+        f"training helps:{case}": "to measure the data's scale is to fit a Gaussian: training has nothing to add"
+        for case in ("binary image", "grey image", "two moons")
+    }
+    Config = GaussianConfig
+
+    @classmethod
+    def tiny(cls, space: Space) -> GaussianConfig:
+        return GaussianConfig()
+
+
+class GaussianMixture(Mixture):
+    """K Gaussians times categoricals, by EM."""
+
+    name = "gmm"
+    summary = "a mixture of Gaussians times categories, by EM; missing values and contexts by exact marginals"
+    taxonomy = "explicit density / tractable / mixture"
+    paper = "Dempster, Laird, Rubin 1977"
+    latent = True
+    Config = MixtureConfig
+
+    @classmethod
+    def tiny(cls, space: Space) -> MixtureConfig:
+        return MixtureConfig(components=8)
+
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+        """p(component | c, x), grid values taken at the middle of their cells."""
+        rows = self._rows(*self.joint.split(x, c))
+        return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.frame()))
+
+
+@dataclass
+class EmLearner:
+    """One step is one EM iteration over this process's share; sufficient statistics are summed over processes."""
+
+    model: Mixture
+    runtime: Runtime = field(default_factory=Local)
+    finished: bool = False
+    height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
+    seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
+    seen: tuple[int, ...] = ()  # which batch ``rows`` holds
+    rows: list[Rows] = field(default_factory=list)
+    sweep: Literal["minibatch", "dataset"] = "dataset"
+
+    @torch.no_grad()
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """E step and M step.
+
+        "loss" is the negative log-likelihood per datum *before* the step (of the joint of context and datum,
+        with one draw of noise); "log_prior" per datum, "revived" the dead components that were reset.
+        """
+        model, prior = self.model, self.model._prior()
+        if self.seed is None:
+            self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        self._read(batch)
+        old = model.components()
+        stats = sweep.expect(old, self.rows, model.frame()).summed(self.runtime.sum)
+        log_lik, weight, _ = stats.total
+        before = em.log_prior(old, prior)
+        new, revived = em.revive(em.maximise(old, stats, prior), stats, prior)
+        model.adopt(new)
+        height = float((log_lik + before) / weight)
+        gain = math.inf if self.height is None or revived else height - self.height
+        # one complete Gaussian per class has nothing left to iterate on
+        at_once = model.config.components == 1 and model.joint.complete
+        self.finished, self.height = at_once or gain < model.config.tol, height
+        return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
+
+    def _read(self, batch: Batch) -> None:
+        """The batch in whitened coordinates, kept while the same batch comes again."""
+        tensors = (batch.x, batch.c, batch.weight)
+        seen = tuple(v for t in tensors if t is not None for v in (t.data_ptr(), len(t)))
+        if seen == self.seen:
+            return
+        joint, weight = self.model.joint, None
+        if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
+            weight = batch.weight.double() * (batch.total / self.runtime.sum(batch.weight.double().sum()))
+        y, codes = joint.split(batch.x, batch.c)
+        if len(grid := joint.grid()):
+            noise = torch.Generator(batch.x.device).manual_seed(self.seed or 0)
+            y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
+        self.rows, self.seen = self.model._rows(y, codes, weight), seen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finished": self.finished, "height": self.height, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
+
+
+def _covariance(config: Config, d: int, k: int) -> Covariance:
+    """What "auto" means: full where an EM sweep costs seconds."""
+    if config.covariance != "auto":
+        return config.covariance
+    most = LARGEST_COVARIANCE if config.components == 1 else 2**18
+    return "full" if k * d * d <= most else "diag"

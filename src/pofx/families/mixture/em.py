@@ -1,0 +1,254 @@
+"""The M step of mixtures of Gaussians times categoricals: priors, floors, dead components, starts.
+
+The mode of p(theta | data) under conjugate priors (Fraley, Raftery 2007, section 2), in whitened coordinates,
+where the data have mean 0 and covariance I. Each strength is a number of pseudo-rows:
+
+    pi ~ Dirichlet(1 + a),   mu_j ~ N(0, Sigma_j / kappa),   p(Sigma_j) ~ |Sigma_j|^(-w/2) exp(-w s tr(Sigma_j^-1) / 2),
+
+an inverse Wishart with its mode at s I, s = K^(-2/d). With all strengths at 0 this is maximum likelihood under
+Sigma_j >= floor I (Hathaway 1985); without a floor there is none, as a component on one datum has infinite
+density. Raising the eigenvalues of the free maximiser to the floor maximises under the constraint, so the
+likelihood still rises in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, cholesky_above
+from pofx.families.mixture.sweep import Stats
+
+LEAST_ROWS = 1e-3  # a component that is responsible for less is dead
+TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is believed before the data, and what holds whatever they say.
+
+    Components are ``groups`` runs of equal length, one per class; the first ``groups`` columns of the table
+    then hold the class, and are fixed.
+    """
+
+    base: Tensor  # [V]: probabilities that sum to 1 over each discrete column's values
+    smoothing: float = 0.0  # Dirichlet of the discrete columns: pseudo-rows per column, spread as ``base``
+    floor: float = 1e-6  # least variance
+    dirichlet: float = 0.0  # a
+    normal: float = 0.0  # kappa
+    wishart: float = 0.0  # w, per covariance
+    groups: int = 1
+
+    @property
+    def fixed(self) -> int:
+        """Columns of the table that hold the class."""
+        return self.groups if self.groups > 1 else 0
+
+    def spread(self, components: Components) -> float:
+        """w s, with s = K^(-2/d) and K per class."""
+        k, d = components.mean.shape
+        return self.wishart * (k // self.groups) ** (-2 / max(d, 1))
+
+
+def blank(kind: Covariance, k: int, d: int, prior: Prior) -> Components:
+    """K equal components at mean 0 and covariance I, but for their class."""
+    like = prior.base
+    table = prior.base.clamp(min=TINY).log().repeat(k, 1)
+    if prior.groups > 1:
+        own = torch.eye(prior.groups, device=like.device).repeat_interleave(k // prior.groups, 0)
+        table[:, : prior.groups] = torch.where(own > 0, 0.0, LOG_ZERO)
+    eye = torch.eye(d, dtype=like.dtype, device=like.device)
+    shapes = {"full": eye.expand(k, d, d), "tied": eye, "diag": like.new_ones(k, d), "spherical": like.new_ones(k)}
+    return Components(
+        kind, like.new_full((k,), -math.log(k)), like.new_zeros(k, d), shapes[kind].contiguous().clone(), table
+    )
+
+
+def maximise(components: Components, stats: Stats, prior: Prior) -> Components:
+    """The M step. A dead component keeps its mean and shape and weighs nothing."""
+    alive = stats.n > LEAST_ROWS
+    n = stats.n.clamp(min=TINY)
+    step = stats.first / n[:, None]  # the mean residual
+    squares, pull = n * step.square().sum(1), prior.normal * n / (n + prior.normal)
+    spread, factor = prior.spread(components), components.factor
+    d = components.mean.shape[1]
+    # variance = (N_j S_j + pull x x' + w s I) / (N_j + w), with S_j about the new mean and x = that mean
+    if components.kind in ("full", "tied"):
+        x = components.mean + (factor @ step[..., None]).squeeze(-1)
+        if components.kind == "full":
+            inner = stats.second - n[:, None, None] * step[:, :, None] * step[:, None, :]
+            variance = factor @ inner @ factor.mT + pull[:, None, None] * x[:, :, None] * x[:, None, :]
+            variance.diagonal(dim1=1, dim2=2).add_(spread)
+            variance /= (n + prior.wishart)[:, None, None]
+        else:
+            inner = stats.second - (step * n[:, None]).T @ step
+            variance = factor @ inner @ factor.T + (x * pull[:, None]).T @ x
+            variance.diagonal().add_(spread)
+            variance /= n.sum() + prior.wishart
+        new = _cholesky(variance, prior.floor)
+    else:
+        x = components.mean + components.deviation() * step
+        if components.kind == "diag":
+            inner = stats.second - n[:, None] * step.square()
+            variance = inner * factor.square() + pull[:, None] * x.square() + spread
+            variance /= (n + prior.wishart)[:, None]
+        else:
+            variance = (stats.second - squares) * factor.square() + pull * x.square().sum(1) + d * spread
+            variance /= max(d, 1) * (n + prior.wishart)
+        new = variance.clamp(min=prior.floor).sqrt()
+    if components.kind != "tied":
+        new = torch.where(alive.view(-1, *[1] * (new.ndim - 1)), new, factor)
+    shrunk = x * (n / (n + prior.normal))[:, None]
+    mean = torch.where(alive[:, None], shrunk, components.mean)
+    return replace(
+        components,
+        log_weight=_log_weight(stats.n, prior),
+        mean=mean,
+        factor=new,
+        table=_table(components.table, stats, prior),
+    )
+
+
+def _cholesky(variance: Tensor, floor: float) -> Tensor:
+    """Cholesky factors of variance [..., d, d] under the floor."""
+    eye = torch.eye(variance.shape[-1], dtype=variance.dtype, device=variance.device)
+    # positive definite above the floor? A Cholesky factorisation asks this at a tenth of the cost of eigenvalues.
+    below = torch.linalg.cholesky_ex(variance - floor * eye).info > 0
+    factor = torch.linalg.cholesky_ex(variance).L
+    if below.any():
+        factor[below] = cholesky_above(variance[below], floor)
+    return factor
+
+
+def _log_weight(n: Tensor, prior: Prior) -> Tensor:
+    """log P(class) + log P(component | class), the classes with one pseudo-row each."""
+    n = n.view(prior.groups, -1)
+    total = n.sum(1, keepdim=True)
+    k = n.shape[1]
+    within = (n + prior.dirichlet) / (total + k * prior.dirichlet).clamp(min=TINY)
+    within = torch.where(total + prior.dirichlet > LEAST_ROWS, within, 1 / k)
+    if prior.groups > 1:
+        within = within * (total + 1) / (total.sum() + prior.groups)
+    return within.flatten().clamp(min=TINY).log()
+
+
+def _table(table: Tensor, stats: Stats, prior: Prior) -> Tensor:
+    """Log-probabilities of the discrete columns."""
+    rows = (stats.n + prior.smoothing)[:, None].clamp(min=TINY)
+    new = ((stats.counts + prior.smoothing * prior.base) / rows).clamp(min=TINY).log()
+    return torch.cat([table[:, : prior.fixed], new[:, prior.fixed :]], 1)
+
+
+def log_prior(components: Components, prior: Prior) -> Tensor:
+    """log p(theta) up to a constant: what EM raises together with the log-likelihood."""
+    d = components.mean.shape[1]
+    kind, factor, mean = components.kind, components.factor, components.mean
+    if kind in ("full", "tied"):
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
+        eye = torch.eye(d, dtype=mean.dtype, device=mean.device).expand_as(factor)
+        trace = torch.linalg.solve_triangular(factor, eye, upper=False).square().sum()
+        pulled = torch.linalg.solve_triangular(factor, mean[..., None], upper=False).square().sum()
+    else:
+        deviation = components.deviation()
+        log_det = 2 * deviation.log().sum()
+        trace, pulled = deviation.square().reciprocal().sum(), (mean / deviation).square().sum()
+    total = -0.5 * (prior.wishart * log_det + prior.spread(components) * trace + prior.normal * pulled)
+    weight = components.log_weight.view(prior.groups, -1)
+    share = weight.logsumexp(1, keepdim=True)
+    total = total + prior.dirichlet * (weight - share).sum()
+    if prior.groups > 1:
+        total = total + share.sum()
+    return total + prior.smoothing * (components.table * prior.base)[:, prior.fixed :].sum()
+
+
+def revive(components: Components, stats: Stats, prior: Prior) -> tuple[Components, int]:
+    """Put every dead component on half of its class's heaviest one; how many there were.
+
+    The heavy one splits along its longest Cholesky column, at a distance of half of it to either side. The
+    likelihood may fall in such a step, and in no other.
+    """
+    dead = (stats.n <= LEAST_ROWS).view(prior.groups, -1)
+    dead = dead & ~dead.all(1, keepdim=True)  # a class without rows keeps its start
+    index, size = dead.flatten().nonzero().squeeze(1).tolist(), dead.shape[1]
+    log_weight, mean, factor, table = (
+        t.clone() for t in (components.log_weight, components.mean, components.factor, components.table)
+    )
+    for j in index:
+        first = j // size * size
+        heavy = first + int(log_weight[first : first + size].argmax())
+        half = factor if components.kind == "tied" else factor[heavy]
+        half = half if components.kind in ("full", "tied") else half.expand(mean.shape[1]).diag()
+        half = 0.5 * half[:, int(half.square().sum(0).argmax())] if len(half) else mean[heavy]
+        log_weight[heavy] -= math.log(2)
+        log_weight[j], table[j] = log_weight[heavy], table[heavy]
+        mean[j], mean[heavy] = mean[heavy] + half, mean[heavy] - half
+        if components.kind != "tied":
+            factor[j] = factor[heavy]
+    return Components(components.kind, log_weight, mean, factor, table), len(index)
+
+
+# -- starts --------------------------------------------------------------------------------------------------
+
+
+def k_means(f: Tensor, k: int, weight: Tensor, generator: torch.Generator, iterations: int = 30) -> Tensor:
+    """Clusters [n] of the rows f [n, q]: Lloyd's iterations from a greedy k-means++ start.
+
+    Arthur, Vassilvitskii 2007: each next centre is drawn in proportion to the squared distance to those
+    before, the best of 2 + log k draws.
+    """
+    norm = f.square().sum(1)
+
+    def distance(c: Tensor) -> Tensor:
+        return torch.addmm(norm[:, None] + c.square().sum(1), f, c.T, alpha=-2).clamp_(min=0)
+
+    def draw(p: Tensor, count: int) -> Tensor:
+        cdf = p.cumsum(0)
+        u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device).to(f.device)
+        return torch.searchsorted(cdf, u * cdf[-1]).clamp_(max=len(p) - 1)
+
+    centre = f[draw(weight, 1)]
+    nearest = distance(centre).squeeze(1)
+    for _ in range(k - 1):
+        p = weight * nearest
+        trial = f[draw(p if float(p.sum()) > 0 else weight, 2 + int(math.log(k)))]
+        closer = torch.minimum(nearest[:, None], distance(trial))
+        best = int((weight @ closer).argmin())
+        centre, nearest = torch.cat([centre, trial[best : best + 1]]), closer[:, best]
+    label = distance(centre).argmin(1)
+    for _ in range(iterations):
+        mass = f.new_zeros(k).index_add_(0, label, weight)
+        total = torch.zeros_like(centre).index_add_(0, label, f * weight[:, None])
+        centre = torch.where(mass[:, None] > 0, total / mass[:, None].clamp(min=TINY), centre)
+        new = distance(centre).argmin(1)
+        if torch.equal(new, label):
+            break
+        label = new
+    return label
+
+
+def from_partition(
+    blank: Components, z: Tensor, codes: Tensor, weight: Tensor, label: Tensor, prior: Prior
+) -> Components:
+    """The M step after whole rows z [n, d] (whitened), codes [n, m] went to one component each, ``label`` [n].
+
+    ``blank`` has means 0 and covariances I, and gives the table's fixed part. A Wishart prior of d + 1
+    pseudo-rows keeps clusters with few rows regular.
+    """
+    k, d = blank.mean.shape
+    n = z.new_zeros(k).index_add_(0, label, weight)
+    first = z.new_zeros(k, d).index_add_(0, label, z * weight[:, None])
+    if blank.kind in ("full", "tied"):
+        clusters = [z[label == j] * weight[label == j, None].sqrt() for j in range(k)]
+        second = torch.stack([c.T @ c for c in clusters])
+        second = second if blank.kind == "full" else second.sum(0)
+    else:
+        second = z.new_zeros(k, d).index_add_(0, label, z.square() * weight[:, None])
+        second = second if blank.kind == "diag" else second.sum(1)
+    counts = torch.zeros_like(blank.table)
+    place = (label[:, None] * counts.shape[1] + codes).flatten()
+    counts.view(-1).index_add_(0, place, weight.repeat_interleave(codes.shape[1]))
+    stats = Stats(z.new_zeros(3), n, first, second, counts)
+    return maximise(blank, stats, replace(prior, wishart=prior.wishart + d + 1))

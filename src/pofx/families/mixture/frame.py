@@ -1,0 +1,183 @@
+"""Mixtures in whitened coordinates, and their marginals over the observed coordinates of a row.
+
+Mixtures are closed under affine maps, so data are centred and whitened by their pooled covariance (full,
+tied) or their standard deviations (diag, spherical) before anything is squared: data far from the origin or
+badly scaled lose no digits, and a floor on variances has a meaning.
+
+Shapes: K components, d coordinates, o observed ones, n rows of one pattern of missing entries, m discrete
+columns, V values of all of those together. Parameters are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Covariance: TypeAlias = Literal["full", "tied", "diag", "spherical"]
+
+LOG_ZERO = -1e30  # log-probability of the impossible: finite, so that 0 * LOG_ZERO is 0 in a matrix product
+DEGENERATE = 1e-10  # least variance of a whitened direction, relative to standardised columns
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parameters, in whitened coordinates.
+
+    factor: lower Cholesky factors [K, d, d] (full), one [d, d] (tied); standard deviations [K, d] (diag),
+    [K] (spherical). table [K, V]: log-probabilities of the discrete columns' values, side by side.
+    """
+
+    kind: Covariance
+    log_weight: Tensor  # [K]
+    mean: Tensor  # [K, d]
+    factor: Tensor
+    table: Tensor
+
+    def deviation(self) -> Tensor:
+        """Standard deviations [K, d] of a diagonal or spherical mixture."""
+        return self.factor if self.kind == "diag" else self.factor[:, None].expand_as(self.mean)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows with the same coordinates observed, in whitened coordinates of those."""
+
+    z: Tensor  # [o, n]
+    codes: Tensor  # [n, m] int64, places in the table's V values
+    weight: Tensor | None  # [n]
+    index: Tensor | None  # [n] places in the source; None: all rows in order
+    observed: Tensor  # [o]
+    complete: bool
+    colour: Tensor | None  # [o, o] lower: v = colour z, v standardised; None where z is v
+    log_jacobian: float  # log |dz / dy|, y raw
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Raw coordinates y <-> standardised v = (y - location) / scale <-> whitened z = pooled^-1 v."""
+
+    location: Tensor  # [d]
+    scale: Tensor  # [d]
+    pooled: Tensor | None  # [d, d], lower Cholesky factor of the data's correlation; None for diag and spherical
+
+    @staticmethod
+    def of(y: Tensor, weight: Tensor | None, kind: Covariance) -> Frame:
+        """The frame of data y [n, d] (NaN: missing), in two passes over blocks of rows."""
+        n, d = y.shape
+        w = y.new_ones(n) if weight is None else weight.double()
+        count, total = y.new_zeros(d), y.new_zeros(d)
+        for yb, wb in zip(y.split(8192), w.split(8192), strict=True):
+            count += wb @ yb.isnan().logical_not_().double()
+            total += wb @ yb.nan_to_num()
+        count.clamp_(min=1e-300)
+        whole = kind in ("full", "tied")
+        location, gram = total / count, y.new_zeros((d, d) if whole else d)
+        for yb, wb in zip(y.split(8192), w.split(8192), strict=True):
+            v = (yb - location).nan_to_num_()
+            if whole:
+                gram.addmm_((v * wb[:, None]).T, v)
+            else:
+                gram += wb @ v.square()
+        scale = ((gram.diagonal() if whole else gram) / count).sqrt()
+        scale = torch.where(scale > 1e-14 * location.abs(), scale, 1.0)  # of a constant column: its unit
+        if not whole:
+            return Frame(location, scale, None)
+        # positive semi-definite with missing entries, too
+        correlation = gram / (scale * count.sqrt()).outer(scale * count.sqrt())
+        correlation.diagonal().fill_(1.0)
+        return Frame(location, scale, _regular_cholesky(correlation))
+
+    def rows(self, y: Tensor, codes: Tensor, weight: Tensor | None, dtype: torch.dtype) -> list[Rows]:
+        """Raw y [N, c] of the first c coordinates (NaN: missing) grouped by pattern of missing entries."""
+        if math.isfinite(y.sum().item()):  # nothing is missing, as one cheap pass tells
+            return [self._pattern(y, codes, weight, None, torch.arange(y.shape[1], device=y.device), dtype)]
+        missing = y.isnan()
+        empty = missing.any(0).nonzero().squeeze(1).tolist()
+        pattern = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        for j in empty:
+            pattern = torch.unique(2 * pattern + missing[:, j], return_inverse=True)[1]
+        groups = pattern.argsort(stable=True).split(pattern.bincount().tolist())
+        return [
+            self._pattern(y, codes, weight, index, (~missing[index[0]]).nonzero().squeeze(1), dtype) for index in groups
+        ]
+
+    def _pattern(
+        self, y: Tensor, codes: Tensor, weight: Tensor | None, index: Tensor | None, o: Tensor, dtype: torch.dtype
+    ) -> Rows:
+        if index is not None:
+            y, codes, weight = y[index], codes[index], None if weight is None else weight[index]
+        complete = len(o) == len(self.location)
+        if len(o) < y.shape[1]:
+            y = y[:, o]
+        colour, log_jacobian = None, -self.scale[o].log().sum()
+        z = torch.empty(len(o), len(y), dtype=dtype, device=y.device)
+        if self.pooled is not None:
+            colour = self.pooled if complete else torch.linalg.qr(self.pooled[o].mT).R.mT
+            whiten = triangular_inverse(colour)
+            log_jacobian += whiten.diagonal().abs().log().sum()
+            whiten = whiten / self.scale[o]
+        for i in range(0, len(y), 2048):
+            v = y[i : i + 2048] - self.location[o]
+            z[:, i : i + 2048] = whiten @ v.T if self.pooled is not None else (v / self.scale[o]).T
+        w = None if weight is None else weight.to(dtype)
+        return Rows(z, codes, w, index, o, complete, colour, float(log_jacobian))
+
+    def raw(self, z: Tensor) -> Tensor:
+        """Whitened z [n, d] -> y [n, d]."""
+        return self.location + self.scale * (z if self.pooled is None else z @ self.pooled.mT)
+
+
+@dataclass(frozen=True)
+class Local:
+    """The components as seen by the rows of one pattern: residuals are y = inverse (z - mean)."""
+
+    constant: Tensor  # [K]: log-weight and log-normalisation
+    mean: Tensor  # [K, o]
+    inverse: Tensor  # lower triangular [K, o, o] (full), [o, o] (tied); [K, o] (diag, spherical)
+    span: Tensor | None  # U with orthonormal columns [K, d, o] or [d, o]; None: complete, diagonal or spherical
+
+
+def localise(components: Components, rows: Rows, frame: Frame) -> Local:
+    """Marginalise the components to the observed coordinates of ``rows``."""
+    o, span = rows.observed, None
+    if frame.pooled is None:
+        mean, inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
+        log_det = inverse.log().sum(1)
+    else:
+        if rows.complete:
+            mean, inverse = components.mean, triangular_inverse(components.factor)
+        else:
+            assert rows.colour is not None
+            span, r = torch.linalg.qr((frame.pooled[o] @ components.factor).mT)
+            inverse = triangular_inverse(r.mT) @ rows.colour
+            mean = torch.linalg.solve_triangular(rows.colour, frame.pooled[o] @ components.mean.T, upper=False).T
+        log_det = inverse.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    constant = components.log_weight + log_det + (rows.log_jacobian - 0.5 * len(o) * math.log(2 * math.pi))
+    return Local(constant, mean, inverse, span)
+
+
+def _regular_cholesky(a: Tensor) -> Tensor:
+    """Lower Cholesky factor of a correlation matrix, its eigenvalues raised to DEGENERATE where they are below."""
+    factor, info = torch.linalg.cholesky_ex(a)
+    if int(info) == 0 and (len(a) == 0 or float(factor.diagonal().min()) ** 2 > DEGENERATE * len(a)):
+        return factor
+    return cholesky_above(a, DEGENERATE)
+
+
+def cholesky_above(a: Tensor, least: float) -> Tensor:
+    """Lower L with L L' = a, the eigenvalues of a [..., d, d] raised to ``least`` where they are below.
+
+    By QR, so that small eigenvalues beside large ones keep their digits.
+    """
+    values, vectors = torch.linalg.eigh(a)
+    r = torch.linalg.qr((vectors * values.clamp(min=least).sqrt()[..., None, :]).mT).R.mT
+    return r * r.diagonal(dim1=-2, dim2=-1).sgn()[..., None, :]
+
+
+def triangular_inverse(lower: Tensor) -> Tensor:
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
