@@ -69,7 +69,7 @@ class PathConfig(ContinuousConfig):
     channels: int = 32
     sample_steps: int = 50
     ode_steps: int = 32
-    draws: int = 16
+    draws: int = 32
     score_noise: float = 0.1
 
 
@@ -109,7 +109,7 @@ class Path(Continuous):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=8)
+        return cls.Config(hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=16)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

@@ -1,0 +1,252 @@
+"""Diffusion and flow matching as families: training, kinds, samplers, dequantisation, images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from pofx.core.errors import Unsupported, UsageError
+from pofx.core.learner import Batch, Recipe
+from pofx.core.likelihood import Estimate, LowerBound
+from pofx.core.model import Budget, Sampler
+from pofx.core.registry import family
+from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.families.diffusion import Ddpm, FlowMatching, Path, PathConfig
+
+PRESETS = ("ddpm", "flow-matching")
+PLANE = Table((Real("a"), Real("b")))
+every_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(name: str, space: Space, x: Tensor, context: Space | None = None, c: Tensor | None = None, **options) -> Path:
+    cls = family(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(cls.Config(**options), space, context)
+    model.prepare(x, c, None, gen())
+    return model
+
+
+def train(
+    model: Path, x: Tensor, steps: int, c: Tensor | None = None, lr: float = 5e-3, batch: int = 256
+) -> list[float]:
+    learner, g, losses = model.learner(Recipe(lr=lr, clip=1.0)), gen(1), []
+    model.train()
+    for k in range(steps):
+        rows = torch.randint(len(x), (batch,), generator=g)
+        terms = learner.step(Batch(x[rows], None if c is None else c[rows], None, 0, batch, k / steps, k), g)
+        losses.append(terms["loss"].item())
+    model.eval()
+    return losses
+
+
+def moons(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two interleaved half circles blurred by 0.3 [n, 2], in a unit of 10, and which one [n]."""
+    g = gen(seed)
+    side = torch.randint(2, (n,), generator=g)
+    angle = math.pi * torch.rand(n, generator=g, dtype=torch.float64)
+    sign = 1.0 - 2.0 * side
+    x = torch.stack([angle.cos() * sign + 0.5 * side, angle.sin() * sign + 0.25 * side], 1)
+    return 10 * (x + 0.3 * torch.randn(n, 2, generator=g, dtype=torch.float64)), side
+
+
+def moons_log_prob(x: Tensor) -> Tensor:
+    """By quadrature over the angle."""
+    angle = math.pi * (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    arcs = [torch.stack([angle.cos() * s + 0.5 * k, angle.sin() * s + 0.25 * k], 1) for k, s in ((0, 1.0), (1, -1.0))]
+    centres, width = 10 * torch.cat(arcs), 3.0
+    square = (x[:, None] - centres).square().sum(-1) / (2 * width**2)
+    return torch.logsumexp(-square, 1) - math.log(len(centres)) - math.log(2 * math.pi * width**2)
+
+
+@cache
+def trained(name: str) -> Path:
+    x, _ = moons(8000)
+    model = build(name, PLANE, x, hidden=64, blocks=2, sample_steps=30)
+    train(model, x, 500)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    """No test moves torch's global generator."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# -- what is learned --------------------------------------------------------------------------------
+
+
+@every_preset
+def test_bound_and_ode_near_the_truth_and_the_bound_below_it(name: str) -> None:
+    model, (x, _) = trained(name), moons(1000, seed=7)
+    with torch.no_grad():
+        lower = model.log_prob(x)
+        solved = model.log_prob(x[:200], budget=Budget(estimator="ode"))
+    assert type(lower) is LowerBound
+    assert type(solved) is Estimate
+    assert "smallest noise 0.001" in solved.caveat
+    truth = moons_log_prob(x)
+    error = lower.mc_se.square().sum().sqrt() / len(x)
+    gap = (lower.nats - truth).mean()
+    gaussian = build(name, PLANE, moons(8000)[0]).log_prob(x).nats.mean()
+    assert -0.12 < gap < 3 * error
+    assert gap > 0.5 * (gaussian - truth.mean())  # most of what a Gaussian misses is learned
+    assert abs((solved.nats - truth[:200]).mean()) < 0.15
+
+
+@every_preset
+@pytest.mark.parametrize("sampler", ["dpm++", "heun", "sde", "ddim", "euler", "ancestral"])
+def test_samples_are_likely_under_the_truth(name: str, sampler: str) -> None:
+    """Means and spreads agree, and the cross-entropy of the samples is near the entropy of the source."""
+    model, (x, _) = trained(name), moons(2000, seed=7)
+    drawn = model.sample(2000, sampler=Sampler(sampler), generator=gen(3))
+    assert (drawn.mean(0) - x.mean(0)).abs().max() < 0.6
+    assert (drawn.std(0) / x.std(0) - 1).abs().max() < 0.12
+    assert abs(moons_log_prob(drawn).mean() - moons_log_prob(x).mean()) < 0.25
+
+
+def test_more_steps_sample_otherwise_and_the_generator_decides() -> None:
+    model = trained("ddpm")
+    few, many = (model.sample(50, sampler=Sampler(steps=k), generator=gen(1)) for k in (3, 40))
+    assert not torch.equal(few, many)
+    assert torch.equal(many, model.sample(50, sampler=Sampler(steps=40), generator=gen(1)))
+
+
+@every_preset
+def test_score_points_uphill(name: str) -> None:
+    """The score of the blurred density, by central differences of its closed form."""
+    model, (x, _) = trained(name), moons(200, seed=9)
+    got = model.given().score(x)
+    slopes = []
+    for j in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[j] = 1e-3
+        slopes.append((moons_log_prob(x + step) - moons_log_prob(x - step)) / 2e-3)
+    want = torch.stack(slopes, 1)
+    assert torch.nn.functional.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.85
+
+
+def test_context_is_used() -> None:
+    x, side = moons(6000)
+    model = build("ddpm", PLANE, x, Label(("upper", "lower")), side, hidden=64, blocks=1)
+    train(model, x, 300, side)
+    test, which = moons(500, seed=5)
+    with torch.no_grad():
+        right, wrong = (model.given(c).log_prob(test).nats.mean() for c in (which, 1 - which))
+        drawn = model.given(torch.tensor([0, 1])).sample(500)
+    assert right > wrong + 1
+    assert drawn[:, 0, 1].mean() > drawn[:, 1, 1].mean() + 5
+
+
+# -- what every configuration keeps --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear-beta", "exploding", "linear"])
+@pytest.mark.parametrize("predict", ["v", "eps", "x0", "velocity", "score"])
+@pytest.mark.parametrize("weighting", ["vlb", "simple", "flat"])
+def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:
+    x, _ = moons(400)
+    model = build("ddpm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
+    standard = ((x - x.mean(0)) / x.std(0, correction=0)).square().sum(1) / 2
+    normal = -standard - math.log(2 * math.pi) - x.std(0, correction=0).log().sum()
+    with torch.no_grad():
+        start = model.log_prob(x)
+    assert torch.allclose(start.nats, normal, atol=1e-3)
+    assert start.mc_se.max() < 1e-3
+    losses = train(model, x, 3, batch=64)
+    assert all(map(math.isfinite, losses))
+    with torch.no_grad():
+        assert model.log_prob(x).nats.isfinite().all()
+
+
+def test_vlb_training_lowers_minus_the_bound() -> None:
+    """bound = log N(y; 0, I) + half the range of log SNR x (what the Gaussian misses - d x loss), in closed form."""
+    x, _ = moons(64)
+    ends = {"smallest": 0.05, "largest": 20.0}
+    model = build("ddpm", PLANE, x, hidden=16, blocks=1, **ends)
+    train(model, x, 30, batch=64)
+    batch = Batch(x, total=len(x))
+    with torch.no_grad():
+        loss = torch.stack([model._terms(batch, gen(k))["loss"].mean() for k in range(300)]).mean()
+        lower = model.log_prob(x, budget=Budget(draws=300), generator=gen(999)).nats.mean()
+    parts = model.split(x)
+    y, d = parts.y.double(), model.dim
+    normal = (-y.square().sum(1) / 2 - math.log(2 * math.pi) + parts.log_jacobian).mean()
+    square = y.square().sum(1).mean()
+    s = torch.sigmoid(-2 * torch.tensor([ends["largest"], ends["smallest"]]).double().log())
+    missed = (d * (-s - (1 - s).log()) + s * square).diff() / 2  # half the integral of s^2 d + s (1 - s) |y|^2
+    half_range = math.log(ends["largest"] / ends["smallest"])
+    assert lower.item() == pytest.approx((normal + missed - half_range * d * loss).item(), abs=0.15)
+
+
+@every_preset
+def test_mixed_table_is_a_bound_with_an_error_that_holds(name: str) -> None:
+    g = gen(2)
+    space = Table((Real("a", nullable=True), Integer("n", 0, 9), Category("k", ("u", "v"))))
+    a = torch.where(torch.rand(3000, generator=g) < 0.2, math.nan, torch.randn(3000, generator=g)).double()
+    x = torch.stack([a, torch.randint(10, (3000,), generator=g), torch.randint(2, (3000,), generator=g)], 1).double()
+    model = build(name, space, x, hidden=32, blocks=1, codes_hidden=16)
+    train(model, x, 60)
+    with torch.no_grad():
+        runs = [model.log_prob(x[:60], budget=Budget(draws=8), generator=gen(k)) for k in range(40)]
+    assert type(runs[0]) is LowerBound
+    assert runs[0].draws == 8
+    spread = torch.stack([r.nats for r in runs]).var(0).mean()
+    said = torch.stack([r.mc_se for r in runs]).square().mean()
+    assert (spread / said).item() == pytest.approx(1, abs=0.25)
+    drawn = model.sample(40)
+    space.check(drawn)
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+@every_preset
+def test_unet_learns_images(name: str) -> None:
+    """Stripes, horizontal or vertical: the bound rises far above the Gaussian's and stays a bound."""
+    space, g = Image(8, 8, 1, 4), gen(4)
+    phase, upright = torch.randint(4, (600,), generator=g), torch.randint(2, (600,), generator=g)
+    ramp = (torch.arange(8) + phase[:, None]) % 4
+    rows = ramp[:, :, None].expand(-1, 8, 8)
+    x = torch.where(upright[:, None, None] == 1, rows, rows.mT)[:, None].to(torch.uint8)
+    model = build(name, space, x, channels=16, blocks=1)
+    assert model.shape == (1, 8, 8)
+    with torch.no_grad():
+        before = model.log_prob(x[:50], budget=Budget(draws=4)).nats.mean()
+    train(model, x, 60, batch=16, lr=3e-3)
+    with torch.no_grad():
+        after = model.log_prob(x[:50], budget=Budget(draws=16))
+        solved = model.log_prob(x[:4], budget=Budget(estimator="ode", draws=2, steps=2))
+    assert type(solved) is Estimate
+    assert after.nats.mean() > before + 20
+    assert after.nats.mean() < -math.log(8)  # eight images, all as likely
+    assert model.sample(3, sampler=Sampler(steps=4)).shape == (3, 1, 8, 8)
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+
+def test_what_cannot_work_is_refused_by_name() -> None:
+    x, _ = moons(50)
+    with pytest.raises(Unsupported, match="U-Net is for images"):
+        Ddpm(PathConfig(net="unet"), PLANE)
+    with pytest.raises(Unsupported, match="cannot rise"):
+        FlowMatching(FlowMatching.Config(smallest=2.0, largest=1.0), PLANE)
+    model = build("ddpm", PLANE, x)
+    with pytest.raises(UsageError, match="takes no draws"):
+        model.log_prob(x, budget=Budget(estimator="ode", draws=4))
+    grid = Table((Integer("n", 0, 9),))
+    counts = torch.arange(10, dtype=torch.float64)[:, None].repeat(5, 1)
+    with pytest.raises(Unsupported, match="complete real columns"):
+        build("ddpm", grid, counts).given().score(counts)
