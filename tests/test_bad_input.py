@@ -102,7 +102,7 @@ def _(f):
     return ["log-prob", str(run), csv(f, "a,b,c\n0.1,1,q\n", "new.csv")]
 
 
-@case("missing column in new rows", 3, "DataError")
+@case("missing column in new rows", 3, "WrongShape")
 def _(f):
     run = fitted(f)
     return ["log-prob", str(run), csv(f, "a,c\n0.1,x\n", "new.csv")]
