@@ -748,6 +748,18 @@ def test_labels_as_the_space_and_classes_as_outliers(plane):
     assert found[1]["n_in"] + found[1]["n_out"] == 1000
 
 
+def test_conditional_models_are_judged_jointly_with_their_context(plane):
+    label = Label(("low", "high"))
+    parts = [Part(p.x, p.label, p.label) for p in (plane.train, plane.valid, plane.test)]
+    data = Data("given", "memory", PLANE, *parts, context=label, labels=label.values)
+    result = compare(data, ["test-bell"], seconds=0.3, samples=200)
+    found = next(r for r in result.rows if r["family"] == "gaussian")
+    assert found["quality"]["features"] == "2 standardised numbers; given one-hot labels"
+    assert found["quality"]["n"] == 200
+    assert found["likelihood"]["n"] == 1000
+    assert "refused" in result.table()[-2][1]
+
+
 def test_a_failing_sampler_spares_the_rest(plane):
     result = compare(plane, ["test-bell"], seconds=0.2, samples=50, options={"test-bell": {"fails": "sample"}})
     row = next(r for r in result.rows if r["family"] == "test-bell")

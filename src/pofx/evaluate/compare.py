@@ -154,7 +154,7 @@ def compare(
         "reference": study.reference(),
     }
     if path is not None:
-        _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(data.train).x)
+        _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(study.train).x)
     results: dict[str, _Result] = {}
     for k, name in enumerate(names):
         tell = partial(_tell, progress, name, f"[{k + 1}/{len(names)}] {name}")

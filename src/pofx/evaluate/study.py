@@ -70,7 +70,8 @@ class Study:
     Attributes:
         test: test rows in one random order, of which every family scores the first.
         features: the map of the two-sample tests (None over labels: there is nothing to look at).
-        real, train: its values on test rows and on training rows.
+        train: training rows in random order, at most ``TRAIN_ROWS``.
+        real, known: the features of test rows and of these training rows.
         outliers: (what they are in words, rows).
     """
 
@@ -78,8 +79,9 @@ class Study:
     settings: Settings
     test: Part
     features: Features | None
+    train: Part
     real: Tensor
-    train: Tensor
+    known: Tensor
     outliers: tuple[tuple[str, Part], ...]
 
     @staticmethod
@@ -95,20 +97,20 @@ class Study:
         if outliers is not None:
             found.append(_other_rows(data, outliers, settings))
         test = test[: settings.max_test]
+        train = data.train[torch.randperm(len(data.train), generator=settings.generator(2))[:TRAIN_ROWS]]
         if isinstance(data.space, Label):
-            return Study(data, settings, test, None, torch.empty(0), torch.empty(0), tuple(found))
+            return Study(data, settings, test, None, train, torch.empty(0), torch.empty(0), tuple(found))
         shuffled, words = corrupt(data.space, test, settings.generator(1))
-        order = torch.randperm(len(data.train), generator=settings.generator(2))
-        train, some = data.train[order[:TRAIN_ROWS]], test[: settings.quality_rows]
+        some = test[: settings.quality_rows]
         features = Features(data.space, train, data.context, seed=settings.seed)
         real, known = features(some.x, some.c), features(train.x, train.c)
-        return Study(data, settings, test, features, real, known, ((words, shuffled), *found))
+        return Study(data, settings, test, features, train, real, known, ((words, shuffled), *found))
 
     def reference(self) -> dict[str, Any]:
         """The two-sample tests with training rows for samples: what a perfect model would score."""
         if self.features is None:
             return {"unavailable": "Labels have no sample quality."}
-        return {"n": len(self.real)} | self.two_sample(self.train[: self.settings.quality_rows])
+        return {"n": len(self.real)} | self.two_sample(self.known[: self.settings.quality_rows])
 
     def two_sample(self, fake: Tensor) -> dict[str, Any]:
         generator, real = self.settings.generator(3), self.real
@@ -186,8 +188,8 @@ def _quality(study: Study, fake: Part | None) -> dict[str, Any] | Unavailable:
         return Unavailable("There are no samples.")
     some = fake[: len(study.real)]
     drawn = study.features(some.x, some.c)
-    about = {"features": study.features.description, "n": len(drawn), "n_train": len(study.train)}
-    copying = guarded(lambda: memorisation(study.train, study.real, drawn))
+    about = {"features": study.features.description, "n": len(drawn), "n_train": len(study.known)}
+    copying = guarded(lambda: memorisation(study.known, study.real, drawn))
     return about | study.two_sample(drawn) | {"memorisation": copying}
 
 
@@ -196,7 +198,7 @@ def _latents(study: Study, model: Model) -> dict[str, Any]:
     if features is None:
         return {"probe": {"unavailable": "The labels are what this model predicts."}}
     return {
-        "probe": guarded(lambda: linear_probe(model, study.data.train, study.test, features)),
+        "probe": guarded(lambda: linear_probe(model, study.train, study.test, features)),
         "usage": guarded(lambda: usage(model, study.test[:1000])),
     }
 
