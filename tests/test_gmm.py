@@ -18,7 +18,7 @@ from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget
 from pofx.core.space import Category, Image, Integer, Label, Real, Table
-from pofx.families.gmm import EmLearner, Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
+from pofx.families.gmm import Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
 from pofx.families.mixture import em, kernels, sweep
 
 KINDS = ("full", "tied", "diag", "spherical")
@@ -370,7 +370,7 @@ def test_shares_add_up() -> None:
     space, x = mixed(400)
     model = GaussianMixture(MixtureConfig(components=3), space)
     model.prepare(x, None, None, generator())
-    learners = [EmLearner(model, seed=5) for _ in range(3)]
+    learners = [em.EmLearner(model, seed=5) for _ in range(3)]
     batches = [Batch(x, total=400), Batch(x[:150], start=0, total=400), Batch(x[150:], start=150, total=400)]
     found = []
     for learner, batch in zip(learners, batches, strict=True):

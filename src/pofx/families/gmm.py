@@ -12,15 +12,15 @@ joint likelihood p(c, x). With a Label (or categories in the context's table) th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeAlias
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
 from pofx.core.errors import BadValue, Unsupported, UsageError
-from pofx.core.learner import Batch, Local, Recipe, Runtime
+from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Image, Label, Space, Table
@@ -115,7 +115,7 @@ class Mixture(Model):
         self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
         self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
         self.register_buffer("base", self.joint.frequencies(torch.zeros(self.joint.values, dtype=torch.float64)))
-        for name, value in vars(em.blank(self.kind, k, d, self._prior())).items():
+        for name, value in vars(em.blank(self.kind, k, d, self.prior())).items():
             if name != "kind":
                 self.register_buffer(name, value)
 
@@ -144,8 +144,8 @@ class Mixture(Model):
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(epochs=200)
 
-    def learner(self, recipe: Recipe) -> EmLearner:
-        return EmLearner(self)
+    def learner(self, recipe: Recipe) -> em.EmLearner:
+        return em.EmLearner(self)
 
     def rows_per_pass(self) -> int:
         """Large passes: the sweep makes its own blocks."""
@@ -174,7 +174,7 @@ class Mixture(Model):
     def frame(self) -> Frame:
         return Frame(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
 
-    def _prior(self) -> em.Prior:
+    def prior(self) -> em.Prior:
         o = self.config
         return em.Prior(
             self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, o.wishart_prior, self.joint.groups
@@ -247,7 +247,7 @@ class Mixture(Model):
         return y, codes, w
 
     def _start(self, y: Tensor, codes: Tensor, weight: Tensor, generator: torch.Generator) -> Components:
-        frame, prior, groups = self.frame(), self._prior(), self.joint.groups
+        frame, prior, groups = self.frame(), self.prior(), self.joint.groups
         v = ((y - frame.location) / frame.scale).nan_to_num()
         z = v if frame.pooled is None else torch.linalg.solve_triangular(frame.pooled, v.T, upper=False).T
         small = [i for i, code in enumerate(self.joint.codes) if code.size <= 64]
@@ -275,11 +275,12 @@ class Mixture(Model):
 
     # -- densities ----------------------------------------------------------------------------------------
 
-    def _rows(self, y: Tensor, codes: Tensor, weight: Tensor | None = None) -> list[Rows]:
+    def rows(self, y: Tensor, codes: Tensor, weight: Tensor | None = None) -> list[Rows]:
+        """Rows of ``joint.split``, grouped by pattern of missing entries, in whitened coordinates."""
         return self.frame().rows(y, codes, weight, getattr(torch, self.config.dtype))
 
     def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
-        return sweep.log_density(self.components(), self._rows(y, codes), self.frame())
+        return sweep.log_density(self.components(), self.rows(y, codes), self.frame())
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
         """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
@@ -303,7 +304,7 @@ class Mixture(Model):
             raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
-        rows = self._rows(*self.joint.split(x, c))
+        rows = self.rows(*self.joint.split(x, c))
         return sweep.gradient(self.components(), rows, self.frame())[:, self.joint.given_dim :]
 
     @torch.no_grad()
@@ -383,67 +384,8 @@ class GaussianMixture(Mixture):
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """p(component | c, x), grid values taken at the middle of their cells."""
-        rows = self._rows(*self.joint.split(x, c))
+        rows = self.rows(*self.joint.split(x, c))
         return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.frame()))
-
-
-@dataclass
-class EmLearner:
-    """One step is one EM iteration over this process's share; sufficient statistics are summed over processes."""
-
-    model: Mixture
-    runtime: Runtime = field(default_factory=Local)
-    finished: bool = False
-    height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
-    seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
-    seen: tuple[int, ...] = ()  # which batch ``rows`` holds
-    rows: list[Rows] = field(default_factory=list)
-    sweep: Literal["minibatch", "dataset"] = "dataset"
-
-    @torch.no_grad()
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """E step and M step.
-
-        "loss" is the negative log-likelihood per datum *before* the step (of the joint of context and datum,
-        with one draw of noise); "log_prior" per datum, "revived" the dead components that were reset.
-        """
-        model, prior = self.model, self.model._prior()
-        if self.seed is None:
-            self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        self._read(batch)
-        old = model.components()
-        stats = sweep.expect(old, self.rows, model.frame()).summed(self.runtime.sum)
-        log_lik, weight, _ = stats.total
-        before = em.log_prior(old, prior)
-        new, revived = em.revive(em.maximise(old, stats, prior), stats, prior)
-        model.adopt(new)
-        height = float((log_lik + before) / weight)
-        gain = math.inf if self.height is None or revived else height - self.height
-        # one complete Gaussian per class has nothing left to iterate on
-        at_once = model.config.components == 1 and model.joint.complete
-        self.finished, self.height = at_once or gain < model.config.tol, height
-        return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
-
-    def _read(self, batch: Batch) -> None:
-        """The batch in whitened coordinates, kept while the same batch comes again."""
-        tensors = (batch.x, batch.c, batch.weight)
-        seen = tuple(v for t in tensors if t is not None for v in (t.data_ptr(), len(t)))
-        if seen == self.seen:
-            return
-        joint, weight = self.model.joint, None
-        if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
-            weight = batch.weight.double() * (batch.total / self.runtime.sum(batch.weight.double().sum()))
-        y, codes = joint.split(batch.x, batch.c)
-        if len(grid := joint.grid()):
-            noise = torch.Generator(batch.x.device).manual_seed(self.seed or 0)
-            y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
-        self.rows, self.seen = self.model._rows(y, codes, weight), seen
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"finished": self.finished, "height": self.height, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
 
 
 def _covariance(config: Config, d: int, k: int) -> Covariance:

@@ -1,4 +1,4 @@
-"""The M step of mixtures of Gaussians times categoricals: priors, floors, dead components, starts.
+"""EM for mixtures of Gaussians times categoricals: priors, M step, dead components, the learner, starts.
 
 The mode of p(theta | data) under conjugate priors (Fraley, Raftery 2007, section 2), in whitened coordinates,
 where the data have mean 0 and covariance I. Each strength is a number of pseudo-rows:
@@ -14,13 +14,18 @@ likelihood still rises in every step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, cholesky_above
-from pofx.families.mixture.sweep import Stats
+from pofx.core.learner import Batch, Local, Runtime
+from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above
+from pofx.families.mixture.sweep import Stats, expect
+
+if TYPE_CHECKING:
+    from pofx.families.gmm import Mixture
 
 LEAST_ROWS = 1e-3  # a component that is responsible for less is dead
 TINY = 1e-300
@@ -188,6 +193,65 @@ def revive(components: Components, stats: Stats, prior: Prior) -> tuple[Componen
         if components.kind != "tied":
             factor[j] = factor[heavy]
     return Components(components.kind, log_weight, mean, factor, table), len(index)
+
+
+@dataclass
+class EmLearner:
+    """One step is one EM iteration over this process's share; sufficient statistics are summed over processes."""
+
+    model: Mixture
+    runtime: Runtime = field(default_factory=Local)
+    finished: bool = False
+    height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
+    seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
+    seen: tuple[int, ...] = ()  # which batch ``rows`` holds
+    rows: list[Rows] = field(default_factory=list)
+    sweep: Literal["minibatch", "dataset"] = "dataset"
+
+    @torch.no_grad()
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """E step and M step.
+
+        "loss" is the negative log-likelihood per datum *before* the step (of the joint of context and datum,
+        with one draw of noise); "log_prior" per datum, "revived" the dead components that were reset.
+        """
+        model, prior = self.model, self.model.prior()
+        if self.seed is None:
+            self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        self._read(batch)
+        old = model.components()
+        stats = expect(old, self.rows, model.frame()).summed(self.runtime.sum)
+        log_lik, weight, _ = stats.total
+        before = log_prior(old, prior)
+        new, revived = revive(maximise(old, stats, prior), stats, prior)
+        model.adopt(new)
+        height = float((log_lik + before) / weight)
+        gain = math.inf if self.height is None or revived else height - self.height
+        # one complete Gaussian per class has nothing left to iterate on
+        at_once = model.config.components == 1 and model.joint.complete
+        self.finished, self.height = at_once or gain < model.config.tol, height
+        return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
+
+    def _read(self, batch: Batch) -> None:
+        """The batch in whitened coordinates, kept while the same batch comes again."""
+        tensors = (batch.x, batch.c, batch.weight)
+        seen = tuple(v for t in tensors if t is not None for v in (t.data_ptr(), len(t)))
+        if seen == self.seen:
+            return
+        joint, weight = self.model.joint, None
+        if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
+            weight = batch.weight.double() * (batch.total / self.runtime.sum(batch.weight.double().sum()))
+        y, codes = joint.split(batch.x, batch.c)
+        if len(grid := joint.grid()):
+            noise = torch.Generator(batch.x.device).manual_seed(self.seed or 0)
+            y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
+        self.rows, self.seen = self.model.rows(y, codes, weight), seen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"finished": self.finished, "height": self.height, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
 
 
 # -- starts --------------------------------------------------------------------------------------------------
