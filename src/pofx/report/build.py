@@ -1,0 +1,387 @@
+"""Write what a comparison (or one fit) found as one self-contained HTML file.
+
+``build`` reads folders only: comparison.json, data_sample.npz and runs/<family>/ as ``evaluate.compare``
+leaves them, or the run folder of one fit. It measures nothing; it chooses what to show of what was
+measured, draws it (plots, exhibits, leaderboard) and leaves the page to ``report.html.jinja``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pofx.core.errors import NoRun
+from pofx.core.space import Image, Table, from_json
+from pofx.evaluate.compare import read_comparison
+from pofx.evaluate.likelihood import decode
+from pofx.evaluate.recommend import amount
+from pofx.report import exhibits, leaderboard, plots
+from pofx.report.leaderboard import Cell, Column, duration, get, minus
+from pofx.train.checkpoint import read_json, write_atomic
+from pofx.train.run import read_info, read_log
+
+Page = dict[str, Any]
+
+
+def build(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a comparison or of one run.
+
+    Args:
+        folder: what ``compare`` or ``fit`` left.
+        out: the HTML file; ``report.html`` in the folder where none is given.
+
+    Returns:
+        Where the report stands.
+
+    Raises:
+        NoRun, CorruptCheckpoint or NewerFormat (the folder cannot be read); CannotSave.
+    """
+    folder = Path(folder)
+    if (folder / "comparison.json").exists():
+        page = _comparison(folder)
+    elif (folder / "config.json").exists():
+        page = _run(folder)
+    else:
+        raise NoRun(
+            f"{folder} holds neither a comparison nor a run.", "Give the folder that 'pofx compare' or 'pofx fit' made."
+        )
+    path = folder / "report.html" if out is None else Path(out)
+    write_atomic(path, _render(page).encode())
+    return path
+
+
+def _render(page: Page) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pofx.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"minus": minus}
+    return environment.get_template("report.html.jinja").render(page)
+
+
+# -- a comparison --------------------------------------------------------------------------------------------
+
+
+def _comparison(folder: Path) -> Page:
+    record = read_comparison(folder).record
+    data, settings = record["data"], record["settings"]
+    rows = [r for r in record["rows"] if r["status"] == "ok"]
+    logs = {r["family"]: read_log(folder / "runs" / r["family"]) for r in rows}
+    scored, verdicts = settings["test_rows"], record["verdicts"]
+    names, matrix = leaderboard.verdict_matrix(rows, verdicts)
+    context = f" given {data['context_text']}" if data["context_text"] else ""
+    return {
+        "name": data["name"],
+        "eyebrow": "Comparison of generative models",
+        "lead": f"{len(rows)} of {len(record['rows'])} families fitted to {data['rows']['train']:,} rows "
+        f"({data['space_text']}{context}). Each had {duration(settings['seconds'])}; all are judged on the same "
+        f"{scored:,} held-out rows.",
+        "advice": _advice(record["recommendation"]),
+        "board": _board(rows, record, scored),
+        "matrix": (names, matrix) if len(names) > 1 else None,
+        "plots": _plots(rows, logs),
+        "exhibits": _exhibits(folder, data, rows),
+        "quality": _quality(rows, record),
+        "latents": _latents(rows),
+        "outliers": _outliers(rows),
+        "terms": None,
+        "absent": [r for r in record["rows"] if r["status"] != "ok"],
+        "silent": [(r["family"], r["likelihood"]["note"]) for r in rows if r["likelihood"]["kind"] not in plots.KINDS],
+        "facts": _facts(record),
+        "notes": data["notes"],
+        "columns": data["columns"],
+        "options": [(r["family"], get(r, "summary") or "", _options(r["config"])) for r in rows],
+        "version": record["pofx"],
+    }
+
+
+def _advice(found: Mapping[str, Any]) -> Page:
+    """The recommendation: its first sentence large, the indented ones as points, the others below."""
+    sentences = [minus(s) for s in found["sentences"]]
+    first, rest = (sentences[0] if sentences else ""), sentences[1:]
+    points = [s.strip() for s in rest if s.startswith("  ")]
+    split = [p.partition(": ") for p in points]
+    return {
+        "needs": found["needs"],
+        "headline": first.rstrip(":"),
+        "points": [(head, text) if text else ("", head) for head, _, text in split],
+        "after": [s for s in rest if not s.startswith("  ")],
+    }
+
+
+def _board(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], scored: int) -> Page:
+    columns = leaderboard.columns(rows, scored)
+    cells = leaderboard.table(rows, columns)
+    best = leaderboard.guaranteed_best(rows, record["verdicts"])
+    for row, line in zip(rows, cells, strict=True):
+        line[0].best = row["family"] in best
+    return {
+        "columns": columns,
+        "rows": list(zip(rows, cells, strict=True)),
+        "baselines": [
+            (name, [_baseline(c, {"likelihood": lik}, scored) for c in columns], lik["note"])
+            for name, lik in record["baselines"].items()
+        ],
+        "measure": leaderboard.superscript(get(record, "data", "measure") or ""),
+        "draws": any(r["likelihood"]["draws"] for r in rows),
+    }
+
+
+def _baseline(column: Column, row: Mapping[str, Any], scored: int) -> Cell:
+    """A compressor has a likelihood and nothing else."""
+    if column.head == "log p(x)":
+        return leaderboard.likelihood(row, scored)
+    return leaderboard.bits(row) if column.head == "bits / dim" else Cell()
+
+
+def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
+    def points(*path: str) -> list[plots.Point]:
+        return [
+            plots.Point(
+                r["family"], r["likelihood"]["kind"], decode(r["likelihood"]["nats"]), decode(r["likelihood"]["se"]),
+                decode(get(r, *path)),
+            )
+            for r in rows
+            if r["likelihood"]["kind"] in plots.KINDS
+        ]  # fmt: skip
+
+    wanted = [
+        ("samples per second", ("sampling", "rows_per_second"), False),
+        ("densities per second", ("likelihood", "rows_per_second"), False),
+        ("seconds to fit", ("fit", "seconds"), True),
+        ("parameters", ("fit", "parameters"), True),
+    ]
+    drawn = [
+        plots.frontier(points(*path), label, less=less, title=f"Likelihood against {label}")
+        for label, path, less in wanted
+    ]
+    valid = {
+        name: [(e["seconds"], decode(e["valid"])) for e in log if e.get("valid") is not None]
+        for name, log in logs.items()
+    }
+    return {
+        "frontier": [svg for svg in drawn if svg],
+        "curves": plots.curves(valid, "validation nats per datum", title="Validation likelihood during training"),
+        "without_curve": [name for name, v in valid.items() if not v],
+    }
+
+
+def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Page:
+    """Samples of every family beside held-out data, as the space shows them."""
+    space = from_json(data["space"])
+    context = None if data["context"] is None else from_json(data["context"])
+    held_out = exhibits.load_rows(folder / "data_sample.npz")
+    samples = {r["family"]: exhibits.load_rows(folder / "runs" / r["family"] / "samples" / "samples.npz") for r in rows}
+    if isinstance(space, Image):
+        return {"sheets": exhibits.sheets(space, held_out, samples, context), "table": None}
+    if isinstance(space, Table) and "x" in held_out:
+        return {"sheets": [], "table": exhibits.tabular(space, held_out, samples, context)}
+    return {"sheets": [], "table": None}
+
+
+def _quality(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Page | None:
+    """All two-sample figures, above what training rows in place of samples score."""
+    able = [r for r in rows if any(get(r, "quality", k, f) is not None for k, f in _QUALITY_FIGURES)]
+    if not able:
+        return None
+    reference = {"family": "training rows", "quality": record["reference"]}
+    cells = leaderboard.table(able, leaderboard.QUALITY)
+    return {
+        "columns": leaderboard.QUALITY,
+        "rows": list(zip(able, cells, strict=True)),
+        "reference": leaderboard.table([reference], leaderboard.QUALITY)[0],
+        "features": record["settings"]["features"],
+        "n": max((get(r, "quality", "n") or 0) for r in able),
+    }
+
+
+_QUALITY_FIGURES = (("c2st", "accuracy"), ("prdc", "coverage"), ("memorisation", "auroc"))
+
+
+def _latents(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
+    out = []
+    for r in rows:
+        probe, usage = get(r, "latents", "probe") or {}, get(r, "latents", "usage") or {}
+        if "accuracy" not in probe and "kl" not in usage:
+            continue
+        kl = sorted((decode(v) for v in usage.get("kl", [])), reverse=True)
+        out.append(
+            {
+                "family": r["family"],
+                "dims": probe.get("dims", usage.get("dims")),
+                "accuracy": f"{probe['accuracy']:.1%} ± {probe['se']:.1%}" if "accuracy" in probe else "—",
+                "raw": f"{probe['raw_accuracy']:.1%}" if "accuracy" in probe else "—",
+                "majority": f"{probe['majority']:.1%}" if "accuracy" in probe else "—",
+                "active": f"{usage['active']} of {usage['dims']}" if "active" in usage else "—",
+                "rate": f"{usage['rate']:.3g}" if "rate" in usage else "—",
+                "bars": plots.bars(kl, f"KL per dimension, largest {kl[0]:.2g} nats") if kl else None,
+            }
+        )
+    return out
+
+
+def _outliers(rows: Sequence[Mapping[str, Any]]) -> Page | None:
+    kinds = list(dict.fromkeys(d["outliers"] for r in rows for d in r.get("outliers") or []))
+    lines = []
+    for r in rows:
+        found = {d["outliers"]: d for d in r.get("outliers") or [] if "auroc" in d}
+        if found:
+            cells = [
+                Cell(f"{d['auroc']:.3f}", f"±{d['se']:.3f}", _surprise(d)) if (d := found.get(k)) else Cell("—")
+                for k in kinds
+            ]
+            lines.append((r["family"], cells))
+    for j in range(len(kinds)):
+        values = [float(cells[j].text) for _, cells in lines if cells[j].text != "—"]
+        for _, cells in lines:
+            cells[j].best = len(values) > 1 and cells[j].text != "—" and float(cells[j].text) == max(values)
+    return {"kinds": kinds, "rows": lines} if lines else None
+
+
+def _surprise(found: Mapping[str, Any]) -> str:
+    inside, outside = decode(found["bits_in"]), decode(found["bits_out"])
+    return f"Median surprise {inside:.4g} bits of held-out rows, {outside:.4g} bits of outliers."
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data, s = record["data"], record["settings"]
+    rows = data["rows"]
+    return [
+        ("Source", data["source"]),
+        ("One x is", data["space_text"]),
+        ("Given", data["context_text"] or "nothing: p(x)"),
+        ("Base measure", leaderboard.superscript(data["measure"])),
+        ("Split", f"{data['split']}: {rows['train']:,} training, {rows['valid']:,} validation, {rows['test']:,} test"),
+        ("Scored", f"{s['test_rows']:,} test rows; {s['quality_rows']:,} of each side in two-sample tests"),
+        ("Budget", f"{duration(s['seconds'])} to fit, {duration(s['evaluation_limit'])} to evaluate, per family"),
+        ("Seeds", f"data {data['seed']}, fits and draws {s['seed']}"),
+        ("Machine", f"{s['machine']}, device {s['device']}"),
+        ("Versions", f"pofx {record['pofx']}, torch {s['torch']}, Python {s['python']}, {s['system']}"),
+        ("Started", s["started"].replace("T", " ").replace("Z", " UTC")),
+    ]
+
+
+def _options(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {_plain(v)}" for k, v in config.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "×".join(map(str, value)) or "()"
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value)) if value in (True, False, None) else str(value)
+    )
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+def _run(folder: Path) -> Page:
+    info, log = read_info(folder), read_log(folder)
+    scores = read_json(folder / "scores.json") if (folder / "scores.json").exists() else None
+    space = from_json(info["space"])
+    context = None if info["context"] is None else from_json(info["context"])
+    last = log[-1] if log else {}
+    rows = [scores] if scores else []
+    record = {
+        "data": {"measure": str(space.measure)},
+        "verdicts": {},
+        "baselines": {},
+        "reference": {},
+        "settings": {"features": get(scores, "quality", "features")},
+    }
+    found = exhibits.load_rows(folder / "samples" / "samples.npz")
+    held_out = exhibits.load_rows(folder.parent.parent / "data_sample.npz") if folder.parent.name == "runs" else {}
+    if isinstance(space, Image):
+        shown: Page = {"sheets": exhibits.sheets(space, held_out, {info["family"]: found}, context), "table": None}
+    elif isinstance(space, Table) and "x" in held_out:
+        shown = {"sheets": [], "table": exhibits.tabular(space, held_out, {info["family"]: found}, context)}
+    else:
+        shown = {"sheets": [], "table": None}
+    name = info["data"].get("name", "data")
+    return {
+        "name": f"{info['family']} on {name}",
+        "eyebrow": "Report of one fit",
+        "lead": f"{info['family']} models p(x{' | c' if context else ''}) of {space}"
+        f"{f' given {context}' if context else ''}. Training {_ending(last)}.",
+        "advice": None,
+        "board": _board(rows, record, rows[0]["likelihood"]["n"]) if rows else None,
+        "matrix": None,
+        "plots": {"frontier": [], "curves": None, "without_curve": []},
+        "exhibits": shown,
+        "quality": _quality(rows, record),
+        "latents": _latents(rows),
+        "outliers": _outliers(rows),
+        "terms": _terms(log),
+        "absent": [],
+        "silent": [],
+        "facts": _run_facts(info, last),
+        "notes": info["data"].get("notes", []),
+        "columns": [],
+        "options": [
+            (info["family"], "options of the family", _options(info["options"])),
+            ("recipe", "how it was trained", _options(info["recipe"])),
+            ("training", "", _options(info["training"])),
+        ],
+        "version": info["pofx"],
+    }
+
+
+def _ending(last: Mapping[str, Any]) -> str:
+    if "step" not in last:
+        return "has not begun"
+    valid = (
+        f"; the last validation gave {last['symbol']} {last['valid']:.4g} nats per datum"
+        if last.get("valid") is not None
+        else ""
+    )
+    return minus(
+        f"{last.get('status', 'is unfinished')} after {last['step']:,} steps in {duration(last['seconds'])}{valid}"
+    )
+
+
+def _terms(log: Sequence[Mapping[str, Any]]) -> list[Page]:
+    """Every logged figure over the steps, validation first."""
+    names = dict.fromkeys(
+        k for e in log for k, v in e.items() if isinstance(v, int | float) and k not in ("step", "seconds")
+    )
+    out = []
+    for name in sorted(names, key=lambda k: (k != "valid", k != "loss")):
+        xy = [(e["step"], decode(e[name])) for e in log if e.get(name) is not None]
+        if svg := plots.line(xy, f"{name} over the steps"):
+            unit = "validation nats" if name == "valid" else name
+            out.append({"name": unit, "svg": svg, "first": _short(xy[0][1]), "last": _short(xy[-1][1])})
+    return out
+
+
+def _short(value: float) -> str:
+    return minus(f"{value:.4g}") if math.isfinite(value) else "—"
+
+
+def _run_facts(info: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
+    data, budget, training = info["data"], info["budget"], info["training"]
+    given = ", ".join(f"{amount(v)} {k}" for k, v in budget.items() if v is not None)
+    rows = data.get("rows", {})
+    facts = [
+        ("Source", data.get("source", "")),
+        (
+            "Split",
+            f"{data.get('split', '')}: " + ", ".join(f"{n:,} {part}" for part, n in rows.items()) if rows else "",
+        ),
+        ("Budget", given),
+        ("Trained", f"{last['step']:,} steps in {duration(last['seconds'])}" if "step" in last else "not yet"),
+        ("Seed", str(info["seed"])),
+        (
+            "Device",
+            f"{training['device']}, processes: {training['processes']}, {training['precision']}",
+        ),
+        ("Versions", f"pofx {info['pofx']}, torch {info['torch']}, Python {info['python']}"),
+    ]
+    return [(k, v) for k, v in facts if v]

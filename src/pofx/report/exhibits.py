@@ -1,0 +1,241 @@
+"""Samples beside data: images as sheets; table rows, marginals and pairs of columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from pofx.core.errors import CorruptCheckpoint
+from pofx.core.space import Category, Column, Image, Label, Space, Table
+from pofx.data.tabular import show
+from pofx.report import plots
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Rows = Mapping[str, Array]  # x [N, *E], and c, label, train_x where there are any
+
+MOST_COLUMNS = 24  # whose marginals are drawn
+BINS = 24
+
+
+def load_rows(path: Path) -> Rows:
+    """The arrays of an .npz file; empty where there is none. Raises CorruptCheckpoint."""
+    import zipfile
+
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CorruptCheckpoint(f"{path} is damaged: {error}.", "Run the comparison again.") from error
+
+
+# -- images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images of one origin: the PNG as a data URI, and what it shows."""
+
+    name: str
+    png: str
+    caption: str
+    data: bool = False
+
+
+def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> list[Sheet]:
+    """Held-out images first, then as many samples of every family."""
+    columns = max(2, min(10, 330 // (space.width + 1)))
+    rows = max(2, min(8, 270 // (space.height + 1)))
+
+    def sheet(name: str, found: Rows, caption: str, is_data: bool = False) -> Sheet:
+        count = rows * columns
+        x = found["x"][:count]
+        if isinstance(context, Label) and "c" in found:  # by class, so that rows can be compared
+            x = x[np.argsort(found["c"][: len(x)], kind="stable")]
+        few = f"{len(x)} {caption}" if len(x) < count else caption
+        return Sheet(name, plots.montage(x, space.levels, rows, columns), few, is_data)
+
+    out = [sheet("data", data, "held-out images", True)] if "x" in data else []
+    return out + [sheet(name, found, "samples") for name, found in samples.items() if "x" in found]
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """One column of one family: the drawing, and the total variation distance between the histograms."""
+
+    column: str
+    svg: Markup
+    distance: float
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    columns: tuple[str, str]
+    data: Markup
+    model: Markup
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What a family's samples look like beside the data."""
+
+    name: str
+    rows: list[list[str]]
+    marginals: list[Marginal]
+    pairs: list[Pair]
+    distances: list[float]  # of every column that is drawn
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """Table samples: the heads, rows of the data, one exhibit per family, and what training rows would score."""
+
+    columns: list[str]
+    drawn: list[str]
+    data_rows: list[list[str]]
+    exhibits: list[Exhibit]
+    reference: list[float] | None
+
+
+def tabular(
+    space: Table, data: Rows, samples: Mapping[str, Rows], context: Space | None, show_rows: int = 6
+) -> Tabular:
+    """Compare the samples of every family with held-out rows, column by column and pair by pair."""
+    drawn = list(space.columns[:MOST_COLUMNS])
+    x = data["x"]
+    bins = [_bins(column, x[:, j]) for j, column in enumerate(drawn)]
+    truth = [_frequencies(b, x[:, j]) for j, b in enumerate(bins)]
+    pairs = _pairs(space, x)
+
+    def spelled(found: Rows) -> list[list[str]]:
+        return [_given(context, found, i) + _spell(space, row) for i, row in enumerate(found["x"][:show_rows])]
+
+    exhibits = []
+    for name, found in samples.items():
+        if "x" not in found:
+            continue
+        y = found["x"]
+        model = [_frequencies(b, y[:, j]) for j, b in enumerate(bins)]
+        distances = [_distance(p, q) for p, q in zip(truth, model, strict=True)]
+        marginals = [
+            Marginal(c.name, plots.marginal(p, q, f"{c.name}: data and {name}"), d, *_ends(c, x[:, j]))
+            for j, (c, p, q, d) in enumerate(zip(drawn, truth, model, distances, strict=True))
+        ]
+        exhibits.append(Exhibit(name, spelled(found), marginals, _draw_pairs(space, pairs, x, y, name), distances))
+    reference = None
+    if "train_x" in data:
+        t = data["train_x"]
+        reference = [_distance(p, _frequencies(b, t[:, j])) for j, (p, b) in enumerate(zip(truth, bins, strict=True))]
+    heads = _given_heads(context) + [c.name for c in space.columns]
+    return Tabular(heads, [c.name for c in drawn], spelled(data), exhibits, reference)
+
+
+def _spell(space: Table, row: Array) -> list[str]:
+    return [show(c, float(v)) or "–" for c, v in zip(space.columns, row, strict=True)]
+
+
+def _given_heads(context: Space | None) -> list[str]:
+    if isinstance(context, Table):
+        return [f"given {c.name}" for c in context.columns]
+    return ["given class"] if isinstance(context, Label) else []
+
+
+def _given(context: Space | None, found: Rows, i: int) -> list[str]:
+    if context is None or "c" not in found:
+        return []
+    if isinstance(context, Table):
+        return _spell(context, found["c"][i])
+    return [context.values[int(found["c"][i])]] if isinstance(context, Label) else []
+
+
+def _bins(column: Column, values: Array) -> Callable[[Array], Array]:
+    """A map of values to bin numbers, laid by the data; a missing value has a bin of its own, the last."""
+    present = values[~np.isnan(values)]
+    if isinstance(column, Category):
+        counts = np.bincount(present.astype(int), minlength=len(column.values))
+        order = np.argsort(-counts, kind="stable")[: BINS - 1]
+        place = np.full(len(column.values), len(order))  # the rare ones share a bin
+        place[order] = np.arange(len(order))
+        return lambda v: np.where(np.isnan(v), BINS, place[np.nan_to_num(v).astype(int)])
+    low, high = (0.0, 1.0) if len(present) == 0 else np.quantile(present, [0.005, 0.995])
+    if column.step is not None:
+        # whole grid points in every bin: else integers beat against the bins
+        points = max(1, math.ceil(((high - low) / column.step + 1) / BINS))
+        low, width = low - column.step / 2, points * column.step
+    else:
+        width = max(high - low, 1e-12) / BINS
+    return lambda v: np.where(np.isnan(v), BINS, np.clip(np.floor((v - low) / width), 0, BINS - 1)).astype(int)
+
+
+def _frequencies(bins: Callable[[Array], Array], values: Array) -> Array:
+    return np.bincount(bins(values), minlength=BINS + 1) / max(1, len(values))
+
+
+def _distance(p: Array, q: Array) -> float:
+    """Total variation: the largest difference of probability over all sets of bins."""
+    return float(np.abs(p - q).sum() / 2)
+
+
+def _ends(column: Column, values: Array) -> tuple[str, str]:
+    present = values[~np.isnan(values)]
+    if isinstance(column, Category):
+        return f"{len(column.values)} values", ""
+    if len(present) == 0:
+        return "", ""
+    low, high = np.quantile(present, [0.005, 0.995], method="nearest")
+    return show(column, float(low)), show(column, float(high))
+
+
+def _pairs(space: Table, x: Array, most: int = 3) -> list[tuple[int, int]]:
+    """The most dependent pairs of numeric columns, by Spearman's rank correlation."""
+    numeric = [
+        j
+        for j, c in enumerate(space.columns)
+        if not isinstance(c, Category) and len(np.unique(x[~np.isnan(x[:, j]), j])) > 4
+    ][:30]
+    if len(numeric) < 2:
+        return []
+    found = []
+    for a, j in enumerate(numeric):
+        for k in numeric[a + 1 :]:
+            both = ~np.isnan(x[:, j]) & ~np.isnan(x[:, k])
+            ranks = [_ranks(x[both, i]) for i in (j, k)]
+            varied = both.sum() > 2 and all(np.ptp(r) > 0 for r in ranks)
+            found.append((abs(float(np.corrcoef(np.stack(ranks))[0, 1])) if varied else 0.0, j, k))
+    return [(j, k) for _, j, k in sorted(found, key=lambda f: -f[0])[:most]]
+
+
+def _ranks(values: Array) -> Array:
+    """Ranks, ties at their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts / 2)[place]
+
+
+def _draw_pairs(space: Table, pairs: Sequence[tuple[int, int]], x: Array, y: Array, name: str) -> list[Pair]:
+    out = []
+    for j, k in pairs:
+        limits = []
+        for i in (j, k):
+            low, high = np.quantile(x[~np.isnan(x[:, i]), i], [0.005, 0.995])
+            pad = 0.08 * max(high - low, 1e-12)
+            limits += [low - pad, high + pad]
+        both = (space.columns[j].name, space.columns[k].name)
+        n = min(len(x), len(y), 600)
+        drawn = [
+            plots.scatter(v[:n][:, [j, k]], tuple(limits), role, f"{both[1]} against {both[0]}: {what}")
+            for v, role, what in ((x, "data", "data"), (y, "model", name))
+        ]
+        out.append(Pair(both, drawn[0], drawn[1]))
+    return out
