@@ -16,7 +16,7 @@ from pofx.core.likelihood import Estimate, LowerBound
 from pofx.core.model import Budget, Sampler
 from pofx.core.registry import family
 from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
-from pofx.families.diffusion import Ddpm, FlowMatching, Path, PathConfig
+from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
 
 PRESETS = ("ddpm", "flow-matching")
 PLANE = Table((Real("a"), Real("b")))
@@ -27,7 +27,9 @@ def gen(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def build(name: str, space: Space, x: Tensor, context: Space | None = None, c: Tensor | None = None, **options) -> Path:
+def build(
+    name: str, space: Space, x: Tensor, context: Space | None = None, c: Tensor | None = None, **options
+) -> PathModel:
     cls = family(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -37,7 +39,7 @@ def build(name: str, space: Space, x: Tensor, context: Space | None = None, c: T
 
 
 def train(
-    model: Path, x: Tensor, steps: int, c: Tensor | None = None, lr: float = 5e-3, batch: int = 256
+    model: PathModel, x: Tensor, steps: int, c: Tensor | None = None, lr: float = 5e-3, batch: int = 256
 ) -> list[float]:
     learner, g, losses = model.learner(Recipe(lr=lr, clip=1.0)), gen(1), []
     model.train()
@@ -69,7 +71,7 @@ def moons_log_prob(x: Tensor) -> Tensor:
 
 
 @cache
-def trained(name: str) -> Path:
+def trained(name: str) -> PathModel:
     x, _ = moons(8000)
     model = build(name, PLANE, x, hidden=64, blocks=2, sample_steps=30)
     train(model, x, 500)

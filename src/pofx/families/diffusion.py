@@ -73,7 +73,7 @@ class PathConfig(ContinuousConfig):
     score_noise: float = 0.1
 
 
-class Path(Continuous):
+class PathModel(Continuous):
     """The one implementation behind the presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
@@ -236,7 +236,7 @@ def _side(space: Image) -> int:
     return min(space.height, space.width)
 
 
-class Ddpm(Path):
+class Ddpm(PathModel):
     """Variance-preserving diffusion, trained on its variational bound."""
 
     name = "ddpm"
@@ -252,7 +252,7 @@ class FlowMatchingConfig(PathConfig):
     weighting: Literal["vlb", "simple", "flat"] = "flat"
 
 
-class FlowMatching(Path):
+class FlowMatching(PathModel):
     """Straight lines from data to noise, and the velocity along them."""
 
     name = "flow-matching"

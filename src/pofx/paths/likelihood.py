@@ -36,7 +36,7 @@ def bound(
     """One draw [N] of the variational lower bound on log p(x), unbiased for u ~ U[0, 1) and eps ~ N(0, I).
 
     The model is p(z_1) = N(0, r_1^2 I), the learned path down to z_0, and a last Gaussian p(x | z_0), the
-    posterior that x would have were it N(0, I). In continuous time (Kingma et al. 2021, eq. 17)
+    posterior that x would have were it N(0, I). In continuous time (Kingma et al. 2021, section 5)
 
         log p(x) >= E log p(x|z_0) - KL(q(z_1|x) | p(z_1)) - 1/2 int E|eps - eps_hat|^2 d lambda.
 
@@ -45,14 +45,14 @@ def bound(
 
         log p(x) >= log N(x; 0, I) + 1/2 int E[|eps - eps_wiener|^2 - |eps - eps_hat|^2] d lambda,
 
-    so that only what the network knows beyond a Gaussian is left to chance (cf. Kong et al. 2023, eq. 9).
+    so that only what the network knows beyond a Gaussian is left to chance (cf. Kong et al. 2023).
 
     Args:
         x: [N, *E] standardised (the ends of the path take unit variance); float64 for full precision.
         u: [N] float64, picks the noise level; eps: the noise [N, *E].
         smallest, largest: sigma / alpha at both ends of the path.
         steps: T, the looser bound of the ancestral sampler in T steps even in lambda (Kingma et al. 2021,
-            eq. 14); None for continuous time.
+            section 4); None for continuous time.
     """
     ends = -2 * torch.tensor([largest, smallest], dtype=torch.float64, device=x.device).log()
     u = u.to(x.device)

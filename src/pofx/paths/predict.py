@@ -6,7 +6,7 @@ With z = alpha x + sigma eps, r = sqrt(alpha^2 + sigma^2), and ' for d/dt, a net
     eps       eps
     score     grad_z log q(z | x) = -eps / sigma
     v         (alpha eps - sigma x) / r            Salimans & Ho 2022, section 4 and appendix D
-    velocity  u = alpha' x + sigma' eps            Lipman et al. 2023, eq. 13
+    velocity  u = alpha' x + sigma' eps            Lipman et al. 2023, eq. 15
 
 For the squared error the best prediction is each one's posterior mean, and all are affine in one another
 given z: knowing one is knowing all. Samplers and likelihoods see only the denoiser E[x | z].

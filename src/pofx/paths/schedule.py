@@ -5,9 +5,9 @@ ratio, through log SNR = 2 log(alpha / sigma), is all of it that a likelihood se
 sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds (Kingma et al. 2021,
 "Variational Diffusion Models", section 5.1).
 
-    linear-beta   variance preserving   Ho et al. 2020 in the continuous time of Song et al. 2021 (eq. 33)
+    linear-beta   variance preserving   Ho et al. 2020 in the continuous time of Song et al. 2021 (appendix C)
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
-    exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (eq. 31)
+    exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C)
     linear        straight lines        Lipman et al. 2023 (eq. 20-23, with time running from data to noise)
 """
 
