@@ -77,13 +77,13 @@ def main() -> None:
                 flow, log_prob, sample = build(family, d, layers, hidden)
                 optimizer = torch.optim.Adam(flow.parameters(), 1e-4, fused=True)
 
-                def step(log_prob=log_prob, optimizer=optimizer):
+                def step(log_prob=log_prob, optimizer=optimizer, x=x):
                     optimizer.zero_grad(set_to_none=True)
                     (-log_prob(x).mean()).backward()
                     optimizer.step()
 
                 tasks["train step"][who] = step
-                tasks["log_prob"][who] = torch.no_grad()(lambda log_prob=log_prob: log_prob(x))
+                tasks["log_prob"][who] = torch.no_grad()(lambda log_prob=log_prob, x=x: log_prob(x))
                 tasks["sample"][who] = torch.no_grad()(lambda sample=sample: sample(BATCH))
             for task, contestants in tasks.items():
                 slow = task == "sample" and family == "nsf" and d > 21  # zuko takes ten seconds a call

@@ -39,9 +39,7 @@ def csv(folder: Path, text: str, name: str = "t.csv") -> str:
 
 def good_csv(folder: Path) -> str:
     rng = np.random.default_rng(0)
-    rows = [
-        f"{a:.6f},{b},{c}" for a, b, c in zip(rng.normal(size=60), rng.integers(0, 9, 60), rng.choice(list("xyz"), 60))
-    ]
+    rows = [f"{rng.normal():.6f},{rng.integers(0, 9)},{rng.choice(list('xyz'))}" for _ in range(60)]
     return csv(folder, "a,b,c\n" + "\n".join(rows) + "\n", "good.csv")
 
 

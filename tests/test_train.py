@@ -59,8 +59,8 @@ def test_steps_and_epochs_are_the_same_budget(data):
 def test_seconds_bound_the_fit(data):
     started = time.perf_counter()
     run = fit(data, NoisyGaussian, seconds=1.0)
-    assert 0.9 < run.seconds < 2.0
-    assert time.perf_counter() - started < 6
+    assert 0.9 < run.seconds < 4.0
+    assert time.perf_counter() - started < 15
     assert run.status == "finished"
 
 

@@ -122,7 +122,8 @@ class Continuous(Model):
 
     def noisy_split(self, x: Tensor, generator: torch.Generator) -> Parts:
         """Codes and y of rows x [N, *E] under one draw of the noise."""
-        pre, noise = self.preprocess, {"generator": generator, "device": generator.device}
+        pre = self.preprocess
+        noise: dict[str, Any] = {"generator": generator, "device": generator.device}
         u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
         e = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
         return self.split(x, u, e)

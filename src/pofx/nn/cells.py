@@ -11,6 +11,7 @@ impossible. A missing entry is a cell of its own. Whatever counts cells is then 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -259,6 +260,9 @@ class Cells(nn.Module):
 
 class TableCells(Cells):
     """The columns of a table (a label is a table of one category)."""
+
+    nothing: Tensor
+    sites: Any  # a ModuleList of Values and Intervals
 
     def __init__(self, space: Table | Label, bins: int) -> None:
         super().__init__()

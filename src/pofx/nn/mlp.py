@@ -89,5 +89,6 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         y = self.up(F.silu(x))
         if self.condition is not None:
+            assert condition is not None
             y = y + self.condition(F.silu(condition))
         return x + self.down(F.silu(y))

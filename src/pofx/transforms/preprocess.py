@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ class TablePreprocess(Preprocess):
         )
         self.uniform = any(c.step is not None for _, c in numeric)
         self.normal = bool(self.coded)
-        f64 = {"dtype": torch.float64}
+        f64: dict[str, Any] = {"dtype": torch.float64}
         # step 0: no grid
         self.register_buffer("step", torch.tensor([c.step or 0.0 for _, c in numeric], **f64), persistent=False)
         self.register_buffer("origin", torch.tensor([c.origin for _, c in numeric], **f64), persistent=False)

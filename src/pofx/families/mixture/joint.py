@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class Joint(nn.Module):
     """
 
     step: Tensor
+    origin: Tensor
     atoms: Tensor
     offset: Tensor
 
@@ -97,7 +99,7 @@ class Joint(nn.Module):
         self.dim, self.values = len(steps), sum(code.size for code in self.codes)
         offset = torch.tensor([0, *(code.size for code in self.codes)]).cumsum(0)[:-1]
         gridded = [code.real for code in self.codes if code.grid]
-        f64 = {"dtype": torch.float64}
+        f64: dict[str, Any] = {"dtype": torch.float64}
         self.register_buffer("step", torch.tensor(steps, **f64), persistent=False)
         self.register_buffer("origin", torch.tensor(origins, **f64), persistent=False)
         self.register_buffer("offset", offset, persistent=False)
