@@ -54,7 +54,11 @@ class Source:
     split_seed: int = 0
     """Seed of the split into training, validation and test rows."""
     max_rows: int | None = None
-    """Read only the first so many rows."""
+    """Use only so many rows, drawn at random."""
+    shape: tuple[int, ...] | None = None
+    """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
+    resize: int | None = None
+    """Crop the middle square of each image of a folder and scale it to so many pixels."""
 
 
 @dataclass(kw_only=True)
@@ -85,6 +89,8 @@ def _load(args: Source) -> Data:
         drop=tuple(args.drop),
         seed=args.split_seed,
         max_rows=args.max_rows,
+        shape=args.shape,
+        resize=args.resize,
     )
 
 

@@ -108,7 +108,7 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
         kind = "date" if col.date == "d" else "time"
         note = f"counted in {'days' if col.date == 'd' else 'seconds'}"
     if isinstance(col, Real) and col.step is not None:
-        note = f"repeats values: counted in steps of {col.step:.6g}"
+        note = f"counted in steps of {col.step:.6g}"
     return _entry(col.name, role, kind, f"{low} to {high}", missing, note)
 
 
