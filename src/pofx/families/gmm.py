@@ -257,9 +257,9 @@ class Mixture(Model):
         blank = em.blank(self.kind, k * groups, z.shape[1], prior)
         best, height = blank, -math.inf
         for _ in range(self.config.restarts):
-            label = torch.zeros_like(codes[:, 0]) if codes.shape[1] else torch.zeros(len(y), dtype=torch.int64)
+            label = torch.zeros(len(y), dtype=torch.int64, device=y.device)
             for g in range(groups):
-                index = (codes[:, 0] == g).nonzero().squeeze(1) if groups > 1 else torch.arange(len(y))
+                index = (codes[:, 0] == g if groups > 1 else label == 0).nonzero().squeeze(1)
                 if len(index):
                     label[index] = g * k + em.k_means(features[index], k, weight[index], generator)
             start = em.from_partition(blank, z, codes, weight, label, prior)

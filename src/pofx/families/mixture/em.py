@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.learner import Batch, Local, Runtime
-from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above
+from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above, triangular_inverse
 from pofx.families.mixture.sweep import Stats, expect
 
 if TYPE_CHECKING:
@@ -149,18 +149,18 @@ def _table(table: Tensor, stats: Stats, prior: Prior) -> Tensor:
 
 def log_prior(components: Components, prior: Prior) -> Tensor:
     """log p(theta) up to a constant: what EM raises together with the log-likelihood."""
-    d = components.mean.shape[1]
-    kind, factor, mean = components.kind, components.factor, components.mean
-    if kind in ("full", "tied"):
-        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-        eye = torch.eye(d, dtype=mean.dtype, device=mean.device).expand_as(factor)
-        trace = torch.linalg.solve_triangular(factor, eye, upper=False).square().sum()
-        pulled = torch.linalg.solve_triangular(factor, mean[..., None], upper=False).square().sum()
-    else:
-        deviation = components.deviation()
-        log_det = 2 * deviation.log().sum()
-        trace, pulled = deviation.square().reciprocal().sum(), (mean / deviation).square().sum()
-    total = -0.5 * (prior.wishart * log_det + prior.spread(components) * trace + prior.normal * pulled)
+    total, mean = components.mean.new_zeros(()), components.mean
+    if prior.wishart or prior.normal:
+        if components.kind in ("full", "tied"):
+            log_det = 2 * components.factor.diagonal(dim1=-2, dim2=-1).log().sum()
+            trace = triangular_inverse(components.factor).square().sum()
+            pulled = torch.linalg.solve_triangular(components.factor, mean[..., None], upper=False).square().sum()
+        else:
+            # of a spherical mixture: one deviation stands for d of them, in the prior as in the likelihood
+            deviation = components.deviation()
+            log_det = 2 * deviation.log().sum()
+            trace, pulled = deviation.square().reciprocal().sum(), (mean / deviation).square().sum()
+        total -= 0.5 * (prior.wishart * log_det + prior.spread(components) * trace + prior.normal * pulled)
     weight = components.log_weight.view(prior.groups, -1)
     share = weight.logsumexp(1, keepdim=True)
     total = total + prior.dirichlet * (weight - share).sum()
@@ -204,7 +204,7 @@ class EmLearner:
     finished: bool = False
     height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
     seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
-    seen: tuple[int, ...] = ()  # which batch ``rows`` holds
+    seen: tuple[Tensor | None, ...] = ()  # the tensors of the batch that ``rows`` holds
     rows: list[Rows] = field(default_factory=list)
     sweep: Literal["minibatch", "dataset"] = "dataset"
 
@@ -235,8 +235,7 @@ class EmLearner:
     def _read(self, batch: Batch) -> None:
         """The batch in whitened coordinates, kept while the same batch comes again."""
         tensors = (batch.x, batch.c, batch.weight)
-        seen = tuple(v for t in tensors if t is not None for v in (t.data_ptr(), len(t)))
-        if seen == self.seen:
+        if self.seen and all(_same_memory(a, b) for a, b in zip(tensors, self.seen, strict=True)):
             return
         joint, weight = self.model.joint, None
         if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
@@ -245,13 +244,19 @@ class EmLearner:
         if len(grid := joint.grid()):
             noise = torch.Generator(batch.x.device).manual_seed(self.seed or 0)
             y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
-        self.rows, self.seen = self.model.rows(y, codes, weight), seen
+        self.rows, self.seen = self.model.rows(y, codes, weight), tensors
 
     def state_dict(self) -> dict[str, Any]:
         return {"finished": self.finished, "height": self.height, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
+
+
+def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 # -- starts --------------------------------------------------------------------------------------------------
