@@ -186,25 +186,33 @@ class Walk:
         if net.context is not None:
             self.start[0] = net.context(h).T.split(units[0])
         if net.residual:
-            self.start[1:] = [torch.empty_like(a[1:]).split(u) for a, u in zip(self.active[1:], units[1:], strict=True)]
+            self.start[1:] = [torch.empty_like(a[1:]).split(u) for a, u in zip(self.active, units[1:], strict=False)]
         self.context_out = None if net.context_out is None else net.context_out(h).T.split(net.params)
 
     def params(self) -> Tensor:
         """The parameters [n, params[site]] of the next site."""
-        r = self.rank
-        seen = self.seen[r]
-        below, width = self.x[:seen], seen
+        return self.params_first().T
+
+    def push(self, features: Tensor) -> None:
+        """Take the value of that site, embedded [n, features[site]], and go on to the next."""
+        self.push_first(features.T)
+
+    def params_first(self) -> Tensor:
+        """``params`` as [params[site], n]."""
+        r, last = self.rank, len(self.weights) - 1
+        seen = width = self.seen[r]
+        below = self.x[:seen]
         for i, weights in enumerate(self.weights):
             z = self.active_rows[i][r]
             if len(z):
                 weight, start = weights[r][:, :width], self.start[i]
+                after = None if i == last else self.start[i + 1]
+                y = z if after is None else after[r]
                 if start is None:
-                    torch.mm(weight, below, out=z)
+                    torch.mm(weight, below, out=y)
                 else:
-                    torch.addmm(start[r], weight, below, out=z)
-                if self.net.residual and i + 1 < len(self.weights):
-                    self.start[i + 1][r].copy_(z)
-                z.clamp_min_(0)
+                    torch.addmm(start[r], weight, below, out=y)
+                torch.clamp_min(y, 0, out=z)
             width = self.ends[i][r]
             below = self.active[i][:width]
         site = self.order[r]
@@ -213,12 +221,12 @@ class Walk:
             p.addmm_(self.direct[site][:, : seen - 1], self.x[1:seen])
         if self.context_out is not None:
             p += self.context_out[site]
-        return p.T
+        return p
 
-    def push(self, features: Tensor) -> None:
-        """Take the value of that site, embedded [n, features[site]], and go on to the next."""
+    def push_first(self, features: Tensor) -> None:
+        """``push`` of [features[site], n]."""
         if self.net.inputs:
-            self.x_rows[self.rank].copy_(features.T)
+            self.x_rows[self.rank].copy_(features)
         self.rank += 1
 
 

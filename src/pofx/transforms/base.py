@@ -32,7 +32,7 @@ class Transform(nn.Module):
 
     @abstractmethod
     def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
-        """x with f(x; h) = z."""
+        """x with f(x; h) = z. Its gradient is not promised: sampling needs none."""
 
 
 class Chain(Transform):
@@ -81,14 +81,13 @@ class Affine:
     count: ClassVar[int] = 2
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._log_scale(parameters)
-        return torch.addcmul(parameters[1], x, s.exp()), s
+        raw, t = parameters
+        s = self.limit * (raw / self.limit).tanh()
+        return torch.addcmul(t, x, s.exp()), s
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Tensor:
-        return (z - parameters[1]) / self._log_scale(parameters).exp()
-
-    def _log_scale(self, parameters: Tensor) -> Tensor:
-        return self.limit * (parameters[0] / self.limit).tanh()
+        raw, t = parameters
+        return (z - t) / (raw / self.limit).tanh().mul(self.limit).exp()
 
 
 class LuLinear(Transform):

@@ -54,6 +54,6 @@ class MaskedAutoregressive(Transform):
         walk = self.net.walk(len(z), h)
         entries = list(z.T.contiguous())
         for i in walk.order:
-            entries[i] = self.scalar.inverse(entries[i], walk.params().T)
-            walk.push(entries[i][:, None])
+            entries[i] = self.scalar.inverse(entries[i], walk.params_first())
+            walk.push_first(entries[i])
         return torch.stack(entries).T

@@ -50,8 +50,9 @@ def spline(x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
     return y, log_slope
 
 
+@torch.no_grad()
 def spline_inverse(y: Tensor, raw: Tensor) -> Tensor:
-    """x [M] with spline(x) = y (Durkan et al. 2019, eq. 6-8; the root that does not cancel)."""
+    """x [M] with spline(x) = y (Durkan et al. 2019, eq. 6-8; the root that does not cancel); no gradient."""
     widths, heights, slopes = knots(*shapes(raw))
     inner = y.clamp(-BOUND, BOUND)
     x0, y0, w, h, d0, d1 = _pick(_bins(inner, heights), widths, heights, slopes)
@@ -119,8 +120,7 @@ class _Spline(torch.autograd.Function):
         y = y0 + h * (numerator / denominator)
         log_slope = (curve * (s / denominator).square()).log()
         ctx.save_for_backward(shares, log_slopes, slopes, left, inside, w, h, d0, d1, z)
-        # outside, inner is an end, which y maps to itself: x goes through
-        return y + (x - inner), log_slope * inside
+        return y * inside + x * (1 - inside), log_slope * inside
 
     @staticmethod
     @once_differentiable

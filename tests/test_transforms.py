@@ -1,0 +1,271 @@
+"""Transforms: inverses, Jacobians, oracles; preprocessing: round trips, bounds, Jacobians."""
+
+import math
+
+import pytest
+import torch
+
+from pofx.core.likelihood import Exact, LowerBound
+from pofx.core.space import Category, Image, Integer, Real, Table
+from pofx.nn.mlp import Mlp
+from pofx.transforms.base import Affine, Chain, Delta, LuLinear
+from pofx.transforms.coupling import Coupling
+from pofx.transforms.masked import MaskedAutoregressive
+from pofx.transforms.preprocess import ATOMS, preprocess
+from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_inverse
+
+D, WIDTH = 5, 3
+SIZE = {"context": WIDTH, "hidden": 16, "blocks": 2}
+MASK = torch.tensor([True, False, True, False, True])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def scramble(module, seed=1, scale=0.3):
+    """Random parameters: fresh nets are the identity, which would test nothing.
+
+    Moderate ones: a spline between steep and flat knots can be flatter than 1e-8, and no inverse is exact there.
+    """
+    module.double()
+    for i, p in enumerate(module.parameters()):
+        p.data.copy_(scale * randn(*p.shape, seed=seed + i))
+    return module
+
+
+def jacobian(f, x):
+    """dz/dx [d, d] of one row x [1, d]."""
+    x = x.clone().requires_grad_()
+    z = f(x)
+    return torch.stack([torch.autograd.grad(z[0, i], x, retain_graph=True)[0][0] for i in range(z.shape[1])])
+
+
+def lu(seed=0):
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        return LuLinear(D)
+
+
+TRANSFORMS = {
+    "affine coupling": lambda: Coupling(MASK, Affine(), **SIZE),
+    "spline coupling": lambda: Coupling(MASK, Spline(6), **SIZE),
+    "coupling of all": lambda: Coupling(torch.ones(D, dtype=torch.bool), Affine(), **SIZE),
+    "affine autoregressive": lambda: MaskedAutoregressive(D, Affine(), **SIZE),
+    "reversed": lambda: MaskedAutoregressive(D, Affine(), reverse=True, **SIZE),
+    "spline autoregressive": lambda: MaskedAutoregressive(D, Spline(6), **SIZE),
+    "lu": lu,
+    "chain": lambda: Chain([lu(), MaskedAutoregressive(D, Spline(4), **SIZE), Coupling(MASK, Affine(), **SIZE)]),
+}
+
+
+@pytest.fixture(params=TRANSFORMS, ids=TRANSFORMS)
+def transform(request):
+    return scramble(TRANSFORMS[request.param]())
+
+
+def test_inverse_and_log_determinant(transform):
+    x, h = 2 * randn(40, D), randn(40, WIDTH, seed=7)
+    z, log_det = transform(x, h)
+    assert transform.kind is Exact
+    torch.testing.assert_close(transform.inverse(z, h), x, atol=1e-7, rtol=1e-7)
+    for i in range(10):
+        _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: transform(v, h[i : i + 1])[0], x[i : i + 1]))
+        torch.testing.assert_close(log_det[i], want, atol=1e-9, rtol=1e-9)
+
+
+def test_rows_do_not_see_each_other(transform):
+    x, h = randn(6, D), randn(6, WIDTH, seed=7)
+    z, log_det = transform(x, h)
+    alone, log_det_alone = transform(x[2:3], h[2:3])
+    torch.testing.assert_close(z[2:3], alone)
+    torch.testing.assert_close(log_det[2:3], log_det_alone)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_autoregressive_is_causal_and_its_cached_inverse_equals_the_naive_one(reverse):
+    layer = scramble(MaskedAutoregressive(D, Spline(5), reverse=reverse, **SIZE))
+    h, z = randn(30, WIDTH, seed=3), randn(30, D)
+    order = layer.net.orders[0]
+    x = torch.zeros_like(z)
+    for i in order:  # the naive way: a whole pass per entry
+        parameters = layer.net(x, h).view(30, D, -1)[:, i].T
+        x[:, i] = spline_inverse(z[:, i], parameters)
+    torch.testing.assert_close(layer.inverse(z, h), x)
+    in_order = jacobian(lambda v: layer(v, h[:1])[0], x[:1])[order][:, order]
+    assert torch.equal(in_order, in_order.tril())
+    assert (in_order.diagonal() > 0).all()
+
+
+def test_fresh_layers_are_the_identity():
+    x = randn(8, D, dtype=torch.float32)
+    for make in (TRANSFORMS["affine coupling"], TRANSFORMS["spline autoregressive"]):
+        z, log_det = make()(x, torch.zeros(8, WIDTH))
+        torch.testing.assert_close(z, x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(log_det, torch.zeros(8), atol=1e-5, rtol=0)
+
+
+def test_whitening_start():
+    x = randn(4000, D) @ randn(D, D, seed=2) + 3
+    layer = lu().double()
+    layer.whiten(x)
+    z, _ = layer(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(D, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(D, dtype=torch.float64), atol=1e-2, rtol=0)
+    singular = torch.stack([x[:, 0], x[:, 0], x[:, 1], 0 * x[:, 2], x[:, 3]], 1)
+    layer.whiten(singular)
+    assert all(p.isfinite().all() for p in layer.parameters())
+
+
+# ------------------------------------------------------------------------------------------- splines
+
+
+def test_spline_is_monotone_continuous_and_linear_outside():
+    raw = 2 * randn(3 * 8 - 1, 1).expand(-1, 20001).contiguous()
+    x = torch.linspace(-BOUND - 1, BOUND + 1, 20001, dtype=torch.float64).requires_grad_()
+    y, log_slope = spline(x, raw)
+    (slope,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    torch.testing.assert_close(slope.log(), log_slope)
+    x, y = x.detach(), y.detach()
+    assert (y.diff() > 0).all()
+    trapezoid = 0.5 * (slope[1:] + slope[:-1]) * x.diff()  # a jump would add to y but not to this integral
+    torch.testing.assert_close(y[0] + trapezoid.cumsum(0), y[1:], atol=1e-3, rtol=0)
+    outside = x.abs() > BOUND
+    assert torch.equal(y[outside], x[outside])
+    assert not log_slope[outside].any()
+
+
+def test_spline_gradient():
+    x, raw = (3 * randn(15)).requires_grad_(), (2 * randn(3 * 4 - 1, 15)).requires_grad_()
+    assert torch.autograd.gradcheck(spline, (x, raw))
+
+
+def test_spline_in_single_precision():
+    """Extreme parameters and knots themselves: finite, invertible to single precision."""
+    raw = 30 * randn(3 * 8 - 1, 5000, dtype=torch.float32)
+    widths, _, _ = knots(*shapes(raw))
+    ends = torch.cat([torch.full((1, 5000), -BOUND), widths.cumsum(0) - BOUND])
+    for x in (3 * randn(5000, dtype=torch.float32), *ends, torch.full((5000,), 1e30)):
+        x = x.clone().requires_grad_()
+        y, log_slope = spline(x, raw)
+        (y.sum() + log_slope.sum()).backward()
+        assert y.isfinite().all()
+        assert log_slope.isfinite().all()
+        assert x.grad.isfinite().all()
+    assert spline_inverse(x.detach(), raw).isfinite().all()
+    x, raw = 3 * randn(5000, dtype=torch.float32), raw / 30
+    y, log_slope = spline(x, raw)
+    error = (spline_inverse(y, raw) - x) * log_slope.exp()  # where y is flat, many x round to it
+    assert error.abs().max() < 1e-5
+    assert spline(torch.tensor([math.nan]), raw[:, :1])[0].isnan().all()
+
+
+def test_spline_equals_zuko():
+    transforms = pytest.importorskip("zuko").transforms
+    raw, x = 0.5 * randn(3 * 6 - 1, 200), 3 * randn(200)
+    widths, heights, slopes = knots(*shapes(raw))
+
+    def unclip(log, limit):  # zuko squashes its logits as v / (1 + |v / limit|)
+        return log / (1 - (log / limit).abs())
+
+    limit = -math.log(1e-3)
+    w, h = (unclip(v.log() - v.log().mean(0), limit / 2).T for v in (widths, heights))
+    theirs = transforms.MonotonicRQSTransform(w, h, unclip(slopes[1:-1].log(), limit).T, bound=BOUND)
+    y, log_slope = spline(x, raw)
+    want, want_log_slope = theirs.call_and_ladj(x)
+    torch.testing.assert_close(y, want, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(log_slope, want_log_slope, atol=1e-8, rtol=1e-8)
+
+
+# ------------------------------------------------------------------------------------------- preprocessing
+
+MIXED = Table(
+    (
+        Real("real"),
+        Real("nullable", nullable=True),
+        Integer("integer", 0, 99, nullable=True),
+        Category("category", ("a", "b"), nullable=True),
+        Real("step", step=0.1, origin=0.05),
+    )
+)
+
+
+def mixed_rows(n, seed=0):
+    x = randn(n, 5, seed=seed)
+    x[::7, 1] = math.nan
+    x[:, 2] = (3 * x[:, 2]).round()
+    x[::2, 2] = 50  # an atom
+    x[::5, 2] = math.nan
+    x[:, 3] = (x[:, 3] > 0).double()
+    x[::4, 3] = math.nan
+    x[:, 4] = 0.05 + 0.1 * (10 * x[:, 4]).round()
+    return x
+
+
+def test_table_round_trip():
+    x = mixed_rows(1000)
+    pre = preprocess(MIXED)
+    pre.fit(x, None, generator())
+    assert pre.code_sizes == (3, 2, 2 + ATOMS, 1 + ATOMS)
+    assert pre.kind is LowerBound
+    n = torch.rand(1000, pre.dim, generator=generator(1)), randn(1000, pre.dim, seed=2)
+    parts = pre.split(x, *n)
+    back = pre.join(parts.codes, parts.y.float())
+    MIXED.check(back)
+    torch.testing.assert_close(back, x, atol=1e-6, rtol=1e-6, equal_nan=True)
+    torch.testing.assert_close(parts.y.mean(0), torch.zeros(4, dtype=torch.float64), atol=0.1, rtol=0)
+    torch.testing.assert_close(parts.y.std(0), torch.ones(4, dtype=torch.float64), atol=0.1, rtol=0)
+    atom = (x[:, 2] == 50).nonzero()[0, 0]
+    assert parts.codes[atom, 2] == 1
+
+
+def test_a_table_of_complete_reals_is_exact():
+    pre = preprocess(Table((Real("a"), Real("b"))))
+    x = torch.tensor([[1e9, 0.0], [1e9 + 1, 2.0], [1e9 + 2, 1.0]], dtype=torch.float64)
+    pre.fit(x, torch.tensor([1.0, 2.0, 1.0]), generator())
+    assert pre.kind is Exact
+    assert pre.code_sizes == ()
+    parts = pre.split(x)
+    torch.testing.assert_close(pre.join(parts.codes, parts.y), x)
+    torch.testing.assert_close(pre.loc[0].item(), 1e9 + 1)  # weighted
+    torch.testing.assert_close(parts.log_jacobian, -pre.scale.log().sum().expand(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"logit": 0.05}, {"shared_scale": True}], ids=str)
+def test_image_round_trip_and_jacobian(options):
+    space = Image(3, 4, 2, levels=5)
+    x = torch.randint(0, 5, (500, 2, 3, 4), generator=generator(), dtype=torch.uint8)
+    pre = preprocess(space, **options)
+    pre.fit(x, None, generator())
+    u = torch.rand(500, 24, generator=generator(1))
+    parts = pre.split(x, u)
+    assert torch.equal(pre.join(parts.codes, parts.y), x)
+    for i in range(3):  # y is elementwise in u, and |dx| = |du|
+        want = jacobian(lambda v, i=i: pre.split(x[i : i + 1], v).y, u[i : i + 1]).diagonal().log().sum()
+        torch.testing.assert_close(parts.log_jacobian[i], want.double(), atol=1e-4, rtol=1e-5)
+
+
+def test_delta():
+    z = randn(4, 3)
+    delta = Delta(z)
+    assert delta.batch_shape == (4,)
+    assert delta.event_shape == (3,)
+    assert torch.equal(delta.mean, z)
+    assert delta.sample((2,)).shape == (2, 4, 3)
+    assert torch.equal(delta.rsample((2,))[1], z)
+    assert delta.log_prob(z).tolist() == [0.0] * 4
+    assert delta.log_prob(z + 1).tolist() == [-math.inf] * 4
+
+
+def test_mlp_features_first_context_and_time():
+    net = scramble(Mlp(4, 6, hidden=8, blocks=2, context=3, time=True))
+    x, h, t = randn(7, 4), randn(7, 3, seed=1), torch.rand(7, generator=generator(), dtype=torch.float64)
+    y = net(x, h, t)
+    assert y.shape == (7, 6)
+    torch.testing.assert_close(net.features_first(x, h, t), y.T)
+    assert not torch.allclose(net(x, h + 1, t), y)
+    assert not torch.allclose(net(x, h, t + 0.3), y)
