@@ -27,6 +27,12 @@ def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator(seed), dtype=dtype)
 
 
+def close(a, b, atol=1e-9, rtol=1e-7, equal_nan=False):
+    """As torch.testing.assert_close, which takes seconds to import."""
+    assert a.shape == b.shape
+    assert torch.allclose(a, b.to(a.dtype), atol=atol, rtol=rtol, equal_nan=equal_nan), (a - b).abs().max()
+
+
 def scramble(module, seed=1, scale=0.3):
     """Random parameters: fresh nets are the identity, which would test nothing.
 
@@ -72,18 +78,18 @@ def test_inverse_and_log_determinant(transform):
     x, h = 2 * randn(40, D), randn(40, WIDTH, seed=7)
     z, log_det = transform(x, h)
     assert transform.kind is Exact
-    torch.testing.assert_close(transform.inverse(z, h), x, atol=1e-7, rtol=1e-7)
+    close(transform.inverse(z, h), x, atol=1e-7, rtol=1e-7)
     for i in range(10):
         _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: transform(v, h[i : i + 1])[0], x[i : i + 1]))
-        torch.testing.assert_close(log_det[i], want, atol=1e-9, rtol=1e-9)
+        close(log_det[i], want, atol=1e-9, rtol=1e-9)
 
 
 def test_rows_do_not_see_each_other(transform):
     x, h = randn(6, D), randn(6, WIDTH, seed=7)
     z, log_det = transform(x, h)
     alone, log_det_alone = transform(x[2:3], h[2:3])
-    torch.testing.assert_close(z[2:3], alone)
-    torch.testing.assert_close(log_det[2:3], log_det_alone)
+    close(z[2:3], alone)
+    close(log_det[2:3], log_det_alone)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -95,7 +101,7 @@ def test_autoregressive_is_causal_and_its_cached_inverse_equals_the_naive_one(re
     for i in order:  # the naive way: a whole pass per entry
         parameters = layer.net(x, h).view(30, D, -1)[:, i].T
         x[:, i] = spline_inverse(z[:, i], parameters)
-    torch.testing.assert_close(layer.inverse(z, h), x)
+    close(layer.inverse(z, h), x)
     in_order = jacobian(lambda v: layer(v, h[:1])[0], x[:1])[order][:, order]
     assert torch.equal(in_order, in_order.tril())
     assert (in_order.diagonal() > 0).all()
@@ -105,8 +111,8 @@ def test_fresh_layers_are_the_identity():
     x = randn(8, D, dtype=torch.float32)
     for make in (TRANSFORMS["affine coupling"], TRANSFORMS["spline autoregressive"]):
         z, log_det = make()(x, torch.zeros(8, WIDTH))
-        torch.testing.assert_close(z, x, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(log_det, torch.zeros(8), atol=1e-5, rtol=0)
+        close(z, x, atol=1e-5, rtol=1e-5)
+        close(log_det, torch.zeros(8), atol=1e-5, rtol=0)
 
 
 def test_whitening_start():
@@ -114,8 +120,8 @@ def test_whitening_start():
     layer = lu().double()
     layer.whiten(x)
     z, _ = layer(x)
-    torch.testing.assert_close(z.mean(0), torch.zeros(D, dtype=torch.float64), atol=1e-6, rtol=0)
-    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(D, dtype=torch.float64), atol=1e-2, rtol=0)
+    close(z.mean(0), torch.zeros(D, dtype=torch.float64), atol=1e-6, rtol=0)
+    close(z.T.cov(correction=0), torch.eye(D, dtype=torch.float64), atol=1e-2, rtol=0)
     singular = torch.stack([x[:, 0], x[:, 0], x[:, 1], 0 * x[:, 2], x[:, 3]], 1)
     layer.whiten(singular)
     assert all(p.isfinite().all() for p in layer.parameters())
@@ -129,19 +135,40 @@ def test_spline_is_monotone_continuous_and_linear_outside():
     x = torch.linspace(-BOUND - 1, BOUND + 1, 20001, dtype=torch.float64).requires_grad_()
     y, log_slope = spline(x, raw)
     (slope,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
-    torch.testing.assert_close(slope.log(), log_slope)
+    close(slope.log(), log_slope)
     x, y = x.detach(), y.detach()
     assert (y.diff() > 0).all()
     trapezoid = 0.5 * (slope[1:] + slope[:-1]) * x.diff()  # a jump would add to y but not to this integral
-    torch.testing.assert_close(y[0] + trapezoid.cumsum(0), y[1:], atol=1e-3, rtol=0)
+    close(y[0] + trapezoid.cumsum(0), y[1:], atol=1e-3, rtol=0)
     outside = x.abs() > BOUND
     assert torch.equal(y[outside], x[outside])
     assert not log_slope[outside].any()
 
 
-def test_spline_gradient():
-    x, raw = (3 * randn(15)).requires_grad_(), (2 * randn(3 * 4 - 1, 15)).requires_grad_()
-    assert torch.autograd.gradcheck(spline, (x, raw))
+def slow_spline(x, raw):
+    """The textbook way, with gathers, differentiated by autograd."""
+    widths, heights, slopes = knots(*shapes(raw))
+    left = torch.cat([torch.full_like(widths[:1], -BOUND), widths.cumsum(0) - BOUND])
+    low = torch.cat([torch.full_like(heights[:1], -BOUND), heights.cumsum(0) - BOUND])
+    k = ((x.detach() >= left).sum(0) - 1).clamp(0, len(widths) - 1)[None]
+    w, h, x0, y0, d0, d1 = (v.gather(0, k)[0] for v in (widths, heights, left, low, slopes[:-1], slopes[1:]))
+    s, z = h / w, (x - x0) / w
+    denominator = s + (d0 + d1 - 2 * s) * z * (1 - z)
+    y = y0 + h * (s * z**2 + d0 * z * (1 - z)) / denominator
+    slope = s**2 * (d1 * z**2 + 2 * s * z * (1 - z) + d0 * (1 - z) ** 2) / denominator**2
+    inside = x.abs() <= BOUND
+    return torch.where(inside, y, x), torch.where(inside, slope.log(), 0)
+
+
+def test_spline_equals_its_slow_twin_gradient_included():
+    x, raw = (3 * randn(300)).requires_grad_(), (2 * randn(3 * 6 - 1, 300)).requires_grad_()
+    gy, gl = randn(300, seed=5), randn(300, seed=6)
+    results = []
+    for f in (spline, slow_spline):
+        y, log_slope = f(x, raw)
+        results.append((y, log_slope, *torch.autograd.grad((gy * y + gl * log_slope).sum(), (x, raw))))
+    for ours, theirs in zip(*results, strict=True):
+        close(ours, theirs)
 
 
 def test_spline_in_single_precision():
@@ -177,8 +204,8 @@ def test_spline_equals_zuko():
     theirs = transforms.MonotonicRQSTransform(w, h, unclip(slopes[1:-1].log(), limit).T, bound=BOUND)
     y, log_slope = spline(x, raw)
     want, want_log_slope = theirs.call_and_ladj(x)
-    torch.testing.assert_close(y, want, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(log_slope, want_log_slope, atol=1e-8, rtol=1e-8)
+    close(y, want, atol=1e-9, rtol=1e-9)
+    close(log_slope, want_log_slope, atol=1e-8, rtol=1e-8)
 
 
 # ------------------------------------------------------------------------------------------- preprocessing
@@ -216,9 +243,9 @@ def test_table_round_trip():
     parts = pre.split(x, *n)
     back = pre.join(parts.codes, parts.y.float())
     MIXED.check(back)
-    torch.testing.assert_close(back, x, atol=1e-6, rtol=1e-6, equal_nan=True)
-    torch.testing.assert_close(parts.y.mean(0), torch.zeros(4, dtype=torch.float64), atol=0.1, rtol=0)
-    torch.testing.assert_close(parts.y.std(0), torch.ones(4, dtype=torch.float64), atol=0.1, rtol=0)
+    close(back, x, atol=1e-6, rtol=1e-6, equal_nan=True)
+    close(parts.y.mean(0), torch.zeros(4, dtype=torch.float64), atol=0.1, rtol=0)
+    close(parts.y.std(0), torch.ones(4, dtype=torch.float64), atol=0.1, rtol=0)
     atom = (x[:, 2] == 50).nonzero()[0, 0]
     assert parts.codes[atom, 2] == 1
 
@@ -230,9 +257,9 @@ def test_a_table_of_complete_reals_is_exact():
     assert pre.kind is Exact
     assert pre.code_sizes == ()
     parts = pre.split(x)
-    torch.testing.assert_close(pre.join(parts.codes, parts.y), x)
-    torch.testing.assert_close(pre.loc[0].item(), 1e9 + 1)  # weighted
-    torch.testing.assert_close(parts.log_jacobian, -pre.scale.log().sum().expand(3))
+    close(pre.join(parts.codes, parts.y), x)
+    assert pre.loc[0].item() == 1e9 + 1  # weighted
+    close(parts.log_jacobian, -pre.scale.log().sum().expand(3))
 
 
 @pytest.mark.parametrize("options", [{}, {"logit": 0.05}, {"shared_scale": True}], ids=str)
@@ -246,7 +273,7 @@ def test_image_round_trip_and_jacobian(options):
     assert torch.equal(pre.join(parts.codes, parts.y), x)
     for i in range(3):  # y is elementwise in u, and |dx| = |du|
         want = jacobian(lambda v, i=i: pre.split(x[i : i + 1], v).y, u[i : i + 1]).diagonal().log().sum()
-        torch.testing.assert_close(parts.log_jacobian[i], want.double(), atol=1e-4, rtol=1e-5)
+        close(parts.log_jacobian[i], want.double(), atol=1e-4, rtol=1e-5)
 
 
 def test_delta():
@@ -266,6 +293,6 @@ def test_mlp_features_first_context_and_time():
     x, h, t = randn(7, 4), randn(7, 3, seed=1), torch.rand(7, generator=generator(), dtype=torch.float64)
     y = net(x, h, t)
     assert y.shape == (7, 6)
-    torch.testing.assert_close(net.features_first(x, h, t), y.T)
+    close(net.features_first(x, h, t), y.T)
     assert not torch.allclose(net(x, h + 1, t), y)
     assert not torch.allclose(net(x, h, t + 0.3), y)
