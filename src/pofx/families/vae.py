@@ -22,7 +22,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler, evaluating
+from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Image, Label, Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -188,7 +188,7 @@ class Vae(Model):
 
     @classmethod
     def tiny(cls, space: Space) -> VaeConfig:
-        return VaeConfig(latent=4, hidden=64, channels=8, warmup=0.2)
+        return VaeConfig(latent=4, hidden=64, channels=8, warmup=0.2, draws=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -290,19 +290,21 @@ class Vae(Model):
         With the standard normal prior everything is in closed form; with a learned mixture the KL figures are
         means over one draw per row, from ``generator`` (seed 0 where none is given).
         """
-        with evaluating(self):
-            q = self.given(c).encode(x)
-        assert isinstance(q, Independent)
-        mean, scale = q.base_dist.mean, q.base_dist.stddev
+        size = self.rows_per_pass()
+        blocks = [slice(i, i + size) for i in range(0, len(x), size)]
+        codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
+        mean = torch.cat([q.mean for q in codes])
+        log_scale = torch.cat([q.stddev for q in codes]).log()
         if self.config.prior == 1:
-            kl = self.divergence(mean, scale.log()).mean(0)
+            kl = self.divergence(mean, log_scale).mean(0)
             rate = float(kl.sum())
         else:
             generator = generator or torch.Generator(self.device).manual_seed(0)
             eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-            z = mean + scale * eps
-            kl = (q.base_dist.log_prob(z) - self.prior.log_marginals(z)).mean(0)
-            rate = float((q.log_prob(z) - self.prior.log_prob(z)).mean())
+            z = mean + log_scale.exp() * eps
+            log_q = -0.5 * eps.square() - log_scale - HALF_LOG_2PI
+            kl = (log_q - self.prior.log_marginals(z)).mean(0)
+            rate = float((log_q.sum(1) - self.prior.log_prob(z)).mean())
         variance = mean.var(0)
         return LatentReport(variance, int((variance > 0.01).sum()), kl, rate)
 

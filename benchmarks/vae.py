@@ -1,0 +1,226 @@
+"""Speed of VAE training on 28x28: the training loop against a hand-written one, and both against pythae.
+
+    python benchmarks/vae.py [--rounds N] [--threads N] [--epochs N] [--out FILE]
+
+One MLP VAE (784-512-16, batch 100, Adam) on 10000 random binary images.
+
+    step   one training step: our learner, a hand-written torch model, pythae's model; ELBO and IWAE-10
+    train  whole epochs: ``pofx.fit``, a hand-written loop around the same model and objective ("bare loop"),
+           a hand-written model and loop, pythae's trainer
+
+Rounds interleave, so that a slow moment of the machine hits all alike; figures are medians, ``iqr`` is the
+interquartile range over the median, and a ratio is the median of the ratios within a round. Prints one JSON
+object a line and writes all to benchmarks/results/vae.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--rounds", type=int, default=9)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--epochs", type=int, default=2, help="of one round of training")
+parser.add_argument("--only", default="step,train", help="comma-separated: step, train")
+parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "vae.json")
+ARGS = parser.parse_args()
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(ARGS.threads)
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.core.learner import Batch, Recipe
+from pofx.core.space import Image
+from pofx.data.base import Data, Part
+from pofx.families.vae import Vae, VaeConfig
+from pofx.train.fit import fit
+
+warnings.filterwarnings("ignore")
+logging.disable(logging.CRITICAL)
+torch.set_num_threads(ARGS.threads)
+
+LATENT, HIDDEN, BATCH, ROWS, DRAWS = 16, 512, 100, 10_000, 10
+SPACE = Image(28, 28, 1, 2)
+OPTIONS = {"latent": LATENT, "net": "mlp", "hidden": HIDDEN, "blocks": 0, "warmup": 0.0}
+RECIPE = {"batch": BATCH, "lr": 1e-3, "schedule": "constant", "warmup": 0, "clip": None, "ema": None}
+X = (torch.rand(ROWS, 1, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8)
+RESULTS: list[dict[str, Any]] = []
+
+
+def emit(**entry: Any) -> None:
+    RESULTS.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in entry.items()})
+    print(json.dumps(RESULTS[-1]), flush=True)
+
+
+class HandWritten(nn.Module):
+    """The same net and bound as a user would write them for this one case."""
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws = draws
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT))
+        self.decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 784))
+
+    def loss(self, x: Tensor) -> Tensor:
+        mean, log_var = self.encoder(x).chunk(2, 1)
+        eps = torch.randn(self.draws, *mean.shape)
+        z = mean + eps * (0.5 * log_var).exp()
+        logit, x = self.decoder(z.flatten(0, 1)).view(self.draws, len(x), 784), x.flatten(1)
+        if self.draws == 1:
+            bce = F.binary_cross_entropy_with_logits(logit[0], x, reduction="sum")
+            return (bce - 0.5 * (1 + log_var - mean.square() - log_var.exp()).sum()) / len(x)
+        log_p = torch.einsum("kbi,bi->kb", logit, x) - F.softplus(logit).sum(2)
+        log_w = log_p - 0.5 * z.square().sum(2) + 0.5 * (log_var + eps.square()).sum(2)
+        return (math.log(self.draws) - log_w.logsumexp(0)).mean()
+
+
+def ours(draws: int) -> Vae:
+    objective = "elbo" if draws == 1 else "iwae"
+    model = Vae(VaeConfig(**OPTIONS, objective=objective, train_draws=draws), SPACE)  # type: ignore[arg-type]
+    model.prepare(X, None, None, torch.Generator())
+    return model
+
+
+def pythae(draws: int) -> nn.Module:
+    from pythae.models import IWAE, VAE, IWAEConfig, VAEConfig
+
+    size = {"input_dim": (1, 28, 28), "latent_dim": LATENT, "reconstruction_loss": "bce"}
+    return VAE(VAEConfig(**size)) if draws == 1 else IWAE(IWAEConfig(number_samples=draws, **size))
+
+
+# -- one step -------------------------------------------------------------------------------------------------------
+
+
+def step_of_ours(draws: int) -> Callable[[], object]:
+    learner, noise = ours(draws).learner(Recipe(**RECIPE)), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    batch = Batch(X[:BATCH], total=BATCH, progress=0.5)
+    return lambda: learner.step(batch, noise)
+
+
+def step_of(loss: Callable[[], Tensor], model: nn.Module) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def steps(draws: int) -> dict[str, Callable[[], object]]:
+    """Each contestant as 20 steps."""
+    x, mine, theirs = X[:BATCH].float(), HandWritten(draws), pythae(draws)
+    one = {
+        "pofx": step_of_ours(draws),
+        "hand-written": step_of(lambda: mine.loss(x), mine),
+        "pythae": step_of(lambda: theirs({"data": x}).loss, theirs),
+    }
+    return {name: lambda f=f: [f() for _ in range(20)] for name, f in one.items()}
+
+
+# -- whole epochs ---------------------------------------------------------------------------------------------------
+
+
+def train_by_fit() -> None:
+    none = Part(X[:0])
+    fit(Data("random", "", SPACE, Part(X), none, none), "vae", epochs=ARGS.epochs, options=OPTIONS, recipe=RECIPE)
+
+
+def train_bare() -> None:
+    """What ``fit`` does, less all it owes: schedule, guard, gradient norm, logging, validation, reproducibility."""
+    model, noise = ours(1), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    for _ in range(ARGS.epochs):
+        for index in torch.randperm(ROWS).split(BATCH):
+            optimizer.zero_grad(set_to_none=True)
+            batch = Batch(X[index], total=BATCH, progress=0.5)
+            model.objective(batch, noise)["loss"].mean().backward()
+            optimizer.step()
+
+
+def train_hand_written() -> None:
+    model, x = HandWritten(1), X.float()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, foreach=True)
+    for _ in range(ARGS.epochs):
+        for index in torch.randperm(ROWS).split(BATCH):
+            optimizer.zero_grad(set_to_none=True)
+            model.loss(x[index]).backward()
+            optimizer.step()
+
+
+def train_pythae() -> None:
+    from pythae.data.datasets import BaseDataset
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    quiet = io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+    ):
+        config = BaseTrainerConfig(
+            output_dir=folder,
+            num_epochs=ARGS.epochs,
+            learning_rate=1e-3,
+            per_device_train_batch_size=BATCH,
+            no_cuda=True,
+        )
+        BaseTrainer(pythae(1), BaseDataset(X.float(), torch.ones(ROWS)), training_config=config).train()
+
+
+# -- rounds ---------------------------------------------------------------------------------------------------------
+
+
+def race(what: str, images: int, contestants: dict[str, Callable[[], object]], *peers: str) -> None:
+    """Time all contestants round by round, and compare our speed with that of each of the ``peers``."""
+    for f in contestants.values():
+        f()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(ARGS.rounds):
+        for name, f in contestants.items():
+            start = time.perf_counter()
+            f()
+            seconds[name].append(time.perf_counter() - start)
+    for name, s in seconds.items():
+        low, mid, high = statistics.quantiles(s, n=4)
+        emit(what=what, who=name, images_per_s=images / mid, iqr=(high - low) / mid, rounds=ARGS.rounds)
+    for peer in peers:
+        ratios = [b / a for a, b in zip(seconds["pofx"], seconds[peer], strict=True)]
+        low, mid, high = statistics.quantiles(ratios, n=4)
+        emit(what=what, speed_over=peer, ratio=mid, low_quartile=low, high_quartile=high)
+
+
+def main() -> None:
+    emit(torch=torch.__version__, threads=ARGS.threads, machine=platform.machine(), cores=os.cpu_count(), batch=BATCH)
+    if "step" in ARGS.only:
+        for draws in (1, DRAWS):
+            name = "step, ELBO" if draws == 1 else f"step, IWAE-{draws}"
+            race(name, 20 * BATCH, steps(draws), "hand-written", "pythae")
+    if "train" in ARGS.only:
+        race(
+            f"train, {ARGS.epochs} epochs", ARGS.epochs * ROWS,
+            {"pofx": train_by_fit, "bare loop": train_bare, "hand-written": train_hand_written, "pythae": train_pythae},
+            "bare loop", "hand-written", "pythae",
+        )  # fmt: skip
+    ARGS.out.parent.mkdir(parents=True, exist_ok=True)
+    ARGS.out.write_text(json.dumps(RESULTS, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
