@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "binarized_mnist_made.json"
-OPTIONS: dict[str, Any] = {"hidden": 1000, "layers": 2, "orders": 8}
-RECIPE: dict[str, Any] = {"batch": 400, "lr": 3e-3, "weight_decay": 5e-2, "ema": 0.999, "warmup": 200}
+OPTIONS: dict[str, Any] = {"hidden": 6000, "layers": 1, "orders": 4}
+RECIPE: dict[str, Any] = {"batch": 200, "lr": 1e-3, "weight_decay": 1e-2, "ema": 0.999, "warmup": 200}
 
 
 def load(folder: Path):
