@@ -159,6 +159,13 @@ def test_two_processes_compute_what_one_does(tmp_path):
     assert not torch.equal(weights(one), weights(fit(data, NoisyGaussian, steps=40, seed=1)))
 
 
+def test_fitting_needs_no_gradient_mode_of_the_caller(data):
+    with torch.no_grad():
+        run = fit(data, NoisyGaussian, steps=5)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(weights(run), weights(fit(data, NoisyGaussian, steps=5)))
+
+
 def test_whole_sweeps_stop_by_themselves(data):
     run = fit(data, Moments, epochs=10)
     assert run.steps == 1

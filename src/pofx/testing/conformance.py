@@ -330,8 +330,8 @@ def samples_are_of_the_space(s: Subject) -> None:
 @check
 def samples_follow_the_generator(s: Subject) -> None:
     """Same generator, same samples; another seed, others."""
-    assert same(draw(s, 60, seed=5), draw(s, 60, seed=5)), "equal generators gave different samples"
-    assert not same(draw(s, 60, seed=5), draw(s, 60, seed=6)), "different generators gave equal samples"
+    assert same(draw(s, 400, seed=5), draw(s, 400, seed=5)), "equal generators gave different samples"
+    assert not same(draw(s, 400, seed=5), draw(s, 400, seed=6)), "different generators gave equal samples"
 
 
 @check

@@ -265,6 +265,7 @@ class _Loop:
 
     # -- the loop ---------------------------------------------------------------------------------------
 
+    @torch.enable_grad()  # also where the caller has switched gradients off
     def run(self) -> Run:
         state, started = self.state, time.perf_counter() - self.state.seconds
         saved = shown = time.perf_counter()
