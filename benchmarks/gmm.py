@@ -151,22 +151,22 @@ def compare(kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds:
             emit(what=what, who=name, **case, **entry)
 
 
-def agree(n: int, seconds_name: str, x: np.ndarray, start: np.ndarray, steps: int = 10) -> None:
+def agree(name: str, x: np.ndarray, start: np.ndarray, steps: int = 10) -> None:
     """Relative difference of the log-likelihood from scikit-learn's after the same steps, in float64."""
     a, b = (make(x, start, x.var(0), "full", "float64") for make in (ScikitLearn, Pofx))
     p, q = ([run.step() for _ in range(steps)][-1] for run in (a, b))
-    emit(what="agreement", data=seconds_name, n=n, d=x.shape[1], k=len(start), steps=steps, sklearn=p, pofx=q,
+    emit(what="agreement", data=name, n=len(x), d=x.shape[1], k=len(start), steps=steps, sklearn=p, pofx=q,
          difference=abs(q / p - 1))  # fmt: skip
 
 
 def hard_cases() -> None:
     x, start = data(20_000, 8, 5, seed=3)
-    agree(len(x), "as it is", x, start)
-    agree(len(x), "mean 1e6, deviation 1", x / x.std(0) + 1e6, start / x.std(0) + 1e6)
+    agree("as it is", x, start)
+    agree("mean 1e6, deviation 1", x / x.std(0) + 1e6, start / x.std(0) + 1e6)
     g = np.random.default_rng(4)
     rotation = np.linalg.qr(g.normal(size=(8, 8)))[0]
     squash = rotation * np.logspace(0, -4, 8) @ rotation.T  # variances from 1 to 1e-8 along hidden axes
-    agree(len(x), "condition number 1e8", x @ squash, start @ squash)
+    agree("condition number 1e8", x @ squash, start @ squash)
 
 
 def million() -> None:
@@ -198,17 +198,19 @@ def main() -> None:
     emit(what="environment", torch=torch.__version__, sklearn=sklearn.__version__, numpy=np.__version__,
          threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability(), quick=options.quick,
          load=os.getloadavg()[0])  # fmt: skip
-    if not options.quick and (not wanted or "million" in wanted):
-        million()  # first, while the peak of memory is its own
-    if not wanted or "agreement" in wanted:
-        hard_cases()
-    for kind, n, d, k, steps in QUICK if options.quick else GRID:
-        if not wanted or f"{kind}-{n}-{d}-{k}" in wanted:
-            compare(kind, n, d, k, steps, options.rounds, options.seconds)
-    if not options.quick and not wanted:
-        path = Path(__file__).parent / "results" / "gmm.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(RESULTS, indent=1) + "\n")
+    try:
+        if not options.quick and (not wanted or "million" in wanted):
+            million()  # first, while the peak of memory is its own
+        if not wanted or "agreement" in wanted:
+            hard_cases()
+        for kind, n, d, k, steps in QUICK if options.quick else GRID:
+            if not wanted or f"{kind}-{n}-{d}-{k}" in wanted:
+                compare(kind, n, d, k, steps, options.rounds, options.seconds)
+    finally:
+        if not options.quick and not wanted:
+            path = Path(__file__).parent / "results" / "gmm.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(RESULTS, indent=1) + "\n")
 
 
 if __name__ == "__main__":

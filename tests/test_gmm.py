@@ -19,7 +19,7 @@ from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget
 from pofx.core.space import Category, Image, Integer, Label, Real, Table
 from pofx.families.gmm import Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
-from pofx.families.mixture import em, kernels, sweep
+from pofx.families.mixture import em, frame, kernels, sweep
 
 KINDS = ("full", "tied", "diag", "spherical")
 
@@ -152,7 +152,11 @@ def slow_step(pi: Tensor, mu: Tensor, sigma: Tensor, x: Tensor, weight: Tensor) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_slow_twin_with_missing_values_and_weights(kind: str) -> None:
+@pytest.mark.parametrize("scattered", [0, 4, 1000])  # all patterns apart, some together, all together
+def test_equals_the_slow_twin_with_missing_values_and_weights(
+    kind: str, scattered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frame, "SCATTERED", scattered)
     x = blobs(80, 3, 2, spread=1.5)
     x = x / x.std(0, unbiased=False)
     x[torch.rand(80, 3, generator=generator(1)) < 0.3] = math.nan
@@ -184,12 +188,12 @@ def test_kernels_agree() -> None:
     x = blobs(3000, 5, 3)
     model = model_at("full", x, 3)
     run(model, x, 2)
-    frame, components = model.frame(), model.components()
+    coordinates, components = model.frame(), model.components()
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
-        (rows,) = frame.rows(x, torch.zeros(len(x), 0, dtype=torch.int64), None, dtype)
-        local = sweep.localise(components, rows, frame)
+        (rows,) = coordinates.rows(x, torch.zeros(len(x), 0, dtype=torch.int64), None, dtype)
+        local = frame.localise(components, rows, coordinates)
         out = []
-        for kernel in (kernels._Quadratic(local, dtype, 0), kernels._Stacked(local, dtype, 0)):
+        for kernel in (kernels._Quadratic(local, rows, dtype), kernels._Stacked(local, rows, dtype)):
             kernel.block = 256
             blocks = list(sweep._posteriors(rows, kernel, components.table))
             assert len(blocks) == 12

@@ -304,7 +304,7 @@ class Mixture(Model):
             raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
-        rows = self.rows(*self.joint.split(x, c))
+        rows = self.frame().rows(*self.joint.split(x, c), None, torch.float64, scatter=False)
         return sweep.gradient(self.components(), rows, self.frame())[:, self.joint.given_dim :]
 
     @torch.no_grad()
@@ -315,7 +315,7 @@ class Mixture(Model):
         if c is None:
             label = torch.multinomial(self.weights, n, replacement=True, generator=generator) if n else e.new_empty(0)
         else:
-            rows = frame.rows(*self.joint.split_given(c), None, torch.float64)
+            rows = frame.rows(*self.joint.split_given(c), None, torch.float64, scatter=False)
             label = torch.multinomial(sweep.posterior(components, rows, frame), 1, generator=generator).squeeze(1)
             e = sweep.condition(components, rows, frame, e, label)
         codes = torch.zeros(n, len(self.joint.codes), dtype=torch.int64, device=self.device)

@@ -20,6 +20,8 @@ from torch import Tensor
 Covariance: TypeAlias = Literal["full", "tied", "diag", "spherical"]
 
 LOG_ZERO = -1e30  # log-probability of the impossible: finite, so that 0 * LOG_ZERO is 0 in a matrix product
+LOG_2PI = math.log(2 * math.pi)
+SCATTERED = 64  # patterns of missing entries with fewer rows go together
 DEGENERATE = 1e-10  # least variance of a whitened direction, relative to standardised columns
 
 
@@ -44,16 +46,23 @@ class Components:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with the same coordinates observed, in whitened coordinates of those."""
+    """Rows whose missing entries are handled together.
+
+    Whole rows, and those of one pattern of missing entries, are whitened in the coordinates ``observed``. Where
+    entries are missing, diagonal mixtures take a ``mask``, and patterns with few rows go together as
+    ``scattered``; both hold standardised v with 0 where missing, in all d coordinates.
+    """
 
     z: Tensor  # [o, n]
     codes: Tensor  # [n, m] int64, places in the table's V values
     weight: Tensor | None  # [n]
     index: Tensor | None  # [n] places in the source; None: all rows in order
     observed: Tensor  # [o]
-    complete: bool
-    colour: Tensor | None  # [o, o] lower: v = colour z, v standardised; None where z is v
-    log_jacobian: float  # log |dz / dy|, y raw
+    colour: Tensor | None = None  # [o, o] lower: v = colour z; None where z is v
+    log_jacobian: float = 0.0  # log |dz / dy|, y raw
+    mask: Tensor | None = None  # [o, n]: 1 where observed, of a diagonal mixture
+    patterns: Tensor | None = None  # [P, d]: 1 where observed, of scattered rows
+    pattern: Tensor | None = None  # [n], rising: which of the patterns
 
 
 @dataclass(frozen=True)
@@ -91,32 +100,44 @@ class Frame:
         correlation.diagonal().fill_(1.0)
         return Frame(location, scale, _regular_cholesky(correlation))
 
-    def rows(self, y: Tensor, codes: Tensor, weight: Tensor | None, dtype: torch.dtype) -> list[Rows]:
-        """Raw y [N, c] of the first c coordinates (NaN: missing) grouped by pattern of missing entries."""
+    def rows(
+        self, y: Tensor, codes: Tensor, weight: Tensor | None, dtype: torch.dtype, scatter: bool = True
+    ) -> list[Rows]:
+        """Raw y [N, c] of the first c coordinates (NaN: missing) by pattern of missing entries.
+
+        ``scatter``: patterns of few rows may go together.
+        """
         if math.isfinite(y.sum().item()):  # nothing is missing, as one cheap pass tells
-            return [self._pattern(y, codes, weight, None, torch.arange(y.shape[1], device=y.device), dtype)]
+            return [self._whiten(y, codes, weight, None, torch.arange(y.shape[1], device=y.device), dtype)]
         missing = y.isnan()
-        empty = missing.any(0).nonzero().squeeze(1).tolist()
+        if self.pooled is None:
+            v = ((y - self.location[: y.shape[1]]) / self.scale[: y.shape[1]]).nan_to_num_()
+            w = None if weight is None else weight.to(dtype)
+            every = torch.arange(y.shape[1], device=y.device)
+            return [Rows(v.T.to(dtype), codes, w, None, every, mask=(~missing).T.to(dtype))]
         pattern = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-        for j in empty:
+        for j in missing.any(0).nonzero().squeeze(1).tolist():
             pattern = torch.unique(2 * pattern + missing[:, j], return_inverse=True)[1]
         groups = pattern.argsort(stable=True).split(pattern.bincount().tolist())
-        return [
-            self._pattern(y, codes, weight, index, (~missing[index[0]]).nonzero().squeeze(1), dtype) for index in groups
+        small = [g for g in groups if scatter and len(g) < SCATTERED]
+        out = [
+            self._whiten(y, codes, weight, g, (~missing[g[0]]).nonzero().squeeze(1), dtype)
+            for g in groups
+            if not (scatter and len(g) < SCATTERED)
         ]
+        return out + ([self._scatter(y, codes, weight, small)] if small else [])
 
-    def _pattern(
+    def _whiten(
         self, y: Tensor, codes: Tensor, weight: Tensor | None, index: Tensor | None, o: Tensor, dtype: torch.dtype
     ) -> Rows:
         if index is not None:
             y, codes, weight = y[index], codes[index], None if weight is None else weight[index]
-        complete = len(o) == len(self.location)
         if len(o) < y.shape[1]:
             y = y[:, o]
         colour, log_jacobian = None, -self.scale[o].log().sum()
         z = torch.empty(len(o), len(y), dtype=dtype, device=y.device)
         if self.pooled is not None:
-            colour = self.pooled if complete else torch.linalg.qr(self.pooled[o].mT).R.mT
+            colour = self.pooled if len(o) == len(self.scale) else torch.linalg.qr(self.pooled[o].mT).R.mT
             whiten = triangular_inverse(colour)
             log_jacobian += whiten.diagonal().abs().log().sum()
             whiten = whiten / self.scale[o]
@@ -124,7 +145,24 @@ class Frame:
             v = y[i : i + 2048] - self.location[o]
             z[:, i : i + 2048] = whiten @ v.T if self.pooled is not None else (v / self.scale[o]).T
         w = None if weight is None else weight.to(dtype)
-        return Rows(z, codes, w, index, o, complete, colour, float(log_jacobian))
+        return Rows(z, codes, w, index, o, colour, float(log_jacobian))
+
+    def _scatter(self, y: Tensor, codes: Tensor, weight: Tensor | None, groups: list[Tensor]) -> Rows:
+        index, (c, d) = torch.cat(groups), (y.shape[1], len(self.scale))
+        z = y.new_zeros(d, len(index))
+        z[:c] = ((y[index] - self.location[:c]) / self.scale[:c]).nan_to_num_().T
+        patterns = y.new_zeros(len(groups), d)
+        patterns[:, :c] = (~y[torch.stack([g[0] for g in groups])].isnan()).double()
+        sizes = torch.tensor([len(g) for g in groups], device=y.device)
+        return Rows(
+            z,
+            codes[index],
+            None if weight is None else weight[index],
+            index,
+            torch.arange(d, device=y.device),
+            patterns=patterns,
+            pattern=torch.arange(len(groups), device=y.device).repeat_interleave(sizes),
+        )
 
     def raw(self, z: Tensor) -> Tensor:
         """Whitened z [n, d] -> y [n, d]."""
@@ -133,7 +171,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Local:
-    """The components as seen by the rows of one pattern: residuals are y = inverse (z - mean)."""
+    """The components as whole rows or those of one pattern see them: residuals are y = inverse (z - mean)."""
 
     constant: Tensor  # [K]: log-weight and log-normalisation
     mean: Tensor  # [K, o]
@@ -142,13 +180,13 @@ class Local:
 
 
 def localise(components: Components, rows: Rows, frame: Frame) -> Local:
-    """Marginalise the components to the observed coordinates of ``rows``."""
+    """Marginalise the components to the observed coordinates of ``rows`` (neither masked nor scattered)."""
     o, span = rows.observed, None
     if frame.pooled is None:
         mean, inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
         log_det = inverse.log().sum(1)
     else:
-        if rows.complete:
+        if len(o) == len(frame.scale):
             mean, inverse = components.mean, triangular_inverse(components.factor)
         else:
             assert rows.colour is not None
@@ -156,7 +194,7 @@ def localise(components: Components, rows: Rows, frame: Frame) -> Local:
             inverse = triangular_inverse(r.mT) @ rows.colour
             mean = torch.linalg.solve_triangular(rows.colour, frame.pooled[o] @ components.mean.T, upper=False).T
         log_det = inverse.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    constant = components.log_weight + log_det + (rows.log_jacobian - 0.5 * len(o) * math.log(2 * math.pi))
+    constant = components.log_weight + log_det + (rows.log_jacobian - 0.5 * len(o) * LOG_2PI)
     return Local(constant, mean, inverse, span)
 
 

@@ -1,9 +1,15 @@
 """Kernels of the E step: log-weights of all components on a block of rows, and the statistics of its residuals.
 
-With y_j = C_j^-1 (z - mu_j) the residual of component j, a kernel returns the log-weights
-log pi_j - log |C_j| - y_j'y_j / 2 + const and, for posteriors r, the sums of r, r y and r y y'. Full covariances
-have two: linear in the features [1, z, vech(zz')], 4 K p flops a row with p about d^2 / 2, or by the residuals
-themselves, 4 K d^2 flops a row and no features to lay out. Blocks and features stay in cache, features first.
+With e_j = C_j^-1 (z - mu_j) the residual of component j, a kernel gives the log-weights
+log pi_j - log |C_j| - e_j'e_j / 2 + const of a block and, for posteriors r, adds up the expectations of r, r e and
+r e e' (Dempster, Laird, Rubin 1977), where missing entries are marginalised (Ghahramani, Jordan 1994).
+
+Full covariances have two kernels for rows of one pattern: linear in the features [1, z, vech(zz')], p of them,
+about d^2 / 2, for 4 K p flops a row; or by the residuals themselves, for 4 K d^2 flops a row and no features to lay
+out. Blocks and features stay in cache, features first.
+
+For the rows A of C_j that belong to the observed coordinates, A' = U R (QR) gives the factor R' of the marginal
+covariance and an orthonormal U. With y the residual of the observed part, E[e | y] = U y and Cov[e | y] = I - U U'.
 """
 
 from __future__ import annotations
@@ -11,137 +17,115 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pofx.families.mixture.frame import Components, Local
+from pofx.families.mixture.frame import LOG_2PI, Components, Frame, Local, Rows, localise, triangular_inverse
 
 PRECISE32 = 1e4  # largest precision in whitened coordinates that features in float32 can carry
-CACHE = 2**18  # numbers that a block may hold: 2 MiB of float64
+CACHE = 2**19  # numbers that a block may hold: 4 MiB of float64
+
+Moments = tuple[Tensor, Tensor, Tensor]
+"""sum r [K], sum r e [K, d], sum r e e': [K, d, d] (full), [d, d] over all components (tied), [K, d] (else)."""
+
+
+def kernel_for(components: Components, rows: Rows, frame: Frame) -> Kernel:
+    """The cheapest kernel that loses no digits."""
+    if rows.patterns is not None:
+        return _Scattered(components, rows, frame)
+    dtype = rows.z.dtype
+    if rows.mask is not None:
+        return _Masked(components, rows, frame, dtype)
+    local = localise(components, rows, frame)
+    k, d = local.mean.shape
+    if dtype == torch.float32 and d and float(local.inverse.square().sum(-1).max()) > PRECISE32:
+        dtype = torch.float64
+    if components.kind == "tied":
+        return _Tied(local, rows, dtype)
+    if components.kind != "full":
+        return _Diagonal(local, rows, dtype)
+    # a row costs 4 K d^2 flops and few numbers moved, against 2 K d^2 and d^2 numbers moved: measured
+    return (_Stacked if 4 * k < d else _Quadratic)(local, rows, dtype)
 
 
 class Kernel:
-    """``logits(z [o, b])`` -> [K, b], then ``add(r [K, b])`` for the same block; ``moments()`` at the end."""
+    """Log-weights of one slice of the rows after another, and the statistics under posteriors r [K, b] of each."""
 
-    block: int
+    block: int  # rows that a slice may hold
+    dtype: torch.dtype
 
-    def logits(self, z: Tensor) -> Tensor:
+    def logits(self, piece: slice) -> Tensor:
+        """[K, b]; may be overwritten by the caller."""
         raise NotImplementedError
 
     def add(self, r: Tensor) -> None:
+        """Of the slice that ``logits`` was last called with."""
         raise NotImplementedError
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """sum r [K], sum r y [K, o], sum r y y' ([K, o, o] full; [o, o] over all components, tied; [K, o])."""
+    def moments(self) -> Moments:
         raise NotImplementedError
 
 
 class _Linear(Kernel):
     """Log-weights that are linear in features phi [p, b], the first of which is 1."""
 
-    def __init__(self, local: Local, weights: Tensor, dtype: torch.dtype, values: int) -> None:
+    def __init__(self, rows: Rows, weights: Tensor, dtype: torch.dtype) -> None:
         k, p = weights.shape
-        self.local, self.weights, self.dtype = local, weights.to(dtype), dtype
-        self.block = _block(p + 2 * k + values)
+        self.rows, self.weights, self.dtype = rows, weights.to(dtype), dtype
+        self.block = _block(p + 2 * k)
         self.phi = torch.ones(p, self.block, dtype=dtype, device=weights.device)
         self.out = torch.empty(k, self.block, dtype=dtype, device=weights.device)
         self.sums = torch.zeros(p, k, dtype=torch.float64, device=weights.device)
 
-    def features(self, z: Tensor, phi: Tensor) -> None:
+    def features(self, piece: slice, phi: Tensor) -> None:
         """Fill phi [p, b] below its first row."""
         raise NotImplementedError
 
-    def logits(self, z: Tensor) -> Tensor:
-        self.now = self.phi[:, : z.shape[1]]
-        self.features(z, self.now)
-        return torch.mm(self.weights, self.now, out=self.out[:, : z.shape[1]])
+    def logits(self, piece: slice) -> Tensor:
+        b = piece.stop - piece.start
+        self.now = self.phi[:, :b]
+        self.features(piece, self.now)
+        return torch.mm(self.weights, self.now, out=self.out[:, :b])
 
     def add(self, r: Tensor) -> None:
-        # a product with its right side laid out by rows runs at up to four times the speed of phi r'
+        # a product whose right side is laid out by rows runs at up to four times the speed of phi r'
         _accumulate(self.sums, self.now, r.T.contiguous())
 
 
 class _Quadratic(_Linear):
     """Full covariances by phi = [1, z, vech(zz')]; p = (d + 1)(d + 2) / 2."""
 
-    def __init__(self, local: Local, dtype: torch.dtype, values: int) -> None:
+    def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
+        self.local = local
         precision = local.inverse.mT @ local.inverse
         h = (precision @ local.mean[..., None]).squeeze(-1)
         self.i, self.j = torch.triu_indices(*precision.shape[1:], device=h.device)
         quadratic = precision[:, self.i, self.j] * torch.where(self.i == self.j, -0.5, -1.0)
         constant = local.constant - 0.5 * (local.mean * h).sum(1)
-        super().__init__(local, torch.cat([constant[:, None], h, quadratic], 1), dtype, values)
+        super().__init__(rows, torch.cat([constant[:, None], h, quadratic], 1), dtype)
 
-    def features(self, z: Tensor, phi: Tensor) -> None:
-        d = len(z)
-        phi[1 : d + 1] = z
-        at, z = d + 1, phi[1 : d + 1]
+    def features(self, piece: slice, phi: Tensor) -> None:
+        d = len(self.rows.z)
+        z, at = phi[1 : d + 1], d + 1
+        z.copy_(self.rows.z[:, piece])
         for j in range(d):
             torch.mul(z[j:], z[j], out=phi[at : at + d - j])
             at += d - j
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self) -> Moments:
         k, d = self.local.mean.shape
         second = self.sums.new_empty(k, d, d)
         second[:, self.i, self.j] = second[:, self.j, self.i] = self.sums[d + 1 :].T
-        return _residual_moments(self.local, self.sums[0], self.sums[1 : d + 1].T, second)
-
-
-class _Diagonal(_Linear):
-    """Diagonal covariances by phi = [1, z, z^2]."""
-
-    def __init__(self, local: Local, dtype: torch.dtype, values: int) -> None:
-        precision = local.inverse.square()
-        h = precision * local.mean
-        constant = local.constant - 0.5 * (local.mean * h).sum(1)
-        super().__init__(local, torch.cat([constant[:, None], h, -0.5 * precision], 1), dtype, values)
-
-    def features(self, z: Tensor, phi: Tensor) -> None:
-        d = len(z)
-        phi[1 : d + 1] = z
-        torch.mul(phi[1 : d + 1], phi[1 : d + 1], out=phi[d + 1 :])
-
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        mean, inverse = self.local.mean, self.local.inverse
-        n, first, second = self.sums.T.split([1, mean.shape[1], mean.shape[1]], 1)
-        second = second - 2 * mean * first + n * mean.square()
-        return n.squeeze(1), (first - n * mean) * inverse, second * inverse.square()
-
-
-class _Tied(_Linear):
-    """One covariance: phi = [1, y, y'y] with y = C^-1 z, so that only C^-1 z and sum y y' cost d^2 a row."""
-
-    def __init__(self, local: Local, dtype: torch.dtype, values: int) -> None:
-        self.centre = local.mean @ local.inverse.mT
-        constant = local.constant - 0.5 * self.centre.square().sum(1)
-        half = torch.full_like(constant, -0.5)
-        super().__init__(local, torch.cat([constant[:, None], self.centre, half[:, None]], 1), dtype, values)
-        self.inverse = local.inverse.to(dtype)
-        self.gram = torch.zeros_like(local.inverse)
-
-    def features(self, z: Tensor, phi: Tensor) -> None:
-        y = torch.mm(self.inverse, z.to(self.dtype), out=phi[1:-1])
-        torch.sum(y.square(), 0, out=phi[-1])
-
-    def add(self, r: Tensor) -> None:
-        super().add(r)
-        y = self.now[1:-1]
-        self.gram += (y * r.sum(0)) @ y.T
-
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        n, first = self.sums[0], self.sums[1:-1].T
-        cross = first.T @ self.centre
-        second = self.gram - cross - cross.T + (self.centre * n[:, None]).T @ self.centre
-        return n, first - n[:, None] * self.centre, second
+        return _full_moments(self.local, self.sums[0], self.sums[1 : d + 1].T, second)
 
 
 class _Stacked(Kernel):
     """Full covariances by stacking components: y = C^-1 z - C^-1 mu of all of them, then (r z~) z~', z~ = [z; 1]."""
 
-    def __init__(self, local: Local, dtype: torch.dtype, values: int) -> None:
+    def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
         k, d = local.mean.shape
-        self.local = local
+        self.local, self.rows, self.dtype = local, rows, dtype
         shift = local.inverse @ local.mean[..., None]
         self.affine = torch.cat([local.inverse, -shift], 2).reshape(k * d, d + 1).to(dtype)
         self.constant = local.constant[:, None].to(dtype)
-        self.block = _block(2 * k * (d + 1) + values, 2 * d)
+        self.block = max(_block(2 * k * (d + 1)), 2 * d)
         self.sums = local.mean.new_zeros(k * (d + 1), d + 1)
         self._allocate(self.block)
 
@@ -150,29 +134,175 @@ class _Stacked(Kernel):
         self.z = self.affine.new_ones(d + 1, b)
         self.y, self.weighted = self.affine.new_empty(k, d, b), self.affine.new_empty(k, d + 1, b)
 
-    def logits(self, z: Tensor) -> Tensor:
-        if z.shape[1] != self.z.shape[1]:
-            self._allocate(z.shape[1])
-        self.z[:-1] = z
-        torch.mm(self.affine, self.z, out=self.y.view(-1, z.shape[1]))
+    def logits(self, piece: slice) -> Tensor:
+        b = piece.stop - piece.start
+        if b != self.z.shape[1]:
+            self._allocate(b)
+        self.z[:-1] = self.rows.z[:, piece]
+        torch.mm(self.affine, self.z, out=self.y.view(-1, b))
         return self.y.square_().sum(1).mul_(-0.5).add_(self.constant)
 
     def add(self, r: Tensor) -> None:
         torch.mul(r[:, None], self.z, out=self.weighted)
         _accumulate(self.sums, self.weighted.flatten(0, 1), self.z.T.contiguous())
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        sums = self.sums.view(len(self.local.mean), *self.z.shape[:1], -1)
-        return _residual_moments(self.local, sums[:, -1, -1], sums[:, -1, :-1], sums[:, :-1, :-1])
+    def moments(self) -> Moments:
+        k, d = self.local.mean.shape
+        sums = self.sums.view(k, d + 1, d + 1)
+        return _full_moments(self.local, sums[:, d, d], sums[:, d, :d], sums[:, :d, :d])
 
 
-def _residual_moments(local: Local, n: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of z [K], [K, d], [K, d, d] -> those of the residuals y = inverse (z - mean)."""
+def _full_moments(local: Local, n: Tensor, first: Tensor, second: Tensor) -> Moments:
+    """Moments of z [K], [K, o], [K, o, o] -> those of the whole residuals e: U y, and I - U U' besides."""
     mean, inverse, count = local.mean, local.inverse, n[:, None]
     cross = first[:, :, None] * mean[:, None, :]
     second = second - cross - cross.mT + count[:, :, None] * mean[:, :, None] * mean[:, None, :]
     first = (inverse @ (first - count * mean)[..., None]).squeeze(-1)
-    return n, first, inverse @ second @ inverse.mT
+    second = inverse @ second @ inverse.mT
+    if local.span is None:
+        return n, first, second
+    u = local.span
+    rest = count[:, :, None] * (_eye(u) - u @ u.mT)
+    return n, (u @ first[..., None]).squeeze(-1), u @ second @ u.mT + rest
+
+
+class _Tied(_Linear):
+    """One covariance: phi = [1, y, y'y] with y = C^-1 z, so that only C^-1 z and sum y y' cost d^2 a row."""
+
+    def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
+        self.centre, self.span = local.mean @ local.inverse.mT, local.span
+        constant = local.constant - 0.5 * self.centre.square().sum(1)
+        half = torch.full_like(constant, -0.5)
+        super().__init__(rows, torch.cat([constant[:, None], self.centre, half[:, None]], 1), dtype)
+        self.inverse = local.inverse.to(dtype)
+        self.gram = torch.zeros_like(local.inverse)
+
+    def features(self, piece: slice, phi: Tensor) -> None:
+        y = torch.mm(self.inverse, self.rows.z[:, piece].to(self.dtype), out=phi[1:-1])
+        torch.sum(y.square(), 0, out=phi[-1])
+
+    def add(self, r: Tensor) -> None:
+        super().add(r)
+        y = self.now[1:-1]
+        self.gram += (y * r.sum(0)) @ y.T
+
+    def moments(self) -> Moments:
+        n, first = self.sums[0], self.sums[1:-1].T
+        cross = first.T @ self.centre
+        second = self.gram - cross - cross.T + (self.centre * n[:, None]).T @ self.centre
+        first = first - n[:, None] * self.centre
+        if self.span is None:
+            return n, first, second
+        u = self.span
+        return n, first @ u.T, u @ second @ u.T + n.sum() * (_eye(u) - u @ u.T)
+
+
+class _Diagonal(_Linear):
+    """Diagonal covariances by phi = [1, z, z^2]."""
+
+    def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
+        self.mean, self.inverse = local.mean, local.inverse
+        precision = self.inverse.square()
+        h = precision * self.mean
+        constant = local.constant - 0.5 * (self.mean * h).sum(1)
+        super().__init__(rows, torch.cat([constant[:, None], h, -0.5 * precision], 1), dtype)
+
+    def features(self, piece: slice, phi: Tensor) -> None:
+        d = len(self.rows.z)
+        z = phi[1 : d + 1].copy_(self.rows.z[:, piece])
+        torch.mul(z, z, out=phi[d + 1 :])
+
+    def moments(self) -> Moments:
+        d, mean = self.mean.shape[1], self.mean
+        n, first, second = self.sums.T.split([1, d, d], 1)
+        second = second - 2 * mean * first + n * mean.square()
+        return n.squeeze(1), (first - n * mean) * self.inverse, second * self.inverse.square()
+
+
+class _Masked(_Linear):
+    """Diagonal covariances and missing entries by phi = [1, m, m z, m z^2], m the mask: patterns do not matter."""
+
+    def __init__(self, components: Components, rows: Rows, frame: Frame, dtype: torch.dtype) -> None:
+        o = rows.observed
+        self.mean, self.inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
+        precision = self.inverse.square()
+        h = precision * self.mean
+        each = (self.inverse / frame.scale[o]).log() - 0.5 * (LOG_2PI + self.mean * h)
+        super().__init__(rows, torch.cat([components.log_weight[:, None], each, h, -0.5 * precision], 1), dtype)
+
+    def features(self, piece: slice, phi: Tensor) -> None:
+        assert self.rows.mask is not None
+        d = len(self.rows.z)
+        phi[1 : d + 1] = self.rows.mask[:, piece]
+        z = phi[d + 1 : 2 * d + 1].copy_(self.rows.z[:, piece])
+        torch.mul(z, z, out=phi[2 * d + 1 :])
+
+    def moments(self) -> Moments:
+        d, mean = self.mean.shape[1], self.mean
+        n, seen, first, second = self.sums.T.split([1, d, d, d], 1)
+        second = second - 2 * mean * first + seen * mean.square()
+        missing = n - seen  # of variance 1 each
+        return n.squeeze(1), (first - seen * mean) * self.inverse, second * self.inverse.square() + missing
+
+
+class _Scattered(Kernel):
+    """Full and tied covariances on many patterns of missing entries with few rows each: batches of small matrices.
+
+    The covariance of v, its missing rows and columns replaced by the identity's, has a Cholesky factor L whose
+    residuals y = L^-1 m (v - mu) are those of the marginal, and 0 where missing; U' = L^-1 m C, m the mask.
+    """
+
+    dtype = torch.float64
+
+    def __init__(self, components: Components, rows: Rows, frame: Frame) -> None:
+        assert frame.pooled is not None
+        self.rows, self.tied, self.log_weight = rows, components.kind == "tied", components.log_weight
+        root = frame.pooled @ components.factor
+        self.root = root[None] if self.tied else root  # [K or 1, d, d]
+        self.covariance = self.root @ self.root.mT
+        self.mean = components.mean @ frame.pooled.T
+        self.each = -0.5 * LOG_2PI - frame.scale.log()
+        k, d = self.mean.shape
+        self.block = max(16, min(1024, 4 * CACHE // (k * max(d, 1) ** 2)))
+        self.n, self.first = self.mean.new_zeros(k), self.mean.new_zeros(k, d)
+        self.second = torch.zeros_like(root)
+
+    def logits(self, piece: slice) -> Tensor:
+        rows = self.rows
+        assert rows.patterns is not None
+        assert rows.pattern is not None
+        at = rows.pattern[piece]
+        self.at, mask = at - at[0], rows.patterns[at[0] : at[-1] + 1]  # [P, d]
+        m = mask[:, None, :, None]
+        factor = torch.linalg.cholesky(m * self.covariance * m.mT + torch.diag_embed(1 - mask)[:, None])
+        inverse = triangular_inverse(factor)  # [P, K or 1, d, d]
+        self.spans = inverse @ (m * self.root)
+        delta = (rows.z[:, piece].T[:, None] - self.mean) * mask[self.at][:, None]  # [b, K, d]
+        self.y = self._rowwise(inverse.mT, delta)
+        log_det = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1) + (mask @ self.each)[:, None]  # [P, K or 1]
+        return (self.log_weight + log_det[self.at] - 0.5 * self.y.square().sum(-1)).T.contiguous()
+
+    def _rowwise(self, matrices: Tensor, vectors: Tensor) -> Tensor:
+        """vectors [b, K, d] times the matrices [P, K or 1, d, d] of their rows' patterns."""
+        if self.tied:
+            return vectors @ matrices[self.at, 0]
+        return (vectors[:, :, None] @ matrices[self.at]).squeeze(2)
+
+    def add(self, r: Tensor) -> None:
+        e, w = self._rowwise(self.spans, self.y), r.T  # [b, K, d], [b, K]
+        count = w.new_zeros(len(self.spans), w.shape[1]).index_add_(0, self.at, w)  # [P, K]
+        self.n += w.sum(0)
+        self.first += (w[..., None] * e).sum(0)
+        uu = self.spans.mT @ self.spans  # [P, K or 1, d, d]
+        if self.tied:
+            flat = e.flatten(0, 1)
+            self.second += (w.reshape(-1, 1) * flat).T @ flat - (count.sum(1)[:, None, None] * uu[:, 0]).sum(0)
+        else:
+            self.second += torch.einsum("bk,bki,bkj->kij", w, e, e) - (count[..., None, None] * uu).sum(0)
+
+    def moments(self) -> Moments:
+        n = self.n.sum() if self.tied else self.n[:, None, None]
+        return self.n, self.first, self.second + n * _eye(self.second)
 
 
 def _accumulate(sums: Tensor, a: Tensor, b: Tensor) -> None:
@@ -183,20 +313,10 @@ def _accumulate(sums: Tensor, a: Tensor, b: Tensor) -> None:
         sums += a @ b
 
 
-def kernel_for(components: Components, local: Local, dtype: torch.dtype) -> Kernel:
-    """The cheapest kernel that loses no digits."""
-    k, d = local.mean.shape
-    values = components.table.shape[1]
-    if dtype == torch.float32 and d and float(local.inverse.square().sum(-1).max()) > PRECISE32:
-        dtype = torch.float64
-    if components.kind == "tied":
-        return _Tied(local, dtype, values)
-    if components.kind in ("diag", "spherical"):
-        return _Diagonal(local, dtype, values)
-    # a row costs 4 K d^2 flops and few numbers moved, against 2 K d^2 and d^2 numbers moved: measured
-    return _Stacked(local, dtype, values) if 4 * k < d else _Quadratic(local, dtype, values)
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-2], dtype=like.dtype, device=like.device)
 
 
-def _block(numbers: int, least: int = 0) -> int:
+def _block(numbers: int) -> int:
     """Rows of a block, each holding so many numbers."""
-    return max(least, 256, min(8192, CACHE // max(numbers, 1) // 64 * 64))
+    return max(256, min(8192, CACHE // max(numbers, 1) // 64 * 64))
