@@ -200,7 +200,7 @@ def sums_to_one(s: Subject) -> None:
     if states is None and not exact:  # noise, not the rule, limits how well a noisy number can be integrated
         n = math.isqrt(len(x))
         x, cell = x.reshape(n, n, 2)[::3, ::3].reshape(-1, 2), 9 * cell
-    budget = Budget(draws=8) if s.cls.uses_draws else None
+    budget = Budget(draws=8) if s.model.uses_draws else None
     for c in s.contexts:
         given = None if c is None else c.expand(len(x), *c.shape)
         lik = s.log_prob(Part(x, given), budget=budget)
