@@ -1,4 +1,5 @@
-"""What starting costs: ``import pofx``, torch beside it, and ``pofx --help``. Prints one JSON object a line.
+"""What starting costs: ``import pofx``, torch beside it, and ``pofx --help``. Prints one JSON object a line and writes
+all to benchmarks/results/imports.json.
 
 usage: python benchmarks/imports.py [--quick]
 
@@ -10,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 REPEATS = 3 if "--quick" in sys.argv else 11
 MEASURE = """
@@ -41,6 +43,9 @@ def command(*arguments: str) -> float:
     return statistics.median(seconds[1:])
 
 
-for module in ("pofx", "torch", "pofx.core.model"):
-    print(json.dumps({"bench": "imports", "module": module, "repeats": REPEATS} | importing(module)))
-print(json.dumps({"bench": "imports", "command": "pofx --help", "repeats": REPEATS, "seconds": command("--help")}))
+lines = [{"module": module} | importing(module) for module in ("pofx", "torch", "pofx.core.model")]
+lines.append({"command": "pofx --help", "seconds": command("--help")})
+lines = [{"bench": "imports", "repeats": REPEATS} | line for line in lines]
+for line in lines:
+    print(json.dumps(line))
+(Path(__file__).parent / "results" / "imports.json").write_text(json.dumps(lines, indent=1) + "\n")
