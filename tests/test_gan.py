@@ -15,7 +15,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
-from pofx.families.gan import Gan, GanConfig, TableCodec, slope, straight_through
+from pofx.families.gan import Gan, GanConfig, ImageCodec, TableCodec, slope, straight_through
 
 PLANE = Table((Real("x"), Real("y")))
 MIXED = Table(
@@ -125,7 +125,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def spaces() -> list[tuple[Model, Tensor]]:
     image = torch.randint(17, (50, 2, 3, 4), generator=seeded(1)).to(torch.uint8)
-    return [(gan(MIXED), mixed(300)), (gan(Image(3, 4, 2, 17)), image)]
+    binary = (image > 8).to(torch.uint8)
+    return [(gan(MIXED), mixed(300)), (gan(Image(3, 4, 2, 17)), image), (gan(Image(3, 4, 2, 2)), binary)]
 
 
 def test_codecs_invert() -> None:
@@ -165,6 +166,13 @@ def test_gumbel_choices_have_their_softmax_frequencies() -> None:
     n = 40000
     share = codec.emit(logits.expand(n, 3), torch.rand(n, 3, generator=seeded(0))).mean(0)
     torch.testing.assert_close(share, logits.softmax(0), atol=0.012, rtol=0)
+
+
+def test_binary_pixels_have_their_log_odds() -> None:
+    codec = ImageCodec(Image(1, 3, 1, 2), temperature=0.7)
+    logits, n = torch.tensor([0.5, -1.0, 2.0]), 40000
+    share = codec.rows(codec.emit(logits.expand(n, 3), torch.rand(n, 3, generator=seeded(0)))).float().mean(0)
+    torch.testing.assert_close(share.flatten(), logits.sigmoid(), atol=0.012, rtol=0)
 
 
 # -- the learner ----------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ class GanConfig:
         hidden: width of the MLPs, or of the linear layers of the conv nets.
         blocks: residual blocks, of the MLPs or per level of the conv nets.
         channels: of the conv nets at half the image's size.
-        temperature: of the Gumbel-softmax that carries the gradient of categories (Jang et al. 2017).
+        temperature: of the Gumbel-softmax that carries the gradient of categories and binary pixels (Jang et al.
+            2017).
         ema: decay of the averaged generator, which then samples (Karras et al. 2018); 0: none.
     """
 
@@ -60,13 +61,17 @@ class GanConfig:
 
 
 class ImageCodec(nn.Module):
-    """Levels 0 .. n-1 as numbers in [-1, 1], flat; the generator's outputs go through tanh onto them."""
+    """Levels 0 .. n-1 as numbers in [-1, 1], flat; the generator's outputs go through tanh onto them.
 
-    def __init__(self, space: Image) -> None:
+    Two levels are a choice, not a rounded number: the output is its log-odds, drawn by the binary case of the
+    Gumbel-softmax (Maddison et al. 2017, appendix B). A deterministic threshold would soon be stuck on one side.
+    """
+
+    def __init__(self, space: Image, temperature: float) -> None:
         super().__init__()
-        self.space, self.top = space, space.levels - 1
+        self.space, self.top, self.temperature = space, space.levels - 1, temperature
         self.outputs = self.features = space.dims
-        self.uniforms = 0
+        self.uniforms = space.dims if space.levels == 2 else 0
 
     def prepare(self, x: Tensor, weight: Tensor | None) -> None:
         """Images need no scale of their own."""
@@ -77,6 +82,8 @@ class ImageCodec(nn.Module):
 
     def emit(self, raw: Tensor, u: Tensor) -> Tensor:
         """Outputs of the generator's net [N, outputs] -> what the critic sees; u [N, uniforms] in (0, 1)."""
+        if self.uniforms:
+            raw = (raw + u.clamp(1e-7, 1 - 1e-7).logit()) / (2 * self.temperature)  # tanh(r / 2) = 2 sigma(r) - 1
         y = raw.tanh()
         return straight_through(((y + 1) * (self.top / 2)).round() * (2 / self.top) - 1, y)
 
@@ -219,7 +226,7 @@ class Gan(Model):
         super().__init__(config, space, context)
         self.codec: ImageCodec | TableCodec
         if isinstance(space, Image):
-            self.codec = ImageCodec(space)
+            self.codec = ImageCodec(space, config.temperature)
         else:
             assert isinstance(space, Table)
             self.codec = TableCodec(space, config.temperature)
