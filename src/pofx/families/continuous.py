@@ -72,6 +72,8 @@ class Continuous(Model):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
         if config.logit and not (isinstance(space, Image) and 0 < config.logit < 0.5):
             return f"logit={config.logit:g} is for images only, above 0 and below 0.5. Leave it out."
+        if config.draws < 2:
+            return f"draws={config.draws}; a Monte Carlo error needs at least 2."
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None

@@ -181,6 +181,7 @@ class Nsf(Flow):
     taxonomy = "explicit density / tractable / normalising flow"
     paper = "Durkan, Bekasov, Murray & Papamakarios 2019, Neural Spline Flows"
     Config = NsfConfig
+    config: NsfConfig
 
     def layers(self) -> list[Transform]:
         scalar = Spline(self.config.bins)

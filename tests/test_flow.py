@@ -1,0 +1,234 @@
+"""Flows and their base: integrals, bounds, equivariance, codes, scores, encoders."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from pofx.core.errors import Unsupported, UsageError
+from pofx.core.learner import Batch
+from pofx.core.likelihood import Exact, LowerBound
+from pofx.core.model import Budget
+from pofx.core.registry import family
+from pofx.core.space import Category, Image, Integer, Label, Real, Table
+
+NAMES = ["realnvp", "maf", "nsf"]
+KINDS = [("realnvp", {}), ("maf", {}), ("nsf", {"kind": "autoregressive"}), ("nsf", {"kind": "coupling"})]
+PLANE = Table((Real("a"), Real("b")))
+SIDE = torch.linspace(-9, 9, 301, dtype=torch.float64)
+GRID, CELL = torch.cartesian_prod(SIDE, SIDE), 0.06**2
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def build(name, space, x, c=None, context=None, steps=0, **options):
+    """A tiny model, its parameters stirred so that no layer is the identity, then trained a little."""
+    cls = family(name)
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        model = cls(dataclasses.replace(cls.tiny(space), **options), space, context)
+    model.prepare(x, c, None, generator())
+    for i, p in enumerate(model.flow.parameters()):
+        p.data += 0.05 * randn(*p.shape, seed=i).float()
+    learner, g = model.learner(cls.recipe(space)), generator(1)
+    for i in range(steps):
+        rows = torch.randint(0, len(x), (256,), generator=g)
+        batch = Batch(x[rows], None if c is None else c[rows], None, 0, 256, i / steps, i)
+        learner.step(batch, g)
+    return model
+
+
+def curve(n, seed=0):
+    x = randn(n, 2, seed=seed)
+    x[:, 1] = 0.5 * x[:, 0] ** 2 + 0.3 * x[:, 1]
+    return x
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
+def test_density_integrates_to_one(name, options):
+    model = build(name, PLANE, curve(2000), steps=30, **options)
+    with torch.no_grad():
+        lik = model.log_prob(GRID)
+    assert isinstance(lik, Exact)
+    assert lik.nats.exp().sum().item() * CELL == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
+def test_samples_have_the_density(name, options):
+    """E over samples of any f equals its integral under the density; f = second moments."""
+    model = build(name, PLANE, curve(2000), steps=60, **options)
+    with torch.no_grad():
+        p = model.log_prob(GRID).nats.exp() * CELL
+    x = model.sample(20000, generator=generator(5)).clamp(-9, 9)
+    for f in (lambda v: v[:, 0], lambda v: v[:, 1], lambda v: v[:, 0] * v[:, 1], lambda v: v[:, 1].square()):
+        want, got = (p * f(GRID)).sum(), f(x)
+        assert (got.mean() - want).abs() < 4 * got.std() / 20000**0.5 + 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_beats_the_gaussian_start(name):
+    x, test = curve(4000), curve(1000, seed=9)
+    start, trained = build(name, PLANE, x), build(name, PLANE, x, steps=200, layers=3)
+    entropy = 2 * 0.5 * math.log(2 * math.pi * math.e) + math.log(0.3)
+    with torch.no_grad():
+        before, after = (m.log_prob(test).nats.mean().item() for m in (start, trained))
+    assert before + 0.1 < after < -entropy + 0.15  # 0.15: three standard errors of the mean
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scale_equivariance(name):
+    """Data times a: nats shift by -D log a, exactly what the change of unit says."""
+    x, a = curve(500), 1000.0
+    one, other = build(name, PLANE, x), build(name, PLANE, a * x + 7)
+    with torch.no_grad():
+        shift = other.log_prob(a * x + 7).nats - one.log_prob(x).nats
+    assert torch.allclose(shift, torch.full_like(shift, -2 * math.log(a)), atol=1e-3)
+
+
+def test_dequantised_bound_sums_to_at_most_one():
+    """Over all of a small integer plane with an atom, a missing value and a category."""
+    space = Table((Integer("i", 0, 6, nullable=True), Integer("j", 0, 40), Category("k", ("a", "b"))))
+    n, g = 3000, generator()
+    x = torch.stack(
+        [
+            torch.randint(0, 7, (n,), generator=g).double(),
+            torch.randint(0, 41, (n,), generator=g).double(),
+            torch.randint(0, 2, (n,), generator=g).double(),
+        ],
+        1,
+    )
+    x[::3, 1] = 40.0  # an atom
+    x[::5, 0] = math.nan
+    model = build("maf", space, x, steps=100)
+    assert not model.preprocess.atoms[1].isnan().all()
+    i = torch.tensor([*range(-4, 12), math.nan], dtype=torch.float64)
+    rows = torch.cartesian_prod(i, torch.arange(-30, 72, dtype=torch.float64), torch.arange(2, dtype=torch.float64))
+    with torch.no_grad():
+        lik = model.log_prob(rows, budget=Budget(draws=16), generator=generator(3))
+    assert isinstance(lik, LowerBound)
+    assert lik.draws == 16
+    total = lik.nats.exp().sum().item()
+    assert 0.6 < total < 1 + 1e-3
+    assert lik.measure.discrete
+
+
+def test_the_bound_of_a_missing_value_is_below_the_marginal():
+    """A missing entry is filled with noise. Integrating it out instead gives the model's exact marginal."""
+    x = randn(4000, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]], dtype=torch.float64)
+    x[torch.rand(4000, generator=generator(1)) < 0.3, 1] = math.nan
+    model = build("realnvp", Table((Real("a"), Real("b", nullable=True))), x, steps=100)
+    rows = randn(40, 2, seed=4)
+    rows[:, 1] = math.nan
+    with torch.no_grad():
+        lik = model.log_prob(rows, budget=Budget(draws=64), generator=generator(2))
+        parts, spot = model.split(rows), torch.linspace(-8, 8, 401)
+        y = torch.stack([parts.y[:, :1].expand(-1, 401), spot.expand(40, -1)], -1).flatten(0, 1)
+        h = model.given_codes(parts.codes, None).repeat_interleave(401, 0)
+        joint = model.density(y, h, Budget(), generator()).nats.view(40, 401)
+        marginal = (joint.logsumexp(1) + math.log(0.04)).double() - model.preprocess.scale[0].log()
+        marginal += model.codes.log_prob(parts.codes, None)
+    assert isinstance(lik, LowerBound)
+    assert (lik.nats < marginal + 4 * lik.mc_se + 1e-3).all()
+    truth = -0.5 * rows[:, 0].square() - 0.5 * math.log(2 * math.pi) + math.log(0.3)
+    assert (marginal.mean() - truth.mean()).abs() < 0.1
+    assert (truth.mean() - lik.nats.mean()).abs() < 0.3
+
+
+def test_monte_carlo_error_is_calibrated():
+    space = Table((Integer("i", 0, 20),))
+    x = torch.randint(0, 21, (1000, 1), generator=generator()).double()
+    model = build("nsf", space, x, steps=50)
+    with torch.no_grad():
+        runs = [model.log_prob(x[:200], generator=generator(s)) for s in range(30)]
+    spread = torch.stack([r.nats for r in runs]).std(0).square().mean().sqrt()
+    said = torch.stack([r.mc_se for r in runs]).square().mean().sqrt()
+    assert said / spread == pytest.approx(1, abs=0.15)
+    assert runs[0].draws == model.config.draws
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_codes_and_contexts(name):
+    """Every kind of space and context goes through: train, score, sample, encode."""
+    g = generator()
+    image, label = Image(4, 4, 1, 256), Label(("a", "b", "c"))
+    pixels = torch.randint(0, 256, (300, 1, 4, 4), generator=g, dtype=torch.uint8)
+    c = torch.randint(0, 3, (300,), generator=g)
+    model = build(name, image, pixels, c, label, steps=3, logit=0.05)
+    given = model.given(c[:20])
+    with torch.no_grad():
+        lik = given.log_prob(pixels[:20])
+        assert isinstance(lik, LowerBound)
+        assert lik.nats.shape == (20,)
+        assert given.encode(pixels[:20]).mean.shape == (20, 16)
+    image.check(given.sample(2))
+    table = Table((Category("k", ("x", "y")), Real("r", nullable=True)))
+    x = torch.stack([torch.randint(0, 2, (300,), generator=g).double(), randn(300)], 1)
+    x[::4, 1] = math.nan
+    context = Table((Real("u"), Category("v", ("p", "q"))))
+    c = torch.stack([randn(300, seed=3), torch.randint(0, 2, (300,), generator=g).double()], 1)
+    model = build(name, table, x, c, context, steps=3)
+    drawn = model.given(c).sample(1)
+    table.check(drawn)
+    assert drawn.shape == (1, 300, 2)
+
+
+def test_codes_alone_are_learned_exactly():
+    """A flow of two dependent categories beside a real column: P(codes) must find the joint table."""
+    n, g = 4000, generator()
+    a = (torch.rand(n, generator=g) < 0.3).double()
+    b = torch.where(torch.rand(n, generator=g) < 0.9, a, 1 - a)
+    x = torch.stack([a, b, randn(n)], 1)
+    space = Table((Category("a", ("0", "1")), Category("b", ("0", "1")), Real("r")))
+    model = build("maf", space, x, steps=200)
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    with torch.no_grad():
+        p = model.codes.log_prob(codes, None).exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(p, torch.tensor([0.63, 0.07, 0.03, 0.27]), atol=0.03)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_score_is_the_gradient(name):
+    model = build(name, PLANE, curve(500), steps=20).double()
+    x = curve(6, seed=3)
+    score, eps = model.given().score(x), 1e-5
+    for j in range(2):
+        step = torch.zeros(2, dtype=torch.float64)
+        step[j] = eps
+        with torch.no_grad():
+            slope = (model.log_prob(x + step).nats - model.log_prob(x - step).nats) / (2 * eps)
+        assert torch.allclose(score[:, j], slope, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
+def test_encode_inverts_sampling(name, options):
+    model = build(name, PLANE, curve(500), steps=20, **options).double()
+    z = randn(50, 2)
+    with torch.no_grad():
+        x = model.preprocess.join(torch.zeros(50, 0), model.flow.inverse(z))
+        assert torch.allclose(model.given().encode(x).mean, z, atol=1e-5)
+
+
+def test_refusals():
+    flow = family("maf")
+    all_category = Table((Category("a", ("0", "1")),))
+    with pytest.raises(Unsupported, match="made, independent or gmm"):
+        flow(flow.Config(), all_category)
+    with pytest.raises(Unsupported, match="classifier"):
+        flow(flow.Config(), Label(("a", "b")))
+    with pytest.raises(Unsupported, match="logit"):
+        flow(dataclasses.replace(flow.Config(), logit=0.05), PLANE)
+    exact = build("maf", PLANE, curve(100))
+    with pytest.raises(UsageError, match="takes no draws"):
+        exact.log_prob(curve(5), budget=Budget(draws=4))
+    integers = Table((Integer("i", 0, 9),))
+    model = build("maf", integers, torch.arange(10, dtype=torch.float64)[:, None])
+    with pytest.raises(Unsupported, match="complete real columns"):
+        model.given().score(torch.ones(1, 1, dtype=torch.float64))
