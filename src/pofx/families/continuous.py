@@ -188,9 +188,7 @@ class Codes(nn.Module):
         columns = tuple(Category(f"code {i}", tuple(map(str, range(size)))) for i, size in enumerate(sizes))
         self.heads = heads_for(Table(columns))
         self.features = sum(self.heads.features)
-        self.net = MaskedMlp(
-            self.heads.features, self.heads.params, (hidden, hidden), context=context, residual=True
-        )
+        self.net = MaskedMlp(self.heads.features, self.heads.params, (hidden, hidden), context=context, residual=True)
 
     def embed(self, codes: Tensor) -> Tensor:
         """One-hot, [N, features]."""
