@@ -393,6 +393,17 @@ def test_tables_shrink_until_they_fit() -> None:
     assert small.cells.sizes == (10, 10, 10)
 
 
+def test_many_columns_to_condition_on_are_told_apart_more_coarsely() -> None:
+    label, g = Label(("a", "b")), gen(24)
+    c = torch.randn(400, 11, generator=g).double()
+    columns = Table(tuple(Real(f"c{j}") for j in range(11)))
+    model = learn(Histogram, label, (c[:, 0] > 0).long(), c, columns)
+    assert model.given_cells is not None
+    assert model.given_cells.sizes == (2,) * 11
+    thirty = Table(tuple(Real(f"c{j}") for j in range(30)))
+    assert f"{2**30 * 2:,}" in str(Histogram.refuses(label, thirty, Histogram.Config()))
+
+
 def test_grouped_levels_spread_their_mass() -> None:
     space = Image(1, 2, 1, 10)
     x = torch.randint(0, 10, (500, 1, 1, 2), generator=gen(22), dtype=torch.uint8)

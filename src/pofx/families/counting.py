@@ -23,6 +23,7 @@ from pofx.core.space import Category, Image, Space, Table
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import cells, sizes
 
+CONTEXTS = 10_000  # cells of the context that get a table of their own
 CHOICE_ROWS = 100_000  # rows on which the number of intervals is chosen
 
 
@@ -63,7 +64,7 @@ class Counting(Model):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.cells = cells(space, self.bins(config, space, context))
-        self.given_cells = None if context is None else cells(context, config.given_bins)
+        self.given_cells = None if context is None else cells(context, _given_bins(config, context))
         self.contexts = contexts(config, context)
         self.register_buffer("site", torch.arange(len(self.cells.sizes)), persistent=False)
         self.register_buffer("base", self._base())
@@ -102,7 +103,8 @@ class Counting(Model):
         weight = weight * (len(x) / weight.sum())
         all_rows = _rows(x, c, weight, torch.arange(len(x)), self.device)
         if self.given_cells is not None and all_rows.c is not None:
-            self.given_cells.fit(all_rows.c, weight.to(self.device), self.config.given_bins)
+            bins = _given_bins(self.config, self.context)
+            self.given_cells.fit(all_rows.c, weight.to(self.device), bins)
         target, targets = None, self.targets()
         if len(targets) > 1:
             some = _rows(x, c, weight, torch.randperm(len(x), generator=generator)[:CHOICE_ROWS], self.device)
@@ -179,7 +181,13 @@ def split(number: Tensor, radices: tuple[int, ...]) -> Tensor:
 
 
 def contexts(config: Any, context: Space | None) -> int:
-    return 1 if context is None else math.prod(sizes(context, config.given_bins))
+    return 1 if context is None else math.prod(sizes(context, _given_bins(config, context)))
+
+
+def _given_bins(config: Any, context: Space | None) -> int:
+    """Intervals of a number that is conditioned on: fewer, down to 2, where many columns are."""
+    few = [b for b in range(2, config.given_bins + 1) if context and math.prod(sizes(context, b)) <= CONTEXTS]
+    return max(few, default=min(2, config.given_bins))
 
 
 def at_least(config: Any, **limits: int) -> None:

@@ -111,7 +111,7 @@ class IndependentConfig:
     Attributes:
         bins: largest number of intervals of a number (fewer where leave-one-out prefers), or groups of
             levels of a pixel.
-        given_bins: intervals of a number that is conditioned on.
+        given_bins: largest number of intervals of a number that is conditioned on.
         limit: largest number of counts in one table (8 bytes each).
     """
 
@@ -163,7 +163,7 @@ class MarkovConfig:
         history: largest number of symbols by which an earlier column or pixel is told apart; lowered
             where the table would exceed ``limit``.
         shared: one table for all pixels of a channel, instead of one for each pixel.
-        given_bins: intervals of a number that is conditioned on.
+        given_bins: largest number of intervals of a number that is conditioned on.
         limit: largest number of counts in one table (8 bytes each).
     """
 
@@ -219,7 +219,7 @@ class HistogramConfig:
     Attributes:
         bins: largest number of intervals of a number (fewer where the table would exceed ``limit``, or
             where leave-one-out prefers), or groups of levels of a pixel.
-        given_bins: intervals of a number that is conditioned on.
+        given_bins: largest number of intervals of a number that is conditioned on.
         limit: largest number of counts in the table (8 bytes each).
     """
 

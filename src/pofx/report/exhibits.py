@@ -92,6 +92,7 @@ class Exhibit:
     """What a family's samples look like beside the data."""
 
     name: str
+    few: int | None  # how many samples there are, where the data has more rows
     rows: list[list[str]]
     marginals: list[Marginal]
     pairs: list[Pair]
@@ -133,7 +134,8 @@ def tabular(
             Marginal(c.name, plots.marginal(p, q, f"{c.name}: data and {name}"), d, *_ends(c, x[:, j]))
             for j, (c, p, q, d) in enumerate(zip(drawn, truth, model, distances, strict=True))
         ]
-        exhibits.append(Exhibit(name, spelled(found), marginals, _draw_pairs(space, pairs, x, y, name), distances))
+        few = len(y) if len(y) < len(x) else None
+        exhibits.append(Exhibit(name, few, spelled(found), marginals, _draw_pairs(space, pairs, x, y, name), distances))
     reference = None
     if "train_x" in data:
         t = data["train_x"]
