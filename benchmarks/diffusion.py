@@ -1,6 +1,6 @@
 """Diffusion: train step and sampling of our U-Net against the GEMM limit, and against diffusers if it is there.
 
-    python benchmarks/diffusion.py [--threads 2] [--batch 32] [--rounds 5] [--channels 32]
+    python benchmarks/diffusion.py [--quick] [--threads 2] [--batch 32] [--channels 32]
 
 One JSON line per figure. A comparison is timed in interleaved rounds (A B, A B, ...); times are medians.
 The limit is the U-Net's multiplications at the speed of a large fp32 matrix product in the same run.
@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,32 +22,16 @@ from pofx.core.learner import Batch
 from pofx.core.model import Sampler
 from pofx.core.space import Image
 from pofx.families.diffusion import Ddpm, PathConfig
+from timing import Results, middle, race
 
 SPACE = Image(28, 28, 1, 256)
-
-
-def emit(**figures: Any) -> None:
-    print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}), flush=True)
-
-
-def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds per call, after one warm-up call each."""
-    for call in contestants.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, call in contestants.items():
-            started = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def gemm_speed(rounds: int, n: int = 1024) -> float:
     """Floating point operations per second of an n x n fp32 matrix product."""
     a, b = torch.randn(n, n), torch.randn(n, n)
     out = torch.empty(n, n)
-    return 2 * n**3 / race({"gemm": lambda: torch.mm(a, b, out=out)}, 10 * rounds)["gemm"]
+    return 2 * n**3 / middle(race({"gemm": lambda: torch.mm(a, b, out=out)}, 10 * rounds)["gemm"])[0]
 
 
 def flops(forward: Callable[[], object]) -> int:
@@ -89,18 +69,19 @@ def net_step(net: Callable[[Tensor, Tensor], Tensor], module: nn.Module, batch: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="results not kept")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32, help="noisy images per step")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--channels", type=int, default=32)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    speed = gemm_speed(args.rounds)
+    results, rounds = Results(args.quick, torch=torch.__version__, threads=args.threads), 3 if args.quick else 9
+    emit, speed = results.emit, gemm_speed(rounds)
     model = build(args.channels)
     x, t = torch.randn(1, *SPACE.event_shape), torch.zeros(1)
     forward = flops(lambda: model.net(x, t))
-    emit(what="machine", threads=args.threads, torch=torch.__version__, gemm_gflops=speed / 1e9)
+    emit(what="limit", gemm_gflops=speed / 1e9)
     emit(what="u-net", parameters=sum(p.numel() for p in model.net.parameters()), forward_mflop_per_image=forward / 1e6)
 
     steps = {
@@ -120,9 +101,10 @@ def main() -> None:
         work["diffusers UNet2DModel alone"] = flops(lambda: peer(x, t))
     else:
         emit(what="skipped", who="diffusers UNet2DModel", why="diffusers is not installed")
-    for name, seconds in race(steps, args.rounds).items():
+    for name, times in race(steps, rounds).items():
+        seconds, iqr = middle(times)
         rate, limit = args.batch / seconds, speed / (3 * work[name])
-        emit(what="train step", who=name, noisy_images_per_s=rate, limit=limit, share_of_limit=rate / limit)
+        emit(what="train step", who=name, noisy_images_per_s=rate, limit=limit, share_of_limit=rate / limit, iqr=iqr)
 
     model.eval()
     for size in (1, 16):
@@ -136,10 +118,12 @@ def main() -> None:
         passes = {"one pass": 1, "dpm++": 20, "ddim": 50}
         for name in ("dpm++", "ddim"):
             calls[name] = partial(model.sample, size, sampler=Sampler(name, passes[name]))
-        for name, seconds in race(calls, args.rounds).items():
+        for name, times in race(calls, rounds).items():
+            seconds, iqr = middle(times)
             limit = size * passes[name] * forward / speed
-            figures = {"s_per_image": seconds / size, "share_of_limit": limit / seconds}
+            figures = {"s_per_image": seconds / size, "share_of_limit": limit / seconds, "iqr": iqr}
             emit(what="sample", who=name, passes=passes[name], batch=size, **figures)
+    results.save()
 
 
 if __name__ == "__main__":

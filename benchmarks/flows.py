@@ -4,32 +4,17 @@ Both sides have the same shape: T autoregressive layers with two hidden layers o
 reversed between layers. Ratios are zuko's time over ours (above 1: ours is faster), medians of interleaved
 rounds.
 
-    python benchmarks/flows.py [--quick] [--threads 2] [--repeats 7]
+    python benchmarks/flows.py [--quick] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
 
+from timing import Results, middle, race
+
 BATCH = 512
-
-
-def race(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds per call; rounds are interleaved so that a slow moment hits all alike."""
-    for f in contestants.values():
-        f()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, f in contestants.items():
-            start = time.perf_counter()
-            f()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def ours(family: str, d: int, layers: int, hidden: int):
@@ -61,14 +46,14 @@ def zukos(family: str, d: int, layers: int, hidden: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="d = 21 only")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="d = 21 only, results not kept")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     import torch
 
     torch.set_num_threads(args.threads)
+    results = Results(args.quick, torch=torch.__version__, threads=args.threads, batch=BATCH)
     for d, layers, hidden in [(21, 5, 128)] if args.quick else [(21, 5, 128), (63, 10, 256)]:
         for family in ("maf", "nsf"):
             x = 0.8 * torch.randn(BATCH, d, generator=torch.Generator().manual_seed(0))
@@ -87,10 +72,11 @@ def main() -> None:
                 tasks["sample"][who] = torch.no_grad()(lambda sample=sample: sample(BATCH))
             for task, contestants in tasks.items():
                 slow = task == "sample" and family == "nsf" and d > 21  # zuko takes ten seconds a call
-                seconds = race(contestants, min(args.repeats, 3) if slow else args.repeats)
-                record = {"family": family, "d": d, "layers": layers, "hidden": hidden, "task": task}
-                record |= {f"{who}_ms": round(s * 1e3, 2) for who, s in seconds.items()}
-                print(json.dumps(record | {"ratio": round(seconds["zuko"] / seconds["pofx"], 2)}), flush=True)
+                times = race(contestants, 3 if slow else 7)
+                ms = {f"{who}_ms": middle(t)[0] * 1e3 for who, t in times.items()}
+                ratio = ms["zuko_ms"] / ms["pofx_ms"]
+                results.emit(family=family, d=d, layers=layers, hidden=hidden, task=task, **ms, ratio=ratio)
+    results.save()
 
 
 if __name__ == "__main__":

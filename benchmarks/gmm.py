@@ -6,21 +6,17 @@ Both start from the same parameters on the same data and take the same steps: sc
 step (without its checks and its closing sweep) against one ``step`` of our learner; ``score_samples`` against
 ``log_prob`` (with its checks). Rounds interleave, so that a slow moment of the machine hits all alike; figures
 are medians, ``iqr`` is the interquartile range over the median. Prints one JSON object a line and writes all to
-benchmarks/results/gmm.json. Covariance floors: scikit-learn's reg_covar is set to 0, ours binds nowhere here.
+benchmarks/results/gmm.json. Covariance floors: scikit-learn's reg_covar is set to 0
+in float64, ours binds nowhere here.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import statistics
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 THREADS = 2
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(THREADS)
@@ -33,6 +29,7 @@ from sklearn.mixture import GaussianMixture as Peer
 from pofx.core.learner import Batch
 from pofx.core.space import Real, Table
 from pofx.families.gmm import GaussianMixture, MixtureConfig
+from timing import Results, middle, race
 
 # covariance, rows, columns, components, E and M steps before log-likelihoods are compared
 GRID = [
@@ -47,13 +44,6 @@ GRID = [
     ("diag", 1_000_000, 16, 50, 2),
 ]
 QUICK = [("full", 20_000, 2, 10, 3), ("full", 20_000, 16, 10, 3), ("diag", 20_000, 16, 10, 3)]
-RESULTS: list[dict[str, Any]] = []
-
-
-def emit(**entry: Any) -> None:
-    entry = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in entry.items()}
-    RESULTS.append(entry)
-    print(json.dumps(entry), flush=True)
 
 
 def data(n: int, d: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +66,7 @@ class ScikitLearn:
         self.model = Peer(
             k,
             covariance_type=kind,
-            reg_covar=0,
+            reg_covar=0 if dtype == "float64" else 1e-6,  # in float32 it fails on a starved component
             weights_init=np.full(k, 1 / k, dtype),
             means_init=start.astype(dtype),
             precisions_init=precision.astype(dtype),
@@ -112,27 +102,9 @@ class Pofx:
         self.model.log_prob(self.x)
 
 
-def race(contestants: dict[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, tuple[float, float, int]]:
-    """(median seconds, iqr, rounds) of each, in interleaved rounds; at least 3, then until ``seconds`` are over."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    started = time.perf_counter()
-    for done in range(rounds):
-        if done >= 3 and time.perf_counter() - started > seconds:
-            break
-        for name, call in contestants.items():
-            time.sleep(0.3)  # threads of the one before (OpenBLAS, OpenMP) spin on for a while
-            call()
-            t = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - t)
-    out = {}
-    for name, t in times.items():
-        low, median, high = statistics.quantiles(t, n=4, method="inclusive")
-        out[name] = (median, (high - low) / median, len(t))
-    return out
-
-
-def compare(kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds: float) -> None:
+def compare(
+    results: Results, kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds: float
+) -> None:
     x, start = data(n, d, k)
     makers = {"sklearn": ScikitLearn, "pofx": Pofx}
     runs = {
@@ -144,34 +116,34 @@ def compare(kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds:
     log_lik = {name: [run.step() for _ in range(steps)][-1] for name, run in runs.items()}
     exact = log_lik["sklearn float64"]
     for what, call in (("EM iteration", "step"), ("score", "score")):
-        times = race({name: getattr(run, call) for name, run in runs.items()}, rounds, seconds)
-        for name, (median, iqr, count) in times.items():
-            dtype = name.split()[1]
-            entry = {"ms": median * 1e3, "iqr": iqr, "rounds": count, "ratio": times[f"sklearn {dtype}"][0] / median}
+        times = race({name: getattr(run, call) for name, run in runs.items()}, rounds, seconds, pause=0.3)
+        for name, each in times.items():
+            (ms, iqr), (peer, _) = middle(each), middle(times[f"sklearn {name.split()[1]}"])
+            entry = {"ms": ms * 1e3, "iqr": iqr, "rounds": len(each), "ratio": peer / ms}
             if call == "step":
                 entry |= {"log_lik": log_lik[name], "difference": abs(log_lik[name] / exact - 1)}
-            emit(what=what, who=name, **case, **entry)
+            results.emit(what=what, who=name, **case, **entry)
 
 
-def agree(name: str, x: np.ndarray, start: np.ndarray, steps: int = 10) -> None:
+def agree(results: Results, name: str, x: np.ndarray, start: np.ndarray, steps: int = 10) -> None:
     """Relative difference of the log-likelihood from scikit-learn's after the same steps, in float64."""
     a, b = (make(x, start, x.var(0), "full", "float64") for make in (ScikitLearn, Pofx))
     p, q = ([run.step() for _ in range(steps)][-1] for run in (a, b))
-    emit(what="agreement", data=name, n=len(x), d=x.shape[1], k=len(start), steps=steps, sklearn=p, pofx=q,
+    results.emit(what="agreement", data=name, n=len(x), d=x.shape[1], k=len(start), steps=steps, sklearn=p, pofx=q,
          difference=abs(q / p - 1))  # fmt: skip
 
 
-def hard_cases() -> None:
+def hard_cases(results: Results) -> None:
     x, start = data(20_000, 8, 5, seed=3)
-    agree("as it is", x, start)
-    agree("mean 1e6, deviation 1", x / x.std(0) + 1e6, start / x.std(0) + 1e6)
+    agree(results, "as it is", x, start)
+    agree(results, "mean 1e6, deviation 1", x / x.std(0) + 1e6, start / x.std(0) + 1e6)
     g = np.random.default_rng(4)
     rotation = np.linalg.qr(g.normal(size=(8, 8)))[0]
     squash = rotation * np.logspace(0, -4, 8) @ rotation.T  # variances from 1 to 1e-8 along hidden axes
-    agree("condition number 1e8", x @ squash, start @ squash)
+    agree(results, "condition number 1e8", x @ squash, start @ squash)
 
 
-def million() -> None:
+def million(results: Results) -> None:
     """The whole fit of one million rows to convergence or 100 sweeps, start included."""
     x, _ = data(1_000_000, 16, 50)
     t = time.perf_counter()
@@ -183,7 +155,7 @@ def million() -> None:
     while not learner.finished and sweeps < 100:
         loss, sweeps = float(learner.step(batch, generator)["loss"]), sweeps + 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    emit(what="fit", n=1_000_000, d=16, k=50, seconds=time.perf_counter() - t, sweeps=sweeps, log_lik=-loss,
+    results.emit(what="fit", n=1_000_000, d=16, k=50, seconds=time.perf_counter() - t, sweeps=sweeps, log_lik=-loss,
          converged=learner.finished, peak_GB=peak)  # fmt: skip
 
 
@@ -197,22 +169,18 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(THREADS)
     wanted = set(filter(None, options.only.split(",")))
-    emit(what="environment", torch=torch.__version__, sklearn=sklearn.__version__, numpy=np.__version__,
-         threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability(), quick=options.quick,
-         load=os.getloadavg()[0])  # fmt: skip
-    try:
-        if not options.quick and (not wanted or "million" in wanted):
-            million()  # first, while the peak of memory is its own
-        if not wanted or "agreement" in wanted:
-            hard_cases()
-        for kind, n, d, k, steps in QUICK if options.quick else GRID:
-            if not wanted or f"{kind}-{n}-{d}-{k}" in wanted:
-                compare(kind, n, d, k, steps, options.rounds, options.seconds)
-    finally:
-        if not options.quick and not wanted:
-            path = Path(__file__).parent / "results" / "gmm.json"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(RESULTS, indent=1) + "\n")
+    results = Results(
+        options.quick or bool(wanted), torch=torch.__version__, sklearn=sklearn.__version__, numpy=np.__version__,
+        threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability(),
+    )  # fmt: skip
+    if not options.quick and (not wanted or "million" in wanted):
+        million(results)  # first, while the peak of memory is its own
+    if not wanted or "agreement" in wanted:
+        hard_cases(results)
+    for kind, n, d, k, steps in QUICK if options.quick else GRID:
+        if not wanted or f"{kind}-{n}-{d}-{k}" in wanted:
+            compare(results, kind, n, d, k, steps, options.rounds, options.seconds)
+    results.save()
 
 
 if __name__ == "__main__":

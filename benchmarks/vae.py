@@ -1,6 +1,6 @@
 """Speed of VAE training on 28x28: the training loop against a hand-written one, and both against pythae.
 
-    python benchmarks/vae.py [--rounds N] [--threads N] [--epochs N] [--out FILE]
+    python benchmarks/vae.py [--quick] [--threads N]
 
 One MLP VAE (784-512-16, batch 100, Adam) on 10000 random binary images.
 
@@ -18,26 +18,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import math
 import os
-import platform
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--rounds", type=int, default=9)
+parser.add_argument("--quick", action="store_true", help="three rounds of one epoch, results not kept")
 parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--epochs", type=int, default=2, help="of one round of training")
-parser.add_argument("--only", default="step,train", help="comma-separated: step, train")
-parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "vae.json")
 ARGS = parser.parse_args()
+ROUNDS, EPOCHS = (3, 1) if ARGS.quick else (9, 2)
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(ARGS.threads)
 
 import torch
@@ -49,6 +42,7 @@ from pofx.core.space import Image
 from pofx.data.base import Data, Part
 from pofx.families.vae import Vae, VaeConfig
 from pofx.train.fit import fit
+from timing import Results, middle, race
 
 warnings.filterwarnings("ignore")
 logging.disable(logging.CRITICAL)
@@ -59,12 +53,6 @@ SPACE = Image(28, 28, 1, 2)
 OPTIONS = {"latent": LATENT, "net": "mlp", "hidden": HIDDEN, "blocks": 0, "warmup": 0.0}
 RECIPE = {"batch": BATCH, "lr": 1e-3, "schedule": "constant", "warmup": 0, "clip": None, "ema": None}
 X = (torch.rand(ROWS, 1, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8)
-RESULTS: list[dict[str, Any]] = []
-
-
-def emit(**entry: Any) -> None:
-    RESULTS.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in entry.items()})
-    print(json.dumps(RESULTS[-1]), flush=True)
 
 
 class HandWritten(nn.Module):
@@ -139,14 +127,14 @@ def steps(draws: int) -> dict[str, Callable[[], object]]:
 
 def train_by_fit() -> None:
     none = Part(X[:0])
-    fit(Data("random", "", SPACE, Part(X), none, none), "vae", epochs=ARGS.epochs, options=OPTIONS, recipe=RECIPE)
+    fit(Data("random", "", SPACE, Part(X), none, none), "vae", epochs=EPOCHS, options=OPTIONS, recipe=RECIPE)
 
 
 def train_bare() -> None:
     """What ``fit`` does, less all it owes: schedule, guard, gradient norm, logging, validation, reproducibility."""
     model, noise = ours(1), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    for _ in range(ARGS.epochs):
+    for _ in range(EPOCHS):
         for index in torch.randperm(ROWS).split(BATCH):
             optimizer.zero_grad(set_to_none=True)
             batch = Batch(X[index], total=BATCH, progress=0.5)
@@ -157,7 +145,7 @@ def train_bare() -> None:
 def train_hand_written() -> None:
     model, x = HandWritten(1), X.float()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, foreach=True)
-    for _ in range(ARGS.epochs):
+    for _ in range(EPOCHS):
         for index in torch.randperm(ROWS).split(BATCH):
             optimizer.zero_grad(set_to_none=True)
             model.loss(x[index]).backward()
@@ -176,7 +164,7 @@ def train_pythae() -> None:
     ):
         config = BaseTrainerConfig(
             output_dir=folder,
-            num_epochs=ARGS.epochs,
+            num_epochs=EPOCHS,
             learning_rate=1e-3,
             per_device_train_batch_size=BATCH,
             no_cuda=True,
@@ -187,39 +175,31 @@ def train_pythae() -> None:
 # -- rounds ---------------------------------------------------------------------------------------------------------
 
 
-def race(what: str, images: int, contestants: dict[str, Callable[[], object]], *peers: str) -> None:
-    """Time all contestants round by round, and compare our speed with that of each of the ``peers``."""
-    for f in contestants.values():
-        f()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ARGS.rounds):
-        for name, f in contestants.items():
-            start = time.perf_counter()
-            f()
-            seconds[name].append(time.perf_counter() - start)
-    for name, s in seconds.items():
-        low, mid, high = statistics.quantiles(s, n=4)
-        emit(what=what, who=name, images_per_s=images / mid, iqr=(high - low) / mid, rounds=ARGS.rounds)
+def compare(
+    results: Results, what: str, images: int, contestants: dict[str, Callable[[], object]], *peers: str
+) -> None:
+    """Race all contestants, and set our speed against that of each of the ``peers``."""
+    times = race(contestants, ROUNDS)
+    for name, seconds in times.items():
+        median, iqr = middle(seconds)
+        results.emit(what=what, who=name, images_per_s=images / median, iqr=iqr, rounds=ROUNDS)
     for peer in peers:
-        ratios = [b / a for a, b in zip(seconds["pofx"], seconds[peer], strict=True)]
+        ratios = [b / a for a, b in zip(times["pofx"], times[peer], strict=True)]
         low, mid, high = statistics.quantiles(ratios, n=4)
-        emit(what=what, speed_over=peer, ratio=mid, low_quartile=low, high_quartile=high)
+        results.emit(what=what, speed_over=peer, ratio=mid, low_quartile=low, high_quartile=high)
 
 
 def main() -> None:
-    emit(torch=torch.__version__, threads=ARGS.threads, machine=platform.machine(), cores=os.cpu_count(), batch=BATCH)
-    if "step" in ARGS.only:
-        for draws in (1, DRAWS):
-            name = "step, ELBO" if draws == 1 else f"step, IWAE-{draws}"
-            race(name, 20 * BATCH, steps(draws), "hand-written", "pythae")
-    if "train" in ARGS.only:
-        race(
-            f"train, {ARGS.epochs} epochs", ARGS.epochs * ROWS,
-            {"pofx": train_by_fit, "bare loop": train_bare, "hand-written": train_hand_written, "pythae": train_pythae},
-            "bare loop", "hand-written", "pythae",
-        )  # fmt: skip
-    ARGS.out.parent.mkdir(parents=True, exist_ok=True)
-    ARGS.out.write_text(json.dumps(RESULTS, indent=1) + "\n")
+    results = Results(ARGS.quick, torch=torch.__version__, threads=ARGS.threads, batch=BATCH)
+    for draws in (1, DRAWS):
+        name = "step, ELBO" if draws == 1 else f"step, IWAE-{draws}"
+        compare(results, name, 20 * BATCH, steps(draws), "hand-written", "pythae")
+    compare(
+        results, f"train, {EPOCHS} epochs", EPOCHS * ROWS,
+        {"pofx": train_by_fit, "bare loop": train_bare, "hand-written": train_hand_written, "pythae": train_pythae},
+        "bare loop", "hand-written", "pythae",
+    )  # fmt: skip
+    results.save()
 
 
 if __name__ == "__main__":
