@@ -422,10 +422,15 @@ def frequencies(x: Tensor, size: int, weight: Tensor | None) -> Tensor:
     """Shares [*sites, size] of the values 0 .. size-1 in x [N, *sites], half a row added to each; NaN left out."""
     w = (torch.ones(len(x)) if weight is None else weight.float()).to(x.device)
     flat = x.reshape(len(x), -1)
-    counts = torch.full((flat.shape[1], size), 0.5, device=x.device)
-    for j in range(flat.shape[1]):
-        known = slice(None) if not flat.is_floating_point() else ~flat[:, j].isnan()
-        counts[j] += torch.bincount(flat[known, j].long(), w[known], minlength=size)
+    sites = flat.shape[1]
+    counts = torch.full((sites, size), 0.5, device=x.device)
+    if size < sites:  # few passes over all, or one over each site
+        for value in range(size):
+            counts[:, value] += w @ (flat == value).to(w)
+    else:
+        for j in range(sites):
+            known = slice(None) if not flat.is_floating_point() else ~flat[:, j].isnan()
+            counts[j] += torch.bincount(flat[known, j].long(), w[known], minlength=size)
     return (counts / counts.sum(-1, keepdim=True)).reshape(*x.shape[1:], size)
 
 
