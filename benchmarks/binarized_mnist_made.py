@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "binarized_mnist_made.json"
-OPTIONS: dict[str, Any] = {"hidden": 6000, "layers": 1, "orders": 2}
-RECIPE: dict[str, Any] = {"batch": 200, "lr": 1e-3, "weight_decay": 1e-2, "ema": 0.999, "warmup": 200}
+OPTIONS: dict[str, Any] = {"hidden": 6000, "layers": 1, "orders": 4}
+RECIPE: dict[str, Any] = {"batch": 200, "lr": 1e-3, "weight_decay": 5e-2, "ema": 0.999, "warmup": 200}
 
 
 def load(folder: Path):
@@ -45,7 +45,7 @@ def load(folder: Path):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds images/binarized-mnist")
-    parser.add_argument("--minutes", type=float, default=14.0)
+    parser.add_argument("--minutes", type=float, default=28.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=RESULTS)

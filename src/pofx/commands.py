@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table as RichTable
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.errors import DataError, Unsupported, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -425,6 +425,16 @@ class Compare(Source, Output):
     """Seed of every fit."""
     samples: int = 2000
     """Samples per family for the quality measures."""
+    max_test: int = 2000
+    """Test rows that every family scores, at most."""
+    outliers: str | None = None
+    """Rows that are none of these data (a file like SOURCE): how well does each family tell them apart?"""
+    anomaly: str | None = None
+    """Or the class whose test rows are the outliers."""
+    option: Annotated[UseAppendAction[list[str]], arg(metavar="FAMILY.NAME=VALUE")] = dataclasses.field(
+        default_factory=list
+    )
+    """A family's own option, one --option each: --option gmm.components=50."""
     device: str = "cpu"
     """cpu, cuda, mps, ..."""
 
@@ -434,6 +444,7 @@ def compare(argv: list[str]) -> int:
     from pofx.evaluate.compare import compare as run_all
     from pofx.report.build import build
 
+    options = _family_options(args.option)
     data = _load(args)
     _notes(data, args)
     where = args.out or Path("runs") / f"compare-{data.name}"
@@ -447,6 +458,10 @@ def compare(argv: list[str]) -> int:
             overwrite=args.overwrite,
             needs=tuple(args.need),
             samples=args.samples,
+            max_test=args.max_test,
+            outliers=args.outliers,
+            anomaly=args.anomaly,
+            options=options,
             device=args.device,
             progress=report,
         )
@@ -461,6 +476,25 @@ def compare(argv: list[str]) -> int:
     out.print(escape(result.recommendation), highlight=False)
     out.print(f"report: {page}", highlight=False)
     return 0
+
+
+def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
+    """gmm.components=50 -> {"gmm": its options}, each value read as the family's Config types it."""
+    from pofx.core.registry import family
+
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        option, equals, value = entry.partition("=")
+        name, dot, field = option.partition(".")
+        if not (equals and dot):
+            raise UsageError(
+                f"--option takes FAMILY.NAME=VALUE; {entry!r} is not.", "For example: --option gmm.components=50."
+            )
+        known = [f.name for f in dataclasses.fields(family(name).Config)]
+        if field.replace("-", "_") not in known:
+            raise UsageError(f"{name} has no option {field!r}.", f"It has: {', '.join(known)}.")
+        found.setdefault(name, []).append(f"--{field}={value}")
+    return {name: dataclasses.asdict(_parse(family(name).Config, args, name)) for name, args in found.items()}
 
 
 _SHOWN = ("family", "log p(x) per datum", "per dimension", "fit", "one sample", "samples/s", "C2ST", "outliers")
@@ -483,7 +517,10 @@ def _comparison_table(result: Any) -> RichTable:
 
 @dataclass(kw_only=True)
 class Report(Output):
-    """Write the report of a run or a comparison as one self-contained HTML file."""
+    """Write the report of a run or a comparison as one self-contained HTML file.
+
+    A run of 'pofx fit' is evaluated first, as a comparison would: likelihood, speed, samples, latents, outliers.
+    """
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """What 'pofx fit' or 'pofx compare' left."""
@@ -495,6 +532,14 @@ def report(argv: list[str]) -> int:
     args = _parse(Report, argv, "report")
     from pofx.report.build import build
 
+    if (args.folder / "config.json").exists() and not (args.folder / "scores.json").exists():
+        from pofx.evaluate.compare import assess
+
+        try:
+            with _progress(args, f"evaluating {args.folder.name}") as tell:
+                assess(args.folder, progress=tell)
+        except DataError as error:
+            err.print(f"· not evaluated: {escape(str(error))}", highlight=False)
     page = build(args.folder, out=args.out)
     if args.json:
         _print_json({"report": str(page)})

@@ -393,7 +393,7 @@ def _classes(column: Column, values: Tensor) -> tuple[tuple[str, ...], Tensor]:
                 f"Choose another column, or declare it: --types {column.name}=category.",
             )
         labels = [spell(float(v)) for v in distinct]
-        code = torch.where(values.isnan(), len(labels), torch.searchsorted(distinct, values))
+        code = torch.where(values.isnan(), len(labels), torch.searchsorted(distinct, values.contiguous()))
     if values.isnan().any():
         labels.append("(missing)")
     return tuple(labels), code

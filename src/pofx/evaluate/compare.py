@@ -54,7 +54,7 @@ from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
 from pofx.train.checkpoint import read_json, write_atomic, write_json
 from pofx.train.fit import fit
-from pofx.train.run import Run
+from pofx.train.run import Run, read_run
 
 FORMAT = 1  # of comparison.json
 Progress = Callable[[dict[str, Any]], None]
@@ -215,20 +215,50 @@ def _result(study: Study, name: str, options: dict[str, Any], place: Path | None
         run, row["fit"] = _fit(study, name, options, place, tell)
     except Exception as error:  # the failure of a family is a result: the comparison goes on
         return _Result(row | {"reason": reason(error)})
+    row["run"] = None if place is None else f"runs/{name}"
+    score = _judge(study, run, row, place, tell)
+    tell("done")
+    return _Result(row, score, run)
+
+
+def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell: Callable[..., None]) -> Score:
+    """Evaluate a fitted run: its figures go into ``row`` and, with samples, into its folder."""
     before = time.perf_counter()
     figures, score, samples = evaluate(study, run.model, tell)
-    row |= {
-        "status": "ok",
-        "run": None if place is None else f"runs/{name}",
-        "config": plain(run.model.config),
-    } | figures
+    row |= {"status": "ok", "config": plain(run.model.config)} | figures
     row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
     if place is not None:
         write_json(place / "scores.json", row | {"likelihood": score.to_json()})
         if samples is not None:
             _save_rows(place / "samples" / "samples.npz", shown(samples))
-    tell("done")
-    return _Result(row, score, run)
+    return score
+
+
+def assess(
+    path: str | Path, data: Data | None = None, *, seconds: float = 30.0, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Evaluate one run as ``compare`` would: scores.json, samples and held-out rows go into its folder.
+
+    Args:
+        path: the run folder.
+        data: needed where the run was fitted on data in memory; else the source is read again.
+        seconds: about as long the evaluation takes at most.
+        progress: called with what is happening.
+
+    Returns:
+        The figures. Raises NoRun, CorruptCheckpoint, NewerFormat, or the source's own errors.
+    """
+    path = Path(path)
+    run = read_run(path)
+    info, model = run.info, run.model
+    if data is None:
+        data = load(info["data"]["source"], **info["data"]["options"])
+    study = Study.prepare(data, Settings(seconds, info["seed"]))
+    fitted = {"seconds": run.seconds, "steps": run.steps, "status": run.status, "parameters": model.parameter_count()}
+    row: dict[str, Any] = {"family": model.name, "baseline": False, "fit": fitted}
+    _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(study.train).x)
+    _judge(study, run, row, path, partial(_tell, progress, model.name, model.name))
+    return row
 
 
 def _fit(

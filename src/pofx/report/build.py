@@ -298,7 +298,10 @@ def _run(folder: Path) -> Page:
         "settings": {"features": get(scores, "quality", "features")},
     }
     found = exhibits.load_rows(folder / "samples" / "samples.npz")
-    held_out = exhibits.load_rows(folder.parent.parent / "data_sample.npz") if folder.parent.name == "runs" else {}
+    beside = folder / "data_sample.npz"  # of one fit; a comparison keeps one for all its runs
+    if not beside.exists() and folder.parent.name == "runs":
+        beside = folder.parent.parent / "data_sample.npz"
+    held_out = exhibits.load_rows(beside)
     if isinstance(space, Image):
         shown: Page = {"sheets": exhibits.sheets(space, held_out, {info["family"]: found}, context), "table": None}
     elif isinstance(space, Table) and "x" in held_out:
