@@ -160,8 +160,9 @@ def test_context_is_used() -> None:
 def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:
     x, _ = moons(400)
     model = build("ddpm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
-    standard = ((x - x.mean(0)) / x.std(0, correction=0)).square().sum(1) / 2
-    normal = -standard - math.log(2 * math.pi) - x.std(0, correction=0).log().sum()
+    covariance = x.T.cov(correction=0)
+    shrunk = torch.lerp(covariance, covariance.diagonal().diag(), 2 / 402)
+    normal = torch.distributions.MultivariateNormal(x.mean(0), shrunk).log_prob(x)
     with torch.no_grad():
         start = model.log_prob(x)
     assert torch.allclose(start.nats, normal, atol=1e-3)
@@ -173,7 +174,7 @@ def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, pred
 
 
 def test_vlb_training_lowers_minus_the_bound() -> None:
-    """bound = log N(y; 0, I) + half the range of log SNR x (what the Gaussian misses - d x loss), in closed form."""
+    """bound = its terms at both ends - half the range of the log SNR x d x loss."""
     x, _ = moons(64)
     ends = {"smallest": 0.05, "largest": 20.0}
     model = build("ddpm", PLANE, x, hidden=16, blocks=1, **ends)
@@ -182,14 +183,10 @@ def test_vlb_training_lowers_minus_the_bound() -> None:
     with torch.no_grad():
         loss = torch.stack([model._terms(batch, gen(k))["loss"].mean() for k in range(300)]).mean()
         lower = model.log_prob(x, budget=Budget(draws=300), generator=gen(999)).nats.mean()
-    parts = model.split(x)
-    y, d = parts.y.double(), model.dim
-    normal = (-y.square().sum(1) / 2 - math.log(2 * math.pi) + parts.log_jacobian).mean()
-    square = y.square().sum(1).mean()
-    s = torch.sigmoid(-2 * torch.tensor([ends["largest"], ends["smallest"]]).double().log())
-    missed = (d * (-s - (1 - s).log()) + s * square).diff() / 2  # half the integral of s^2 d + s (1 - s) |y|^2
+    parts, ratios = model.split(x), torch.tensor([ends["largest"], ends["smallest"]]).double()
+    known = (model.gaussian.ends(parts.y.double(), -2 * ratios.log()) + parts.log_jacobian).mean()
     half_range = math.log(ends["largest"] / ends["smallest"])
-    assert lower.item() == pytest.approx((normal + missed - half_range * d * loss).item(), abs=0.15)
+    assert lower.item() == pytest.approx((known - half_range * model.dim * loss).item(), abs=0.15)
 
 
 @every_preset
@@ -216,7 +213,7 @@ def test_mixed_table_is_a_bound_with_an_error_that_holds(name: str) -> None:
 
 @every_preset
 def test_unet_learns_images(name: str) -> None:
-    """Stripes, horizontal or vertical: the bound rises far above the Gaussian's and stays a bound."""
+    """Stripes, horizontal or vertical: the bound rises above the Gaussian's and stays a bound."""
     space, g = Image(8, 8, 1, 4), gen(4)
     phase, upright = torch.randint(4, (600,), generator=g), torch.randint(2, (600,), generator=g)
     ramp = (torch.arange(8) + phase[:, None]) % 4
@@ -231,7 +228,7 @@ def test_unet_learns_images(name: str) -> None:
         after = model.log_prob(x[:50], budget=Budget(draws=16))
         solved = model.log_prob(x[:4], budget=Budget(estimator="ode", draws=2, steps=2))
     assert type(solved) is Estimate
-    assert after.nats.mean() > before + 20
+    assert after.nats.mean() > before + 1.5
     assert after.nats.mean() < -math.log(8)  # eight images, all as likely
     assert model.sample(3, sampler=Sampler(steps=4)).shape == (3, 1, 8, 8)
 

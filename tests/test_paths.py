@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pofx.nn.unet import UNet
-from pofx.paths.likelihood import bound, normal_log_prob, ode, stratified
+from pofx.paths.gaussian import Gaussian
+from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.predict import PREDICTIONS, Denoiser, eps_of, error_in_eps, point, target, to_x0, wiener
 from pofx.paths.samplers import SAMPLERS
 from pofx.paths.schedule import SCHEDULES, Cosine, Linear, Schedule
@@ -102,18 +103,74 @@ def test_predictions_agree(name: str, kind: str) -> None:
     # a prediction that is off by ``shift`` is off in eps by error_in_eps times that
     off = to_x0(kind, target(kind, x, eps, p) + shift, z, p)
     assert torch.allclose((eps_of(off, z, p) - eps).abs(), (error_in_eps(kind, p) * shift).abs(), atol=1e-8)
-    assert torch.allclose(to_x0(kind, wiener(kind, z, p), z, p), p.alpha * z / p.scale**2, atol=1e-9)
+    assert torch.allclose(to_x0(kind, wiener(kind, z, p, Gaussian(3)), z, p), p.alpha * z / p.scale**2, atol=1e-9)
 
 
+def fitted(x: Tensor) -> Gaussian:
+    found = Gaussian(x[0].numel())
+    found.fit(x.flatten(1))
+    return found
+
+
+def correlated(n: int, seed: int = 0) -> Tensor:
+    mix = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [-0.5, 0.2, 0.03]], dtype=torch.float64)
+    return normal(n, 3, seed=seed) @ mix.T + torch.tensor([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("kind", PREDICTIONS)
-def test_a_network_of_zeros_stands_for_the_normal(kind: str) -> None:
-    s = schedule("cosine")
-    zero = Denoiser(lambda z, log_snr: torch.zeros_like(z), s, kind, torch.float64)
-    x = normal(20, 3)
-    drawn = bound(zero, s, x, torch.rand(20, generator=gen(1)).double(), normal(20, 3, seed=2), **ENDS)
-    solved, _ = ode(zero, s, x, steps=8, probes=None, generator=gen(), **ENDS)
-    assert torch.allclose(drawn, normal_log_prob(x), atol=1e-6)
-    assert torch.allclose(solved, normal_log_prob(x), atol=1e-6)
+def test_a_network_of_zeros_stands_for_the_gaussian(kind: str, diagonal: bool, monkeypatch) -> None:
+    """Its bound has no noise and is that Gaussian's density, and so is its flow's."""
+    if diagonal:
+        monkeypatch.setattr("pofx.paths.gaussian.MOST_ROTATED", 2)
+    s, x = schedule("cosine"), correlated(20)
+    found = fitted(correlated(5000, seed=1))
+    covariance = found.variance.diag() if diagonal else found.basis @ found.variance.diag() @ found.basis.T
+    truth = torch.distributions.MultivariateNormal(found.mean, covariance).log_prob(x)
+    zero = Denoiser(lambda z, log_snr: torch.zeros_like(z), s, kind, found, torch.float64)
+    drawn = bound(zero, found, s, x, torch.rand(20, generator=gen(1)).double(), normal(20, 3, seed=2), **ENDS)
+    solved, _ = ode(zero, found, s, x, steps=64, probes=None, generator=gen(), **ENDS)
+    assert torch.allclose(drawn, truth, atol=1e-6)
+    assert torch.allclose(solved, truth, atol=0.02)
+
+
+def test_the_gaussian_of_the_data() -> None:
+    x, s = correlated(200_000), schedule("linear")
+    found = fitted(x)
+    assert torch.allclose(found.basis @ found.variance.diag() @ found.basis.T, x.T.cov(), atol=1e-3)
+    p = point(s, torch.tensor(0.3), x)
+    eps = normal(len(x), 3, seed=5)
+    z = p.alpha * x + p.sigma * eps
+    # Wiener's filter is the linear regression of x on z
+    design = torch.cat([z, torch.ones(len(z), 1)], 1)
+    line = design @ torch.linalg.lstsq(design, x).solution
+    assert (found.denoise(z, p) - line).abs().max() < 0.02
+    # z and then x given z is x again; z alone has the density and the covariance of the noisy data
+    again = found.posterior(z, normal(len(x), 3, seed=6), p)
+    assert (again.T.cov() - x.T.cov()).abs().max() < 0.02
+    alpha, sigma = p.alpha.item(), p.sigma.item()
+    drawn = found.noisy(normal(len(x), 3, seed=7), alpha, sigma)
+    assert (drawn.T.cov() - z.T.cov()).abs().max() < 0.02
+    wide = torch.distributions.MultivariateNormal(z.mean(0), z.T.cov())
+    assert torch.allclose(found.log_prob(z[:50], alpha, sigma), wide.log_prob(z[:50]), atol=0.02)
+
+
+def test_the_gaussians_own_bound_in_steps_rises_to_its_density() -> None:
+    s, x = schedule("cosine"), correlated(20)
+    found = fitted(correlated(5000, seed=1))
+    truth, u, eps = found.log_prob(x), torch.rand(20, generator=gen(1)).double(), normal(20, 3, seed=2)
+    gaps = []
+    for steps in (20, 200, 2000, 20_000):
+        nats = bound(lambda z, t: found.denoise(z, point(s, t, z)), found, s, x, u, eps, steps=steps, **ENDS)
+        gaps.append((truth - nats).mean().item())
+    assert gaps == sorted(gaps, reverse=True)
+    assert 0 < gaps[-1] < 0.01
+
+
+def test_few_rows_do_not_make_a_flat_gaussian() -> None:
+    """Ten rows in twenty dimensions: no direction is held impossible."""
+    found = fitted(normal(10, 20))
+    assert found.variance.min() > 0.05
 
 
 # -- samplers ---------------------------------------------------------------------------------------
@@ -195,11 +252,11 @@ def test_ancestral_steps_are_the_posterior() -> None:
 def run_bound(
     data: GaussianData, x: Tensor, draws: int, seed: int = 0, steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    g = gen(seed)
+    g, gaussian_of = gen(seed), Gaussian(2)  # not of the data: the noise of the number is what is tested
 
     def draw(u: Tensor) -> Tensor:
         eps = torch.randn(x.shape, generator=g, dtype=torch.float64)
-        return bound(data, data.schedule, x, u, eps, steps=steps, **ENDS)
+        return bound(data, gaussian_of, data.schedule, x, u, eps, steps=steps, **ENDS)
 
     return stratified(draw, len(x), draws, g)
 
@@ -208,7 +265,7 @@ def run_bound(
 def test_ode_gives_the_gaussian_density(name: str) -> None:
     data = gaussian(name)
     x = data.sample(50)
-    nats, se = ode(data, data.schedule, x, steps=32, probes=None, generator=gen(), **ENDS)
+    nats, se = ode(data, Gaussian(2), data.schedule, x, steps=32, probes=None, generator=gen(), **ENDS)
     assert (nats - data.log_prob(x)).abs().max() < 1e-3
     assert (se == 0).all()
 
@@ -216,8 +273,8 @@ def test_ode_gives_the_gaussian_density(name: str) -> None:
 def test_hutchinson_is_unbiased_and_says_its_error() -> None:
     data = gaussian()
     x = data.sample(1).expand(2000, 2)
-    exact, _ = ode(data, data.schedule, x[:1], steps=8, probes=None, generator=gen(), **ENDS)
-    nats, se = ode(data, data.schedule, x, steps=8, probes=4, generator=gen(1), **ENDS)
+    exact, _ = ode(data, Gaussian(2), data.schedule, x[:1], steps=8, probes=None, generator=gen(), **ENDS)
+    nats, se = ode(data, Gaussian(2), data.schedule, x, steps=8, probes=4, generator=gen(1), **ENDS)
     spread = nats.std()
     assert spread > 0.05
     assert abs(nats.mean() - exact) < 4 * spread / 2000**0.5
@@ -261,7 +318,7 @@ def test_discrete_bound_rises_to_the_truth_with_its_steps() -> None:
 def test_bound_is_the_same_on_all_paths() -> None:
     """With the same noise levels and noise it depends on the path through the log SNR alone."""
     x, u, eps = normal(40, 2), torch.rand(40, generator=gen(1)).double(), normal(40, 2, seed=2)
-    values = [bound(gaussian(n), schedule(n), x, u, eps, **ENDS) for n in SCHEDULES]
+    values = [bound(gaussian(n), Gaussian(2), schedule(n), x, u, eps, **ENDS) for n in SCHEDULES]
     for v in values[1:]:
         assert torch.allclose(v, values[0], rtol=1e-5, atol=1e-5)
 

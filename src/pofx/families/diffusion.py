@@ -30,11 +30,13 @@ from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
+from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.predict import Denoiser, error_in_eps, point, target
 from pofx.paths.samplers import SAMPLERS
 from pofx.paths.schedule import SCHEDULES
 
+MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
@@ -97,6 +99,7 @@ class PathModel(Continuous):
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
+        self.gaussian = Gaussian(self.dim)
         self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
 
     @classmethod
@@ -117,6 +120,11 @@ class PathModel(Continuous):
             return Recipe(batch=64, lr=1e-3, clip=1.0, ema=0.998)
         return Recipe(batch=256, lr=3e-3, clip=1.0, ema=0.998)
 
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
+        self.gaussian.fit(self.noisy_split(x[rows], generator).y, None if weight is None else weight[rows])
+
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
         return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
@@ -124,7 +132,8 @@ class PathModel(Continuous):
     def denoiser(self, h: Tensor | None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h [N, width]."""
         dtype = next(self.net.parameters()).dtype
-        return Denoiser(lambda z, log_snr: self.net(z, log_snr, h), self.schedule, self.config.predict, dtype)
+        net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
+        return Denoiser(net, self.schedule, c.predict, self.gaussian, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -166,7 +175,7 @@ class PathModel(Continuous):
             parts = self.noisy_split(x, generator)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = torch.randn(y.shape, generator=generator, device=generator.device).to(y)
-            nats = bound(denoise, self.schedule, y, u, eps, steps=budget.steps, **self.ends)
+            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=budget.steps, **self.ends)
             return nats + parts.log_jacobian
 
         draws = self.config.draws if budget.draws is None else budget.draws
@@ -186,7 +195,8 @@ class PathModel(Continuous):
         steps = budget.steps or c.ode_steps
         probes = None if exact else budget.draws or c.draws
         y = y.double().reshape(-1, *self.shape)
-        nats, se = ode(self.denoiser(h), self.schedule, y, steps=steps, probes=probes, generator=generator, **self.ends)
+        path: Any = {"steps": steps, "probes": probes, "generator": generator} | self.ends
+        nats, se = ode(self.denoiser(h), self.gaussian, self.schedule, y, **path)
         trace = "exact divergence" if exact else f"Hutchinson's divergence, {probes} probes a solution"
         caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {c.smallest:g}"
         return Estimate(nats, Measure.lebesgue(self.dim), se, probes or 0, caveat)
@@ -196,14 +206,16 @@ class PathModel(Continuous):
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         solve = SAMPLERS[sampler.name or self.samplers[0]]
         times = self.schedule.times(sampler.steps or self.config.sample_steps, **self.ends)
-        start, end = (self.schedule(t) for t in times[[0, -1]])
-        shape = (n, *self.shape)
-        z = start.scale.item() * torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        start = self.schedule(times[0])
+
+        def normal() -> Tensor:
+            shape = (n, *self.shape)
+            return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+
+        z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
         z = solve(self.denoiser(h), self.schedule, times, z, generator)
-        # the bound's p(y | z_0), a Gaussian of the relative width ``smallest``
-        mean, width = (end.alpha / end.scale**2).item(), (end.sigma / end.scale).item()
-        last = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
-        return (mean * z + width * last).flatten(1)
+        # the bound's p(x | z_0)
+        return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Of the data blurred by ``score_noise`` (Tweedie's formula): (E[y | y + noise] - y) / variance."""

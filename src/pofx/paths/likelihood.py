@@ -11,19 +11,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from pofx.paths.gaussian import Gaussian
 from pofx.paths.predict import Denoise, point
 from pofx.paths.schedule import Schedule
 
 
-def normal_log_prob(x: Tensor) -> Tensor:
-    """log N(x; 0, I) [N] of x [N, *E]"""
-    return -(math.log(2 * math.pi) * x[0].numel() + x.flatten(1).square().sum(1)) / 2
-
-
 def bound(
     denoise: Denoise,
+    gaussian: Gaussian,
     schedule: Schedule,
     x: Tensor,
     u: Tensor,
@@ -35,20 +31,21 @@ def bound(
 ) -> Tensor:
     """One draw [N] of the variational lower bound on log p(x), unbiased for u ~ U[0, 1) and eps ~ N(0, I).
 
-    The model is p(z_1) = N(0, r_1^2 I), the learned path down to z_0, and a last Gaussian p(x | z_0), the
-    posterior that x would have were it N(0, I). In continuous time (Kingma et al. 2021, section 5)
+    The model is p(z_1), which is what the ``gaussian`` N(m, C) becomes there, the learned path down to z_0, and a
+    last Gaussian p(x | z_0), the posterior of N(m, C). In continuous time (Kingma et al. 2021, section 5)
 
         log p(x) >= E log p(x|z_0) - KL(q(z_1|x) | p(z_1)) - 1/2 int E|eps - eps_hat|^2 d lambda.
 
-    For the linear (Wiener) denoiser of N(0, I), whose E|eps - eps_hat|^2 = s^2 d + s (1 - s) |x|^2, the three
-    terms add up to log N(x; 0, I) exactly. We take that one's as a control variate under the same noise:
+    For N(m, C)'s own (Wiener) denoiser the three terms add up to log N(x; m, C) exactly: its path is the true
+    posterior. We take that one's as a control variate under the same noise:
 
-        log p(x) >= log N(x; 0, I) + 1/2 int E[|eps - eps_wiener|^2 - |eps - eps_hat|^2] d lambda,
+        log p(x) >= log N(x; m, C) + 1/2 int E[|eps - eps_wiener|^2 - |eps - eps_hat|^2] d lambda,
 
-    so that only what the network knows beyond a Gaussian is left to chance (cf. Kong et al. 2023).
+    so that only what the network knows beyond the Gaussian is left to chance (cf. Kong et al. 2023).
 
     Args:
-        x: [N, *E] standardised (the ends of the path take unit variance); float64 for full precision.
+        gaussian: of the data, as good as it may be: it moves the model's ends and the noise of the number.
+        x: [N, *E] standardised; float64 for full precision.
         u: [N] float64, picks the noise level; eps: the noise [N, *E].
         smallest, largest: sigma / alpha at both ends of the path.
         steps: T, the looser bound of the ancestral sampler in T steps even in lambda (Kingma et al. 2021,
@@ -57,19 +54,19 @@ def bound(
     ends = -2 * torch.tensor([largest, smallest], dtype=torch.float64, device=x.device).log()
     u = u.to(x.device)
     if steps is None:
-        nats = normal_log_prob(x)
+        nats = gaussian.log_prob(x)
         lam = ends[0] + u * (ends[1] - ends[0])
         weight = lam.exp() * (ends[1] - ends[0])
     else:
         grid = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)
         drop = grid[1:].exp() - grid[:-1].exp()  # SNR(s) - SNR(t) of every step
-        nats = _gaussian_ends(x, ends) - _wiener_error(x, grid[:-1], drop)
+        nats = gaussian.ends(x, ends) - gaussian.error(x, grid[:-1], drop)
         step = (u * steps).long().clamp_max(steps - 1)
         lam, weight = grid[step], drop[step] * steps
     t = schedule.time(lam)
     p = point(schedule, t, x)
     z = p.alpha * x + p.sigma * eps
-    wiener, learned = p.alpha * z / p.scale**2, denoise(z, t)
+    wiener, learned = gaussian.denoise(z, p), denoise(z, t)
     # a^2 - b^2 as (a - b) (a + b): the two denoisers agree to many digits where there is little noise
     gain = ((learned - wiener) * (2 * x - wiener - learned)).flatten(1).sum(1)
     return nats + (weight / 2).to(x.dtype) * gain
@@ -91,23 +88,9 @@ def stratified(
     return mean, square.sqrt()
 
 
-def _gaussian_ends(x: Tensor, ends: Tensor) -> Tensor:
-    """E log p(x | z_0) - KL(q(z_1 | x) | p(z_1)) [N] for the log SNR ``ends`` (smallest, largest)."""
-    d, square = x[0].numel(), x.flatten(1).square().sum(1)
-    (s1, s0), (log_n1, log_n0) = torch.sigmoid(ends), -softplus(ends)  # log_n = log(1 - s)
-    prior = d * (-s1 - log_n1) + s1 * square
-    last = d * (math.log(2 * math.pi) + log_n0 + s0) + torch.sigmoid(-ends[1]) * square
-    return -(prior + last) / 2
-
-
-def _wiener_error(x: Tensor, lam: Tensor, drop: Tensor) -> Tensor:
-    """Sum over steps of (SNR(s) - SNR(t)) / 2 E|x - x_wiener(z_t)|^2 [N]"""
-    n, d = torch.sigmoid(-lam), x[0].numel()  # 1 - s
-    return ((drop * n**2).sum() * x.flatten(1).square().sum(1) + (drop * n * (1 - n)).sum() * d) / 2
-
-
 def ode(
     denoise: Denoise,
+    gaussian: Gaussian,
     schedule: Schedule,
     x: Tensor,
     *,
@@ -122,7 +105,7 @@ def ode(
     On the circle alpha = cos(phi), sigma = sin(phi), where all paths look alike, the flow is
     dz/d(phi) = cos(phi) eps_hat - sin(phi) x_hat and the log-density falls along it by its divergence. It
     is solved by the classical Runge-Kutta method of order 4 in the log SNR, from ``smallest`` noise, where z = x is
-    taken, to ``largest``, where z is N(0, I).
+    taken, to ``largest``, where z has the density of the noisy ``gaussian``.
 
     Args:
         x: [N, *E] standardised.
@@ -165,7 +148,7 @@ def ode(
         k4, d4 = slope(lam + h, z + h * k3)
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         trace = trace + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-    base = normal_log_prob(z)
+    base = gaussian.log_prob(z, math.sqrt(1 / (1 + math.exp(-end))), math.sqrt(1 / (1 + math.exp(end))))
     if probes is None:
         return base + trace.sum(0), torch.zeros_like(base)
     se = trace.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(base, math.nan)

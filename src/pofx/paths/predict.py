@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pofx.paths.gaussian import Gaussian
 from pofx.paths.schedule import Point, Schedule
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -43,9 +44,10 @@ def target(kind: str, x: Tensor, eps: Tensor, p: Point) -> Tensor:
     raise ValueError(f"{kind!r} is none of {PREDICTIONS}")
 
 
-def wiener(kind: str, z: Tensor, p: Point) -> Tensor:
-    """What to predict at z if the data were N(0, I): the linear part of every prediction."""
-    return target(kind, p.alpha * z / p.scale**2, p.sigma * z / p.scale**2, p)
+def wiener(kind: str, z: Tensor, p: Point, gaussian: Gaussian) -> Tensor:
+    """What to predict at z if the data were Gaussian: the linear part of every prediction."""
+    eps = gaussian.eps(z, p)
+    return target(kind, (z - p.sigma * eps) / p.alpha, eps, p)
 
 
 def to_x0(kind: str, out: Tensor, z: Tensor, p: Point) -> Tensor:
@@ -94,14 +96,16 @@ class Denoiser:
     """A network that predicts ``kind`` on a path, as a denoiser.
 
     The network is called as ``net(z / r, log_snr)`` with z / r [N, *E] of unit variance where the data
-    have it, and log_snr [N]. It gives what a Gaussian's denoiser leaves over (c_skip of Karras et al. 2022,
-    eq. 7): a network of zeros stands for N(0, I), whatever it predicts. It runs in its own precision; the
-    conversion runs in z's, which at small noise matters: there z and x differ by sigma / alpha only.
+    have it, and log_snr [N]. It gives what the denoiser of ``gaussian`` leaves over (for N(0, I) that is c_skip
+    of Karras et al. 2022, eq. 7): a network of zeros stands for that Gaussian, whatever it predicts. It runs in
+    its own precision; the conversion runs in z's, which at small noise matters: there z and x differ by
+    sigma / alpha only.
     """
 
     net: Callable[[Tensor, Tensor], Tensor]
     schedule: Schedule
     kind: str
+    gaussian: Gaussian
     dtype: torch.dtype = torch.float32
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
@@ -113,4 +117,4 @@ class Denoiser:
         """What the network predicts at z [N, *E], the Gaussian's part included."""
         log_snr = 2 * (p.alpha.log() - p.sigma.log()).flatten().expand(len(z))
         left_over = self.net((z / p.scale).to(self.dtype), log_snr.to(self.dtype))
-        return wiener(self.kind, z, p) + left_over.to(z.dtype)
+        return wiener(self.kind, z, p, self.gaussian) + left_over.to(z.dtype)
