@@ -91,7 +91,7 @@ class Pofx:
     def __init__(self, x: np.ndarray, start: np.ndarray, variance: np.ndarray, kind: str, dtype: str) -> None:
         k, d = start.shape
         self.x = torch.from_numpy(x)
-        config = MixtureConfig(covariance=kind, components=k, dtype=dtype, floor=1e-8)  # type: ignore[arg-type]
+        config = MixtureConfig(covariance=kind, components=k, dtype=dtype, floor=1e-8, wishart_prior=0.0)  # type: ignore[arg-type]
         self.model = GaussianMixture(config, Table(tuple(Real(f"x{j}") for j in range(d))))
         self.model.measure(self.x)
         v = torch.from_numpy(variance)

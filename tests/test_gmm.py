@@ -54,7 +54,7 @@ def start(kind: str, x: Tensor, k: int, scale: float = 1.0) -> tuple[Tensor, Ten
 def model_at(
     kind: str, x: Tensor, k: int, *, scale: float = 1.0, space: Table | None = None, **options: Any
 ) -> Mixture:
-    config = MixtureConfig(components=k, covariance=kind, **{"floor": 1e-8, **options})  # type: ignore[arg-type]
+    config = MixtureConfig(components=k, covariance=kind, **{"floor": 1e-8, "wishart_prior": 0.0, **options})  # type: ignore[arg-type]
     model = GaussianMixture(config, space or reals(x.shape[1]))
     model.measure(x)
     model.start_at(*start(kind, x[~x.isnan().any(1)], k, scale))
@@ -262,7 +262,7 @@ def test_affine_maps_shift_the_nats() -> None:
     run(first, x, 12)
     run(image, x @ a.T + 100, 12)
     assert torch.allclose(exact(image, x @ a.T + 100), exact(first, x) - a.slogdet().logabsdet, atol=1e-8)
-    scaled, plain = (GaussianMixture(MixtureConfig(components=3), reals(3)) for _ in range(2))
+    scaled, plain = (GaussianMixture(MixtureConfig(components=3, wishart_prior=0.0), reals(3)) for _ in range(2))
     for model, data in ((plain, x), (scaled, 4096 * x)):
         model.prepare(data, None, None, generator())
         run(model, data, 5)
@@ -291,7 +291,7 @@ def test_parameters_are_recovered(restarts: int) -> None:
 
 def test_a_gaussian_is_done_at_once() -> None:
     x = blobs(500, 4, 2)
-    model = Gaussian(GaussianConfig(), reals(4))
+    model = Gaussian(GaussianConfig(wishart_prior=0.0), reals(4))
     model.prepare(x, None, None, generator())
     learner = model.learner(model.recipe(model.space))
     learner.step(Batch(x, total=len(x)), generator())
@@ -302,17 +302,31 @@ def test_a_gaussian_is_done_at_once() -> None:
 
 
 def test_map_of_a_gaussian_in_closed_form() -> None:
-    """Sigma = (N S + kappa N / (kappa + N) m m' + w I) / (N + w), in whitened coordinates, where S = I and m = 0."""
+    """Sigma = (N S + kappa N / (kappa + N) m m' + w P) / (N + w), P of S less a little correlation, m = 0."""
     x = blobs(200, 2, 1)
     model = Gaussian(GaussianConfig(wishart_prior=50.0, normal_prior=3.0), reals(2))
     model.prepare(x, None, None, generator())
     run(model, x, 1)
-    assert torch.allclose(model.covariances[0], x.T.cov(correction=0), atol=1e-10)  # the prior is at the data's own
+    own = x.T.cov(correction=0)
+    pooled = torch.lerp(own.diagonal().diag(), own, 200 / 202)
+    assert torch.allclose(model.covariances[0], (200 * own + 50 * pooled) / 250, atol=1e-10)
     mixture = model_at("full", x, 2, wishart_prior=50.0)
     run(mixture, x, 30)
     floor = 50 / 2 / (200 + 50)  # w / K^(2/d) over all rows: the least that the prior allows
     whitened = mixture.factor @ mixture.factor.mT
     assert (torch.linalg.eigvalsh(whitened) > floor).all()
+
+
+def test_fewer_rows_than_columns() -> None:
+    """By default no direction is without variance: unseen rows are about as likely as those of the fit."""
+    rows = blobs(220, 40, 1)
+    x, test = rows[:20], rows[20:]
+    for kind in ("full", "tied"):
+        model = GaussianMixture(MixtureConfig(components=2, covariance=kind), reals(40))  # type: ignore[arg-type]
+        model.prepare(x, None, None, generator())
+        run(model, x, 5)
+        independent = MultivariateNormal(x.mean(0), x.var(0, correction=0).diag())
+        assert exact(model, test).mean() > independent.log_prob(test).mean() - 15
 
 
 def test_dead_components_come_back() -> None:
@@ -351,7 +365,7 @@ def test_singular_data_stay_finite(kind: str) -> None:
 
 def test_resume_is_bit_for_bit() -> None:
     space, x = mixed(300)
-    models = [GaussianMixture(MixtureConfig(components=3), space) for _ in range(2)]
+    models = [GaussianMixture(MixtureConfig(components=3, wishart_prior=0.0), space) for _ in range(2)]
     for model in models:
         model.prepare(x, None, None, generator())
     straight = run(models[0], x, 6)
@@ -359,7 +373,7 @@ def test_resume_is_bit_for_bit() -> None:
     for t in range(3):
         learner.step(Batch(x, total=len(x), step=t), generator(t))
     weights, state = models[1].state_dict(), learner.state_dict()
-    fresh = GaussianMixture(MixtureConfig(components=3), space)
+    fresh = GaussianMixture(MixtureConfig(components=3, wishart_prior=0.0), space)
     fresh.load_state_dict(weights)
     resumed = fresh.learner(fresh.recipe(space))
     resumed.load_state_dict(state)
@@ -462,22 +476,24 @@ def test_a_conditional_is_a_ratio_of_joints(kind: str) -> None:
 def test_one_mixture_per_class() -> None:
     """Given a label, a gaussian is one Gaussian per class; an unseen class has the data's own; so for categories."""
     x, c = blobs(600, 2, 3), torch.arange(600) % 3
-    model = Gaussian(GaussianConfig(), reals(2), Label(("a", "b", "c", "never seen")))
+    model = Gaussian(GaussianConfig(wishart_prior=0.0), reals(2), Label(("a", "b", "c", "never seen")))
     model.prepare(x, c, None, generator())
     run(model, x, 1, c)
     for k in range(3):
         mine = x[c == k]
         want = MultivariateNormal(mine.mean(0), mine.T.cov(correction=0)).log_prob(x)
         assert torch.allclose(exact(model, x, torch.full((600,), k)), want, atol=1e-8)
-    pooled = MultivariateNormal(x.mean(0), x.T.cov(correction=0)).log_prob(x)
-    assert torch.allclose(exact(model, x, torch.full((600,), 3)), pooled, atol=1e-8)
+    own = x.T.cov(correction=0)
+    pooled = torch.lerp(own.diagonal().diag(), own, 600 / 602)
+    unseen = MultivariateNormal(x.mean(0), pooled).log_prob(x)
+    assert torch.allclose(exact(model, x, torch.full((600,), 3)), unseen, atol=1e-8)
     drawn = model.given(torch.tensor([0, 2])).sample(2000, generator=generator())
     assert torch.allclose(drawn.mean(0), torch.stack([x[c == k].mean(0) for k in (0, 2)]), atol=0.15)
 
     columns = Table((Category("p", ("0", "1")), Category("q", ("0", "1", "2"), nullable=True)))
     codes = torch.stack([torch.arange(600) % 2, torch.arange(600) % 3], 1).double()
     codes[::7, 1] = math.nan
-    table = Gaussian(GaussianConfig(), reals(2), columns)
+    table = Gaussian(GaussianConfig(wishart_prior=0.0), reals(2), columns)
     table.prepare(x, codes, None, generator())
     run(table, x, 1, codes)
     mine = x[(codes[:, 0] == 1) & codes[:, 1].isnan()]
@@ -491,7 +507,7 @@ def test_a_label_given_columns_is_discriminant_analysis() -> None:
 
     c = blobs(600, 2, 3, spread=1.0)
     label = torch.arange(600) % 3
-    model = Gaussian(GaussianConfig(), Label(("a", "b", "c")), reals(2))
+    model = Gaussian(GaussianConfig(wishart_prior=0.0), Label(("a", "b", "c")), reals(2))
     model.prepare(label, c, None, generator())
     run(model, label, 1, c)
     ours = torch.stack([exact(model, torch.full((600,), k), c) for k in range(3)], 1).exp()

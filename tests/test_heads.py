@@ -166,6 +166,26 @@ def test_outliers_have_finite_values_and_gradients(j: int) -> None:
         assert params.grad.isfinite().all()
 
 
+def test_levels_start_at_the_marginal_of_their_site() -> None:
+    """A constant site, one of two values, a smooth one: and no level is held impossible."""
+    g = generator(3)
+    n = 3000
+    constant, smooth = torch.full((n,), 0), (128 + 30 * torch.randn(n, generator=g)).round().clamp(0, 255).long()
+    two = torch.where(torch.rand(n, generator=g) < 0.3, 255, 17)
+    x = torch.stack([constant, two, smooth], 1).to(torch.uint8)
+    head = LevelLogistics(256, 8, (3,))
+    head.prepare(x)
+    nats = -head.log_prob(torch.zeros(3, head.params), x).mean(0)
+    bell = math.log(30 * math.sqrt(2 * math.pi * math.e))
+    entropy = torch.tensor([0.0, -0.3 * math.log(0.3) - 0.7 * math.log(0.7), bell])
+    assert (nats - entropy < 0.25).all()  # a component may be shared by two values
+    assert (nats > entropy - 0.05).all()
+    assert head.log_prob(torch.zeros(256, 3, head.params), torch.arange(256)[:, None].expand(-1, 3)).min() > -20
+    weighted = LevelLogistics(256, 8, (3,))
+    weighted.prepare(x, (x[:, 1] == 17).double())
+    assert float(weighted.log_prob(torch.zeros(3, head.params), torch.tensor([0, 17, 128]))[1]) > -0.2
+
+
 def test_levels_at_the_edges_have_finite_gradients() -> None:
     head = LevelLogistics(256, 3)
     params = (60 * torch.randn(256, head.params, generator=generator())).requires_grad_()

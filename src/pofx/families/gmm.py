@@ -46,8 +46,9 @@ class Options:
     """of the categorical columns, towards the frequencies of the whole data"""
     normal_prior: float = 0.0
     """of means, at the mean of the data"""
-    wishart_prior: float = 0.0
-    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007)"""
+    wishart_prior: float | None = None
+    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007); None: as many as a covariance has
+    columns, so that few rows in many dimensions leave no direction without variance"""
     tol: float = 1e-5
     """EM stops when a sweep gains less than this, in nats per datum"""
     dtype: Literal["float64", "float32"] = "float64"
@@ -57,7 +58,7 @@ class Options:
         least = {"components": 1, "restarts": 1, "floor": 1e-8, "smoothing": 1e-6}
         for f in fields(self):
             value = getattr(self, f.name)
-            if not isinstance(value, str) and not value >= least.get(f.name, 0):
+            if isinstance(value, int | float) and not value >= least.get(f.name, 0):
                 raise UsageError(f"{f.name} is {value}; it must be {least.get(f.name, 0):g} or more.")
 
 
@@ -175,9 +176,10 @@ class Mixture(Model):
         return Frame(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
 
     def prior(self) -> em.Prior:
-        o = self.config
+        o, columns = self.config, self.joint.dim if self.kind in ("full", "tied") else 1
+        wishart = float(columns) if o.wishart_prior is None else o.wishart_prior
         return em.Prior(
-            self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, o.wishart_prior, self.joint.groups
+            self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups
         )
 
     @property

@@ -203,7 +203,7 @@ class MixtureOfGaussians(_Standardised):
         return log_p - self.scale.log().to(log_p.dtype)
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        mean, log_s = one_component(params, self.components, generator)
+        mean, log_s = one_component(*mixture(params, self.components), generator)
         noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
         return (mean + log_s.exp() * noise).double() * self.scale + self.location
 
@@ -258,7 +258,7 @@ class AtomsAndLogistics(_Standardised):
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         log_pi = (params[..., : self.slots + 1] + self.base).log_softmax(-1)
         slot = pick(log_pi, generator)
-        y = logistic_mixture_sample(params[..., self.slots + 1 :], self.components, generator)
+        y = logistic_sample(*mixture(params[..., self.slots + 1 :], self.components), generator)
         smooth = ((y.double() * self.scale + self.location - self.origin) / self.step).round()
         atoms = self.atoms.expand(*slot.shape, self.slots)
         atom = atoms.gather(-1, slot.clamp(max=self.slots - 1)[..., None])[..., 0]
@@ -305,21 +305,31 @@ class AtomsAndLogistics(_Standardised):
 class LevelLogistics(Head):
     """A probability on levels 0 .. levels-1: logistics whose edge cells take the tails.
 
-    Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1].
+    Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1]. Zero parameters give each site's
+    marginal: components at equal shares of its training values, and a wide one for values never seen there.
+    Means are moved in units of their component's scale.
     """
 
-    def __init__(self, levels: int, components: int = 8) -> None:
+    log_weight: Tensor
+    mean: Tensor
+    log_scale: Tensor
+
+    def __init__(self, levels: int, components: int = 8, sites: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.levels, self.components = levels, components
         self.params, self.features = 3 * components, 1
+        spread = torch.linspace(-1.5, 1.5, components) if components > 1 else torch.zeros(1)
+        self.register_buffer("log_weight", torch.zeros(*sites, components))
+        self.register_buffer("mean", spread.repeat(*sites, 1))
+        self.register_buffer("log_scale", torch.zeros(*sites, components))
 
     def embed(self, x: Tensor) -> Tensor:
-        return x[..., None].to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
+        return self._scaled(x.to(torch.get_default_dtype()))[..., None]
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        log_w, mean, log_s = mixture(params, self.components)
-        y = (x.to(params.dtype) * (2 / (self.levels - 1)) - 1)[..., None]
-        z, cell = (y - mean) * (-log_s).exp(), 2 / (self.levels - 1) * (-log_s).exp()
+        log_w, mean, log_s = self._mixture(params)
+        y, per_scale = self._scaled(x.to(params.dtype))[..., None], (-log_s).exp()
+        z, cell = (y - mean) * per_scale, 2 / (self.levels - 1) * per_scale
         inner = log_logistic_cell(z, cell)
         low, high = -F.softplus(-(z + cell / 2)), -F.softplus(z - cell / 2)
         edge = x[..., None]
@@ -327,14 +337,40 @@ class LevelLogistics(Head):
         return (log_w + log_p).logsumexp(-1)
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        y = logistic_mixture_sample(params, self.components, generator)
+        y = logistic_sample(*self._mixture(params), generator)
         return ((y.double() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
 
-    def neutral(self) -> Tensor:
-        return torch.zeros(())
+    def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
+        level = self._scaled(torch.arange(self.levels, device=x.device).float())
+        narrow = max(1, self.components - 1)
+        edges = torch.linspace(0, 1, narrow + 1, device=x.device)[:, None]
+        least = (0.125 if self.components > 1 else 2.0) * 2 / (self.levels - 1)  # 1/8 of a cell holds 96% of it
+        for i in range(0, x.shape[1], 4096):
+            sites = slice(i, i + 4096) if self.mean.ndim > 1 else ...
+            share = frequencies(x[:, i : i + 4096], self.levels, weight, 0.0)
+            upper = share.cumsum(-1)[:, None]
+            mass = (upper.minimum(edges[1:]) - (upper - share[:, None]).maximum(edges[:-1])).clamp_min(0)
+            mass = mass / mass.sum(-1, keepdim=True).clamp_min(1e-12)  # [sites, narrow, levels]
+            mean = mass @ level
+            spread = (mass * (level - mean[..., None]).square()).sum(-1).sqrt()
+            self.mean[sites, :narrow] = mean
+            self.log_scale[sites, :narrow] = (spread * (math.sqrt(3) / math.pi)).clamp_min(least).log()
+        self.log_weight[..., :narrow] = -math.log(narrow)
+        if self.components > 1:
+            self.mean[..., -1], self.log_scale[..., -1], self.log_weight[..., -1] = 0.0, math.log(0.25), math.log(1e-3)
 
-    def site(self, j: int) -> Head:
-        return self
+    def neutral(self) -> Tensor:
+        return torch.zeros(self.mean.shape[:-1])
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * (2 / (self.levels - 1)) - 1
+
+    def _mixture(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means, log-scales [..., M]."""
+        logits, mean, log_s = params.unflatten(-1, (3, self.components)).unbind(-2)
+        log_s = (self.log_scale + log_s).clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
+        return (self.log_weight + logits).log_softmax(-1), self.mean + self.log_scale.exp() * mean, log_s
 
 
 class MissingOr(Head):
@@ -394,15 +430,15 @@ def mixture(params: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits.log_softmax(-1), mean, log_s.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
 
 
-def one_component(params: Tensor, components: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean and log-scale [...] of a component drawn by its weight."""
-    log_w, mean, log_s = mixture(params, components)
+def one_component(log_w: Tensor, mean: Tensor, log_s: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean and log-scale [...] of a component drawn by its weight, of [..., M]."""
     m = pick(log_w, generator)[..., None]
     return mean.gather(-1, m)[..., 0], log_s.gather(-1, m)[..., 0]
 
 
-def logistic_mixture_sample(params: Tensor, components: int, generator: torch.Generator) -> Tensor:
-    mean, log_s = one_component(params, components, generator)
+def logistic_sample(log_w: Tensor, mean: Tensor, log_s: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw [...] of a mixture of logistics [..., M]."""
+    mean, log_s = one_component(log_w, mean, log_s, generator)
     u = uniform(mean, generator).clamp(1e-7, 1 - 1e-7)
     return mean + log_s.exp() * torch.logit(u)
 
@@ -418,13 +454,13 @@ def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
 
 
-def frequencies(x: Tensor, size: int, weight: Tensor | None) -> Tensor:
-    """Shares [*sites, size] of the values 0 .. size-1 in x [N, *sites], half a row added to each; NaN left out."""
+def frequencies(x: Tensor, size: int, weight: Tensor | None, smoothing: float = 0.5) -> Tensor:
+    """Shares [*sites, size] of the values 0 .. size-1 in x [N, *sites], ``smoothing`` rows added to each; not NaN."""
     w = (torch.ones(len(x)) if weight is None else weight.float()).to(x.device)
     flat = x.reshape(len(x), -1)
     sites = flat.shape[1]
-    counts = torch.full((sites, size), 0.5, device=x.device)
-    if size < sites:  # few passes over all, or one over each site
+    counts = torch.full((sites, size), smoothing, device=x.device)
+    if size < min(sites, 32):  # few passes over all, or one over each site
         for value in range(size):
             counts[:, value] += w @ (flat == value).to(w)
     else:
@@ -460,7 +496,7 @@ def image_head(kind: ImageKind, levels: int, *, components: int = 8, sites: tupl
     if kind == "categorical":
         return Categorical(torch.full(sites, levels).tolist(), ordered=True)
     if kind == "logistic":
-        return LevelLogistics(levels, components)
+        return LevelLogistics(levels, components, sites)
     raise UsageError(f"There is no image head {kind!r}.", "Use auto, bernoulli, categorical or logistic.")
 
 

@@ -97,6 +97,7 @@ class Frame:
             return Frame(location, scale, None)
         # positive semi-definite with missing entries, too
         correlation = gram / (scale * count.sqrt()).outer(scale * count.sqrt())
+        correlation *= n / (n + d)  # as d more rows without correlation: few rows do not determine it
         correlation.diagonal().fill_(1.0)
         return Frame(location, scale, _regular_cholesky(correlation))
 
