@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pofx.core.errors import Diverged, EmptyData, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
-from pofx.core.likelihood import SYMBOL, Unavailable
+from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model, replace_config
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
@@ -35,6 +35,8 @@ from pofx.train.run import Run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+PROBE = 32  # rows of the first, timed validation
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
@@ -73,6 +75,7 @@ class State:
     best: float | None = None  # best validation number so far, nats
     best_step: int = 0
     stale: int = 0  # validations since it improved
+    valid_rows: int = 0  # of every validation; 0 until the first
 
 
 def fit(
@@ -113,7 +116,8 @@ def fit(
             same space.
         checks: how many validations the budget holds.
         patience: stop after this many validations without improvement (None: use the whole budget).
-        valid_rows: validation uses the first so many rows of the validation part.
+        valid_rows: validation uses the first so many rows of the validation part; fewer where a budget in
+            seconds has no time for them.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
         processes: of data-parallel training; any number computes the same steps within rounding.
@@ -379,14 +383,12 @@ class _Loop:
             self.progress(entry)
 
     def _validate(self, entry: dict[str, Any]) -> float | None:
-        """Mean nats per datum of the first ``valid_rows`` validation rows; None without a likelihood."""
-        part = self.data.valid[: self.training["valid_rows"]]
-        if len(part) == 0:
+        """Mean nats per datum of the first validation rows, the same ones each time; None without a likelihood."""
+        if len(self.data.valid) == 0:
             return None
-        c = None if part.c is None else part.c.to(self.fabric.device)
-        generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
-        with torch.no_grad():
-            lik = self.model.given(c).log_prob(part.x, budget=self.model.quick, generator=generator)
+        if not self.state.valid_rows:
+            self.state.valid_rows = self._affordable()
+        lik = self._score(self.state.valid_rows)
         if isinstance(lik, Unavailable):
             return None
         number = float(lik.nats.double().mean())
@@ -401,6 +403,24 @@ class _Loop:
         entry["kind"] = type(lik).__name__
         entry["symbol"] = SYMBOL[type(lik)]
         return number
+
+    def _score(self, rows: int) -> Likelihood:
+        part = self.data.valid[:rows]
+        c = None if part.c is None else part.c.to(self.fabric.device)
+        generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
+        with torch.no_grad():
+            return self.model.given(c).log_prob(part.x, budget=self.model.quick, generator=generator)
+
+    def _affordable(self) -> int:
+        """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
+        rows = min(self.training["valid_rows"], len(self.data.valid))
+        if self.limit.seconds is None or rows <= PROBE:
+            return rows
+        started = time.perf_counter()
+        self._score(PROBE)
+        each = (time.perf_counter() - started) / PROBE
+        affordable = max(PROBE, int(self.limit.seconds / 20 / each))
+        return min(rows, affordable if self.fabric.world_size == 1 else int(self.fabric.broadcast(affordable)))
 
     # -- files ------------------------------------------------------------------------------------------------
 
