@@ -125,7 +125,8 @@ def test_a_network_of_zeros_stands_for_the_gaussian(kind: str, diagonal: bool, m
         monkeypatch.setattr("pofx.paths.gaussian.MOST_ROTATED", 2)
     s, x = schedule("cosine"), correlated(20)
     found = fitted(correlated(5000, seed=1))
-    covariance = found.variance.diag() if diagonal else found.basis @ found.variance.diag() @ found.basis.T
+    basis = torch.eye(3, dtype=torch.float64) if diagonal else found.factors[0]
+    covariance = basis @ found.variance.diag() @ basis.T
     truth = torch.distributions.MultivariateNormal(found.mean, covariance).log_prob(x)
     zero = Denoiser(lambda z, log_snr: torch.zeros_like(z), s, kind, found, torch.float64)
     drawn = bound(zero, found, s, x, torch.rand(20, generator=gen(1)).double(), normal(20, 3, seed=2), **ENDS)
@@ -137,7 +138,8 @@ def test_a_network_of_zeros_stands_for_the_gaussian(kind: str, diagonal: bool, m
 def test_the_gaussian_of_the_data() -> None:
     x, s = correlated(200_000), schedule("linear")
     found = fitted(x)
-    assert torch.allclose(found.basis @ found.variance.diag() @ found.basis.T, x.T.cov(), atol=1e-3)
+    (basis,) = found.factors
+    assert torch.allclose(basis @ found.variance.diag() @ basis.T, x.T.cov(), atol=1e-3)
     p = point(s, torch.tensor(0.3), x)
     eps = normal(len(x), 3, seed=5)
     z = p.alpha * x + p.sigma * eps
@@ -153,6 +155,22 @@ def test_the_gaussian_of_the_data() -> None:
     assert (drawn.T.cov() - z.T.cov()).abs().max() < 0.02
     wide = torch.distributions.MultivariateNormal(z.mean(0), z.T.cov())
     assert torch.allclose(found.log_prob(z[:50], alpha, sigma), wide.log_prob(z[:50]), atol=0.02)
+
+
+def test_large_images_turn_into_cosines(monkeypatch) -> None:
+    """Channels that are one, and smooth rows: a few coordinates hold what there is; the map is a rotation."""
+    monkeypatch.setattr("pofx.paths.gaussian.MOST_ROTATED", 10)
+    smooth = normal(4000, 1, 6, 5).cumsum(2).cumsum(3)
+    x = smooth * torch.tensor([1.0, -0.5]).double()[:, None, None] + 0.01 * normal(4000, 2, 6, 5, seed=2)
+    found = Gaussian(2, 6, 5)
+    found.fit(x)
+    w = found.along(x)
+    assert torch.allclose(w.square().sum(1), x.flatten(1).square().sum(1))
+    assert torch.allclose(found.across(w, x), x)
+    assert found.variance.topk(5).values.sum() > 0.8 * found.variance.sum()
+    white = Gaussian(1, 60)
+    white.fit(x.flatten(1)[:, None])
+    assert found.log_prob(x).mean() > white.log_prob(x.flatten(1)[:, None]).mean() + 30
 
 
 def test_the_gaussians_own_bound_in_steps_rises_to_its_density() -> None:

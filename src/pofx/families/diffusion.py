@@ -99,7 +99,7 @@ class PathModel(Continuous):
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
-        self.gaussian = Gaussian(self.dim)
+        self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
         self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
 
     @classmethod

@@ -1,7 +1,7 @@
 """The Gaussian that a path's network starts from: its denoiser, densities and variational bound in closed form.
 
-For data N(m, C), C = V diag(lambda) V', noised to z = alpha x + sigma eps, everything falls apart into the
-coordinates w = V'(z - alpha m), which are independent with variances v = alpha^2 lambda + sigma^2:
+For data N(m, C), C = V diag(lambda) V' with V orthonormal, noised to z = alpha x + sigma eps, everything falls apart
+into the coordinates w = V'(z - alpha m), which are independent with variances v = alpha^2 lambda + sigma^2:
 
     E[eps | z] = V (sigma / v) w,    E[x | z] = (z - sigma E[eps | z]) / alpha    (Wiener's filter)
 
@@ -25,47 +25,66 @@ LEAST_VARIANCE = 1e-6
 
 
 class Gaussian(nn.Module):
-    """N(m, C) over y [N, *E] of ``dim`` numbers; N(0, I) until it is fitted.
+    """N(m, C) over y [N, *E], E of ``shape`` or flat; N(0, I) until it is fitted.
 
-    Beyond ``MOST_ROTATED`` dimensions C is diagonal.
+    V is any rotation up to ``MOST_ROTATED`` dimensions. For larger images [C, H, W] it is a rotation of the channels
+    and cosines along both sides, in which natural images are nearly uncorrelated (Ahmed, Natarajan & Rao 1974);
+    else there is none. ``factors`` are the matrices whose Kronecker product V is, over ``sizes``.
     """
 
     mean: Tensor
     variance: Tensor
-    basis: Tensor | None
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        full = dim <= MOST_ROTATED
+        dim = math.prod(shape)
+        factors: list[Tensor] = []
+        if dim <= MOST_ROTATED:
+            shape, factors = (dim,), [torch.eye(dim, dtype=torch.float64)]
+        elif len(shape) == 3:
+            factors = [torch.eye(shape[0], dtype=torch.float64), cosines(shape[1]), cosines(shape[2])]
+        self.sizes = shape
         self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(dim, dtype=torch.float64))
-        self.register_buffer("basis", torch.eye(dim, dtype=torch.float64) if full else None)
+        for i, f in enumerate(factors):
+            self.register_buffer(f"factor{i}", f)
+        self.count = len(factors)
+
+    @property
+    def factors(self) -> list[Tensor]:
+        return [getattr(self, f"factor{i}") for i in range(self.count)]
 
     def fit(self, y: Tensor, weight: Tensor | None = None) -> None:
-        """Moments of rows y [N, D]. Covariances are shrunk by D / (N + D): few rows do not determine them."""
-        y = y.double()
-        n, d = y.shape
+        """Moments of rows y [N, *E]. Covariances are shrunk by D / (N + D): few rows do not determine them."""
+        y = y.flatten(1).double()
+        n = len(y)
         w = (torch.ones(n) if weight is None else weight).to(y)
         w = w / w.sum()
         self.mean.copy_(w @ y)
         y = (y - self.mean) * w.sqrt()[:, None]
-        if self.basis is None:
-            self.variance.copy_(y.square().sum(0).clamp_min(LEAST_VARIANCE))
-            return
-        covariance = y.T @ y
-        diagonal = covariance.diagonal().diag()
-        variance, basis = torch.linalg.eigh(covariance + d / (n + d) * (diagonal - covariance))
+        if self.count:  # the first factor is free: the axes along which its size is uncorrelated
+            columns = y.view(n, self.sizes[0], -1).movedim(1, 2).reshape(-1, self.sizes[0])
+            covariance, d = columns.T @ columns, self.sizes[0]
+            diagonal = covariance.diagonal().diag()
+            variance, basis = torch.linalg.eigh(covariance + d / (n + d) * (diagonal - covariance))
+            self.factors[0].copy_(basis)
+        if self.count != 1:
+            variance = self.along(y).square().sum(0)
         self.variance.copy_(variance.clamp_min(LEAST_VARIANCE))
-        self.basis.copy_(basis)
 
     def along(self, y: Tensor) -> Tensor:
         """Coordinates [N, D] of displacements y [N, *E] along the axes."""
-        y = y.flatten(1)
-        return y if self.basis is None else y @ self.basis.to(y)
+        w = y.reshape(len(y), *self.sizes)
+        for i, f in enumerate(self.factors, 1):
+            w = (w.movedim(i, -1) @ f.to(w)).movedim(-1, i)
+        return w.flatten(1)
 
     def across(self, w: Tensor, like: Tensor) -> Tensor:
         """The displacement shaped ``like`` [N, *E] that has coordinates w [N, D]."""
-        return (w if self.basis is None else w @ self.basis.to(w).T).view(like.shape)
+        y = w.reshape(len(w), *self.sizes)
+        for i, f in enumerate(self.factors, 1):
+            y = (y.movedim(i, -1) @ f.to(y).T).movedim(-1, i)
+        return y.reshape(like.shape)
 
     def centred(self, z: Tensor, alpha: Tensor | float) -> Tensor:
         """Coordinates [N, D] of z - alpha m."""
@@ -116,3 +135,10 @@ class Gaussian(nn.Module):
         of_square = (drop[:, None] * (n / v) ** 2).sum(0)
         constant = (drop[:, None] * s * n * (self.variance.to(x) / v) ** 2).sum()
         return (self.centred(x, 1.0).square() @ of_square + constant) / 2
+
+
+def cosines(n: int) -> Tensor:
+    """The orthonormal discrete cosine transform (type II), one frequency a column [n, n]."""
+    place, frequency = torch.arange(n, dtype=torch.float64)[:, None] + 0.5, torch.arange(n, dtype=torch.float64)
+    scale = (2 - (frequency == 0).double()).sqrt() / math.sqrt(n)
+    return scale * (math.pi / n * place * frequency).cos()
