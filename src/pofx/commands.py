@@ -497,21 +497,24 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(_parse(family(name).Config, args, name)) for name, args in found.items()}
 
 
-_SHOWN = ("family", "log p(x) per datum", "per dimension", "fit", "one sample", "samples/s", "C2ST", "outliers")
+_SHOWN = {
+    "family": "family", "log p(x) per datum": "log p(x), nats", "per dimension": "bits/dim", "fit": "fit",
+    "one sample": "one sample", "samples/s": "samples/s", "C2ST": "C2ST", "outliers": "outliers",
+}  # fmt: skip
 
 
 def _comparison_table(result: Any) -> RichTable:
-    """The columns that fit a terminal; the report has them all."""
+    """The columns that fit a terminal, their units in the header; the report has them all."""
     header, *rows = result.table()
     table = RichTable(box=None, header_style="bold", pad_edge=False)
-    keep = [header.index(name) for name in _SHOWN]
-    for k in keep:
-        table.add_column(header[k], justify="right" if k else "left", overflow="fold")
+    for head in _SHOWN.values():
+        table.add_column(head, justify="left" if head == "family" else "right", no_wrap=head == "family")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     for row in rows:
         if row[0] not in silent:
-            cells = [row[k].split(" (")[0] if row[k].startswith("—") else row[k] for k in keep]
-            table.add_row(*(escape(cell) for cell in cells))
+            cells = [row[header.index(name)].split(" (")[0].removesuffix(" nats") for name in _SHOWN]
+            cells[2] = cells[2].removesuffix(" bits/dim").split(" ±")[0]  # its error is that of the nats
+            table.add_row(*map(escape, cells))
     return table
 
 
