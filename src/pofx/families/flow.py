@@ -40,13 +40,13 @@ class FlowConfig(ContinuousConfig):
         layers: transforms in the chain.
         hidden: width of the nets.
         blocks: hidden layers of a masked net, residual blocks of a coupling net.
-        whiten_up_to: largest d that gets the linear layer which starts as a whitening.
+        linear_up_to: largest d that gets linear layers: the one that starts as a whitening, and those of ``nsf``.
     """
 
     layers: int = 5
     hidden: int = 128
     blocks: int = 2
-    whiten_up_to: int = 1024
+    linear_up_to: int = 1024
 
 
 class Flow(Continuous):
@@ -60,7 +60,7 @@ class Flow(Continuous):
     def __init__(self, config: FlowConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.uses_draws = self.preprocess.kind is not Exact  # type: ignore[misc]
-        self.whiten = LuLinear(self.dim) if self.dim <= config.whiten_up_to else None
+        self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
 
     def layers(self) -> list[Transform]:
@@ -192,7 +192,13 @@ class Nsf(Flow):
         scalar = Spline(self.config.bins)
         coupled = self.config.kind == "coupling"
         chain = self.couplings(scalar) if coupled else self.autoregressions(scalar)
+        if self.dim > self.config.linear_up_to:
+            return [*chain]
         return [t for layer in chain for t in (layer, LuLinear(self.dim))]
+
+    def rows_per_pass(self) -> int:
+        """A layer holds some arrays of all splines' parameters."""
+        return max(1, min(super().rows_per_pass(), 2**23 // (self.dim * 3 * self.config.bins)))
 
 
 def masks(space: Space, dim: int, count: int) -> list[Tensor]:
