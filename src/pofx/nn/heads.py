@@ -37,6 +37,7 @@ ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
+WIDE, UNSEEN = 0.25, 1e-3  # scale (levels are -1 to 1) and weight of a component for levels never seen
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
 
 
@@ -306,8 +307,8 @@ class LevelLogistics(Head):
     """A probability on levels 0 .. levels-1: logistics whose edge cells take the tails.
 
     Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1]. Zero parameters give each site's
-    marginal: components at equal shares of its training values, and a wide one for values never seen there.
-    Means are moved in units of their component's scale.
+    marginal: a component at the commonest level, others at equal shares of the rest, and a wide one for values never
+    seen there. Means are moved in units of their component's scale.
     """
 
     log_weight: Tensor
@@ -342,23 +343,32 @@ class LevelLogistics(Head):
 
     def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
         x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
-        level = self._scaled(torch.arange(self.levels, device=x.device).float())
-        narrow = max(1, self.components - 1)
-        edges = torch.linspace(0, 1, narrow + 1, device=x.device)[:, None]
-        least = (0.125 if self.components > 1 else 2.0) * 2 / (self.levels - 1)  # 1/8 of a cell holds 96% of it
+        level, cell = self._scaled(torch.arange(self.levels, device=x.device).float()), 2 / (self.levels - 1)
+        k, to_scale = self.components, math.sqrt(3) / math.pi
+        shares = slice(min(1, k - 1), max(1, k - 1) if k > 2 else k)
+        edges = torch.linspace(0, 1, shares.stop - shares.start + 1, device=x.device)[:, None]
+        self.mean[..., -1], self.log_scale[..., -1], self.log_weight[..., -1] = 0.0, math.log(WIDE), math.log(UNSEEN)
         for i in range(0, x.shape[1], 4096):
-            sites = slice(i, i + 4096) if self.mean.ndim > 1 else ...
+            sites = slice(i, i + 4096) if self.mean.ndim > 1 else slice(None)
+            log_weight, mean, log_scale = (
+                b[sites] if b.ndim > 1 else b[None] for b in (self.log_weight, self.mean, self.log_scale)
+            )
             share = frequencies(x[:, i : i + 4096], self.levels, weight, 0.0)
-            upper = share.cumsum(-1)[:, None]
-            mass = (upper.minimum(edges[1:]) - (upper - share[:, None]).maximum(edges[:-1])).clamp_min(0)
-            mass = mass / mass.sum(-1, keepdim=True).clamp_min(1e-12)  # [sites, narrow, levels]
-            mean = mass @ level
-            spread = (mass * (level - mean[..., None]).square()).sum(-1).sqrt()
-            self.mean[sites, :narrow] = mean
-            self.log_scale[sites, :narrow] = (spread * (math.sqrt(3) / math.pi)).clamp_min(least).log()
-        self.log_weight[..., :narrow] = -math.log(narrow)
-        if self.components > 1:
-            self.mean[..., -1], self.log_scale[..., -1], self.log_weight[..., -1] = 0.0, math.log(0.25), math.log(1e-3)
+            if k > 1:
+                top, mode = share.max(-1)
+                share = share.scatter(-1, mode[:, None], 0.0)
+                mean[:, 0], log_scale[:, 0] = level[mode], math.log(cell / 8)  # it holds 96% of its cell
+                log_weight[:, 0] = top.log()
+            total = share.sum(-1, keepdim=True)
+            upper = (share.cumsum(-1) / total.clamp_min(1e-12))[:, None]
+            lower = upper - (share / total.clamp_min(1e-12))[:, None]
+            mass = (upper.minimum(edges[1:]) - lower.maximum(edges[:-1])).clamp_min(0)
+            mass = mass / mass.sum(-1, keepdim=True).clamp_min(1e-12)  # [sites, shares, levels]
+            centre = mass @ level
+            spread = (mass * (level - centre[..., None]).square()).sum(-1).sqrt() * to_scale
+            mean[:, shares] = centre
+            log_scale[:, shares] = torch.where(total > 0, spread.clamp_min(cell / 8 if k > 2 else 8 * cell), WIDE).log()
+            log_weight[:, shares] = (total / (shares.stop - shares.start)).clamp_min(UNSEEN).log()
 
     def neutral(self) -> Tensor:
         return torch.zeros(self.mean.shape[:-1])
