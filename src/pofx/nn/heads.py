@@ -343,32 +343,34 @@ class LevelLogistics(Head):
 
     def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
         x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
-        level, cell = self._scaled(torch.arange(self.levels, device=x.device).float()), 2 / (self.levels - 1)
-        k, to_scale = self.components, math.sqrt(3) / math.pi
-        shares = slice(min(1, k - 1), max(1, k - 1) if k > 2 else k)
-        edges = torch.linspace(0, 1, shares.stop - shares.start + 1, device=x.device)[:, None]
-        self.mean[..., -1], self.log_scale[..., -1], self.log_weight[..., -1] = 0.0, math.log(WIDE), math.log(UNSEEN)
-        for i in range(0, x.shape[1], 4096):
-            sites = slice(i, i + 4096) if self.mean.ndim > 1 else slice(None)
-            log_weight, mean, log_scale = (
-                b[sites] if b.ndim > 1 else b[None] for b in (self.log_weight, self.mean, self.log_scale)
-            )
-            share = frequencies(x[:, i : i + 4096], self.levels, weight, 0.0)
-            if k > 1:
-                top, mode = share.max(-1)
-                share = share.scatter(-1, mode[:, None], 0.0)
-                mean[:, 0], log_scale[:, 0] = level[mode], math.log(cell / 8)  # it holds 96% of its cell
-                log_weight[:, 0] = top.log()
-            total = share.sum(-1, keepdim=True)
-            upper = (share.cumsum(-1) / total.clamp_min(1e-12))[:, None]
-            lower = upper - (share / total.clamp_min(1e-12))[:, None]
-            mass = (upper.minimum(edges[1:]) - lower.maximum(edges[:-1])).clamp_min(0)
-            mass = mass / mass.sum(-1, keepdim=True).clamp_min(1e-12)  # [sites, shares, levels]
-            centre = mass @ level
-            spread = (mass * (level - centre[..., None]).square()).sum(-1).sqrt() * to_scale
-            mean[:, shares] = centre
-            log_scale[:, shares] = torch.where(total > 0, spread.clamp_min(cell / 8 if k > 2 else 8 * cell), WIDE).log()
-            log_weight[:, shares] = (total / (shares.stop - shares.start)).clamp_min(UNSEEN).log()
+        for i in range(0, x.shape[1], 4096):  # sites, as many as memory has room for all levels of
+            found = self._marginal(frequencies(x[:, i : i + 4096], self.levels, weight, 0.0))
+            for own, new in zip((self.log_weight, self.mean, self.log_scale), found, strict=True):
+                own.view(-1, self.components)[i : i + 4096] = new
+
+    def _marginal(self, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means, log-scales [S, M] of a mixture near shares of levels [S, levels]."""
+        level, cell = self._scaled(torch.arange(self.levels).to(share)), 2 / (self.levels - 1)
+        parts, least = [], cell / 8  # a scale that holds 96% of a cell
+        if self.components > 1:
+            top, mode = share.max(1, keepdim=True)
+            share = share.scatter(1, mode, 0.0)
+            parts.append((top, level[mode], torch.full_like(top, least)))
+        n = max(1, self.components - 2)
+        edges = torch.linspace(0, 1, n + 1).to(share)[:, None]
+        total = share.sum(1, keepdim=True)
+        share = (share / total.clamp_min(1e-12))[:, None]
+        upper = share.cumsum(2)
+        mass = (upper.minimum(edges[1:]) - (upper - share).maximum(edges[:-1])).clamp_min(0)  # [S, n, levels]
+        mass = mass / mass.sum(2, keepdim=True).clamp_min(1e-12)
+        centre = mass @ level
+        spread = (mass * (level - centre[..., None]).square()).sum(2).sqrt() * (math.sqrt(3) / math.pi)
+        spread = spread.clamp_min(least if self.components > 2 else 64 * least)
+        parts.append((total.expand(-1, n) / n, centre, torch.where(total > 0, spread, WIDE)))
+        if self.components > 2:
+            parts.append((torch.zeros_like(total), torch.zeros_like(total), torch.full_like(total, WIDE)))
+        weight, mean, scale = (torch.cat(p, 1) for p in zip(*parts, strict=True))
+        return weight.clamp_min(UNSEEN).log(), mean, scale.log()
 
     def neutral(self) -> Tensor:
         return torch.zeros(self.mean.shape[:-1])
