@@ -37,7 +37,7 @@ ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
-WIDE, UNSEEN = 0.25, 1e-3  # scale (levels are -1 to 1) and weight of a component for levels never seen
+WIDE, UNSEEN = 0.3, 1e-3  # scale (levels are -1 to 1) of a site's wide components, and their least weights
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
 
 
@@ -306,9 +306,9 @@ class AtomsAndLogistics(_Standardised):
 class LevelLogistics(Head):
     """A probability on levels 0 .. levels-1: logistics whose edge cells take the tails.
 
-    Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1]. Zero parameters give each site's
-    marginal: a component at the commonest level, others at equal shares of the rest, and a wide one for values never
-    seen there. Means are moved in units of their component's scale.
+    Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1]. With three components or more,
+    zero parameters are near each site's marginal: a narrow component at the commonest level, wide ones at equal
+    shares of the rest. Means are moved in units of their component's scale.
     """
 
     log_weight: Tensor
@@ -342,6 +342,8 @@ class LevelLogistics(Head):
         return ((y.double() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
 
     def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        if self.components < 3:
+            return
         x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
         for i in range(0, x.shape[1], 4096):  # sites, as many as memory has room for all levels of
             found = self._marginal(frequencies(x[:, i : i + 4096], self.levels, weight, 0.0))
@@ -350,27 +352,18 @@ class LevelLogistics(Head):
 
     def _marginal(self, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means, log-scales [S, M] of a mixture near shares of levels [S, levels]."""
-        level, cell = self._scaled(torch.arange(self.levels).to(share)), 2 / (self.levels - 1)
-        parts, least = [], cell / 8  # a scale that holds 96% of a cell
-        if self.components > 1:
-            top, mode = share.max(1, keepdim=True)
-            share = share.scatter(1, mode, 0.0)
-            parts.append((top, level[mode], torch.full_like(top, least)))
-        n = max(1, self.components - 2)
-        edges = torch.linspace(0, 1, n + 1).to(share)[:, None]
-        total = share.sum(1, keepdim=True)
-        share = (share / total.clamp_min(1e-12))[:, None]
-        upper = share.cumsum(2)
+        level, n = self._scaled(torch.arange(self.levels).to(share)), self.components - 1
+        top, mode = share.max(1, keepdim=True)
+        share = share.scatter(1, mode, 0.0)
+        rest = share.sum(1, keepdim=True)
+        share = (share / rest.clamp_min(1e-12))[:, None]
+        upper, edges = share.cumsum(2), torch.linspace(0, 1, n + 1).to(share)[:, None]
         mass = (upper.minimum(edges[1:]) - (upper - share).maximum(edges[:-1])).clamp_min(0)  # [S, n, levels]
-        mass = mass / mass.sum(2, keepdim=True).clamp_min(1e-12)
-        centre = mass @ level
-        spread = (mass * (level - centre[..., None]).square()).sum(2).sqrt() * (math.sqrt(3) / math.pi)
-        spread = spread.clamp_min(least if self.components > 2 else 64 * least)
-        parts.append((total.expand(-1, n) / n, centre, torch.where(total > 0, spread, WIDE)))
-        if self.components > 2:
-            parts.append((torch.zeros_like(total), torch.zeros_like(total), torch.full_like(total, WIDE)))
-        weight, mean, scale = (torch.cat(p, 1) for p in zip(*parts, strict=True))
-        return weight.clamp_min(UNSEEN).log(), mean, scale.log()
+        centre = (mass * n) @ level
+        weight = torch.cat([top, (rest / n).clamp_min(UNSEEN).expand(-1, n)], 1)
+        narrow = torch.full_like(top, 0.25 / (self.levels - 1))  # an eighth of a cell: it holds 96% of it
+        scale = torch.cat([narrow, torch.full_like(centre, WIDE)], 1)
+        return weight.log(), torch.cat([level[mode], centre], 1), scale.log()
 
     def neutral(self) -> Tensor:
         return torch.zeros(self.mean.shape[:-1])
