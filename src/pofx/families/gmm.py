@@ -47,8 +47,8 @@ class Options:
     normal_prior: float = 0.0
     """of means, at the mean of the data"""
     wishart_prior: float | None = None
-    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007); None: as many as a covariance has
-    columns, so that few rows in many dimensions leave no direction without variance"""
+    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007); None: d min(1, K d / N), so that few
+    rows N in many dimensions leave no direction without variance, and many rows speak for themselves"""
     tol: float = 1e-5
     """EM stops when a sweep gains less than this, in nats per datum"""
     dtype: Literal["float64", "float32"] = "float64"
@@ -97,6 +97,7 @@ class Mixture(Model):
     has_score = True
     quick = Budget(draws=2)
 
+    seen: Tensor
     location: Tensor
     scale: Tensor
     pooled: Tensor
@@ -112,6 +113,7 @@ class Mixture(Model):
         d, k = self.joint.dim, config.components * self.joint.groups
         self.kind = _covariance(config, d, k)
         whole = d if self.kind in ("full", "tied") else 0
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))  # training rows
         self.register_buffer("location", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
         self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
@@ -176,8 +178,10 @@ class Mixture(Model):
         return Frame(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
 
     def prior(self) -> em.Prior:
-        o, columns = self.config, self.joint.dim if self.kind in ("full", "tied") else 1
-        wishart = float(columns) if o.wishart_prior is None else o.wishart_prior
+        o, wishart = self.config, self.config.wishart_prior
+        if wishart is None:
+            free = self.joint.dim if self.kind in ("full", "tied") else 1  # columns that share a covariance
+            wishart = free * min(1.0, o.components * self.joint.groups * free / max(1.0, float(self.seen)))
         return em.Prior(
             self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups
         )
@@ -237,6 +241,7 @@ class Mixture(Model):
         """
         w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
         w = w * (len(w) / w.sum())
+        self.seen.fill_(len(x))
         self.base.copy_(self.joint.fit(x, c, w))
         y, codes = self.joint.split(x, c)
         if len(grid := self.joint.grid()):
