@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pofx.cli import main
+from pofx.commands import _noise_matters
 
 
 @pytest.fixture
@@ -72,3 +73,9 @@ def test_a_report_without_its_data_says_so(two_bells, capsys):
     assert main(["report", str(run)]) == 0
     assert "not evaluated" in capsys.readouterr().err
     assert (run / "report.html").exists()
+
+
+def test_the_terminal_leaves_out_only_a_small_monte_carlo_error():
+    assert _noise_matters({"mc_se": 0.05, "se": 0.1})
+    assert not _noise_matters({"mc_se": 0.02, "se": 0.1})
+    assert not _noise_matters({"mc_se": None, "se": None})

@@ -510,12 +510,19 @@ def _comparison_table(result: Any) -> RichTable:
     for head in _SHOWN.values():
         table.add_column(head, justify="left" if head == "family" else "right", no_wrap=head == "family")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
+    noisy = {r["family"] for r in result.rows if r["status"] == "ok" and _noise_matters(r["likelihood"])}
     for row in rows:
         if row[0] not in silent:
-            cells = [row[header.index(name)].split(" (")[0].removesuffix(" nats") for name in _SHOWN]
+            cells = [row[header.index(name)] for name in _SHOWN]
+            cells[1] = (cells[1] if row[0] in noisy else cells[1].split(" (")[0]).replace(" nats", "")
             cells[2] = cells[2].removesuffix(" bits/dim").split(" ±")[0]  # its error is that of the nats
             table.add_row(*map(escape, cells))
     return table
+
+
+def _noise_matters(likelihood: dict[str, Any]) -> bool:
+    """Is the Monte Carlo error a third of the data's or more? A smaller one hardly widens it."""
+    return isinstance(likelihood["mc_se"], float) and likelihood["mc_se"] > likelihood["se"] / 3
 
 
 @dataclass(kw_only=True)

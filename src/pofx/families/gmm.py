@@ -97,7 +97,7 @@ class Mixture(Model):
     has_score = True
     quick = Budget(draws=2)
 
-    seen: Tensor
+    training_rows: Tensor
     location: Tensor
     scale: Tensor
     pooled: Tensor
@@ -113,7 +113,7 @@ class Mixture(Model):
         d, k = self.joint.dim, config.components * self.joint.groups
         self.kind = _covariance(config, d, k)
         whole = d if self.kind in ("full", "tied") else 0
-        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))  # training rows
+        self.register_buffer("training_rows", torch.zeros((), dtype=torch.float64))
         self.register_buffer("location", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
         self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
@@ -181,7 +181,7 @@ class Mixture(Model):
         o, wishart = self.config, self.config.wishart_prior
         if wishart is None:
             free = self.joint.dim if self.kind in ("full", "tied") else 1  # columns that share a covariance
-            wishart = free * min(1.0, o.components * self.joint.groups * free / max(1.0, float(self.seen)))
+            wishart = free * min(1.0, o.components * self.joint.groups * free / max(1.0, float(self.training_rows)))
         return em.Prior(
             self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups
         )
@@ -241,7 +241,7 @@ class Mixture(Model):
         """
         w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
         w = w * (len(w) / w.sum())
-        self.seen.fill_(len(x))
+        self.training_rows.fill_(len(x))
         self.base.copy_(self.joint.fit(x, c, w))
         y, codes = self.joint.split(x, c)
         if len(grid := self.joint.grid()):
