@@ -1,0 +1,97 @@
+"""Beam search: the best few sequences that a breadth-first search of bounded width finds."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import UsageError
+from pofx.decode.processors import UNCHANGED, Processor
+from pofx.decode.strategies import Decoder, Written
+
+
+class Beams(NamedTuple):
+    """The best sequences, best first.
+
+    Attributes:
+        symbols: [N, beams, t] int64, -1 after the end.
+        scores: [N, beams]: log p of the new symbols in nats / (their number ** length_penalty); -inf where
+            there are fewer sequences than beams.
+    """
+
+    symbols: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def beam(
+    decoder: Decoder,
+    most: int,
+    beams: int,
+    *,
+    length_penalty: float = 1.0,
+    processor: Processor = UNCHANGED,
+    history: Tensor | None = None,
+    end: int | None = None,
+) -> Beams:
+    """The ``beams`` best sequences of at most ``most`` new symbols (Lowerre 1976; Wu et al. 2016).
+
+    At each length the best 2 * beams continuations are looked at: those of the first ``beams`` that end
+    are finished, the best ``beams`` that do not go on. The search stops when no sequence that goes on can
+    still beat the worst finished one, so that with beams enough for all sequences it is exhaustive. It is
+    transformers' beam search with ``early_stopping="never"``.
+
+    Args:
+        decoder: has read the prompt; afterwards it holds N * beams rows.
+        most, history, end: as for ``stream``.
+        beams: the width of the search.
+        length_penalty: scores are divided by (number of symbols) ** this; 0 ranks by probability alone,
+            which prefers short sequences, higher values prefer longer ones.
+        processor: changes the log-probabilities; they are not renormalised afterwards.
+    """
+    if beams < 1:
+        raise UsageError(f"Cannot search with {beams} beams.", "Ask for 1 or more.")
+    if not math.isfinite(length_penalty):
+        raise UsageError(f"A length penalty of {length_penalty} ranks nothing.", "Use 1 for the mean per symbol.")
+    logits = decoder.logits()
+    (n, size), device = logits.shape, logits.device
+    prompt = Written(logits, most, history, end).history
+    past = prompt.repeat_interleave(beams, 0).unflatten(0, (n, beams))  # [N, beams, t]
+    first = torch.arange(n, device=device)[:, None] * beams
+    decoder.reorder(torch.arange(n, device=device).repeat_interleave(beams))
+    going = torch.full((n, beams), -math.inf, device=device, dtype=logits.dtype)
+    going[:, 0] = 0  # all beams are alike at first: one of them counts
+    symbols = torch.full((n, beams, most), -1, device=device)
+    scores = torch.full_like(going, -math.inf)
+    for length in range(1, most + 1):
+        log_p = processor(decoder.logits().log_softmax(-1), past.flatten(0, 1)).unflatten(0, (n, beams))
+        total, index = (going[..., None] + log_p).flatten(1).topk(min(2 * beams, beams * size))
+        parent, symbol = index // size, index % size
+        longer = torch.cat([_rows(past, parent), symbol[..., None]], -1)
+        ends = torch.full_like(symbol, length == most, dtype=torch.bool)
+        if end is not None:
+            ends = ends | (symbol == end)
+
+        finished = torch.where(ends, total / length**length_penalty, -math.inf)[:, :beams]
+        new = torch.nn.functional.pad(longer[:, :beams, prompt.shape[1] :], (0, most - length), value=-1)
+        scores, best = torch.cat([scores, finished], 1).topk(beams)
+        symbols = _rows(torch.cat([symbols, new], 1), best)
+
+        going, on = total.masked_fill(ends, -math.inf).topk(beams)
+        # log-probabilities only fall, and the most that length can help is its own share of the score
+        bound = going[:, 0] / (most if length_penalty > 0 else length) ** length_penalty
+        if (bound <= scores[:, -1]).all():
+            break
+        past, parent, symbol = _rows(longer, on), parent.gather(1, on), symbol.gather(1, on)
+        decoder.reorder((first + parent).flatten())
+        decoder.push(symbol.flatten())
+    symbols = symbols.masked_fill(scores[..., None] == -math.inf, -1)
+    return Beams(symbols[..., : int((symbols >= 0).sum(-1).max())], scores)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [N, K, t] at index [N, J]: [N, J, t]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,197 @@
+"""Processors of the next symbol's logits: what is changed or cut before a symbol is drawn.
+
+    name          what it does to p(next symbol)
+    Temperature   p^(1/T), renormalised (Ackley, Hinton & Sejnowski 1985)
+    TopK          only the k likeliest (Fan, Lewis & Dauphin 2018)
+    TopP          only the smallest set of likeliest symbols that holds the mass (nucleus: Holtzman et al. 2020)
+    MinP          only symbols at least this share as likely as the likeliest (Nguyen et al. 2024)
+    Typical       only those whose surprise is nearest to the entropy, up to the mass (Meister et al. 2023)
+    Repetition    symbols of the history made less likely (Keskar et al. 2019)
+
+Each is a function ``(logits [N, V], history [N, t] int64) -> logits [N, V]``; a cut symbol gets -inf. In the
+history -1 stands for no symbol: padding at the left, or what a row that has ended no longer writes. Given
+the same logits, the results equal those of the classes of the same purpose in Hugging Face's transformers,
+ties included: what is drawn here can be compared with what is drawn there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import UsageError
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Logits divided by ``value`` > 0: below 1 sharper, above 1 flatter."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.value < math.inf:
+            raise UsageError(
+                f"A temperature of {self.value} does not exist: it is a number above 0.",
+                "Use greedy decoding for the likeliest symbol (the limit 0), or leave the temperature at 1.",
+            )
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        return logits / self.value
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The ``k`` likeliest symbols, and those exactly as likely as the k-th; all of them where k > V."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, int) or self.k < 1:
+            raise UsageError(f"top-k keeps a whole number of symbols, not {self.k}.", "Leave it out to keep all.")
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        least = logits.topk(min(self.k, logits.shape[-1])).values[..., -1:]
+        return logits.masked_fill(logits < least, -math.inf)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The likeliest symbols that together hold at least ``mass`` in (0, 1]; never none.
+
+    The mass left out is summed from the unlikely end, where floating point keeps its digits. At 1 only
+    symbols go whose probability underflows to zero.
+    """
+
+    mass: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1:
+            raise UsageError(
+                f"top-p keeps a mass in (0, 1], not {self.mass}.", "Use greedy decoding, or leave it out to keep all."
+            )
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        ordered, order = logits.sort(-1)
+        out = ordered.softmax(-1).cumsum(-1) <= 1 - self.mass
+        out[..., -1] = False
+        return logits.masked_fill(out.scatter(-1, order, out), -math.inf)
+
+
+@dataclass(frozen=True)
+class MinP:
+    """Symbols of at least ``share`` in [0, 1] of the likeliest symbol's probability."""
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(
+                f"min-p is a share of the highest probability in [0, 1], not {self.share}.", "Leave it out to keep all."
+            )
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        p = logits.softmax(-1)
+        return logits.masked_fill(p < self.share * p.amax(-1, keepdim=True), -math.inf)
+
+
+@dataclass(frozen=True)
+class Typical:
+    """Symbols in the order of |surprise - entropy| until they hold ``mass`` in (0, 1): the likeliest may go."""
+
+    mass: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass < 1:
+            raise UsageError(
+                f"Typical decoding keeps a mass strictly between 0 and 1, not {self.mass}.",
+                "Leave it out to keep all symbols.",
+            )
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        log_p = logits.log_softmax(-1)
+        entropy = -(log_p * log_p.exp()).nansum(-1, keepdim=True)  # a cut symbol: 0 log 0 = 0
+        distance, order = (-log_p - entropy).abs().sort(-1)
+        mass = logits.gather(-1, order).softmax(-1).cumsum(-1)
+        last = (mass < self.mass).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        out = distance > distance.gather(-1, last)
+        return logits.masked_fill(out.scatter(-1, order, out), -math.inf)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Logits of symbols in the history divided by ``penalty`` > 0 where positive, else multiplied by it.
+
+    Unlike the others it depends on where the logits have their zero, which a softmax does not see. Symbols
+    outside 0 .. V-1 in the history are passed over.
+    """
+
+    penalty: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.penalty < math.inf:
+            raise UsageError(
+                f"A repetition penalty is a number above 0, not {self.penalty}.",
+                "Use 1.2 against repetition, or 1 for none.",
+            )
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        n, size = logits.shape
+        place = torch.where((history >= 0) & (history < size), history, size)
+        seen = torch.zeros(n, size + 1, dtype=torch.bool, device=logits.device)
+        seen = seen.scatter(1, place, torch.ones_like(place, dtype=torch.bool))[:, :size]
+        return torch.where(seen, torch.where(logits < 0, logits * self.penalty, logits / self.penalty), logits)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """The processors one after the other; without any, the logits as they are."""
+
+    processors: tuple[Processor, ...] = ()
+
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
+        for processor in self.processors:
+            logits = processor(logits, history)
+        return logits
+
+
+def compose(*processors: Processor) -> Compose:
+    """``compose(f, g)`` does f first."""
+    return Compose(processors)
+
+
+UNCHANGED = compose()
+
+
+def processors(
+    *,
+    repetition: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical: float | None = None,
+) -> Compose:
+    """Those that are named, in the order in which transformers' ``generate`` applies them.
+
+    Raises UsageError for a value that cannot be.
+    """
+    made: list[Processor] = []
+    if repetition is not None:
+        made.append(Repetition(repetition))
+    if temperature is not None:
+        made.append(Temperature(temperature))
+    if top_k is not None:
+        made.append(TopK(top_k))
+    if top_p is not None:
+        made.append(TopP(top_p))
+    if min_p is not None:
+        made.append(MinP(min_p))
+    if typical is not None:
+        made.append(Typical(typical))
+    return compose(*made)

@@ -1,0 +1,189 @@
+"""Decoding: from a model that reads one symbol after the other to new symbols.
+
+    name         what it writes
+    sample       draws of p, or of what the processors make of it (``stream``: the same, symbol by symbol)
+    greedy       the likeliest symbol, each time
+    beam         the best few sequences that a search of this width finds
+    speculative  exactly what ``sample`` draws, in fewer passes of the model, with the help of a draft model
+
+All see the model through ``Decoder`` alone. Symbols are int64 in 0 .. V-1; -1 stands for no symbol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import BadValue, UsageError, WrongShape
+from pofx.decode.processors import UNCHANGED, Processor
+from pofx.nn.heads import pick
+
+Stop = Callable[[Tensor], Tensor]  # new symbols [N, t] -> which rows end here, bool [N]
+
+
+class Decoder(Protocol):
+    """A model that has read some symbols of N rows, with its cache. All rows have read equally many."""
+
+    def logits(self) -> Tensor:
+        """[N, V]: of the next symbol, given all symbols read."""
+        ...
+
+    def push(self, symbol: Tensor) -> None:
+        """Read one more symbol [N] int64 of every row."""
+        ...
+
+    def extend(self, symbols: Tensor) -> Tensor:
+        """Read symbols [N, k], k >= 1, in one pass; logits [N, k, V] after each of them."""
+        ...
+
+    def rewind(self, k: int) -> None:
+        """Forget the last k >= 0 symbols of every row. The strategies read on before they ask for ``logits``."""
+        ...
+
+    def reorder(self, rows: Tensor) -> None:
+        """Rows [N'] int64 of the present N become the new rows: repeated, dropped or exchanged."""
+        ...
+
+
+# ------------------------------------------------------------------------------- one symbol at a time
+
+
+def stream(
+    decoder: Decoder,
+    most: int,
+    generator: torch.Generator | None,
+    *,
+    processor: Processor = UNCHANGED,
+    history: Tensor | None = None,
+    end: int | None = None,
+    stop: Stop | None = None,
+) -> Iterator[Tensor]:
+    """New symbols as they are drawn: [N] int64 per step, -1 in rows that have ended.
+
+    The symbol that ends a row is part of it. The last symbols are not read back into the decoder.
+
+    Args:
+        decoder: has read the prompt.
+        most: new symbols per row at most; fewer where every row ends before.
+        generator: the source of the draws; None takes the likeliest symbol instead.
+        processor: changes the logits before the draw.
+        history: the prompt [N, t] for the processor, -1 where a row has no symbol; nothing where None.
+        end: the symbol that ends a row.
+        stop: given the new symbols [N, t] so far, the rows bool [N] that end here, e.g. ``stop_strings``.
+
+    Raises UsageError, WrongShape; BadValue where the model gives no distribution (NaN, all -inf).
+    """
+    written = Written(decoder.logits(), most, history, end, stop)
+    return _stream(decoder, most, generator, processor, written)
+
+
+@torch.no_grad()
+def _stream(
+    decoder: Decoder, most: int, generator: torch.Generator | None, processor: Processor, written: Written
+) -> Iterator[Tensor]:
+    for left in range(most - 1, -1, -1):
+        symbol = choose(processor(decoder.logits(), written.history), generator)
+        yield written.add(symbol)
+        if left == 0 or written.ended.all():
+            return
+        decoder.push(symbol)  # rows that have ended read on, unheard: the others set the pace
+
+
+def collect(steps: Iterable[Tensor]) -> Tensor:
+    """All symbols [N, t] of a stream of [N]."""
+    return torch.stack(list(steps), 1)
+
+
+def sample(
+    decoder: Decoder,
+    most: int,
+    generator: torch.Generator,
+    *,
+    processor: Processor = UNCHANGED,
+    history: Tensor | None = None,
+    end: int | None = None,
+    stop: Stop | None = None,
+) -> Tensor:
+    """New symbols [N, t], t <= most, -1 after the end of a row. Arguments as for ``stream``."""
+    return collect(stream(decoder, most, generator, processor=processor, history=history, end=end, stop=stop))
+
+
+def greedy(
+    decoder: Decoder,
+    most: int,
+    *,
+    processor: Processor = UNCHANGED,
+    history: Tensor | None = None,
+    end: int | None = None,
+    stop: Stop | None = None,
+) -> Tensor:
+    """The likeliest symbol each time, [N, t], -1 after the end of a row. Arguments as for ``stream``."""
+    return collect(stream(decoder, most, None, processor=processor, history=history, end=end, stop=stop))
+
+
+def stop_strings(text: Callable[[list[int]], str], strings: Sequence[str]) -> Stop:
+    """Ends a row when its new text holds one of ``strings``, also where it straddles symbols.
+
+    Args:
+        text: symbols to text.
+    """
+    if not strings or not all(strings):
+        raise UsageError(f"A stop string needs at least one character; got {list(strings)}.", "Leave out empty ones.")
+
+    def stop(new: Tensor) -> Tensor:
+        texts = [text([s for s in row if s >= 0]) for row in new.tolist()]
+        return torch.tensor([any(s in t for s in strings) for t in texts], device=new.device)
+
+    return stop
+
+
+# ------------------------------------------------------------------------------- what strategies share
+
+
+class Written:
+    """The symbols of N rows so far, and which rows have ended."""
+
+    def __init__(
+        self, logits: Tensor, most: int, history: Tensor | None, end: int | None, stop: Stop | None = None
+    ) -> None:
+        n, size = logits.shape
+        if most < 1:
+            raise UsageError(f"Cannot write {most} new symbols.", "Ask for 1 or more.")
+        if end is not None and not 0 <= end < size:
+            raise UsageError(f"The end symbol {end} is not in 0 .. {size - 1}.", "Give a symbol of the model, or None.")
+        if history is None:
+            history = torch.empty(n, 0, dtype=torch.int64, device=logits.device)
+        if history.ndim != 2 or len(history) != n or history.dtype != torch.int64:
+            raise WrongShape(
+                f"The history is {history.dtype} {tuple(history.shape)}; the decoder has {n} rows.",
+                f"Give int64 [{n}, t], or leave it out.",
+            )
+        self.history = history  # [N, t], -1 after the end of a row
+        self.ended = torch.zeros(n, dtype=torch.bool, device=logits.device)
+        self._prompt, self._end, self._stop = history.shape[1], end, stop
+
+    def add(self, symbol: Tensor) -> Tensor:
+        """Note one symbol [N] of every row; the same with -1 in rows that had ended before."""
+        symbol = symbol.masked_fill(self.ended, -1)
+        self.history = torch.cat([self.history, symbol[:, None]], 1)
+        if self._end is not None:
+            self.ended = self.ended | (symbol == self._end)
+        if self._stop is not None:
+            self.ended = self.ended | self._stop(self.history[:, self._prompt :])
+        return symbol
+
+
+def choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A symbol [N] drawn from logits [N, V], or the likeliest where there is no generator.
+
+    Raises BadValue where a row of logits is no distribution.
+    """
+    if not logits.amax(-1).isfinite().all():  # NaN and +inf come through a maximum, all -inf too
+        raise BadValue(
+            "The logits of the next symbol are NaN, infinite, or leave no symbol.",
+            "Look at the model's training, and at what its processors cut.",
+        )
+    return logits.argmax(-1) if generator is None else pick(logits, generator)
