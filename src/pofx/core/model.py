@@ -24,7 +24,7 @@ from pofx.core.space import Ragged, Space, join
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pofx.core.learner import Learner, Recipe
+    from pofx.core.learner import Learner, Material, Recipe
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,11 @@ class Model(nn.Module):
         """Everything that differs between families in training."""
         raise NotImplementedError
 
-    def training_rows(self, x: Any) -> Any:
+    def material(self, x: Any) -> Material:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
-        return x
+        from pofx.core.learner import AsTheyAre
+
+        return AsTheyAre(x)
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 

@@ -300,7 +300,34 @@ class Text(Ragged):
         return torch.tensor([*sizes, 0])
 
     def units(self, x: Tensor) -> Tensor:
-        return self._bytes[x].sum(-1)
+        return self._bytes.to(x.device)[x].sum(-1)
+
+    def spell(self, x: Tensor) -> str:
+        """One datum [L] as a string (bytes that are no UTF-8 become �)."""
+        inside = x[x >= 0].tolist()
+        if not self.alphabet:
+            return bytes(inside).decode(errors="replace")
+        return "".join(map(self.alphabet.__getitem__, inside))
+
+    def read(self, texts: list[str]) -> Tensor:
+        """Strings as one batch [N, L]. Raises BadValue for a character that the alphabet does not have."""
+        rows = [self._numbers(text) for text in texts]
+        out = torch.full((len(rows), max((len(r) for r in rows), default=0)), -1)
+        for row, numbers in zip(out, rows, strict=True):
+            row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        return out
+
+    def _numbers(self, text: str) -> list[int]:
+        if not self.alphabet:
+            return list(text.encode())
+        try:
+            return [self._number[c] for c in text]
+        except KeyError as error:
+            raise unknown_character(self, error.args[0], text.index(error.args[0])) from None
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.alphabet)}
 
     def __str__(self) -> str:
         over = f"{len(self.alphabet)} characters" if self.alphabet else "bytes"
@@ -431,6 +458,13 @@ def from_json(data: dict[str, Any]) -> Space:
             columns.append(kinds[entry["type"]](**fields))
         return Table(tuple(columns))
     raise UsageError(f"Unknown space {data['space']!r}; known: table, image, label, text, audio, sequence.", "Use a newer pofx.")
+
+
+def unknown_character(space: Text, character: str, place: int) -> BadValue:
+    return BadValue(
+        f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
+        "Leave it out, or load and fit the texts as bytes: --symbols bytes.",
+    )
 
 
 def unit(space: Space) -> str:
