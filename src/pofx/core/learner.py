@@ -67,6 +67,43 @@ class Batch:
         return noise[self.start : self.start + len(self.x)].to(self.x.device)
 
 
+class Material(Protocol):
+    """What minibatches are drawn from: the training rows, or what a model makes of them (windows of long texts)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The pieces with these numbers [B] as one tensor [B, ...]: a batch's x."""
+        ...
+
+    def owner(self, index: Tensor) -> Tensor:
+        """The row of the training data that each piece is of [B]: its context and weight are the row's."""
+        ...
+
+    def turn(self, number: int) -> None:
+        """A pass over all pieces begins: they may be cut anew."""
+        ...
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """Rows x [N, *E] themselves."""
+
+    x: Any
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows: Tensor = self.x[index]
+        return rows
+
+    def owner(self, index: Tensor) -> Tensor:
+        return index
+
+    def turn(self, number: int) -> None:
+        """Rows are always the same."""
+
+
 class Runtime(Protocol):
     """What a step may ask of the machine. ``train.fit`` implements it on lightning-fabric."""
 

@@ -15,7 +15,8 @@ class Measure:
     """A product of one-dimensional base measures, run-length coded: ``(("counting", 784),)``.
 
     Parts: ``counting`` (a probability), ``lebesgue`` (a density in the column's raw unit) and
-    ``atom+lebesgue`` (a nullable real: missing is an atom, the rest has a density).
+    ``atom+lebesgue`` (a nullable real: missing is an atom, the rest has a density). A star marks a measure
+    that is taken once for every step of a sequence, however many it has: ``lebesgue*``.
     """
 
     parts: tuple[tuple[str, int], ...]
@@ -40,7 +41,7 @@ class Measure:
     @property
     def discrete(self) -> bool:
         """True if every part counts, so that nats are bits of a code and never below zero."""
-        return all(name == "counting" for name, _ in self.parts)
+        return all(name.rstrip("*") == "counting" for name, _ in self.parts)
 
     def __str__(self) -> str:
         return " × ".join(name if n == 1 else f"{name}^{n}" for name, n in self.parts) or "one point"

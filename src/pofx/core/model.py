@@ -11,20 +11,20 @@ import dataclasses
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Kind, Likelihood, Unavailable, cat, per_row
-from pofx.core.space import Space
+from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
+from pofx.core.space import Ragged, Space, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pofx.core.learner import Learner, Recipe
+    from pofx.core.learner import Learner, Material, Recipe
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,38 @@ class Budget:
     """What one likelihood may cost.
 
     ``estimator`` is one of the model's ``estimators`` (the first is the default), ``draws`` the Monte
-    Carlo draws per datum, ``steps`` the solver steps; None leaves the family's own default. A family
-    raises UsageError for a field that it cannot use.
+    Carlo draws per datum, ``steps`` the solver steps, ``stride`` how far the window of a net of limited context
+    moves over a long datum; None leaves the family's own default. A family raises UsageError for a field
+    that it cannot use.
     """
 
     estimator: str | None = None
     draws: int | None = None
     steps: int | None = None
+    stride: int | None = None
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default)."""
+    """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default).
+
+    ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.
+    ``decoding`` are options of a symbol-by-symbol sampler that change the distribution (``decode.Decoding``).
+    """
 
     name: str | None = None
     steps: int | None = None
+    length: int | None = None
+    decoding: Any = None
+
+
+class Rows(Protocol):
+    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any) -> Tensor:
+        """The rows at ``index`` (a slice, or numbers) as one tensor."""
+        ...
 
 
 class Model(nn.Module):
@@ -69,6 +86,9 @@ class Model(nn.Module):
     samplers: ClassVar[tuple[str, ...]] = ()  # names for Sampler.name
     uses_draws: ClassVar[bool] = False  # Budget.draws means something
     uses_steps: ClassVar[bool] = False  # Budget.steps and Sampler.steps mean something
+    uses_stride: ClassVar[bool] = False  # Budget.stride means something
+    decodes: ClassVar[bool] = False  # symbol by symbol: Sampler.decoding means something
+    continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
     latent: ClassVar[bool] = False  # rows_encode exists
     has_score: ClassVar[bool] = False  # rows_score exists
     quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
@@ -105,6 +125,12 @@ class Model(nn.Module):
         """Everything that differs between families in training."""
         raise NotImplementedError
 
+    def material(self, x: Any) -> Material:
+        """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
+        from pofx.core.learner import AsTheyAre
+
+        return AsTheyAre(x)
+
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
@@ -114,6 +140,21 @@ class Model(nn.Module):
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
+
+    def rows_log_probs(
+        self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget
+    ) -> Tensor:
+        """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
+
+        ``before`` [N, K, ...] (or None) is what precedes each row. Exists where ``continues`` is True.
+        """
+        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt, rnn or wavenet.")
+
+    def rows_sample_after(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]. Exists where ``continues`` is True."""
+        raise Unsupported(f"{self.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
@@ -127,17 +168,20 @@ class Model(nn.Module):
 
     def rows_per_pass(self) -> int:
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
-        return max(1, min(8192, 2**22 // max(1, math.prod(self.space.event_shape))))
+        return max(1, min(8192, 2**22 // max(1, self.space.dims)))
 
     # -- what a user calls ------------------------------------------------------------------------------
 
-    def given(self, c: Tensor | None = None) -> Conditional:
+    def given(self, c: Tensor | None = None, *, before: Tensor | None = None) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context.
 
+        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
+        sampled then comes after them. Without a context they alone make up the batch *C.
+
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
-        not of the context space.
+        not of the context space, Unsupported where the family cannot go on from a beginning.
         """
-        return Conditional(self, c)
+        return Conditional(self, c, before)
 
     def log_prob(
         self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
@@ -148,6 +192,11 @@ class Model(nn.Module):
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
+
+    @property
+    def kind(self) -> Kind:
+        """Of what ``rows_log_probs`` sums to."""
+        return Exact
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +214,7 @@ class Conditional:
 
     model: Model
     c: Tensor | None = None
+    before: Tensor | None = None
 
     def __post_init__(self) -> None:
         context = self.model.context
@@ -178,14 +228,20 @@ class Conditional:
             )
         if context is not None and self.c is not None:
             context.check(self.c)
+        if self.before is not None:
+            if not self.model.continues:
+                raise Unsupported(f"{self.model.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
+            self.model.space.check(self.before)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """*C"""
-        if self.c is None:
-            return ()
-        assert self.model.context is not None
-        return tuple(self.c.shape[: self.c.ndim - len(self.model.context.event_shape)])
+        if self.c is not None:
+            assert self.model.context is not None
+            return tuple(self.c.shape[: self.c.ndim - len(self.model.context.event_shape)])
+        if self.before is not None:
+            return tuple(self.before.shape[: self.before.ndim - len(self.model.space.event_shape)])
+        return ()
 
     def log_prob(
         self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
@@ -202,43 +258,65 @@ class Conditional:
         """
         model, budget = self.model, budget or Budget()
         _check_budget(model, budget)
-        model.space.check(x)
-        batch = x.shape[: x.ndim - len(model.space.event_shape)]
-        flat = x.reshape(-1, *model.space.event_shape)
-        c = self._contexts(batch)
+        flat, c = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        gen = _generator(generator, model.device)
+        before, gen = self._befores(_batch(model.space, x)), _generator(generator, model.device)
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
-                rows = flat[i : i + size].to(model.device)
-                parts.append(model.rows_log_prob(rows, None if c is None else c[i : i + size], budget, gen))
+                rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
+                if before is None:
+                    parts.append(model.rows_log_prob(rows, given, budget, gen))
+                else:
+                    each = model.rows_log_probs(rows, given, before[i : i + size], budget)
+                    parts.append(make(model.kind, each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
-        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(batch), lik)
+        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(_batch(model.space, x)), lik)
+
+    def log_probs(self, x: Tensor, *, budget: Budget | None = None) -> Tensor:
+        """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
+
+        The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
+        Their sum is ``log_prob``. Raises Unsupported where the family does not go step by step.
+        """
+        model = self.model
+        _check_budget(model, budget or Budget())
+        flat, c = self._flat(x)
+        before, size = self._befores(_batch(model.space, x)), model.rows_per_pass()
+        with evaluating(model):
+            parts = [
+                model.rows_log_probs(
+                    flat[i : i + size],
+                    None if c is None else c[i : i + size],
+                    None if before is None else before[i : i + size],
+                    budget or Budget(),
+                )
+                for i in range(0, len(flat), size)
+            ]
+        return torch.cat(parts).reshape(*_batch(model.space, x), -1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient."""
         model, sampler = self.model, sampler or Sampler()
-        if n < 0:
-            raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
-        if sampler.name is not None and sampler.name not in model.samplers:
-            known = ", ".join(model.samplers) or "one way to sample, without a name"
-            raise UsageError(f"{model.name} has no sampler {sampler.name!r}; it has {known}.")
-        if sampler.steps is not None and (sampler.steps < 1 or not model.uses_steps):
-            raise UsageError(f"{model.name} cannot sample in {sampler.steps} steps.", "Leave out steps.")
+        _check_sampler(model, n, sampler)
         batch = (n, *self.batch_shape)
         rows = math.prod(batch)
-        c = self._contexts(batch)
+        c, before = self._contexts(batch), self._befores(batch)
         gen = _generator(generator, model.device)
         if rows == 0:
-            return torch.empty(*batch, *model.space.event_shape, dtype=model.space.dtype)
+            return torch.empty(*batch, *(size or 0 for size in model.space.event_shape), dtype=model.space.dtype)
         with evaluating(model), torch.no_grad():
             size, parts = model.rows_per_pass(), []
             for i in range(0, rows, size):
                 m = min(size, rows - i)
-                parts.append(model.rows_sample(m, None if c is None else c[i : i + m], sampler, gen))
-        return torch.cat(parts).reshape(*batch, *model.space.event_shape)
+                given = None if c is None else c[i : i + m]
+                if before is None:
+                    parts.append(model.rows_sample(m, given, sampler, gen))
+                else:
+                    parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
+        x = join(model.space, parts)
+        return x.reshape(*batch, *x.shape[1:])
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""
@@ -253,22 +331,29 @@ class Conditional:
             return self.model.rows_score(flat, c).reshape(x.shape)
 
     def _flat(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        self.model.space.check(x)
-        k = len(self.model.space.event_shape)
-        flat = x.reshape(-1, *self.model.space.event_shape).to(self.model.device)
-        return flat, self._contexts(x.shape[: x.ndim - k])
+        space = self.model.space
+        space.check(x)
+        batch = _batch(space, x)
+        return x.reshape(-1, *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
+
+    def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
+        """The beginning of each flat row [N, K, ...]."""
+        if self.before is None:
+            return None
+        event = self.before.shape[self.before.ndim - len(self.model.space.event_shape) :]
+        return self.before.expand(*batch, *event).reshape(-1, *event).to(self.model.device)
 
     def _contexts(self, batch: tuple[int, ...] | torch.Size) -> Tensor | None:
         """c repeated to one flat row per entry of the batch shape [*S, *C]."""
-        if self.c is None:
-            return None
-        assert self.model.context is not None
         want = self.batch_shape
         if tuple(batch[len(batch) - len(want) :]) != want:
             raise WrongShape(
                 f"A batch of shape {tuple(batch)} does not end in the context batch {want}.",
                 "Shapes are x [*S, *C, *E] for contexts [*C, *Ec].",
             )
+        if self.c is None:
+            return None
+        assert self.model.context is not None
         event = self.model.context.event_shape
         return self.c.expand(*batch, *event).reshape(-1, *event).to(self.model.device)
 
@@ -289,6 +374,25 @@ def _generator(generator: torch.Generator | None, device: torch.device) -> torch
     return torch.Generator(device).manual_seed(0) if generator is None else generator
 
 
+def _batch(space: Space, x: Tensor) -> tuple[int, ...]:
+    """*S, *C of x [*S, *C, *E]."""
+    return tuple(x.shape[: x.ndim - len(space.event_shape)])
+
+
+def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
+    if n < 0:
+        raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
+    if sampler.name is not None and sampler.name not in model.samplers:
+        known = ", ".join(model.samplers) or "one way to sample, without a name"
+        raise UsageError(f"{model.name} has no sampler {sampler.name!r}; it has {known}.")
+    if sampler.steps is not None and (sampler.steps < 1 or not model.uses_steps):
+        raise UsageError(f"{model.name} cannot sample in {sampler.steps} steps.", "Leave out steps.")
+    if sampler.length is not None and (sampler.length < 1 or not isinstance(model.space, Ragged)):
+        raise UsageError(f"{model.space} cannot be sampled with length {sampler.length}.", "Leave out length.")
+    if sampler.decoding is not None and not model.decodes:
+        raise UsageError(f"{model.name} does not draw symbol by symbol, so there is nothing to decode.")
+
+
 def _check_budget(model: Model, budget: Budget) -> None:
     if budget.estimator is not None and budget.estimator not in model.estimators:
         known = ", ".join(model.estimators) or "a single one, without a name"
@@ -299,6 +403,9 @@ def _check_budget(model: Model, budget: Budget) -> None:
     if budget.steps is not None and (budget.steps < 1 or not model.uses_steps):
         limit = "needs at least 1 step" if model.uses_steps else "takes no solver steps"
         raise UsageError(f"{model.name} {limit}; {budget.steps} were asked for.")
+    if budget.stride is not None and (budget.stride < 1 or not model.uses_stride):
+        limit = "needs a stride of at least 1" if model.uses_stride else "has no window that moves"
+        raise UsageError(f"{model.name} {limit}; a stride of {budget.stride} was asked for.")
 
 
 def replace_config(config: Any, changes: dict[str, Any]) -> Any:

@@ -2,13 +2,21 @@
 
 A space says nothing about any data set beyond what is needed to read, check and write values.
 
-    space     one event                         dtype     measure
-    Table     [D], one entry per column         float64   per column, see below
-    Image     [C, H, W], 0 .. levels-1          uint8     counting
-    Label     [], class index                   int64     counting
+    space     one event                          dtype     measure
+    Table     [D], one entry per column          float64   per column, see below
+    Image     [C, H, W], 0 .. levels-1           uint8     counting
+    Label     [], class index                    int64     counting
+    Text      [L], numbers of symbols            int64     counting
+    Audio     [L], levels 0 .. levels-1          int64     counting
+    Sequence  [L, D], each step a table's row    float64   that of a step, again and again
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
+
+The length L of a text, a sound or a sequence is free: ``event_shape`` has None there. A batch is as long as
+its longest datum, and ``fill`` (-1, or infinity among reals) stands after the end of shorter ones. The end
+belongs to the datum where ``ends`` is true: the probability of a document includes that it stops where it
+does. Else the data are excerpts of something longer, and their lengths are given.
 """
 
 from __future__ import annotations
@@ -227,7 +235,204 @@ class Label:
         return {"space": "label", "values": self.values}
 
 
-Space: TypeAlias = Table | Image | Label
+class Ragged:
+    """What spaces of data of free length share; the first axis of an event is the free one."""
+
+    ends: bool
+    length: int
+    fill: ClassVar[float]
+    unit: ClassVar[str]
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return (None,)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """How long each datum of x [..., *E] is, int64 [...]."""
+        inside = x != self.fill
+        return (inside if len(self.event_shape) == 1 else inside[..., 0]).sum(-1)
+
+    def units(self, x: Tensor) -> Tensor:
+        """How many ``unit``s each datum of x [..., *E] has [...]: what a rate is told per."""
+        return self.lengths(x)
+
+    def _check_ends(self, x: Tensor) -> None:
+        """``fill`` stands after the end only."""
+        inside = (x != self.fill).reshape(*x.shape[: x.ndim - len(self.event_shape) + 1], -1).all(-1)
+        if (inside[..., 1:] & ~inside[..., :-1]).any():
+            raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
+
+
+@dataclass(frozen=True)
+class Text(Ragged):
+    """Strings over an alphabet, or strings of bytes; one event is int64 [L], -1 after the end.
+
+    Attributes:
+        alphabet: its characters in order; "" for the 256 bytes (of UTF-8, where the data are text).
+        ends: a datum is a whole document; else an excerpt, of known length.
+        length: of the longest known datum, in symbols: what a sample may be long at most, or is as an excerpt.
+    """
+
+    alphabet: str = ""
+    ends: bool = True
+    length: int = 1024
+
+    dtype: ClassVar[torch.dtype] = torch.int64
+    fill: ClassVar[float] = -1
+    unit: ClassVar[str] = "byte"
+
+    @property
+    def symbols(self) -> int:
+        return len(self.alphabet) or 256
+
+    @property
+    def dims(self) -> int:
+        return self.length
+
+    @property
+    def measure(self) -> Measure:
+        return Measure.counting(1)  # a string is one point of a countable set, however it is cut into symbols
+
+    @cached_property
+    def _bytes(self) -> Tensor:
+        """UTF-8 bytes of each symbol, and 0 for fill (index -1)."""
+        sizes = [len(c.encode()) for c in self.alphabet] or [1] * 256
+        return torch.tensor([*sizes, 0])
+
+    def units(self, x: Tensor) -> Tensor:
+        return self._bytes.to(x.device)[x].sum(-1)
+
+    def spell(self, x: Tensor) -> str:
+        """One datum [L] as a string (bytes that are no UTF-8 become �)."""
+        inside = x[x >= 0].tolist()
+        if not self.alphabet:
+            return bytes(inside).decode(errors="replace")
+        return "".join(map(self.alphabet.__getitem__, inside))
+
+    def read(self, texts: list[str]) -> Tensor:
+        """Strings as one batch [N, L]. Raises BadValue for a character that the alphabet does not have."""
+        rows = [self._numbers(text) for text in texts]
+        out = torch.full((len(rows), max((len(r) for r in rows), default=0)), -1)
+        for row, numbers in zip(out, rows, strict=True):
+            row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        return out
+
+    def _numbers(self, text: str) -> list[int]:
+        if not self.alphabet:
+            return list(text.encode())
+        try:
+            return [self._number[c] for c in text]
+        except KeyError as error:
+            raise unknown_character(self, error.args[0], text.index(error.args[0])) from None
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {c: i for i, c in enumerate(self.alphabet)}
+
+    def __str__(self) -> str:
+        over = f"{len(self.alphabet)} characters" if self.alphabet else "bytes"
+        return f"{'texts' if self.ends else 'excerpts of text'} over {over}, up to {self.length} long"
+
+    def check(self, x: Tensor) -> None:
+        _check_shape(self, x)
+        _check_symbols(self, x, self.symbols)
+        self._check_ends(x)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"space": "text", "alphabet": self.alphabet, "ends": self.ends, "length": self.length}
+
+
+@dataclass(frozen=True)
+class Audio(Ragged):
+    """Sounds of one channel; one event is int64 [L], the level of each sample, -1 after the end.
+
+    Attributes:
+        rate: samples per second.
+        levels: 65536 for 16-bit samples (level = sample + 32768), or fewer.
+        law: how levels stand for amplitudes in [-1, 1]: "linear", or "mu" (companded, ITU-T G.711 with mu = levels - 1).
+        ends: a datum is a whole recording; else an excerpt, of known length.
+        length: of the longest known datum, in samples.
+    """
+
+    rate: int
+    levels: int = 65536
+    law: str = "linear"
+    ends: bool = True
+    length: int = 16000
+
+    dtype: ClassVar[torch.dtype] = torch.int64
+    fill: ClassVar[float] = -1
+    unit: ClassVar[str] = "sample"
+
+    @property
+    def dims(self) -> int:
+        return self.length
+
+    @property
+    def measure(self) -> Measure:
+        return Measure.counting(1)
+
+    def __str__(self) -> str:
+        what = "sounds" if self.ends else "excerpts of sound"
+        return f"{what} of {self.rate} Hz, {self.levels} {'mu-law ' if self.law == 'mu' else ''}levels, up to {self.length / self.rate:.3g} s"
+
+    def check(self, x: Tensor) -> None:
+        _check_shape(self, x)
+        _check_symbols(self, x, self.levels)
+        self._check_ends(x)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"space": "audio", **vars(self)}
+
+
+@dataclass(frozen=True)
+class Sequence(Ragged):
+    """Sequences of steps, each a row of a table: trajectories, time series, piano rolls.
+
+    One event is float64 [L, D], infinity after the end.
+
+    Attributes:
+        step: what one step is.
+        ends: a datum is a whole sequence; else an excerpt, of known length.
+        length: of the longest known datum, in steps.
+    """
+
+    step: Table
+    ends: bool = True
+    length: int = 256
+
+    dtype: ClassVar[torch.dtype] = torch.float64
+    fill: ClassVar[float] = math.inf
+    unit: ClassVar[str] = "step"
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return (None, self.step.dims)
+
+    @property
+    def dims(self) -> int:
+        return self.length * self.step.dims
+
+    @cached_property
+    def measure(self) -> Measure:
+        """A datum of n steps has the measure of a step n times over."""
+        return Measure(tuple((f"{name}*", count) for name, count in self.step.measure.parts))
+
+    def __str__(self) -> str:
+        what = "sequences" if self.ends else "excerpts of sequences"
+        return f"{what} of up to {self.length} steps, each a {self.step}"
+
+    def check(self, x: Tensor) -> None:
+        _check_shape(self, x)
+        self._check_ends(x)
+        inside = x.flatten(0, -2)
+        self.step.check(inside[inside[:, 0] != math.inf])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"space": "sequence", "step": self.step.to_json(), "ends": self.ends, "length": self.length}
+
+
+Space: TypeAlias = Table | Image | Label | Text | Audio | Sequence
 
 
 def from_json(data: dict[str, Any]) -> Space:
@@ -237,6 +442,14 @@ def from_json(data: dict[str, Any]) -> Space:
         return Image(**body)
     if data["space"] == "label":
         return Label(tuple(body["values"]))
+    if data["space"] == "text":
+        return Text(**body)
+    if data["space"] == "audio":
+        return Audio(**body)
+    if data["space"] == "sequence":
+        step = from_json(body.pop("step"))
+        assert isinstance(step, Table)
+        return Sequence(step, **body)
     if data["space"] == "table":
         kinds: dict[str, Callable[..., Column]] = {"Real": Real, "Integer": Integer, "Category": Category}
         columns = []
@@ -244,17 +457,45 @@ def from_json(data: dict[str, Any]) -> Space:
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "type"}
             columns.append(kinds[entry["type"]](**fields))
         return Table(tuple(columns))
-    raise UsageError(f"Unknown space {data['space']!r}; known: table, image, label.", "Use a newer pofx.")
+    raise UsageError(f"Unknown space {data['space']!r}; known: table, image, label, text, audio, sequence.", "Use a newer pofx.")
 
 
-def bits_per_dim(nats: float, space: Space) -> float:
+def unknown_character(space: Text, character: str, place: int) -> BadValue:
+    return BadValue(
+        f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
+        "Leave it out, or load and fit the texts as bytes: --symbols bytes.",
+    )
+
+
+def unit(space: Space) -> str:
+    """What a rate of this space is told per: a dimension, or the unit of data of free length."""
+    return space.unit if isinstance(space, Ragged) else "dim"
+
+
+def units(space: Space, x: Tensor) -> Tensor:
+    """How many units each datum of x [N, *E] has, float64 [N]."""
+    if isinstance(space, Ragged):
+        return space.units(x).double()
+    return torch.full((len(x),), float(space.dims), dtype=torch.float64)
+
+
+def bits_per_dim(nats: float, space: Table | Image | Label) -> float:
     """log p in nats per datum -> bits per dimension (positive is worse; a density may go below zero)."""
     return -nats / math.log(2) / space.dims
 
 
-def perplexity(nats: float, space: Space) -> float:
+def perplexity(nats: float, space: Table | Image | Label) -> float:
     """exp of the mean surprise per dimension."""
     return math.exp(-nats / space.dims)
+
+
+def join(space: Space, parts: list[Tensor]) -> Tensor:
+    """Batches [n, *E] one after the other, the shorter ones filled up to the longest."""
+    if isinstance(space, Ragged):
+        longest, k = max(p.shape[1] for p in parts), len(space.event_shape)
+        short = ((0, 0) * (k - 1) + (0, longest - p.shape[1]) for p in parts)
+        parts = [torch.nn.functional.pad(p, pad, value=space.fill) for p, pad in zip(parts, short, strict=True)]
+    return torch.cat(parts)
 
 
 def _check_shape(space: Space, x: Tensor) -> None:
@@ -262,8 +503,17 @@ def _check_shape(space: Space, x: Tensor) -> None:
         raise WrongShape(f"Data have dtype {x.dtype}; {space} takes {space.dtype}.", f"Convert: x.to({space.dtype}).")
     k = len(space.event_shape)
     got = tuple(x.shape[x.ndim - k :]) if x.ndim >= k else tuple(x.shape)
-    if x.ndim < k or got != space.event_shape:
+    if x.ndim < k or any(want is not None and size != want for size, want in zip(got, space.event_shape, strict=True)):
+        wanted = ", ".join("L" if size is None else str(size) for size in space.event_shape)
         raise WrongShape(
-            f"Data have shape {tuple(x.shape)}; {space} takes [..., {', '.join(map(str, space.event_shape))}].",
+            f"Data have shape {tuple(x.shape)}; {space} takes [..., {wanted}].",
             "Give one datum of this space per entry of the batch shape.",
+        )
+
+
+def _check_symbols(space: Text | Audio, x: Tensor, size: int) -> None:
+    if x.numel() and (int(x.min()) < -1 or int(x.max()) >= size):
+        raise BadValue(
+            f"A value is {int(x.min()) if int(x.min()) < -1 else int(x.max())}; {space} take 0 to {size - 1}, and -1 after the end.",
+            "Encode the data as this space does.",
         )

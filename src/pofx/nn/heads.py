@@ -38,6 +38,7 @@ ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
 WIDE, UNSEEN = 0.3, 1e-3  # scale (levels are -1 to 1) of a site's wide components, and their least weights
+FINE_LEVELS = 4096  # beyond, cells are told apart in float64
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
 
 
@@ -318,6 +319,8 @@ class LevelLogistics(Head):
     def __init__(self, levels: int, components: int = 8, sites: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.levels, self.components = levels, components
+        # cells of finer levels are narrower
+        self.limit = LOG_SCALE_LIMIT + max(0.0, math.log((levels - 1) / 255))
         self.params, self.features = 3 * components, 1
         spread = torch.linspace(-1.5, 1.5, components) if components > 1 else torch.zeros(1)
         self.register_buffer("log_weight", torch.zeros(*sites, components))
@@ -328,6 +331,8 @@ class LevelLogistics(Head):
         return self._scaled(x.to(torch.get_default_dtype()))[..., None]
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        if self.levels > FINE_LEVELS:  # float32 has too few digits within a cell
+            params = params.double()
         log_w, mean, log_s = self._mixture(params)
         y, per_scale = self._scaled(x.to(params.dtype))[..., None], (-log_s).exp()
         z, cell = (y - mean) * per_scale, 2 / (self.levels - 1) * per_scale
@@ -374,7 +379,7 @@ class LevelLogistics(Head):
     def _mixture(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means, log-scales [..., M]."""
         logits, mean, log_s = params.unflatten(-1, (3, self.components)).unbind(-2)
-        log_s = (self.log_scale + log_s).clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
+        log_s = (self.log_scale + log_s).clamp(-self.limit, LOG_SCALE_LIMIT)
         return (self.log_weight + logits).log_softmax(-1), self.mean + self.log_scale.exp() * mean, log_s
 
 

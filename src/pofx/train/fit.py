@@ -250,7 +250,8 @@ class _Loop:
                 raise Unsupported(f"{model.name} is not trained by gradients.", "Leave out the target distribution.")
             self.learner.target = _drawn_from(target)
             self.learner.target_weight = self.training["target_weight"]
-        rows = len(data.train)
+        self.material = self.model.material(data.train.x)
+        rows = len(self.material)
         self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
         if self.batch < fabric.world_size:
             raise UsageError(f"{self.batch} rows cannot be shared by {fabric.world_size} processes.", "Use fewer.")
@@ -323,10 +324,13 @@ class _Loop:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:
                 shuffle = torch.Generator().manual_seed(_mix(self.seed, -1 - epoch))
-                self.epoch, self.order = epoch, torch.randperm(len(train), generator=shuffle)
+                self.epoch, self.order = epoch, torch.randperm(len(self.material), generator=shuffle)
+                self.material.turn(_mix(self.seed, -1 - epoch))
             offset = place * self.batch
             index = self.order[offset + start : offset + end]
-            part = Part(train.x[index], *(None if t is None else t[index] for t in (train.c, None, train.weight)))
+            owner = self.material.owner(index)
+            given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
+            part = Part(self.material[index], *given)
         device = self.fabric.device
         x, c, weight = (None if t is None else t.to(device) for t in (part.x, part.c, part.weight))
         assert x is not None

@@ -1,0 +1,111 @@
+"""Rows of different length, end to end in one long array, and batches of them with fill after each end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pofx.core.errors import WrongShape
+from pofx.core.space import Audio, Sequence, Text
+
+NDArray: TypeAlias = "np.ndarray[Any, Any]"
+
+SHORT = 512  # entries of the longest row up to which one gather is faster than a copy per row
+
+
+@dataclass(frozen=True)
+class RaggedRows:
+    """N rows, each a stretch of one array, which may be a file mapped into memory: nothing is copied until asked for.
+
+    Raises WrongShape where a row does not lie within the array.
+
+    Attributes:
+        values: all rows' steps [T, ...], of any type that converts to ``dtype``.
+        starts: where each row begins in ``values``, int64 [N]; rows may overlap, repeat and leave gaps.
+        ends: where each stops (exclusive), int64 [N].
+        fill: what stands after the end of the shorter rows of a batch.
+        dtype: of the batches.
+    """
+
+    values: NDArray
+    starts: NDArray
+    ends: NDArray
+    fill: float
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        if self.starts.shape != self.ends.shape or self.starts.ndim != 1:
+            raise WrongShape(
+                f"Rows start at {list(self.starts.shape)} places and end at {list(self.ends.shape)}.",
+                "Give one start and one end per row.",
+            )
+        wrong = (self.starts < 0) | (self.ends < self.starts) | (self.ends > len(self.values))
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise WrongShape(
+                f"Row {i} goes from {self.starts[i]} to {self.ends[i]}; there are {len(self.values)} steps.",
+                "Let rows start and end, in this order, within the array.",
+            )
+
+    @classmethod
+    def joined(cls, values: NDArray, offsets: NDArray, fill: float, dtype: torch.dtype) -> RaggedRows:
+        """Rows end to end: row i is values[offsets[i]:offsets[i + 1]], offsets [N + 1]."""
+        offsets = np.asarray(offsets, np.int64)
+        return cls(values, offsets[:-1], offsets[1:], fill, dtype)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Steps of each row, int64 [N]."""
+        return torch.from_numpy(np.subtract(self.ends, self.starts, dtype=np.int64))
+
+    def take(self, index: Tensor | slice) -> RaggedRows:
+        """The rows at ``index``, in its order; their values stay where they are."""
+        i = _plain(index)
+        return RaggedRows(self.values, self.starts[i], self.ends[i], self.fill, self.dtype)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """The n rows at ``index`` (integers [n], booleans [N] or a slice) as one batch [n, longest, ...]."""
+        i = _plain(index)
+        starts, ends = self.starts[i], self.ends[i]
+        lengths = ends - starts
+        longest = int(lengths.max(initial=0))
+        out = torch.full((len(starts), longest, *self.values.shape[1:]), self.fill, dtype=self.dtype)
+        into = out.numpy()
+        if out.numel() > SHORT * len(out):
+            for row, start, end in zip(into, starts.tolist(), ends.tolist(), strict=True):
+                row[: end - start] = self.values[start:end]
+        elif (lengths == longest).all():
+            into[...] = self.values[starts[:, None] + np.arange(longest)]
+        else:
+            inside = np.arange(longest) < lengths[:, None]
+            first = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+            into[inside] = self.values[first + np.arange(len(first))]
+        return out
+
+
+def _plain(index: Tensor | slice) -> Any:
+    return index.cpu().numpy() if isinstance(index, Tensor) else index
+
+
+@dataclass
+class RawRagged:
+    """Data of free length as read, and what the source says about each row."""
+
+    space: Text | Audio | Sequence
+    rows: RaggedRows
+    label: NDArray | None = None  # [N] class names or numbers
+    part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
+    numbers: NDArray | None = None  # [N] number in the source, where only some were read
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,188 @@
+"""Both ends of a net over sequences: how a step enters it, and the distribution of a step that it emits.
+
+    Symbols   a step is one of V symbols: a softmax, with one more symbol for the end where data have ends
+    Sites     a step is several values (a row of a table, a patch of an image) or one number: the end by one
+              logit, then value after value, each given those before it in the step (a masked MLP, as in MADE)
+
+``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.nn.causal import MaskedMlp
+from pofx.nn.heads import Heads, pick, uniform
+
+
+class Emission(nn.Module):
+    """What ``Symbols`` and ``Sites`` share.
+
+    Attributes:
+        fill: the value that stands for the beginning and the end.
+        ends: the end has a probability.
+    """
+
+    fill: float
+    ends: bool
+
+    def embed(self, u: Tensor) -> Tensor:
+        """Steps [N, L, ...] -> net inputs [N, L, width]."""
+        raise NotImplementedError
+
+    def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
+        """log p of steps u [N, L, ...] given net outputs y [N, L, width], in nats [N, L]; of the end, where u is fill."""
+        raise NotImplementedError
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """A step [N, ...] given y [N, width]; fill where it ends."""
+        raise NotImplementedError
+
+    def prepare(self, u: Tensor) -> None:
+        """Start near the marginal of training steps u [M, ...], fill for each end among them."""
+
+    def filled(self, u: Tensor) -> Tensor:
+        """Which steps are fill [N, L]."""
+        raise NotImplementedError
+
+
+class Symbols(Emission):
+    """A softmax over V symbols and the end, whose number (as the beginning's) is ``end``.
+
+    Args:
+        size: V, the end included where it is one of the symbols (of a foreign vocabulary).
+        width: of the net.
+        end: the number of the symbol that begins and ends; V for one of its own.
+        ends: whether the end may follow; else its probability is zero.
+        tied: one matrix embeds symbols and reads them out (Press & Wolf 2017).
+    """
+
+    base: Tensor
+
+    fill = -1
+
+    def __init__(self, size: int, width: int, *, end: int | None = None, ends: bool = True, tied: bool = False) -> None:
+        super().__init__()
+        self.end, self.ends = size if end is None else end, ends
+        own = end is None
+        self.table = nn.Embedding(size + own, width)
+        self.out = None if tied else nn.Linear(width, size + own, bias=False)
+        if self.out is not None:
+            nn.init.zeros_(self.out.weight)
+        else:
+            nn.init.normal_(self.table.weight, std=0.02)
+        base = torch.zeros(size + own)
+        if not ends:
+            base[self.end] = -math.inf
+        self.register_buffer("base", base)
+
+    def embed(self, u: Tensor) -> Tensor:
+        return self.table(torch.where(u < 0, self.end, u))
+
+    def logits(self, y: Tensor) -> Tensor:
+        """[..., V] of the next symbol."""
+        return F.linear(y, (self.out or self.table).weight) + self.base
+
+    def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
+        target = torch.where(u < 0, self.end, u)
+        if not self.ends:  # the end is no target: where it stands, the caller does not look
+            target = torch.where(u < 0, 0, u)
+        return -F.cross_entropy(self.logits(y).flatten(0, -2), target.flatten(), reduction="none").view(u.shape)
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = pick(self.logits(y).log_softmax(-1), generator)
+        return torch.where(drawn == self.end, -1, drawn)
+
+    def prepare(self, u: Tensor) -> None:
+        count = torch.bincount(torch.where(u < 0, self.end, u), minlength=len(self.base)).to(self.base)
+        share = (count + 0.5) / (count + 0.5).sum()
+        self.base.copy_(torch.where(self.base.isinf(), self.base, share.log()))
+
+    def filled(self, u: Tensor) -> Tensor:
+        return u < 0
+
+
+class Sites(Emission):
+    """A step of d sites, each with its head; d > 1 are drawn one after the other.
+
+    Args:
+        heads: of the sites; their own marginals are the start.
+        width: of the net; hidden, layers: of the masked MLP inside a step (d > 1).
+        ends: whether a sequence may end.
+    """
+
+    base: Tensor
+
+    fill = math.inf
+
+    def __init__(self, heads: Heads, width: int, *, hidden: int = 128, layers: int = 2, ends: bool = True) -> None:
+        super().__init__()
+        self.heads, self.ends = heads, ends
+        self.enter = nn.Linear(sum(heads.features), width)
+        self.begin = nn.Parameter(torch.randn(width))
+        features, params = heads.features, heads.params
+        self.inner: MaskedMlp | None = None
+        if heads.sites > 1:
+            self.inner = MaskedMlp(features, params, (hidden,) * layers, context=width, residual=True)
+        else:
+            self.out = nn.Linear(width, params[0])
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+        self.stop = nn.Linear(width, 1) if ends else None
+        if self.stop is not None:
+            nn.init.zeros_(self.stop.weight)
+            nn.init.zeros_(self.stop.bias)
+        self.register_buffer("base", torch.zeros(()))  # log-odds of the end
+
+    def embed(self, u: Tensor) -> Tensor:
+        filled = self.filled(u)[..., None]
+        values = self.heads.embed(self._allowed(u))
+        return torch.where(filled, self.begin, self.enter(values.to(self.begin.dtype)))
+
+    def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
+        values = self._allowed(u)
+        params = self._params(y.flatten(0, -2), values.flatten(0, -2)).view(*u.shape[:-1], -1)
+        log_p = self.heads.log_prob(params, values).sum(-1)
+        if self.stop is None:
+            return log_p
+        logit = self.stop(y)[..., 0] + self.base
+        return torch.where(self.filled(u), F.logsigmoid(logit), log_p + F.logsigmoid(-logit))
+
+    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        values = y.new_empty(len(y), self.heads.sites, dtype=torch.float64)
+        if self.inner is None:
+            values[:, 0] = self.heads.site(0).sample(self.out(y), generator)
+        else:
+            walk = self.inner.walk(len(y), y)
+            for i in walk.order:
+                head = self.heads.site(i)
+                values[:, i] = head.sample(walk.params(), generator)
+                walk.push(head.embed(values[:, i]))
+        if self.stop is not None:
+            p = (self.stop(y)[:, 0] + self.base).sigmoid()
+            values[uniform(p, generator) < p] = self.fill
+        return values
+
+    def prepare(self, u: Tensor) -> None:
+        ended = self.filled(u)
+        self.heads.prepare(self.heads.event(u[~ended]))
+        share = (ended.sum() + 0.5) / (len(u) + 1.0)
+        self.base.fill_(float(share.log() - (-share).log1p()))
+
+    def filled(self, u: Tensor) -> Tensor:
+        return u[..., 0].isinf()
+
+    def _allowed(self, u: Tensor) -> Tensor:
+        """Any value in the place of fill: as an input it is replaced, as a target not looked at."""
+        return torch.where(self.filled(u)[..., None], 0.0, u)
+
+    def _params(self, y: Tensor, values: Tensor) -> Tensor:
+        """y [M, width] and the step's own values [M, d] -> parameters [M, sum(params)]."""
+        if self.inner is None:
+            return self.out(y)
+        return self.inner(self.heads.embed(values).to(y.dtype), y)
+

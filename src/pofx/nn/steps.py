@@ -1,0 +1,148 @@
+"""A datum as a sequence of steps, which nets over sequences read and write.
+
+    space      one step                                  codec
+    Text       a symbol, or a subword of several         Plain, Subwords
+    Audio      a level                                   Plain
+    Sequence   a row of a table                          Plain
+    Image      the levels of a patch                     Patches
+
+Steps are [N, L] (symbols) or [N, L, d] (d values each), filled up after the end like the data themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.likelihood import Exact, Kind, LowerBound
+from pofx.core.space import Image, Ragged, Text
+
+
+class Codec(Protocol):
+    """How data become steps, and steps data.
+
+    Attributes:
+        kind: of a datum's likelihood, given the exact one of its steps: Exact where each datum has one spelling.
+        fixed: the number of steps of every datum; None where it is free.
+    """
+
+    kind: Kind
+    fixed: int | None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [N, *E] -> steps [N, L, ...]."""
+        ...
+
+    def decode(self, u: Tensor) -> Tensor:
+        """The inverse, of the space's dtype."""
+        ...
+
+
+class Plain(nn.Module):
+    """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
+
+    kind: Kind = Exact
+    fixed = None
+
+    def __init__(self, space: Ragged, single: bool = False) -> None:
+        super().__init__()
+        self.space, self.single = space, single
+
+    def encode(self, x: Tensor) -> Tensor:
+        if not self.single:
+            return x
+        return torch.where(x == self.space.fill, math.inf, x.float())[..., None]
+
+    def decode(self, u: Tensor) -> Tensor:
+        if not self.single:
+            return u
+        return torch.where(u.isinf(), self.space.fill, u)[..., 0].long()
+
+
+class Patches(nn.Module):
+    """An image [C, H, W] as its patches of size x size pixels, in raster order, each with all of its channels.
+
+    With ``symbols`` a step is the level of one pixel of one channel.
+    """
+
+    kind: Kind = Exact
+
+    def __init__(self, space: Image, size: int, symbols: bool = False) -> None:
+        super().__init__()
+        self.space, self.size, self.symbols = space, size, symbols
+        self.fixed = (space.height // size) * (space.width // size)
+        self.each = space.channels * size * size
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
+        p = self.size
+        n, c, h, w = x.shape
+        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, self.fixed, -1)
+        return u[..., 0].long() if self.symbols else u.float()
+
+    def decode(self, u: Tensor) -> Tensor:
+        p, (c, h, w) = self.size, self.space.event_shape
+        x = u.reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(len(u), c, h, w).to(self.space.dtype)
+
+
+class Subwords(nn.Module):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), learned from the training texts.
+
+    A string has many spellings in subwords; the encoder gives one of them, so its likelihood bounds that of
+    the string from below.
+
+    Args:
+        space: of texts.
+        size: of the vocabulary.
+    """
+
+    kind: Kind = LowerBound
+    fixed = None
+    learned: Tensor
+
+    def __init__(self, space: Text, size: int) -> None:
+        super().__init__()
+        self.space, self.size = space, size
+        self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
+
+    def learn(self, texts: list[str]) -> None:
+        """Train the tokenizer on texts."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        )
+        made.train_from_iterator(texts, trainer)
+        self.take(made.to_str())
+
+    def take(self, json: str) -> None:
+        """Use a tokenizer.json."""
+        self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
+
+    @property
+    def tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(bytes(self.learned.tolist()).decode())
+
+    def encode(self, x: Tensor) -> Tensor:
+        tokens = [e.ids for e in self.tokenizer.encode_batch([self.space.spell(row) for row in x])]
+        u = torch.full((len(x), max(map(len, tokens))), -1)
+        for row, ids in zip(u, tokens, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return u.to(x.device)
+
+    def decode(self, u: Tensor) -> Tensor:
+        texts: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
+        return self.space.read(texts).to(u.device)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.learned = torch.empty_like(state[f"{prefix}learned"])  # as long as it is
+        super()._load_from_state_dict(state, prefix, *args)

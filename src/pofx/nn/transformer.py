@@ -1,0 +1,271 @@
+"""The decoder-only transformer (Vaswani et al. 2017; Radford et al. 2019): attention to what came before.
+
+    x <- x + Attention(norm(x));   x <- x + MLP(norm(x))         (pre-norm, once per layer)
+
+The options span GPT-2 (learned positions, layer norm, GELU, biases), Llama (rotary positions, RMS norm, SwiGLU,
+grouped queries) and Qwen (biases of queries, keys and values; or normed queries and keys); the defaults are
+what trains fastest on small budgets: rotary positions, normed queries and keys, squared ReLU, no biases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pofx.core.errors import UsageError
+from pofx.nn.sequence import Cache, SequenceNet
+
+Norm = Literal["rms", "layer"]
+Activation = Literal["relu2", "gelu", "swiglu"]
+Positions = Literal["rotary", "learned"]
+Bias = Literal["none", "qkv", "all"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and variants of a transformer.
+
+    Attributes:
+        width: of the residual stream; layers, heads: as usual; head_width: of one head, 0 for width / heads.
+        kv_heads: heads of keys and values, each shared by several heads of queries (Ainslie et al. 2023); 0 for all.
+        block: the longest input.
+        positions: "rotary" (Su et al. 2021; ``theta`` is its base) or "learned".
+        norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016), with ``eps``.
+        mlp: "relu2" (So et al. 2021), "gelu" (its tanh form) or "swiglu" (Shazeer 2020).
+        hidden: width inside the MLP; 0 for 4 width (8/3 width for swiglu, which has three matrices).
+        qk_norm: RMS norm of each head's queries and keys (Henry et al. 2020).
+        bias: of all linear maps and layer norms, of queries, keys and values only, or of none.
+        window: how many inputs back attention reaches, the own one included (Beltagy et al. 2020); 0 for all.
+        dropout: of embeddings and of both branches, while training.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    head_width: int = 0
+    kv_heads: int = 0
+    block: int = 256
+    positions: Positions = "rotary"
+    theta: float = 10000.0
+    norm: Norm = "rms"
+    eps: float = 1e-6
+    mlp: Activation = "relu2"
+    hidden: int = 0
+    qk_norm: bool = True
+    bias: Bias = "none"
+    window: int = 0
+    dropout: float = 0.0
+
+    @property
+    def each(self) -> int:
+        """The width of one head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def inner(self) -> int:
+        """The width inside the MLP."""
+        if self.hidden:
+            return self.hidden
+        return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
+
+    def wrong(self) -> str | None:
+        """Why there is no such transformer, or None."""
+        for name in ("width", "layers", "heads", "block"):
+            if getattr(self, name) < 1:
+                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        if not self.head_width and self.width % self.heads:
+            return f"a width of {self.width} is not shared evenly by {self.heads} heads. Give a multiple."
+        if self.heads % self.groups:
+            return f"{self.heads} heads cannot share {self.groups} heads of keys evenly. Give a divisor."
+        if self.positions == "rotary" and self.each % 2:
+            return f"rotary positions need heads of even width, not {self.each}. Change width or heads."
+        if not 0 <= self.dropout < 1:
+            return f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
+        return None
+
+
+class Transformer(SequenceNet):
+    """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block``."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape, self.width, self.reach = shape, shape.width, shape.block
+        self.position = nn.Parameter(0.02 * torch.randn(shape.block, shape.width)) if learned(shape) else None
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = norm(shape, shape.width)
+        self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        if length > self.shape.block:
+            raise UsageError(f"{length} inputs are longer than the block of {self.shape.block}.", "Give fewer at once.")
+        x = self.enter(x, 0)
+        rotation, mask = self.turns(0, length), self.mask(0, length, x.device)
+        for layer in self.layers:
+            x = layer(x, rotation, mask)
+        return self.norm(x)
+
+    def cache(self, n: int, length: int) -> Cache:
+        return TransformerCache(self, n, min(length, self.shape.block))
+
+    def enter(self, x: Tensor, first: int) -> Tensor:
+        """Inputs at positions first, first + 1, ... as the residual stream."""
+        x = x if self.position is None else x + self.position[first : first + x.shape[1]]
+        return F.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
+
+    def turns(self, first: int, length: int) -> Tensor | None:
+        """Cosines and sines [2, length, each] of these positions, for rotary ones."""
+        return None if self.rotation is None else self.rotation[:, first : first + length]
+
+    def mask(self, first: int, length: int, device: torch.device) -> Tensor | None:
+        """Which of the inputs 0 .. first + length - 1 those from ``first`` on see [length, first + length]; None: causal.
+
+        Only a pass from the beginning can leave it out, and only without a window.
+        """
+        window = self.shape.window
+        if first == 0 and (not window or window >= length):
+            return None
+        i = torch.arange(first, first + length, device=device)[:, None]
+        j = torch.arange(first + length, device=device)
+        return (j <= i) & (j > i - window) if window else j <= i
+
+
+class Layer(nn.Module):
+    """Attention, then an MLP, each on the norm of the residual stream and added to it."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        queries, keys, full = shape.heads * shape.each, shape.groups * shape.each, shape.bias == "all"
+        self.norm1, self.norm2 = norm(shape, shape.width), norm(shape, shape.width)
+        self.qkv = nn.Linear(shape.width, queries + 2 * keys, bias=shape.bias != "none")
+        self.q_norm = nn.Parameter(torch.ones(shape.each)) if shape.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(shape.each)) if shape.qk_norm else None
+        self.out = nn.Linear(queries, shape.width, bias=full)
+        self.up = nn.Linear(shape.width, shape.inner * (2 if shape.mlp == "swiglu" else 1), bias=full)
+        self.down = nn.Linear(shape.inner, shape.width, bias=full)
+        for linear in (self.qkv, self.up):
+            nn.init.normal_(linear.weight, std=shape.width**-0.5)
+        for linear in (self.out, self.down):  # each branch starts as nothing: the stream passes through
+            nn.init.zeros_(linear.weight)
+        for linear in (self.qkv, self.up, self.out, self.down):
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
+        q, k, v = self.heads(self.norm1(x), rotation)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, enable_gqa=self.shape.groups < self.shape.heads
+        )
+        x = x + self._drop(self.out(y.transpose(1, 2).flatten(2)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def heads(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [N, heads, L, each], keys and values [N, groups, L, each] of normed inputs [N, L, width]."""
+        shape = self.shape
+        both = self.qkv(x).unflatten(-1, (-1, shape.each)).transpose(1, 2)
+        q, k, v = both.split((shape.heads, shape.groups, shape.groups), 1)
+        if self.q_norm is not None:
+            q, k = (F.rms_norm(t, (shape.each,), w, shape.eps) for t, w in ((q, self.q_norm), (k, self.k_norm)))
+        if rotation is not None:
+            q, k = turn(q, rotation), turn(k, rotation)
+        return q, k, v
+
+    def mlp(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        if self.shape.mlp == "relu2":
+            y = F.relu(y).square()
+        elif self.shape.mlp == "gelu":
+            y = F.gelu(y, approximate="tanh")
+        else:
+            gate, y = y.chunk(2, -1)
+            y = F.silu(gate) * y
+        return self.down(y)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
+
+
+class TransformerCache:
+    """Keys and values of all inputs so far, in tensors of fixed size: no step moves or copies them."""
+
+    def __init__(self, net: Transformer, n: int, length: int) -> None:
+        shape, like = net.shape, net.layers[0].qkv.weight  # type: ignore[union-attr]
+        self.net, self.size, self.length = net, 0, length
+        self.kept = like.new_zeros(shape.layers, 2, n, shape.groups, length, shape.each)
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.extend(x[:, None])[:, 0]
+
+    def extend(self, x: Tensor) -> Tensor:
+        net, first, size = self.net, self.size, self.size + x.shape[1]
+        if size > self.length:
+            raise UsageError(f"{size} inputs are more than the {self.length} of this cache.", "Begin a longer one.")
+        shape = net.shape
+        x = net.enter(x, first)
+        rotation = net.turns(first, x.shape[1])
+        # a single input sees all that is kept
+        start = max(0, size - shape.window) if shape.window and x.shape[1] == 1 else 0
+        mask = None if x.shape[1] == 1 else net.mask(first, x.shape[1], x.device)
+        for layer, kept in zip(net.layers, self.kept, strict=True):
+            q, k, v = layer.heads(layer.norm1(x), rotation)
+            kept[0, :, :, first:size], kept[1, :, :, first:size] = k, v
+            y = F.scaled_dot_product_attention(
+                q,
+                kept[0, :, :, start:size],
+                kept[1, :, :, start:size],
+                mask,
+                is_causal=mask is None and x.shape[1] > 1,
+                enable_gqa=shape.groups < shape.heads,
+            )
+            x = x + layer.out(y.transpose(1, 2).flatten(2))
+            x = x + layer.mlp(layer.norm2(x))
+        self.size = size
+        return net.norm(x)
+
+    def reorder(self, rows: Tensor) -> None:
+        self.kept = self.kept[:, :, rows]
+
+    def rewind(self, k: int) -> None:
+        if not 0 <= k <= self.size:
+            raise UsageError(f"{k} of {self.size} inputs cannot be forgotten.", "Give at most as many as there are.")
+        self.size -= k
+
+
+# -- parts ---------------------------------------------------------------------------------------------
+
+
+def learned(shape: Shape) -> bool:
+    return shape.positions == "learned"
+
+
+def norm(shape: Shape, width: int) -> nn.Module:
+    if shape.norm == "layer":
+        return nn.LayerNorm(width, shape.eps, bias=shape.bias == "all")
+    return nn.RMSNorm(width, shape.eps)
+
+
+def rotations(shape: Shape) -> Tensor:
+    """Cosines and sines [2, block, each] of position times frequency (Su et al. 2021, eq. 34)."""
+    frequency = shape.theta ** (-torch.arange(0, shape.each, 2, dtype=torch.float64) / shape.each)
+    angle = torch.arange(shape.block, dtype=torch.float64)[:, None] * frequency
+    sign = torch.cat([-torch.ones(len(frequency)), torch.ones(len(frequency))])
+    return torch.stack([angle.cos().repeat(1, 2), angle.sin().repeat(1, 2) * sign]).float()
+
+
+def turn(x: Tensor, rotation: Tensor) -> Tensor:
+    """Each pair (i, i + each/2) of x [N, heads, L, each] turned by its position's angles.
+
+    The signs of the sines are those of the rotation matrix, so that one roll serves both halves.
+    """
+    return x * rotation[0] + x.roll(x.shape[-1] // 2, -1) * rotation[1]
+

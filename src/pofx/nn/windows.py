@@ -1,0 +1,122 @@
+"""Windows over long data: what a net of limited context trains on, and how it scores what is longer than that."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IN_MEMORY = 2**28  # bytes of steps beyond which they are kept in a file
+
+
+def spans(targets: int, block: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Windows that score targets 1 .. ``targets`` of a sequence of steps 0 .. ``targets``, each once.
+
+    Yields (first input, first target, last target). Target t is scored with inputs up to t - 1 in the window:
+    the first window scores all of its ``block`` targets, each further one its last ``stride``, after as much
+    context as the block leaves. The sequence has thus a proper probability by the chain rule; a smaller stride
+    gives more context and costs more windows.
+    """
+    last = min(block, targets)
+    yield 0, 1, last
+    while last < targets:
+        first, last = last + 1, min(last + stride, targets)
+        yield max(0, last - block), first, last
+
+
+class Windows:
+    """Training pieces [B, 1 + block, ...] of long sequences of steps: an input before, then ``block`` targets.
+
+    Sequences lie end to end in one array, ``fill`` before and after each. The first window of a sequence starts
+    with it; the further ones start anywhere (``turn`` shifts them, so that no epoch cuts as the one before) and
+    may run on into the next sequence, which leaves no target idle.
+
+    Args:
+        sequences: gives steps [L, ...] of one sequence after the other.
+        owners: the training row of each.
+        fill: what stands between them.
+    """
+
+    def __init__(self, sequences: Iterator[Tensor], owners: Tensor, fill: float, block: int) -> None:
+        self.block, parts, lengths = block, [], []
+        for u in sequences:
+            separator = u.new_full((1, *u.shape[1:]), fill)
+            parts.append(compact(torch.cat([separator, u])))
+            lengths.append(len(u) + 1)
+        tail = parts[0].new_full((block + 1, *parts[0].shape[1:]), fill)
+        self.steps = on_disk_if_large([*parts, tail])
+        self.first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+        self.count = (torch.tensor(lengths) + block - 1) // block  # windows of each sequence
+        self.end, self.owners, self.shift = self.count.cumsum(0), owners, 0
+
+    def __len__(self) -> int:
+        return int(self.end[-1])
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        sequence = self.owner_sequence(index)
+        k = index - (self.end - self.count)[sequence]
+        start = self.first[sequence] + (k * self.block - self.shift * (k > 0))
+        rows = self.steps[(start[:, None] + torch.arange(self.block + 1)).numpy()]
+        out = torch.from_numpy(rows)
+        return out if out.is_floating_point() else out.long()
+
+    def owner_sequence(self, index: Tensor) -> Tensor:
+        return torch.searchsorted(self.end, index, right=True)
+
+    def owner(self, index: Tensor) -> Tensor:
+        return self.owners[self.owner_sequence(index)]
+
+    def turn(self, number: int) -> None:
+        self.shift = number % self.block
+
+
+def compact(u: Tensor) -> Tensor:
+    """Symbols in as few bytes as they need; -1 stays -1."""
+    if u.is_floating_point():
+        return u.float() if u.shape[-1] == 1 else u
+    top = int(u.max()) if u.numel() else 0
+    return u.to(torch.int16 if top < 2**15 else torch.int32)
+
+
+def on_disk_if_large(parts: list[Tensor]) -> np.ndarray:
+    """The parts end to end, in memory or in a temporary file that is gone with the array."""
+    dtype = max((p.dtype for p in parts), key=lambda d: d.itemsize)
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    if np.prod(shape) * dtype.itemsize <= IN_MEMORY:
+        return torch.cat([p.to(dtype) for p in parts]).numpy()
+    file = tempfile.TemporaryFile()
+    out = np.memmap(file, dtype=str(dtype).removeprefix("torch."), shape=shape)
+    place = 0
+    for part in parts:
+        out[place : place + len(part)] = part.to(dtype).numpy()
+        place += len(part)
+    return out
+
+
+class Whole:
+    """Training pieces of short sequences: each whole, after one fill and with one at its end, as long as the batch's longest.
+
+    Args:
+        rows: the training data, indexed by tensors.
+        encode: rows -> steps [B, L, ...].
+    """
+
+    def __init__(self, rows: Tensor, encode: Callable[[Tensor], Tensor], fill: float) -> None:
+        self.rows, self.encode, self.fill = rows, encode, fill
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        u = self.encode(self.rows[index])
+        fill = u.new_full((len(u), 1, *u.shape[2:]), self.fill)
+        return torch.cat([fill, u, fill], 1)
+
+    def owner(self, index: Tensor) -> Tensor:
+        return index
+
+    def turn(self, number: int) -> None:
+        """A datum is one piece, always the same."""
