@@ -413,3 +413,24 @@ def test_a_perfect_draft_is_never_refused() -> None:
     assert tally.rate == 1
     assert (tally.passes, target.passes) == (4, 4), "five symbols a pass"
     assert math.isnan(Tally().rate)
+
+
+def test_both_caches_hold_what_was_written() -> None:
+    """Exactness alone does not need a draft in step: it is seen whenever a decoder reads on."""
+    prompt, written = torch.randint(0, 4, (3, 2), generator=generator(2)), list[Tensor]()
+
+    class Watched(Replay):
+        def push(self, symbol: Tensor) -> None:
+            Replay.extend(self, symbol[:, None])
+
+        def extend(self, symbols: Tensor) -> Tensor:
+            so_far = torch.cat([prompt, *(s[:, None] for s in written)], 1)
+            assert torch.equal(self.symbols, so_far[:, : self.symbols.shape[1]])
+            unread = so_far[:, self.symbols.shape[1] :]
+            assert torch.equal(unread, symbols[:, : unread.shape[1]])
+            return super().extend(symbols)
+
+    target, draft = Watched(table(4, 1), prompt), Watched(table(4, 2, 0.5), prompt)
+    for symbol in speculative(target, draft, 60, generator(), k=3):
+        written.append(symbol)
+    assert len(written) == 60
