@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.decode.beam import beam
+from pofx.decode.net import NetDecoder
 from pofx.decode.processors import (
     UNCHANGED,
     MinP,
@@ -27,6 +28,10 @@ from pofx.decode.processors import (
 )
 from pofx.decode.speculative import Tally, speculative
 from pofx.decode.strategies import collect, greedy, sample, stop_strings, stream
+from pofx.nn.emission import Symbols
+from pofx.nn.recurrent import Lstm
+from pofx.nn.sequence import SequenceNet
+from pofx.nn.transformer import Shape, Transformer
 
 
 class Replay:
@@ -362,7 +367,7 @@ def test_beam_search_equals_that_of_transformers(length_penalty: float) -> None:
 def test_speculative_samples_are_those_of_the_target(processor: Processor, end: int | None, rows: int, k: int) -> None:
     target, draft, most, g = table(3, 1), table(3, 2, 1.0), 4, generator(7)
     drawn = []
-    for _ in range(1300 if rows < 10 else 16):
+    for _ in range(900 if rows < 10 else 16):
         steps = speculative(
             Replay(target, start(rows)),
             Replay(draft, start(rows)),
@@ -434,3 +439,80 @@ def test_both_caches_hold_what_was_written() -> None:
     for symbol in speculative(target, draft, 60, generator(), k=3):
         written.append(symbol)
     assert len(written) == 60
+
+
+# ------------------------------------------------------------------------------------- decoders of nets
+
+
+def net_of(name: str, seed: int) -> tuple[SequenceNet, Symbols]:
+    torch.manual_seed(seed)
+    net: SequenceNet = Lstm(16, 1) if name == "lstm" else Transformer(Shape(16, 2, 2, block=32, window=WINDOWS[name]))
+    emission = Symbols(7, 16)
+    for p in (*net.parameters(), *emission.parameters()):
+        p.data += 0.3 * torch.randn(p.shape)
+    return net.eval(), emission
+
+
+WINDOWS = {"transformer": 0, "windowed": 5}
+PROMPT = torch.tensor([[-1, 3, 0], [-1, 6, 6], [-1, 1, 2], [-1, 0, 5]])
+
+
+def twins(name: str, seed: int) -> tuple[NetDecoder, Replay]:
+    """The cached decoder of a net, and the one that runs it over all again. A row's second symbol tells its context."""
+    net, emission = net_of(name, seed)
+    given = torch.randn(7, 16)
+
+    @torch.no_grad()
+    def whole(symbols: Tensor) -> Tensor:
+        return emission.logits(net(emission.embed(symbols) + given[symbols[:, 1]][:, None]))
+
+    return NetDecoder(net, emission, PROMPT, 20, given[PROMPT[:, 1]]), Replay(whole, PROMPT)
+
+
+@pytest.mark.parametrize("name", ["transformer", "windowed", "lstm"])
+def test_cached_decoders_equal_their_slow_twins(name: str) -> None:
+    fast, slow = twins(name, 1)
+    g = generator(4)
+    for action in "pperpeRppeRep":
+        rows = len(slow.logits())
+        symbols = torch.randint(0, 8, (rows, 3), generator=g)
+        if action == "p":
+            fast.push(symbols[:, 0])
+            slow.push(symbols[:, 0])
+        elif action == "e":
+            assert torch.allclose(fast.extend(symbols), slow.extend(symbols), atol=1e-4)
+        elif action == "R":
+            order = torch.randint(0, rows, (rows + 1,), generator=g)
+            fast.reorder(order)
+            slow.reorder(order)
+        elif name != "lstm":
+            for d in (fast, slow):
+                d.rewind(2)
+                d.rewind(0)
+            with pytest.raises(UsageError, match="forgotten"):
+                fast.logits()
+            continue
+        assert torch.allclose(fast.logits(), slow.logits(), atol=1e-4)
+
+
+def test_strategies_are_the_same_with_a_cache() -> None:
+    for seed in range(3):
+        found = []
+        for way in range(2):
+            make = [lambda way=way, s=s: twins("windowed", s)[way] for s in (seed, seed + 10)]
+            steps = speculative(make[0](), make[1](), 12, None, k=3, end=7)
+            found.append((greedy(make[0](), 12, end=7), collect(steps), beam(make[0](), 8, 4, end=7).symbols))
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(found[0][0], found[0][1])
+
+
+def test_a_decoder_begins_somewhere() -> None:
+    net, emission = net_of("transformer", 0)
+    with pytest.raises(UsageError, match="-1"):
+        NetDecoder(net, emission, PROMPT[:, :0], 5)
+    begun = NetDecoder(net, emission, torch.full((2, 1), -1), 5)
+    with torch.no_grad():
+        assert torch.allclose(
+            begun.logits(), emission.logits(net(emission.table(torch.full((2, 1), 7))))[:, 0], atol=1e-5
+        )

@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pofx.core.errors import CorruptCheckpoint, MissingSource, PofxError, RunExists, Unsupported
+from pofx.decode.beam import beam
+from pofx.decode.net import NetDecoder
+from pofx.decode.strategies import greedy
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.interop.huggingface_config import architecture
 from pofx.nn.emission import Symbols
@@ -134,12 +137,35 @@ def test_they_compute_our_logits(name: str, tied: bool, tmp_path: Path) -> None:
     assert not any(report.values()), "every tensor found its place"
     assert theirs.config.model_type == name.split("-")[0]
     agree(ours, theirs.eval())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", OURS)
+def test_we_read_what_we_wrote(name: str, tied: bool, tmp_path: Path) -> None:
+    ours = random(OURS[name], tied)
+    write_checkpoint(ours, tmp_path)
     again = read_checkpoint(tmp_path)
     assert again.shape == replace(
         ours.shape, **{k: getattr(again.shape, k) for k in ("head_width", "kv_heads", "hidden")}
     )
     assert again.state.keys() == ours.state.keys()
     assert all(torch.equal(again.state[k], ours.state[k]) for k in ours.state)
+    assert (again.vocabulary, again.tied, again.begin, again.end) == (SIZE, tied, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "qwen3-window"])
+def test_we_write_what_they_write(name: str, tmp_path: Path) -> None:
+    """Greedy and beam search with our cache against ``generate`` with theirs."""
+    theirs = made(name, tmp_path)
+    net, emission = read_checkpoint(tmp_path).build()
+    prompt = symbols()[:, :4]
+    same = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 9, "do_sample": False, "pad_token_id": 2}
+
+    ours = greedy(NetDecoder(net.eval(), emission, prompt, 9), 9, end=2)
+    assert torch.equal(ours.masked_fill(ours < 0, 2), theirs.generate(prompt, **same)[:, 4:])
+    best = beam(NetDecoder(net, emission, prompt, 9), 9, 3, end=2).symbols[:, 0]
+    wanted = theirs.generate(prompt, num_beams=3, early_stopping="never", **same)[:, 4:]
+    assert torch.equal(best.masked_fill(best < 0, 2)[:, : wanted.shape[1]], wanted)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
@@ -197,6 +223,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
         ("llama", {"model_type": "mamba"}, Unsupported, "mamba.*gpt2, llama"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8}}, Unsupported, "rope_type='llama3'"),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, Unsupported, "rope_type='linear'"),
+        ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, Unsupported, "one per kind of layer"),
         ("llama", {"partial_rotary_factor": 0.5}, Unsupported, "partial_rotary_factor=0.5"),
         ("llama", {"attention_bias": True}, Unsupported, "attention_bias"),
         ("llama", {"hidden_act": "gelu"}, Unsupported, "hidden_act='gelu'"),
@@ -217,7 +244,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
 def test_other_variants_are_named(
     name: str, changes: dict[str, Any], error: type[PofxError], match: str, tmp_path: Path
 ) -> None:
-    made(name, tmp_path)
+    write_checkpoint(random(OURS[name], tied=name == "gpt2"), tmp_path)
     rewrite(tmp_path, **changes)
     with pytest.raises(error, match=match):
         read_checkpoint(tmp_path)

@@ -70,6 +70,8 @@ def _theta(get: _Getter) -> float:
     """The base of rotary positions. transformers 5 keeps all about them in ``rope_parameters``, 4 beside each other."""
     rope: Config = get.config.get("rope_parameters") or get.config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if any(isinstance(v, dict) for v in rope.values()):
+        kind = "one per kind of layer"
     if kind != "default":
         raise get.unsupported("rope_type", kind, "Read a checkpoint with plain rotary positions.")
     if (part := rope.get("partial_rotary_factor", get.config.get("partial_rotary_factor", 1.0))) != 1.0:
