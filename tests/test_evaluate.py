@@ -265,7 +265,8 @@ def test_a_bound_says_so_and_its_bits_point_the_other_way(plane):
 
 def test_text_of_a_score():
     nats = torch.tensor([-85.53, -85.11])
-    s = summarise(LowerBound(nats, PLANE.measure, torch.tensor([0.02, 0.02]), 8), PLANE.measure, 784)
+    space = Image(28, 28)
+    s = summarise(LowerBound(nats, space.measure, torch.tensor([0.02, 0.02]), 8), space, torch.full((2,), 784.0))
     assert s.text == "≥ -85.32 ± 0.21 nats (mc 0.014)"
     assert s.bits_text == "≤ 0.15700 ± 0.00039 bits/dim"
 
@@ -296,7 +297,7 @@ def test_scores_survive_json(plane, kind):
 
 
 def test_an_impossible_row_stays_impossible_in_json():
-    s = summarise(Exact(torch.tensor([-1.0, -math.inf]), PLANE.measure), PLANE.measure, 2)
+    s = summarise(Exact(torch.tensor([-1.0, -math.inf]), PLANE.measure), PLANE, torch.full((2,), 2.0))
     back = Score.from_json(json.loads(json.dumps(s.to_json(), allow_nan=False)))
     assert back.nats == -math.inf
     assert back.rows.nats[1] == -math.inf

@@ -40,7 +40,7 @@ class Source:
     """Where data come from and how they are read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """CSV/TSV, Parquet, Arrow, .npy/.npz, a folder of images, IDX files, or a built-in name such as digits."""
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, JSON lines, a folder of images or texts, IDX, or a built-in name."""
     given: str | None = None
     """Condition on this: 'label', or columns 'a,b'. The model is then p(x | given)."""
     label: str | None = None
@@ -59,6 +59,16 @@ class Source:
     """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
     resize: int | None = None
     """Crop the middle square of each image of a folder and scale it to so many pixels."""
+    kind: Literal["table", "text"] | None = None
+    """Read the source as this [default: by its content]."""
+    text: str | None = None
+    """The column of a table, or the key of JSON lines, that holds texts."""
+    separator: str | None = None
+    """What stands between the documents of a text file: --separator '\\n' where each line is one."""
+    symbols: Literal["auto", "characters", "bytes"] = "auto"
+    """What texts are made of."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares that train, validate and test; long texts are split by place, in this order."""
 
 
 @dataclass(kw_only=True)
@@ -91,6 +101,11 @@ def _load(args: Source) -> Data:
         max_rows=args.max_rows,
         shape=args.shape,
         resize=args.resize,
+        kind=args.kind,
+        text=args.text,
+        separator=args.separator,
+        symbols=args.symbols,
+        split=args.split,
     )
 
 
@@ -261,7 +276,7 @@ def sample(argv: list[str]) -> int:
     import torch
 
     from pofx.core.model import Sampler
-    from pofx.core.space import Table
+    from pofx.core.space import Table, Text
     from pofx.data.write import write_rows
     from pofx.train.run import read_run
 
@@ -273,7 +288,7 @@ def sample(argv: list[str]) -> int:
     )
     seconds = time.perf_counter() - started
     if args.out is None:
-        if not isinstance(run.model.space, Table):
+        if not isinstance(run.model.space, Table | Text):
             raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
         write_rows(run.model.space, x, sys.stdout)
         return 0

@@ -141,9 +141,7 @@ class Model(nn.Module):
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
 
-    def rows_log_probs(
-        self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget
-    ) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
         """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
 
         ``before`` [N, K, ...] (or None) is what precedes each row. Exists where ``continues`` is True.
@@ -194,7 +192,7 @@ class Model(nn.Module):
         return self.given().sample(n, generator=generator, sampler=sampler)
 
     @property
-    def kind(self) -> Kind:
+    def step_kind(self) -> Kind:
         """Of what ``rows_log_probs`` sums to."""
         return Exact
 
@@ -270,7 +268,7 @@ class Conditional:
                     parts.append(model.rows_log_prob(rows, given, budget, gen))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
-                    parts.append(make(model.kind, each.sum(1, dtype=torch.float64), model.space.measure))
+                    parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
         return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(_batch(model.space, x)), lik)
 
@@ -305,7 +303,7 @@ class Conditional:
         c, before = self._contexts(batch), self._befores(batch)
         gen = _generator(generator, model.device)
         if rows == 0:
-            return torch.empty(*batch, *(size or 0 for size in model.space.event_shape), dtype=model.space.dtype)
+            return torch.empty(*batch, *(max(0, size) for size in model.space.event_shape), dtype=model.space.dtype)
         with evaluating(model), torch.no_grad():
             size, parts = model.rows_per_pass(), []
             for i in range(0, rows, size):

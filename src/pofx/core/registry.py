@@ -25,6 +25,8 @@ BUILT_IN = {
     "gmm": "pofx.families.gmm:GaussianMixture",
     "made": "pofx.families.autoregressive:Made",
     "window-mlp": "pofx.families.autoregressive:WindowMlp",
+    "gpt": "pofx.families.sequence:Gpt",
+    "rnn": "pofx.families.sequence:Rnn",
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",

@@ -13,7 +13,7 @@ A space says nothing about any data set beyond what is needed to read, check and
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
 
-The length L of a text, a sound or a sequence is free: ``event_shape`` has None there. A batch is as long as
+The length L of a text, a sound or a sequence is free: ``event_shape`` has -1 there. A batch is as long as
 its longest datum, and ``fill`` (-1, or infinity among reals) stands after the end of shorter ones. The end
 belongs to the datum where ``ends`` is true: the probability of a document includes that it stops where it
 does. Else the data are excerpts of something longer, and their lengths are given.
@@ -244,8 +244,8 @@ class Ragged:
     unit: ClassVar[str]
 
     @property
-    def event_shape(self) -> tuple[int | None, ...]:
-        return (None,)
+    def event_shape(self) -> tuple[int, ...]:
+        return (-1,)
 
     def lengths(self, x: Tensor) -> Tensor:
         """How long each datum of x [..., *E] is, int64 [...]."""
@@ -406,8 +406,8 @@ class Sequence(Ragged):
     unit: ClassVar[str] = "step"
 
     @property
-    def event_shape(self) -> tuple[int | None, ...]:
-        return (None, self.step.dims)
+    def event_shape(self) -> tuple[int, ...]:
+        return (-1, self.step.dims)
 
     @property
     def dims(self) -> int:
@@ -457,7 +457,9 @@ def from_json(data: dict[str, Any]) -> Space:
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "type"}
             columns.append(kinds[entry["type"]](**fields))
         return Table(tuple(columns))
-    raise UsageError(f"Unknown space {data['space']!r}; known: table, image, label, text, audio, sequence.", "Use a newer pofx.")
+    raise UsageError(
+        f"Unknown space {data['space']!r}; known: table, image, label, text, audio, sequence.", "Use a newer pofx."
+    )
 
 
 def unknown_character(space: Text, character: str, place: int) -> BadValue:
@@ -465,6 +467,14 @@ def unknown_character(space: Text, character: str, place: int) -> BadValue:
         f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
         "Leave it out, or load and fit the texts as bytes: --symbols bytes.",
     )
+
+
+def free_length(space: Space, context: Space | None) -> str | None:
+    """Why a family of data of one size refuses these spaces, or None."""
+    for s in (space, context):
+        if isinstance(s, Ragged):
+            return f"it takes data of one size, and {s} are of any length. Fit a gpt, rnn or wavenet."
+    return None
 
 
 def unit(space: Space) -> str:
@@ -503,8 +513,8 @@ def _check_shape(space: Space, x: Tensor) -> None:
         raise WrongShape(f"Data have dtype {x.dtype}; {space} takes {space.dtype}.", f"Convert: x.to({space.dtype}).")
     k = len(space.event_shape)
     got = tuple(x.shape[x.ndim - k :]) if x.ndim >= k else tuple(x.shape)
-    if x.ndim < k or any(want is not None and size != want for size, want in zip(got, space.event_shape, strict=True)):
-        wanted = ", ".join("L" if size is None else str(size) for size in space.event_shape)
+    if x.ndim < k or any(want >= 0 and size != want for size, want in zip(got, space.event_shape, strict=True)):
+        wanted = ", ".join("L" if size < 0 else str(size) for size in space.event_shape)
         raise WrongShape(
             f"Data have shape {tuple(x.shape)}; {space} takes [..., {wanted}].",
             "Give one datum of this space per entry of the batch shape.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import os
@@ -14,37 +15,50 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
-from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
+from pofx.data.ragged import RaggedRows, RawRagged
 
 if TYPE_CHECKING:
     from pofx.data.read import Raw, RawTable
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 MOST_CLASSES = 1000
+KINDS = (None, "table", "text")
+SYMBOLS = ("auto", "characters", "bytes")
 
 
 @dataclass(frozen=True)
 class Part:
     """Rows of one split.
 
-    x [N, *E] of the space's dtype; c [N, *Ec] the contexts (None for p(x)); label [N] int64 the class of
-    each row where the source has one (for probes and colours, never seen by training unless it is the
-    context); weight [N]; rows [N] int64, the row's number in its source.
+    x [N, *E] of the space's dtype, or rows of free length that are read when asked for; c [N, *Ec] the contexts
+    (None for p(x)); label [N] int64 the class of each row where the source has one (for probes and colours,
+    never seen by training unless it is the context); weight [N]; rows [N] int64, the row's number in its
+    source; before: what precedes each x, where rows are excerpts of something longer.
     """
 
-    x: Tensor
+    x: Any
     c: Tensor | None = None
     label: Tensor | None = None
     weight: Tensor | None = None
     rows: Tensor | None = None
+    before: Any = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Part:
-        """The rows at ``index``, in its order."""
-        picked: dict[str, Any] = {k: None if v is None else v[index] for k, v in vars(self).items()}
-        return Part(**picked)
+        """The rows at ``index``, in its order; rows of free length are still not read."""
+
+        def pick(v: Any) -> Any:
+            return v.take(index) if isinstance(v, RaggedRows) else None if v is None else v[index]
+
+        return Part(**{k: pick(v) for k, v in vars(self).items()})
+
+    def read(self) -> Part:
+        """The same with x and before as tensors."""
+        x, before = (v[:] if isinstance(v, RaggedRows) else v for v in (self.x, self.before))
+        return dataclasses.replace(self, x=x, before=before)
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,8 @@ class Data:
                 rows.append(_entry("image", role, f"image {size}", f"{space.levels} levels"))
             elif isinstance(space, Label):
                 rows.append(_entry("label", role, "label", _listed(space.values)))
+            elif isinstance(space, Ragged):
+                rows.append(_describe_ragged(role, space, tensors))
         if self.labels is not None and not any(r["type"] == "label" for r in rows):
             rows.append(_entry("label", "for probes", "label", _listed(self.labels)))
         return rows
@@ -112,6 +128,14 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
     return _entry(col.name, role, kind, f"{low} to {high}", missing, note)
 
 
+def _describe_ragged(role: str, space: Ragged, rows: Sequence[Any]) -> dict[str, str]:
+    lengths = torch.cat([r.lengths if isinstance(r, RaggedRows) else space.lengths(r) for r in rows])
+    kind = type(space).__name__.lower()
+    values = repr(space.alphabet).strip("'") if isinstance(space, Text) and space.alphabet else str(space)
+    values = values if len(values) <= 60 else f"{values[:57]}…"
+    return _entry(kind, role, kind, values, "", f"{int(lengths.min())} to {int(lengths.max())} long")
+
+
 def _listed(values: Sequence[str], most: int = 6) -> str:
     if len(values) <= most:
         return ", ".join(values)
@@ -135,6 +159,10 @@ def load(
     max_rows: int | None = None,
     shape: Sequence[int] | None = None,
     resize: int | None = None,
+    kind: str | None = None,
+    text: str | None = None,
+    separator: str | None = None,
+    symbols: str = "auto",
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
@@ -155,12 +183,17 @@ def load(
         max_rows: use only so many rows, drawn at random.
         shape: of one image where an array is flat or bit-packed, e.g. (28, 28).
         resize: crop the middle square of each image of a folder and scale it to so many pixels.
+        kind: "table" or "text", where a source could be either.
+        text: the column of a table, or key of JSON lines, that holds texts.
+        separator: what stands between the documents of a text file, e.g. "\\n" where each line is one.
+        symbols: what a text is made of: "characters", "bytes", or "auto".
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
     from pofx.data.read import IN_MEMORY, Options, RawTable, read
+    from pofx.data.text import Reading
 
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
@@ -179,23 +212,35 @@ def load(
         "max_rows": max_rows,
         "shape": None if shape is None else list(shape),
         "resize": resize,
+        "kind": kind,
+        "text": text,
+        "separator": separator,
+        "symbols": symbols,
     }
+    for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
+        if value not in known:
+            raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
     texts = [c for c, t in options["types"].items() if "category" in t]
-    raw = read(source, Options(texts, None if shape is None else tuple(shape), resize, max_rows=max_rows, seed=seed))
+    raw = read(source, Options(
+        texts, None if shape is None else tuple(shape), resize, max_rows=max_rows, seed=seed, kind=kind,
+        text=Reading(symbols, separator, text),
+    ))  # fmt: skip
     notes = list(raw.notes)
     space: Space
+    rows: Any
     if isinstance(raw, RawTable):
-        space, x = _typed(raw, options["types"], options["drop"], notes)
+        space, rows = _typed(raw, options["types"], options["drop"], notes)
     elif options["types"] or drop:
-        raise UsageError("Images have no columns, so types and drop mean nothing.", "Leave them out.")
+        raise UsageError("Only tables have columns, so types and drop mean nothing.", "Leave them out.")
     else:
-        space, x = raw.space, torch.from_numpy(raw.x)
-    roles = _roles(space, x, raw, label, target, columns)
+        space, rows = raw.space, raw.rows if isinstance(raw, RawRagged) else torch.from_numpy(raw.x)
+    roles = _roles(space, rows, raw, label, target, columns)
     chosen = pick(raw.n, max_rows, seed) if raw.numbers is None else None
     index = torch.arange(raw.n) if chosen is None else chosen
     if raw.numbers is not None or chosen is not None:
         notes.append(f"{len(index)} rows were drawn at random from the source.")
-    indices, words = _split(index, raw.part, shares, seed)
+    excerpts = isinstance(raw, RawRagged) and raw.before is not None
+    indices, words = _split_by_place(index, shares) if excerpts else _split(index, raw.part, shares, seed)
     numbers = torch.arange(raw.n) if raw.numbers is None else torch.from_numpy(raw.numbers)
     train, valid, test = (
         Part(
@@ -203,10 +248,12 @@ def load(
             c=None if roles.take_c is None else roles.take_c(i),
             label=None if roles.code is None else roles.code[i],
             rows=numbers[i],
+            before=raw.before.take(i) if isinstance(raw, RawRagged) and raw.before is not None else None,
         )
         for i in indices
     )
-    notes += _repeats(x, indices)
+    if isinstance(rows, Tensor):
+        notes += _repeats(rows, indices)
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
@@ -312,7 +359,7 @@ def _typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: 
 # ---------------------------------------------------------------------------------------------- roles
 
 
-Take: TypeAlias = Callable[[Tensor], Tensor]  # row numbers [n] -> those rows [n, *E]
+Take: TypeAlias = Callable[[Tensor], Any]  # row numbers [n] -> those rows [n, *E]
 
 
 @dataclass(frozen=True)
@@ -327,7 +374,7 @@ class _Roles:
     code: Tensor | None  # [N] the class of each row
 
 
-def _roles(space: Space, x: Tensor, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> _Roles:
+def _roles(space: Space, x: Any, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> _Roles:
     names = [c.name for c in space.columns] if isinstance(space, Table) else []
     column = target if target not in (None, "label") else label  # the column that holds the classes
     if column is None and raw.label is None and target == "label" and "label" in names:
@@ -344,9 +391,11 @@ def _roles(space: Space, x: Tensor, raw: Raw, label: str | None, target: str | N
     if labels is None and (target == "label" or (given == ["label"] and "label" not in names)):
         raise UsageError("The source has no labels.", "Name the column that holds them: label=COLUMN.")
 
+    take = x.take if isinstance(x, RaggedRows) else x.__getitem__
+
     def rest(without: Container[str | None]) -> tuple[Space, Take]:
         if not isinstance(space, Table):
-            return space, x.__getitem__
+            return space, take
         return _columns(space, x, [n for n in names if n not in without])
 
     if target is not None:
@@ -359,14 +408,14 @@ def _roles(space: Space, x: Tensor, raw: Raw, label: str | None, target: str | N
         return _Roles(kept, Label(labels), take_x, code.__getitem__, labels, code)
     if given is not None:
         if not isinstance(space, Table):
-            raise UsageError(f"Images have no columns to be given ({', '.join(given)}).", "Give 'label'.")
+            raise UsageError(f"Only tables have columns to be given ({', '.join(given)}).", "Give 'label'.")
         for name in given:
             if name not in names:
                 raise _no_column(name, names, "given")
         context, take_c = _columns(space, x, given)
         kept, take_x = rest(given)
         return _Roles(kept, context, take_x, take_c, labels, code)
-    return _Roles(space, None, x.__getitem__, None, labels, code)
+    return _Roles(space, None, take, None, labels, code)
 
 
 def _columns(space: Table, x: Tensor, names: list[str]) -> tuple[Table, Take]:
@@ -440,6 +489,18 @@ def _split(index: Tensor, part: Any, shares: tuple[float, float, float], seed: i
     return [p.sort().values for p in pools], words
 
 
+def _split_by_place(index: Tensor, shares: tuple[float, float, float]) -> tuple[list[Tensor], str]:
+    """Excerpts of a long text or series in their order: the first train, the last test."""
+    n = len(index)
+    if n < 3:
+        raise EmptyData(f"The source makes {n} excerpts, too few to split into 3 parts.", "Give more of it.")
+    first = min(max(1, round(n * shares[TRAIN])), n - 2)
+    second = min(max(first + 1, round(n * (shares[TRAIN] + shares[VALID]))), n - 1)
+    train, valid, test = (f"{100 * share:g}%" for share in shares)
+    words = f"the first {train} train, the next {valid} validate, the last {test} test"
+    return [index[:first], index[first:second], index[second:]], words
+
+
 def _repeats(x: Tensor, indices: list[Tensor]) -> list[str]:
     """A note where whole rows occur more than once, and how many test rows also occur in training."""
     keys = row_keys(x)
@@ -491,19 +552,31 @@ def read_rows(
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
     from pofx.data.read import Options, RawTable, read
+    from pofx.data.text import Reading
 
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
     known = next((s for s in spaces if isinstance(s, Image)), None)
     shape = options.get("shape")
-    raw = read(source, Options(texts, shape and tuple(shape), options.get("resize"), known=known, alone=True))
+    how = Reading(
+        options.get("symbols", "auto"), options.get("separator"), options.get("text"),
+        like=space if isinstance(space, Text) else None,
+    )  # fmt: skip
+    kind = "text" if isinstance(space, Text) else options.get("kind")
+    raw = read(source, Options(
+        texts, shape and tuple(shape), options.get("resize"), known=known, alone=True, kind=kind, text=how,
+    ))  # fmt: skip
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")
         label = next((raw.columns[n]() for n in names if n and n in raw.columns), label)
 
-    def rows(s: Space) -> Tensor:
+    def rows(s: Space) -> Any:
+        if isinstance(s, Ragged):
+            if not isinstance(raw, RawRagged) or type(raw.space) is not type(s):
+                raise WrongShape(f"The source holds no {type(s).__name__.lower()}; expected {s}.", "Give such data.")
+            return raw.rows
         if isinstance(s, Image):
             return _new_images(s, raw)
         if isinstance(s, Table):
@@ -520,14 +593,21 @@ def read_rows(
             code = _new_labels(labels, label)
         except BadValue:  # another data set's classes: these labels are only for probes
             code = None
-    return Part(x, c, code, rows=torch.arange(len(x)))
+    before = raw.before if isinstance(raw, RawRagged) else None
+    return Part(x, c, code, rows=torch.arange(len(x)), before=before)
+
+
+def _held(raw: Raw) -> str:
+    from pofx.data.read import RawTable
+
+    return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
 
 
 def _new_images(space: Image, raw: Raw) -> Tensor:
     from pofx.data.image import RawImages
 
     if not isinstance(raw, RawImages):
-        raise WrongShape(f"The source holds a table of {len(raw.columns)} columns; expected {space}.", "Give images.")
+        raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give images.")
     return torch.from_numpy(raw.x)
 
 
@@ -536,7 +616,7 @@ def _new_table(space: Table, raw: Raw) -> Tensor:
     from pofx.data.tabular import encode_rows
 
     if not isinstance(raw, RawTable):
-        raise WrongShape(f"The source holds {raw.space}; expected a {space}.", "Give a table.")
+        raise WrongShape(f"The source holds {_held(raw)}; expected a {space}.", "Give a table.")
     for col in space.columns:
         if col.name not in raw.columns:
             near = difflib.get_close_matches(col.name, raw.columns, n=1, cutoff=0.6)

@@ -91,6 +91,14 @@ class RaggedRows:
         return out
 
 
+    def runs(self) -> tuple[RaggedRows, Tensor]:
+        """Rows that continue each other, joined; and the first of the rows in each [runs]."""
+        first = np.flatnonzero(np.append(True, self.starts[1:] != self.ends[:-1]))
+        last = np.append(first[1:], len(self)) - 1
+        joined = RaggedRows(self.values, self.starts[first], self.ends[last], self.fill, self.dtype)
+        return joined, torch.from_numpy(first)
+
+
 def _plain(index: Tensor | slice) -> Any:
     return index.cpu().numpy() if isinstance(index, Tensor) else index
 
@@ -105,6 +113,7 @@ class RawRagged:
     part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
     numbers: NDArray | None = None  # [N] number in the source, where only some were read
     notes: list[str] = field(default_factory=list)
+    before: RaggedRows | None = None  # what precedes each row, where the rows are excerpts of something longer
 
     @property
     def n(self) -> int:

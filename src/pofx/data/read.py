@@ -26,13 +26,15 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, RaggedTable, UsageError, WrongShape
 from pofx.core.space import Column, Image, Table
-from pofx.data import image
+from pofx.data import image, text
 from pofx.data.base import TRAIN
 from pofx.data.image import PARTS, NDArray, RawImages
+from pofx.data.ragged import RawRagged
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import MISSING, MOST_CATEGORIES, Array, decode
 
 IN_MEMORY = "<memory>"
+STANDARD_LIBRARY = "python-source"
 SKLEARN = ("breast-cancer", "diabetes", "digits", "iris", "wine")
 SYNTHETIC_ROWS = 10_000
 
@@ -53,7 +55,7 @@ class RawTable:
     numbers: None = None  # rows are never picked while reading
 
 
-Raw: TypeAlias = RawTable | RawImages
+Raw: TypeAlias = RawTable | RawImages | RawRagged
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Options:
     alone: bool = False  # a training file is read without its test twin
     max_rows: int | None = None  # of a folder; all other sources are read whole
     seed: int = 0  # of max_rows and of synthetic sources
+    kind: str | None = None  # "table" or "text", whatever a source looks like
+    text: text.Reading = field(default_factory=text.Reading)
 
 
 def read(source: Any, options: Options) -> Raw:
@@ -76,6 +80,8 @@ def read(source: Any, options: Options) -> Raw:
         if path.exists():
             return _folder(path, options) if path.is_dir() else _file(path, options)
         name = str(source).replace("_", "-").lower()
+        if name == STANDARD_LIBRARY:
+            return text.from_standard_library(options.text)
         if name in SOURCES or name in SKLEARN:
             return _synthetic(name, options) if name in SOURCES else _sklearn(name, options)
         raise _missing(str(source))
@@ -101,8 +107,9 @@ def _missing(name: str) -> MissingSource:
         return MissingSource("These data were given in memory, not in a file.", "Give the same data again.")
     folder = Path(name).parent
     beside = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(name, [*SOURCES, *SKLEARN, *beside], n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Built-in sets: {', '.join([*SKLEARN, *SOURCES])}."
+    near = difflib.get_close_matches(name, [*SOURCES, *SKLEARN, STANDARD_LIBRARY, *beside], n=3, cutoff=0.6)
+    built_in = ", ".join([*SKLEARN, STANDARD_LIBRARY, *SOURCES])
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Built-in sets: {built_in}."
     return MissingSource(f"There is no file, folder or built-in set {name!r}.", hint)
 
 
@@ -112,6 +119,8 @@ def _missing(name: str) -> MissingSource:
 def _folder(path: Path, options: Options) -> Raw:
     if image.idx_files(path):
         return image.from_idx(path, options.known, options.alone)
+    if options.kind == "text" or (options.kind is None and _mostly_text(path)):
+        return text.from_folder(path, options.text)
     return image.from_folder(path, options.resize, options.known, options.max_rows, options.seed)
 
 
@@ -124,6 +133,49 @@ def _file(path: Path, options: Options) -> Raw:
     if not head:
         raise EmptyData(f"{path} is empty.", "Give a file with rows.")
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if suffix in ("jsonl", "ndjson"):
+        return text.from_jsonl(path, options.text)
+    if options.text.column is None and (
+        options.kind == "text" or (options.kind is None and text.is_text(path) and not _is_table(path))
+    ):
+        return text.from_file(path, options.text)
+    raw = _table_or_images(path, head, suffix, options)
+    return raw if options.text.column is None else _text_column(raw, options)
+
+
+def _mostly_text(path: Path) -> bool:
+    """Are there more text files than pictures among the first that the folder and its sub-folders hold?"""
+    files = [p for p, _ in zip((p for p in path.rglob("*") if p.is_file()), range(1000), strict=False)]
+    pictures = sum(p.suffix.lower() in (".png", ".jpg", ".jpeg") for p in files)
+    return sum(map(text.is_text, files)) > pictures
+
+
+def _is_table(path: Path) -> bool:
+    """Do the first lines of a text file have as many fields each, most of them numbers?"""
+    if not path.name.lower().removesuffix(".gz").endswith(".txt"):
+        return False
+    with (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        lines = [line for line in file.read(1 << 14).decode(errors="replace").splitlines() if line.strip()][1:50]
+    if not lines:
+        return False
+    delimiter = _delimiter(lines)
+    rows = [[c for c in row if c.strip()] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+    cells = [c for row in rows[:-1] for c in row]
+    return len(cells) > 0 and sum(map(_is_number, cells)) > len(cells) / 2
+
+
+def _text_column(raw: Raw, options: Options) -> RawRagged:
+    """One column of a table as texts; the source's own parts and labels stay."""
+    name = options.text.column or ""
+    if not isinstance(raw, RawTable) or name not in raw.columns:
+        known = ", ".join([*raw.columns][:20]) if isinstance(raw, RawTable) else "none"
+        raise UsageError(f"There is no column {name!r} of texts.", f"Columns: {known}.")
+    values = raw.columns[name]()
+    texts = ["" if v is None else str(v) for v in (values.to_pylist() if hasattr(values, "to_pylist") else values)]
+    return text.from_documents(texts, options.text, f"column {name!r}", raw.label, raw.part)
+
+
+def _table_or_images(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     if head[:4] == b"PAR1" or suffix in ("parquet", "pq"):
         return _parquet(path)
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -21,10 +22,11 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from pofx.core.errors import CannotSave, UsageError
-from pofx.core.space import Image, Label, Space, Table
+from pofx.core.space import Image, Label, Space, Table, Text
 from pofx.data.image import full_scale
 from pofx.data.tabular import decode
 
+BETWEEN = "\n" + "-" * 40 + "\n"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
@@ -57,6 +59,7 @@ def write_rows(
     categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
     context's columns come after (a label as the column "label"). Images become a folder of PNG files
     (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
+    Texts become a .txt file, JSON lines, or lines on a stream.
 
     Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
@@ -65,10 +68,27 @@ def write_rows(
             raise UsageError("Images cannot go to a text stream.", "Give a folder or an .npz file.")
         _write_images(space, x, Path(to), context, c)
         return
+    if isinstance(space, Text):
+        _write_texts(space, x, to)
+        return
     columns = _columns(space, x)
     if context is not None and c is not None:
         columns |= _columns(context, c)
     _write_table(pa.table(columns), to)
+
+
+def _write_texts(space: Text, x: Tensor, to: str | os.PathLike[str] | TextIO) -> None:
+    """Texts [N, L]: to a stream or a .txt file with a line of dashes between them, or as JSON lines ("text")."""
+    texts = [space.spell(row) for row in x]
+    if not isinstance(to, str | os.PathLike):
+        to.write(BETWEEN.join(texts) + "\n")
+        return
+    path = Path(to)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UsageError(f"{path} is no place for texts.", "End it in .txt or .jsonl.")
+    with replacing(path) as scratch:
+        lines = (json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
+        scratch.write_text("".join(lines) if path.suffix == ".jsonl" else BETWEEN.join(texts) + "\n")
 
 
 def write_scores(

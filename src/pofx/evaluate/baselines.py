@@ -7,15 +7,17 @@ finite length, so there is nothing to compare with.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import math
 
 import torch
 from torch import Tensor
 
 from pofx.core.likelihood import LowerBound
-from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.core.space import Category, Image, Label, Space, Table, Text, units
 from pofx.data.base import Part
 from pofx.evaluate.likelihood import Score, summarise, unavailable
 
@@ -24,11 +26,27 @@ MODELS = ("independent", "gaussian")
 
 
 def compression(space: Space, part: Part) -> dict[str, Score]:
-    """Code lengths of the held-out rows: gzip of all of them together, and PNG of each image. None of labels."""
+    """Code lengths of the held-out rows: gzip (of texts xz and bzip2, too) of all together, PNG of each image."""
     if isinstance(space, Label):
         return {}
+    part = part.read()
+    if isinstance(space, Text):
+        return {name: packed_text(space, part.x, name) for name in ("gzip", "xz", "bzip2")}
     found = {"gzip": gzip_score(space, part.x)}
     return found | {"png": png_score(space, part.x)} if isinstance(space, Image) else found
+
+
+def packed_text(space: Text, x: Tensor, name: str) -> Score:
+    """Texts [N, L] one after the other in one file, packed at the strongest setting, divided among them."""
+    content = "".join(space.spell(row) for row in x).encode()
+    packed = {
+        "gzip": lambda: gzip.compress(content, 9, mtime=0),
+        "xz": lambda: lzma.compress(content, preset=9 | lzma.PRESET_EXTREME),
+        "bzip2": lambda: bz2.compress(content, 9),
+    }[name]()
+    nats, each = -8 * len(packed) * math.log(2) / len(x), float(space.units(x).double().mean())
+    note = f"{name} of {len(x)} texts as one file of {len(content)} bytes"
+    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, each, space.unit, note=note)
 
 
 def gzip_score(space: Space, x: Tensor) -> Score:
@@ -38,12 +56,12 @@ def gzip_score(space: Space, x: Tensor) -> Score:
     """
     if not space.measure.discrete:
         return unavailable(
-            "gzip codes exact values, and columns with a density have no finite code.", space.measure, space.dims
+            "gzip codes exact values, and columns with a density have no finite code.", space
         )
     content = csv_text(space, x).encode() if isinstance(space, Table) else x.contiguous().numpy().tobytes()
     nats = -8 * len(gzip.compress(content, 9, mtime=0)) * math.log(2) / len(x)
     note = f"gzip -9 of {len(x)} rows as one {'CSV text' if isinstance(space, Table) else 'file of raw bytes'}"
-    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, space.dims, note)
+    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, space.dims, note=note)
 
 
 def png_score(space: Image, x: Tensor) -> Score:
@@ -53,7 +71,7 @@ def png_score(space: Image, x: Tensor) -> Score:
     """
     bits = torch.tensor([8.0 * len(png_bytes(space, image)) for image in x], dtype=torch.float64)
     lik = LowerBound(-bits * math.log(2), space.measure, torch.zeros_like(bits), 0)
-    return summarise(lik, space.measure, space.dims)
+    return summarise(lik, space, units(space, x))
 
 
 def png_bytes(space: Image, image: Tensor) -> bytes:

@@ -31,6 +31,7 @@ from pofx.core.likelihood import (
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
+from pofx.core.space import Space, unit, units
 from pofx.data.base import Part
 from pofx.evaluate.cost import grow
 
@@ -45,7 +46,8 @@ class Score:
         se: standard error from the choice of rows (it contains the Monte Carlo spread between rows).
         mc_se: the Monte Carlo part alone: what other draws on the same rows would change.
         n: rows scored; draws: Monte Carlo draws per row.
-        measure, dims: of the space.
+        measure: of the space; dims: the mean size of a datum in units, where a unit is a "dim" (or a byte of text, a
+            sample of sound, a step of a sequence); rate_se: the standard error of nats per unit.
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
@@ -58,7 +60,9 @@ class Score:
     n: int
     draws: int
     measure: Measure
-    dims: int
+    dims: float
+    unit: str = "dim"
+    rate_se: float = math.nan
     note: str = ""
     seconds: float = 0.0
     rows_per_second: float = math.nan
@@ -74,7 +78,7 @@ class Score:
 
     @property
     def bits_per_dim(self) -> float:
-        """Mean surprise in bits per dimension: lower is better, and negative for a sharp density."""
+        """Mean surprise in bits per unit: lower is better, and negative for a sharp density."""
         return -self.nats / math.log(2) / self.dims
 
     @property
@@ -92,7 +96,7 @@ class Score:
             return self.symbol
         flip: dict[str, Kind] = {"LowerBound": UpperBound, "UpperBound": LowerBound}
         symbol = SYMBOL[flip.get(self.kind, KINDS[self.kind])]
-        return f"{symbol} {with_error(self.bits_per_dim, self.se / math.log(2) / self.dims)} bits/dim"
+        return f"{symbol} {with_error(self.bits_per_dim, self.rate_se / math.log(2))} bits/{self.unit}"
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
@@ -124,8 +128,8 @@ class Score:
             errors = None if se is None else torch.tensor([decode(v) for v in se], dtype=torch.float64)
             kind = KINDS[data["kind"]]
             rows = make(kind, nats, measure, errors, data["draws"], data["note"] if kind is Estimate else "")
-        fields: dict[str, Any] = {k: data[k] for k in ("kind", "n", "draws", "dims", "note")}
-        fields |= {k: decode(data[k]) for k in ("nats", "se", "mc_se", "seconds", "rows_per_second")}
+        fields: dict[str, Any] = {k: data[k] for k in ("kind", "n", "draws", "dims", "unit", "note")}
+        fields |= {k: decode(data[k]) for k in ("nats", "se", "mc_se", "rate_se", "seconds", "rows_per_second")}
         return Score(**fields, measure=measure, rows=rows)
 
 
@@ -153,44 +157,53 @@ def score(
         raise EmptyData("There are no held-out rows to score.", "Choose a split with a test part.")
     gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
 
+    counted: list[Tensor] = []
+
     def block(start: int, size: int) -> Likelihood:
-        rows = part[start : start + size]
+        rows = part[start : start + size].read()
+        counted.append(units(model.space, rows.x))
+        given = model.given(rows.c, before=rows.before)
         with torch.no_grad():
-            return _on_cpu(model.given(rows.c).log_prob(rows.x, budget=budget, generator=gen))
+            return _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen))
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
-    return summarise(
-        cat(grown.parts), model.space.measure, model.space.dims, weight, grown.seconds, grown.rows_per_second
-    )
+    size = torch.cat(counted)
+    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second)
 
 
 def summarise(
     lik: Likelihood,
-    measure: Measure,
-    dims: int,
+    space: Space,
+    counted: Tensor,
     weight: Tensor | None = None,
     seconds: float = 0.0,
     rows_per_second: float = math.nan,
 ) -> Score:
-    """The Score of a likelihood with nats [N]; ``weight`` [N] weighs the mean."""
+    """The Score of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean."""
     if isinstance(lik, Unavailable):
-        return unavailable(lik.reason, measure, dims)
+        return unavailable(lik.reason, space)
     nats, noise = lik.nats.double(), mc_se(lik).double()
     w = torch.ones_like(nats) if weight is None else weight.double()
     w = w / w.sum()
-    n, mean = len(nats), (w * nats).sum()
-    # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
-    se = (w.square() * (nats - mean).square()).sum().mul(n / (n - 1)).sqrt().item() if n > 1 else math.nan
+    n, mean, each = len(nats), (w * nats).sum(), (w * counted).sum()
+
+    def error(residual: Tensor) -> float:
+        # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
+        return (w.square() * residual.square()).sum().mul(n / (n - 1)).sqrt().item() if n > 1 else math.nan
+
     return Score(
         kind=type(lik).__name__,
         nats=mean.item(),
-        se=se,
+        se=error(nats - mean),
         mc_se=(w.square() * noise.square()).sum().sqrt().item(),
         n=n,
         draws=draws(lik),
-        measure=measure,
-        dims=dims,
+        measure=space.measure,
+        dims=each.item(),
+        unit=unit(space),
+        # long data are less likely than short ones: what is left after their rate
+        rate_se=error(nats - mean / each * counted) / each.item(),
         note=lik.caveat if isinstance(lik, Estimate) else "",
         seconds=seconds,
         rows_per_second=rows_per_second,
@@ -198,9 +211,11 @@ def summarise(
     )
 
 
-def unavailable(reason: str, measure: Measure, dims: int) -> Score:
+def unavailable(reason: str, space: Space) -> Score:
     """No number, and why."""
-    return Score(Unavailable.__name__, math.nan, math.nan, math.nan, 0, 0, measure, dims, reason)
+    return Score(
+        Unavailable.__name__, math.nan, math.nan, math.nan, 0, 0, space.measure, space.dims, unit(space), note=reason
+    )
 
 
 def verdicts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model
-from pofx.core.space import Image, Space
+from pofx.core.space import Image, Ragged, Space
 from pofx.data.base import Part
 from pofx.evaluate.likelihood import Score, score
 
@@ -107,15 +107,26 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
     """Rows that keep every marginal and lose what binds them, with a description in words.
 
     Tables: each column is shuffled among the rows by itself (so that no row keeps its own combination, and
-    a model of independent columns scores 0.5). Images: cut into a 4 x 4 grid of blocks that change places
+    a model of independent columns scores 0.5). Texts, sounds and sequences: each keeps its steps in another order.
+    Images: cut into a 4 x 4 grid of blocks that change places
     within each image (textures stay, the whole is lost), each image by an order of its own.
     """
+    if isinstance(space, Ragged):
+        part = part.read()
+        return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
     if isinstance(space, Image):
         return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
     if len(space.event_shape) == 0:
         raise UsageError(f"A {space} has no parts to shuffle.", "Give outliers of your own.")
     columns = [part.x[torch.randperm(len(part), generator=generator), j] for j in range(part.x.shape[1])]
     return Part(torch.stack(columns, 1), part.c), "test rows with every column shuffled by itself"
+
+
+def _shuffle_steps(space: Ragged, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The steps of each datum in a random order of its own; fill stays at the end."""
+    after = torch.arange(x.shape[1]) >= space.lengths(x)[:, None]
+    order = (torch.rand(x.shape[:2], generator=generator) + after).argsort(1)
+    return x[torch.arange(len(x))[:, None], order]
 
 
 def _shuffle_blocks(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
-from pofx.core.space import Label
+from pofx.core.space import Label, join
 from pofx.data.base import Data, Part, read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import grow, latency
@@ -103,7 +103,7 @@ class Study:
         shuffled, words = corrupt(data.space, test, settings.generator(1))
         some = test[: settings.quality_rows]
         features = Features(data.space, train, data.context, seed=settings.seed)
-        real, known = features(some.x, some.c), features(train.x, train.c)
+        real, known = features.of(some), features.of(train)
         return Study(data, settings, test, features, train, real, known, ((words, shuffled), *found))
 
     def reference(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _likelihood(study: Study, model: Model, seconds: float) -> Score:
             found = dataclasses.replace(found, rows_per_second=rate)
         return found
     except Exception as error:
-        return unavailable(reason(error), model.space.measure, model.space.dims)
+        return unavailable(reason(error), model.space)
 
 
 def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any], Part]:
@@ -173,7 +173,7 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
 
     one = latency(lambda: draw(0, 1), seconds=0.1 * seconds)
     grown = grow(draw, study.settings.samples, seconds - 2 * one, one=one)
-    x = torch.cat([p.x for p in grown.parts])
+    x = join(model.space, [p.x for p in grown.parts])
     model.space.check(x)
     c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
     figures = {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
@@ -187,7 +187,7 @@ def _quality(study: Study, fake: Part | None) -> dict[str, Any] | Unavailable:
     if fake is None:
         return Unavailable("There are no samples.")
     some = fake[: len(study.real)]
-    drawn = study.features(some.x, some.c)
+    drawn = study.features.of(some)
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(study.known)}
     copying = guarded(lambda: memorisation(study.known, study.real, drawn))
     return about | study.two_sample(drawn) | {"memorisation": copying}
@@ -286,5 +286,6 @@ def reason(error: Exception) -> str:
 
 def shown(part: Part) -> Part:
     """As many of the first rows as a report needs: at most 1000, and some megabytes."""
-    size = part.x[:1].numel() * part.x.element_size()
-    return part[: max(1, min(1000, SHOWN_BYTES // max(1, size)))]
+    first = part[:1].read().x
+    size = first.numel() * first.element_size()
+    return part[: max(1, min(1000, SHOWN_BYTES // max(1, size)))].read()

@@ -12,19 +12,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Column, Image, Label, Space, Table
+from pofx.core.space import Audio, Category, Column, Image, Label, Sequence, Space, Table, Text
 from pofx.data.base import Part
 
 ONE_HOT = 32  # a category with more values has its rarest share one feature
 COMPONENTS = 64  # principal components of an image
 FIT_ROWS = 5000  # training rows that fit the feature map
+HASHED = 64  # counts of symbols, of pairs, of triples
 Classifier = Literal["logistic", "mlp", "boosting"]
+
+
+class FeatureMap(Protocol):
+    description: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows x [N, *E] -> features [N, F]."""
+        ...
 
 
 # -- features ------------------------------------------------------------------------------------------
@@ -34,15 +43,17 @@ class Features:
     """A fixed map from rows to real vectors [N, F], fitted on training rows.
 
     Tables: numbers standardised (missing ones at the mean), categories one-hot, a flag per nullable
-    column. Images: pixels scaled to [0, 1], their first principal components, and the norm of what these
+    column. Texts: shares of symbols, pairs and triples. Sounds and sequences: moments of values and of their
+    differences. Images: pixels scaled to [0, 1], their first principal components, and the norm of what these
     leave out (or noise outside of their span would not be seen). Contexts are mapped alike and appended.
     """
 
     def __init__(self, space: Space, train: Part, context: Space | None = None, *, seed: int = 0) -> None:
-        maps = [_feature_map(space, train.x[:FIT_ROWS], seed)]
+        train = train[:FIT_ROWS].read()
+        maps = [_feature_map(space, train.x, seed)]
         if context is not None:
             assert train.c is not None
-            maps.append(_feature_map(context, train.c[:FIT_ROWS], seed))
+            maps.append(_feature_map(context, train.c, seed))
         self.maps = maps
         self.description = "; given ".join(m.description for m in maps)
 
@@ -51,10 +62,68 @@ class Features:
         return torch.cat([m(v) for m, v in zip(self.maps, (x, c), strict=False) if v is not None], 1).float()
 
 
-def _feature_map(space: Space, x: Tensor, seed: int) -> _TableFeatures | _PixelFeatures | _LabelFeatures:
+    def of(self, part: Part) -> Tensor:
+        """Features [N, F] of all rows of a part, and of their contexts."""
+        found = []
+        for start in range(0, len(part), FIT_ROWS):
+            rows = part[start : start + FIT_ROWS].read()
+            found.append(self(rows.x, rows.c))
+        return torch.cat(found)
+
+
+def _feature_map(space: Space, x: Tensor, seed: int) -> FeatureMap:
     if isinstance(space, Table):
         return _TableFeatures(space, x)
+    if isinstance(space, Text):
+        return _TextFeatures(space)
+    if isinstance(space, Audio | Sequence):
+        return _SeriesFeatures(space, x)
     return _LabelFeatures(space) if isinstance(space, Label) else _PixelFeatures(space, x, seed)
+
+
+class _TextFeatures:
+    """How often single symbols, pairs and triples occur, each kind hashed into so many counts."""
+
+    def __init__(self, space: Text) -> None:
+        self.space = space
+        self.description = f"shares of symbols, pairs and triples of symbols ({HASHED} counts each), and the length"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inside, out = x >= 0, [(1.0 + self.space.lengths(x)).log()[:, None]]
+        code = torch.zeros_like(x)
+        for k in range(3):
+            code = (code[:, : x.shape[1] - k] * 1_000_003 + x[:, k:] + 1) * 0x9E3779B1 % 2**31
+            there = inside[:, k:].float()
+            counts = torch.zeros(len(x), HASHED).scatter_add_(1, (code >> 7) % HASHED, there)
+            out.append((counts / there.sum(1, keepdim=True).clamp(min=1)).sqrt())
+        return torch.cat(out, 1)
+
+
+class _SeriesFeatures:
+    """Of each column over time: mean, spread, spread of the first and second differences; and the length."""
+
+    def __init__(self, space: Audio | Sequence, x: Tensor) -> None:
+        self.space = space
+        self.description = "mean and spread of each column, of its first and second differences, and the length"
+        raw = self._raw(x)
+        self.mean, self.scale = raw.mean(0), raw.std(0).clamp(min=1e-6)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        inside = x != self.space.fill
+        v = torch.where(inside, x, 0).double().nan_to_num(0.0)
+        if v.ndim == 2:
+            v, inside = v[..., None], inside[..., None]
+        out = [(1.0 + self.space.lengths(x)).log()[:, None]]
+        for _ in range(3):
+            n = inside.sum(1).clamp(min=1)
+            mean = (v * inside).sum(1) / n
+            spread = (((v - mean[:, None]) * inside).square().sum(1) / n + 1e-12).sqrt()
+            out += [mean, spread.log()]
+            v, inside = v.diff(dim=1), inside[:, 1:]
+        return torch.cat(out, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self._raw(x) - self.mean) / self.scale
 
 
 class _TableFeatures:

@@ -22,7 +22,7 @@ from torch import Tensor
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Image, Label, Space
+from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import ImageKind, heads_for
@@ -71,6 +71,8 @@ class Autoregressive(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if isinstance(space, Label):
             return "a label is a single value. Fit a classifier, or independent."
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:

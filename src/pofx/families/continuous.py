@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import heads_for
@@ -66,6 +66,8 @@ class Continuous(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if not isinstance(space, Table | Image):
             return "it models a density on R^d. Fit a classifier for labels."
         if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):

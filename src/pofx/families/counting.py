@@ -19,7 +19,7 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Model
-from pofx.core.space import Category, Image, Space, Table
+from pofx.core.space import Category, Image, Space, Table, free_length
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import cells, sizes
 
@@ -83,6 +83,8 @@ class Counting(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if isinstance(context, Image):
             return "a table cannot be indexed by images; condition on a label or on columns, or fit a classifier."
         if (count := cls.smallest(config, space, context)) > config.limit:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Image, Label, Space
+from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
 
@@ -54,6 +54,8 @@ class Classifier(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if not isinstance(space, Label):
             return "it models a label; say which with --target (a column, or 'label')."
         if context is None or isinstance(context, Label):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
@@ -236,6 +236,8 @@ class Gan(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if isinstance(space, Label):
             return "a label needs no generator. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):

@@ -23,7 +23,7 @@ from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Image, Label, Space, Table
+from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
 from pofx.families.mixture.joint import Joint, class_sizes
@@ -124,6 +124,8 @@ class Mixture(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Config) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if isinstance(context, Image):
             return "a mixture cannot be conditioned on images; condition on their label, or fit a classifier."
         if isinstance(space, Label) and context is None:

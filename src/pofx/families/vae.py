@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Independent, Normal
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Image, Label, Space
+from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import ImageKind, heads_for, pick
@@ -175,6 +175,8 @@ class Vae(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
+        if reason := free_length(space, context):
+            return reason
         if isinstance(space, Label):
             return "a label has no latent structure. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):

@@ -225,6 +225,7 @@ def sizes(space: Space, bins: int) -> tuple[int, ...]:
     """The number of cells of every site of ``space``, from its declaration alone."""
     if isinstance(space, Image):
         return (min(bins, space.levels),) * space.dims
+    assert isinstance(space, Table | Label)
     return (len(space.values),) if isinstance(space, Label) else tuple(_size(c, bins) for c in space.columns)
 
 
@@ -347,4 +348,7 @@ class ImageCells(Cells):
 
 def cells(space: Space, bins: int) -> Cells:
     """The cells of ``space``, with at most ``bins`` intervals per number or groups of levels per pixel."""
-    return ImageCells(space, bins) if isinstance(space, Image) else TableCells(space, bins)
+    if isinstance(space, Image):
+        return ImageCells(space, bins)
+    assert isinstance(space, Table | Label)
+    return TableCells(space, bins)

@@ -35,15 +35,15 @@ class Emission(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
-        """log p of steps u [N, L, ...] given net outputs y [N, L, width], in nats [N, L]; of the end, where u is fill."""
+        """log p in nats [N, L] of steps u [N, L, ...], or of the end where u is fill, given outputs y [N, L, width]."""
         raise NotImplementedError
 
     def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """A step [N, ...] given y [N, width]; fill where it ends."""
         raise NotImplementedError
 
-    def prepare(self, u: Tensor) -> None:
-        """Start near the marginal of training steps u [M, ...], fill for each end among them."""
+    def prepare(self, u: Tensor, ends: int) -> None:
+        """Start near the marginal of training steps u [M, ...] among which there were so many ends."""
 
     def filled(self, u: Tensor) -> Tensor:
         """Which steps are fill [N, L]."""
@@ -97,8 +97,9 @@ class Symbols(Emission):
         drawn = pick(self.logits(y).log_softmax(-1), generator)
         return torch.where(drawn == self.end, -1, drawn)
 
-    def prepare(self, u: Tensor) -> None:
-        count = torch.bincount(torch.where(u < 0, self.end, u), minlength=len(self.base)).to(self.base)
+    def prepare(self, u: Tensor, ends: int) -> None:
+        count = torch.bincount(u, minlength=len(self.base)).to(self.base)
+        count[self.end] += ends
         share = (count + 0.5) / (count + 0.5).sum()
         self.base.copy_(torch.where(self.base.isinf(), self.base, share.log()))
 
@@ -167,11 +168,9 @@ class Sites(Emission):
             values[uniform(p, generator) < p] = self.fill
         return values
 
-    def prepare(self, u: Tensor) -> None:
-        ended = self.filled(u)
-        self.heads.prepare(self.heads.event(u[~ended]))
-        share = (ended.sum() + 0.5) / (len(u) + 1.0)
-        self.base.fill_(float(share.log() - (-share).log1p()))
+    def prepare(self, u: Tensor, ends: int) -> None:
+        self.heads.prepare(u)
+        self.base.fill_(math.log((ends + 0.5) / (len(u) + 0.5)))
 
     def filled(self, u: Tensor) -> Tensor:
         return u[..., 0].isinf()

@@ -12,6 +12,8 @@ from pofx.nn.sequence import Cache, SequenceNet
 class Lstm(SequenceNet):
     """Inputs [N, L, width] -> outputs [N, L, width] by stacked LSTMs, with dropout between them while training."""
 
+    lstm: nn.LSTM
+
     def __init__(self, width: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.width, self.reach = width, None
@@ -39,6 +41,7 @@ class LstmCache:
         return self.extend(x[:, None])[:, 0]
 
     def extend(self, x: Tensor) -> Tensor:
+        y: Tensor
         y, self.state = self.net.lstm(x, self.state)
         return y
 

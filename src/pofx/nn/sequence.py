@@ -38,11 +38,13 @@ class SequenceNet(nn.Module):
 
     Attributes:
         width: of inputs and outputs.
-        reach: the most inputs that an output may depend on; None where there is no limit. A pass may be longer.
+        reach: the most inputs that an output may depend on; None where there is no limit.
+        longest: the longest input of one pass, or of one cache; None where there is no limit.
     """
 
     width: int
     reach: int | None
+    longest: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -45,7 +45,7 @@ class Plain(nn.Module):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
 
     kind: Kind = Exact
-    fixed = None
+    fixed: int | None = None
 
     def __init__(self, space: Ragged, single: bool = False) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class Patches(nn.Module):
     def __init__(self, space: Image, size: int, symbols: bool = False) -> None:
         super().__init__()
         self.space, self.size, self.symbols = space, size, symbols
-        self.fixed = (space.height // size) * (space.width // size)
+        self.fixed: int | None = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
 
     def encode(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
         p = self.size
         n, c, h, w = x.shape
-        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, self.fixed, -1)
+        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)
         return u[..., 0].long() if self.symbols else u.float()
 
     def decode(self, u: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Subwords(nn.Module):
     """
 
     kind: Kind = LowerBound
-    fixed = None
+    fixed: int | None = None
     learned: Tensor
 
     def __init__(self, space: Text, size: int) -> None:

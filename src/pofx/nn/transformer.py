@@ -9,6 +9,7 @@ what trains fastest on small budgets: rotary positions, normed queries and keys,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,11 +97,15 @@ class Shape:
 class Transformer(SequenceNet):
     """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block``."""
 
+    layers: Sequence[Layer]  # a ModuleList
+    rotation: Tensor | None
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.shape, self.width, self.reach = shape, shape.width, shape.block
+        self.shape, self.width = shape, shape.width
+        self.reach = self.longest = shape.block
         self.position = nn.Parameter(0.02 * torch.randn(shape.block, shape.width)) if learned(shape) else None
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))  # type: ignore[assignment]
         self.norm = norm(shape, shape.width)
         self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)
 
@@ -127,9 +132,9 @@ class Transformer(SequenceNet):
         return None if self.rotation is None else self.rotation[:, first : first + length]
 
     def mask(self, first: int, length: int, device: torch.device) -> Tensor | None:
-        """Which of the inputs 0 .. first + length - 1 those from ``first`` on see [length, first + length]; None: causal.
+        """Which of the inputs 0 .. first + length - 1 those from ``first`` on see [length, first + length].
 
-        Only a pass from the beginning can leave it out, and only without a window.
+        None is all that are not later, in a pass from the beginning.
         """
         window = self.shape.window
         if first == 0 and (not window or window >= length):
@@ -199,7 +204,7 @@ class TransformerCache:
     """Keys and values of all inputs so far, in tensors of fixed size: no step moves or copies them."""
 
     def __init__(self, net: Transformer, n: int, length: int) -> None:
-        shape, like = net.shape, net.layers[0].qkv.weight  # type: ignore[union-attr]
+        shape, like = net.shape, net.layers[0].qkv.weight
         self.net, self.size, self.length = net, 0, length
         self.kept = like.new_zeros(shape.layers, 2, n, shape.groups, length, shape.each)
 

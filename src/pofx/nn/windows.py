@@ -24,7 +24,12 @@ def spans(targets: int, block: int, stride: int) -> Iterator[tuple[int, int, int
     yield 0, 1, last
     while last < targets:
         first, last = last + 1, min(last + stride, targets)
-        yield max(0, last - block), first, last
+        yield first - context(block, stride), first, last
+
+
+def context(block: int, stride: int) -> int:
+    """How many inputs stand before the first new target of a window that has moved on."""
+    return block - stride + 1
 
 
 class Windows:
@@ -87,8 +92,8 @@ def on_disk_if_large(parts: list[Tensor]) -> np.ndarray:
     shape = (sum(map(len, parts)), *parts[0].shape[1:])
     if np.prod(shape) * dtype.itemsize <= IN_MEMORY:
         return torch.cat([p.to(dtype) for p in parts]).numpy()
-    file = tempfile.TemporaryFile()
-    out = np.memmap(file, dtype=str(dtype).removeprefix("torch."), shape=shape)
+    with tempfile.TemporaryFile() as file:  # the mapping outlives the handle
+        out = np.memmap(file, dtype=str(dtype).removeprefix("torch."), shape=shape)
     place = 0
     for part in parts:
         out[place : place + len(part)] = part.to(dtype).numpy()
@@ -97,7 +102,7 @@ def on_disk_if_large(parts: list[Tensor]) -> np.ndarray:
 
 
 class Whole:
-    """Training pieces of short sequences: each whole, after one fill and with one at its end, as long as the batch's longest.
+    """Training pieces of short sequences: each whole, after one fill and with one or more at its end.
 
     Args:
         rows: the training data, indexed by tensors.

@@ -409,11 +409,12 @@ class _Loop:
         return number
 
     def _score(self, rows: int) -> Likelihood:
-        part = self.data.valid[:rows]
+        part = self.data.valid[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         with torch.no_grad():
-            return self.model.given(c).log_prob(part.x, budget=self.model.quick, generator=generator)
+            given = self.model.given(c, before=part.before)
+            return given.log_prob(part.x, budget=self.model.quick, generator=generator)
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""

@@ -1,0 +1,241 @@
+"""Texts: files, folders of them, lines of JSON, a table's column, as documents or as excerpts of a long text.
+
+Many documents stay whole, and each has its end. Few or very long ones (a book, a program) are cut at line ends into
+excerpts in their order, each given the text before it; the split into parts is then by place, not at random.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
+from pofx.core.space import Text, unknown_character
+from pofx.data.image import PARTS
+from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+
+SUFFIXES = (
+    "txt", "text", "md", "rst", "tex", "py", "c", "h", "cc", "cpp", "hpp", "java", "js", "ts", "go", "rs", "rb", "php",
+    "sh", "sql", "html", "htm", "xml", "css", "toml", "yaml", "yml", "ini", "cfg",
+)  # fmt: skip
+FEW_DOCUMENTS = 30  # fewer cannot be split into parts as they are: they are cut into excerpts
+LONG = 16384  # characters; where a document is longer, all are cut, too
+EXCERPT = 2048  # symbols at most
+BEFORE = 1024  # symbols before an excerpt that are kept as its context
+MOST_CHARACTERS = 256  # distinct ones up to which a text is read as characters
+IN_MEMORY = 2**26  # bytes of one file up to which it is decoded; a larger one stays on disk, as bytes
+ENDOFTEXT = "<|endoftext|>"  # the separator that corpora of documents are published with
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read.
+
+    Attributes:
+        symbols: "characters", "bytes", or "auto": characters where there are few different ones.
+        separator: what stands between the documents of a file; ENDOFTEXT does without being named.
+        column: of a table or of JSON lines, that holds the texts.
+        like: the space that new texts are to be of.
+    """
+
+    symbols: str = "auto"
+    separator: str | None = None
+    column: str | None = None
+    like: Text | None = None
+
+    @property
+    def large_as_bytes(self) -> bool:
+        """May a large file stay where it is? Only bytes can, and only as one document."""
+        alphabet = self.like.alphabet if self.like else ""
+        return self.separator is None and self.symbols != "characters" and not alphabet
+
+
+def from_file(path: Path, how: Reading) -> RawRagged:
+    """A text file (.gz too): one document, or several."""
+    if path.suffix != ".gz" and path.stat().st_size > IN_MEMORY and how.large_as_bytes:
+        with path.open("rb") as file:
+            _decode(file.read(1 << 20), path, whole=False)
+        values = np.memmap(path, np.uint8, "r")
+        return _cut(values, np.array([0]), np.array([len(values)]), "", [f"{len(values)} bytes stay on disk."])
+    text = _decode(_bytes(path), path)
+    separator = ENDOFTEXT if how.separator is None and ENDOFTEXT in text[: 1 << 20] else how.separator
+    documents = [text] if separator is None else text.split(separator.encode().decode("unicode_escape"))
+    return from_documents(documents, how, str(path))
+
+
+def from_folder(path: Path, how: Reading) -> RawRagged:
+    """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and is_text(p) and not p.name.startswith("."))
+    documents = [_decode(_bytes(p), p) for p in files]
+    first = [p.relative_to(path).parts[0].lower() if len(p.relative_to(path).parts) > 1 else "" for p in files]
+    part = np.array([PARTS[f] for f in first]) if files and all(f in PARTS for f in first) else None
+    label = np.array(first) if part is None and all(first) and len(set(first)) > 1 else None
+    raw = from_documents(documents, how, str(path), label, part)
+    raw.notes.insert(0, f"{len(files)} text files were found.")
+    return raw
+
+
+def from_jsonl(path: Path, how: Reading) -> RawRagged:
+    """One JSON object a line, its text under ``how.column`` ("text" unless said)."""
+    documents, key = [], how.column or "text"
+    for number, line in enumerate(_decode(_bytes(path), path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise CorruptFile(f"{path}, line {number} is not JSON: {e}.", "Correct or remove the line.") from e
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+            keys = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
+            raise WrongShape(f"{path}, line {number} has no text {key!r}; it has {keys}.", "Name it: --text COLUMN.")
+        documents.append(entry[key])
+    return from_documents(documents, how, str(path))
+
+
+def from_standard_library(how: Reading) -> RawRagged:
+    """The source of Python's standard library: a text that every installation carries."""
+    import sysconfig
+
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(p for p in root.glob("*.py"))
+    raw = from_documents([p.read_text(errors="ignore") for p in files], how, "the standard library")
+    raw.notes.insert(0, f"The source of {len(files)} modules of Python's standard library.")
+    return raw
+
+
+def from_documents(
+    documents: Iterable[str],
+    how: Reading = Reading(),
+    where: str = "the source",
+    label: NDArray | None = None,
+    part: NDArray | None = None,
+) -> RawRagged:
+    """Documents as they are, or cut into excerpts where there are few. Raises EmptyData where nothing is left."""
+    texts = list(documents)
+    kept = [i for i, t in enumerate(texts) if t.strip()]
+    if not kept:
+        raise EmptyData(f"{where} holds no text.", "Give a file with text.")
+    notes = [f"{len(texts) - len(kept)} empty documents were left out."] * (len(kept) < len(texts))
+    texts = [texts[i] for i in kept]
+    label, part = (None if a is None else a[kept] for a in (label, part))
+    alphabet = how.like.alphabet if how.like else _alphabet(texts, how.symbols, notes)
+    few = len(texts) < FEW_DOCUMENTS or max(map(len, texts)) > LONG
+    cut = not how.like.ends if how.like else few and part is None
+    if cut:  # a gap after each document, which no excerpt reaches over
+        values, lengths = _join(_gapped(encode(text, alphabet)) for text in texts)
+        ends = lengths.cumsum()
+        return _cut(values, ends - lengths, ends - 1, alphabet, notes)
+    values, lengths = _join(encode(text, alphabet) for text in texts)
+    ends = lengths.cumsum()
+    rows = RaggedRows(values, ends - lengths, ends, -1, torch.int64)
+    return RawRagged(Text(alphabet, True, int(lengths.max())), rows, label, part, notes=notes)
+
+
+def encode(text: str, alphabet: str) -> NDArray:
+    """A string as the numbers of its characters, or its UTF-8 bytes for the alphabet "". Raises BadValue."""
+    if not alphabet:
+        return np.frombuffer(text.encode(), np.uint8)
+    known = np.frombuffer(alphabet.encode("utf-32-le"), np.uint32)
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    order = np.argsort(known)
+    place = np.searchsorted(known[order], points).clip(max=len(known) - 1)
+    number = order[place]
+    if (wrong := known[number] != points).any():
+        i = int(wrong.argmax())
+        raise unknown_character(Text(alphabet), text[i], i)
+    return number.astype(np.uint8 if len(alphabet) <= 256 else np.uint16)
+
+
+def is_text(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").rpartition(".")[2] in SUFFIXES
+
+
+def _alphabet(texts: Sequence[str], symbols: str, notes: list[str]) -> str:
+    if symbols == "bytes":
+        return ""
+    found: set[str] = set()
+    for text in texts:
+        found.update(text)
+    if symbols == "auto" and len(found) > MOST_CHARACTERS:
+        notes.append(f"{len(found)} different characters: read as bytes (--symbols characters tells them apart).")
+        return ""
+    if len(found) > 65536:
+        raise UsageError(f"{len(found)} different characters are more than 65536.", "Read bytes: --symbols bytes.")
+    return "".join(sorted(found))
+
+
+def _gapped(numbers: NDArray) -> NDArray:
+    return np.concatenate([numbers, np.zeros(1, numbers.dtype)])
+
+
+def _cut(values: NDArray, starts: NDArray, ends: NDArray, alphabet: str, notes: list[str]) -> RawRagged:
+    """Excerpts of long documents, each ending with a line where one ends, with what stands before them."""
+    newline = alphabet.find("\n") if alphabet else 10
+    cuts: list[tuple[int, int, int]] = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        place = start
+        while place < end:
+            stop = min(place + EXCERPT, end)
+            if stop < end:
+                lines = np.flatnonzero(values[place:stop] == newline)
+                stop = place + int(lines[-1]) + 1 if len(lines) and lines[-1] >= EXCERPT // 2 else stop
+            cuts.append((start, place, stop))
+            place = stop
+    document, first, last = np.array(cuts, np.int64).T
+    rows = RaggedRows(values, first, last, -1, torch.int64)
+    many = "One document was" if len(starts) == 1 else f"{len(starts)} documents were"
+    notes.append(f"{many} cut into {len(rows)} excerpts of up to {EXCERPT} symbols, each given the text before it.")
+    space = Text(alphabet, False, int(rows.lengths.max()))
+    return RawRagged(space, rows, notes=notes, before=_before(rows, document))
+
+
+def _before(rows: RaggedRows, document: NDArray) -> RaggedRows:
+    """Up to BEFORE symbols before each row, from the beginning of its document on."""
+    starts = np.maximum(rows.starts - BEFORE, document)
+    return RaggedRows(rows.values, starts, rows.starts, rows.fill, rows.dtype)
+
+
+def _join(parts: Iterator[NDArray]) -> tuple[NDArray, NDArray]:
+    """Arrays end to end, in a temporary file where they are large, and their lengths."""
+    lengths, dtype = [], np.dtype(np.uint8)
+    with tempfile.TemporaryFile() as file:  # the mapping outlives the handle
+        for part in parts:
+            dtype = part.dtype
+            lengths.append(len(part))
+            file.write(part.tobytes())
+        file.flush()
+        values = np.memmap(file, dtype, "r")
+    in_memory = values.nbytes <= IN_MEMORY
+    return np.array(values) if in_memory else values, np.array(lengths, np.int64)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (EOFError, OSError, zlib.error) as e:
+        raise CorruptFile(f"{path} cannot be read: {e}.", "Fetch or write the file again.") from e
+
+
+def _decode(data: bytes, path: Path, whole: bool = True) -> str:
+    """UTF-8 text with line ends as they are. Raises BadValue for a binary file."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in data[: 1 << 16]:
+        raise BadValue(f"{path} is binary: byte {data.index(0)} is 0.", "Give a text file.")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        if not whole and e.start > len(data) - 4:  # a character at the end was cut
+            return data[: e.start].decode()
+        raise BadValue(
+            f"{path} is not UTF-8 text: byte {data[e.start]:#x} at {e.start}.",
+            "Convert it, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
+        ) from e

@@ -1,0 +1,377 @@
+"""Autoregressive models of anything with an order: a net over sequences between two ends (``nn.emission``).
+
+    log p(x) = sum_t log p(u_t | u_0, ..., u_{t-1}) + log p(end | u_0, ..., u_T)
+
+for the steps u_1, u_2, ... that a datum is made of (``nn.steps``): symbols or subwords of a text, levels of a
+sound, rows of a sequence, patches of an image. u_0 is the beginning: row i of the net's output is the
+distribution of step i + 1, so nothing is left unscored.
+
+    gpt         a transformer (Radford et al. 2019)
+    rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
+    image-gpt   a transformer over pixels or patches (Chen et al. 2020)
+
+Training is one parallel pass over whole data, or over windows of long ones. A sampler keeps the net's cache: a
+step costs the arithmetic of one step. A net of limited context scores longer data in windows that move by a
+stride, and samples them in the same windows, so what is sampled is what is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.errors import UsageError
+from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
+from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Audio, Image, Label, Ragged, Real, Sequence, Space, Table, Text
+from pofx.nn.emission import Emission, Sites, Symbols
+from pofx.nn.encoders import encoder
+from pofx.nn.heads import Heads, heads_for, image_head
+from pofx.nn.recurrent import Lstm
+from pofx.nn.sequence import SequenceNet
+from pofx.nn.steps import Codec, Plain, Subwords
+from pofx.nn.transformer import Shape, Transformer
+from pofx.nn.windows import Whole, Windows, context, spans
+
+LOOK = 500  # training rows that are looked at before training
+UNBEGUN = 1 / 32  # share of an excerpt's windows that begin with nothing before them
+
+
+class Stepwise(Model):
+    """Base of the families here; a subclass builds ``net`` in ``build``."""
+
+    taxonomy = "explicit density / tractable / autoregressive"
+    claims = frozenset({Exact, LowerBound})
+    uses_stride = True
+    continues = True
+    config: Any
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.codec: Codec = self.make_codec()
+        self.emission: Emission = self.make_emission()
+        self.net: SequenceNet = self.build(config)
+        self.encoder = None if context is None else encoder(context)
+        self.given_in = None if self.encoder is None else nn.Linear(self.encoder.width, config.width, bias=False)
+
+    # -- what a family writes, or may change --------------------------------------------------------------
+
+    def build(self, config: Any) -> SequenceNet:
+        raise NotImplementedError
+
+    def make_codec(self) -> Codec:
+        if isinstance(self.space, Text) and self.config.vocabulary:
+            return Subwords(self.space, self.config.vocabulary)
+        assert isinstance(self.space, Ragged)
+        return Plain(self.space, single=isinstance(self.space, Audio))
+
+    def make_emission(self) -> Emission:
+        config, space = self.config, self.space
+        if isinstance(space, Text):
+            size = config.vocabulary or space.symbols
+            return Symbols(size, config.width, ends=space.ends, tied=config.tied)
+        assert isinstance(space, Audio | Sequence)
+        return Sites(self.step_heads(), config.width, hidden=config.inner_width, ends=space.ends)
+
+    def step_heads(self) -> Heads:
+        config, space = self.config, self.space
+        if isinstance(space, Audio):
+            head = image_head("auto", space.levels, components=config.components, sites=(1,))
+            return Heads(Table((Real("level"),)), [head], [[0]])
+        assert isinstance(space, Sequence)
+        return heads_for(space.step, components=config.components)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if isinstance(space, Table | Label | Image):
+            return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
+        if isinstance(context, Ragged):
+            return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
+            return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
+        return config.wrong()
+
+    # -- training -------------------------------------------------------------------------------------------
+
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        some = x[torch.randperm(len(x), generator=generator)[:LOOK]]
+        if isinstance(self.codec, Subwords):
+            assert isinstance(self.space, Text)
+            self.codec.learn([self.space.spell(row) for row in some])
+        u = self.codec.encode(some)
+        self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self._ends else 0)
+        if self.encoder is not None:
+            self.encoder.prepare(c, weight)
+
+    def material(self, x: Any) -> Material:
+        """Whole data where they fit into a block, else windows over them."""
+        fill, block = self.emission.fill, self.config.block
+        if self.codec.fixed or (self._ends and self.space.dims < block and self.codec.kind is Exact):
+            return Whole(x, self.codec.encode, fill)
+        runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
+
+        def sequences() -> Iterator[Tensor]:
+            for i in range(len(runs)):
+                u = self.codec.encode(runs[i : i + 1])[0]
+                yield u[~self.emission.filled(u[None])[0]]
+
+        return Windows(sequences(), owners, fill, block)
+
+    def learner(self, recipe: Recipe) -> Learner:
+        fill, filled = self.emission.fill, self.emission.filled
+
+        def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            u = batch.x
+            if not self._ends and not self.codec.fixed:  # excerpts have no beginning of their own
+                unbegun = batch.rand(generator=generator) < UNBEGUN
+                first = torch.where(unbegun.view(-1, *[1] * (u.ndim - 1)), fill, u[:, :1])
+                u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
+            inputs, targets = u[:, :-1], u[:, 1:]
+            log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
+            # fill after a step is its end; fill after fill only fills up
+            idle = filled(targets) & (filled(inputs) | (not self._ends))
+            return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
+
+        return GradientLearner(self, recipe, objective)
+
+    @property
+    def targets(self) -> int:
+        """By what a piece's loss is divided: the same for all, so that it is near nats per step."""
+        return self.codec.fixed or min(self.config.block, self.space.dims)
+
+    @property
+    def _ends(self) -> bool:
+        return isinstance(self.space, Ragged) and self.space.ends
+
+    def _encode(self, c: Tensor | None) -> Tensor | None:
+        return None if self.encoder is None or self.given_in is None else self.given_in(self.encoder(c))
+
+    def _embed(self, u: Tensor, h: Tensor | None) -> Tensor:
+        """Steps [N, L, ...] and contexts h [N, width] -> the net's inputs [N, L, width]."""
+        e = self.emission.embed(u)
+        return e if h is None else e + h[:, None]
+
+    # -- likelihood -----------------------------------------------------------------------------------------
+
+    @property
+    def step_kind(self) -> Kind:
+        return self.codec.kind
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        each = self.rows_log_probs(x, c, None, budget)
+        return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
+
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+        u, begins, size = self._line(x, before)
+        h, log_p = self._encode(c), torch.zeros(u.shape[:2], device=u.device)
+        for start, first, last in self._spans(u.shape[1] - 1, budget.stride):
+            if last >= int(begins.min()):
+                y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
+                log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
+        j = torch.arange(int(size.max()) + 1, device=u.device)
+        return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._ends), 0.0)
+
+    def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill, the steps before x, those of x, and fill [N, M, ...]; where x begins [N]; its number of steps [N]."""
+        parts = [self.codec.encode(v) for v in (before, x) if v is not None]
+        inside = [~self.emission.filled(u) for u in parts]
+        size, begins = inside[-1].sum(1), 1 + sum(i.sum(1) for i in inside[:-1]) + torch.zeros_like(inside[-1].sum(1))
+        fill = parts[0].new_full((len(x), 1, *parts[0].shape[2:]), self.emission.fill)
+        u = torch.cat([fill, *parts, fill], 1)
+        if before is not None:  # shorter beginnings leave gaps, which the steps of x close
+            kept = torch.cat([inside[0].new_ones(len(x), 1), *inside, inside[0].new_zeros(len(x), 1)], 1)
+            u = _at(u, (~kept).long().argsort(dim=1, stable=True), self.emission.fill)
+        return u, begins, size
+
+    def _spans(self, targets: int, stride: int | None) -> Iterator[tuple[int, int, int]]:
+        """The windows of ``nn.windows.spans``; one, where the net takes inputs of any length."""
+        block = self.net.longest or targets
+        stride = stride or self.stride
+        if stride > block:
+            raise UsageError(f"A stride of {stride} is longer than the block of {block}.", "Give less.")
+        return spans(targets, block, stride)
+
+    @property
+    def stride(self) -> int:
+        """How far the window moves, unless a budget says otherwise: half of it is context at the least."""
+        return max(1, (self.net.longest or 2) // 2)
+
+    def rows_per_pass(self) -> int:
+        """About 2^22 numbers of the widest layer."""
+        return max(1, min(1024, 2**22 // (8 * self.config.width * min(self.config.block, self.space.dims))))
+
+    # -- samples --------------------------------------------------------------------------------------------
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return self.codec.decode(self._go_on(self._fill(n), c, sampler, generator))
+
+    def rows_sample_after(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        u = self.codec.encode(before)
+        if self.net.longest and u.shape[1] > self.net.longest:
+            raise UsageError(
+                f"A beginning of {u.shape[1]} steps is longer than the context of {self.net.longest}.",
+                f"Give its last {self.net.longest} steps.",
+            )
+        return self.codec.decode(self._go_on(torch.cat([self._fill(len(u), u), u], 1), c, sampler, generator))
+
+    def _fill(self, n: int, like: Tensor | None = None) -> Tensor:
+        """The beginning of n data [n, 1, ...]."""
+        if like is None:
+            like = self.codec.encode(self._empty())
+        return torch.full((n, 1, *like.shape[2:]), self.emission.fill, dtype=like.dtype, device=self.device)
+
+    def _empty(self) -> Tensor:
+        """No data [0, ...] of this space, which have the type and width of steps."""
+        event = [max(1, size) for size in self.space.event_shape]
+        return torch.empty(0, *event, dtype=self.space.dtype)
+
+    def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given.
+
+        Rows begin together: while one still has steps given, the others draw theirs.
+        """
+        filled, given = self.emission.filled, (~self.emission.filled(u)).sum(1)
+        most = self.codec.fixed or sampler.length or self.space.dims
+        together, whole = int(given.min()), int(given.max()) + most
+        reader = Reader(self, len(u), self._encode(c), whole)
+        y, line = reader.read(u[:, : together + 1]), [u[:, : together + 1]]
+        over = torch.zeros(len(u), dtype=torch.bool, device=u.device)
+        for t in range(together + 1, whole + 1):
+            step = self.emission.sample(y, generator).to(u.dtype)[:, None]
+            if t < u.shape[1]:
+                step = torch.where(_like(t <= given, step), u[:, t : t + 1], step)
+            over = over | filled(step)[:, 0]
+            step = torch.where(_like(over, step), self.emission.fill, step).to(u.dtype)
+            line.append(step)
+            if bool(over.all()):
+                break
+            y = reader.read(step)
+        out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
+        return out[:, : self.codec.fixed or max(1, int((~filled(out)).sum(1).max()))]
+
+
+class Reader:
+    """A net that reads steps one after the other, through its cache, in the windows that also score."""
+
+    def __init__(self, model: Stepwise, n: int, h: Tensor | None, length: int) -> None:
+        self.model, self.n, self.h, self.length = model, n, h, length
+        self.limit = min(length, model.net.longest or length)
+        self.cache = model.net.cache(n, self.limit)
+        self.size, self.past = 0, model._fill(n)[:, :0]
+
+    def read(self, u: Tensor) -> Tensor:
+        """Take steps [n, k, ...]; the net's output [n, width] after them."""
+        model = self.model
+        self.past = torch.cat([self.past, u], 1)[:, -self.limit :]
+        if self.size + u.shape[1] > self.limit:  # the window moves on
+            u = self.past[:, -context(self.limit, model.stride) :]
+            self.cache, self.size = model.net.cache(self.n, self.limit), 0
+        self.size += u.shape[1]
+        return self.cache.extend(model._embed(u, self.h))[:, -1]
+
+
+def _like(flags: Tensor, steps: Tensor) -> Tensor:
+    """Flags [N] that broadcast with steps [N, ...]."""
+    return flags.view(-1, *[1] * (steps.ndim - 1))
+
+
+def _at(line: Tensor, index: Tensor, fill: float) -> Tensor:
+    """The entries of each row of line [N, M, ...] at index [N, K]; ``fill`` where there are none."""
+    found = line[torch.arange(len(line), device=line.device)[:, None], index.clamp(max=line.shape[1] - 1)]
+    beyond = index >= line.shape[1]
+    return found.masked_fill(beyond.view(*beyond.shape, *[1] * (line.ndim - 2)), fill)
+
+
+# ----------------------------------------------------------------------------------------------- gpt
+
+
+@dataclass(frozen=True)
+class GptConfig(Shape):
+    """Options of ``gpt``, beside those of its transformer.
+
+    Attributes:
+        vocabulary: of subwords learned from a text (byte-pair encoding); 0 for its characters or bytes.
+        tied: one matrix embeds symbols and reads them out.
+        components: of the mixture that a number's distribution is.
+        inner_width: of the masked MLP inside a step of several values.
+    """
+
+    vocabulary: int = 0
+    tied: bool = False
+    components: int = 8
+    inner_width: int = 128
+
+
+class Gpt(Stepwise):
+    name = "gpt"
+    summary = "a transformer predicts each symbol, level or step from all before it"
+    paper = "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language models are unsupervised multitask learners"
+    Config = GptConfig
+    config: GptConfig
+
+    def build(self, config: GptConfig) -> SequenceNet:
+        return Transformer(config)
+
+    @classmethod
+    def tiny(cls, space: Space) -> GptConfig:
+        return GptConfig(width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=32, lr=2e-3, warmup=50, weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99)
+
+
+# ----------------------------------------------------------------------------------------------- rnn
+
+
+@dataclass(frozen=True)
+class RnnConfig:
+    """Options of ``rnn``.
+
+    Attributes:
+        width: of the state; layers: stacked LSTMs; dropout: between them.
+        block: the longest training piece, over which gradients flow back.
+        vocabulary, tied, components, inner_width: as in ``gpt``.
+    """
+
+    width: int = 256
+    layers: int = 2
+    dropout: float = 0.0
+    block: int = 128
+    vocabulary: int = 0
+    tied: bool = False
+    components: int = 8
+    inner_width: int = 128
+
+    def wrong(self) -> str | None:
+        """Why there is no such net, or None."""
+        for name in ("width", "layers", "block"):
+            if getattr(self, name) < 1:
+                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        return None if 0 <= self.dropout < 1 else f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
+
+
+class Rnn(Stepwise):
+    name = "rnn"
+    summary = "an LSTM predicts each symbol, level or step from the state it keeps of all before it"
+    paper = "Graves 2013, Generating sequences with recurrent neural networks"
+    Config = RnnConfig
+    config: RnnConfig
+
+    def build(self, config: RnnConfig) -> SequenceNet:
+        return Lstm(config.width, config.layers, config.dropout)
+
+    @classmethod
+    def tiny(cls, space: Space) -> RnnConfig:
+        return RnnConfig(width=32, layers=1, block=32, components=4, inner_width=32)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=32, lr=3e-3, clip=1.0, ema=0.99)
