@@ -98,8 +98,8 @@ def sampling(results: Results, net: WaveNet, rounds: int) -> None:
         times = race({"cached": cached, "again": again}, rounds, 6.0)
         (ours, spread), (other, other_spread) = middle([t / 100 for t in times["cached"]]), middle(times["again"])
         results.emit(what="sampling", batch=n, threads=threads, parameters=parameters, reach=net.reach,
-                     seconds_per_step=ours, spread=spread, again_seconds=other, again_spread=other_spread, speedup=other / ours,
-                     samples_per_second=n / ours)  # fmt: skip
+                     seconds_per_step=ours, spread=spread, again_seconds=other, again_spread=other_spread,
+                     speedup=other / ours, samples_per_second=n / ours)  # fmt: skip
 
 
 def main() -> None:
