@@ -42,7 +42,7 @@ class LstmCache:
 
     def extend(self, x: Tensor) -> Tensor:
         y: Tensor
-        y, self.state = self.net.lstm(x, self.state)
+        y, self.state = self.net.lstm.forward(x, self.state)
         return y
 
     def reorder(self, rows: Tensor) -> None:
