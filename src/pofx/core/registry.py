@@ -27,6 +27,7 @@ BUILT_IN = {
     "window-mlp": "pofx.families.autoregressive:WindowMlp",
     "gpt": "pofx.families.sequence:Gpt",
     "rnn": "pofx.families.sequence:Rnn",
+    "image-gpt": "pofx.families.image_gpt:ImageGpt",
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",

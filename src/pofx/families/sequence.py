@@ -8,7 +8,6 @@ distribution of step i + 1, so nothing is left unscored.
 
     gpt         a transformer (Radford et al. 2019)
     rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
-    image-gpt   a transformer over pixels or patches (Chen et al. 2020)
 
 Training is one parallel pass over whole data, or over windows of long ones. A sampler keeps the net's cache: a
 step costs the arithmetic of one step. A net of limited context scores longer data in windows that move by a
@@ -28,10 +27,10 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Audio, Image, Label, Ragged, Real, Sequence, Space, Table, Text
+from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import Heads, heads_for, image_head
+from pofx.nn.heads import Heads, heads_for, image_head, side_by_side
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.steps import Codec, Plain, Subwords
@@ -82,7 +81,7 @@ class Stepwise(Model):
         config, space = self.config, self.space
         if isinstance(space, Audio):
             head = image_head("auto", space.levels, components=config.components, sites=(1,))
-            return Heads(Table((Real("level"),)), [head], [[0]])
+            return Heads(side_by_side(1), [head], [[0]])
         assert isinstance(space, Sequence)
         return heads_for(space.step, components=config.components)
 
@@ -181,7 +180,7 @@ class Stepwise(Model):
         parts = [self.codec.encode(v) for v in (before, x) if v is not None]
         inside = [~self.emission.filled(u) for u in parts]
         size, begins = inside[-1].sum(1), 1 + sum(i.sum(1) for i in inside[:-1]) + torch.zeros_like(inside[-1].sum(1))
-        fill = parts[0].new_full((len(x), 1, *parts[0].shape[2:]), self.emission.fill)
+        fill = self.emission.beginning(len(x))
         u = torch.cat([fill, *parts, fill], 1)
         if before is not None:  # shorter beginnings leave gaps, which the steps of x close
             kept = torch.cat([inside[0].new_ones(len(x), 1), *inside, inside[0].new_zeros(len(x), 1)], 1)
@@ -203,12 +202,13 @@ class Stepwise(Model):
 
     def rows_per_pass(self) -> int:
         """About 2^22 numbers of the widest layer."""
-        return max(1, min(1024, 2**22 // (8 * self.config.width * min(self.config.block, self.space.dims))))
+        each = self.codec.fixed or min(self.config.block, self.space.dims)
+        return max(1, min(1024, 2**22 // (8 * self.config.width * each)))
 
     # -- samples --------------------------------------------------------------------------------------------
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return self.codec.decode(self._go_on(self._fill(n), c, sampler, generator))
+        return self.codec.decode(self._go_on(self.emission.beginning(n), self._encode(c), sampler, generator))
 
     def rows_sample_after(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
@@ -219,20 +219,10 @@ class Stepwise(Model):
                 f"A beginning of {u.shape[1]} steps is longer than the context of {self.net.longest}.",
                 f"Give its last {self.net.longest} steps.",
             )
-        return self.codec.decode(self._go_on(torch.cat([self._fill(len(u), u), u], 1), c, sampler, generator))
+        line = torch.cat([self.emission.beginning(len(u)), u], 1)
+        return self.codec.decode(self._go_on(line, self._encode(c), sampler, generator))
 
-    def _fill(self, n: int, like: Tensor | None = None) -> Tensor:
-        """The beginning of n data [n, 1, ...]."""
-        if like is None:
-            like = self.codec.encode(self._empty())
-        return torch.full((n, 1, *like.shape[2:]), self.emission.fill, dtype=like.dtype, device=self.device)
-
-    def _empty(self) -> Tensor:
-        """No data [0, ...] of this space, which have the type and width of steps."""
-        event = [max(1, size) for size in self.space.event_shape]
-        return torch.empty(0, *event, dtype=self.space.dtype)
-
-    def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def _go_on(self, u: Tensor, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given.
 
         Rows begin together: while one still has steps given, the others draw theirs.
@@ -240,7 +230,7 @@ class Stepwise(Model):
         filled, given = self.emission.filled, (~self.emission.filled(u)).sum(1)
         most = self.codec.fixed or sampler.length or self.space.dims
         together, whole = int(given.min()), int(given.max()) + most
-        reader = Reader(self, len(u), self._encode(c), whole)
+        reader = Reader(self, len(u), h, whole)
         y, line = reader.read(u[:, : together + 1]), [u[:, : together + 1]]
         over = torch.zeros(len(u), dtype=torch.bool, device=u.device)
         for t in range(together + 1, whole + 1):
@@ -264,7 +254,7 @@ class Reader:
         self.model, self.n, self.h, self.length = model, n, h, length
         self.limit = min(length, model.net.longest or length)
         self.cache = model.net.cache(n, self.limit)
-        self.size, self.past = 0, model._fill(n)[:, :0]
+        self.size, self.past = 0, model.emission.beginning(n)[:, :0]
 
     def read(self, u: Tensor) -> Tensor:
         """Take steps [n, k, ...]; the net's output [n, width] after them."""

@@ -589,6 +589,11 @@ class Heads(nn.Module):
         return own.unflatten(-1, (len(self.places[g]), -1))
 
 
+def side_by_side(sites: int) -> Table:
+    """The space of values that have no other shape than their number: what heads of levels in a step are over."""
+    return Table(tuple(Real(f"value{i}") for i in range(sites)))
+
+
 def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:
     """Heads for every site of ``space``, in the order of its flattened event.
 

@@ -14,11 +14,15 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Image, Ragged, Text
+from pofx.nn.causal import site_order
+
+ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
 
 
 class Codec(Protocol):
@@ -63,15 +67,22 @@ class Plain(nn.Module):
 
 
 class Patches(nn.Module):
-    """An image [C, H, W] as its patches of size x size pixels, in raster order, each with all of its channels.
+    """An image [C, H, W] as its patches of size x size pixels, each with all of its channels, in an order.
 
     With ``symbols`` a step is the level of one pixel of one channel.
     """
 
     kind: Kind = Exact
+    order: Tensor
+    back: Tensor
 
-    def __init__(self, space: Image, size: int, symbols: bool = False) -> None:
+    def __init__(
+        self, space: Image, size: int, symbols: bool = False, order: str = "raster", order_seed: int = 0
+    ) -> None:
         super().__init__()
+        places = torch.tensor(patch_order(order, space.height // size, space.width // size, order_seed))
+        self.register_buffer("order", places, persistent=False)
+        self.register_buffer("back", places.argsort(), persistent=False)
         self.space, self.size, self.symbols = space, size, symbols
         self.fixed: int | None = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
@@ -80,13 +91,27 @@ class Patches(nn.Module):
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
         p = self.size
         n, c, h, w = x.shape
-        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)
+        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)[:, self.order]
         return u[..., 0].long() if self.symbols else u.float()
 
     def decode(self, u: Tensor) -> Tensor:
         p, (c, h, w) = self.size, self.space.event_shape
-        x = u.reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
+        x = u[:, self.back].reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(u), c, h, w).to(self.space.dtype)
+
+
+def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:
+    """The numbers of height x width places (counted by rows) in the order of that name."""
+    rows = np.arange(height * width).reshape(height, width)
+    if name == "spiral":
+        found, rest = [], rows
+        while rest.size:  # the first row, then what is left, turned so that its next side is the first row
+            found += rest[0].tolist()
+            rest = np.rot90(rest[1:])
+        return found
+    if name == "column":
+        return rows.T.flatten().tolist()
+    return site_order(name, height * width, seed)
 
 
 class Subwords(nn.Module):

@@ -9,6 +9,7 @@ what trains fastest on small budgets: rotary positions, normed queries and keys,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -95,13 +96,14 @@ class Shape:
 
 
 class Transformer(SequenceNet):
-    """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block``."""
+    """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block`` (that of the shape, unless given)."""
 
     layers: Sequence[Layer]  # a ModuleList
     rotation: Tensor | None
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, block: int | None = None) -> None:
         super().__init__()
+        shape = shape if block is None else dataclasses.replace(shape, block=block)
         self.shape, self.width = shape, shape.width
         self.reach = self.longest = shape.block
         self.position = nn.Parameter(0.02 * torch.randn(shape.block, shape.width)) if learned(shape) else None
