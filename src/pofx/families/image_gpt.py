@@ -137,7 +137,7 @@ class ImageGpt(Stepwise):
             # the scans take turns: over a few batches this is the mean of their losses
             return {"loss": -self._scanned(batch.x, self._encode(batch.c), batch.step % self.config.scans)}
 
-        return GradientLearner(self, recipe, objective)
+        return GradientLearner(self, recipe, objective, self.net.matrices())
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
         h = self._encode(c)

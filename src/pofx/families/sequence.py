@@ -136,7 +136,7 @@ class Stepwise(Model):
             idle = filled(targets) & (filled(inputs) | (not self._ends))
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
 
-        return GradientLearner(self, recipe, objective)
+        return GradientLearner(self, recipe, objective, self.net.matrices())
 
     @property
     def targets(self) -> int:
