@@ -191,7 +191,7 @@ class Stepper:
     parameters: list[nn.Parameter]
     recipe: Recipe
     rows: int = 0  # training rows N, which scale the MAP prior; 0 while unknown
-    matrices: list[nn.Parameter] = field(default_factory=list)
+    matrices: list[Tensor] = field(default_factory=list)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -302,7 +302,7 @@ class GradientLearner:
     finished: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, objective: Objective, matrices: Iterable[nn.Parameter] = ()
+        self, model: nn.Module, recipe: Recipe, objective: Objective, matrices: Iterable[Tensor] = ()
     ) -> None:
         self.stepper = Stepper([p for p in model.parameters() if p.requires_grad], recipe, matrices=[*matrices])
         self.objective = objective

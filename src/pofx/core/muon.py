@@ -22,14 +22,14 @@ class Muon(torch.optim.Optimizer):
     """One optimizer over matrices [out, in], with Nesterov momentum and decoupled weight decay."""
 
     def __init__(
-        self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[torch.nn.Parameter]] = {}
+            shapes: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
                 for p, update in zip(alike, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
-    def _momentum(self, p: torch.nn.Parameter, decay: float) -> Tensor:
+    def _momentum(self, p: Tensor, decay: float) -> Tensor:
         """Nesterov: the gradient, looked at from where the momentum is about to go."""
         assert p.grad is not None
         kept = self.state[p].setdefault("momentum", torch.zeros_like(p))

@@ -49,7 +49,7 @@ class SequenceNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def matrices(self) -> list[nn.Parameter]:
+    def matrices(self) -> list[Tensor]:
         """The weights between hidden layers: what Muon is for."""
         return [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
 
