@@ -25,6 +25,8 @@ BUILT_IN = {
     "gmm": "pofx.families.gmm:GaussianMixture",
     "made": "pofx.families.autoregressive:Made",
     "window-mlp": "pofx.families.autoregressive:WindowMlp",
+    "pixelcnn": "pofx.families.pixel:PixelCnnFamily",
+    "gated-pixelcnn": "pofx.families.pixel:GatedPixelCnnFamily",
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",
