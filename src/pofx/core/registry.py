@@ -27,6 +27,8 @@ BUILT_IN = {
     "window-mlp": "pofx.families.autoregressive:WindowMlp",
     "pixelcnn": "pofx.families.pixel:PixelCnnFamily",
     "gated-pixelcnn": "pofx.families.pixel:GatedPixelCnnFamily",
+    "pixelcnn++": "pofx.families.pixel:PixelCnnPlusFamily",
+    "pixelrnn": "pofx.families.pixel:PixelRnnFamily",
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",

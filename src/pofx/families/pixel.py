@@ -4,6 +4,8 @@
 
     pixelcnn        masked convolutions (van den Oord, Kalchbrenner & Kavukcuoglu 2016)
     gated-pixelcnn  a vertical and a horizontal stack, gated: no blind spot (van den Oord et al. 2016)
+    pixelcnn++      two shifted streams of gated resnets, a joint mixture of a pixel's channels (Salimans et al. 2017)
+    pixelrnn        LSTMs along rows or diagonals (van den Oord, Kalchbrenner & Kavukcuoglu 2016)
 
 Likelihoods are exact. Every value has a head of ``nn.heads`` whose zero is the training data's marginal at that
 place, and the nets start at zero. Sampling computes every feature once (``nn.pixel``).
@@ -13,16 +15,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from pofx.core.learner import Recipe
 from pofx.core.space import Image, Space
 from pofx.families.autoregressive import Autoregressive, Steps
-from pofx.nn.heads import Heads, ImageKind, heads_for
+from pofx.nn.heads import Heads, ImageKind, LevelLogistics, heads_for
 from pofx.nn.pixel import PixelNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
+from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
+from pofx.nn.pixelrnn import PixelRnn, RnnKind
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,12 @@ class PixelConfig:
         components: of that mixture.
         hidden: features of the net's maps (rounded up to a multiple of the image's channels).
         layers: blocks of the net.
-        kernel: side of the first convolution's window, odd.
     """
 
     head: ImageKind = "auto"
     components: int = 8
-    hidden: int = 64
-    layers: int = 6
-    kernel: int = 7
+    hidden: int = 32
+    layers: int = 5
 
 
 class Pixel(Autoregressive):
@@ -55,19 +58,19 @@ class Pixel(Autoregressive):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         assert isinstance(space, Image)
-        self.net = self.build(config, (space.channels, space.height, space.width), self.heads.params[0], self.width)
+        self.net = self.build((space.channels, space.height, space.width), self.heads.params[0])
 
-    @classmethod
     @abstractmethod
-    def build(cls, config: Any, shape: Shape, params: int, context: int) -> PixelNet:
-        """The net of images of a shape (C, H, W), with so many parameters per value and width of context."""
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        """The net of images of a shape (C, H, W), with so many parameters per value."""
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if not isinstance(space, Image):
             return "it models images. Fit made or window-mlp."
-        if config.kernel < 3 or config.kernel % 2 == 0:
-            return f"kernel={config.kernel} is no odd number of 3 or more. Leave out kernel."
+        kernel = getattr(config, "kernel", 3)
+        if kernel < 3 or kernel % 2 == 0:
+            return f"kernel={kernel} is no odd number of 3 or more. Leave out kernel."
         return super().refuses(space, context, config)
 
     @classmethod
@@ -76,7 +79,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=16, layers=1, kernel=5, components=4)
+        return cls.Config(hidden=16, layers=1, components=4)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -99,12 +102,18 @@ class Pixel(Autoregressive):
         return max(1, min(super().rows_per_pass(), 2**27 // cached))
 
 
-# --------------------------------------------------------------------------------------------- pixelcnn
+# ---------------------------------------------------------------------------------------------- the nets
 
 
 @dataclass(frozen=True)
 class PixelCnnConfig(PixelConfig):
-    """Options of ``pixelcnn``: those of ``PixelConfig``."""
+    """Options of ``pixelcnn``: those of ``PixelConfig``, and
+
+    Attributes:
+        kernel: side of the first convolution's window, odd.
+    """
+
+    kernel: int = 7
 
 
 class PixelCnnFamily(Pixel):
@@ -112,20 +121,16 @@ class PixelCnnFamily(Pixel):
     summary = "masked convolutions predict each pixel from those above and to the left"
     paper = "van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel recurrent neural networks"
     Config = PixelCnnConfig
+    config: PixelCnnConfig
 
-    @classmethod
-    def build(cls, config: Any, shape: Shape, params: int, context: int) -> PixelNet:
-        return PixelCnn(
-            shape, params, hidden=config.hidden, layers=config.layers, kernel=config.kernel, context=context
-        )
-
-
-# --------------------------------------------------------------------------------------- gated-pixelcnn
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
 
 
 @dataclass(frozen=True)
-class GatedPixelCnnConfig(PixelConfig):
-    """Options of ``gated-pixelcnn``: those of ``PixelConfig``."""
+class GatedPixelCnnConfig(PixelCnnConfig):
+    """Options of ``gated-pixelcnn``: those of ``pixelcnn``."""
 
 
 class GatedPixelCnnFamily(Pixel):
@@ -133,9 +138,101 @@ class GatedPixelCnnFamily(Pixel):
     summary = "gated convolutions over all rows above and over the row to the left predict each pixel"
     paper = "van den Oord et al. 2016, Conditional image generation with PixelCNN decoders"
     Config = GatedPixelCnnConfig
+    config: GatedPixelCnnConfig
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+
+
+@dataclass(frozen=True)
+class PixelRnnConfig(PixelCnnConfig):
+    """Options of ``pixelrnn``: those of ``pixelcnn``, and
+
+    Attributes:
+        kind: row-lstm (its context is a triangle above each pixel) or diagonal-bilstm (all pixels before).
+    """
+
+    kind: RnnKind = "diagonal-bilstm"
+    layers: int = 2
+
+
+class PixelRnnFamily(Pixel):
+    name = "pixelrnn"
+    summary = "LSTMs along the rows or diagonals of an image predict each pixel from those before"
+    paper = "van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel recurrent neural networks"
+    Config = PixelRnnConfig
+    config: PixelRnnConfig
 
     @classmethod
-    def build(cls, config: Any, shape: Shape, params: int, context: int) -> PixelNet:
-        return GatedPixelCnn(
-            shape, params, hidden=config.hidden, layers=config.layers, kernel=config.kernel, context=context
-        )
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.kind not in get_args(RnnKind):
+            return f"there is no kind {config.kind!r}. Use row-lstm or diagonal-bilstm."
+        return super().refuses(space, context, config)
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+
+
+# ------------------------------------------------------------------------------------------- pixelcnn++
+
+
+@dataclass(frozen=True)
+class PixelCnnPlusConfig(PixelConfig):
+    """Options of ``pixelcnn++``: those of ``PixelConfig``; as many ``layers`` come down again as go up."""
+
+    layers: int = 2
+
+
+class PixelCnnPlusFamily(Pixel):
+    """All at full resolution: see ``nn.pixelplus``. Several channels are a joint mixture of discretised logistics."""
+
+    name = "pixelcnn++"
+    summary = "gated resnets above and to the left give a mixture of logistics for all channels of a pixel"
+    paper = "Salimans, Karpathy, Chen & Kingma 2017, PixelCNN++"
+    Config = PixelCnnPlusConfig
+    config: PixelCnnPlusConfig
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
+            return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def choose_heads(cls, config: Any, space: Space) -> Heads:
+        kind: ImageKind = "logistic" if isinstance(space, Image) and space.channels > 1 else config.head
+        return heads_for(space, image=kind, components=config.components)
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
+        outputs = params if self.colours is None else self.colours.outputs
+        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.width)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        if self.colours is not None:
+            # the channels of a pixel share the weights of their mixture
+            own = self.levels().log_weight.view(self.net.shape[0], -1, self.config.components)
+            own.copy_(own.mean(0).log_softmax(-1).expand_as(own))
+
+    def levels(self) -> LevelLogistics:
+        [head] = self.heads.groups
+        assert isinstance(head, LevelLogistics)
+        return head
+
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        if self.colours is None:
+            return super().params(features, h, order)
+        channels, height, width = self.net.shape
+        places = height * width
+        raw = self.net(features.unflatten(1, self.net.shape), h).flatten(2).mT  # [N, H W, outputs]
+        heads = [self.levels().site(slice(c * places, (c + 1) * places)) for c in range(channels)]
+        each = self.colours.all(raw, features.unflatten(1, (channels, places)).mT, heads)
+        return torch.stack(each, 1).flatten(1)
+
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        walk = self.net.walk(n, h)
+        return walk if self.colours is None else ColourWalk(walk, self.colours, self.levels())

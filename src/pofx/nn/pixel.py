@@ -62,20 +62,23 @@ class CausalConv(nn.Conv2d):
         return F.conv2d(x, self.masked(), self.bias)
 
 
+def shifted_down(x: Tensor) -> Tensor:
+    """Row h of the result is row h-1 of x [N, C, H, W]; the first one is zero."""
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
 class PixelNet(nn.Module, ABC):
     """A causal net on images.
 
     Args:
         shape: (C, H, W).
-        params: P, numbers per value that the net gives.
         group_count: C where the channels of a pixel depend on each other by groups of features, 1 where the net
             gives the parameters of a whole pixel at once (from the pixels before it).
-        context: width of a vector h that every pixel may see; 0 for none.
     """
 
-    def __init__(self, shape: Shape, params: int, group_count: int, context: int) -> None:
+    def __init__(self, shape: Shape, group_count: int) -> None:
         super().__init__()
-        self.shape, self.params, self.group_count, self.context = shape, params, group_count, context
+        self.shape, self.group_count = shape, group_count
 
     def seen(self, outputs: Tensor) -> Tensor:
         """Which input channels (and a last one of ones) features of these groups see at their own pixel (mask A)."""
@@ -89,7 +92,7 @@ class PixelNet(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W] of order 1, h [N, context] -> parameters [N, C P, H, W]."""
+        """x [N, C, H, W] of order 1, h [N, context] -> parameters [N, C P, H, W] (or any number per pixel)."""
 
     @abstractmethod
     def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
@@ -189,6 +192,20 @@ class Taps:
         return torch.addmm(self.parts[w][c], self.taps[w], self.now[c])
 
 
+class RowConv:
+    """A convolution that may see its whole current row (the map was shifted down before): row after row."""
+
+    def __init__(self, conv: CausalConv, n: int, width: int) -> None:
+        self.conv, self.band = conv, Band(conv.weight, n, width, conv.in_channels, conv.up + 1, conv.left, conv.right)
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """The next row [N, W, inputs] -> [N, W, outputs]"""
+        conv, band = self.conv, self.band
+        band.next_row()
+        band.row.copy_(row)
+        return F.conv2d(band.above(conv.up, conv.left, conv.right, current=True), conv.weight, conv.bias)[:, :, 0].mT
+
+
 class Pointwise:
     """A 1x1 convolution of single pixels, outputs by groups."""
 
@@ -256,21 +273,19 @@ class PixelWalk(ABC):
 
     @abstractmethod
     def pixel(self, w: int, c: int) -> Tensor:
-        """Parameters [N, P] of channel c (or, where there is one group, of the whole pixel [N, C P]) at column w."""
+        """Parameters [N, P] of channel c at column w (where there is one group, of the whole pixel, and c is 0)."""
 
     @torch.no_grad()
     def params(self) -> Tensor:
-        """The parameters [n, P] of the next value."""
+        """The parameters [n, P] of the next value (or, where there is one group, of its whole pixel)."""
         pixel, c = divmod(self.rank, self.net.shape[0])
         if c == 0 and pixel % self.width == 0:
             if pixel:
                 self.x.next_row()
             self.start_row()
-        if self.parts == 1 and self.net.shape[0] > 1:
-            if c == 0:
-                self.whole = self.pixel(pixel % self.width, 0).chunk(self.net.shape[0], 1)
-            return self.whole[c]
-        return self.pixel(pixel % self.width, c)
+        if c == 0 or self.parts > 1:
+            self.given = self.pixel(pixel % self.width, c)
+        return self.given
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:

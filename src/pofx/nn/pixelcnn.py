@@ -14,11 +14,13 @@ from pofx.nn.pixel import (
     PixelNet,
     PixelWalk,
     Pointwise,
+    RowConv,
     Shape,
     Taps,
     groups,
     hidden_units,
     output_layers,
+    shifted_down,
 )
 
 
@@ -34,7 +36,7 @@ class PixelCnn(PixelNet):
 
     def __init__(self, shape: Shape, params: int, *, hidden: int, layers: int, kernel: int, context: int = 0) -> None:
         channels = shape[0]
-        super().__init__(shape, params, channels, context)
+        super().__init__(shape, channels)
         inner, reach = hidden_units(hidden // 2, channels), kernel // 2
         hidden = 2 * inner
         own = groups(hidden, channels)
@@ -124,7 +126,7 @@ class GatedPixelCnn(PixelNet):
 
     def __init__(self, shape: Shape, params: int, *, hidden: int, layers: int, kernel: int, context: int = 0) -> None:
         channels = shape[0]
-        super().__init__(shape, params, channels, context)
+        super().__init__(shape, channels)
         hidden, reach = hidden_units(hidden, channels), kernel // 2
         own = groups(hidden, channels)
         self.down = CausalConv(channels + 1, hidden, reach - 1, reach, reach)  # on the image shifted down
@@ -143,11 +145,6 @@ class GatedPixelCnn(PixelNet):
 
     def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
         return GatedPixelCnnWalk(self, n, h)
-
-
-def shifted_down(x: Tensor) -> Tensor:
-    """Row h of the result is row h-1 of x [N, C, H, W]; the first one is zero."""
-    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
 
 
 class GatedLayer(nn.Module):
@@ -174,9 +171,9 @@ class GatedLayer(nn.Module):
         return v if self.last else gated(above), y + self.mix(gated(z))
 
 
-def gated(z: Tensor) -> Tensor:
-    """tanh(f) sigma(g) of z = [f, g], [N, 2 p, ...] -> [N, p, ...]"""
-    f, g = z.chunk(2, 1)
+def gated(z: Tensor, dim: int = 1) -> Tensor:
+    """tanh(f) sigma(g) of z = [f, g] along a dimension."""
+    f, g = z.chunk(2, dim)
     return f.tanh() * g.sigmoid()
 
 
@@ -192,7 +189,7 @@ class GatedPixelCnnWalk(PixelWalk):
     def start_row(self) -> None:
         reach = self.down.left
         above = self.x.above(self.down.up + 1, reach, reach)
-        v = F.conv2d(above, self.down.weight, self.down.bias)
+        v = F.conv2d(above, self.down.weight, self.down.bias)[:, :, 0].mT
         for layer in self.layers:
             v = layer.start_row(v)
 
@@ -210,7 +207,7 @@ class GatedLayerWalk:
         order = torch.arange(2 * hidden).view(2, parts, -1).transpose(0, 1).flatten()
         given = None if layer.context is None else layer.context(h)
         self.layer = layer
-        self.v = Band(walk.like, n, width, hidden, 2, 1, 1)
+        self.vertical = RowConv(layer.vertical, n, width)
         self.y = Band(walk.like, n, width, hidden, 1, 1, parts=parts)
         self.horizontal = Taps(
             layer.horizontal, self.y, parts=parts, order=order, shift=None if given is None else given[:, : 2 * hidden]
@@ -222,14 +219,12 @@ class GatedLayerWalk:
         self.mix = Pointwise(layer.mix, parts)
 
     def start_row(self, v: Tensor) -> Tensor:
-        """A row of the vertical stack [N, hidden, 1, W] -> that of the next layer."""
-        self.v.next_row()
-        self.v.row.copy_(v[:, :, 0].mT)
-        above = F.conv2d(self.v.above(1, 1, 1, current=True), self.layer.vertical.weight, self.layer.vertical.bias)
-        self.horizontal.start_row(F.linear(above[:, :, 0].mT, self.link, self.link_bias))
-        if self.layer.last:
-            return v
-        return gated(above if self.below is None else above + self.below[:, :, None, None])
+        """A row of the vertical stack [N, W, hidden] -> that of the next layer."""
+        above = self.vertical(v)
+        self.horizontal.start_row(F.linear(above, self.link, self.link_bias))
+        if self.below is not None:
+            above = above + self.below[:, None]
+        return v if self.layer.last else gated(above, -1)
 
     def pixel(self, y: Tensor, w: int, c: int) -> Tensor:
         """Group c [N, hidden / parts] of the horizontal stack at column w -> that of the next layer."""
