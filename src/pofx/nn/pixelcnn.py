@@ -171,10 +171,13 @@ class GatedLayer(nn.Module):
         return v if self.last else gated(above), y + self.mix(gated(z))
 
 
-def gated(z: Tensor, dim: int = 1) -> Tensor:
-    """tanh(f) sigma(g) of z = [f, g] along a dimension."""
-    f, g = z.chunk(2, dim)
-    return f.tanh() * g.sigmoid()
+def gated(z: Tensor, dim: int = 1, out: Tensor | None = None) -> Tensor:
+    """tanh(f) sigma(g) of z = [-2 f, g] along a dimension: tanh is a sigmoid too, so that one call does both halves.
+
+    A call on each half would read with gaps, which costs several times as much.
+    """
+    f, g = z.sigmoid().chunk(2, dim)
+    return torch.addcmul(g, f, g, value=-2, out=out)
 
 
 class GatedPixelCnnWalk(PixelWalk):
@@ -229,6 +232,5 @@ class GatedLayerWalk:
     def pixel(self, y: Tensor, w: int, c: int) -> Tensor:
         """Group c [N, hidden / parts] of the horizontal stack at column w -> that of the next layer."""
         self.y.pixels[w][c].copy_(y)
-        f, g = self.horizontal.pixel(w, c).chunk(2, 1)
-        torch.mul(f.tanh(), g.sigmoid(), out=self.gated.parts[c])
+        gated(self.horizontal.pixel(w, c), out=self.gated.parts[c])
         return self.mix(self.gated.all, c).add_(y)
