@@ -12,13 +12,14 @@ from torch import Tensor
 from pofx.core.errors import Unsupported
 from pofx.core.registry import family
 from pofx.core.space import Category, Image, Label, Real, Space, Table
-from pofx.families.pixel import Pixel
+from pofx.families.pixel import Pixel, PixelCnnPlusFamily
+from pofx.nn.pixel import CausalConv
 
 LABEL = Label(("x", "y"))
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("pixelcnn", {}),
-    ("gated-pixelcnn", {"kernel": 3}),
-    ("pixelcnn++", {}),
+    ("gated-pixelcnn", {"kernel": 3, "layers": 3, "hidden": 32}),
+    ("pixelcnn++", {"hidden": 12}),
     ("pixelrnn", {"kind": "row-lstm"}),
     ("pixelrnn", {"kind": "diagonal-bilstm", "kernel": 3}),
 ]
@@ -67,10 +68,10 @@ def naive_sample(model: Pixel, n: int, c: Tensor | None, g: torch.Generator) -> 
 @each_family
 def test_causal_by_jacobian(name: str, options: dict[str, Any], space: Image) -> None:
     """Parameters of a value depend on values before it only, and (where the family says so) on all of them."""
-    model = scrambled(name, options | {"layers": 3}, space, LABEL, torch.zeros(100, dtype=torch.int64))
+    model = scrambled(name, options, space, LABEL, torch.zeros(100, dtype=torch.int64))
     sites, each = space.dims, model.heads.params[0]
-    h = torch.randn(3, model.width, generator=generator(1))
-    features = torch.rand(3, sites, generator=generator(2)) * 2 - 1
+    h = torch.randn(8, model.width, generator=generator(1))
+    features = torch.rand(8, sites, generator=generator(2)) * 2 - 1
 
     def summed(f: Tensor) -> Tensor:
         return model.params(f, h, 0).sum(0)
@@ -124,6 +125,45 @@ def test_binary_images_sum_to_one(name: str, options: dict[str, Any]) -> None:
         with torch.no_grad():
             nats = model.log_prob(states.reshape(-1, *space.event_shape)).nats  # type: ignore[union-attr]
         assert float(nats.exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+@each_family
+def test_a_wrong_mask_is_found(name: str, options: dict[str, Any]) -> None:
+    """A first convolution that sees its own pixel: probabilities no longer sum to 1."""
+    space = Image(2, 3, 1, 2)
+    model = scrambled(name, options, space)
+    masked = [m for m in model.net.modules() if isinstance(m, CausalConv) and m.mask is not None]
+    masked[0].mask = None
+    states = torch.tensor(list(product((0, 1), repeat=space.dims)), dtype=torch.uint8)
+    with torch.no_grad():
+        nats = model.log_prob(states.reshape(-1, *space.event_shape)).nats  # type: ignore[union-attr]
+    assert abs(float(nats.exp().sum()) - 1) > 0.01
+
+
+def test_colours_are_one_mixture() -> None:
+    """The product of the conditionals of a pixel's channels is Salimans et al.'s mixture, written out."""
+    space = Image(1, 1, 3, 256)
+    model = scrambled("pixelcnn++", {"components": 4}, space)
+    assert isinstance(model, PixelCnnPlusFamily)
+    x = rows(space, 20)
+    y = x.flatten(1).float() / 127.5 - 1
+    with torch.no_grad():
+        raw = model.net(y.reshape(-1, 3, 1, 1)).flatten(1)
+        logits, each, slopes = raw.split([4, 24, 12], 1)
+        weight = (logits + model.levels().log_weight[0]).log_softmax(1)
+        total = weight.clone()
+        for c, slope in enumerate([slopes[:, :0], slopes[:, :4], slopes[:, 4:]]):
+            head = model.levels().site(c)
+            mean, scale = each.view(-1, 3, 2, 4)[:, c].unbind(1)
+            linear = (slope.view(len(x), c, 4).tanh() * y[:, :c, None]).sum(1)
+            mean = head.mean + head.log_scale.exp() * mean + linear
+            log_s = (head.log_scale + scale).clamp(-7, 7)
+            low, high = (((y[:, c, None] + k / 255 - mean) / log_s.exp()).double() for k in (-1, 1))
+            p = (high / 2).tanh() / 2 - (low / 2).tanh() / 2
+            total = total + p.clamp_min(1e-12).log()
+        nats = model.log_prob(x).nats  # type: ignore[union-attr]
+    inside = ((x > 0) & (x < 255)).flatten(1).all(1)
+    assert torch.allclose(nats[inside], total.logsumexp(1)[inside], atol=1e-2)
 
 
 @each_family

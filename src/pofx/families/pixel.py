@@ -79,7 +79,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=16, layers=1, components=4)
+        return cls.Config(hidden=12, layers=1, components=4)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
