@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ from pofx.nn.pixel import CausalConv
 LABEL = Label(("x", "y"))
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("pixelcnn", {}),
-    ("gated-pixelcnn", {"kernel": 3, "layers": 3, "hidden": 32}),
+    ("gated-pixelcnn", {"kernel": 3, "layers": 3}),
     ("pixelcnn++", {"hidden": 12}),
     ("pixelrnn", {"kind": "row-lstm"}),
     ("pixelrnn", {"kind": "diagonal-bilstm", "kernel": 3}),
@@ -42,7 +43,8 @@ def scrambled(
 ) -> Pixel:
     """An untrained model with parameters far from their start, so that every path carries a signal."""
     cls = family(name)
-    model = cls(cls.Config(**(vars(cls.tiny(space)) | options)), space, context)
+    wide = {"hidden": 24}  # of fewer ReLUs all may be dead at a place
+    model = cls(cls.Config(**(vars(cls.tiny(space)) | wide | options)), space, context)
     assert isinstance(model, Pixel)
     model.prepare(rows(space, 100), c, None, generator())
     g = generator(7)
@@ -137,7 +139,7 @@ def test_a_wrong_mask_is_found(name: str, options: dict[str, Any]) -> None:
     states = torch.tensor(list(product((0, 1), repeat=space.dims)), dtype=torch.uint8)
     with torch.no_grad():
         nats = model.log_prob(states.reshape(-1, *space.event_shape)).nats  # type: ignore[union-attr]
-    assert abs(float(nats.exp().sum()) - 1) > 0.01
+    assert abs(float(nats.exp().sum()) - 1) > 1e-3
 
 
 def test_colours_are_one_mixture() -> None:
@@ -145,7 +147,7 @@ def test_colours_are_one_mixture() -> None:
     space = Image(1, 1, 3, 256)
     model = scrambled("pixelcnn++", {"components": 4}, space)
     assert isinstance(model, PixelCnnPlusFamily)
-    x = rows(space, 20)
+    x = model.sample(300, generator=generator(4))
     y = x.flatten(1).float() / 127.5 - 1
     with torch.no_grad():
         raw = model.net(y.reshape(-1, 3, 1, 1)).flatten(1)
@@ -159,11 +161,14 @@ def test_colours_are_one_mixture() -> None:
             mean = head.mean + head.log_scale.exp() * mean + linear
             log_s = (head.log_scale + scale).clamp(-7, 7)
             low, high = (((y[:, c, None] + k / 255 - mean) / log_s.exp()).double() for k in (-1, 1))
+            level = x[:, c].flatten()[:, None]
+            low, high = low.masked_fill(level == 0, -math.inf), high.masked_fill(level == 255, math.inf)
             p = (high / 2).tanh() / 2 - (low / 2).tanh() / 2
             total = total + p.clamp_min(1e-12).log()
         nats = model.log_prob(x).nats  # type: ignore[union-attr]
-    inside = ((x > 0) & (x < 255)).flatten(1).all(1)
-    assert torch.allclose(nats[inside], total.logsumexp(1)[inside], atol=1e-2)
+    known = nats > -20  # differences of tanh have no digits far out
+    assert int(known.sum()) > 100
+    assert torch.allclose(nats[known], total.logsumexp(1)[known], atol=1e-2)
 
 
 @each_family
