@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from pofx.commands.shared import Output, err, parse, print_json
-from pofx.commands.surprise import visible
 from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
+from pofx.core.spelling import visible
 
 if TYPE_CHECKING:
     import torch

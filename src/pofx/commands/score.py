@@ -101,7 +101,8 @@ def log_prob(argv: list[str]) -> int:
         print_json(found)
         return 0
     if of_text is None or len(part) > 1:
-        out.print(f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}", highlight=False, soft_wrap=True)
+        line = f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}"
+        out.print(line, highlight=False, soft_wrap=True)
     else:
         out.print(f"log p(x) {result.text}", highlight=False)
     if of_text is not None:

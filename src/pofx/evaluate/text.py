@@ -73,11 +73,12 @@ class Rates:
     def text(self) -> str:
         """One line for each rate."""
         sign = "≤" if KINDS[self.kind] is LowerBound else SYMBOL[KINDS[self.kind]]
+        predicted = f"{self.symbols:,}{' with ends' * self.ends}"
         lines = [
             (f"{self.nats_per_character:.4f} nats/char", f"{self.characters:,} characters"),
             (f"{self.bits_per_character:.4f} bits/char", ""),
             (f"{self.bits_per_byte:.4f} bits/byte", f"{self.bytes:,} bytes"),
-            (f"{_short(self.perplexity_per_symbol)} perplexity per {self.symbol}", f"{self.symbols:,}{' with ends' * self.ends}"),
+            (f"{_short(self.perplexity_per_symbol)} perplexity per {self.symbol}", predicted),
             (f"{_short(self.perplexity_per_word)} perplexity per word", f"{self.words:,} words"),
         ]
         return "\n".join(f"{sign} {rate}" + (f"  ({count})" if count else "") for rate, count in lines)
