@@ -27,6 +27,7 @@ BUILT_IN = {
     "window-mlp": "pofx.families.autoregressive:WindowMlp",
     "gpt": "pofx.families.sequence:Gpt",
     "rnn": "pofx.families.sequence:Rnn",
+    "wavenet": "pofx.families.sequence:WaveNetFamily",
     "image-gpt": "pofx.families.image_gpt:ImageGpt",
     "pixelcnn": "pofx.families.pixel:PixelCnnFamily",
     "gated-pixelcnn": "pofx.families.pixel:GatedPixelCnnFamily",

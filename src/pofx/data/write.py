@@ -73,7 +73,7 @@ def write_rows(
         _write_images(space, x, Path(to), context, c)
         return
     if isinstance(space, Text):
-        _write_texts(space, x, to)
+        write_texts([space.spell(row) for row in x], to)
         return
     if isinstance(space, Audio):
         if not isinstance(to, str | os.PathLike):
@@ -92,9 +92,8 @@ def write_rows(
     _write_table(pa.table(columns), to)
 
 
-def _write_texts(space: Text, x: Tensor, to: str | os.PathLike[str] | TextIO) -> None:
-    """Texts [N, L]: to a stream or a .txt file with a line of dashes between them, or as JSON lines ("text")."""
-    texts = [space.spell(row) for row in x]
+def write_texts(texts: Listed[str], to: str | os.PathLike[str] | TextIO) -> None:
+    """To a stream or a .txt file with a line of dashes between them, or as JSON lines ("text")."""
     if not isinstance(to, str | os.PathLike):
         to.write(BETWEEN.join(texts) + "\n")
         return
