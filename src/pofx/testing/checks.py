@@ -1,10 +1,4 @@
-"""One suite that every family must pass, ours or a third party's: ``check_family(MyFamily)``.
-
-Each check is an identity or a bound with a known truth, not a snapshot. A check takes a ``Subject``, a
-tiny model of the family trained on a source whose density is known, and raises AssertionError (or any
-error) where the family breaks the contract. ``NotApplicable`` says that it has
-nothing to say about this family on this case.
-"""
+"""The checks that every family must pass. Each is an identity or a bound with a known truth, not a snapshot."""
 
 from __future__ import annotations
 
@@ -12,100 +6,17 @@ import copy
 import dataclasses
 import json
 import math
-import tempfile
-import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound, Unavailable, UpperBound, mc_se
-from pofx.core.model import Budget, Conditional, Model
-from pofx.core.registry import register
-from pofx.core.space import Image, Label, Table
-from pofx.data.base import Data, Part
-from pofx.testing.oracles import Case, cases
-from pofx.train.fit import fit, seeded
-from pofx.train.run import Run, read_run
-
-STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
-
-
-@dataclass(eq=False)
-class Subject:
-    """A tiny model of one family, trained on one case."""
-
-    cls: type[Model]
-    case: Case
-    seed: int = 0
-
-    @cached_property
-    def model(self) -> Model:
-        return self.trained(self.case.data)
-
-    def trained(self, data: Data, out: Path | None = None) -> Model:
-        options = dataclasses.asdict(self.cls.tiny(data.space))
-        recipe = {"batch": 200}
-        return fit(data, self.cls, steps=STEPS, seed=self.seed, options=options, recipe=recipe, checks=4, out=out).model
-
-    @cached_property
-    def again(self) -> tuple[Model, Run]:
-        """A second fit with the same seed, and what its run folder gives back."""
-        register(self.cls)
-        with tempfile.TemporaryDirectory() as place:
-            model = self.trained(self.case.data, out=Path(place) / "run")
-            return model, read_run(Path(place) / "run")
-
-    @cached_property
-    def test(self) -> Part:
-        return self.case.data.test[:400]
-
-    @property
-    def contexts(self) -> list[Tensor | None]:
-        """A few single contexts [*Ec], or [None] for p(x)."""
-        context = self.case.context
-        if context is None:
-            return [None]
-        if isinstance(context, Label):
-            return [torch.tensor(k) for k in range(len(context.values))]
-        assert self.test.c is not None
-        return [self.test.c[i] for i in range(5)]
-
-    def given(self, part: Part) -> Conditional:
-        return self.model.given(part.c)
-
-    def log_prob(self, part: Part, seed: int = 0, budget: Budget | None = None) -> Available | Unavailable:
-        with torch.no_grad():
-            return self.given(part).log_prob(part.x, budget=budget, generator=generator(seed))
-
-    def available(self, part: Part, seed: int = 0) -> Available:
-        """A likelihood, or a skipped check where the family has none."""
-        lik = self.log_prob(part, seed)
-        if isinstance(lik, Unavailable):
-            raise NotApplicable
-        return lik
-
-
-class NotApplicable(Exception):
-    """The check says nothing about this family on this case."""
-
-
-Check = Callable[[Subject], None]
-CHECKS: dict[str, Check] = {}
-
-
-def check(function: Check) -> Check:
-    CHECKS[function.__name__.replace("_", " ")] = function
-    return function
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
+from pofx.core.model import Budget
+from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
+from pofx.data.base import Part
+from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
+from pofx.train.fit import seeded
 
 # -- what a likelihood says of itself --------------------------------------------------------------
 
@@ -140,10 +51,10 @@ def rows_are_independent(s: Subject) -> None:
     order = torch.randperm(len(part), generator=generator(1))
     shuffled = s.available(part[order], seed=2)
     few = s.available(part[:3], seed=3)
-    for other, same in ((shuffled.nats, whole.nats[order]), (few.nats, whole.nats[:3])):
+    for other, first in ((shuffled.nats, whole.nats[order]), (few.nats, whole.nats[:3])):
         se = mc_se(whole)[order] if len(other) == len(order) else mc_se(whole)[:3]
-        tolerance = 1e-3 * (1 + same.abs()) + 8 * math.sqrt(2) * se + (0.5 if isinstance(whole, Estimate) else 0)
-        gap = (other - same).abs()
+        tolerance = 1e-3 * (1 + first.abs()) + 8 * math.sqrt(2) * se + (0.5 if isinstance(whole, Estimate) else 0)
+        gap = (other - first).abs()
         assert (gap <= tolerance).float().mean() >= 0.95, f"rows change with their batch by up to {gap.max():.3g} nats"
 
 
@@ -220,15 +131,6 @@ def sums_to_one(s: Subject) -> None:
             assert abs(total - 1) < 0.1 + slack, f"the estimate sums to {total:.6f}"
 
 
-def rule_error(mass: Tensor) -> float:
-    """How far a midpoint rule may be off: its difference to the rule on every second point of each axis.
-
-    Next to nothing for a smooth density; for one with jumps (a histogram) about their size.
-    """
-    n = math.isqrt(len(mass))
-    return abs(float(mass.sum() - 4 * mass.reshape(n, n)[::2, ::2].sum()))
-
-
 @check
 def never_beats_the_truth(s: Subject) -> None:
     """On average over held-out data, no exact likelihood and no lower bound exceeds the source's own."""
@@ -268,7 +170,8 @@ def training_helps(s: Subject) -> None:
 def scaling_shifts_the_density(s: Subject) -> None:
     """Data times a have log-density lower by D log a: the model accounts for its own scaling."""
     space, factor = s.case.space, 1024.0  # a power of two: scaled data are the same to the last bit
-    continuous = isinstance(space, Table) and all(c.measure == "lebesgue" for c in space.columns)
+    step = space.step if isinstance(space, Sequence) else space
+    continuous = isinstance(step, Table) and all(c.measure == "lebesgue" for c in step.columns)
     if not continuous or s.case.context is not None:
         raise NotApplicable
     data = s.case.data
@@ -280,9 +183,12 @@ def scaling_shifts_the_density(s: Subject) -> None:
     with torch.no_grad():
         scaled = other.log_prob(s.test.x * factor, generator=generator(0))
     assert not isinstance(scaled, Unavailable)
-    shift = float((lik.nats - scaled.nats).double().median())
-    expected = space.dims * math.log(factor)
-    assert abs(shift - expected) < 0.15, f"scaling by {factor:g} shifted the nats by {shift:.3f}, not {expected:.3f}"
+    numbers = s.test.x.isfinite().flatten(1).sum(1)  # of each datum
+    shift = float(((lik.nats - scaled.nats) / numbers).double().median())
+    expected = math.log(factor)
+    assert abs(shift - expected) < 0.15 / step.dims, (
+        f"scaling by {factor:g} shifted the nats by {shift:.3f} per number, not {expected:.3f}"
+    )
 
 
 @check
@@ -300,31 +206,26 @@ def context_matters(s: Subject) -> None:
 # -- samples ---------------------------------------------------------------------------------------
 
 
-def draw(s: Subject, n: int, seed: int) -> Tensor:
-    """n samples [n, *E], each given the context of a test row where there is one."""
-    c = None if s.test.c is None else s.test.c[torch.arange(n) % len(s.test.c)]
-    if c is None:
-        return s.model.sample(n, generator=generator(seed))
-    return s.model.given(c).sample(1, generator=generator(seed))[0]
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.double().nan_to_num(nan=-1e9), b.double().nan_to_num(nan=-1e9))
-
-
 @check
 def samples_are_of_the_space(s: Subject) -> None:
     """Shapes [n, *C, *E], the space's dtype and values, for any n, zero included."""
     event = s.case.space.event_shape
+
+    def is_batch(x: Tensor, *shape: int) -> bool:
+        """Of that shape and events; -1 in an event is any length."""
+        return len(x.shape) == len(shape) + len(event) and all(
+            want in (-1, got) for got, want in zip(x.shape, (*shape, *event), strict=True)
+        )
+
     if s.case.context is None:
         x = s.model.sample(7, generator=generator(0))
-        assert x.shape == (7, *event)
-        assert s.model.sample(0).shape == (0, *event)
+        assert is_batch(x, 7)
+        assert is_batch(s.model.sample(0), 0)
     else:
         assert s.test.c is not None
         c = s.test.c[:6].reshape(2, 3, *s.case.context.event_shape)
         x = s.model.given(c).sample(7, generator=generator(0))
-        assert x.shape == (7, 2, 3, *event)
+        assert is_batch(x, 7, 2, 3)
         lik = s.model.given(c).log_prob(x, generator=generator(0))
         if not isinstance(lik, Unavailable):
             assert lik.nats.shape == (7, 2, 3)
@@ -384,21 +285,16 @@ def state_index(states: Tensor, x: Tensor) -> Tensor:
     return distance.argmin(1)
 
 
-def coarse(x: Tensor, reach: float = 4.0, cells: int = 10) -> Tensor:
-    k = ((x + reach) / (2 * reach) * cells).floor().clamp(0, cells - 1).long()
-    return k[:, 0] * cells + k[:, 1]
-
-
-def chi_squared(observed: Tensor, expected: Tensor, rough: Tensor, least: float = 8.0) -> tuple[float, int]:
-    """Pearson's statistic with all cells of fewer than ``least`` expected counts pooled into one.
-
-    ``rough`` is the error of the expected counts themselves; its square widens each cell's variance.
-    """
-    rare = expected < least
-    o, e, r = (torch.cat([t[~rare], t[rare].sum()[None]]) for t in (observed, expected, rough))
-    keep = e > 1e-9
-    assert float(o[~keep].sum()) == 0, "samples where the density is zero"
-    return float(((o - e) ** 2 / (e + r**2))[keep].sum()), max(1, int(keep.sum()) - 1)
+def features(space: Space, x: Tensor) -> Tensor:
+    """What is compared between samples and data, float64 [N, D]; of free length: means of steps, and how many."""
+    if not isinstance(space, Ragged):
+        return x.reshape(len(x), -1).double()
+    here = torch.arange(x.shape[1]) < space.lengths(x)[:, None]
+    steps = x.reshape(*x.shape[:2], -1).double()
+    if not space.ends:  # whose lengths are given, and others in samples
+        return steps[:, 0]
+    means = torch.where(here[..., None], steps, math.nan).nanmean(1)
+    return torch.cat([space.lengths(x)[:, None].double(), means], 1)
 
 
 @check
@@ -408,7 +304,7 @@ def samples_resemble_the_data(s: Subject) -> None:
     test = s.case.data.test[:n]
     with torch.no_grad():
         drawn = s.model.sample(n, generator=generator(3)) if test.c is None else s.model.given(test.c).sample(1)[0]
-    a, b = (t.reshape(n, -1).double() for t in (drawn, test.x))
+    a, b = (features(s.case.space, t) for t in (drawn, test.x))
     lost_a, lost_b = a.isnan().double().mean(0), b.isnan().double().mean(0)
     assert (lost_a - lost_b).abs().max() < 0.12, "other dimensions are missing than in the data"
     mean_a, mean_b = a.nanmean(0), b.nanmean(0)
@@ -515,7 +411,7 @@ def bad_input_is_named(s: Subject) -> None:
             return
         raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
 
-    if x.ndim > 1:
+    if s.case.space.event_shape and s.case.space.event_shape[-1] > 0:
         refuses(x[..., :-1], WrongShape)
     refuses(x.to(torch.complex64), WrongShape)
     if s.case.context is None:
@@ -528,6 +424,16 @@ def bad_input_is_named(s: Subject) -> None:
         refuses(torch.full_like(x, s.case.space.levels), BadValue)
     if isinstance(s.case.space, Label):
         refuses(x + len(s.case.space.values), BadValue)
+    if isinstance(s.case.space, Ragged):
+        short = torch.full_like(x[:, :1], s.case.space.fill)
+        refuses(torch.cat([short, x], 1), BadValue)
+        refuses(x.to(torch.int32), WrongShape)
+    if isinstance(s.case.space, Text | Audio):
+        count = s.case.space.symbols if isinstance(s.case.space, Text) else s.case.space.levels
+        refuses(torch.where(x < 0, x, count), BadValue)
+        refuses(torch.where(x < 0, x, -2), BadValue)
+    if isinstance(s.case.space, Sequence):
+        refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
     for wrong in (
         lambda: p.log_prob(x, budget=Budget(estimator="crystal ball")),
         lambda: p.sample(-1),
@@ -538,59 +444,3 @@ def bad_input_is_named(s: Subject) -> None:
         except UsageError:
             continue
         raise AssertionError("a nonsensical request was taken")
-
-
-# -- running it ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one check found: passed, skipped, failed, or known (a declared failure that still fails)."""
-
-    family: str
-    case: str
-    check: str
-    outcome: str
-    message: str = ""
-
-
-def run_check(subject: Subject, name: str) -> Result:
-    """One check on one subject, with declared failures taken strictly: they must fail."""
-    reasons = subject.cls.known_failures
-    declared = reasons.get(name) or reasons.get(f"{name}:{subject.case.name}")
-
-    def result(outcome: str, message: str = "") -> Result:
-        return Result(subject.cls.name, subject.case.name, name, outcome, message)
-
-    try:
-        CHECKS[name](subject)
-    except NotApplicable:
-        return result("skipped")
-    except Exception as error:  # a check fails by whatever the family raises
-        if declared:
-            return result("known", declared)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return result("failed", f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
-    if declared:
-        return result("failed", f"declared to fail ({declared}), but passes: remove the declaration")
-    return result("passed")
-
-
-def served(cls: type[Model]) -> list[Case]:
-    """The cases that a family does not refuse."""
-    return [c for c in cases() if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
-
-
-def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0) -> list[Result]:
-    """Every check on every case that the family serves. Raises AssertionError listing what failed.
-
-    Args:
-        cls: the family; it is registered under its name, so that its runs can be read back.
-        names: of cases, to run only those.
-    """
-    wanted = None if names is None else set(names)
-    subjects = [Subject(cls, case, seed) for case in served(cls) if wanted is None or case.name in wanted]
-    results = [run_check(subject, name) for subject in subjects for name in CHECKS]
-    failed = [r for r in results if r.outcome == "failed"]
-    assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)
-    return results

@@ -1,0 +1,71 @@
+"""One suite that every family must pass, ours or a third party's: ``check_family(MyFamily)``.
+
+A check takes a ``Subject``, a tiny model of the family trained on a source whose density is known, and raises
+AssertionError (or any error) where the family breaks the contract. ``NotApplicable`` says that it has nothing to
+say about this family on this case.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pofx.core.model import Model
+from pofx.testing import checks, checks_sequence  # noqa: F401, both fill CHECKS
+from pofx.testing.oracles import Case, cases
+from pofx.testing.subject import CHECKS, NotApplicable, Subject
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found: passed, skipped, failed, or known (a declared failure that still fails)."""
+
+    family: str
+    case: str
+    check: str
+    outcome: str
+    message: str = ""
+
+
+def run_check(subject: Subject, name: str) -> Result:
+    """One check on one subject, with declared failures taken strictly: they must fail."""
+    reasons = subject.cls.known_failures
+    declared = reasons.get(name) or reasons.get(f"{name}:{subject.case.name}")
+
+    def result(outcome: str, message: str = "") -> Result:
+        return Result(subject.cls.name, subject.case.name, name, outcome, message)
+
+    try:
+        CHECKS[name](subject)
+    except NotApplicable:
+        return result("skipped")
+    except Exception as error:  # a check fails by whatever the family raises
+        if declared:
+            return result("known", declared)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return result("failed", f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})")
+    if declared:
+        return result("failed", f"declared to fail ({declared}), but passes: remove the declaration")
+    return result("passed")
+
+
+def served(cls: type[Model]) -> list[Case]:
+    """The cases that a family does not refuse."""
+    return [c for c in cases() if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
+
+
+def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0) -> list[Result]:
+    """Every check on every case that the family serves. Raises AssertionError listing what failed.
+
+    Args:
+        cls: the family; it is registered under its name, so that its runs can be read back.
+        names: of cases, to run only those.
+    """
+    wanted = None if names is None else set(names)
+    subjects = [Subject(cls, case, seed) for case in served(cls) if wanted is None or case.name in wanted]
+    results = [run_check(subject, name) for subject in subjects for name in CHECKS]
+    failed = [r for r in results if r.outcome == "failed"]
+    assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)
+    return results
