@@ -300,6 +300,8 @@ class Conditional:
         model = self.model
         _check_budget(model, budget or Budget())
         flat, c = self._flat(x)
+        if len(flat) == 0:
+            raise EmptyData("There are no rows to score.", "Give at least one datum.")
         before, size = self._befores(_batch(model.space, x)), model.rows_per_pass()
         with evaluating(model):
             parts = [
@@ -311,6 +313,8 @@ class Conditional:
                 )
                 for i in range(0, len(flat), size)
             ]
+        longest = max(p.shape[1] for p in parts)  # in steps of the model's own, they may differ
+        parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*_batch(model.space, x), -1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
@@ -389,14 +393,14 @@ class Conditional:
         space = self.model.space
         space.check(x)
         batch = _batch(space, x)
-        return x.reshape(-1, *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
+        return x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
         if self.before is None:
             return None
         event = self.before.shape[self.before.ndim - len(self.model.space.event_shape) :]
-        return self.before.expand(*batch, *event).reshape(-1, *event).to(self.model.device)
+        return self.before.expand(*batch, *event).reshape(math.prod(batch), *event).to(self.model.device)
 
     def _contexts(self, batch: tuple[int, ...] | torch.Size) -> Tensor | None:
         """c repeated to one flat row per entry of the batch shape [*S, *C]."""

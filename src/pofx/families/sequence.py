@@ -119,7 +119,7 @@ class Stepwise(Model):
     def material(self, x: Any) -> Material:
         """Whole data where they fit into a block, else windows over them."""
         fill, block = self.emission.fill, self.config.block
-        if self.codec.fixed or (self._ends and self.space.dims < block and self.codec.kind is Exact):
+        if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
             return Whole(x, self.codec.encode, fill)
         runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
 
@@ -143,6 +143,8 @@ class Stepwise(Model):
             log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
             # fill after a step is its end; fill after fill only fills up
             idle = filled(targets) & (filled(inputs) | (not self._ends))
+            if batch.c is not None:  # what follows in a window is of another datum, with another context
+                idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
@@ -150,7 +152,13 @@ class Stepwise(Model):
     @property
     def targets(self) -> int:
         """By what a piece's loss is divided: the same for all, so that it is near nats per step."""
-        return self.codec.fixed or min(self.config.block, self.space.dims)
+        return self.codec.fixed or min(self.config.block, self._longest)
+
+    @property
+    def _longest(self) -> int:
+        """Of the data, in units of their free axis."""
+        assert isinstance(self.space, Ragged)
+        return self.space.length
 
     @property
     def _ends(self) -> bool:
@@ -175,26 +183,26 @@ class Stepwise(Model):
         return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        u, begins, size = self._line(x, before)
+        u, begins, size, width = self._line(x, before)
         h, log_p = self._encode(c), torch.zeros(u.shape[:2], device=u.device)
         for start, first, last in self._spans(u.shape[1] - 1, budget.stride):
             if last >= int(begins.min()):
                 y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
-        j = torch.arange(int(size.max()) + 1, device=u.device)
+        j = torch.arange(width + 1, device=u.device)
         return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._ends), 0.0)
 
-    def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill, the steps before x, those of x, and fill [N, M, ...]; where x begins [N]; its number of steps [N]."""
+    def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Fill, steps before x, those of x, fill [N, M, ...]; where x begins [N]; its steps [N]; the most of them."""
         parts = [self.codec.encode(v) for v in (before, x) if v is not None]
         inside = [~self.emission.filled(u) for u in parts]
         size, begins = inside[-1].sum(1), 1 + sum(i.sum(1) for i in inside[:-1]) + torch.zeros_like(inside[-1].sum(1))
-        fill = self.emission.beginning(len(x))
+        fill = self.emission.beginning(len(x)).to(parts[0].dtype)
         u = torch.cat([fill, *parts, fill], 1)
         if before is not None:  # shorter beginnings leave gaps, which the steps of x close
             kept = torch.cat([inside[0].new_ones(len(x), 1), *inside, inside[0].new_zeros(len(x), 1)], 1)
             u = _at(u, (~kept).long().argsort(dim=1, stable=True), self.emission.fill)
-        return u, begins, size
+        return u, begins, size, parts[-1].shape[1]
 
     def _spans(self, targets: int, stride: int | None) -> Iterator[tuple[int, int, int]]:
         """The windows of ``nn.windows.spans``; one, where the net takes inputs of any length."""
@@ -218,7 +226,7 @@ class Stepwise(Model):
 
     def rows_per_pass(self) -> int:
         """About 2^22 numbers of the widest layer."""
-        each = self.codec.fixed or min(self.config.block, self.space.dims)
+        each = self.codec.fixed or min(self.config.block, self._longest)
         return max(1, min(1024, 2**22 // (8 * self.config.width * each)))
 
     # -- samples --------------------------------------------------------------------------------------------
@@ -265,7 +273,7 @@ class Stepwise(Model):
         return torch.cat([self.emission.beginning(len(u)), u], 1)
 
     def _most(self, sampler: Sampler) -> int:
-        return self.codec.fixed or sampler.length or self.space.dims
+        return self.codec.fixed or sampler.length or self._longest
 
     def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
@@ -313,7 +321,7 @@ class Stepwise(Model):
             if stop is not None:
                 new = torch.cat(line[1:], 1)
                 over = over | stop(new.masked_fill(together + 1 + torch.arange(new.shape[1]) <= given[:, None], -1))
-            if bool(over.all()):
+            if t == whole or bool(over.all()):
                 break
             y = reader.read(step)
 
@@ -354,6 +362,8 @@ class Stepwise(Model):
     def _spelled(self, u: Tensor, sampler: Sampler) -> Tensor:
         """Drawn steps as data; where strings stop them, what stands after these in the same step is left out."""
         x = self.codec.decode(u)
+        if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
+            x = x[:, : sampler.length or self._longest]
         if sampler.decoding is None or not sampler.decoding.stop:
             return x
         assert isinstance(self.space, Text)
@@ -491,6 +501,7 @@ class RnnConfig:
 
 class Rnn(Stepwise):
     name = "rnn"
+    uses_stride = False  # no window: the state goes through data of any length
     summary = "an LSTM predicts each symbol, level or step from the state it keeps of all before it"
     paper = "Graves 2013, Generating sequences with recurrent neural networks"
     Config = RnnConfig

@@ -198,7 +198,7 @@ class Sites(Emission):
         return u[..., 0].isinf()
 
     def beginning(self, n: int) -> Tensor:
-        return self.base.new_full((n, 1, self.heads.sites), self.fill)
+        return self.base.new_full((n, 1, self.heads.sites), self.fill, dtype=torch.float64)
 
     def _allowed(self, u: Tensor) -> Tensor:
         """Any value in the place of fill: as an input it is replaced, as a target not looked at."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeAlias
@@ -160,11 +161,26 @@ def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:
     return site_order(name, height * width, seed)
 
 
+def byte_spelling() -> list[str]:
+    """The character that stands for each of the 256 bytes in a byte-level vocabulary (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b if b in visible else next(others)) for b in range(256)]
+
+
+SPELLING = byte_spelling()
+
+
+def _escaped(piece: str) -> bool:
+    """Is it one byte that is no UTF-8 (as "surrogateescape" spells it)?"""
+    return len(piece) == 1 and "\udc80" <= piece <= "\udcff"
+
+
 class Subwords(nn.Module):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), learned from the training texts.
 
     A string has many spellings in subwords; the encoder gives one of them, so its likelihood bounds that of
-    the string from below.
+    the string from below. Bytes that are no UTF-8 are spelled one by one, so that no two strings share a spelling.
 
     Args:
         space: of texts.
@@ -196,7 +212,7 @@ class Subwords(nn.Module):
         self.take(made.to_str())
 
     def take(self, json: str) -> None:
-        """Use a tokenizer.json."""
+        """Use a byte-level tokenizer.json."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
         self._made = None
 
@@ -214,15 +230,38 @@ class Subwords(nn.Module):
         return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        tokens = [e.ids for e in self._read(x)]
+        tokens = self._tokens([row[row >= 0].tolist() for row in x])
         u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
         for row, ids in zip(u, tokens, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return u.to(x.device)
 
+    def _tokens(self, rows: list[list[int]]) -> list[list[int]]:
+        """Tokens of rows of symbols."""
+        tokenizer, alphabet = self.tokenizer, self.space.alphabet
+        if alphabet:
+            return [e.ids for e in tokenizer.encode_batch(["".join(alphabet[k] for k in row) for row in rows])]
+        spelled = [bytes(row).decode(errors="surrogateescape") for row in rows]
+        rows_of_pieces = [[p for p in re.split("([\udc80-\udcff])", text) if p] for text in spelled]
+        found = iter(tokenizer.encode_batch([p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]))
+
+        def ids(piece: str) -> list[int]:
+            return [tokenizer.token_to_id(SPELLING[ord(piece) & 255])] if _escaped(piece) else next(found).ids
+
+        return [[k for piece in pieces for k in ids(piece)] for pieces in rows_of_pieces]
+
     def decode(self, u: Tensor) -> Tensor:
-        texts: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
-        return self.space.read([self._known(t) for t in texts]).to(u.device)
+        """Subwords -> symbols; of bytes that make up no character of the alphabet nothing is left."""
+        tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
+        spelled = [bytes(byte[c] for k in row[row >= 0].tolist() for c in tokenizer.id_to_token(k)) for row in u]
+        if self.space.alphabet:
+            known = set(self.space.alphabet)
+            texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]
+            return self.space.read(texts).to(u.device)
+        x = torch.full((len(u), max(map(len, spelled), default=0)), -1)
+        for row, text in zip(x, spelled, strict=True):
+            row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
+        return x.to(u.device)
 
     def spans(self, x: Tensor) -> list[list[Span]]:
         return [list(e.offsets) for e in self._read(x)]
