@@ -257,8 +257,12 @@ class Ragged:
         return self.lengths(x)
 
     def _check_ends(self, x: Tensor) -> None:
-        """``fill`` stands after the end only."""
-        inside = (x != self.fill).reshape(*x.shape[: x.ndim - len(self.event_shape) + 1], -1).all(-1)
+        """``fill`` stands after the end only, and in all of a step."""
+        inside = x != self.fill
+        if len(self.event_shape) > 1:
+            if (inside.any(-1) & ~inside.all(-1)).any():
+                raise BadValue(f"A step is {self.fill:g} in part.", "Fill up whole steps, after the end.")
+            inside = inside.all(-1)
         if (inside[..., 1:] & ~inside[..., :-1]).any():
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 

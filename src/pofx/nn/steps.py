@@ -11,14 +11,25 @@ Steps are [N, L] (symbols) or [N, L, d] (d values each), filled up after the end
 
 from __future__ import annotations
 
+import codecs
 import math
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Image, Ragged, Text
+from pofx.nn.causal import site_order
+
+ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
+
+Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
+Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
 
 
 class Codec(Protocol):
@@ -38,6 +49,18 @@ class Codec(Protocol):
 
     def decode(self, u: Tensor) -> Tensor:
         """The inverse, of the space's dtype."""
+        ...
+
+
+class TextCodec(Codec, Protocol):
+    """A codec of texts: it knows which characters a step stands for."""
+
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        """Of each text of x [N, L], which characters of its spelling each step stands for, or is a part of."""
+        ...
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        """Spells symbols one by one, which follow these; a character is told when it is complete."""
         ...
 
 
@@ -61,17 +84,52 @@ class Plain(nn.Module):
             return u
         return torch.where(u.isinf(), self.space.fill, u)[..., 0].long()
 
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        assert isinstance(self.space, Text)
+        if self.space.alphabet:
+            return [[(i, i + 1) for i in range(n)] for n in self.space.lengths(x).tolist()]
+        return [_of_bytes(row[row >= 0].tolist()) for row in x]
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        assert isinstance(self.space, Text)
+        alphabet = self.space.alphabet
+        if alphabet:
+            return lambda symbol: "" if symbol is None else alphabet[symbol]
+        reader = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda symbol: reader.decode(b"", True) if symbol is None else reader.decode(bytes([symbol]))
+
+
+def _of_bytes(numbers: list[int]) -> list[Span]:
+    """Which character of the decoded text each byte is a part of."""
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    told = [len(reader.decode(bytes([b]))) for b in numbers]
+    told.append(len(reader.decode(b"", True)))
+    ends = list(accumulate(told))
+    # a byte that completes nothing belongs to what is completed next
+    spans: list[Span] = []
+    for i, (start, end) in enumerate(pairwise([0, *ends[:-1]])):
+        later = end if end > start else next((e for e in ends[i + 1 :] if e > start), start)
+        spans.append((start, later))
+    return spans
+
 
 class Patches(nn.Module):
-    """An image [C, H, W] as its patches of size x size pixels, in raster order, each with all of its channels.
+    """An image [C, H, W] as its patches of size x size pixels, each with all of its channels, in an order.
 
     With ``symbols`` a step is the level of one pixel of one channel.
     """
 
     kind: Kind = Exact
+    order: Tensor
+    back: Tensor
 
-    def __init__(self, space: Image, size: int, symbols: bool = False) -> None:
+    def __init__(
+        self, space: Image, size: int, symbols: bool = False, order: str = "raster", order_seed: int = 0
+    ) -> None:
         super().__init__()
+        places = torch.tensor(patch_order(order, space.height // size, space.width // size, order_seed))
+        self.register_buffer("order", places, persistent=False)
+        self.register_buffer("back", places.argsort(), persistent=False)
         self.space, self.size, self.symbols = space, size, symbols
         self.fixed: int | None = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
@@ -80,20 +138,49 @@ class Patches(nn.Module):
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
         p = self.size
         n, c, h, w = x.shape
-        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)
+        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)[:, self.order]
         return u[..., 0].long() if self.symbols else u.float()
 
     def decode(self, u: Tensor) -> Tensor:
         p, (c, h, w) = self.size, self.space.event_shape
-        x = u.reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
+        x = u[:, self.back].reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(u), c, h, w).to(self.space.dtype)
+
+
+def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:
+    """The numbers of height x width places (counted by rows) in the order of that name."""
+    rows = np.arange(height * width).reshape(height, width)
+    if name == "spiral":
+        found, rest = [], rows
+        while rest.size:  # the first row, then what is left, turned so that its next side is the first row
+            found += rest[0].tolist()
+            rest = np.rot90(rest[1:])
+        return found
+    if name == "column":
+        return rows.T.flatten().tolist()
+    return site_order(name, height * width, seed)
+
+
+def byte_spelling() -> list[str]:
+    """The character that stands for each of the 256 bytes in a byte-level vocabulary (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b if b in visible else next(others)) for b in range(256)]
+
+
+SPELLING = byte_spelling()
+
+
+def _escaped(piece: str) -> bool:
+    """Is it one byte that is no UTF-8 (as "surrogateescape" spells it)?"""
+    return len(piece) == 1 and "\udc80" <= piece <= "\udcff"
 
 
 class Subwords(nn.Module):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), learned from the training texts.
 
     A string has many spellings in subwords; the encoder gives one of them, so its likelihood bounds that of
-    the string from below.
+    the string from below. Bytes that are no UTF-8 are spelled one by one, so that no two strings share a spelling.
 
     Args:
         space: of texts.
@@ -107,42 +194,93 @@ class Subwords(nn.Module):
     def __init__(self, space: Text, size: int) -> None:
         super().__init__()
         self.space, self.size = space, size
+        self._made: Any = None  # the tokenizer, once it is used
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def learn(self, texts: list[str]) -> None:
         """Train the tokenizer on texts."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+        bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        known = bytes_of.pre_tokenize_str(self.space.alphabet)  # no token for a byte that these texts cannot hold
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
+        initial = sorted({c for piece, _ in known for c in piece}) or pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=initial, show_progress=False)
         made.train_from_iterator(texts, trainer)
         self.take(made.to_str())
 
     def take(self, json: str) -> None:
-        """Use a tokenizer.json."""
+        """Use a byte-level tokenizer.json."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
+        self._made = None
+
+    @property
+    def json(self) -> str:
+        """The tokenizer.json."""
+        return bytes(self.learned.tolist()).decode()
 
     @property
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(bytes(self.learned.tolist()).decode())
+        if self._made is None:
+            self._made = Tokenizer.from_str(self.json)
+        return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        tokens = [e.ids for e in self.tokenizer.encode_batch([self.space.spell(row) for row in x])]
-        u = torch.full((len(x), max(map(len, tokens))), -1)
+        tokens = self._tokens([row[row >= 0].tolist() for row in x])
+        u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
         for row, ids in zip(u, tokens, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return u.to(x.device)
 
+    def _tokens(self, rows: list[list[int]]) -> list[list[int]]:
+        """Tokens of rows of symbols."""
+        tokenizer, alphabet = self.tokenizer, self.space.alphabet
+        if alphabet:
+            return [e.ids for e in tokenizer.encode_batch(["".join(alphabet[k] for k in row) for row in rows])]
+        spelled = [bytes(row).decode(errors="surrogateescape") for row in rows]
+        rows_of_pieces = [[p for p in re.split("([\udc80-\udcff])", text) if p] for text in spelled]
+        found = iter(tokenizer.encode_batch([p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]))
+
+        def ids(piece: str) -> list[int]:
+            return [tokenizer.token_to_id(SPELLING[ord(piece) & 255])] if _escaped(piece) else next(found).ids
+
+        return [[k for piece in pieces for k in ids(piece)] for pieces in rows_of_pieces]
+
     def decode(self, u: Tensor) -> Tensor:
-        texts: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
-        return self.space.read(texts).to(u.device)
+        """Subwords -> symbols; of bytes that make up no character of the alphabet nothing is left."""
+        tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
+        spelled = [bytes(byte[c] for k in row[row >= 0].tolist() for c in tokenizer.id_to_token(k)) for row in u]
+        if self.space.alphabet:
+            known = set(self.space.alphabet)
+            texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]
+            return self.space.read(texts).to(u.device)
+        x = torch.full((len(u), max(map(len, spelled), default=0)), -1)
+        for row, text in zip(x, spelled, strict=True):
+            row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
+        return x.to(u.device)
+
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        return [list(e.offsets) for e in self._read(x)]
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        from tokenizers.decoders import DecodeStream
+
+        stream, tokenizer = DecodeStream(list(before), skip_special_tokens=True), self.tokenizer
+        return lambda symbol: "" if symbol is None else self._known(stream.step(tokenizer, symbol) or "")
+
+    def _known(self, text: str) -> str:
+        """The text without what the space's alphabet does not have: parts of a character spell none of it."""
+        return text if not self.space.alphabet else "".join(c for c in text if c in self.space.alphabet)
+
+    def _read(self, x: Tensor) -> list[Any]:
+        found: list[Any] = self.tokenizer.encode_batch([self.space.spell(row) for row in x], add_special_tokens=False)
+        return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self.learned = torch.empty_like(state[f"{prefix}learned"])  # as long as it is
+        self._made = None
         super()._load_from_state_dict(state, prefix, *args)
