@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pofx.cli import main
-from pofx.commands import _noise_matters
+from pofx.commands.compare import noise_matters
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def test_a_report_without_its_data_says_so(two_bells, capsys):
 
 
 def test_the_terminal_leaves_out_only_a_small_monte_carlo_error():
-    assert _noise_matters({"mc_se": 0.05, "se": 0.1})
-    assert not _noise_matters({"mc_se": 0.02, "se": 0.1})
-    assert not _noise_matters({"mc_se": None, "se": None})
+    assert noise_matters({"mc_se": 0.05, "se": 0.1})
+    assert not noise_matters({"mc_se": 0.02, "se": 0.1})
+    assert not noise_matters({"mc_se": None, "se": None})

@@ -154,6 +154,20 @@ class Model(nn.Module):
         """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]. Exists where ``continues`` is True."""
         raise Unsupported(f"{self.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
 
+    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
+        """The n best continuations [n, L] of ``before`` [1, K] that a search finds. Where it ``decodes``."""
+        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
+
+    def rows_stream(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Iterator[str]:
+        """One draw of a text after ``before`` [1, K], in pieces as they are drawn. Where it ``decodes``."""
+        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
+
+    def rows_spans(self, x: Tensor) -> list[list[tuple[int, int]]]:
+        """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
+        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt or rnn to texts.")
+
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
         raise Unsupported(f"{self.name} has no latent variable to encode into.", "Fit a vae, a gmm or a flow.")
@@ -195,6 +209,11 @@ class Model(nn.Module):
     def step_kind(self) -> Kind:
         """Of what ``rows_log_probs`` sums to."""
         return Exact
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(block, stride) of a net of limited context: how long its window is, and how far it moves unless said."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -299,9 +318,14 @@ class Conditional:
         return torch.cat(parts).reshape(*_batch(model.space, x), -1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
-        """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient."""
+        """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
+
+        Where ``sampler.decoding`` searches with beams, these are the n best that are found, best first.
+        """
         model, sampler = self.model, sampler or Sampler()
         _check_sampler(model, n, sampler)
+        if sampler.decoding is not None and sampler.decoding.beams is not None:
+            return self._best(n, sampler)
         batch = (n, *self.batch_shape)
         rows = math.prod(batch)
         c, before = self._contexts(batch), self._befores(batch)
@@ -319,6 +343,39 @@ class Conditional:
                     parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
         x = join(model.space, parts)
         return x.reshape(*batch, *x.shape[1:])
+
+    def stream(self, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Iterator[str]:
+        """One draw of a text, in pieces as they are drawn: together what ``sample(1)`` spells.
+
+        Raises Unsupported where the model does not draw symbol by symbol, UsageError where contexts are many.
+        """
+        model, sampler = self.model, sampler or Sampler()
+        _check_sampler(model, 1, sampler)
+        c, before = self._contexts(self.batch_shape), self._beginnings()
+        if len(before) != 1:
+            raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
+        with evaluating(model), torch.no_grad():
+            yield from model.rows_stream(before, c, sampler, _generator(generator, model.device))
+
+    def _best(self, n: int, sampler: Sampler) -> Tensor:
+        """[n, *C, *E]"""
+        model, c, before = self.model, self._contexts(self.batch_shape), self._beginnings()
+        with evaluating(model), torch.no_grad():
+            found = [
+                model.rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
+                for i in range(len(before))
+            ]
+        x = join(model.space, found)
+        return x.reshape(len(before), n, *x.shape[1:]).transpose(0, 1).reshape(n, *self.batch_shape, *x.shape[1:])
+
+    def _beginnings(self) -> Tensor:
+        """``before`` flat [N, K, ...], K = 0 where nothing is given."""
+        before = self._befores(self.batch_shape)
+        if before is None:
+            space = self.model.space
+            event = [max(0, size) for size in space.event_shape]
+            before = torch.full((math.prod(self.batch_shape), *event), -1, dtype=space.dtype, device=self.model.device)
+        return before
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""

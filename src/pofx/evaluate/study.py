@@ -15,17 +15,19 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
-from pofx.core.space import Label, join
+from pofx.core.space import Label, Text, join
 from pofx.data.base import Data, Part, read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import grow, latency
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
+from pofx.evaluate.text import marks
 from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc, share_error
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
 RATE_ROWS = 1024  # rows over which throughput is measured
+SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is kept
 SHOWN_BYTES = 4 * 2**20  # of samples and of data kept for reports
 
 
@@ -145,6 +147,8 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     found["outliers"] = _outliers(study, model, lik, 0.15 * limit)
     if isinstance(space, Label):
         found["accuracy"] = guarded(lambda: _accuracy(study, model, space))
+    if isinstance(space, Text):
+        found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
     return found, lik, fake
 
 
@@ -211,6 +215,18 @@ def _outliers(study: Study, model: Model, inliers: Score, seconds: float) -> lis
         return guarded(lambda: detect(model, inliers, rows, words, generator=generator, seconds=share))
 
     return [{"outliers": words} | one(words, rows) for words, rows in study.outliers]
+
+
+def _surprise(study: Study, model: Model) -> list[list[tuple[str, float]]]:
+    """The first test texts, in stretches of text with their surprise in bits."""
+    out = []
+    for i in range(min(SHOWN_TEXTS, len(study.test))):
+        row = study.test[i : i + 1].read()
+        x = row.x[0][row.x[0] >= 0]
+        c, before = (None if v is None else v[0] for v in (row.c, row.before))
+        found = marks(model, x[:SHOWN_SYMBOLS], c, before)
+        out.append([(m.text, round(m.bits, 2)) for m in found if m.text or len(x) <= SHOWN_SYMBOLS])
+    return out
 
 
 def _accuracy(study: Study, model: Model, space: Label) -> dict[str, Any] | Unavailable:

@@ -23,7 +23,7 @@ from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Materi
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Ragged, Space
-from pofx.families.sequence import Stepwise
+from pofx.families.sequence import Reader, Stepwise
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.heads import Heads, ImageKind, image_head, side_by_side
 from pofx.nn.sequence import SequenceNet
@@ -65,6 +65,7 @@ class ImageGpt(Stepwise):
     claims = frozenset({Exact})
     uses_stride = False
     continues = False
+    decodes = False
     Config = ImageGptConfig
     config: ImageGptConfig
     space: Image
@@ -137,7 +138,7 @@ class ImageGpt(Stepwise):
             # the scans take turns: over a few batches this is the mean of their losses
             return {"loss": -self._scanned(batch.x, self._encode(batch.c), batch.step % self.config.scans)}
 
-        return GradientLearner(self, recipe, objective)
+        return GradientLearner(self, recipe, objective, self.net.matrices())
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
         h = self._encode(c)
@@ -159,13 +160,18 @@ class ImageGpt(Stepwise):
         return own if h is None else h + own
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        assert self.codec.fixed is not None
         h, out = self._encode(c), torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
         which = torch.randint(self.config.scans, (n,), generator=generator, device=generator.device).to(self.device)
         for scan in which.unique().tolist():
             rows = (which == scan).nonzero()[:, 0]
             given = self._toward(None if h is None else h[rows], len(rows), scan)
-            u = self._go_on(self.emission.beginning(len(rows)), given, sampler, generator)
-            out[rows] = turned(self.codec.decode(u), scan, back=True)
+            reader = Reader(self, len(rows), given, self.codec.fixed)
+            step, steps = self.emission.beginning(len(rows)), []
+            for _ in range(self.codec.fixed):
+                step = self.emission.sample(reader.read(step), generator)[:, None]
+                steps.append(step)
+            out[rows] = turned(self.codec.decode(torch.cat(steps, 1)), scan, back=True)
         return out
 
 

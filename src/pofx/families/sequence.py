@@ -8,6 +8,7 @@ distribution of step i + 1, so nothing is left unscored.
 
     gpt         a transformer (Radford et al. 2019)
     rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
+    wavenet     dilated causal convolutions (van den Oord et al. 2016)
 
 Training is one parallel pass over whole data, or over windows of long ones. A sampler keeps the net's cache: a
 step costs the arithmetic of one step. A net of limited context scores longer data in windows that move by a
@@ -16,6 +17,7 @@ stride, and samples them in the same windows, so what is sampled is what is scor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +25,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
+from pofx.decode.decoding import Decoding, drafted, search, stops
+from pofx.decode.net import NetDecoder
+from pofx.decode.strategies import choose
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import Heads, heads_for, image_head, side_by_side
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.steps import Codec, Plain, Subwords
+from pofx.nn.steps import Codec, Plain, Span, Subwords, TextCodec
 from pofx.nn.transformer import Shape, Transformer
+from pofx.nn.wavenet import WaveNet
 from pofx.nn.windows import Whole, Windows, context, spans
 
 LOOK = 500  # training rows that are looked at before training
@@ -48,6 +54,7 @@ class Stepwise(Model):
     claims = frozenset({Exact, LowerBound})
     uses_stride = True
     continues = True
+    decodes = True
     config: Any
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -73,7 +80,7 @@ class Stepwise(Model):
         config, space = self.config, self.space
         if isinstance(space, Text):
             size = config.vocabulary or space.symbols
-            return Symbols(size, config.width, ends=space.ends, tied=config.tied)
+            return Symbols(size, config.width, ends=space.ends, tied=config.tied, marginal=config.marginal)
         assert isinstance(space, Audio | Sequence)
         return Sites(self.step_heads(), config.width, hidden=config.inner_width, ends=space.ends)
 
@@ -93,6 +100,8 @@ class Stepwise(Model):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
         if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
+        if not config.marginal and not isinstance(space, Text):
+            return "marginal=False goes with texts. Leave it out."
         return config.wrong()
 
     # -- training -------------------------------------------------------------------------------------------
@@ -138,7 +147,7 @@ class Stepwise(Model):
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
 
-        return GradientLearner(self, recipe, objective)
+        return GradientLearner(self, recipe, objective, self.net.matrices())
 
     @property
     def targets(self) -> int:
@@ -204,6 +213,13 @@ class Stepwise(Model):
         return spans(targets, block, stride)
 
     @property
+    def window(self) -> tuple[int, int] | None:
+        return None if self.net.longest is None else (self.net.longest, self.stride)
+
+    def rows_spans(self, x: Tensor) -> list[list[Span]]:
+        return self._text_codec.spans(x)
+
+    @property
     def stride(self) -> int:
         """How far the window moves, unless a budget says otherwise: half of it is context at the least."""
         return max(1, (self.net.longest or 2) // 2)
@@ -216,47 +232,167 @@ class Stepwise(Model):
     # -- samples --------------------------------------------------------------------------------------------
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return self._decode(self._go_on(self.emission.beginning(n), self._encode(c), sampler, generator), sampler)
+        return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
     def rows_sample_after(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
     ) -> Tensor:
+        return self._spelled(self._go_on(self._begun(before), c, sampler, generator), sampler)
+
+    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
+        decoding, u = sampler.decoding, self._begun(before)
+        if n > decoding.beams:
+            raise UsageError(f"{decoding.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
+        found = search(self._decoder(u, c, sampler), self._most(sampler), decoding, u, self._end)
+        return self.codec.decode(self._told(found[0, :n]))
+
+    def rows_stream(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Iterator[str]:
+        u, decoding = self._begun(before), sampler.decoding
+        spell, text = self._text_codec.speller(u[0, 1:].tolist()), ""
+        for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
+            if step is not None and int(step) < 0:
+                continue
+            piece = spell(None if step is None else int(step))
+            text += piece
+            if decoding is not None and (whole := decoding.until_stop(text)) is not None:
+                yield piece[: len(piece) - len(text) + len(whole)]
+                return
+            yield piece
+
+    def _begun(self, before: Tensor) -> Tensor:
+        """Fill, then the steps of ``before`` [N, 1 + K, ...]."""
         u = self.codec.encode(before)
+        u = u[:, : int((~self.emission.filled(u)).sum(1).max())]
         if self.net.longest and u.shape[1] > self.net.longest:
             raise UsageError(
                 f"A beginning of {u.shape[1]} steps is longer than the context of {self.net.longest}.",
                 f"Give its last {self.net.longest} steps.",
             )
-        line = torch.cat([self.emission.beginning(len(u)), u], 1)
-        return self._decode(self._go_on(line, self._encode(c), sampler, generator), sampler)
+        return torch.cat([self.emission.beginning(len(u)), u], 1)
 
-    def _decode(self, u: Tensor, sampler: Sampler) -> Tensor:
-        """Steps -> data; steps of several symbols may reach over the length that was asked for."""
-        return self.codec.decode(u)[:, : sampler.length or self._longest]
+    def _most(self, sampler: Sampler) -> int:
+        return self.codec.fixed or sampler.length or self._longest
 
-    def _go_on(self, u: Tensor, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given.
+    def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
+        filled, given, most = self.emission.filled, (~self.emission.filled(u)).sum(1), self._most(sampler)
+        if sampler.decoding is not None and sampler.decoding.aligned:  # rows of one length at a time
+            out = u.new_full((len(u), most), self.emission.fill)
+            for k in given.unique().tolist():
+                rows = given == k
+                some = None if c is None else c[rows]
+                steps = torch.stack(list(self._steps(u[rows, : 1 + k], some, sampler, generator)), 1)
+                out[rows, : steps.shape[1]] = steps
+        else:
+            line = [u[:, : int(given.min()) + 1]]
+            line += [step[:, None] for step in self._steps(u, c, sampler, generator)]
+            out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
+        return out[:, : self.codec.fixed or max(1, int((~filled(out)).sum(1).max()))]
+
+    def _steps(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Iterator[Tensor]:
+        """Steps [N, ...] one after the other, from the end of the shortest beginning of u [N, 1 + K, ...] on.
 
         Rows begin together: while one still has steps given, the others draw theirs.
         """
-        filled, given = self.emission.filled, (~self.emission.filled(u)).sum(1)
-        most = self.codec.fixed or sampler.length or self._longest
-        together, whole = int(given.min()), int(given.max()) + most
-        reader = Reader(self, len(u), h, whole)
-        y, line = reader.read(u[:, : together + 1]), [u[:, : together + 1]]
-        over = torch.zeros(len(u), dtype=torch.bool, device=u.device)
+        decoding, filled, given = sampler.decoding, self.emission.filled, (~self.emission.filled(u)).sum(1)
+        if decoding is not None and not isinstance(self.emission, Symbols):
+            raise Unsupported(f"{self.space} have no symbols to decode.", "Leave out the decoding, or fit texts.")
+        stop = None if decoding is None else stops(decoding, self._spell)
+        if decoding is not None and decoding.draft is not None:
+            target, draft = (m._decoder(u, c, sampler) for m in (self, self._checked(decoding.draft)))
+            drawn = drafted(target, draft, self._most(sampler), decoding, generator, u, self._end, stop)
+            yield from map(self._told, drawn)
+            return
+        together, whole = int(given.min()), int(given.max()) + self._most(sampler)
+        reader = Reader(self, len(u), self._encode(c), whole)
+        line = [u[:, : together + 1]]
+        y, over = reader.read(line[0]), torch.zeros(len(u), dtype=torch.bool, device=u.device)
         for t in range(together + 1, whole + 1):
-            step = self.emission.sample(y, generator).to(u.dtype)[:, None]
+            step = self._draw(y, line, decoding, generator).to(u.dtype)[:, None]
             if t < u.shape[1]:
                 step = torch.where(_like(t <= given, step), u[:, t : t + 1], step)
             over = over | filled(step)[:, 0]
             step = torch.where(_like(over, step), self.emission.fill, step).to(u.dtype)
-            line.append(step)
+            yield step[:, 0]
+            if decoding is not None:
+                line.append(step)
+            if stop is not None:
+                new = torch.cat(line[1:], 1)
+                over = over | stop(new.masked_fill(together + 1 + torch.arange(new.shape[1]) <= given[:, None], -1))
             if t == whole or bool(over.all()):
                 break
             y = reader.read(step)
-        out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
-        return out[:, : self.codec.fixed or max(1, int((~filled(out)).sum(1).max()))]
+
+    def _draw(
+        self, y: Tensor, line: list[Tensor], decoding: Decoding | None, generator: torch.Generator
+    ) -> Tensor:
+        """A step [N, ...] given the net's output y [N, width] after ``line``."""
+        if decoding is None:
+            return self.emission.sample(y, generator)
+        assert isinstance(self.emission, Symbols)
+        logits = decoding.processor(self.emission.logits(y), decoding.past(line))
+        return self._told(choose(logits, decoding.source(generator)))
+
+    # -- texts: symbols that decoding knows ------------------------------------------------------------------
+
+    @property
+    def _text_codec(self) -> TextCodec:
+        if not isinstance(self.space, Text):
+            raise Unsupported(f"{self.space} are no texts.", "Fit texts.")
+        codec: Any = self.codec
+        return codec
+
+    @property
+    def _end(self) -> int | None:
+        """The symbol that ends; None where none does."""
+        assert isinstance(self.emission, Symbols)
+        return self.emission.end if self._ends else None
+
+    def _told(self, symbols: Tensor) -> Tensor:
+        """-1 for the end."""
+        assert isinstance(self.emission, Symbols)
+        return symbols.masked_fill(symbols == self.emission.end, -1)
+
+    def _spell(self, symbols: list[int]) -> str:
+        assert isinstance(self.space, Text)
+        return self.space.spell(self.codec.decode(torch.tensor([symbols]))[0])
+
+    def _spelled(self, u: Tensor, sampler: Sampler) -> Tensor:
+        """Drawn steps as data; where strings stop them, what stands after these in the same step is left out."""
+        x = self.codec.decode(u)
+        if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
+            x = x[:, : sampler.length or self._longest]
+        if sampler.decoding is None or not sampler.decoding.stop:
+            return x
+        assert isinstance(self.space, Text)
+        texts = [self.space.spell(row) for row in x]
+        return self.space.read([sampler.decoding.until_stop(t) or t for t in texts]).to(x.device)
+
+    def _decoder(self, u: Tensor, c: Tensor | None, sampler: Sampler) -> NetDecoder:
+        """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
+        assert isinstance(self.emission, Symbols)
+        return NetDecoder(self.net, self.emission, u, self._most(sampler), self._encode(c), self.stride)
+
+    def _checked(self, draft: Model) -> Stepwise:
+        """The draft, which must read and write what this model does."""
+        alike = isinstance(draft, Stepwise) and draft.context == self.context and draft._symbols == self._symbols
+        if not isinstance(draft, Stepwise) or not alike:
+            raise UsageError(
+                f"The draft is a {draft.name} over {draft.space}, whose symbols are not those of this {self.name} "
+                f"over {self.space}.",
+                "Draft with a smaller model that was fitted to the same data with the same vocabulary.",
+            )
+        return draft
+
+    @property
+    def _symbols(self) -> tuple[Any, ...] | None:
+        """What its symbols are: the same for models that may draft for each other. None where it has none."""
+        if not isinstance(self.space, Text) or not isinstance(self.emission, Symbols):
+            return None
+        words = self.codec.json if isinstance(self.codec, Subwords) else ""
+        return self.space.alphabet, self.space.ends, words, len(self.emission.base)
 
 
 class Reader:
@@ -301,12 +437,14 @@ class GptConfig(Shape):
     Attributes:
         vocabulary: of subwords learned from a text (byte-pair encoding); 0 for its characters or bytes.
         tied: one matrix embeds symbols and reads them out.
+        marginal: symbols start at their frequencies, kept beside the weights; exports need it off.
         components: of the mixture that a number's distribution is.
         inner_width: of the masked MLP inside a step of several values.
     """
 
     vocabulary: int = 0
     tied: bool = False
+    marginal: bool = True
     components: int = 8
     inner_width: int = 128
 
@@ -340,7 +478,7 @@ class RnnConfig:
     Attributes:
         width: of the state; layers: stacked LSTMs; dropout: between them.
         block: the longest training piece, over which gradients flow back.
-        vocabulary, tied, components, inner_width: as in ``gpt``.
+        vocabulary, tied, marginal, components, inner_width: as in ``gpt``.
     """
 
     width: int = 256
@@ -349,6 +487,7 @@ class RnnConfig:
     block: int = 128
     vocabulary: int = 0
     tied: bool = False
+    marginal: bool = True
     components: int = 8
     inner_width: int = 128
 
@@ -378,3 +517,57 @@ class Rnn(Stepwise):
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=32, lr=3e-3, clip=1.0, ema=0.99)
+
+
+# ------------------------------------------------------------------------------------------- wavenet
+
+
+@dataclass(frozen=True)
+class WaveNetConfig:
+    """Options of ``wavenet``.
+
+    Attributes:
+        width: of a step as it enters and leaves the net.
+        depth: layers of a stack, whose dilations double; stacks: of them.
+        residual, skip: channels of the convolutions, and of the sum over all layers.
+        block: the longest training piece.
+        vocabulary, tied, marginal, components, inner_width: as in ``gpt``.
+    """
+
+    width: int = 64
+    depth: int = 9
+    stacks: int = 2
+    residual: int = 48
+    skip: int = 128
+    block: int = 2048
+    vocabulary: int = 0
+    tied: bool = False
+    marginal: bool = True
+    components: int = 10
+    inner_width: int = 128
+
+    def wrong(self) -> str | None:
+        """Why there is no such net, or None."""
+        for name in ("width", "depth", "stacks", "residual", "skip", "block"):
+            if getattr(self, name) < 1:
+                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        return None
+
+
+class WaveNetFamily(Stepwise):
+    name = "wavenet"
+    summary = "dilated convolutions predict each level, symbol or step from thousands before it"
+    paper = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016, WaveNet"
+    Config = WaveNetConfig
+    config: WaveNetConfig
+
+    def build(self, config: WaveNetConfig) -> SequenceNet:
+        return WaveNet(config.width, config.depth, config.stacks, config.residual, config.skip)
+
+    @classmethod
+    def tiny(cls, space: Space) -> WaveNetConfig:
+        return WaveNetConfig(width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=8 if isinstance(space, Audio) else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)

@@ -55,23 +55,36 @@ class Emission(nn.Module):
 
 
 class Symbols(Emission):
-    """A softmax over V symbols and the end, whose number (as the beginning's) is ``end``.
+    """A softmax over V symbols and the end.
 
     Args:
         size: V, the end included where it is one of the symbols (of a foreign vocabulary).
         width: of the net.
-        end: the number of the symbol that begins and ends; V for one of its own.
+        end: the number of the symbol that ends; V for one of its own.
+        begin: the number of the symbol that begins; ``end`` unless said.
         ends: whether the end may follow; else its probability is zero.
         tied: one matrix embeds symbols and reads them out (Press & Wolf 2017).
+        marginal: start at the frequencies of training symbols (in ``base``); else at equal ones.
     """
 
     base: Tensor
 
     fill = -1
 
-    def __init__(self, size: int, width: int, *, end: int | None = None, ends: bool = True, tied: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        *,
+        end: int | None = None,
+        begin: int | None = None,
+        ends: bool = True,
+        tied: bool = False,
+        marginal: bool = True,
+    ) -> None:
         super().__init__()
-        self.end, self.ends = size if end is None else end, ends
+        self.end, self.ends, self.marginal = size if end is None else end, ends, marginal
+        self.begin = self.end if begin is None else begin
         own = end is None
         self.table = nn.Embedding(size + own, width)
         self.out = None if tied else nn.Linear(width, size + own, bias=False)
@@ -85,7 +98,7 @@ class Symbols(Emission):
         self.register_buffer("base", base)
 
     def embed(self, u: Tensor) -> Tensor:
-        return self.table(torch.where(u < 0, self.end, u))
+        return self.table(torch.where(u < 0, self.begin, u))
 
     def logits(self, y: Tensor) -> Tensor:
         """[..., V] of the next symbol."""
@@ -102,6 +115,8 @@ class Symbols(Emission):
         return torch.where(drawn == self.end, -1, drawn)
 
     def prepare(self, u: Tensor, ends: int) -> None:
+        if not self.marginal:
+            return
         count = torch.bincount(u, minlength=len(self.base)).to(self.base)
         count[self.end] += ends
         share = (count + 0.5) / (count + 0.5).sum()

@@ -11,9 +11,12 @@ Steps are [N, L] (symbols) or [N, L, d] (d values each), filled up after the end
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ from pofx.core.space import Image, Ragged, Text
 from pofx.nn.causal import site_order
 
 ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
+
+Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
+Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
 
 
 class Codec(Protocol):
@@ -46,6 +52,18 @@ class Codec(Protocol):
         ...
 
 
+class TextCodec(Codec, Protocol):
+    """A codec of texts: it knows which characters a step stands for."""
+
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        """Of each text of x [N, L], which characters of its spelling each step stands for, or is a part of."""
+        ...
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        """Spells symbols one by one, which follow these; a character is told when it is complete."""
+        ...
+
+
 class Plain(nn.Module):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
 
@@ -65,6 +83,34 @@ class Plain(nn.Module):
         if not self.single:
             return u
         return torch.where(u.isinf(), self.space.fill, u)[..., 0].long()
+
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        assert isinstance(self.space, Text)
+        if self.space.alphabet:
+            return [[(i, i + 1) for i in range(n)] for n in self.space.lengths(x).tolist()]
+        return [_of_bytes(row[row >= 0].tolist()) for row in x]
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        assert isinstance(self.space, Text)
+        alphabet = self.space.alphabet
+        if alphabet:
+            return lambda symbol: "" if symbol is None else alphabet[symbol]
+        reader = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda symbol: reader.decode(b"", True) if symbol is None else reader.decode(bytes([symbol]))
+
+
+def _of_bytes(numbers: list[int]) -> list[Span]:
+    """Which character of the decoded text each byte is a part of."""
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    told = [len(reader.decode(bytes([b]))) for b in numbers]
+    told.append(len(reader.decode(b"", True)))
+    ends = list(accumulate(told))
+    # a byte that completes nothing belongs to what is completed next
+    spans: list[Span] = []
+    for i, (start, end) in enumerate(pairwise([0, *ends[:-1]])):
+        later = end if end > start else next((e for e in ends[i + 1 :] if e > start), start)
+        spans.append((start, later))
+    return spans
 
 
 class Patches(nn.Module):
@@ -148,30 +194,40 @@ class Subwords(nn.Module):
     def __init__(self, space: Text, size: int) -> None:
         super().__init__()
         self.space, self.size = space, size
+        self._made: Any = None  # the tokenizer, once it is used
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def learn(self, texts: list[str]) -> None:
         """Train the tokenizer on texts."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+        bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        known = bytes_of.pre_tokenize_str(self.space.alphabet)  # no token for a byte that these texts cannot hold
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        )
+        initial = sorted({c for piece, _ in known for c in piece}) or pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=initial, show_progress=False)
         made.train_from_iterator(texts, trainer)
         self.take(made.to_str())
 
     def take(self, json: str) -> None:
         """Use a byte-level tokenizer.json."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
+        self._made = None
+
+    @property
+    def json(self) -> str:
+        """The tokenizer.json."""
+        return bytes(self.learned.tolist()).decode()
 
     @property
     def tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(bytes(self.learned.tolist()).decode())
+        if self._made is None:
+            self._made = Tokenizer.from_str(self.json)
+        return self._made
 
     def encode(self, x: Tensor) -> Tensor:
         tokens = self._tokens([row[row >= 0].tolist() for row in x])
@@ -207,6 +263,24 @@ class Subwords(nn.Module):
             row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
         return x.to(u.device)
 
+    def spans(self, x: Tensor) -> list[list[Span]]:
+        return [list(e.offsets) for e in self._read(x)]
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        from tokenizers.decoders import DecodeStream
+
+        stream, tokenizer = DecodeStream(list(before), skip_special_tokens=True), self.tokenizer
+        return lambda symbol: "" if symbol is None else self._known(stream.step(tokenizer, symbol) or "")
+
+    def _known(self, text: str) -> str:
+        """The text without what the space's alphabet does not have: parts of a character spell none of it."""
+        return text if not self.space.alphabet else "".join(c for c in text if c in self.space.alphabet)
+
+    def _read(self, x: Tensor) -> list[Any]:
+        found: list[Any] = self.tokenizer.encode_batch([self.space.spell(row) for row in x], add_special_tokens=False)
+        return found
+
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self.learned = torch.empty_like(state[f"{prefix}learned"])  # as long as it is
+        self._made = None
         super()._load_from_state_dict(state, prefix, *args)

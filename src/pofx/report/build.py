@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pofx.core.errors import NoRun
-from pofx.core.space import Image, Table, from_json
+from pofx.core.space import Image, Space, Table, Text, from_json
 from pofx.evaluate.compare import read_comparison
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
@@ -88,6 +88,8 @@ def _comparison(folder: Path) -> Page:
         "matrix": (names, matrix) if len(names) > 1 else None,
         "plots": _plots(rows, logs),
         "exhibits": _exhibits(folder, data, rows),
+        "surprise": _shades(rows),
+        "shades": exhibits.BITS,
         "quality": _quality(rows, record),
         "latents": _latents(rows),
         "outliers": _outliers(rows),
@@ -179,11 +181,24 @@ def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str,
     context = None if data["context"] is None else from_json(data["context"])
     held_out = exhibits.load_rows(folder / "data_sample.npz")
     samples = {r["family"]: exhibits.load_rows(folder / "runs" / r["family"] / "samples" / "samples.npz") for r in rows}
+    return _shown(space, context, held_out, samples)
+
+
+def _shown(space: Space, context: Space | None, held_out: exhibits.Rows, samples: Mapping[str, exhibits.Rows]) -> Page:
+    page: Page = {"sheets": [], "table": None, "texts": []}
     if isinstance(space, Image):
-        return {"sheets": exhibits.sheets(space, held_out, samples, context), "table": None}
-    if isinstance(space, Table) and "x" in held_out:
-        return {"sheets": [], "table": exhibits.tabular(space, held_out, samples, context)}
-    return {"sheets": [], "table": None}
+        page["sheets"] = exhibits.sheets(space, held_out, samples, context)
+    elif isinstance(space, Text):
+        page["texts"] = exhibits.texts(space, held_out, samples)
+    elif isinstance(space, Table) and "x" in held_out:
+        page["table"] = exhibits.tabular(space, held_out, samples, context)
+    return page
+
+
+def _shades(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
+    """Held-out texts in shades of each family's surprise."""
+    found = [(r["family"], get(r, "surprise", "texts") or []) for r in rows]
+    return [{"name": name, "texts": [exhibits.shades(t) for t in texts]} for name, texts in found if texts]
 
 
 def _quality(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Page | None:
@@ -302,12 +317,7 @@ def _run(folder: Path) -> Page:
     if not beside.exists() and folder.parent.name == "runs":
         beside = folder.parent.parent / "data_sample.npz"
     held_out = exhibits.load_rows(beside)
-    if isinstance(space, Image):
-        shown: Page = {"sheets": exhibits.sheets(space, held_out, {info["family"]: found}, context), "table": None}
-    elif isinstance(space, Table) and "x" in held_out:
-        shown = {"sheets": [], "table": exhibits.tabular(space, held_out, {info["family"]: found}, context)}
-    else:
-        shown = {"sheets": [], "table": None}
+    shown = _shown(space, context, held_out, {info["family"]: found})
     name = info["data"].get("name", "data")
     return {
         "name": f"{info['family']} on {name}",
@@ -319,6 +329,8 @@ def _run(folder: Path) -> Page:
         "matrix": None,
         "plots": {"frontier": [], "curves": None, "without_curve": []},
         "exhibits": shown,
+        "surprise": _shades(rows),
+        "shades": exhibits.BITS,
         "quality": _quality(rows, record),
         "latents": _latents(rows),
         "outliers": _outliers(rows),

@@ -1,4 +1,4 @@
-"""Samples beside data: images as sheets; table rows, marginals and pairs of columns."""
+"""Samples beside data: images as sheets; texts; table rows, marginals and pairs of columns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
 
 from pofx.core.errors import CorruptCheckpoint
-from pofx.core.space import Category, Column, Image, Label, Space, Table
+from pofx.core.space import Category, Column, Image, Label, Space, Table, Text
+from pofx.core.spelling import shown, visible
 from pofx.data.tabular import show
 from pofx.report import plots
 
@@ -64,6 +66,51 @@ def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space
 
     out = [sheet("data", data, "held-out images", True)] if "x" in data else []
     return out + [sheet(name, found, "samples") for name, found in samples.items() if "x" in found]
+
+
+# -- texts -------------------------------------------------------------------------------------------------
+
+SHOWN_TEXTS, SHOWN_CHARACTERS = 4, 700
+BITS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0)  # between shades of surprise
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts of one origin."""
+
+    name: str
+    caption: str
+    texts: list[str]
+    data: bool = False
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a text: as it is shown, what is told of it, and its shade (0 .. len(BITS))."""
+
+    text: str
+    about: str
+    shade: int
+
+
+def texts(space: Text, data: Rows, samples: Mapping[str, Rows]) -> list[Written]:
+    """Held-out texts first, then as many samples of every family, each as far as it can be read at a glance."""
+
+    def some(name: str, found: Rows, caption: str, is_data: bool = False) -> Written:
+        spelt = [visible(space.spell(torch.from_numpy(row))) for row in found["x"][:SHOWN_TEXTS]]
+        short = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} …" for t in spelt]
+        return Written(name, caption, short, is_data)
+
+    out = [some("data", data, "held-out texts", True)] if "x" in data else []
+    return out + [some(name, found, "samples") for name, found in samples.items() if "x" in found]
+
+
+def shades(text: Sequence[tuple[str, float]]) -> list[Stretch]:
+    """Stretches of a text with their surprise in bits."""
+    return [
+        Stretch(shown(t), f"{shown(t).strip() or 'space'}: {bits:.2f} bits", sum(bits >= b for b in BITS))
+        for t, bits in text
+    ]
 
 
 # -- tables --------------------------------------------------------------------------------------------------

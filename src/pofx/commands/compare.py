@@ -1,0 +1,166 @@
+"""``pofx compare`` and ``pofx report``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+from tyro.conf import Positional, UseAppendAction, arg
+
+from pofx.commands.shared import Output, Source, err, load_source, out, parse, print_json, progress, tell_notes
+from pofx.core.errors import DataError, UsageError
+
+
+@dataclass(kw_only=True)
+class Compare(Source, Output):
+    """Fit every family that serves the data, each with the same wall-clock budget and split, and compare them."""
+
+    families: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    """Only these families, one --families NAME each [default: all that fit]."""
+    seconds: float = 30.0
+    """Wall-clock budget of each fit."""
+    need: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    """What you need, one --need each: exact-likelihood, fast-sampling, latents, outliers, ..."""
+    out: Path | None = None
+    """Folder for the runs and the report [default: runs/compare-<data>]."""
+    overwrite: bool = False
+    """Replace the comparison that the folder holds."""
+    seed: int = 0
+    """Seed of every fit."""
+    samples: int = 2000
+    """Samples per family for the quality measures."""
+    max_test: int = 2000
+    """Test rows that every family scores, at most."""
+    outliers: str | None = None
+    """Rows that are none of these data (a file like SOURCE): how well does each family tell them apart?"""
+    anomaly: str | None = None
+    """Or the class whose test rows are the outliers."""
+    option: Annotated[UseAppendAction[list[str]], arg(metavar="FAMILY.NAME=VALUE")] = dataclasses.field(
+        default_factory=list
+    )
+    """A family's own option, one --option each: --option gmm.components=50."""
+    device: str = "cpu"
+    """cpu, cuda, mps, ..."""
+
+
+def compare(argv: list[str]) -> int:
+    args = parse(Compare, argv, "compare")
+    from pofx.evaluate.compare import compare as run_all
+    from pofx.report.build import build
+
+    options = _family_options(args.option)
+    data = load_source(args)
+    tell_notes(data, args)
+    where = args.out or Path("runs") / f"compare-{data.name}"
+    with progress(args, f"comparing on {data.name}") as report:
+        result = run_all(
+            data,
+            args.families or None,
+            seconds=args.seconds,
+            seed=args.seed,
+            out=where,
+            overwrite=args.overwrite,
+            needs=tuple(args.need),
+            samples=args.samples,
+            max_test=args.max_test,
+            outliers=args.outliers,
+            anomaly=args.anomaly,
+            options=options,
+            device=args.device,
+            progress=report,
+        )
+    page = build(where)
+    if args.json:
+        print_json(result.to_json())
+        return 0
+    out.print(_comparison_table(result))
+    for row in result.rows:
+        if row["status"] != "ok":
+            out.print(escape(f"{row['family']} {row['status']}: {row['reason']}"), highlight=False)
+    out.print(escape(result.recommendation), highlight=False)
+    out.print(f"report: {page}", highlight=False)
+    return 0
+
+
+def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
+    """gmm.components=50 -> {"gmm": its options}, each value read as the family's Config types it."""
+    from pofx.core.registry import family
+
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        option, equals, value = entry.partition("=")
+        name, dot, field = option.partition(".")
+        if not (equals and dot):
+            raise UsageError(
+                f"--option takes FAMILY.NAME=VALUE; {entry!r} is not.", "For example: --option gmm.components=50."
+            )
+        known = [f.name for f in dataclasses.fields(family(name).Config)]
+        if field.replace("-", "_") not in known:
+            raise UsageError(f"{name} has no option {field!r}.", f"It has: {', '.join(known)}.")
+        found.setdefault(name, []).append(f"--{field}={value}")
+    return {name: dataclasses.asdict(parse(family(name).Config, args, name)) for name, args in found.items()}
+
+
+_SHOWN = {
+    "family": "family", "log p(x) per datum": "log p(x), nats", "per dimension": "bits/dim", "fit": "fit",
+    "one sample": "one sample", "samples/s": "samples/s", "C2ST": "C2ST", "outliers": "outliers",
+}  # fmt: skip
+
+
+def _comparison_table(result: Any) -> RichTable:
+    """The columns that fit a terminal, their units in the header; the report has them all."""
+    header, *rows = result.table()
+    table = RichTable(box=None, header_style="bold", pad_edge=False)
+    for head in _SHOWN.values():
+        table.add_column(head, justify="left" if head == "family" else "right", no_wrap=head == "family")
+    silent = {r["family"] for r in result.rows if r["status"] != "ok"}
+    noisy = {r["family"] for r in result.rows if r["status"] == "ok" and noise_matters(r["likelihood"])}
+    for row in rows:
+        if row[0] not in silent:
+            cells = [row[header.index(name)] for name in _SHOWN]
+            cells[1] = (cells[1] if row[0] in noisy else cells[1].split(" (")[0]).replace(" nats", "")
+            cells[2] = cells[2].removesuffix(" bits/dim").split(" ±")[0]  # its error is that of the nats
+            table.add_row(*map(escape, cells))
+    return table
+
+
+def noise_matters(likelihood: dict[str, Any]) -> bool:
+    """Is the Monte Carlo error a third of the data's or more? A smaller one hardly widens it."""
+    return isinstance(likelihood["mc_se"], float) and likelihood["mc_se"] > likelihood["se"] / 3
+
+
+@dataclass(kw_only=True)
+class Report(Output):
+    """Write the report of a run or a comparison as one self-contained HTML file.
+
+    A run of 'pofx fit' is evaluated first, as a comparison would: likelihood, speed, samples, latents, outliers.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """What 'pofx fit' or 'pofx compare' left."""
+    out: Path | None = None
+    """The HTML file [default: report.html in the folder]."""
+
+
+def report(argv: list[str]) -> int:
+    args = parse(Report, argv, "report")
+    from pofx.report.build import build
+
+    if (args.folder / "config.json").exists() and not (args.folder / "scores.json").exists():
+        from pofx.evaluate.compare import assess
+
+        try:
+            with progress(args, f"evaluating {args.folder.name}") as tell:
+                assess(args.folder, progress=tell)
+        except DataError as error:
+            err.print(f"· not evaluated: {escape(str(error))}", highlight=False)
+    page = build(args.folder, out=args.out)
+    if args.json:
+        print_json({"report": str(page)})
+    else:
+        out.print(f"report: {page}", highlight=False)
+    return 0

@@ -1,0 +1,214 @@
+"""``pofx sample``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from pofx.commands.shared import Output, err, parse, print_json
+from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
+from pofx.core.spelling import visible
+
+if TYPE_CHECKING:
+    import torch
+
+    from pofx.core.model import Conditional, Sampler
+    from pofx.core.space import Text
+    from pofx.train.run import Run
+
+
+@dataclass(kw_only=True)
+class Sample(Output):
+    """Draw samples from a run: CSV or Parquet (tables), PNG files or .npz (images), text or JSON lines (texts).
+
+    A single text appears as it is drawn.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or one of a Hugging Face checkpoint."""
+    n: Annotated[Positional[int], arg(metavar="N")] = 16
+    """How many (for each context, for each prompt)."""
+    out: Path | None = None
+    """File (.csv, .parquet, .npz, .txt, .jsonl) or folder for PNG files; without it, rows and texts are printed."""
+    given: str | None = None
+    """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
+    sampler: str | None = None
+    """One of the family's samplers."""
+    steps: int | None = None
+    """Solver steps, for families that sample in steps."""
+    seed: int = 0
+    """Seed of the draws."""
+    prompt: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    """A beginning that each text goes on from; several times for several."""
+    prompts: Path | None = None
+    """A file with one beginning a line."""
+    length: int | None = None
+    """Symbols that are drawn at most (of excerpts: exactly) [default: of the longest text that was trained on]."""
+    temperature: float | None = None
+    """Below 1 sharper, above 1 flatter. This and what follows changes what is drawn: no longer the model's p(x)."""
+    top_k: int | None = None
+    """Draw among the so many likeliest symbols only."""
+    top_p: float | None = None
+    """Draw among the fewest likeliest symbols that hold this probability."""
+    min_p: float | None = None
+    """Draw among symbols that are at least this share as likely as the likeliest."""
+    typical: float | None = None
+    """Draw among symbols of typical surprise that hold this probability."""
+    repetition_penalty: float | None = None
+    """Above 1: symbols that have occurred are less likely."""
+    greedy: bool = False
+    """The likeliest symbol each time."""
+    beams: int | None = None
+    """Search with so many beams; the N best texts are given, best first."""
+    length_penalty: float | None = None
+    """Of beams: log p is divided by length ** this [default: 1]."""
+    stop: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
+    """A text ends after this string; several times for several."""
+    draft: Path | None = None
+    """A smaller run of the same symbols that writes ahead: the same distribution in fewer passes."""
+    draft_symbols: int | None = None
+    """How many symbols the draft writes ahead [default: 4]."""
+
+
+def sample(argv: list[str]) -> int:
+    args = parse(Sample, argv, "sample")
+    import torch
+
+    from pofx.commands.model import read_model
+    from pofx.core.model import Sampler
+    from pofx.core.space import Table, Text
+    from pofx.data.write import write_rows
+
+    run = read_model(args.run)
+    space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
+    prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
+    given = _given(run, _context(run, args.given), prompts)
+    if isinstance(space, Text):
+        return _texts(args, space, prompts, given, sampler, generator)
+    started = time.perf_counter()
+    x = given.sample(args.n, generator=generator, sampler=sampler)
+    seconds = time.perf_counter() - started
+    if args.out is None:
+        if not isinstance(space, Table):
+            raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
+        write_rows(space, x, sys.stdout)
+        return 0
+    write_rows(space, x, args.out)
+    if args.json:
+        print_json({"run": str(args.run), "samples": len(x), "seconds": seconds, "out": str(args.out)})
+    else:
+        err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}", highlight=False)
+    return 0
+
+
+# -- texts -----------------------------------------------------------------------------------------------
+
+
+def _texts(
+    args: Sample, space: Text, prompts: list[str], given: Conditional, sampler: Sampler, generator: torch.Generator
+) -> int:
+    """Draw texts, each after its prompt, and show or write them whole."""
+    import torch
+
+    from pofx.core.likelihood import Unavailable
+    from pofx.data.write import write_texts
+
+    started = time.perf_counter()
+    if args.n == 1 and len(prompts) < 2 and args.beams is None and args.out is None and not args.json:
+        clean = visible if sys.stdout.isatty() else str  # a model may draw what a terminal obeys
+        print(clean("".join(prompts)), end="", flush=True)
+        for piece in given.stream(generator=generator, sampler=sampler):
+            print(clean(piece), end="", flush=True)
+        print()
+        return 0
+    x = given.sample(args.n, generator=generator, sampler=sampler)  # [n, L], or [n, prompts, L]
+    drawn = x.transpose(0, 1) if prompts else x[None]
+    texts = [before + space.spell(row) for before, rows in zip(prompts or [""], drawn, strict=True) for row in rows]
+    seconds = time.perf_counter() - started
+    about: dict[str, Any] = {"run": str(args.run), "samples": len(texts), "seconds": seconds}
+    if args.beams is not None:  # a search says how likely what it found is
+        with torch.no_grad():
+            found = given.log_prob(x)
+        assert not isinstance(found, Unavailable)
+        about["log_prob"] = found.nats.movedim(0, -1).flatten().tolist()
+    if args.out is not None:
+        write_texts(texts, args.out)
+        about["out"] = str(args.out)
+    if args.json:
+        print_json(about if args.out is not None else about | {"texts": texts})
+        return 0
+    if args.out is None:
+        write_texts([visible(t) for t in texts] if sys.stdout.isatty() else texts, sys.stdout)
+    else:
+        err.print(f"{len(texts)} samples in {seconds:.2f} s: {args.out}", highlight=False)
+    for i, value in enumerate(about.get("log_prob", ()), 1):
+        err.print(f"text {i}: log p = {value:.2f} nats", highlight=False)
+    return 0
+
+
+def _prompts(args: Sample) -> list[str]:
+    """The beginnings of --prompt and --prompts."""
+    if args.prompts is None:
+        return args.prompt
+    try:
+        lines = args.prompts.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingSource(f"{args.prompts} cannot be read: {error}.", "Give a text file.") from error
+    found = [*args.prompt, *(line for line in lines if line)]
+    if not found:
+        raise EmptyData(f"{args.prompts} holds no beginning.", "Write one a line.")
+    return found
+
+
+def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
+    """p(x | c), after the prompts."""
+    from pofx.core.space import Text
+
+    if not prompts:
+        return run.model.given(c)
+    if not isinstance(run.model.space, Text):
+        raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
+    c = None if c is None else c.expand(len(prompts), *c.shape)
+    return run.model.given(c, before=run.model.space.read(prompts))
+
+
+def _decoding(args: Sample) -> Any:
+    """What changes the distribution, or None for the model's own."""
+    from pofx.commands.model import read_model
+    from pofx.decode.decoding import Decoding
+
+    names = ("temperature", "top_k", "top_p", "min_p", "typical", "greedy", "beams", "length_penalty", "draft_symbols")
+    values = {name: getattr(args, name) for name in names}
+    draft = None if args.draft is None else read_model(args.draft).model
+    found = Decoding(**values, repetition=args.repetition_penalty, stop=tuple(args.stop), draft=draft)
+    return None if found == Decoding() else found
+
+
+def _context(run: Run, given: str | None) -> torch.Tensor | None:
+    """One context from its spelling on the command line."""
+    import torch
+
+    from pofx.core.space import Label, Table
+    from pofx.data.base import encode_row
+
+    context = run.model.context
+    if context is None:
+        if given is not None:
+            raise UsageError("This run models p(x) and takes no --given.", "Fit it with --given first.")
+        return None
+    if given is None:
+        raise UsageError(f"This run models p(x | c) with c a {context}.", "Say which: --given VALUE.")
+    if isinstance(context, Label):
+        if given not in context.values:
+            raise UsageError(f"There is no class {given!r}.", f"Classes: {', '.join(context.values)}.")
+        return torch.tensor(context.values.index(given))
+    if isinstance(context, Table):
+        values = dict(pair.partition("=")[::2] for pair in given.split(","))
+        return encode_row(context, values)
+    raise UsageError("An image as context cannot be spelt on the command line.", "Use Python: model.given(image).")

@@ -1,0 +1,178 @@
+"""What the commands have in common: where data come from, how results are shown, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from tyro.conf import Positional, arg
+
+from pofx.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pofx.data.base import Data
+
+out = Console()
+err = Console(stderr=True)
+
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Where data come from and how they are read."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
+    given: str | None = None
+    """Condition on this: 'label', or columns 'a,b'. The model is then p(x | given)."""
+    label: str | None = None
+    """The column that holds the class (for probes and colours; it stays part of x)."""
+    target: str | None = None
+    """Model this column (or 'label') given all the rest: a classifier's task."""
+    types: Annotated[list[str], arg(metavar="COLUMN=TYPE")] = dataclasses.field(default_factory=list)
+    """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
+    drop: list[str] = dataclasses.field(default_factory=list)
+    """Columns to leave out."""
+    split_seed: int = 0
+    """Seed of the split into training, validation and test rows."""
+    max_rows: int | None = None
+    """Use only so many rows, drawn at random."""
+    shape: tuple[int, ...] | None = None
+    """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
+    resize: int | None = None
+    """Crop the middle square of each image of a folder and scale it to so many pixels."""
+    kind: Literal["table", "text", "audio", "sequence"] | None = None
+    """Read the source as this [default: by its content]."""
+    text: str | None = None
+    """The column of a table, or the key of JSON lines, that holds texts."""
+    separator: str | None = None
+    """What stands between the documents of a text file: --separator '\\n' where each line is one."""
+    symbols: Literal["auto", "characters", "bytes"] = "auto"
+    """What texts are made of."""
+    rate: int | None = None
+    """Samples per second to bring all sounds to."""
+    law: Literal["linear", "mu"] = "linear"
+    """Levels of sounds: linear (16 bits) or mu-law (8 bits), unless --levels says how many."""
+    levels: int | None = None
+    """How many levels a sample of sound has."""
+    sequence: str | None = None
+    """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
+    arrays: list[str] = dataclasses.field(default_factory=list)
+    """Of an archive of sequences, the arrays that make up a step."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares that train, validate and test; long texts are split by place, in this order."""
+
+
+@dataclass(kw_only=True)
+class Output:
+    """How results are shown."""
+
+    json: bool = False
+    """Print one JSON object on standard output."""
+    quiet: bool = False
+    """No progress on standard error."""
+
+
+def load_source(args: Source) -> Data:
+    from pofx.data.base import load
+
+    types = {}
+    for entry in args.types:
+        column, equals, kind = entry.partition("=")
+        if not (column and equals and kind):
+            raise UsageError(f"--types takes COLUMN=TYPE; {entry!r} is not.", "For example: --types age=integer.")
+        types[column] = kind
+    return load(
+        args.source,
+        given=args.given,
+        label=args.label,
+        target=args.target,
+        types=types or None,
+        drop=tuple(args.drop),
+        seed=args.split_seed,
+        max_rows=args.max_rows,
+        shape=args.shape,
+        resize=args.resize,
+        kind=args.kind,
+        text=args.text,
+        separator=args.separator,
+        symbols=args.symbols,
+        rate=args.rate,
+        law=args.law,
+        levels=args.levels,
+        sequence=args.sequence,
+        arrays=args.arrays,
+        split=args.split,
+    )
+
+
+def parse(kind: Any, argv: list[str], command: str) -> Any:
+    return tyro.cli(kind, args=argv, prog=f"pofx {command}", config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def positional(argv: list[str], index: int) -> str:
+    """The ``index``-th argument that is neither an option nor an option's value."""
+    flags = {"--overwrite", "--json", "--quiet", "--help", "-h"}
+    found, skip = [], False
+    for a in argv:
+        if skip:
+            skip = False
+        elif a.startswith("-"):
+            skip = "=" not in a and a not in flags
+        else:
+            found.append(a)
+    if index >= len(found):
+        raise UsageError("Which family? Usage: pofx fit SOURCE FAMILY.", "See 'pofx families'.")
+    return found[index]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object; numbers that are not finite become null, since JSON has none."""
+
+    def clean(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {str(k): clean(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [clean(x) for x in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    print(json.dumps(clean(value)))
+
+
+def tell_notes(data: Data, args: Output) -> None:
+    if not args.quiet and not args.json:
+        for note in data.notes:
+            err.print(f"· {escape(note)}", highlight=False)
+
+
+@contextmanager
+def progress(args: Output, title: str) -> Iterator[Any]:
+    """A bar on standard error with the step, the loss and the current validation number and its kind."""
+    if args.quiet or args.json:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[status]}"))
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task: TaskID = bar.add_task(escape(title), total=1.0, status="")
+        valid = ""
+
+        def report(entry: dict[str, Any]) -> None:
+            nonlocal valid
+            if entry.get("valid") is not None:
+                valid = f"valid {entry['symbol']} {entry['valid']:.3f} nats ({entry['kind']})"
+            if "title" in entry:
+                bar.update(task, description=escape(entry["title"]))
+            done = 1.0 if "status" in entry else entry.get("progress")
+            loss = f"step {entry['step']}" if "step" in entry else ""
+            bar.update(task, completed=done, status=f"{loss} {valid}".strip())
+
+        yield report

@@ -1,0 +1,90 @@
+"""``pofx families`` and ``pofx data``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from pofx.commands.shared import Output, Source, load_source, out, parse, print_json
+
+if TYPE_CHECKING:
+    from pofx.core.model import Model
+
+
+
+@dataclass(kw_only=True)
+class Families(Output):
+    """The families: their place in the taxonomy, what each claims, what it can do."""
+
+
+def families(argv: list[str]) -> int:
+    args = parse(Families, argv, "families")
+    from pofx.core.likelihood import SYMBOL
+    from pofx.core.registry import families as known
+    from pofx.core.registry import family
+
+    classes = [family(name) for name in known()]
+    if args.json:
+        print_json([_about(cls) for cls in classes])
+        return 0
+    table = RichTable(box=None, header_style="bold", pad_edge=False)
+    for column in ("family", "log p(x)", "latents", "score", "taxonomy", "how it models p(x)"):
+        table.add_column(column, overflow="fold")
+    for cls in sorted(classes, key=lambda c: c.taxonomy):
+        symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims)
+        yes = ["yes" if flag else "" for flag in (cls.latent, cls.has_score)]
+        table.add_row(cls.name, symbols, *yes, cls.taxonomy, cls.summary)
+    out.print(table)
+    legend = {"=": "exact", "≥": "lower bound", "≤": "upper bound", "≈": "estimate", "—": "no likelihood"}
+    out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()), highlight=False)
+    out.print("'pofx fit SOURCE FAMILY --help' shows a family's options.", highlight=False)
+    return 0
+
+
+def _about(cls: type[Model]) -> dict[str, Any]:
+    return {
+        "name": cls.name,
+        "summary": cls.summary,
+        "taxonomy": cls.taxonomy,
+        "paper": cls.paper,
+        "claims": sorted(k.__name__ for k in cls.claims),
+        "estimators": list(cls.estimators),
+        "samplers": list(cls.samplers),
+        "latent": cls.latent,
+        "score": cls.has_score,
+        "options": {k: v for k, v in dataclasses.asdict(cls.Config()).items()},
+    }
+
+
+@dataclass(kw_only=True)
+class ShowData(Source, Output):
+    """What a source holds: column types, ranges, missing values, splits, and what pofx decided about them."""
+
+
+def data(argv: list[str]) -> int:
+    args = parse(ShowData, argv, "data")
+    loaded = load_source(args)
+    rows = loaded.describe()
+    counts = {part: len(getattr(loaded, part)) for part in ("train", "valid", "test")}
+    if args.json:
+        about = {"name": loaded.name, "space": loaded.space.to_json(), "rows": counts, "split": loaded.split}
+        print_json(about | {"notes": list(loaded.notes), "columns": rows})
+        return 0
+    out.print(f"{loaded.name}: {loaded.space}", highlight=False)
+    given = "" if loaded.context is None else f", given {loaded.context}"
+    out.print(f"measure: {loaded.space.measure}{given}", highlight=False)
+    out.print(", ".join(f"{n} {part}" for part, n in counts.items()) + f" rows; {loaded.split}", highlight=False)
+    if rows:
+        table = RichTable(box=None, header_style="bold", pad_edge=False)
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(v)) for v in row.values()))
+        out.print(table)
+    for note in loaded.notes:
+        out.print(f"· {escape(note)}", highlight=False)
+    return 0

@@ -1,0 +1,26 @@
+"""Texts of any origin as a screen may show them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+END = "∎"
+
+
+def visible(text: str) -> str:
+    """The text with ``\\x1b``, ``\\u202e`` and the like in place of characters that steer a screen."""
+    return "".join(c if c in "\n\t" or not _steers(c) else _escape(c) for c in text)
+
+
+def shown(text: str) -> str:
+    """A stretch of text of which every character can be seen; the empty one is the end of a text."""
+    seen = ({"\n": "↵\n", "\t": "⇥\t"}.get(c) or (_escape(c) if _steers(c) else c) for c in text)
+    return "".join(seen) or END
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
