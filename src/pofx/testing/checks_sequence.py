@@ -16,7 +16,7 @@ from pofx.core.model import Sampler
 from pofx.core.space import Audio, Sequence, Text, join
 from pofx.data.base import Part
 from pofx.testing.oracles import strings
-from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
+from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error
 
 
 def ragged(s: Subject, stepwise: bool = True) -> Text | Audio | Sequence:
@@ -316,38 +316,42 @@ def lengths_are_kept(s: Subject) -> None:
         raise AssertionError("a beginning that goes on after its end was taken")
 
 
-class FromScratch:
-    """The slow twin of a cache: it keeps all inputs and runs the whole net again for each."""
+class Twins:
+    """A cache, and beside it the whole net, which reads all inputs again for every step; ``gap``: between the two."""
 
-    def __init__(self, net: Any, n: int) -> None:
-        self.net, self.x = net, torch.zeros(n, 0, net.width)
+    def __init__(self, net: Any, cache: Any, n: int) -> None:
+        self.net, self.cache, self.gap = net, cache, 0.0
+        self.x = torch.zeros(n, 0, net.width)
 
     def step(self, x: Tensor) -> Tensor:
         return self.extend(x[:, None])[:, 0]
 
     def extend(self, x: Tensor) -> Tensor:
         self.x = torch.cat([self.x, x], 1)
-        return self.net(self.x)[:, -x.shape[1] :]
+        fast, slow = self.cache.extend(x), self.net(self.x)[:, -x.shape[1] :]
+        self.gap = max(self.gap, float((fast - slow).abs().max() / (1 + slow.abs().max())))
+        return slow
 
 
 @check
 def caches_change_no_sample(s: Subject) -> None:
-    """The same generator gives the same samples whether the net keeps a cache or reads everything again."""
+    """While sampling, a net with a cache gives the numbers of one that reads everything again for each step."""
     ragged(s)
     net: Any = getattr(s.model, "net", None)
     if not hasattr(net, "cache"):
         raise NotApplicable
-    fast = draw(s, 100, seed=8)
-    with mock.patch.object(net, "cache", lambda n, length: FromScratch(net, n)):
-        slow = draw(s, 100, seed=8)
-    space = ragged(s)
-    wide = join(space, [fast, slow])
+    cached, twins = net.cache, []
+
+    def both(n: int, length: int) -> Twins:
+        twins.append(Twins(net, cached(n, length), n))
+        return twins[-1]
+
+    with mock.patch.object(net, "cache", both):
+        slow = draw(s, 40, seed=8)
+    gap = max(t.gap for t in twins)
+    assert gap < 1e-4, f"a cache changes the net's numbers by up to {gap:.3g} of their size"
+    fast = draw(s, 40, seed=8)
+    a, b = join(ragged(s), [fast, slow]).double().nan_to_num(nan=-1e6, posinf=-1e7).flatten(1).chunk(2)
     # a draw that falls on the border between two symbols may go either way
-    equal = [same_row(a, b) for a, b in zip(wide[:100], wide[100:], strict=True)]
-    assert sum(equal) >= 97, f"{100 - sum(equal)} of 100 samples change with the cache"
-
-
-def same_row(a: Tensor, b: Tensor) -> bool:
-    if not a.is_floating_point():
-        return same(a, b)
-    return bool(torch.isclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True).all())
+    differ = (~torch.isclose(a, b, rtol=1e-3, atol=1e-3)).any(1).sum()
+    assert differ <= 2, f"{differ} of 40 samples change with the cache"
