@@ -322,7 +322,7 @@ class Stepwise(Model):
             if stop is not None:
                 new = torch.cat(line[1:], 1)
                 over = over | stop(new.masked_fill(together + 1 + torch.arange(new.shape[1]) <= given[:, None], -1))
-            if bool(over.all()):
+            if t == whole or bool(over.all()):
                 break
             y = reader.read(step)
 

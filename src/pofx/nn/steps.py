@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pofx.core.errors import BadValue
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Image, Ragged, Text
 
@@ -154,6 +155,7 @@ class Subwords(nn.Module):
         super().__init__()
         self.space, self.size = space, size
         self._made: Any = None  # the tokenizer, once it is used
+        self.foreign = False
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def learn(self, texts: list[str]) -> None:
@@ -170,10 +172,10 @@ class Subwords(nn.Module):
         made.train_from_iterator(texts, trainer)
         self.take(made.to_str())
 
-    def take(self, json: str) -> None:
-        """Use a tokenizer.json."""
+    def take(self, json: str, foreign: bool = False) -> None:
+        """Use a tokenizer.json; a foreign one may lose something of a text, which is then an error."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
-        self._made = None
+        self._made, self.foreign = None, foreign
 
     @property
     def json(self) -> str:
@@ -213,7 +215,18 @@ class Subwords(nn.Module):
         return text if not self.space.alphabet else "".join(c for c in text if c in self.space.alphabet)
 
     def _read(self, x: Tensor) -> list[Any]:
-        found: list[Any] = self.tokenizer.encode_batch([self.space.spell(row) for row in x], add_special_tokens=False)
+        texts = [self.space.spell(row) for row in x]
+        found: list[Any] = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        if self.foreign:
+            back = self.tokenizer.decode_batch([e.ids for e in found], skip_special_tokens=False)
+            for text, again in zip(texts, back, strict=True):
+                if again != text:
+                    i = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), len(again))
+                    raise BadValue(
+                        f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
+                        f"{again[i : i + 20]!r}, so its probability would be that of another text.",
+                        "Score a text that it keeps, or use a model with a byte-level tokenizer.",
+                    )
         return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
