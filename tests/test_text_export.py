@@ -208,6 +208,24 @@ def test_a_folder_without_a_tokenizer_and_one_that_loses_text(tmp_path: Path) ->
         read_model(tmp_path / "hf")
 
 
+def test_a_tokenizer_that_begins_with_a_space_goes_on_with_one(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    theirs_in(tmp_path / "hf")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.train_from_iterator(["the cat sat on"] * 9, trainers.BpeTrainer(vocab_size=60, show_progress=False))
+    tokenizer.save(str(tmp_path / "hf" / "tokenizer.json"))
+    model = read_model(tmp_path / "hf").model
+    assert isinstance(model, Gpt)
+    assert isinstance(model.codec, Subwords)
+    whole, start = ("the cat sat on", "the cat")
+    ids, before = (model.codec.encode(model.space.read([t])) for t in (whole, start))
+    after = model.codec.decode_after(before, ids[:, before.shape[1] :])
+    assert isinstance(model.space, Text)
+    assert model.space.spell(after[0]) == " sat on"
+
+
 def test_bytes_have_the_characters_of_gpt2() -> None:
     from tokenizers import pre_tokenizers
 

@@ -201,6 +201,11 @@ class Subwords(nn.Module):
         texts: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
         return self.space.read([self._known(t) for t in texts]).to(u.device)
 
+    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
+        """``decode`` of what goes on: other tokenizers than ours drop a space at the beginning of a text."""
+        rows = [[r[r >= 0].tolist() for r in t] for t in (before, u)]
+        return self.space.read(["".join(map(self.speller(b), new)) for b, new in zip(*rows, strict=True)]).to(u.device)
+
     def spans(self, x: Tensor) -> list[list[Span]]:
         return [list(e.offsets) for e in self._read(x)]
 
