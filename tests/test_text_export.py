@@ -182,6 +182,7 @@ def test_a_checkpoint_goes_through_and_comes_back(tmp_path: Path) -> None:
     theirs_in(tmp_path / "a")
     first = read_model(tmp_path / "a").model
     write_model(first, tmp_path / "b")
+    assert not (tmp_path / "b" / "generation_config.json").exists()
     again = read_model(tmp_path / "b").model
     x = first.space.read(["a dog sat"])
     for model in (first, again):
@@ -191,6 +192,19 @@ def test_a_checkpoint_goes_through_and_comes_back(tmp_path: Path) -> None:
         assert not model.emission.base.any()
     with torch.no_grad():
         assert torch.equal(first.given().log_probs(x), again.given().log_probs(x))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("symbols", ["characters", "bytes", "subwords"])
+def test_our_own_export_reads_as_the_same_model(symbols: str, ends: bool, tmp_path: Path) -> None:
+    model = made(symbols, ends=ends)
+    write_model(model, tmp_path)
+    again = read_model(tmp_path).model
+    text = "the dog sat on déjà vu, cats a"
+    with torch.no_grad():
+        a, b = (m.log_prob(m.space.read([text])) for m in (model, again))
+    assert float(a.nats) == pytest.approx(float(b.nats), abs=1e-3)
+    assert isinstance(b, LowerBound)
 
 
 def test_a_folder_without_a_tokenizer_and_one_that_loses_text(tmp_path: Path) -> None:

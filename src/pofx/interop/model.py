@@ -51,13 +51,26 @@ def read_model(folder: str | Path) -> Run:
     shape = {f.name: getattr(checkpoint.shape, f.name) for f in dataclasses.fields(checkpoint.shape)}
     # an embedding has no fewer rows than a text has bytes: the codec is that of subwords, whatever their number
     config = GptConfig(**shape, vocabulary=max(256, checkpoint.vocabulary), tied=checkpoint.tied, marginal=False)
+    space = Text("", ends=not _endless(folder, checkpoint.end), length=checkpoint.shape.block)
     with torch.device("meta"):  # the weights come from the checkpoint: there is no need for others before
-        model = Gpt(config, Text("", ends=True, length=checkpoint.shape.block))
-    model.net, model.emission = checkpoint.build()
+        model = Gpt(config, space)
+    model.net, emission = checkpoint.build()
+    if not space.ends:
+        emission.forbid_end()
+    model.emission = emission
     assert isinstance(model.codec, Subwords)
     model.codec.take(checkpoint.tokenizer, foreign=True)
     model.eval()
     return Run(model, {"family": Gpt.name, "data": {"source": None}}, path=folder)
+
+
+def _endless(folder: Path, end: int) -> bool:
+    """Does the folder say that the end is never drawn, as ``write_model`` says of excerpts?"""
+    try:
+        said = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and end in (said.get("suppress_tokens") or [])
 
 
 def write_model(model: Model, folder: str | Path) -> str | None:
