@@ -128,7 +128,13 @@ class Stepwise(Model):
                 u = self.codec.encode(runs[i : i + 1])[0]
                 yield u[~self.emission.filled(u[None])[0]]
 
-        return Windows(sequences(), owners, fill, block)
+        windows = Windows(sequences(), owners, fill, block)
+        if windows.targets < block:
+            raise UsageError(
+                f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
+                "Give more data, or a smaller block: --options.block.",
+            )
+        return windows
 
     def learner(self, recipe: Recipe) -> Learner:
         fill, filled = self.emission.fill, self.emission.filled

@@ -59,6 +59,7 @@ class Windows:
         # windows of each sequence: ceil(targets / block), or one more where they are shifted
         self.count = torch.where(targets > block, 1 + (targets - 1 + block - 1) // block, 1)
         self.end, self.owners, self.shift = self.count.cumsum(0), owners, 0
+        self.targets = int(targets.sum())
 
     def __len__(self) -> int:
         return int(self.end[-1])
