@@ -1,4 +1,4 @@
-"""The command line: ``pofx fit | sample | log-prob | encode | compare | report | families | data | resume``.
+"""The command line: ``pofx fit | sample | log-prob | encode | compare | report | export | families | data | resume``.
 
 Each command is one function below; its signature is its options (parsed and documented by tyro) and its
 docstring its help. Results go to standard output (one JSON object with ``--json``), progress and notes
@@ -17,6 +17,7 @@ COMMANDS = {
     "encode": "latents of rows",
     "compare": "fit every family that serves the data, at equal time, and say which to take",
     "report": "write a run's or a comparison's report as one HTML file",
+    "export": "write a language model for transformers, or one step of it for torch.export",
     "families": "the families, what each claims, and its options",
     "data": "what a source holds: types, missing values, splits",
     "resume": "continue a fit that was interrupted",
@@ -34,6 +35,7 @@ examples:
   pofx fit wine.csv nsf --out runs/wine       fit one family
   pofx log-prob runs/wine new.csv --out scores.csv
   pofx sample runs/wine 1000 --out synthetic.csv
+  pofx fit book.txt gpt --out runs/book && pofx sample runs/book 1 --prompt 'Once upon'
 
 'pofx COMMAND --help' tells a command's options; 'pofx fit SOURCE FAMILY --help' a family's own."""
 

@@ -13,6 +13,7 @@ RUN = {
     "encode": ("score", "encode"),
     "compare": ("compare", "compare"),
     "report": ("compare", "report"),
+    "export": ("export", "export"),
     "families": ("show", "families"),
     "data": ("show", "data"),
 }

@@ -210,6 +210,9 @@ def _part(run: Run, args: Rows) -> Part:
     from pofx.data.base import load, read_rows
 
     about = run.info["data"]
-    if args.source is None:
-        return load(about["source"], **about["options"]).test
-    return read_rows(run.model.space, run.model.context, args.source, labels=about["labels"], options=about["options"])
+    if args.source is not None:
+        labels, options = about.get("labels"), about.get("options", {})
+        return read_rows(run.model.space, run.model.context, args.source, labels=labels, options=options)
+    if about["source"] is None:
+        raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to score.")
+    return load(about["source"], **about["options"]).test

@@ -237,14 +237,15 @@ class Stepwise(Model):
     def rows_sample_after(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
     ) -> Tensor:
-        return self._spelled(self._go_on(self._begun(before), c, sampler, generator), sampler)
+        u = self._begun(before)
+        return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
     def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
         decoding, u = sampler.decoding, self._begun(before)
         if n > decoding.beams:
             raise UsageError(f"{decoding.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
         found = search(self._decoder(u, c, sampler), self._most(sampler), decoding, u, self._end)
-        return self.codec.decode(self._told(found[0, :n]))
+        return self._spelled(self._told(found[0, :n]), sampler, u.expand(n, -1))
 
     def rows_stream(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
@@ -359,9 +360,15 @@ class Stepwise(Model):
         assert isinstance(self.space, Text)
         return self.space.spell(self.codec.decode(torch.tensor([symbols]))[0])
 
-    def _spelled(self, u: Tensor, sampler: Sampler) -> Tensor:
-        """Drawn steps as data; where strings stop them, what stands after these in the same step is left out."""
-        x = self.codec.decode(u)
+    def _spelled(self, u: Tensor, sampler: Sampler, before: Tensor | None = None) -> Tensor:
+        """Steps u [N, L, ...] drawn after ``before`` [N, 1 + K, ...] as data.
+
+        Where strings stop them, what stands after these in the same step is left out.
+        """
+        if before is not None and isinstance(self.codec, Subwords) and self.codec.foreign:
+            x = self.codec.decode_after(before, u)
+        else:
+            x = self.codec.decode(u)
         if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
             x = x[:, : sampler.length or self._longest]
         if sampler.decoding is None or not sampler.decoding.stop:

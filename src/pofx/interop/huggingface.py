@@ -55,22 +55,24 @@ class Checkpoint:
     def of(cls, net: Transformer, emission: Symbols, tokenizer: str | None = None) -> Checkpoint:
         """What ``write_checkpoint`` writes of a model's parts.
 
-        Raises Unsupported where the emission has a start of its own for each symbol, which no file can hold.
+        Raises Unsupported where the emission has a start of its own for each symbol, which no file can hold. That
+        an end is impossible is left out: in a file its logit is what the weights give.
         """
-        if float(emission.base.max() - emission.base.min()) != 0:
+        base = emission.base[emission.base.isfinite()]
+        if float(base.max() - base.min()) != 0:
             raise Unsupported(
                 "This model adds the symbols' own log-frequencies to its logits; Hugging Face's architectures do not.",
-                "Export a model whose emission has a constant base, e.g. one that was read from a checkpoint.",
+                "Fit it without them: --options.no-marginal.",
             )
         state = {f"net.{k}": v for k, v in net.state_dict().items()}
         state |= {f"emission.{k}": v for k, v in emission.state_dict().items()}
         size = len(emission.table.weight)
-        return cls(net.shape, size, emission.out is None, emission.end, emission.end, state, tokenizer)
+        return cls(net.shape, size, emission.out is None, emission.begin, emission.end, state, tokenizer)
 
     def build(self) -> tuple[Transformer, Symbols]:
         """The transformer and the emission, with the checkpoint's weights."""
         net = Transformer(self.shape)
-        emission = Symbols(self.vocabulary, self.shape.width, end=self.end, tied=self.tied)
+        emission = Symbols(self.vocabulary, self.shape.width, end=self.end, begin=self.begin, tied=self.tied)
         for name, part in (("net.", net), ("emission.", emission)):
             part.load_state_dict({k.removeprefix(name): v for k, v in self.state.items() if k.startswith(name)})
         return net, emission

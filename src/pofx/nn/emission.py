@@ -92,10 +92,14 @@ class Symbols(Emission):
             nn.init.zeros_(self.out.weight)
         else:
             nn.init.normal_(self.table.weight, std=0.02)
-        base = torch.zeros(size + own)
+        self.register_buffer("base", torch.zeros(size + own))
         if not ends:
-            base[self.end] = -math.inf
-        self.register_buffer("base", base)
+            self.forbid_end()
+
+    def forbid_end(self) -> None:
+        """The end may not follow: its probability is zero."""
+        self.ends = False
+        self.base[self.end] = -math.inf
 
     def embed(self, u: Tensor) -> Tensor:
         return self.table(torch.where(u < 0, self.begin, u))

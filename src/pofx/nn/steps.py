@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pofx.core.errors import BadValue
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Image, Ragged, Text
 from pofx.nn.causal import site_order
@@ -195,6 +196,7 @@ class Subwords(nn.Module):
         super().__init__()
         self.space, self.size = space, size
         self._made: Any = None  # the tokenizer, once it is used
+        self.foreign = False
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def learn(self, texts: list[str]) -> None:
@@ -211,10 +213,10 @@ class Subwords(nn.Module):
         made.train_from_iterator(texts, trainer)
         self.take(made.to_str())
 
-    def take(self, json: str) -> None:
-        """Use a byte-level tokenizer.json."""
+    def take(self, json: str, foreign: bool = False) -> None:
+        """Use a tokenizer.json; a foreign one may lose something of a text, which is then an error."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
-        self._made = None
+        self._made, self.foreign = None, foreign
 
     @property
     def json(self) -> str:
@@ -230,7 +232,8 @@ class Subwords(nn.Module):
         return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        tokens = self._tokens([row[row >= 0].tolist() for row in x])
+        rows = [row[row >= 0].tolist() for row in x]
+        tokens = [e.ids for e in self._read(x)] if self.foreign else self._tokens(rows)
         u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
         for row, ids in zip(u, tokens, strict=True):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
@@ -255,6 +258,9 @@ class Subwords(nn.Module):
     def decode(self, u: Tensor) -> Tensor:
         """Subwords -> symbols. Nothing is left of numbers without a subword (where the texts had few), nor of bytes
         that make up no character of the alphabet."""
+        if self.foreign:
+            found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
+            return self.space.read([self._known(t) for t in found]).to(u.device)
         tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
         words = [[tokenizer.id_to_token(k) or "" for k in row[row >= 0].tolist()] for row in u]
         spelled = [bytes(byte[c] for word in row for c in word) for row in words]
@@ -266,6 +272,11 @@ class Subwords(nn.Module):
         for row, text in zip(x, spelled, strict=True):
             row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
         return x.to(u.device)
+
+    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
+        """``decode`` of what goes on: other tokenizers than ours drop a space at the beginning of a text."""
+        rows = [[r[r >= 0].tolist() for r in t] for t in (before, u)]
+        return self.space.read(["".join(map(self.speller(b), new)) for b, new in zip(*rows, strict=True)]).to(u.device)
 
     def spans(self, x: Tensor) -> list[list[Span]]:
         return [list(e.offsets) for e in self._read(x)]
@@ -281,7 +292,18 @@ class Subwords(nn.Module):
         return text if not self.space.alphabet else "".join(c for c in text if c in self.space.alphabet)
 
     def _read(self, x: Tensor) -> list[Any]:
-        found: list[Any] = self.tokenizer.encode_batch([self.space.spell(row) for row in x], add_special_tokens=False)
+        texts = [self.space.spell(row) for row in x]
+        found: list[Any] = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        if self.foreign:
+            back = self.tokenizer.decode_batch([e.ids for e in found], skip_special_tokens=False)
+            for text, again in zip(texts, back, strict=True):
+                if again != text:
+                    i = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), len(again))
+                    raise BadValue(
+                        f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
+                        f"{again[i : i + 20]!r}, so its probability would be that of another text.",
+                        "Score a text that it keeps, or use a model with a byte-level tokenizer.",
+                    )
         return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,0 +1,55 @@
+"""``pofx export``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from pofx.commands.shared import Output, err, out, parse, print_json
+from pofx.core.errors import UsageError
+
+
+@dataclass(kw_only=True)
+class Export(Output):
+    """Write a language model for others: a Hugging Face checkpoint, or one step as a torch.export program.
+
+    A gpt over texts without context. Hugging Face's architectures have no start of their own for each symbol and
+    no squared ReLU: fit with --options.no-marginal --options.mlp swiglu, which makes a Qwen3.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Where to write; new or empty."""
+    format: Literal["huggingface", "torch"] = "huggingface"
+    """What to write: for transformers, or step.pt2 with static caches."""
+    texts: int | None = None
+    """Of a step: how many texts are written at once [default: 1]."""
+    length: int | None = None
+    """Of a step: the longest text in symbols [default: the model's block]."""
+
+
+def export(argv: list[str]) -> int:
+    args = parse(Export, argv, "export")
+    from pofx.commands.model import read_model
+    from pofx.interop.export import write_step
+    from pofx.interop.model import write_model
+
+    model, note = read_model(args.run).model, None
+    if args.format == "torch":
+        write_step(model, args.folder, 1 if args.texts is None else args.texts, args.length)
+    else:
+        for name in ("texts", "length"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} is of a step.", "Say --format torch, or leave it out.")
+        note = write_model(model, args.folder)
+    if args.json:
+        print_json({"run": str(args.run), "folder": str(args.folder), "format": args.format, "note": note})
+        return 0
+    out.print(f"exported for {args.format}: {args.folder}", highlight=False)
+    if note:
+        err.print(f"· {note}", highlight=False, markup=False)
+    return 0
