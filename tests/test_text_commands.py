@@ -21,7 +21,7 @@ from pofx.commands.surprise import COLOURS, legend, show, style_of
 from pofx.core.errors import PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Audio, Text
+from pofx.core.space import Audio, Label, Text
 from pofx.core.spelling import shown, visible
 from pofx.data.base import Part
 from pofx.decode.decoding import Decoding
@@ -198,6 +198,27 @@ def test_streams_spell_characters_when_they_are_whole() -> None:
 def test_decodings_that_cannot_be_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Decoding(**values)
+
+
+def test_contexts_and_beginnings_go_together() -> None:
+    torch.manual_seed(0)
+    space, context = Text("ab cd", True, 20), Label(("x", "y"))
+    model, draft = (Gpt(GptConfig(width=16, layers=1, heads=2, block=BLOCK), space, context).eval() for _ in "12")
+    for p in (*model.parameters(), *draft.parameters()):
+        p.data += 0.3 * torch.randn(p.shape)
+    c, before = torch.tensor([0, 1, 1]), space.read(["a", "ab cd", "ab"])
+    for decoding in (Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)):
+        found = model.given(c, before=before).sample(1, sampler=Sampler(length=30, decoding=decoding))[0]
+        for i in range(3):  # alone each goes on as in the batch
+            sampler = Sampler(length=30, decoding=Decoding(greedy=True))
+            alone = model.given(c[i : i + 1], before=before[i : i + 1]).sample(1, sampler=sampler)[0, 0]
+            assert space.spell(alone) == space.spell(found[i])
+    assert len([*model.given(c[:1]).stream()]) >= 1
+    with pytest.raises(UsageError, match="not 3"):
+        next(model.given(c).stream())
+    sampler = Sampler(decoding=Decoding(draft=random_model()))
+    with pytest.raises(UsageError, match="draft"):
+        model.given(c).sample(1, sampler=sampler)
 
 
 def test_only_symbols_are_decoded() -> None:
