@@ -320,6 +320,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
     one = call(capsys, "sample", book, "1", "--prompt", "the cat", "--length", "70", "--temperature", "0.7")
     assert one.startswith("the cat")
     assert len(one) == len("the cat") + 70 + 1
+    assert len(call(capsys, "sample", book, "1", "--prompt", "", "--length", "20")) == 21
     (place / "prompts.txt").write_text("a mat\n\nthe birds sang\n")
     args = ["sample", book, "2", "--prompt", "on", "--prompts", str(place / "prompts.txt"), "--length", "40"]
     found = json.loads(call(capsys, *args, "--json", "--top-p", "0.9"))["texts"]
@@ -347,6 +348,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
         (["book", "--beams", "2", "--stop", "x"], "do not go together"),
         (["book", "--beams", "1"], None),
         (["book", "--length", "0"], "length 0"),
+        (["book", "--sampler", "ddim"], "no sampler"),
         (["book", "--prompts", "nowhere.txt"], "cannot be read"),
         (["book", "--draft-symbols", "3"], "without draft"),
     ],

@@ -258,7 +258,8 @@ class Ragged:
 
     def _check_ends(self, x: Tensor) -> None:
         """``fill`` stands after the end only."""
-        inside = (x != self.fill).reshape(*x.shape[: x.ndim - len(self.event_shape) + 1], -1).all(-1)
+        inside = x != self.fill
+        inside = inside if len(self.event_shape) == 1 else inside.flatten(1 - len(self.event_shape)).all(-1)
         if (inside[..., 1:] & ~inside[..., :-1]).any():
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 
