@@ -165,6 +165,21 @@ def test_a_stream_is_the_sample(alphabet: str, vocabulary: int) -> None:
             assert "".join(pieces).rstrip("�") == model.space.spell(x[0, 0]).rstrip("�")
 
 
+@pytest.mark.parametrize("vocabulary", [0, 270])
+def test_an_empty_text_is_one(vocabulary: int) -> None:
+    model = random_model("", vocabulary=vocabulary)
+    none = model.space.read([""])
+    with torch.no_grad():
+        found, whole = model.log_prob(none), model.log_prob(model.space.read(["", "a"]))
+        assert not isinstance(found, Unavailable)
+        assert not isinstance(whole, Unavailable)
+        assert float(found.nats[0]) == pytest.approx(float(whole.nats[0]), abs=1e-4)
+    x, y = (m.sample(2, sampler=Sampler(length=9), generator=generator()) for m in (model.given(), model))
+    assert torch.equal(x, y)
+    z = model.given(before=none).sample(2, sampler=Sampler(length=9), generator=generator())
+    assert torch.equal(x, z[:, 0])
+
+
 def test_a_text_stops_after_its_string() -> None:
     model = random_model("", vocabulary=270)
     for seed in range(5):

@@ -389,14 +389,14 @@ class Conditional:
         space = self.model.space
         space.check(x)
         batch = _batch(space, x)
-        return x.reshape(-1, *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
+        return x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
         if self.before is None:
             return None
         event = self.before.shape[self.before.ndim - len(self.model.space.event_shape) :]
-        return self.before.expand(*batch, *event).reshape(-1, *event).to(self.model.device)
+        return self.before.expand(*batch, *event).reshape(math.prod(batch), *event).to(self.model.device)
 
     def _contexts(self, batch: tuple[int, ...] | torch.Size) -> Tensor | None:
         """c repeated to one flat row per entry of the batch shape [*S, *C]."""
