@@ -21,7 +21,7 @@ from pofx.commands.surprise import COLOURS, legend, show, style_of
 from pofx.core.errors import PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Audio, Text
+from pofx.core.space import Audio, Label, Text
 from pofx.core.spelling import shown, visible
 from pofx.data.base import Part
 from pofx.decode.decoding import Decoding
@@ -165,6 +165,21 @@ def test_a_stream_is_the_sample(alphabet: str, vocabulary: int) -> None:
             assert "".join(pieces).rstrip("�") == model.space.spell(x[0, 0]).rstrip("�")
 
 
+@pytest.mark.parametrize("vocabulary", [0, 270])
+def test_an_empty_text_is_one(vocabulary: int) -> None:
+    model = random_model("", vocabulary=vocabulary)
+    none = model.space.read([""])
+    with torch.no_grad():
+        found, whole = model.log_prob(none), model.log_prob(model.space.read(["", "a"]))
+        assert not isinstance(found, Unavailable)
+        assert not isinstance(whole, Unavailable)
+        assert float(found.nats[0]) == pytest.approx(float(whole.nats[0]), abs=1e-4)
+    x, y = (m.sample(2, sampler=Sampler(length=9), generator=generator()) for m in (model.given(), model))
+    assert torch.equal(x, y)
+    z = model.given(before=none).sample(2, sampler=Sampler(length=9), generator=generator())
+    assert torch.equal(x, z[:, 0])
+
+
 def test_a_text_stops_after_its_string() -> None:
     model = random_model("", vocabulary=270)
     for seed in range(5):
@@ -198,6 +213,27 @@ def test_streams_spell_characters_when_they_are_whole() -> None:
 def test_decodings_that_cannot_be_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Decoding(**values)
+
+
+def test_contexts_and_beginnings_go_together() -> None:
+    torch.manual_seed(0)
+    space, context = Text("ab cd", True, 20), Label(("x", "y"))
+    model, draft = (Gpt(GptConfig(width=16, layers=1, heads=2, block=BLOCK), space, context).eval() for _ in "12")
+    for p in (*model.parameters(), *draft.parameters()):
+        p.data += 0.3 * torch.randn(p.shape)
+    c, before = torch.tensor([0, 1, 1]), space.read(["a", "ab cd", "ab"])
+    for decoding in (Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)):
+        found = model.given(c, before=before).sample(1, sampler=Sampler(length=30, decoding=decoding))[0]
+        for i in range(3):  # alone each goes on as in the batch
+            sampler = Sampler(length=30, decoding=Decoding(greedy=True))
+            alone = model.given(c[i : i + 1], before=before[i : i + 1]).sample(1, sampler=sampler)[0, 0]
+            assert space.spell(alone) == space.spell(found[i])
+    assert len([*model.given(c[:1]).stream()]) >= 1
+    with pytest.raises(UsageError, match="not 3"):
+        next(model.given(c).stream())
+    sampler = Sampler(decoding=Decoding(draft=random_model()))
+    with pytest.raises(UsageError, match="draft"):
+        model.given(c).sample(1, sampler=sampler)
 
 
 def test_only_symbols_are_decoded() -> None:
@@ -299,6 +335,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
     one = call(capsys, "sample", book, "1", "--prompt", "the cat", "--length", "70", "--temperature", "0.7")
     assert one.startswith("the cat")
     assert len(one) == len("the cat") + 70 + 1
+    assert len(call(capsys, "sample", book, "1", "--prompt", "", "--length", "20")) == 21
     (place / "prompts.txt").write_text("a mat\n\nthe birds sang\n")
     args = ["sample", book, "2", "--prompt", "on", "--prompts", str(place / "prompts.txt"), "--length", "40"]
     found = json.loads(call(capsys, *args, "--json", "--top-p", "0.9"))["texts"]
@@ -326,6 +363,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
         (["book", "--beams", "2", "--stop", "x"], "do not go together"),
         (["book", "--beams", "1"], None),
         (["book", "--length", "0"], "length 0"),
+        (["book", "--sampler", "ddim"], "no sampler"),
         (["book", "--prompts", "nowhere.txt"], "cannot be read"),
         (["book", "--draft-symbols", "3"], "without draft"),
     ],

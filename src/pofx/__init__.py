@@ -14,6 +14,7 @@ _PUBLIC = {
     "resume": "pofx.train.fit",
     "Budget": "pofx.core.model",
     "Sampler": "pofx.core.model",
+    "Decoding": "pofx.decode.decoding",
     "Model": "pofx.core.model",
     "Exact": "pofx.core.likelihood",
     "LowerBound": "pofx.core.likelihood",
@@ -23,6 +24,7 @@ _PUBLIC = {
     "Table": "pofx.core.space",
     "Image": "pofx.core.space",
     "Label": "pofx.core.space",
+    "Text": "pofx.core.space",
     "Real": "pofx.core.space",
     "Integer": "pofx.core.space",
     "Category": "pofx.core.space",
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from pofx.core.space import Label as Label
     from pofx.core.space import Real as Real
     from pofx.core.space import Table as Table
+    from pofx.core.space import Text as Text
     from pofx.data.base import load as load
+    from pofx.decode.decoding import Decoding as Decoding
     from pofx.evaluate.compare import compare as compare
     from pofx.train.fit import fit as fit
     from pofx.train.fit import resume as resume

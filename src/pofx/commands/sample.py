@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def _texts(
     from pofx.data.write import write_texts
 
     started = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     if args.n == 1 and len(prompts) < 2 and args.beams is None and args.out is None and not args.json:
         clean = visible if sys.stdout.isatty() else str  # a model may draw what a terminal obeys
         print(clean("".join(prompts)), end="", flush=True)

@@ -173,8 +173,9 @@ def _marks(run: Run, part: Part, args: LogProb) -> list[list[Mark]]:
             None if row.before is None else row.before[0],
             args.stride,
         )
-        if len(x) > SHOWN:  # the end is that of what is shown
+        if len(x) > SHOWN:  # the end is not there
             err.print(f"text {i + 1}: its first {SHOWN} of {len(x)} symbols are shown", highlight=False)
+            each = [mark for mark in each if mark.text]
         found.append(each)
     return found
 

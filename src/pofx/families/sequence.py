@@ -327,7 +327,8 @@ class Stepwise(Model):
                 line.append(step)
             if stop is not None:
                 new = torch.cat(line[1:], 1)
-                over = over | stop(new.masked_fill(together + 1 + torch.arange(new.shape[1]) <= given[:, None], -1))
+                told = together + 1 + torch.arange(new.shape[1], device=u.device) <= given[:, None]
+                over = over | stop(new.masked_fill(told, -1))
             if t == whole or bool(over.all()):
                 break
             y = reader.read(step)
