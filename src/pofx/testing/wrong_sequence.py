@@ -10,11 +10,8 @@ from torch import Tensor
 
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.registry import family
 from pofx.core.space import Label, Space, Text
-from pofx.families.sequence import Gpt, GptConfig
-from pofx.nn.sequence import Cache, SequenceNet
-from pofx.nn.steps import Codec, Subwords
-from pofx.nn.transformer import Transformer, TransformerCache
 from pofx.testing.wrong import Small
 
 
@@ -177,28 +174,29 @@ class AnyLength(Bigrams):
         return super().walk(symbol, c, longer, generator)
 
 
+Gpt: Any = family("gpt")
+
+
 class OnStrings(Gpt):
     """A gpt that is trained on one case only, to save time."""
 
     @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: GptConfig) -> str | None:  # type: ignore[override]
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if not (isinstance(space, Text) and space.ends and context is None):
             return "it takes documents only."
         return super().refuses(space, context, config)
 
 
-class ForgetfulCache(TransformerCache):
-    """The second layer's keys and values of the last input are lost."""
+class Forgetful:
+    """A transformer's cache whose second layer loses the keys and values of the last input."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
 
     def extend(self, x: Tensor) -> Tensor:
-        out = super().extend(x)
-        self.kept[1, :, :, :, self.size - 1] = 0.0
+        out = self.cache.extend(x)
+        self.cache.kept[1, :, :, :, self.cache.size - 1] = 0.0
         return out
-
-
-class ForgetfulNet(Transformer):
-    def cache(self, n: int, length: int) -> Cache:
-        return ForgetfulCache(self, n, length)
 
 
 class CacheForgets(OnStrings):
@@ -206,8 +204,11 @@ class CacheForgets(OnStrings):
 
     name = "wrong: a cache that forgets"
 
-    def build(self, config: GptConfig) -> SequenceNet:
-        return ForgetfulNet(config)
+    def build(self, config: Any) -> Any:
+        net = super().build(config)
+        right = net.cache
+        net.cache = lambda n, length: Forgetful(right(n, length))
+        return net
 
 
 class SubwordsCalledExact(OnStrings):
@@ -215,15 +216,14 @@ class SubwordsCalledExact(OnStrings):
 
     name = "wrong: one spelling called exact"
 
-    def make_codec(self) -> Codec:
-        assert isinstance(self.space, Text)
-        codec = Subwords(self.space, self.config.vocabulary)
+    def make_codec(self) -> Any:
+        codec = super().make_codec()
         codec.kind = Exact
         return codec
 
     @classmethod
-    def tiny(cls, space: Space) -> GptConfig:
-        return GptConfig(width=32, layers=1, heads=2, block=32, vocabulary=264)
+    def tiny(cls, space: Space) -> Any:
+        return cls.Config(width=32, layers=1, heads=2, block=32, vocabulary=264)
 
 
 WRONG_SEQUENCE: dict[type[Model], set[str]] = {
