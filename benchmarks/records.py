@@ -25,13 +25,39 @@ MNIST = "{data}/images/binarized-mnist/binarized_mnist_fixed.npz"
 MUON = "--recipe.optimizer muon --recipe.schedule linear"
 SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
 
+FSDD = "{data}/audio/fsdd/fsdd_8k_5speakers.npz"
+PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz --arrays action state"
+GPT = "--options.width 192 --options.layers 4 --options.heads 6"
+PATCHES = "--options.width 128 --options.layers 6 --options.heads 4 --options.patch 4"
+
 RECORDS = {
-    # first 90% train, last 10% test; one validation share of 1% is taken from the first 90%
+    # text: the first 90% train (and of these 1% validates), the last 10% tests
     "shakespeare-nanogpt": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --steps 2000"
     " --options.width 128 --options.layers 4 --options.heads 4 --options.block 64 --options.positions learned"
     " --options.mlp gelu --options.no-qk-norm --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
-    "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300"
-    f" --options.width 128 --options.layers 6 --options.heads 4 --options.patch 4 {MUON} --recipe.lr 5e-3",
+    "shakespeare": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --seconds 600 {GPT} --options.block 256 {MUON}"
+    " --options.dropout 0.1 --recipe.batch 16 --recipe.lr 6e-3",
+    "shakespeare-rnn": f"{SHAKESPEARE} rnn --split 0.89 0.01 0.1 --seconds 600",
+    # images
+    "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3",
+    "binarized-mnist-patches-8min": f"{MNIST} image-gpt --shape 28 28 --seconds 480 {PATCHES} {MUON} --recipe.lr 5e-3",
+    "binarized-mnist-pixels-8min": f"{MNIST} image-gpt --shape 28 28 --seconds 480 --options.patch 1"
+    f" --options.width 64 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
+    "binarized-mnist-pixelcnn-8min": f"{MNIST} pixelcnn --shape 28 28 --seconds 480",
+    "binarized-mnist-gated-8min": f"{MNIST} gated-pixelcnn --shape 28 28 --seconds 480",
+    "binarized-mnist-plus-8min": f"{MNIST} pixelcnn++ --shape 28 28 --seconds 480",
+    "binarized-mnist-pixelrnn-8min": f"{MNIST} pixelrnn --shape 28 28 --seconds 480",
+    "cifar": "{data}/images/cifar10/cifar10_lossless_first4000.npz image-gpt --seconds 600 --options.patch 2"
+    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
+    "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 600 --options.patch 2"
+    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
+    # sound, music, trajectories
+    "digits-wavenet": f"{FSDD} wavenet --seconds 600",
+    "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 120 --options.width 128 --options.dropout 0.3",
+    "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 240 --options.width 128 --options.dropout 0.3",
+    "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
+    "push-t-gpt": f"{PUSHT} gpt --seconds 180 {GPT} --options.block 512 --recipe.batch 8",
+    "sheep-gpt": "{data}/trajectories/sketch_aaron_sheep.npz gpt --seconds 240 --options.width 96 --options.layers 3",
 }
 
 
