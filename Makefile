@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help install demo test lint bench wheel clean
 help:
-	@echo "make demo   fit and compare the families on bundled data; leaves runs/demo/report.html"
+	@echo "make demo   fit and compare the families on bundled data, and a language model on Python's own source"
 	@echo "make test   every test, with the conformance suite over every family"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the quick benchmarks (see benchmarks/README.md for the long ones)"
@@ -22,6 +22,8 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/pofx compare digits --seconds 10 --out runs/demo --overwrite
+	$(BIN)/pofx fit python-source gpt --seconds 40 --out runs/demo-text --overwrite --options.block 128
+	$(BIN)/pofx sample runs/demo-text 1 --prompt "def " --length 400
 	@echo "Open runs/demo/report.html in a browser."
 
 test: $(STAMP)
@@ -34,7 +36,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	for script in gmm vae flows diffusion; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
+	for script in gmm vae flows diffusion gpt; do $(BIN)/python benchmarks/$$script.py --quick || exit 1; done
 
 wheel: $(STAMP)
 	rm -rf dist build/wheel-check
