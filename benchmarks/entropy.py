@@ -16,7 +16,9 @@ import statistics
 import torch
 
 from pofx.core.registry import families, family
-from pofx.testing.conformance import NotApplicable, Subject, above_the_truth, served
+from pofx.testing.checks import above_the_truth
+from pofx.testing.conformance import served
+from pofx.testing.subject import NotApplicable, Subject
 from timing import Results
 
 

@@ -204,6 +204,103 @@ def _(f):
     return ["compare", good_csv(f), "--need", "world-peace", "--out", str(f / "c"), "--quiet", "--seconds", "1"]
 
 
+def speech(folder: Path) -> str:
+    """A text of many words."""
+    rng = np.random.default_rng(0)
+    return csv(folder, "\n".join(" ".join(rng.choice(["to", "be", "or", "not"], 8)) for _ in range(300)), "t.txt")
+
+
+def talker(folder: Path, *options: str) -> Path:
+    """A small language model of that text."""
+    tiny = ["--options.width", "16", "--options.layers", "1", "--options.heads", "1", "--options.block", "32"]
+    args = ["fit", speech(folder), "gpt", "--steps", "2", "--out", str(folder / "run"), "--quiet", *tiny, *options]
+    assert main(args) == 0
+    return folder / "run"
+
+
+def sound(path: Path, rate: int = 8000, samples: int = 4000) -> None:
+    import soundfile
+
+    wave = np.sin(np.arange(samples) / 9) * 0.5
+    soundfile.write(str(path), wave, rate)
+
+
+@case("binary file given as text", 3, "BadValue")
+def _(f):
+    (f / "t.txt").write_bytes(bytes(range(256)) * 40)
+    return ["fit", str(f / "t.txt"), "gpt", "--steps", "1", "--out", str(f / "run"), "--quiet"]
+
+
+@case("text in another encoding", 3, "BadValue")
+def _(f):
+    (f / "t.txt").write_bytes(("café " * 500).encode("latin-1"))
+    return ["data", str(f / "t.txt")]
+
+
+@case("empty corpus", 3, "EmptyData")
+def _(f):
+    return ["fit", csv(f, " \n\n \n", "t.txt"), "gpt", "--steps", "1", "--out", str(f / "run"), "--quiet"]
+
+
+@case("corpus shorter than a block", 2, "UsageError")
+def _(f):
+    return ["fit", speech(f), "gpt", "--steps", "1", "--options.block", "100000", "--out", str(f / "run"), "--quiet"]
+
+
+@case("character that the text never had", 3, "BadValue")
+def _(f):
+    return ["log-prob", str(talker(f)), csv(f, "to be Ω", "new.txt")]
+
+
+@case("prompt longer than the context", 2, "UsageError")
+def _(f):
+    return ["sample", str(talker(f)), "1", "--prompt", "to be or not " * 9]
+
+
+@case("draft of other symbols", 2, "UsageError")
+def _(f):
+    big = talker(f).rename(f / "big")
+    small = talker(f, "--symbols", "bytes")
+    return ["sample", str(big), "1", "--prompt", "to", "--draft", str(small), "--length", "5"]
+
+
+@case("tokenizer of another checkpoint", 3, "BadValue")
+def _(f):
+    from tokenizers import Tokenizer
+
+    gpt2 = "--options.positions learned --options.mlp gelu --options.bias all --options.no-qk-norm"
+    run = talker(f, *gpt2.split(), "--options.no-marginal")
+    assert main(["export", str(run), str(f / "hf"), "--quiet"]) == 0
+    place = f / "hf" / "tokenizer.json"
+    other = Tokenizer.from_file(str(place))
+    other.add_tokens([f"word{k}" for k in range(9)])
+    other.save(str(place))
+    return ["log-prob", str(f / "hf"), csv(f, "to be", "new.txt")]
+
+
+@case("temperature of zero", 2, "UsageError")
+def _(f):
+    return ["sample", str(talker(f)), "1", "--temperature", "0"]
+
+
+@case("sound of another rate", 3, "WrongShape")
+def _(f):
+    (f / "sounds").mkdir()
+    for k in range(4):
+        sound(f / "sounds" / f"{k}.wav", 8000 if k else 16000)
+    return ["data", str(f / "sounds")]
+
+
+@case("truncated FLAC", 3, "CorruptFile")
+def _(f):
+    (f / "sounds").mkdir()
+    for k in range(4):
+        sound(f / "sounds" / f"{k}.flac")
+    whole = (f / "sounds" / "2.flac").read_bytes()
+    (f / "sounds" / "2.flac").write_bytes(whole[: len(whole) // 2])
+    return ["data", str(f / "sounds")]
+
+
 def answer(arguments: Arguments) -> tuple[int, str]:
     """Exit code and standard error of the command, run as a user would."""
     done = subprocess.run([sys.executable, "-m", "pofx.cli", *arguments], capture_output=True, text=True)

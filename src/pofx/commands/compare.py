@@ -78,9 +78,12 @@ def compare(argv: list[str]) -> int:
         print_json(result.to_json())
         return 0
     out.print(_comparison_table(result))
+    silent: dict[str, list[str]] = {}  # families that said the same, together
     for row in result.rows:
         if row["status"] != "ok":
-            out.print(escape(f"{row['family']} {row['status']}: {row['reason']}"), highlight=False)
+            silent.setdefault(f"{row['status']}: {row['reason']}", []).append(row["family"])
+    for reason, names in silent.items():
+        out.print(escape(f"{', '.join(names)} {reason}"), highlight=False)
     out.print(escape(result.recommendation), highlight=False)
     out.print(f"report: {page}", highlight=False)
     return 0

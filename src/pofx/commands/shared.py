@@ -31,7 +31,7 @@ class Source:
     """Where data come from and how they are read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, JSON lines, a folder of images or texts, IDX, or a built-in name."""
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
     given: str | None = None
     """Condition on this: 'label', or columns 'a,b'. The model is then p(x | given)."""
     label: str | None = None
@@ -50,7 +50,7 @@ class Source:
     """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
     resize: int | None = None
     """Crop the middle square of each image of a folder and scale it to so many pixels."""
-    kind: Literal["table", "text"] | None = None
+    kind: Literal["table", "text", "audio", "sequence"] | None = None
     """Read the source as this [default: by its content]."""
     text: str | None = None
     """The column of a table, or the key of JSON lines, that holds texts."""
@@ -58,6 +58,16 @@ class Source:
     """What stands between the documents of a text file: --separator '\\n' where each line is one."""
     symbols: Literal["auto", "characters", "bytes"] = "auto"
     """What texts are made of."""
+    rate: int | None = None
+    """Samples per second to bring all sounds to."""
+    law: Literal["linear", "mu"] = "linear"
+    """Levels of sounds: linear (16 bits) or mu-law (8 bits), unless --levels says how many."""
+    levels: int | None = None
+    """How many levels a sample of sound has."""
+    sequence: str | None = None
+    """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
+    arrays: list[str] = dataclasses.field(default_factory=list)
+    """Of an archive of sequences, the arrays that make up a step."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares that train, validate and test; long texts are split by place, in this order."""
 
@@ -96,6 +106,11 @@ def load_source(args: Source) -> Data:
         text=args.text,
         separator=args.separator,
         symbols=args.symbols,
+        rate=args.rate,
+        law=args.law,
+        levels=args.levels,
+        sequence=args.sequence,
+        arrays=args.arrays,
         split=args.split,
     )
 

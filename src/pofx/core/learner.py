@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pofx.core.errors import UsageError
+from pofx.core.muon import Muon
 
 
 def _option(default: Any, text: str) -> Any:
@@ -29,14 +30,20 @@ class Recipe:
 
     batch: int = _option(256, "rows in one step")
     lr: float = _option(1e-3, "largest learning rate")
-    optimizer: Literal["adam", "sgd"] = _option("adam", "Adam with decoupled weight decay, or plain descent")
+    optimizer: Literal["adam", "muon", "sgd"] = _option(
+        "adam", "Adam with decoupled weight decay; Muon for the matrices inside a net, Adam for the rest; plain descent"
+    )
     betas: tuple[float, float] = _option((0.9, 0.999), "Adam's decays of the first and second moment")
     weight_decay: float = _option(0.0, "decay of the weights per unit of learning rate")
-    schedule: Literal["constant", "cosine"] = _option("cosine", "of the learning rate over the budget")
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = _option(
+        "cosine", "of the learning rate over the budget; wsd: warm-up, stable, then linear decay"
+    )
+    decay: float = _option(0.5, "share of the budget at its end over which wsd decays")
     warmup: int = _option(0, "steps of linear warm-up")
     clip: float | None = _option(10.0, "largest norm of the whole gradient")
     ema: float | None = _option(None, "decay of averaged weights, which then validate and are kept")
     prior_scale: float | None = _option(None, "MAP: every parameter has the prior N(0, scale^2)")
+    accumulate: int = _option(1, "parts of a batch that go through the net one after the other, to save memory")
     epochs: int = _option(100, "the budget where none is given")
 
 
@@ -55,11 +62,29 @@ class Batch:
     total: int = 0  # rows of the whole batch over all processes
     progress: float = 0.0  # of the budget, 0 to 1
     step: int = 0
+    mass: Tensor | None = None  # the sum of the weights of all that this process holds, where x is a share of it
 
     def randn(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise [B, *shape] on the batch's device."""
         noise = torch.randn(self.total, *shape, generator=generator, device=generator.device)
         return noise[self.start : self.start + len(self.x)].to(self.x.device)
+
+    def shares(self, count: int) -> list[Batch]:
+        """``count`` batches that are this one in pieces, each knowing its place in the whole."""
+        if count == 1:
+            return [self]
+        size = -(-len(self.x) // count)
+        return [
+            replace(
+                self,
+                x=self.x[i : i + size],
+                c=None if self.c is None else self.c[i : i + size],
+                weight=None if self.weight is None else self.weight[i : i + size],
+                mass=None if self.weight is None else self.weight.sum(),
+                start=self.start + i,
+            )
+            for i in range(0, len(self.x), size)
+        ]
 
     def rand(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Uniform [0, 1) noise [B, *shape]."""
@@ -158,26 +183,47 @@ Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 
 @dataclass
 class Stepper:
-    """One optimizer over some parameters; any number of processes takes the same step."""
+    """The optimizers of some parameters; any number of processes takes the same step.
+
+    ``matrices`` are those parameters that Muon, where the recipe names it, takes; Adam takes the others.
+    """
 
     parameters: list[nn.Parameter]
     recipe: Recipe
     rows: int = 0  # training rows N, which scale the MAP prior; 0 while unknown
-    optimizer: torch.optim.Optimizer = field(init=False)
+    matrices: list[Tensor] = field(default_factory=list)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
 
     def __post_init__(self) -> None:
-        r = self.recipe
-        if r.optimizer == "adam":
-            # the fused kernel of Adam: one pass over memory instead of a dozen
-            self.optimizer = torch.optim.AdamW(self.parameters, r.lr, r.betas, weight_decay=r.weight_decay, fused=True)
+        r, rest = self.recipe, self.parameters
+        self.optimizers = []
+        if r.optimizer == "muon":
+            if not self.matrices:
+                raise UsageError("This family names no matrices for Muon.", "Use adam.")
+            own = {id(p) for p in self.matrices}
+            rest = [p for p in rest if id(p) not in own]
+            self.optimizers.append(Muon(self.matrices, r.lr, weight_decay=r.weight_decay))
+        if r.optimizer == "sgd":
+            self.optimizers.append(torch.optim.SGD(rest, r.lr, weight_decay=r.weight_decay))
         else:
-            self.optimizer = torch.optim.SGD(self.parameters, r.lr, weight_decay=r.weight_decay)
+            # the fused kernel of Adam: one pass over memory instead of a dozen
+            self.optimizers.append(torch.optim.AdamW(rest, r.lr, r.betas, weight_decay=r.weight_decay, fused=True))
 
     def update(self, terms: dict[str, Tensor], batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
         """One step down the weighted mean of ``terms["loss"]`` [B]; returns the mean of every term.
 
         The gradient's norm is returned as "grad_norm"; a step whose norm is not finite is not taken.
         """
+        self.begin()
+        return self.finish(self.add(terms, batch, runtime), batch, runtime)
+
+    def begin(self) -> None:
+        """No gradient yet."""
+        for p in self.parameters:
+            p.grad = None
+
+    def add(self, terms: dict[str, Tensor], batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+        """Add the gradient of this share's loss; its share of the means of all terms."""
         means = {k: weighted_mean(v, batch, runtime) for k, v in terms.items()}
         loss = means["loss"]
         if self.recipe.prior_scale is not None:
@@ -186,10 +232,12 @@ class Stepper:
             # -log N(theta; 0, s^2) / N per datum; its gradient is weight decay of 1 / (s^2 N)
             square = torch.stack([p.square().sum() for p in self.parameters]).sum()
             loss = loss + square / (2 * self.recipe.prior_scale**2 * self.rows) / world(batch)
-        for p in self.parameters:
-            p.grad = None
         runtime.backward(loss)
-        out = {k: runtime.sum(v.detach()) for k, v in means.items()}
+        return {k: v.detach() for k, v in means.items()}
+
+    def finish(self, means: dict[str, Tensor], batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+        """Take the step; the means over all shares, and the gradient's norm."""
+        out = {k: runtime.sum(v) for k, v in means.items()}
         grads = [p.grad for p in self.parameters if p.grad is not None]
         if world(batch) > 1:
             flat = runtime.sum(torch.cat([g.flatten() for g in grads]))
@@ -203,10 +251,18 @@ class Stepper:
         if self.recipe.clip is not None and size > self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
         lr = learning_rate(self.recipe, batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
         return out
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
 
 def world(batch: Batch) -> float:
@@ -218,14 +274,21 @@ def weighted_mean(term: Tensor, batch: Batch, runtime: Runtime) -> Tensor:
     """This process's share of the mean over the whole batch: shares add up to the mean."""
     if batch.weight is None:
         return term.sum() / max(batch.total, 1)
-    return (term * batch.weight).sum() / runtime.sum(batch.weight.sum())
+    mass = batch.weight.sum() if batch.mass is None else batch.mass
+    return (term * batch.weight).sum() / runtime.sum(mass)
 
 
 def learning_rate(recipe: Recipe, batch: Batch) -> float:
     """Linear warm-up over ``warmup`` steps times the schedule's factor at the budget's progress."""
     warm = min(1.0, (batch.step + 1) / recipe.warmup) if recipe.warmup else 1.0
-    cosine = 0.5 * (1 + math.cos(math.pi * min(batch.progress, 1.0)))
-    return recipe.lr * warm * (cosine if recipe.schedule == "cosine" else 1.0)
+    left = 1 - min(batch.progress, 1.0)
+    factor = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
+        "linear": left,
+        "wsd": min(1.0, left / recipe.decay),
+    }[recipe.schedule]
+    return recipe.lr * warm * factor
 
 
 class GradientLearner:
@@ -238,25 +301,37 @@ class GradientLearner:
     sweep: ClassVar[Literal["minibatch"]] = "minibatch"
     finished: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, recipe: Recipe, objective: Objective) -> None:
-        self.stepper = Stepper([p for p in model.parameters() if p.requires_grad], recipe)
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, objective: Objective, matrices: Iterable[Tensor] = ()
+    ) -> None:
+        self.stepper = Stepper([p for p in model.parameters() if p.requires_grad], recipe, matrices=[*matrices])
         self.objective = objective
         self.runtime: Runtime = Local()
         self.target: Callable[[Batch, torch.Generator], Batch] | None = None
         self.target_weight = 0.0
 
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.stepper.begin()
+        means: dict[str, Tensor] = {}
+        noise = generator.get_state()
+        for share in batch.shares(self.stepper.recipe.accumulate):
+            generator.set_state(noise)  # each share draws the noise of all and keeps its own
+            for k, v in self.stepper.add(self._terms(share, generator), share, self.runtime).items():
+                means[k] = means[k] + v if k in means else v
+        return self.stepper.finish(means, batch, self.runtime)
+
+    def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         terms = self.objective(batch, generator)
-        if self.target is not None:
-            drawn = self.objective(self.target(batch, generator), generator)["loss"]
-            terms = terms | {"loss": terms["loss"] + self.target_weight * drawn, "target_loss": drawn}
-        return self.stepper.update(terms, batch, self.runtime)
+        if self.target is None:
+            return terms
+        drawn = self.objective(self.target(batch, generator), generator)["loss"]
+        return terms | {"loss": terms["loss"] + self.target_weight * drawn, "target_loss": drawn}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.stepper.optimizer.state_dict()}
+        return {"optimizer": self.stepper.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.load_state_dict(state["optimizer"])
 
 
 def steppers(learner: Learner) -> Iterable[Stepper]:

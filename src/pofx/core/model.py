@@ -300,6 +300,8 @@ class Conditional:
         model = self.model
         _check_budget(model, budget or Budget())
         flat, c = self._flat(x)
+        if len(flat) == 0:
+            raise EmptyData("There are no rows to score.", "Give at least one datum.")
         before, size = self._befores(_batch(model.space, x)), model.rows_per_pass()
         with evaluating(model):
             parts = [
@@ -311,6 +313,8 @@ class Conditional:
                 )
                 for i in range(0, len(flat), size)
             ]
+        longest = max(p.shape[1] for p in parts)  # in steps of the model's own, they may differ
+        parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*_batch(model.space, x), -1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:

@@ -257,9 +257,12 @@ class Ragged:
         return self.lengths(x)
 
     def _check_ends(self, x: Tensor) -> None:
-        """``fill`` stands after the end only."""
+        """``fill`` stands after the end only, and in all of a step."""
         inside = x != self.fill
-        inside = inside if len(self.event_shape) == 1 else inside.flatten(1 - len(self.event_shape)).all(-1)
+        if len(self.event_shape) > 1:
+            if (inside.any(-1) & ~inside.all(-1)).any():
+                raise BadValue(f"A step is {self.fill:g} in part.", "Fill up whole steps, after the end.")
+            inside = inside.all(-1)
         if (inside[..., 1:] & ~inside[..., :-1]).any():
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 
@@ -474,7 +477,7 @@ def free_length(space: Space, context: Space | None) -> str | None:
     """Why a family of data of one size refuses these spaces, or None."""
     for s in (space, context):
         if isinstance(s, Ragged):
-            return f"it takes data of one size, and {s} are of any length. Fit a gpt, rnn or wavenet."
+            return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
     return None
 
 

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
-from pofx.core.space import Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
+from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
+from pofx.core.space import Sequence as Steps
 from pofx.data.ragged import RaggedRows, RawRagged
 
 if TYPE_CHECKING:
+    from pofx.data.read import Options as ReadOptions
     from pofx.data.read import Raw, RawTable
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 MOST_CLASSES = 1000
-KINDS = (None, "table", "text")
+KINDS = (None, "table", "text", "audio", "sequence")
 SYMBOLS = ("auto", "characters", "bytes")
 
 
@@ -163,6 +165,11 @@ def load(
     text: str | None = None,
     separator: str | None = None,
     symbols: str = "auto",
+    rate: int | None = None,
+    law: str = "linear",
+    levels: int | None = None,
+    sequence: str | None = None,
+    arrays: Sequence[str] = (),
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
@@ -183,17 +190,19 @@ def load(
         max_rows: use only so many rows, drawn at random.
         shape: of one image where an array is flat or bit-packed, e.g. (28, 28).
         resize: crop the middle square of each image of a folder and scale it to so many pixels.
-        kind: "table" or "text", where a source could be either.
+        kind: "table", "text", "audio" or "sequence", where a source could be several.
         text: the column of a table, or key of JSON lines, that holds texts.
         separator: what stands between the documents of a text file, e.g. "\\n" where each line is one.
         symbols: what a text is made of: "characters", "bytes", or "auto".
+        rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
+        sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
+        arrays: of an archive of sequences, those that make up a step.
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
-    from pofx.data.read import IN_MEMORY, Options, RawTable, read
-    from pofx.data.text import Reading
+    from pofx.data.read import IN_MEMORY, RawTable, read
 
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
@@ -216,21 +225,23 @@ def load(
         "text": text,
         "separator": separator,
         "symbols": symbols,
+        "rate": rate,
+        "law": law,
+        "levels": levels,
+        "sequence": sequence,
+        "arrays": list(arrays),
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
     texts = [c for c, t in options["types"].items() if "category" in t]
-    raw = read(source, Options(
-        texts, None if shape is None else tuple(shape), resize, max_rows=max_rows, seed=seed, kind=kind,
-        text=Reading(symbols, separator, text),
-    ))  # fmt: skip
+    raw = read(source, _reading(options, texts))
     notes = list(raw.notes)
     space: Space
     rows: Any
     if isinstance(raw, RawTable):
         space, rows = _typed(raw, options["types"], options["drop"], notes)
-    elif options["types"] or drop:
+    elif (options["types"] or drop) and not isinstance(raw.space, Steps):
         raise UsageError("Only tables have columns, so types and drop mean nothing.", "Leave them out.")
     else:
         space, rows = raw.space, raw.rows if isinstance(raw, RawRagged) else torch.from_numpy(raw.x)
@@ -270,6 +281,35 @@ def load(
         notes=tuple(notes),
         options=options,
     )
+
+
+def _reading(
+    options: Mapping[str, Any],
+    texts: Sequence[str],
+    known: Image | None = None,
+    alone: bool = False,
+    like: Space | None = None,
+) -> ReadOptions:
+    """What ``load`` was told, as the readers of each kind of source take it; ``like``: the space of new rows."""
+    from pofx.data import audio, sequences, text
+    from pofx.data.read import Options
+
+    get = options.get
+    shape, kind = get("shape"), get("kind")
+    if isinstance(like, Ragged):
+        kind = type(like).__name__.lower()
+    return Options(
+        texts, None if shape is None else tuple(shape), get("resize"), known, alone,
+        None if alone else get("max_rows"), get("seed", 0), kind,
+        text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
+        audio.Reading(
+            get("rate"), get("law", "linear"), get("levels"), get("label"), like if isinstance(like, Audio) else None
+        ),
+        sequences.Reading(
+            get("sequence"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
+            like if isinstance(like, Steps) else None,
+        ),
+    )  # fmt: skip
 
 
 def _names(columns: str | Iterable[str] | None) -> list[str] | None:
@@ -551,22 +591,13 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
-    from pofx.data.read import Options, RawTable, read
-    from pofx.data.text import Reading
+    from pofx.data.read import RawTable, read
 
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
     known = next((s for s in spaces if isinstance(s, Image)), None)
-    shape = options.get("shape")
-    how = Reading(
-        options.get("symbols", "auto"), options.get("separator"), options.get("text"),
-        like=space if isinstance(space, Text) else None,
-    )  # fmt: skip
-    kind = "text" if isinstance(space, Text) else options.get("kind")
-    raw = read(source, Options(
-        texts, shape and tuple(shape), options.get("resize"), known=known, alone=True, kind=kind, text=how,
-    ))  # fmt: skip
+    raw = read(source, _reading(options, texts, known=known, alone=True, like=space))
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")

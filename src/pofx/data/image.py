@@ -6,6 +6,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,17 @@ PARTS = {
 }
 FEW_LEVELS = 64  # whole-numbered images below this level have levels 0 .. their maximum
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
+    """Names of arrays by what they say beside a part, and by that part: train_x is found["x"][TRAIN]."""
+    found: dict[str, dict[int | None, str]] = {}
+    for name in arrays:
+        words = re.split(r"[_\-. ]+", name.lower())
+        parts = [PARTS[w] for w in words if w in PARTS]
+        rest = "_".join(w for w in words if w not in PARTS)
+        found.setdefault(rest, {})[parts[0] if parts else None] = name
+    return found
 
 
 @dataclass
@@ -201,9 +213,9 @@ def from_idx(path: Path, known: Image | None = None, alone: bool = False) -> Raw
 # --------------------------------------------------------------------------------------------- folders
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All PNG and JPEG files below a folder in natural order, hidden ones left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """All files of these kinds below a folder in natural order, hidden ones left out."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
     visible = [p for p in found if not any(s.startswith((".", "__")) for s in p.relative_to(folder).parts)]
     return sorted(visible, key=lambda p: [_numbered(s) for s in p.relative_to(folder).parts])
 
@@ -211,6 +223,20 @@ def image_files(folder: Path) -> list[Path]:
 def _numbered(text: str) -> list[tuple[int, int, str]]:
     """The parts of a file name, so that img10 comes after img9."""
     return [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", text) if s]
+
+
+def by_folder(folder: Path, files: list[Path], notes: list[str]) -> tuple[NDArray | None, NDArray | None]:
+    """(part, label) [N] of each file by its place: train / valid / test at the top are parts, sub-folders labels."""
+    places = [f.relative_to(folder).parts[:-1] for f in files]
+    part: NDArray | None = None
+    if all(p and p[0].lower() in PARTS for p in places) and any(PARTS[p[0].lower()] == TRAIN for p in places):
+        part = np.array([PARTS[p[0].lower()] for p in places])
+        places = [p[1:] for p in places]
+    if all(places):
+        return part, np.array([p[0] for p in places])
+    if any(places):
+        notes.append("Some files lie in sub-folders and some do not: no labels were taken from the folders.")
+    return part, None
 
 
 def from_folder(
@@ -226,22 +252,13 @@ def from_folder(
     square and scales it. Of more than ``max_rows`` files so many are read, drawn by ``seed``.
     Raises MissingSource, WrongShape (an image of another size), CorruptFile.
     """
-    files = image_files(folder)
+    files = files_below(folder, SUFFIXES)
     if not files:
         others = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))[:3]
         remedy = f"Give one of its files: {', '.join(others)}." if others else "Give a folder that does."
         raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
-    places = [f.relative_to(folder).parts[:-1] for f in files]
-    part: NDArray | None = None
-    notes = []
-    if all(p and p[0].lower() in PARTS for p in places) and any(PARTS[p[0].lower()] == TRAIN for p in places):
-        part = np.array([PARTS[p[0].lower()] for p in places])
-        places = [p[1:] for p in places]
-    label: NDArray | None = np.array([p[0] if p else "" for p in places])
-    if not all(places):
-        if any(places):
-            notes.append("Some images lie in sub-folders and some do not: no labels were taken from the folders.")
-        label = None
+    notes: list[str] = []
+    part, label = by_folder(folder, files, notes)
     drawn = pick(len(files), max_rows, seed)
     chosen = None if drawn is None else drawn.numpy()
     if chosen is not None:

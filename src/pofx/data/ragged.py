@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -118,3 +118,24 @@ class RawRagged:
     @property
     def n(self) -> int:
         return len(self.rows)
+
+
+FEW = 10  # rows; fewer cannot be split into parts as they are
+
+
+def excerpts(raw: RawRagged, size: int) -> RawRagged:
+    """A few long rows cut into excerpts of ``size`` steps, each with as many before it; many rows as they are."""
+    rows, space = raw.rows, raw.space
+    if len(rows) >= FEW or raw.part is not None:
+        return raw
+    cuts = [
+        (start, place, min(place + size, end))
+        for start, end in zip(rows.starts.tolist(), rows.ends.tolist(), strict=True)
+        for place in range(start, end, size)
+    ]
+    first, place, stop = np.array(cuts, np.int64).T
+    cut = replace(rows, starts=place, ends=stop)
+    before = replace(rows, starts=np.maximum(place - size, first), ends=place)
+    label = None if raw.label is None else raw.label[np.searchsorted(rows.starts, first, side="right") - 1]
+    notes = [*raw.notes, f"{len(rows)} of them: cut into {len(cut)} excerpts of up to {size} steps in their order."]
+    return RawRagged(replace(space, ends=False, length=int(cut.lengths.max())), cut, label, None, None, notes, before)

@@ -26,14 +26,15 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, RaggedTable, UsageError, WrongShape
 from pofx.core.space import Column, Image, Table
-from pofx.data import image, text
+from pofx.data import audio, image, sequences, text
 from pofx.data.base import TRAIN
 from pofx.data.image import PARTS, NDArray, RawImages
-from pofx.data.ragged import RawRagged
+from pofx.data.ragged import RawRagged, excerpts
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import MISSING, MOST_CATEGORIES, Array, decode
 
 IN_MEMORY = "<memory>"
+SECONDS, RATE, STEPS = 2, 8000, 256  # of an excerpt of a long sound, at a usual rate; steps of one of a long series
 STANDARD_LIBRARY = "python-source"
 SKLEARN = ("breast-cancer", "diabetes", "digits", "iris", "wine")
 SYNTHETIC_ROWS = 10_000
@@ -69,8 +70,10 @@ class Options:
     alone: bool = False  # a training file is read without its test twin
     max_rows: int | None = None  # of a folder; all other sources are read whole
     seed: int = 0  # of max_rows and of synthetic sources
-    kind: str | None = None  # "table" or "text", whatever a source looks like
+    kind: str | None = None  # "table", "text", "audio" or "sequence", whatever a source looks like
     text: text.Reading = field(default_factory=text.Reading)
+    audio: audio.Reading = field(default_factory=audio.Reading)
+    steps: sequences.Reading = field(default_factory=sequences.Reading)
 
 
 def read(source: Any, options: Options) -> Raw:
@@ -119,8 +122,11 @@ def _missing(name: str) -> MissingSource:
 def _folder(path: Path, options: Options) -> Raw:
     if image.idx_files(path):
         return image.from_idx(path, options.known, options.alone)
-    if options.kind == "text" or (options.kind is None and _mostly_text(path)):
+    kind = options.kind or _most_files(path)
+    if kind == "text":
         return text.from_folder(path, options.text)
+    if kind == "audio":
+        return excerpts(audio.from_folder(path, options.audio, options.max_rows, options.seed), SECONDS * RATE)
     return image.from_folder(path, options.resize, options.known, options.max_rows, options.seed)
 
 
@@ -135,19 +141,29 @@ def _file(path: Path, options: Options) -> Raw:
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "ndjson"):
         return text.from_jsonl(path, options.text)
+    if f".{suffix}" in audio.SUFFIXES:
+        return excerpts(audio.from_file(path, options.audio), SECONDS * RATE)
     if options.text.column is None and (
         options.kind == "text" or (options.kind is None and text.is_text(path) and not _is_table(path))
     ):
         return text.from_file(path, options.text)
-    raw = _table_or_images(path, head, suffix, options)
-    return raw if options.text.column is None else _text_column(raw, options)
+    raw = _by_content(path, head, suffix, options)
+    if options.text.column is not None:
+        return _text_column(raw, options)
+    if isinstance(raw, RawTable) and (options.kind == "sequence" or options.steps.sequence is not None):
+        return excerpts(sequences.from_table(raw, options.steps, str(path)), STEPS)
+    return raw
 
 
-def _mostly_text(path: Path) -> bool:
-    """Are there more text files than pictures among the first that the folder and its sub-folders hold?"""
+def _most_files(path: Path) -> str:
+    """Of which kind are most of the first files that the folder and its sub-folders hold?"""
     files = [p for p, _ in zip((p for p in path.rglob("*") if p.is_file()), range(1000), strict=False)]
-    pictures = sum(p.suffix.lower() in (".png", ".jpg", ".jpeg") for p in files)
-    return sum(map(text.is_text, files)) > pictures
+    counts = {
+        "image": sum(p.suffix.lower() in (".png", ".jpg", ".jpeg") for p in files),
+        "audio": sum(p.suffix.lower() in audio.SUFFIXES for p in files),
+        "text": sum(map(text.is_text, files)),
+    }
+    return max(counts, key=lambda kind: counts[kind])
 
 
 def _is_table(path: Path) -> bool:
@@ -175,7 +191,7 @@ def _text_column(raw: Raw, options: Options) -> RawRagged:
     return text.from_documents(texts, options.text, f"column {name!r}", raw.label, raw.part)
 
 
-def _table_or_images(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
+def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     if head[:4] == b"PAR1" or suffix in ("parquet", "pq"):
         return _parquet(path)
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):
@@ -449,6 +465,10 @@ def _npz(path: Path, options: Options) -> Raw:
     arrays: dict[str, NDArray] = _numpy(path)
     if not all(isinstance(a, np.ndarray) for a in arrays.values()):
         raise CorruptFile(f"{path} is a zip archive, but no .npz of arrays.", "Unpack it, or save a sheet as CSV.")
+    if audio.is_audio(arrays):
+        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE)
+    if sequences.is_sequences(arrays):
+        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS)
     xs: dict[int | None, str] = {}
     ys: dict[int | None, str] = {}
     for key in arrays:

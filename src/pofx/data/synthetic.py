@@ -9,6 +9,8 @@ probability where the space counts, differential (in the columns' raw units) whe
     LinearGaussian  x = W z + m + noise, z ~ N(0, I): what a linear VAE or factor analysis can reach
     Mixture         of the plane densities Gaussian, Ring, Petal, Square; labelled by its part
     MixedTable      categories, an integer, a grid and a nullable real in one table
+
+Those of data of free length are in ``data.chains``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Image, Integer, Real, Space, Table
+from pofx.core.space import Category, Image, Integer, Real, Space, Table, join
 
 
 @runtime_checkable
@@ -344,10 +346,9 @@ class Mixture:
     def sample_labelled(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws [n, *E] and their labels [n] int64."""
         label = categorical(self.weights.expand(n, -1), generator)
-        x = torch.empty(n, *self.space.event_shape, dtype=self.space.dtype)
-        for k, part in enumerate(self.parts):
-            x[label == k] = part.sample(int((label == k).sum()), generator)
-        return x, label
+        drawn = [part.sample(int((label == k).sum()), generator) for k, part in enumerate(self.parts)]
+        sorted_by_label = join(self.space, drawn)
+        return sorted_by_label[label.argsort(stable=True).argsort()], label
 
     def log_prob(self, x: Tensor) -> Tensor:
         total = torch.full((len(x),), -math.inf, dtype=torch.float64)

@@ -67,7 +67,7 @@ def from_file(path: Path, how: Reading) -> RawRagged:
         return _cut(values, np.array([0]), np.array([len(values)]), "", [f"{len(values)} bytes stay on disk."])
     text = _decode(_bytes(path), path)
     separator = ENDOFTEXT if how.separator is None and ENDOFTEXT in text[: 1 << 20] else how.separator
-    documents = [text] if separator is None else text.split(separator.encode().decode("unicode_escape"))
+    documents = [text] if separator is None else text.split(_unescaped(separator))
     return from_documents(documents, how, str(path))
 
 
@@ -156,6 +156,11 @@ def encode(text: str, alphabet: str) -> NDArray:
 
 def is_text(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").rpartition(".")[2] in SUFFIXES
+
+
+def _unescaped(separator: str) -> str:
+    """A separator as it is typed, with \\n and the like as what they mean."""
+    return separator.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
 
 def _alphabet(texts: Sequence[str], symbols: str, notes: list[str]) -> str:

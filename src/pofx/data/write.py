@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Listed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
+import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
 from pofx.core.errors import CannotSave, UsageError
-from pofx.core.space import Image, Label, Space, Table, Text
+from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
+from pofx.data.audio import write_audio
 from pofx.data.image import full_scale
 from pofx.data.tabular import decode
 
@@ -59,7 +62,8 @@ def write_rows(
     categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
     context's columns come after (a label as the column "label"). Images become a folder of PNG files
     (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
-    Texts become a .txt file, JSON lines, or lines on a stream.
+    Texts become a .txt file, JSON lines, or lines on a stream; sounds WAV files; sequences a table whose first
+    column numbers them.
 
     Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
@@ -71,13 +75,24 @@ def write_rows(
     if isinstance(space, Text):
         write_texts([space.spell(row) for row in x], to)
         return
+    if isinstance(space, Audio):
+        if not isinstance(to, str | os.PathLike):
+            raise UsageError("Sounds cannot go to a text stream.", "Give a folder or a .wav file.")
+        write_audio(space, x, Path(to), context, c)
+        return
+    if isinstance(space, Sequence):  # one table, whose first column numbers the sequences
+        number = torch.arange(len(x)).repeat_interleave(space.lengths(x)).numpy()
+        inside = x.flatten(0, 1)
+        inside = inside[~inside[:, 0].isinf()]
+        _write_table(pa.table({"sequence": number} | _columns(space.step, inside)), to)
+        return
     columns = _columns(space, x)
     if context is not None and c is not None:
         columns |= _columns(context, c)
     _write_table(pa.table(columns), to)
 
 
-def write_texts(texts: Sequence[str], to: str | os.PathLike[str] | TextIO) -> None:
+def write_texts(texts: Listed[str], to: str | os.PathLike[str] | TextIO) -> None:
     """To a stream or a .txt file with a line of dashes between them, or as JSON lines ("text")."""
     if not isinstance(to, str | os.PathLike):
         to.write(BETWEEN.join(texts) + "\n")
@@ -91,7 +106,7 @@ def write_texts(texts: Sequence[str], to: str | os.PathLike[str] | TextIO) -> No
 
 
 def write_scores(
-    to: str | os.PathLike[str], columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Sequence[Any]]
+    to: str | os.PathLike[str], columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Listed[Any]]
 ) -> None:
     """Columns of equal length as CSV or Parquet: one line per row, in the order given."""
     arrays = {k: pa.array(v.detach().cpu().numpy() if isinstance(v, Tensor) else v) for k, v in columns.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import ImageKind, heads_for
+from pofx.nn.heads import Heads, ImageKind, heads_for
 
 MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh the rest of it
 
@@ -60,12 +60,13 @@ class Autoregressive(Model):
 
     taxonomy = "explicit density / tractable / autoregressive"
     claims = frozenset({Exact})
+    counts: ClassVar[tuple[str, ...]] = ("components", "atoms", "hidden", "layers")  # options of 1 or more
     orders: int = 1
     config: Any
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.heads = heads_for(space, image=config.head, components=config.components, slots=config.atoms)
+        self.heads = self.choose_heads(config, space)
         self.encoder = None if context is None else encoder(context)
         self.width = 0 if self.encoder is None else self.encoder.width
 
@@ -77,7 +78,7 @@ class Autoregressive(Model):
             return "a label is a single value. Fit a classifier, or independent."
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
-        for option in ("components", "atoms", "hidden", "layers"):
+        for option in cls.counts:
             if getattr(config, option) < 1:
                 return f"{option}={getattr(config, option)} is impossible. Give 1 or more."
         return None
@@ -93,6 +94,10 @@ class Autoregressive(Model):
             return {"loss": -self._log_prob(batch.x, self._encode(batch.c), batch.step % self.orders)}
 
         return GradientLearner(self, recipe, objective)
+
+    @classmethod
+    def choose_heads(cls, config: Any, space: Space) -> Heads:
+        return heads_for(space, image=config.head, components=config.components, slots=config.atoms)
 
     # -- what a family writes ---------------------------------------------------------------------------
 

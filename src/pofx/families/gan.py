@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler
@@ -321,6 +322,8 @@ class GanLearner:
 
     def __init__(self, model: Gan, recipe: Recipe) -> None:
         self.model = model
+        if recipe.accumulate > 1:
+            raise UsageError("A GAN alternates between its nets and takes whole batches.", "Leave out accumulate.")
         self.critic = Stepper(list(model.critic.parameters()), recipe)
         self.generator = Stepper(list(model.generator.parameters()), recipe)
         self.critic_steps = model.config.critic_steps or (1 if model.config.loss == "r1" else 3)
@@ -347,11 +350,11 @@ class GanLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"critic": self.critic.optimizer.state_dict(), "generator": self.generator.optimizer.state_dict()}
+        return {"critic": self.critic.state_dict(), "generator": self.generator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.critic.optimizer.load_state_dict(state["critic"])
-        self.generator.optimizer.load_state_dict(state["generator"])
+        self.critic.load_state_dict(state["critic"])
+        self.generator.load_state_dict(state["generator"])
 
 
 def slope(score: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ distribution of step i + 1, so nothing is left unscored.
 
     gpt         a transformer (Radford et al. 2019)
     rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
-    image-gpt   a transformer over pixels or patches (Chen et al. 2020)
+    wavenet     dilated causal convolutions (van den Oord et al. 2016)
 
 Training is one parallel pass over whole data, or over windows of long ones. A sampler keeps the net's cache: a
 step costs the arithmetic of one step. A net of limited context scores longer data in windows that move by a
@@ -29,17 +29,18 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Audio, Image, Label, Ragged, Real, Sequence, Space, Table, Text
+from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
 from pofx.decode.decoding import Decoding, drafted, search, stops
 from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import Heads, heads_for, image_head
+from pofx.nn.heads import Heads, heads_for, image_head, side_by_side
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.steps import Codec, Plain, Span, Subwords, TextCodec
 from pofx.nn.transformer import Shape, Transformer
+from pofx.nn.wavenet import WaveNet
 from pofx.nn.windows import Whole, Windows, context, spans
 
 LOOK = 500  # training rows that are looked at before training
@@ -87,7 +88,7 @@ class Stepwise(Model):
         config, space = self.config, self.space
         if isinstance(space, Audio):
             head = image_head("auto", space.levels, components=config.components, sites=(1,))
-            return Heads(Table((Real("level"),)), [head], [[0]])
+            return Heads(side_by_side(1), [head], [[0]])
         assert isinstance(space, Sequence)
         return heads_for(space.step, components=config.components)
 
@@ -118,7 +119,7 @@ class Stepwise(Model):
     def material(self, x: Any) -> Material:
         """Whole data where they fit into a block, else windows over them."""
         fill, block = self.emission.fill, self.config.block
-        if self.codec.fixed or (self._ends and self.space.dims < block and self.codec.kind is Exact):
+        if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
             return Whole(x, self.codec.encode, fill)
         runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
 
@@ -127,7 +128,13 @@ class Stepwise(Model):
                 u = self.codec.encode(runs[i : i + 1])[0]
                 yield u[~self.emission.filled(u[None])[0]]
 
-        return Windows(sequences(), owners, fill, block)
+        windows = Windows(sequences(), owners, fill, block)
+        if windows.targets < block:
+            raise UsageError(
+                f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
+                "Give more data, or a smaller block: --options.block.",
+            )
+        return windows
 
     def learner(self, recipe: Recipe) -> Learner:
         fill, filled = self.emission.fill, self.emission.filled
@@ -142,14 +149,22 @@ class Stepwise(Model):
             log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
             # fill after a step is its end; fill after fill only fills up
             idle = filled(targets) & (filled(inputs) | (not self._ends))
+            if batch.c is not None:  # what follows in a window is of another datum, with another context
+                idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
 
-        return GradientLearner(self, recipe, objective)
+        return GradientLearner(self, recipe, objective, self.net.matrices())
 
     @property
     def targets(self) -> int:
         """By what a piece's loss is divided: the same for all, so that it is near nats per step."""
-        return self.codec.fixed or min(self.config.block, self.space.dims)
+        return self.codec.fixed or min(self.config.block, self._longest)
+
+    @property
+    def _longest(self) -> int:
+        """Of the data, in units of their free axis."""
+        assert isinstance(self.space, Ragged)
+        return self.space.length
 
     @property
     def _ends(self) -> bool:
@@ -174,26 +189,26 @@ class Stepwise(Model):
         return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        u, begins, size = self._line(x, before)
+        u, begins, size, width = self._line(x, before)
         h, log_p = self._encode(c), torch.zeros(u.shape[:2], device=u.device)
         for start, first, last in self._spans(u.shape[1] - 1, budget.stride):
             if last >= int(begins.min()):
                 y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
-        j = torch.arange(int(size.max()) + 1, device=u.device)
+        j = torch.arange(width + 1, device=u.device)
         return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._ends), 0.0)
 
-    def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill, the steps before x, those of x, and fill [N, M, ...]; where x begins [N]; its number of steps [N]."""
+    def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Fill, steps before x, those of x, fill [N, M, ...]; where x begins [N]; its steps [N]; the most of them."""
         parts = [self.codec.encode(v) for v in (before, x) if v is not None]
         inside = [~self.emission.filled(u) for u in parts]
         size, begins = inside[-1].sum(1), 1 + sum(i.sum(1) for i in inside[:-1]) + torch.zeros_like(inside[-1].sum(1))
-        fill = parts[0].new_full((len(x), 1, *parts[0].shape[2:]), self.emission.fill)
+        fill = self.emission.beginning(len(x)).to(parts[0].dtype)
         u = torch.cat([fill, *parts, fill], 1)
         if before is not None:  # shorter beginnings leave gaps, which the steps of x close
             kept = torch.cat([inside[0].new_ones(len(x), 1), *inside, inside[0].new_zeros(len(x), 1)], 1)
             u = _at(u, (~kept).long().argsort(dim=1, stable=True), self.emission.fill)
-        return u, begins, size
+        return u, begins, size, parts[-1].shape[1]
 
     def _spans(self, targets: int, stride: int | None) -> Iterator[tuple[int, int, int]]:
         """The windows of ``nn.windows.spans``; one, where the net takes inputs of any length."""
@@ -217,12 +232,13 @@ class Stepwise(Model):
 
     def rows_per_pass(self) -> int:
         """About 2^22 numbers of the widest layer."""
-        return max(1, min(1024, 2**22 // (8 * self.config.width * min(self.config.block, self.space.dims))))
+        each = self.codec.fixed or min(self.config.block, self._longest)
+        return max(1, min(1024, 2**22 // (8 * self.config.width * each)))
 
     # -- samples --------------------------------------------------------------------------------------------
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return self._spelled(self._go_on(self._fill(n), c, sampler, generator), sampler)
+        return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
     def rows_sample_after(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
@@ -261,21 +277,10 @@ class Stepwise(Model):
                 f"A beginning of {u.shape[1]} steps is longer than the context of {self.net.longest}.",
                 f"Give its last {self.net.longest} steps.",
             )
-        return torch.cat([self._fill(len(u), u), u], 1)
-
-    def _fill(self, n: int, like: Tensor | None = None) -> Tensor:
-        """The beginning of n data [n, 1, ...]."""
-        if like is None:
-            like = self.codec.encode(self._empty())
-        return torch.full((n, 1, *like.shape[2:]), self.emission.fill, dtype=like.dtype, device=self.device)
-
-    def _empty(self) -> Tensor:
-        """No data [0, ...] of this space, which have the type and width of steps."""
-        event = [max(1, size) for size in self.space.event_shape]
-        return torch.empty(0, *event, dtype=self.space.dtype)
+        return torch.cat([self.emission.beginning(len(u)), u], 1)
 
     def _most(self, sampler: Sampler) -> int:
-        return self.codec.fixed or sampler.length or self.space.dims
+        return self.codec.fixed or sampler.length or self._longest
 
     def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
@@ -371,6 +376,8 @@ class Stepwise(Model):
             x = self.codec.decode_after(before, u)
         else:
             x = self.codec.decode(u)
+        if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
+            x = x[:, : sampler.length or self._longest]
         if sampler.decoding is None or not sampler.decoding.stop:
             return x
         assert isinstance(self.space, Text)
@@ -409,7 +416,7 @@ class Reader:
         self.model, self.n, self.h, self.length = model, n, h, length
         self.limit = min(length, model.net.longest or length)
         self.cache = model.net.cache(n, self.limit)
-        self.size, self.past = 0, model._fill(n)[:, :0]
+        self.size, self.past = 0, model.emission.beginning(n)[:, :0]
 
     def read(self, u: Tensor) -> Tensor:
         """Take steps [n, k, ...]; the net's output [n, width] after them."""
@@ -508,6 +515,7 @@ class RnnConfig:
 
 class Rnn(Stepwise):
     name = "rnn"
+    uses_stride = False  # no window: the state goes through data of any length
     summary = "an LSTM predicts each symbol, level or step from the state it keeps of all before it"
     paper = "Graves 2013, Generating sequences with recurrent neural networks"
     Config = RnnConfig
@@ -523,3 +531,57 @@ class Rnn(Stepwise):
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=32, lr=3e-3, clip=1.0, ema=0.99)
+
+
+# ------------------------------------------------------------------------------------------- wavenet
+
+
+@dataclass(frozen=True)
+class WaveNetConfig:
+    """Options of ``wavenet``.
+
+    Attributes:
+        width: of a step as it enters and leaves the net.
+        depth: layers of a stack, whose dilations double; stacks: of them.
+        residual, skip: channels of the convolutions, and of the sum over all layers.
+        block: the longest training piece.
+        vocabulary, tied, marginal, components, inner_width: as in ``gpt``.
+    """
+
+    width: int = 64
+    depth: int = 9
+    stacks: int = 2
+    residual: int = 48
+    skip: int = 128
+    block: int = 2048
+    vocabulary: int = 0
+    tied: bool = False
+    marginal: bool = True
+    components: int = 10
+    inner_width: int = 128
+
+    def wrong(self) -> str | None:
+        """Why there is no such net, or None."""
+        for name in ("width", "depth", "stacks", "residual", "skip", "block"):
+            if getattr(self, name) < 1:
+                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        return None
+
+
+class WaveNetFamily(Stepwise):
+    name = "wavenet"
+    summary = "dilated convolutions predict each level, symbol or step from thousands before it"
+    paper = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016, WaveNet"
+    Config = WaveNetConfig
+    config: WaveNetConfig
+
+    def build(self, config: WaveNetConfig) -> SequenceNet:
+        return WaveNet(config.width, config.depth, config.stacks, config.residual, config.skip)
+
+    @classmethod
+    def tiny(cls, space: Space) -> WaveNetConfig:
+        return WaveNetConfig(width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=8 if isinstance(space, Audio) else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)

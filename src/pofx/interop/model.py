@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pofx.core.errors import MissingSource, Unsupported
+from pofx.core.errors import BadValue, MissingSource, Unsupported
 from pofx.core.model import Model
 from pofx.core.space import Text
 from pofx.families.sequence import Gpt, GptConfig
@@ -48,6 +48,7 @@ def read_model(folder: str | Path) -> Run:
             f"{folder} has no tokenizer.json, without which no text can be read.",
             "Write it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
         )
+    _fits(checkpoint.tokenizer, checkpoint.vocabulary, folder)
     shape = {f.name: getattr(checkpoint.shape, f.name) for f in dataclasses.fields(checkpoint.shape)}
     # an embedding has no fewer rows than a text has bytes: the codec is that of subwords, whatever their number
     config = GptConfig(**shape, vocabulary=max(256, checkpoint.vocabulary), tied=checkpoint.tied, marginal=False)
@@ -62,6 +63,18 @@ def read_model(folder: str | Path) -> Run:
     model.codec.take(checkpoint.tokenizer, foreign=True)
     model.eval()
     return Run(model, {"family": Gpt.name, "data": {"source": None}}, path=folder)
+
+
+def _fits(tokenizer: str, vocabulary: int, folder: Path) -> None:
+    """Raises BadValue where the tokenizer has symbols that the model has not."""
+    from tokenizers import Tokenizer
+
+    symbols = Tokenizer.from_str(tokenizer).get_vocab(with_added_tokens=True)
+    if symbols and (most := max(symbols.values())) >= vocabulary:
+        raise BadValue(
+            f"{folder / 'tokenizer.json'} numbers its symbols up to {most}; the model has {vocabulary}.",
+            "Put the tokenizer.json that belongs to this checkpoint into the folder.",
+        )
 
 
 def _endless(folder: Path, end: int) -> bool:

@@ -49,6 +49,10 @@ class Emission(nn.Module):
         """Which steps are fill [N, L]."""
         raise NotImplementedError
 
+    def beginning(self, n: int) -> Tensor:
+        """One fill for each of n sequences [n, 1, ...]."""
+        raise NotImplementedError
+
 
 class Symbols(Emission):
     """A softmax over V symbols and the end.
@@ -125,6 +129,9 @@ class Symbols(Emission):
     def filled(self, u: Tensor) -> Tensor:
         return u < 0
 
+    def beginning(self, n: int) -> Tensor:
+        return torch.full((n, 1), -1, device=self.base.device)
+
 
 class Sites(Emission):
     """A step of d sites, each with its head; d > 1 are drawn one after the other.
@@ -193,6 +200,9 @@ class Sites(Emission):
 
     def filled(self, u: Tensor) -> Tensor:
         return u[..., 0].isinf()
+
+    def beginning(self, n: int) -> Tensor:
+        return self.base.new_full((n, 1, self.heads.sites), self.fill, dtype=torch.float64)
 
     def _allowed(self, u: Tensor) -> Tensor:
         """Any value in the place of fill: as an input it is replaced, as a target not looked at."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +72,8 @@ class Head(nn.Module):
         """An allowed value [*sites], which stands where a value is missing."""
         raise NotImplementedError
 
-    def site(self, j: int) -> Head:
-        """The head of site j alone: a view that shares this one's buffers."""
+    def site(self, j: int | slice) -> Self:
+        """The head of site j alone (or of a slice of sites): a view that shares this one's buffers."""
         view = copy.copy(self)
         view._buffers = {k: None if b is None else b[j] for k, b in self._buffers.items()}
         view._modules = {k: m.site(j) if isinstance(m, Head) else m for k, m in self._modules.items()}
@@ -331,16 +331,19 @@ class LevelLogistics(Head):
         return self._scaled(x.to(torch.get_default_dtype()))[..., None]
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        return (self._mixture(params)[0] + self.component_log_prob(params, x)).logsumexp(-1)
+
+    def component_log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """log P_m(x) [..., *sites, M] of each component, whatever its weight."""
         if self.levels > FINE_LEVELS:  # float32 has too few digits within a cell
             params = params.double()
-        log_w, mean, log_s = self._mixture(params)
+        _, mean, log_s = self._mixture(params)
         y, per_scale = self._scaled(x.to(params.dtype))[..., None], (-log_s).exp()
         z, cell = (y - mean) * per_scale, 2 / (self.levels - 1) * per_scale
         inner = log_logistic_cell(z, cell)
         low, high = -F.softplus(-(z + cell / 2)), -F.softplus(z - cell / 2)
         edge = x[..., None]
-        log_p = torch.where(edge == 0, low, torch.where(edge == self.levels - 1, high, inner))
-        return (log_w + log_p).logsumexp(-1)
+        return torch.where(edge == 0, low, torch.where(edge == self.levels - 1, high, inner))
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         y = logistic_sample(*self._mixture(params), generator)
@@ -587,6 +590,11 @@ class Heads(nn.Module):
     def _own(self, params: Tensor, g: int) -> Tensor:
         own = params if len(self.places) == 1 else params[..., getattr(self, f"index{g}")]
         return own.unflatten(-1, (len(self.places[g]), -1))
+
+
+def side_by_side(sites: int) -> Table:
+    """The space of values that have no other shape than their number: what heads of levels in a step are over."""
+    return Table(tuple(Real(f"value{i}") for i in range(sites)))
 
 
 def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:

@@ -34,7 +34,7 @@ class LstmCache:
     """The state of every layer [layers, n, width]: its size does not depend on the length."""
 
     def __init__(self, net: Lstm, n: int) -> None:
-        zero = net.lstm.weight_ih_l0.new_zeros(net.lstm.num_layers, n, net.width)
+        zero = next(net.parameters()).new_zeros(net.lstm.num_layers, n, net.width)
         self.net, self.state = net, (zero, zero)
 
     def step(self, x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LstmCache:
 
     def extend(self, x: Tensor) -> Tensor:
         y: Tensor
-        y, self.state = self.net.lstm.forward(x, self.state)
+        y, self.state = self.net.lstm(x, self.state)
         return y
 
     def reorder(self, rows: Tensor) -> None:

@@ -49,6 +49,10 @@ class SequenceNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def matrices(self) -> list[Tensor]:
+        """The weights between hidden layers: what Muon is for."""
+        return [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
+
     def cache(self, n: int, length: int) -> Cache:
         """The beginning of n sequences of at most ``length`` steps."""
         raise NotImplementedError

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pofx.core.errors import BadValue
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Image, Ragged, Text
+from pofx.nn.causal import site_order
+
+ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
 
 Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
 Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
@@ -110,15 +115,22 @@ def _of_bytes(numbers: list[int]) -> list[Span]:
 
 
 class Patches(nn.Module):
-    """An image [C, H, W] as its patches of size x size pixels, in raster order, each with all of its channels.
+    """An image [C, H, W] as its patches of size x size pixels, each with all of its channels, in an order.
 
     With ``symbols`` a step is the level of one pixel of one channel.
     """
 
     kind: Kind = Exact
+    order: Tensor
+    back: Tensor
 
-    def __init__(self, space: Image, size: int, symbols: bool = False) -> None:
+    def __init__(
+        self, space: Image, size: int, symbols: bool = False, order: str = "raster", order_seed: int = 0
+    ) -> None:
         super().__init__()
+        places = torch.tensor(patch_order(order, space.height // size, space.width // size, order_seed))
+        self.register_buffer("order", places, persistent=False)
+        self.register_buffer("back", places.argsort(), persistent=False)
         self.space, self.size, self.symbols = space, size, symbols
         self.fixed: int | None = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
@@ -127,20 +139,49 @@ class Patches(nn.Module):
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
         p = self.size
         n, c, h, w = x.shape
-        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)
+        u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)[:, self.order]
         return u[..., 0].long() if self.symbols else u.float()
 
     def decode(self, u: Tensor) -> Tensor:
         p, (c, h, w) = self.size, self.space.event_shape
-        x = u.reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
+        x = u[:, self.back].reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(len(u), c, h, w).to(self.space.dtype)
+
+
+def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:
+    """The numbers of height x width places (counted by rows) in the order of that name."""
+    rows = np.arange(height * width).reshape(height, width)
+    if name == "spiral":
+        found, rest = [], rows
+        while rest.size:  # the first row, then what is left, turned so that its next side is the first row
+            found += rest[0].tolist()
+            rest = np.rot90(rest[1:])
+        return found
+    if name == "column":
+        return rows.T.flatten().tolist()
+    return site_order(name, height * width, seed)
+
+
+def byte_spelling() -> list[str]:
+    """The character that stands for each of the 256 bytes in a byte-level vocabulary (Radford et al. 2019)."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(b if b in visible else next(others)) for b in range(256)]
+
+
+SPELLING = byte_spelling()
+
+
+def _escaped(piece: str) -> bool:
+    """Is it one byte that is no UTF-8 (as "surrogateescape" spells it)?"""
+    return len(piece) == 1 and "\udc80" <= piece <= "\udcff"
 
 
 class Subwords(nn.Module):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), learned from the training texts.
 
     A string has many spellings in subwords; the encoder gives one of them, so its likelihood bounds that of
-    the string from below.
+    the string from below. Bytes that are no UTF-8 are spelled one by one, so that no two strings share a spelling.
 
     Args:
         space: of texts.
@@ -191,15 +232,42 @@ class Subwords(nn.Module):
         return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        tokens = [e.ids for e in self._read(x)]
+        rows = [row[row >= 0].tolist() for row in x]
+        tokens = [e.ids for e in self._read(x)] if self.foreign else self._tokens(rows)
         u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
         for row, ids in zip(u, tokens, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return u.to(x.device)
 
+    def _tokens(self, rows: list[list[int]]) -> list[list[int]]:
+        """Tokens of rows of symbols."""
+        tokenizer, alphabet = self.tokenizer, self.space.alphabet
+        if alphabet:
+            return [e.ids for e in tokenizer.encode_batch(["".join(alphabet[k] for k in row) for row in rows])]
+        spelled = [bytes(row).decode(errors="surrogateescape") for row in rows]
+        rows_of_pieces = [[p for p in re.split("([\udc80-\udcff])", text) if p] for text in spelled]
+        found = iter(tokenizer.encode_batch([p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]))
+
+        def ids(piece: str) -> list[int]:
+            return [tokenizer.token_to_id(SPELLING[ord(piece) & 255])] if _escaped(piece) else next(found).ids
+
+        return [[k for piece in pieces for k in ids(piece)] for pieces in rows_of_pieces]
+
     def decode(self, u: Tensor) -> Tensor:
-        texts: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
-        return self.space.read([self._known(t) for t in texts]).to(u.device)
+        """Subwords -> symbols; of bytes that make up no character of the alphabet nothing is left."""
+        if self.foreign:
+            found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
+            return self.space.read([self._known(t) for t in found]).to(u.device)
+        tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
+        spelled = [bytes(byte[c] for k in row[row >= 0].tolist() for c in tokenizer.id_to_token(k)) for row in u]
+        if self.space.alphabet:
+            known = set(self.space.alphabet)
+            texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]
+            return self.space.read(texts).to(u.device)
+        x = torch.full((len(u), max(map(len, spelled), default=0)), -1)
+        for row, text in zip(x, spelled, strict=True):
+            row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
+        return x.to(u.device)
 
     def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
         """``decode`` of what goes on: other tokenizers than ours drop a space at the beginning of a text."""

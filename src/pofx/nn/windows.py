@@ -36,8 +36,9 @@ class Windows:
     """Training pieces [B, 1 + block, ...] of long sequences of steps: an input before, then ``block`` targets.
 
     Sequences lie end to end in one array, ``fill`` before and after each. The first window of a sequence starts
-    with it; the further ones start anywhere (``turn`` shifts them, so that no epoch cuts as the one before) and
-    may run on into the next sequence, which leaves no target idle.
+    with it; the further ones follow end to end, shifted by ``turn`` so that no epoch cuts as the one before. One more
+    than a sequence needs lets them reach its end under every shift; the last may lie in the next sequence, whose
+    it is then.
 
     Args:
         sequences: gives steps [L, ...] of one sequence after the other.
@@ -51,28 +52,32 @@ class Windows:
             separator = u.new_full((1, *u.shape[1:]), fill)
             parts.append(compact(torch.cat([separator, u])))
             lengths.append(len(u) + 1)
-        tail = parts[0].new_full((block + 1, *parts[0].shape[1:]), fill)
+        tail = parts[0].new_full((2 * block + 1, *parts[0].shape[1:]), fill)
         self.steps = on_disk_if_large([*parts, tail])
-        self.first = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-        self.count = (torch.tensor(lengths) + block - 1) // block  # windows of each sequence
+        targets = torch.tensor(lengths)
+        self.first = targets.cumsum(0) - targets
+        # windows of each sequence: ceil(targets / block), or one more where they are shifted
+        self.count = torch.where(targets > block, 1 + (targets - 1 + block - 1) // block, 1)
         self.end, self.owners, self.shift = self.count.cumsum(0), owners, 0
+        self.targets = int(targets.sum())
 
     def __len__(self) -> int:
         return int(self.end[-1])
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        sequence = self.owner_sequence(index)
-        k = index - (self.end - self.count)[sequence]
-        start = self.first[sequence] + (k * self.block - self.shift * (k > 0))
-        rows = self.steps[(start[:, None] + torch.arange(self.block + 1)).numpy()]
+        rows = self.steps[(self.start(index)[:, None] + torch.arange(self.block + 1)).numpy()]
         out = torch.from_numpy(rows)
         return out if out.is_floating_point() else out.long()
 
-    def owner_sequence(self, index: Tensor) -> Tensor:
-        return torch.searchsorted(self.end, index, right=True)
+    def start(self, index: Tensor) -> Tensor:
+        """Where windows begin in the array of all steps."""
+        sequence = torch.searchsorted(self.end, index, right=True)
+        k = index - (self.end - self.count)[sequence]
+        return self.first[sequence] + (k * self.block - self.shift * (k > 0))
 
     def owner(self, index: Tensor) -> Tensor:
-        return self.owners[self.owner_sequence(index)]
+        """The training row in which windows begin."""
+        return self.owners[torch.searchsorted(self.first, self.start(index), right=True) - 1]
 
     def turn(self, number: int) -> None:
         self.shift = number % self.block

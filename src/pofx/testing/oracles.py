@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
-from pofx.data import synthetic
+from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Space, Table, Text
+from pofx.data import chains, synthetic
 from pofx.data.base import Data, Part
+from pofx.data.ragged import RaggedRows
 from pofx.data.synthetic import Mixture, Source
 
 
@@ -23,6 +25,9 @@ class Case:
 
     ``states`` enumerates a finite space [M, *E]; ``grid`` covers all but a negligible part of a plane
     [M, 2], each point standing for ``cell`` units of area; both are None where neither is possible.
+
+    Of data of free length, ``steps`` does this for a single step: its values [K, ...] and the measure of each,
+    and data up to ``depth`` steps long are summed over.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Case:
     label_given: bool = False  # p(label | x): what a classifier models
     states: Callable[[], Tensor] | None = None
     grid: Callable[[], tuple[Tensor, float]] | None = None
+    steps: Callable[[], tuple[Tensor, float]] | None = None
+    depth: int = 0
 
     @property
     def space(self) -> Space:
@@ -69,9 +76,25 @@ class Case:
 
     @cached_property
     def data(self) -> Data:
-        return Data(
-            self.name, self.name, self.space, self.draw(4000, 1), self.draw(500, 2), self.draw(2000, 3), self.context
-        )
+        train, valid, test = self.draw(4000, 1), self.draw(500, 2), self.draw(2000, 3)
+        if isinstance(self.space, Text | Audio):  # which a loaded source reads when asked for
+            train, valid = (dataclasses.replace(p, x=unread(self.space, p.x)) for p in (train, valid))
+        return Data(self.name, self.name, self.space, train, valid, test, self.context)
+
+
+def unread(space: Text | Audio, x: Tensor) -> RaggedRows:
+    """Symbols [N, L] end to end, with a gap after each row: none goes on from the one before."""
+    lengths = space.lengths(x).numpy()
+    gapped = torch.nn.functional.pad(x, (0, 1), value=space.fill)
+    inside = torch.arange(gapped.shape[1]) <= torch.from_numpy(lengths)[:, None]
+    ends = (lengths + 1).cumsum()
+    return RaggedRows(gapped[inside].numpy(), ends - lengths - 1, ends - 1, space.fill, torch.int64)
+
+
+def strings(values: Tensor, length: int) -> Tensor:
+    """All sequences of that many steps [K^length, length, ...] of steps [K, ...]."""
+    index = torch.tensor(list(itertools.product(range(len(values)), repeat=length)), dtype=torch.int64)
+    return values[index.reshape(len(values) ** length, length)]
 
 
 def table_states(space: Table, reach: int = 0) -> Tensor:
@@ -173,9 +196,11 @@ def cases() -> list[Case]:
     grey = synthetic.markov(5, image=True)
     mixed = SmallMixed()
     blobs = synthetic.equal([synthetic.blob(1.5, 0.5, 0.4), synthetic.blob(-1.0, -1.0, 0.6), synthetic.blob(0, 2, 0.3)])
-    chains = synthetic.equal(
+    two_chains = synthetic.equal(
         [synthetic.Markov(chain.start, t, 4) for t in (chain.transition, chain.transition.flip(1))]
     )
+    letters, excerpts, levels, rows = chains.strings(), chains.excerpts(), chains.levels(), chains.rows()
+    languages = synthetic.equal([letters, chains.strings(flip=True)])
     faces = synthetic.equal([synthetic.Ising(3, 3, 0.5, 0.3), synthetic.Ising(3, 3, -0.3, -0.5)])
 
     def wide() -> tuple[Tensor, float]:
@@ -191,8 +216,14 @@ def cases() -> list[Case]:
         Case("nullable reals", NullableReals()),
         Case("mixed table", synthetic.MixedTable()),
         Case("blobs by label", blobs, given_label=True, grid=wide),
-        Case("chains by label", chains, given_label=True, states=lambda: table_states(chains.space)),  # type: ignore[arg-type]
+        Case("chains by label", two_chains, given_label=True, states=lambda: table_states(two_chains.space)),  # type: ignore[arg-type]
         Case("images by label", faces, given_label=True, states=lambda: image_states(faces.space)),  # type: ignore[arg-type]
         Case("label by table", blobs, label_given=True, states=lambda: torch.arange(3)),
         Case("label by image", faces, label_given=True, states=lambda: torch.arange(2)),
+        Case("strings", letters, steps=lambda: (letters.values, 1.0), depth=4),
+        Case("excerpts", excerpts, steps=lambda: (excerpts.values, 1.0), depth=6),
+        Case("levels", levels, steps=lambda: (levels.values, 1.0), depth=2),
+        Case("rows", rows, steps=lambda: (table_states(rows.space.step, reach=15), 1.0), depth=1),  # type: ignore[union-attr]
+        Case("walk", chains.walk(), steps=lambda: plane(8.0, 120)),
+        Case("strings by label", languages, given_label=True, steps=lambda: (letters.values, 1.0), depth=4),
     ]

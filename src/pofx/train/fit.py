@@ -319,7 +319,7 @@ class _Loop:
         train, state, world, rank = self.data.train, self.state, self.fabric.world_size, self.fabric.global_rank
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
         if self.learner.sweep == "dataset":
-            part = train if world == 1 else train[slice(start, end)]
+            part = (train if world == 1 else train[slice(start, end)]).read()
         else:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:

@@ -1,0 +1,79 @@
+"""Records of the autoregressive families: each is one ``pofx fit`` command, whose answer is kept.
+
+    python benchmarks/records.py DATA NAME [NAME ...] [--threads 2] [--seconds 60]
+    python benchmarks/records.py DATA --list
+
+DATA is the folder that holds images/, text/, audio/, music/ and trajectories/. The answer of NAME (the held-out
+score with its kind, its error and its unit, the time, the number of parameters) goes to results/records/NAME.json with
+the command that made it; ``--seconds`` shortens a run, for a trial that is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "records"
+MNIST = "{data}/images/binarized-mnist/binarized_mnist_fixed.npz"
+MUON = "--recipe.optimizer muon --recipe.schedule linear"
+SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
+
+RECORDS = {
+    # first 90% train, last 10% test; one validation share of 1% is taken from the first 90%
+    "shakespeare-nanogpt": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --steps 2000"
+    " --options.width 128 --options.layers 4 --options.heads 4 --options.block 64 --options.positions learned"
+    " --options.mlp gelu --options.no-qk-norm --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
+    "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300"
+    f" --options.width 128 --options.layers 6 --options.heads 4 --options.patch 4 {MUON} --recipe.lr 5e-3",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true", help="print the commands")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, help="instead of the record's own budget; the answer is not kept")
+    args = parser.parse_args()
+    if args.list:
+        for name, command in RECORDS.items():
+            print(f"{name}: pofx fit {command}\n")
+        return 0
+    for name in args.names:
+        record(name, args)
+    return 0
+
+
+def record(name: str, args: argparse.Namespace) -> None:
+    command = RECORDS[name]
+    words = shlex.split(command.format(data=args.data))
+    if args.seconds:
+        i = next(i for i, word in enumerate(words) if word in ("--seconds", "--steps", "--epochs"))
+        words[i : i + 2] = ["--seconds", str(args.seconds)]
+    with tempfile.TemporaryDirectory() as place:
+        answer = subprocess.run(
+            [sys.executable, "-m", "pofx.cli", "fit", *words, "--out", f"{place}/run", "--json"],
+            env=os.environ | {"OMP_NUM_THREADS": str(args.threads)}, stdout=subprocess.PIPE, check=True, text=True,
+        ).stdout  # fmt: skip
+        log = [json.loads(line) for line in Path(place, "run", "log.jsonl").read_text().splitlines()]
+    found = json.loads(answer)
+    del found["run"]
+    kept = {"name": name, "command": f"pofx fit {command}", **found}
+    kept["validations"] = [[e["step"], e["seconds"], e.get("valid")] for e in log]
+    kept["machine"] = {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": args.threads}
+    print(json.dumps(kept))
+    if not args.seconds:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

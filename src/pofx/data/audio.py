@@ -1,0 +1,350 @@
+"""Sounds: folders of WAV, FLAC and Ogg files, single files, arrays of samples; all become levels of one channel."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
+from pofx.core.space import Audio, Label, Space
+from pofx.data.base import pick
+from pofx.data.image import by_folder, by_part, files_below
+from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+
+SUFFIXES = (".wav", ".flac", ".ogg")
+LAWS = {"linear": 65536, "mu": 256}  # and their usual numbers of levels
+MOST_LEVELS = 65536
+LABELS = ("label", "labels", "y", "target", "class", "digit", "word")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sounds are read.
+
+    Attributes:
+        rate: samples per second to bring all sounds to; None for their own.
+        law: "linear" or "mu".
+        levels: of a sample; None for 65536 (linear) or 256 (mu).
+        label: the array of a .npz that holds each sound's class; None for the first that can.
+        like: the space that new sounds are to be of; it says rate, law and levels.
+    """
+
+    rate: int | None = None
+    law: str = "linear"
+    levels: int | None = None
+    label: str | None = None
+    like: Audio | None = None
+
+    def coding(self) -> tuple[str, int]:
+        """The law and the number of levels. Raises UsageError."""
+        if self.like is not None:
+            return self.like.law, self.like.levels
+        if self.law not in LAWS:
+            raise UsageError(f"There is no law {self.law!r} of levels.", f"Give one of: {', '.join(LAWS)}.")
+        levels = LAWS[self.law] if self.levels is None else self.levels
+        if not 2 <= levels <= MOST_LEVELS:
+            raise UsageError(f"A sample of {levels} levels is impossible.", f"Give 2 to {MOST_LEVELS}.")
+        if self.rate is not None and self.rate < 1:
+            raise UsageError(f"A rate of {self.rate} samples per second is impossible.", "Give 1 or more.")
+        return self.law, levels
+
+
+# ---------------------------------------------------------------------------------------------- levels
+
+
+def encode(amplitude: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
+    """Amplitudes in [-1, 1] (what is beyond is clipped) as levels 0 .. levels - 1, uint8 or uint16.
+
+    Linear: the nearest to (1 + a) levels / 2, so that a 16-bit sample s, which is s / 32768, has the level s + 32768.
+    Mu: sign(a) log(1 + mu |a|) / log(1 + mu), as the nearest of ``levels`` in [-1, 1], mu = levels - 1 (ITU-T G.711).
+    """
+    a = np.asarray(amplitude, np.float64)
+    if law == "mu":
+        a = np.sign(a) * np.log1p((levels - 1) * np.abs(np.clip(a, -1, 1))) / math.log(levels)
+        level = (a + 1) / 2 * (levels - 1)
+    else:
+        level = (a + 1) * (levels / 2)
+    return np.rint(level).clip(0, levels - 1).astype(np.uint8 if levels <= 256 else np.uint16)
+
+
+def decode(level: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
+    """Levels as amplitudes in [-1, 1], float64; ``encode`` gives the levels back."""
+    if law == "mu":
+        a = np.asarray(level, np.float64) / (levels - 1) * 2 - 1
+        return np.sign(a) * np.expm1(np.abs(a) * math.log(levels)) / (levels - 1)
+    return np.asarray(level, np.float64) / (levels / 2) - 1
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def from_folder(folder: Path, how: Reading, max_rows: int | None = None, seed: int = 0) -> RawRagged:
+    """Sound files; sub-folders are labels; train / valid / test at the top are the official split.
+
+    Of more than ``max_rows`` files so many are read, drawn by ``seed``. Raises EmptyData, WrongShape (a file of
+    another rate), CorruptFile.
+    """
+    files = files_below(folder, SUFFIXES)
+    if not files:
+        raise EmptyData(f"{folder} holds no sounds.", f"Give a folder with {', '.join(SUFFIXES)} files.")
+    notes: list[str] = []
+    part, label = by_folder(folder, files, notes)
+    drawn = pick(len(files), max_rows, seed)
+    numbers = np.arange(len(files)) if drawn is None else drawn.numpy()
+    sounds, rate = _sounds([files[i] for i in numbers], how, notes)
+    silent = [files[i] for i, s in zip(numbers, sounds, strict=True) if not len(s)]
+    if silent:
+        notes.append(f"{len(silent)} files of no samples were left out, the first: {silent[0].relative_to(folder)}.")
+        numbers = numbers[[len(s) > 0 for s in sounds]]
+    part, label = (None if a is None else a[numbers] for a in (part, label))
+    raw = _raw([s for s in sounds if len(s)], rate, how, str(folder), notes)
+    raw.part, raw.label, raw.numbers = part, label, None if drawn is None else numbers
+    return raw
+
+
+def from_file(path: Path, how: Reading) -> RawRagged:
+    """One sound file: one row."""
+    notes: list[str] = []
+    sounds, rate = _sounds([path], how, notes)
+    return _raw([s for s in sounds if len(s)], rate, how, str(path), notes)
+
+
+def _sounds(files: list[Path], how: Reading, notes: list[str]) -> tuple[list[NDArray], int]:
+    """The levels of each file, and the rate that all have in the end."""
+    law, levels = how.coding()
+    with ThreadPoolExecutor() as pool:
+        heads = list(pool.map(_head, files))
+        rates = Counter(head.samplerate for head in heads)
+        wanted = how.like.rate if how.like else how.rate
+        rate = wanted or rates.most_common(1)[0][0]
+        for file, head in zip(files, heads, strict=True):
+            if wanted is None and head.samplerate != rate:
+                raise WrongShape(
+                    f"{file} has {head.samplerate} samples per second; the others have {rate}.",
+                    f"Convert or remove it, or give --rate {rate} to bring all sounds to one rate.",
+                )
+        if several := sum(head.channels > 1 for head in heads):
+            notes.append(f"The channels of {several} of {len(files)} sounds were mixed to one.")
+        if resampled := sum(count for r, count in rates.items() if r != rate):
+            notes.append(f"{resampled} of {len(files)} sounds were resampled to {rate} Hz.")
+        fine = sum(head.subtype not in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "VORBIS") for head in heads)
+        if fine and (law, levels) == ("linear", 65536):
+            notes.append(f"The samples of {fine} of {len(files)} sounds are finer than 16 bits: they were rounded.")
+
+        def sound(file: Path, head: Any) -> NDArray:
+            return encode(_resampled(_amplitude(file, head), head.samplerate, rate), law, levels)
+
+        return list(pool.map(sound, files, heads)), rate
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as e:
+        raise UsageError(f"Sound files need the package soundfile ({e}).", "Install it: pip install soundfile.") from e
+    return soundfile
+
+
+def _corrupt(path: Path, why: object) -> CorruptFile:
+    return CorruptFile(f"{path} cannot be read as a sound: {why}.".replace("..", "."), "Fetch or write the file again.")
+
+
+def _head(path: Path) -> Any:
+    """What soundfile says of the file: samplerate, channels, frames, subtype."""
+    soundfile = _soundfile()
+    try:
+        head = soundfile.info(str(path))
+        with path.open("rb") as file:
+            kind, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+    except (soundfile.LibsndfileError, OSError) as e:
+        raise _corrupt(path, getattr(e, "error_string", e)) from e
+    # libsndfile takes a WAV file that was cut off for a shorter one; sizes that writers to pipes leave say nothing
+    if kind == b"RIFF" and 0 < size < 2**32 - 2**16 and path.stat().st_size < size:
+        raise _corrupt(path, f"it has {path.stat().st_size} bytes where its header says {size + 8}")
+    return head
+
+
+def _amplitude(path: Path, head: Any) -> NDArray:
+    """The mean of all channels, float64 [L]."""
+    soundfile = _soundfile()
+    try:
+        samples, _ = soundfile.read(str(path), dtype="float64", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as e:
+        raise _corrupt(path, getattr(e, "error_string", e)) from e
+    if len(samples) != head.frames:
+        raise _corrupt(path, f"it has {len(samples)} samples where its header says {head.frames}")
+    if not np.isfinite(samples).all():
+        raise BadValue(f"{path} holds samples that are no finite numbers.", "Write the file again.")
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
+
+
+def _resampled(amplitude: NDArray, rate: int, to: int) -> NDArray:
+    if rate == to or not len(amplitude):
+        return amplitude
+    from scipy.signal import resample_poly
+
+    common = math.gcd(rate, to)
+    return np.asarray(resample_poly(amplitude, to // common, rate // common))
+
+
+def _raw(sounds: list[NDArray], rate: int, how: Reading, where: str, notes: list[str]) -> RawRagged:
+    law, levels = how.coding()
+    if not sounds:
+        raise EmptyData(f"{where} holds no sound of any length.", "Give sounds with samples.")
+    offsets = np.cumsum([0, *map(len, sounds)])
+    rows = RaggedRows.joined(np.concatenate(sounds), offsets, -1, torch.int64)
+    return RawRagged(Audio(rate, levels, law, True, int(rows.lengths.max())), rows, notes=notes)
+
+
+# ---------------------------------------------------------------------------------------------- arrays
+
+
+def is_audio(arrays: Mapping[str, NDArray]) -> bool:
+    """Do arrays hold sounds, end to end?"""
+    return {"audio", "offsets"} <= by_part(arrays).keys()
+
+
+def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRagged:
+    """``audio`` [T] (16-bit samples, or amplitudes in [-1, 1]), ``offsets`` [N + 1], ``sample_rate``, labels [N].
+
+    With train, valid or test before or after their names, arrays are parts. A label is a class, or with an array
+    ``<label>_names`` the number of one. Raises WrongShape, BadValue, EmptyData, UsageError.
+    """
+    keys = by_part(arrays)
+    audio, bounds = keys["audio"], keys["offsets"]
+    if set(audio) != set(bounds) or (None in audio and len(audio) > 1):
+        raise WrongShape(
+            f"{name} has sounds in {_listed(audio)}, but offsets in {_listed(bounds)}.", "Give one for each."
+        )
+    parts = sorted(audio, key=lambda p: -1 if p is None else p)
+    sounds: list[NDArray] = []
+    for p in parts:
+        values, offsets = arrays[audio[p]], arrays[bounds[p]]
+        if values.ndim != 1 or offsets.ndim != 1 or not len(offsets) or (np.diff(offsets) < 0).any():
+            shapes = f"{list(values.shape)} and {list(offsets.shape)}"
+            raise WrongShape(f"{name}: {audio[p]} and {bounds[p]} are {shapes}.", "Give [T] and rising [N + 1].")
+        if offsets[0] < 0 or offsets[-1] > len(values):
+            raise WrongShape(f"{name}: {bounds[p]} goes to {offsets[-1]}; there are {len(values)} samples.")
+        sounds += np.split(values, offsets)[1:-1]
+    rate = _rate(arrays, name, how)
+    to = how.like.rate if how.like else how.rate or rate
+    notes = [] if rate == to else [f"All sounds were resampled from {rate} to {to} Hz."]
+    law, levels = how.coding()
+    kept = [i for i, s in enumerate(sounds) if len(s)]
+    if len(kept) < len(sounds):
+        notes.append(f"{len(sounds) - len(kept)} sounds of no samples were left out.")
+    coded = [encode(_resampled(_scaled(sounds[i], name), rate, to), law, levels) for i in kept]
+    raw = _raw(coded, to, how, name, notes)
+    if parts != [None]:
+        raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])[kept]
+    if (label := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
+        raw.label = label[kept]
+    return raw
+
+
+def _listed(keys: Mapping[int | None, str]) -> str:
+    return ", ".join(keys.values()) or "none"
+
+
+def _rate(arrays: Mapping[str, NDArray], name: str, how: Reading) -> int:
+    for key in ("sample_rate", "rate", "samplerate", "sr"):
+        if key in arrays and arrays[key].size == 1:
+            return int(arrays[key].item())
+    if how.like is None and how.rate is None:
+        raise WrongShape(f"{name} does not say how many samples a second has.", "Add sample_rate, or give --rate.")
+    return how.like.rate if how.like else how.rate or 0
+
+
+def _scaled(samples: NDArray, name: str) -> NDArray:
+    """Amplitudes of whole samples (8, 16 or 32 bits) or of floats."""
+    if samples.dtype.kind == "f":
+        if not np.isfinite(samples).all():
+            raise BadValue(f"{name} holds samples that are no finite numbers.", "Correct the array.")
+        return samples.astype(np.float64)
+    if samples.dtype == np.uint8:
+        return samples / 128 - 1
+    if samples.dtype.kind != "i":
+        raise BadValue(f"{name} holds {samples.dtype} samples.", "Give int16 samples, or floats in [-1, 1].")
+    return samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
+
+
+def _label(
+    arrays: Mapping[str, NDArray],
+    keys: Mapping[str, Mapping[int | None, str]],
+    parts: list[int | None],
+    n: int,
+    wanted: str | None,
+    notes: list[str],
+) -> NDArray | None:
+    """The class of each sound [n], from the array that is wanted or the first that can be meant."""
+    by_name = {k: [arrays[by[p]] for p in parts] for k, by in keys.items() if set(by) == set(parts)}
+    can = {k: np.concatenate(a) for k, a in by_name.items() if k not in ("audio", "offsets") and a[0].ndim == 1}
+    can = {k: a for k, a in can.items() if len(a) == n and a.dtype.kind in "iuUSb"}
+    if wanted is not None and wanted not in can:
+        raise UsageError(f"No array {wanted!r} holds a class of each of {n} sounds.", f"There are: {', '.join(can)}.")
+    if not can:
+        return None
+    chosen = wanted or next((k for k in can if k in LABELS), next(iter(can)))
+    if others := [k for k in can if k != chosen]:
+        notes.append(f"Labels are {chosen!r}; there are also {', '.join(others)} (choose with --label).")
+    names, codes = arrays.get(f"{chosen}_names"), can[chosen]
+    return codes if names is None or codes.dtype.kind not in "iu" else np.asarray(names)[codes]
+
+
+# ---------------------------------------------------------------------------------------------- to files
+
+
+def write_audio(
+    space: Audio, x: Tensor, to: str | os.PathLike[str], context: Space | None = None, c: Tensor | None = None
+) -> None:
+    """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by label, or one file.
+
+    Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
+    """
+    from pofx.data.write import replacing
+
+    soundfile, path = _soundfile(), Path(to)
+    x = x.detach().cpu().reshape(-1, x.shape[-1])
+    sounds = [
+        decode(row[:size].numpy(), space.law, space.levels) for row, size in zip(x, space.lengths(x), strict=True)
+    ]
+
+    def write(file: Path, amplitude: NDArray) -> None:
+        # as whole samples: the level of a 16-bit sample comes back as it was
+        samples = np.rint(amplitude * 32768).clip(-32768, 32767).astype(np.int16)
+        try:
+            soundfile.write(str(file), samples, space.rate, "VORBIS" if file.suffix == ".ogg" else "PCM_16")
+        except soundfile.LibsndfileError as e:
+            raise CannotSave(f"Cannot write {path}: {e.error_string}", "Choose another place or format.") from e
+
+    if path.suffix.lower() in SUFFIXES:
+        if len(sounds) != 1:
+            raise UsageError(f"{len(sounds)} sounds do not go into one file.", "Give a folder.")
+        with replacing(path) as scratch:
+            write(scratch, sounds[0])
+        return
+    if path.suffix:
+        raise UsageError(f"{path} is no place for sounds.", f"Give a folder or a {', '.join(SUFFIXES)} file.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+    label = c.cpu().reshape(-1).tolist() if isinstance(context, Label) and c is not None else None
+    digits = max(5, len(str(len(sounds))))
+    with replacing(path) as scratch:
+        scratch.mkdir()
+        for i, amplitude in enumerate(sounds):
+            into = scratch
+            if label is not None and isinstance(context, Label):
+                into = scratch / context.values[label[i]].replace(os.sep, "_")
+                into.mkdir(exist_ok=True)
+            write(into / f"{i:0{digits}d}.wav", amplitude)

@@ -1,0 +1,268 @@
+"""Sequences of steps: archives of trajectories, strokes and piano rolls; tables that say which rows belong together.
+
+A step is a row of a table, whose column types are inferred over all steps of all sequences, as a table's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
+from pofx.core.space import Category, Sequence, Table
+from pofx.data.base import _typed
+from pofx.data.image import by_part
+from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.data.tabular import encode_rows
+
+if TYPE_CHECKING:
+    from pofx.data.read import RawTable
+
+ROWS = "rows"  # the whole table is one sequence
+STARTS, ENDS = "offsets", ("episode_ends", "ends")  # arrays that say where sequences begin, or end
+LABELS = ("y", "label", "labels", "target", "targets")
+PENS = ("dx", "dy", "pen")
+KEYS = 88  # of a piano, the first of which is note 21 of MIDI
+
+Columns: TypeAlias = "dict[str, Callable[[], Any]]"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sequences are read.
+
+    Attributes:
+        sequence: the column of a table whose value tells the sequences apart, or "rows": all rows are one.
+        arrays: of an archive, in this order; none for all of floats (of any numbers, where none are floats).
+        types, drop: of the columns of a step, as for tables.
+        like: the space that new sequences are to be of; it says columns and types.
+    """
+
+    sequence: str | None = None
+    arrays: Listed[str] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
+    drop: Listed[str] = ()
+    like: Sequence | None = None
+
+
+# ---------------------------------------------------------------------------------------------- archives
+
+
+def is_sequences(arrays: Mapping[str, NDArray]) -> bool:
+    """Do arrays hold steps of sequences, end to end?"""
+    return not {STARTS, *ENDS}.isdisjoint(by_part(arrays))
+
+
+def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRagged:
+    """Arrays of steps [T, ...], with ``offsets`` [N + 1] or ``episode_ends`` [N] that cut them into sequences.
+
+    With train, valid or test before or after their names, arrays are parts. Their numbers become columns: ``state`` of
+    5 becomes state1 to state5; ``roll`` of packed bits becomes the 88 keys of a piano, key21 to key108; ``strokes`` of
+    3 become dx, dy and pen. ``y`` or ``label`` [N] are the classes of the sequences.
+
+    Raises WrongShape (bounds that fit no array), UsageError (no such array), EmptyData.
+    """
+    keys = by_part(arrays)
+    bound = next((b for b in (STARTS, *ENDS) if b in keys), None)
+    if bound is None:
+        raise WrongShape(f"{name} does not say where sequences end.", "Add offsets [N + 1] or episode_ends [N].")
+    parts = sorted(keys[bound], key=lambda p: -1 if p is None else p)
+    if None in parts and len(parts) > 1:
+        raise WrongShape(f"{name} has {', '.join(keys[bound].values())}: some are of a part, some of none.")
+    offsets = {p: _offsets(arrays[key], key, bound, name) for p, key in keys[bound].items()}
+    whole = {k: by for k, by in keys.items() if set(by) == set(parts) and k != bound}
+    steps = {
+        k: [arrays[by[p]] for p in parts]
+        for k, by in whole.items()
+        if all(arrays[by[p]].ndim and len(arrays[by[p]]) >= offsets[p][-1] for p in parts)
+    }
+    notes: list[str] = []
+    chosen = _chosen(steps, how, name, notes)
+    # what lies before, between and after the sequences of parts belongs to none
+    ends = np.concatenate([offsets[p][1:] for p in parts])
+    starts = np.concatenate([offsets[p][:-1] for p in parts])
+    before = np.cumsum([0, *(len(a) for a in steps[chosen[0]])])[:-1].repeat([len(offsets[p]) - 1 for p in parts])
+    joined = {k: np.concatenate(steps[k]) for k in chosen}
+    if len(chosen) == 1 and _packed(chosen[0], joined[chosen[0]]):
+        # bits are known to be binary, and stay bytes
+        table = Table(tuple(Category(key, ("0", "1")) for key in _names(chosen[0], joined[chosen[0]])))
+        if how.types or how.drop:
+            raise UsageError("Keys of a piano roll have no other types, and none is left out.", "Leave types and drop.")
+        _same(table, how, name)
+        values = np.unpackbits(joined[chosen[0]], axis=1, count=KEYS)
+    else:
+        columns = _columns(joined, [str(c) for c in arrays.get("columns", ())])
+        table, values = _table(columns, len(joined[chosen[0]]), how, name, notes)
+    raw = _raw(table, values, starts + before, ends + before, name)
+    raw.part = None if parts == [None] else np.repeat(np.array(parts), [len(offsets[p]) - 1 for p in parts])
+    label = next((k for k in whole if k in LABELS), None)
+    if label is not None and sum(len(arrays[whole[label][p]]) for p in parts) == len(ends):
+        raw.label = np.concatenate([arrays[whole[label][p]] for p in parts])
+    raw.notes = notes
+    return _without_empty(raw)
+
+
+def _offsets(array: NDArray, key: str, bound: str, name: str) -> NDArray:
+    """[N + 1]: where sequences begin, and where the last one ends."""
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        raise WrongShape(f"{name}: {key} is {list(array.shape)} of {array.dtype}.", "Give whole numbers [N].")
+    offsets = array.astype(np.int64) if bound == STARTS else np.concatenate([[0], array]).astype(np.int64)
+    if offsets[0] < 0 or (np.diff(offsets) < 0).any():
+        raise WrongShape(f"{name}: {key} does not rise.", "Give where each sequence begins or ends, in order.")
+    return offsets
+
+
+def _chosen(steps: Mapping[str, list[NDArray]], how: Reading, name: str, notes: list[str]) -> list[str]:
+    """The arrays that a step is made of."""
+    shown = ", ".join(f"{k} {list(a[0].shape)} {a[0].dtype}" for k, a in steps.items()) or "none"
+    can = {k: {x.dtype.kind for x in a} for k, a in steps.items() if len({x.shape[1:] for x in a}) == 1}
+    if missing := [k for k in how.arrays if k not in can]:
+        raise UsageError(f"{name} has no array {missing[0]!r} of steps.", f"There are: {shown}.")
+    known = {c.name for c in how.like.step.columns} if how.like else set()
+    chosen = list(how.arrays) or [k for k in can if not known.isdisjoint(_names(k, steps[k][0]))]
+    chosen = chosen or [k for k in can if can[k] == {"f"}] or [k for k in can if can[k] <= {"i", "u", "b"}]
+    lengths = {k: [len(x) for x in steps[k]] for k in chosen}
+    if not chosen or any(v != lengths[chosen[0]] for v in lengths.values()):
+        raise WrongShape(f"{name} has these arrays as long as its sequences: {shown}.", "Name some of one length.")
+    if others := [k for k in steps if k not in chosen]:
+        notes.append(f"Steps are made of {', '.join(chosen)}; arrays not used: {', '.join(others)}.")
+    return chosen
+
+
+def _packed(name: str, array: NDArray) -> bool:
+    return name in ("roll", "rolls") and array.dtype == np.uint8 and array.shape[1:] == ((KEYS + 7) // 8,)
+
+
+def _names(name: str, array: NDArray) -> list[str]:
+    """Of the columns that an array [T, ...] becomes."""
+    if _packed(name, array):
+        return [f"key{21 + k}" for k in range(KEYS)]
+    size = int(np.prod(array.shape[1:], dtype=np.int64))
+    if name == "strokes" and size == len(PENS):
+        return [*PENS]
+    return [name] if size == 1 else [f"{name}{j + 1}" for j in range(size)]
+
+
+def _columns(arrays: Mapping[str, NDArray], given: list[str]) -> Columns:
+    bits = {k: np.unpackbits(a, axis=1, count=KEYS) if _packed(k, a) else a for k, a in arrays.items()}
+    names = [n for k, a in arrays.items() for n in _names(k, a)]
+    fetches = [partial(np.ascontiguousarray, column) for a in bits.values() for column in a.reshape(len(a), -1).T]
+    return dict(zip(given if len(given) == len(names) else names, fetches, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagged:
+    """Rows of a table as steps: those of one value of a column are a sequence, in their order, or all rows are.
+
+    A column of dates that only go up within each sequence is left out, unless its type is declared. Raises UsageError
+    (no such column), BadValue (a row that belongs to no sequence).
+    """
+    columns: Columns = dict(raw.columns)
+    order, starts = np.arange(raw.n), np.array([0])
+    if how.sequence is None or (how.sequence != ROWS and how.sequence not in columns):
+        raise UsageError(
+            f"There is no column {how.sequence!r} that tells the sequences of {name} apart."
+            if how.sequence
+            else f"Nothing tells the sequences of {name} apart.",
+            f"Name a column (of {', '.join([*columns][:20])}), or 'rows' for one long sequence.",
+        )
+    if how.sequence in columns:
+        codes = _codes(how.sequence, columns.pop(how.sequence)())
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    ends = np.append(starts[1:], raw.n)
+    notes = list(raw.notes)
+    if (np.diff(order) < 0).any():
+        notes.append(f"Rows of one {how.sequence!r} do not follow each other everywhere: they were brought together.")
+    if how.like is None:
+        for column in [c for c in columns if c not in how.types and c not in how.drop]:
+            if _rises(columns[column](), order, starts):
+                columns.pop(column)
+                notes.append(
+                    f"{column!r} only goes up within sequences: it was left out (keep it: --types {column}=integer)."
+                )
+    table, values = _table(columns, raw.n, how, name, notes, raw)
+    out = _raw(table, values[order], starts, ends, name)
+    first = order[starts]
+    out.part, out.label = (None if a is None else a[first] for a in (raw.part, raw.label))
+    out.notes = notes
+    return out
+
+
+def _codes(name: str, array: Any) -> NDArray:
+    """Each row's sequence, counted in the order in which sequences appear."""
+    column = pa.chunked_array([pa.array(array, from_pandas=True)]) if isinstance(array, np.ndarray) else array
+    if pa.types.is_floating(column.type):
+        column = pa.chunked_array([pa.array(column.to_numpy(), from_pandas=True)])  # NaN is missing
+    if column.null_count:
+        row = int(column.is_null().to_numpy().argmax())
+        raise BadValue(f"Column {name!r} is missing in row {row}, which so belongs to no sequence.", "Correct the row.")
+    _, first, codes = np.unique(column.to_numpy(), return_index=True, return_inverse=True)
+    return first.argsort().argsort()[codes]
+
+
+def _rises(array: Any, order: NDArray, starts: NDArray) -> bool:
+    """Do dates never fall within a sequence?"""
+    if isinstance(array, np.ndarray):
+        dates = array if array.dtype.kind == "M" else None
+    else:
+        kind = array.type
+        dates = array.to_numpy() if pa.types.is_date(kind) or pa.types.is_timestamp(kind) else None
+    if dates is None or np.isnat(dates := dates.astype("datetime64[s]")).any():
+        return False
+    steps = np.diff(dates[order].astype(np.int64))
+    steps[starts[1:] - 1] = 0
+    return len(steps) > 0 and bool((steps >= 0).all())
+
+
+# ------------------------------------------------------------------------------------------- both
+
+
+def _table(
+    columns: Columns, n: int, how: Reading, name: str, notes: list[str], source: RawTable | None = None
+) -> tuple[Table, NDArray]:
+    """What a step is, and all steps [T, D]: of inferred types, or of those of a known space."""
+    from pofx.data.read import RawTable
+
+    if how.like is not None:
+        known = how.like.step
+        if absent := [c.name for c in known.columns if c.name not in columns]:
+            raise WrongShape(
+                f"{name} has no column {absent[0]!r}; expected {how.like}.", "Give sequences of that kind."
+            )
+        return known, encode_rows(known.columns, lambda c: columns[c](), n)
+    if not columns:
+        raise EmptyData(f"{name} has no column but the one that tells sequences apart.", "Give a column of values.")
+    types = {} if source is None else source.types
+    table, x = _typed(RawTable(columns, n, types=types), how.types, how.drop, notes)
+    return table, x.numpy()
+
+
+def _same(table: Table, how: Reading, name: str) -> None:
+    if how.like is not None and how.like.step != table:
+        raise WrongShape(f"{name} holds steps of a {table}; expected {how.like}.", "Give sequences of that kind.")
+
+
+def _raw(table: Table, values: NDArray, starts: NDArray, ends: NDArray, name: str) -> RawRagged:
+    rows = RaggedRows(values, starts, ends, np.inf, torch.float64)
+    if not len(rows) or not int(rows.lengths.max()):
+        raise EmptyData(f"{name} holds no sequence of any length.", "Give sequences with steps.")
+    return RawRagged(Sequence(table, True, int(rows.lengths.max())), rows)
+
+
+def _without_empty(raw: RawRagged) -> RawRagged:
+    kept = raw.rows.lengths > 0
+    if not bool(kept.all()):
+        raw.notes.append(f"{int((~kept).sum())} sequences of no steps were left out.")
+        raw.rows = raw.rows.take(kept)
+        raw.part, raw.label = (None if a is None else a[kept.numpy()] for a in (raw.part, raw.label))
+    return raw

@@ -1,0 +1,184 @@
+"""A transformer over an image, patch by patch, and inside a patch pixel by pixel.
+
+    log p(x) = sum_t sum_i log p(x_{t,i} | x_{t,<i}, x_{<t})
+
+over patches t in the order of a scan and the levels i of a patch. With patches of one pixel this is Image GPT
+(Chen et al. 2020) on raw levels: attention sees every pixel, and a step is one softmax. With larger patches
+attention goes over far fewer steps, and a masked MLP (Germain et al. 2015), given the net's output, predicts the
+levels inside: the same likelihood for a fraction of the arithmetic.
+
+Several scans (rows or columns first, from any corner) may share one net: each is a model of its own, and
+their mixture is as exact as each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Material, Recipe
+from pofx.core.likelihood import Exact
+from pofx.core.model import Budget, Sampler
+from pofx.core.space import Image, Ragged, Space
+from pofx.families.sequence import Reader, Stepwise
+from pofx.nn.emission import Emission, Sites, Symbols
+from pofx.nn.heads import Heads, ImageKind, image_head, side_by_side
+from pofx.nn.sequence import SequenceNet
+from pofx.nn.steps import ORDERS, Codec, Patches
+from pofx.nn.transformer import Positions, Shape, Transformer
+
+SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
+
+
+@dataclass(frozen=True)
+class ImageGptConfig(Shape):
+    """Options of ``image-gpt``, beside those of its transformer (whose block is the number of patches).
+
+    Attributes:
+        patch: side of a patch in pixels; 1 for pixels, 0 for the largest of 4, 3, 2, 1 that divides both sides.
+        order: of the patches: raster, column, spiral (inwards), reverse or random.
+        order_seed: of a random order.
+        scans: how many mirrored and turned images share the net; their mixture is exact.
+        head: of levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
+        components: of each mixture.
+        inner_width, inner_layers: of the masked MLP inside a patch.
+    """
+
+    positions: Positions = "learned"
+    patch: int = 0
+    order: str = "raster"
+    order_seed: int = 0
+    scans: int = 1
+    head: ImageKind = "auto"
+    components: int = 8
+    inner_width: int = 256
+    inner_layers: int = 2
+
+
+class ImageGpt(Stepwise):
+    name = "image-gpt"
+    summary = "a transformer goes through an image patch by patch, a masked net through the pixels inside"
+    paper = "Chen, Radford, Child, Wu, Jun, Luan & Sutskever 2020, Generative pretraining from pixels"
+    claims = frozenset({Exact})
+    uses_stride = False
+    continues = False
+    decodes = False
+    Config = ImageGptConfig
+    config: ImageGptConfig
+    space: Image
+
+    def __init__(self, config: ImageGptConfig, space: Image, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.scan = nn.Embedding(config.scans, config.width) if config.scans > 1 else None
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
+        if not isinstance(space, Image):
+            return "it goes through images. Fit a gpt for texts, sounds and sequences, a made for tables."
+        if isinstance(context, Ragged):
+            return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if config.head == "bernoulli" and space.levels != 2:
+            return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
+        side = config.patch or 1
+        if space.height % side or space.width % side:
+            return f"{space.height}×{space.width} pixels are not made of patches of {side}. Choose a divisor."
+        if config.order not in ORDERS:
+            return f"there is no order {config.order!r}. Use {', '.join(ORDERS)}."
+        most = SCANS if space.height == space.width else SCANS // 2
+        if not 1 <= config.scans <= most:
+            return f"scans={config.scans} is impossible. Give 1 to {most}."
+        return config.wrong()
+
+    @classmethod
+    def tiny(cls, space: Space) -> ImageGptConfig:
+        return ImageGptConfig(width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=64, lr=2e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.999)
+
+    # -- the parts ------------------------------------------------------------------------------------------
+
+    @property
+    def side(self) -> int:
+        """Of a patch, in pixels."""
+        height, width = self.space.height, self.space.width
+        return self.config.patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
+
+    @property
+    def one_level(self) -> bool:
+        return self.side == 1 and self.space.channels == 1 and self.config.head in ("auto", "categorical")
+
+    def make_codec(self) -> Codec:
+        return Patches(self.space, self.side, self.one_level, self.config.order, self.config.order_seed)
+
+    def make_emission(self) -> Emission:
+        config, space = self.config, self.space
+        if self.one_level:
+            return Symbols(space.levels, config.width, ends=False)
+        sites = space.channels * self.side**2
+        head = image_head(config.head, space.levels, components=config.components, sites=(sites,))
+        heads = Heads(side_by_side(sites), [head], [range(sites)])
+        return Sites(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, ends=False)
+
+    def build(self, config: ImageGptConfig) -> SequenceNet:
+        assert self.codec.fixed is not None
+        return Transformer(config, self.codec.fixed)
+
+    # -- scans ----------------------------------------------------------------------------------------------
+
+    def material(self, x: Tensor) -> Material:
+        return AsTheyAre(x)
+
+    def learner(self, recipe: Recipe) -> Learner:
+        def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            # the scans take turns: over a few batches this is the mean of their losses
+            return {"loss": -self._scanned(batch.x, self._encode(batch.c), batch.step % self.config.scans)}
+
+        return GradientLearner(self, recipe, objective, self.net.matrices())
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+        h = self._encode(c)
+        each = torch.stack([self._scanned(x, h, k) for k in range(self.config.scans)])
+        return Exact(each.logsumexp(0) - math.log(self.config.scans), self.space.measure)
+
+    def _scanned(self, x: Tensor, h: Tensor | None, scan: int) -> Tensor:
+        """log p [N] by one scan."""
+        u = self.codec.encode(turned(x, scan))
+        inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
+        y = self.net(self._embed(inputs, self._toward(h, len(x), scan)))
+        return self.emission.log_prob(y, u).sum(1, dtype=torch.float64)
+
+    def _toward(self, h: Tensor | None, n: int, scan: int) -> Tensor | None:
+        """The context with the scan's own vector [n, width]."""
+        if self.scan is None:
+            return h
+        own = self.scan.weight[scan].expand(n, -1)
+        return own if h is None else h + own
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        assert self.codec.fixed is not None
+        h, out = self._encode(c), torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
+        which = torch.randint(self.config.scans, (n,), generator=generator, device=generator.device).to(self.device)
+        for scan in which.unique().tolist():
+            rows = (which == scan).nonzero()[:, 0]
+            given = self._toward(None if h is None else h[rows], len(rows), scan)
+            reader = Reader(self, len(rows), given, self.codec.fixed)
+            step, steps = self.emission.beginning(len(rows)), []
+            for _ in range(self.codec.fixed):
+                step = self.emission.sample(reader.read(step), generator)[:, None]
+                steps.append(step)
+            out[rows] = turned(self.codec.decode(torch.cat(steps, 1)), scan, back=True)
+        return out
+
+
+def turned(x: Tensor, scan: int, back: bool = False) -> Tensor:
+    """Images [N, C, H, W] mirrored left to right (bit 1 of scan), up to down (bit 2), along the diagonal (bit 4)."""
+    flips = [axis for bit, axis in ((1, 3), (2, 2)) if scan & bit]
+    if scan & 4 and back:
+        return x.mT.flip(flips) if flips else x.mT
+    x = x.flip(flips) if flips else x
+    return x.mT if scan & 4 else x

@@ -1,0 +1,241 @@
+"""Autoregressive models of images: a causal net reads pixels row by row, the channels of a pixel in turn.
+
+    log p(x | c) = sum_{h, w} sum_k log p(x_{k,h,w} | pixels above and to the left, channels before k, c)
+
+    pixelcnn        masked convolutions (van den Oord, Kalchbrenner & Kavukcuoglu 2016)
+    gated-pixelcnn  a vertical and a horizontal stack, gated: no blind spot (van den Oord et al. 2016)
+    pixelcnn++      two shifted streams of gated resnets, a joint mixture of a pixel's channels (Salimans et al. 2017)
+    pixelrnn        LSTMs along rows or diagonals (van den Oord, Kalchbrenner & Kavukcuoglu 2016)
+
+Likelihoods are exact. Every value has a head of ``nn.heads`` whose zero is the training data's marginal at that
+place, and the nets start at zero. Sampling computes every feature once (``nn.pixel``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from pofx.core.learner import Recipe
+from pofx.core.space import Image, Space
+from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.nn.heads import Heads, ImageKind, LevelLogistics, heads_for
+from pofx.nn.pixel import PixelNet, Shape
+from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
+from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
+from pofx.nn.pixelrnn import PixelRnn, RnnKind
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """Options of every family here.
+
+    Attributes:
+        head: of a level: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto, by the
+            number of levels.
+        components: of that mixture.
+        hidden: features of the net's maps (rounded up to a multiple of the image's channels).
+        layers: blocks of the net.
+    """
+
+    head: ImageKind = "auto"
+    components: int = 8
+    hidden: int = 32
+    layers: int = 5
+
+
+class Pixel(Autoregressive):
+    """Base of the families here; a subclass builds ``net``."""
+
+    counts = ("components", "hidden", "layers")
+    net: PixelNet
+    config: PixelConfig
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        assert isinstance(space, Image)
+        self.net = self.build((space.channels, space.height, space.width), self.heads.params[0])
+
+    @abstractmethod
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        """The net of images of a shape (C, H, W), with so many parameters per value."""
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if not isinstance(space, Image):
+            return "it models images. Fit made or window-mlp."
+        kernel = getattr(config, "kernel", 3)
+        if kernel < 3 or kernel % 2 == 0:
+            return f"kernel={kernel} is no odd number of 3 or more. Leave out kernel."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def choose_heads(cls, config: Any, space: Space) -> Heads:
+        return heads_for(space, image=config.head, components=config.components)
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return cls.Config(hidden=8, layers=1, components=4)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=16, lr=4e-3, weight_decay=1e-2, ema=0.998, warmup=100)
+
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        maps = self.net(features.unflatten(1, self.net.shape), h)  # [N, C P, H, W]
+        return maps.unflatten(1, (self.net.shape[0], -1)).permute(0, 1, 3, 4, 2).flatten(1)
+
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        return self.net.walk(n, h)
+
+    def width_per_row(self) -> int:
+        _, height, width = self.net.shape
+        return max(super().width_per_row(), 4 * height * width * self.config.hidden)
+
+    def rows_per_pass(self) -> int:
+        """As many rows as a walk's cached rows of features have room for in 2^27 numbers."""
+        cached = 12 * self.net.shape[2] * self.config.hidden * self.config.layers
+        return max(1, min(super().rows_per_pass(), 2**27 // cached))
+
+
+# ---------------------------------------------------------------------------------------------- the nets
+
+
+@dataclass(frozen=True)
+class PixelCnnConfig(PixelConfig):
+    """Options of ``pixelcnn``: those of ``PixelConfig``, and
+
+    Attributes:
+        kernel: side of the first convolution's window, odd.
+    """
+
+    kernel: int = 7
+
+
+class PixelCnnFamily(Pixel):
+    name = "pixelcnn"
+    summary = "masked convolutions predict each pixel from those above and to the left"
+    paper = "van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel recurrent neural networks"
+    Config = PixelCnnConfig
+    config: PixelCnnConfig
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+
+
+@dataclass(frozen=True)
+class GatedPixelCnnConfig(PixelCnnConfig):
+    """Options of ``gated-pixelcnn``: those of ``pixelcnn``."""
+
+    hidden: int = 16  # small and cheap: best for minutes on a CPU; given hours, take 64 and more
+    layers: int = 4
+
+
+class GatedPixelCnnFamily(Pixel):
+    name = "gated-pixelcnn"
+    summary = "gated convolutions over all rows above and over the row to the left predict each pixel"
+    paper = "van den Oord et al. 2016, Conditional image generation with PixelCNN decoders"
+    Config = GatedPixelCnnConfig
+    config: GatedPixelCnnConfig
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+
+
+@dataclass(frozen=True)
+class PixelRnnConfig(PixelCnnConfig):
+    """Options of ``pixelrnn``: those of ``pixelcnn``, and
+
+    Attributes:
+        kind: row-lstm (its context is a triangle above each pixel) or diagonal-bilstm (all pixels before).
+    """
+
+    kind: RnnKind = "diagonal-bilstm"
+    layers: int = 2
+
+
+class PixelRnnFamily(Pixel):
+    name = "pixelrnn"
+    summary = "LSTMs along the rows or diagonals of an image predict each pixel from those before"
+    paper = "van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel recurrent neural networks"
+    Config = PixelRnnConfig
+    config: PixelRnnConfig
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.kind not in get_args(RnnKind):
+            return f"there is no kind {config.kind!r}. Use row-lstm or diagonal-bilstm."
+        return super().refuses(space, context, config)
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+
+
+# ------------------------------------------------------------------------------------------- pixelcnn++
+
+
+@dataclass(frozen=True)
+class PixelCnnPlusConfig(PixelConfig):
+    """Options of ``pixelcnn++``: those of ``PixelConfig``; as many ``layers`` come down again as go up."""
+
+    layers: int = 2
+
+
+class PixelCnnPlusFamily(Pixel):
+    """All at full resolution: see ``nn.pixelplus``. Several channels are a joint mixture of discretised logistics."""
+
+    name = "pixelcnn++"
+    summary = "gated resnets above and to the left give a mixture of logistics for all channels of a pixel"
+    paper = "Salimans, Karpathy, Chen & Kingma 2017, PixelCNN++"
+    Config = PixelCnnPlusConfig
+    config: PixelCnnPlusConfig
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
+            return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def choose_heads(cls, config: Any, space: Space) -> Heads:
+        kind: ImageKind = "logistic" if isinstance(space, Image) and space.channels > 1 else config.head
+        return heads_for(space, image=kind, components=config.components)
+
+    def build(self, shape: Shape, params: int) -> PixelNet:
+        o = self.config
+        self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
+        outputs = params if self.colours is None else self.colours.outputs
+        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.width)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        if self.colours is not None:
+            # the channels of a pixel share the weights of their mixture
+            own = self.levels().log_weight.view(self.net.shape[0], -1, self.config.components)
+            own.copy_(own.mean(0).log_softmax(-1).expand_as(own))
+
+    def levels(self) -> LevelLogistics:
+        [head] = self.heads.groups
+        assert isinstance(head, LevelLogistics)
+        return head
+
+    def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
+        if self.colours is None:
+            return super().params(features, h, order)
+        channels, height, width = self.net.shape
+        places = height * width
+        raw = self.net(features.unflatten(1, self.net.shape), h).flatten(2).mT  # [N, H W, outputs]
+        heads = [self.levels().site(slice(c * places, (c + 1) * places)) for c in range(channels)]
+        each = self.colours.all(raw, features.unflatten(1, (channels, places)).mT, heads)
+        return torch.stack(each, 1).flatten(1)
+
+    def walk(self, n: int, h: Tensor | None, order: int) -> Steps:
+        walk = self.net.walk(n, h)
+        return walk if self.colours is None else ColourWalk(walk, self.colours, self.levels())

@@ -1,0 +1,446 @@
+"""The checks that every family must pass. Each is an identity or a bound with a known truth, not a snapshot."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
+from pofx.core.likelihood import Available, Estimate, Exact, LowerBound, Unavailable, UpperBound, mc_se
+from pofx.core.model import Budget
+from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
+from pofx.data.base import Part
+from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
+from pofx.train.fit import seeded
+
+# -- what a likelihood says of itself --------------------------------------------------------------
+
+
+@check
+def kind_is_claimed(s: Subject) -> None:
+    """Every estimator returns a kind in ``claims``, under the space's measure, finite, of the batch's shape."""
+    for name in s.cls.estimators or (None,):
+        lik = s.log_prob(s.test, budget=Budget(estimator=name))
+        assert type(lik) in s.cls.claims, f"{type(lik).__name__} is not among the claims"
+        if isinstance(lik, Unavailable):
+            assert len(lik.reason) > 20, "an unavailable likelihood needs a reason"
+            continue
+        assert lik.measure == s.case.space.measure, f"measure {lik.measure} instead of {s.case.space.measure}"
+        assert lik.nats.shape == (len(s.test),)
+        assert not lik.nats.isnan().any(), "NaN among the likelihoods"
+        assert lik.nats.isfinite().float().mean() > 0.99, "held-out data of probability zero"
+        if isinstance(lik, Estimate):
+            assert lik.caveat, "an estimate needs its caveat"
+        if not isinstance(lik, Exact):
+            assert lik.mc_se.shape == lik.nats.shape
+            assert (lik.mc_se >= 0).all()
+            if lik.draws == 0:
+                assert (lik.mc_se == 0).all(), "noise without draws"
+
+
+@check
+def rows_are_independent(s: Subject) -> None:
+    """A row is scored the same in whatever batch and order it stands."""
+    part = s.test[:64]
+    whole = s.available(part)
+    order = torch.randperm(len(part), generator=generator(1))
+    shuffled = s.available(part[order], seed=2)
+    few = s.available(part[:3], seed=3)
+    for other, first in ((shuffled.nats, whole.nats[order]), (few.nats, whole.nats[:3])):
+        se = mc_se(whole)[order] if len(other) == len(order) else mc_se(whole)[:3]
+        tolerance = 1e-3 * (1 + first.abs()) + 8 * math.sqrt(2) * se + (0.5 if isinstance(whole, Estimate) else 0)
+        gap = (other - first).abs()
+        assert (gap <= tolerance).float().mean() >= 0.95, f"rows change with their batch by up to {gap.max():.3g} nats"
+
+
+@check
+def eval_is_deterministic(s: Subject) -> None:
+    """Equal generators give equal numbers, whatever mode the module was left in; exact ones need none."""
+    a = s.available(s.test[:50])
+    s.model.train()
+    b = s.available(s.test[:50])
+    s.model.eval()
+    assert torch.equal(a.nats, b.nats), "two calls with the same seed differ"
+    if isinstance(a, Exact):
+        c = s.available(s.test[:50], seed=99)
+        assert torch.allclose(a.nats, c.nats, atol=1e-5), "an exact likelihood depends on the generator"
+
+
+@check
+def global_state_is_untouched(s: Subject) -> None:
+    """Scoring and sampling leave torch's global generator alone, and do not read it."""
+    before = torch.random.get_rng_state()
+    s.log_prob(s.test[:20])
+    first = draw(s, 5, seed=0)
+    assert torch.equal(before, torch.random.get_rng_state()), "the global random state moved"
+    with seeded(12345):
+        again = draw(s, 5, seed=0)
+    assert same(first, again), "samples depend on the global random state"
+
+
+@check
+def mc_error_is_calibrated(s: Subject) -> None:
+    """The spread over seeds is what ``mc_se`` says."""
+    part = s.test[:40]
+    first = s.available(part)
+    if isinstance(first, Exact) or first.draws == 0:
+        raise NotApplicable
+    runs = [s.available(part, seed=100 + k) for k in range(24)]
+    spread = torch.stack([r.nats for r in runs]).var(0).mean().sqrt()
+    said = torch.stack([mc_se(r) for r in runs]).square().mean().sqrt()
+    ratio = float(spread / said.clamp(min=1e-12))
+    assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread over seeds is {ratio:.2f} times the stated error"
+
+
+# -- the truth -------------------------------------------------------------------------------------
+
+
+@check
+def sums_to_one(s: Subject) -> None:
+    """exp(log p) sums over all states, or integrates over the plane, to 1 (a lower bound: to at most 1)."""
+    states = s.case.states
+    if states is None and s.case.grid is None:
+        raise NotApplicable
+    x, cell = (states(), 1.0) if states is not None else s.case.grid()  # type: ignore[misc]
+    exact = isinstance(s.available(s.test[:2]), Exact)
+    if states is None and not exact:  # noise, not the rule, limits how well a noisy number can be integrated
+        n = math.isqrt(len(x))
+        x, cell = x.reshape(n, n, 2)[::3, ::3].reshape(-1, 2), 9 * cell
+    budget = Budget(draws=8) if s.model.uses_draws else None
+    for c in s.contexts:
+        given = None if c is None else c.expand(len(x), *c.shape)
+        lik = s.log_prob(Part(x, given), budget=budget)
+        assert not isinstance(lik, Unavailable)
+        total = float((lik.nats.double().exp() * cell).sum())
+        # mean of exp of a noisy number is above exp of its mean, by half its variance
+        noise = float((lik.nats.double().exp() * cell * mc_se(lik)).square().sum().sqrt())
+        bias = float((lik.nats.double().exp() * cell * mc_se(lik).square()).sum())
+        slack = (1e-5 if states is not None else 1e-3 + rule_error(lik.nats.double().exp() * cell)) + 4 * noise + bias
+        if isinstance(lik, Exact):
+            assert abs(total - 1) < slack, f"probabilities sum to {total:.6f}"
+        elif isinstance(lik, LowerBound):
+            assert total < 1 + slack, f"a lower bound sums to {total:.6f}"
+        elif isinstance(lik, UpperBound):
+            assert total > 1 - slack, f"an upper bound sums to {total:.6f}"
+        else:
+            assert abs(total - 1) < 0.1 + slack, f"the estimate sums to {total:.6f}"
+
+
+@check
+def never_beats_the_truth(s: Subject) -> None:
+    """On average over held-out data, no exact likelihood and no lower bound exceeds the source's own."""
+    mean, se, kind = above_the_truth(s)
+    slack = 0.05 if kind is Estimate else 0.0
+    assert mean < 3 * se + slack, f"{mean:.4f} nats above the source's entropy ({mean / se:.1f} standard errors)"
+
+
+def above_the_truth(s: Subject) -> tuple[float, float, type[Available]]:
+    """Mean of log p(x) - log p*(x) over held-out rows, its standard error, and the kind of the likelihood."""
+    test = s.case.data.test
+    lik = s.available(test)
+    if isinstance(lik, UpperBound):
+        raise NotApplicable
+    gap = lik.nats.double() - s.case.truth(test)
+    return float(gap.mean()), float(gap.std() / len(gap) ** 0.5), type(lik)
+
+
+@check
+def training_helps(s: Subject) -> None:
+    """The trained model is better on held-out data than the prepared, untrained one, or already near the truth."""
+    lik = s.available(s.test)
+    config = s.cls.tiny(s.case.space)
+    with seeded(s.seed):
+        fresh = s.cls(config, s.case.space, s.case.context)
+    train = s.case.data.train
+    fresh.prepare(train.x, train.c, train.weight, generator(s.seed))
+    with torch.no_grad():
+        before = fresh.given(s.test.c).log_prob(s.test.x, generator=generator(0))
+    assert not isinstance(before, Unavailable)
+    gain = float((lik.nats - before.nats).double().mean())
+    short = float((s.case.truth(s.test) - lik.nats).mean())
+    assert gain > 0.02 or short < 0.1, f"training gained {gain:.3f} nats and is {short:.3f} below the truth"
+
+
+@check
+def scaling_shifts_the_density(s: Subject) -> None:
+    """Data times a have log-density lower by D log a: the model accounts for its own scaling."""
+    space, factor = s.case.space, 1024.0  # a power of two: scaled data are the same to the last bit
+    step = space.step if isinstance(space, Sequence) else space
+    continuous = isinstance(step, Table) and all(c.measure == "lebesgue" for c in step.columns)
+    if not continuous or s.case.context is not None:
+        raise NotApplicable
+    data = s.case.data
+    parts = {
+        k: dataclasses.replace(getattr(data, k), x=getattr(data, k).x * factor) for k in ("train", "valid", "test")
+    }
+    other = s.trained(dataclasses.replace(data, **parts))
+    lik = s.available(s.test)
+    with torch.no_grad():
+        scaled = other.log_prob(s.test.x * factor, generator=generator(0))
+    assert not isinstance(scaled, Unavailable)
+    numbers = s.test.x.isfinite().flatten(1).sum(1)  # of each datum
+    shift = float(((lik.nats - scaled.nats) / numbers).double().median())
+    expected = math.log(factor)
+    assert abs(shift - expected) < 0.15 / step.dims, (
+        f"scaling by {factor:g} shifted the nats by {shift:.3f} per number, not {expected:.3f}"
+    )
+
+
+@check
+def context_matters(s: Subject) -> None:
+    """On held-out data the right contexts are worth more than contexts of other rows."""
+    if s.case.context is None:
+        raise NotApplicable
+    right = s.available(s.test)
+    assert s.test.c is not None
+    wrong = s.available(Part(s.test.x, s.test.c.roll(1, 0)))
+    gain = float((right.nats - wrong.nats).double().mean())
+    assert gain > 0.05, f"the right context is worth only {gain:.3f} nats"
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+@check
+def samples_are_of_the_space(s: Subject) -> None:
+    """Shapes [n, *C, *E], the space's dtype and values, for any n, zero included."""
+    event = s.case.space.event_shape
+
+    def is_batch(x: Tensor, *shape: int) -> bool:
+        """Of that shape and events; -1 in an event is any length."""
+        return len(x.shape) == len(shape) + len(event) and all(
+            want in (-1, got) for got, want in zip(x.shape, (*shape, *event), strict=True)
+        )
+
+    if s.case.context is None:
+        x = s.model.sample(7, generator=generator(0))
+        assert is_batch(x, 7)
+        assert is_batch(s.model.sample(0), 0)
+    else:
+        assert s.test.c is not None
+        c = s.test.c[:6].reshape(2, 3, *s.case.context.event_shape)
+        x = s.model.given(c).sample(7, generator=generator(0))
+        assert is_batch(x, 7, 2, 3)
+        lik = s.model.given(c).log_prob(x, generator=generator(0))
+        if not isinstance(lik, Unavailable):
+            assert lik.nats.shape == (7, 2, 3)
+    assert x.dtype == s.case.space.dtype
+    s.case.space.check(x)
+
+
+@check
+def samples_follow_the_generator(s: Subject) -> None:
+    """Same generator, same samples; another seed, others."""
+    assert same(draw(s, 400, seed=5), draw(s, 400, seed=5)), "equal generators gave different samples"
+    assert not same(draw(s, 400, seed=5), draw(s, 400, seed=6)), "different generators gave equal samples"
+
+
+@check
+def samples_agree_with_the_density(s: Subject) -> None:
+    """Frequencies of samples are the probabilities that the model states (chi-squared over pooled cells)."""
+    if s.case.context is not None and not isinstance(s.case.context, Label):
+        raise NotApplicable
+    states, n = s.case.states, 4000
+    x, cell = (states(), 1.0) if states is not None else (s.case.grid() if s.case.grid else (None, 0.0))
+    if x is None:
+        raise NotApplicable
+    for c in s.contexts:
+        given = None if c is None else c.expand(len(x), *c.shape)
+        lik = s.available(Part(x, given))
+        if not isinstance(lik, Exact):
+            raise NotApplicable
+        drawn = s.model.given(c).sample(n, generator=generator(11)).reshape(n, *s.case.space.event_shape)
+        if states is not None:
+            index = state_index(x, drawn)
+            p, groups = lik.nats.double().exp(), torch.arange(len(x))
+        else:
+            # 10 x 10 coarse cells, the tails outside the grid left out (they are negligible)
+            p = lik.nats.double().exp() * cell
+            groups, index = coarse(x), coarse(drawn)
+            side = math.isqrt(len(x))
+            half = torch.zeros(side, side, dtype=torch.float64)
+            half[::2, ::2] = 4 * p.reshape(side, side)[::2, ::2]
+        observed = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+        observed.index_add_(0, index, torch.ones(n, dtype=torch.float64))
+        expected = torch.zeros_like(observed).index_add_(0, groups, p * n)
+        rough = torch.zeros_like(observed)
+        if states is None:  # the rule's own error per cell, as in rule_error
+            rough = (expected - torch.zeros_like(observed).index_add_(0, groups, half.flatten() * n)).abs()
+        statistic, freedom = chi_squared(observed, expected, rough)
+        z = (statistic - freedom) / math.sqrt(2 * freedom)
+        assert z < 6, f"samples disagree with the stated density (chi-squared {statistic:.0f} on {freedom} cells)"
+
+
+def state_index(states: Tensor, x: Tensor) -> Tensor:
+    """The row of ``states`` that each x is; raises where it is none."""
+    a = states.reshape(len(states), -1).double().nan_to_num(nan=-1e6)
+    b = x.reshape(len(x), -1).double().nan_to_num(nan=-1e6)
+    distance = torch.cdist(b, a)
+    assert float(distance.min(1).values.max()) < 1e-6, "a sample lies outside the enumerated states"
+    return distance.argmin(1)
+
+
+def features(space: Space, x: Tensor) -> Tensor:
+    """What is compared between samples and data, float64 [N, D]; of free length: means of steps, and how many."""
+    if not isinstance(space, Ragged):
+        return x.reshape(len(x), -1).double()
+    here = torch.arange(x.shape[1]) < space.lengths(x)[:, None]
+    steps = x.reshape(*x.shape[:2], -1).double()
+    if not space.ends:  # whose lengths are given, and others in samples
+        return steps[:, 0]
+    means = torch.where(here[..., None], steps, math.nan).nanmean(1)
+    return torch.cat([space.lengths(x)[:, None].double(), means], 1)
+
+
+@check
+def samples_resemble_the_data(s: Subject) -> None:
+    """Means and spreads of every dimension are those of the data, within a tiny model's reach."""
+    n = 2000
+    test = s.case.data.test[:n]
+    with torch.no_grad():
+        drawn = s.model.sample(n, generator=generator(3)) if test.c is None else s.model.given(test.c).sample(1)[0]
+    a, b = (features(s.case.space, t) for t in (drawn, test.x))
+    lost_a, lost_b = a.isnan().double().mean(0), b.isnan().double().mean(0)
+    assert (lost_a - lost_b).abs().max() < 0.12, "other dimensions are missing than in the data"
+    mean_a, mean_b = a.nanmean(0), b.nanmean(0)
+    spread_b = (b - mean_b).square().nanmean(0).sqrt().clamp(min=1e-6)
+    spread_a = (a - mean_a).square().nanmean(0).sqrt()
+    off = ((mean_a - mean_b) / spread_b).abs().max()
+    assert off < 0.5, f"a mean is off by {off:.2f} standard deviations"
+    ratio = (spread_a / spread_b).clamp(min=1e-6).log().abs().max().exp()
+    assert ratio < 2.0, f"a spread is off by a factor of {ratio:.2f}"
+
+
+# -- persistence -----------------------------------------------------------------------------------
+
+
+@check
+def run_folder_round_trip(s: Subject) -> None:
+    """A saved and read model has the same options, scores and samples; its options survive JSON."""
+    model, read = s.again
+    assert read.model.config == model.config
+    assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
+    x, c = s.test.x[:30], None if s.test.c is None else s.test.c[:30]
+    with torch.no_grad():
+        a = model.given(c).log_prob(x, generator=generator(0))
+        b = read.model.given(c).log_prob(x, generator=generator(0))
+    if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
+        assert torch.equal(a.nats, b.nats), "a reloaded model scores differently"
+    one = model.given(c).sample(2, generator=generator(1))
+    assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
+
+
+@check
+def training_is_reproducible(s: Subject) -> None:
+    """The same seed gives the same weights."""
+    for (name, a), b in zip(s.model.state_dict().items(), s.again[0].state_dict().values(), strict=True):
+        assert same(a, b), f"{name} differs between two fits of one seed"
+
+
+@check
+def every_parameter_learns(s: Subject) -> None:
+    """No parameter tensor is left as it was initialised."""
+    with seeded(s.seed):
+        fresh = s.cls(s.cls.tiny(s.case.space), s.case.space, s.case.context)
+    for (name, a), b in zip(fresh.named_parameters(), s.model.parameters(), strict=True):
+        assert a.numel() == 0 or not torch.equal(a, b), f"{name} never changed"
+
+
+# -- optional abilities ----------------------------------------------------------------------------
+
+
+@check
+def encoding_has_its_shape(s: Subject) -> None:
+    """encode(x) is a distribution with one batch entry per row, or a named error."""
+    part = s.test[:10]
+    if not s.cls.latent:
+        try:
+            s.given(part).encode(part.x)
+        except PofxError:
+            return
+        raise AssertionError("encode exists but latent is False")
+    with torch.no_grad():
+        q = s.given(part).encode(part.x)
+    assert q.batch_shape == (10,)
+    assert q.mean.isfinite().all()
+
+
+@check
+def score_is_the_gradient(s: Subject) -> None:
+    """score(x) = grad_x log p(x), by autograd through log_prob or by central differences."""
+    continuous = isinstance(s.case.space, Table) and all(c.measure == "lebesgue" for c in s.case.space.columns)
+    if not s.cls.has_score or not continuous:
+        raise NotApplicable
+    part = s.test[:20]
+    if not isinstance(s.available(part), Exact):
+        raise NotApplicable
+    got = s.given(part).score(part.x)
+    model = copy.deepcopy(s.model).double()
+    scale = s.case.data.train.x.std(0)
+    for j in range(part.x.shape[1]):
+        step = torch.zeros_like(part.x)
+        step[:, j] = 1e-2 * scale[j]
+        up, down = (model.given(part.c).log_prob(part.x + k * step) for k in (1, -1))
+        assert isinstance(up, Exact)
+        assert isinstance(down, Exact)
+        slope = (up.nats - down.nats).double() / (2 * step[:, j])
+        gap = ((slope - got[:, j]) * scale[j]).abs()
+        tolerance = 0.05 * (1 + (slope * scale[j]).abs())
+        assert (gap < tolerance).double().mean() >= 0.85, f"score is off by up to {gap.max():.3g} in dimension {j}"
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@check
+def bad_input_is_named(s: Subject) -> None:
+    """NaN, infinity, wrong shape, wrong dtype, out of range, empty, unknown options: an error with a name."""
+    good = s.test[:4]
+    p = s.given(good)
+    x = good.x
+
+    def refuses(bad: Tensor, kind: type[PofxError]) -> None:
+        try:
+            p.log_prob(bad)
+        except kind:
+            return
+        raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
+
+    if s.case.space.event_shape and s.case.space.event_shape[-1] > 0:
+        refuses(x[..., :-1], WrongShape)
+    refuses(x.to(torch.complex64), WrongShape)
+    if s.case.context is None:
+        refuses(x[:0], EmptyData)
+    if isinstance(s.case.space, Table):
+        refuses(x * math.inf, BadValue)
+        if not all(c.nullable for c in s.case.space.columns):
+            refuses(x * math.nan, BadValue)
+    if isinstance(s.case.space, Image) and s.case.space.levels < 256:
+        refuses(torch.full_like(x, s.case.space.levels), BadValue)
+    if isinstance(s.case.space, Label):
+        refuses(x + len(s.case.space.values), BadValue)
+    if isinstance(s.case.space, Ragged):
+        short = torch.full_like(x[:, :1], s.case.space.fill)
+        refuses(torch.cat([short, x], 1), BadValue)
+        refuses(x.to(torch.int32), WrongShape)
+    if isinstance(s.case.space, Text | Audio):
+        count = s.case.space.symbols if isinstance(s.case.space, Text) else s.case.space.levels
+        refuses(torch.where(x < 0, x, count), BadValue)
+        refuses(torch.where(x < 0, x, -2), BadValue)
+    if isinstance(s.case.space, Sequence):
+        refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
+    for wrong in (
+        lambda: p.log_prob(x, budget=Budget(estimator="crystal ball")),
+        lambda: p.sample(-1),
+        lambda: s.model.given(None if s.case.context is not None else torch.tensor(0)),
+    ):
+        try:
+            wrong()
+        except UsageError:
+            continue
+        raise AssertionError("a nonsensical request was taken")

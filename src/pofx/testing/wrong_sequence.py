@@ -1,0 +1,241 @@
+"""Deliberately wrong models of texts, and the small right one that they start from (see ``testing.wrong``)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.likelihood import Exact, Likelihood
+from pofx.core.model import Budget, Model, Sampler
+from pofx.core.space import Label, Space, Text
+from pofx.families.sequence import Gpt, GptConfig
+from pofx.nn.sequence import Cache, SequenceNet
+from pofx.nn.steps import Codec, Subwords
+from pofx.nn.transformer import Transformer, TransformerCache
+from pofx.testing.wrong import Small
+
+
+class Bigrams(Small):
+    """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
+
+    name = "right bigrams"
+    continues = True
+    table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        right = isinstance(space, Text) and (context is None or isinstance(context, Label))
+        return None if right else "it takes texts only."
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        assert isinstance(space, Text)
+        self.ends, self.end = space.ends, space.symbols  # which is the beginning's number, too
+        classes = len(context.values) if isinstance(context, Label) else 1
+        self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        before, after = self.line(x, None)
+        k = self.classes(c, len(x))[:, None].expand_as(before)
+        here = torch.arange(before.shape[1]) < (x >= 0).sum(1, keepdim=True) + int(self.ends)
+        counts = torch.full(self.table.shape, 0.5)
+        counts.index_put_((k[here], before[here], after[here]), torch.ones(int(here.sum())), accumulate=True)
+        if not self.ends:
+            counts[:, :, self.end] = 0.0
+        self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
+
+    def classes(self, c: Tensor | None, n: int) -> Tensor:
+        return torch.zeros(n, dtype=torch.int64) if c is None else c
+
+    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What each symbol and the end follow [N, L + 1], and they themselves."""
+        after = torch.cat([x, x.new_full((len(x), 1), -1)], 1)
+        first = torch.full((len(x),), -1) if before is None else self.last(before)
+        line = torch.cat([first[:, None], x], 1)
+        return line.where(line >= 0, self.end), after.where(after >= 0, self.end)
+
+    def last(self, before: Tensor) -> Tensor:
+        """The last symbol of each beginning [N], -1 where there is none."""
+        padded = torch.cat([before.new_full((len(before), 1), -1), before], 1)
+        return padded.gather(1, (before >= 0).sum(1, keepdim=True))[:, 0]
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        return Exact(self.rows_log_probs(x, c, None, budget).double().sum(1), self.space.measure)
+
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+        conditions, after = self.line(x, before)
+        each = self.table[self.classes(c, len(x))[:, None], conditions, after]
+        beyond = torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True) + int(self.ends)
+        return each.masked_fill(beyond, 0.0)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return self.walk(torch.full((n,), self.end), c, sampler, generator)
+
+    def rows_sample_after(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        last = self.last(before)
+        return self.walk(last.where(last >= 0, self.end), c, sampler, generator)
+
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """One continuation of each symbol [N]."""
+        k, over, out = self.classes(c, len(symbol)), torch.zeros(len(symbol), dtype=torch.bool), []
+        for _ in range(sampler.length or self.space.dims):
+            symbol = torch.multinomial(self.table[k, symbol].exp(), 1, generator=generator)[:, 0]
+            over = over | (symbol == self.end)
+            symbol = symbol.where(~over, self.end)
+            out.append(symbol.where(~over, -1))
+        return torch.stack(out, 1)
+
+
+# -- the mistakes ---------------------------------------------------------------------------------
+
+
+class SeesItself(Bigrams):
+    """Inputs that are shifted one step too few: each symbol is predicted from itself."""
+
+    name = "wrong: off-by-one shift"
+
+    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        _, after = super().line(x, before)
+        return after, after
+
+
+class LooksAhead(Bigrams):
+    """A symbol is predicted from the one after it, as a mask on the wrong side would have it."""
+
+    name = "wrong: looks ahead"
+
+    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        _, after = super().line(x, before)
+        return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
+
+
+class EndNotScored(Bigrams):
+    """The probability of a text, without that of its end."""
+
+    name = "wrong: the end is not scored"
+
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+        each = super().rows_log_probs(x, c, before, budget)
+        return each.masked_fill(torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True), 0.0)
+
+
+class PaddingLeaks(Bigrams):
+    """A row's numbers grow with the share of fill in it."""
+
+    name = "wrong: padding leaks"
+
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+        each = super().rows_log_probs(x, c, before, budget)
+        return each * (1 + 0.01 * (x < 0).double().mean(1, keepdim=True))
+
+
+class ForgetsBeginnings(Bigrams):
+    """What comes before is taken, and scores as if it had not been."""
+
+    name = "wrong: forgets what comes before"
+
+    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().line(x, None)
+
+
+class SumsElsewhere(Bigrams):
+    """log_prob is per symbol, while log_probs sum to the datum's."""
+
+    name = "wrong: nats per symbol"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        lik = super().rows_log_prob(x, c, budget, generator)
+        assert isinstance(lik, Exact)
+        return Exact(lik.nats / (x >= 0).sum(1).clamp(min=1), lik.measure)
+
+
+class NarrowStrings(Bigrams):
+    """Draws at a temperature of 0.7 what is stated at 1."""
+
+    name = "wrong: texts drawn at a low temperature"
+
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        stated = self.table.clone()
+        self.table.copy_((stated / 0.7).log_softmax(-1))
+        out = super().walk(symbol, c, sampler, generator)
+        self.table.copy_(stated)
+        return out
+
+
+class AnyLength(Bigrams):
+    """Draws one symbol more than was asked for."""
+
+    name = "wrong: lengths that were not asked for"
+
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        longer = Sampler(length=(sampler.length or self.space.dims) + 1)
+        return super().walk(symbol, c, longer, generator)
+
+
+class OnStrings(Gpt):
+    """A gpt that is trained on one case only, to save time."""
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: GptConfig) -> str | None:  # type: ignore[override]
+        if not (isinstance(space, Text) and space.ends and context is None):
+            return "it takes documents only."
+        return super().refuses(space, context, config)
+
+
+class ForgetfulCache(TransformerCache):
+    """The second layer's keys and values of the last input are lost."""
+
+    def extend(self, x: Tensor) -> Tensor:
+        out = super().extend(x)
+        self.kept[1, :, :, :, self.size - 1] = 0.0
+        return out
+
+
+class ForgetfulNet(Transformer):
+    def cache(self, n: int, length: int) -> Cache:
+        return ForgetfulCache(self, n, length)
+
+
+class CacheForgets(OnStrings):
+    """What is sampled, through such a cache, is not what is scored."""
+
+    name = "wrong: a cache that forgets"
+
+    def build(self, config: GptConfig) -> SequenceNet:
+        return ForgetfulNet(config)
+
+
+class SubwordsCalledExact(OnStrings):
+    """The likelihood of one spelling in subwords, called that of the string."""
+
+    name = "wrong: one spelling called exact"
+
+    def make_codec(self) -> Codec:
+        assert isinstance(self.space, Text)
+        codec = Subwords(self.space, self.config.vocabulary)
+        codec.kind = Exact
+        return codec
+
+    @classmethod
+    def tiny(cls, space: Space) -> GptConfig:
+        return GptConfig(width=32, layers=1, heads=2, block=32, vocabulary=264)
+
+
+WRONG_SEQUENCE: dict[type[Model], set[str]] = {
+    SeesItself: {"every step sums to one", "strings sum to one"},
+    LooksAhead: {"later steps are not seen"},
+    EndNotScored: {"ends are scored", "strings sum to one"},
+    PaddingLeaks: {"padding does not leak"},
+    ForgetsBeginnings: {"what comes before splits the sum", "continuations follow what is before"},
+    SumsElsewhere: {"log probs sum to log prob"},
+    NarrowStrings: {"strings are drawn as stated"},
+    AnyLength: {"lengths are kept"},
+    CacheForgets: {"caches change no sample"},
+    SubwordsCalledExact: {"strings sum to one"},
+}
+"""Each mistake and the checks that must notice it (others may, too)."""

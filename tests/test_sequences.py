@@ -1,0 +1,202 @@
+"""Sequences: archives of trajectories, strokes and piano rolls, tables with a column that tells sequences apart."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
+from pofx.core.space import Category, Integer, Real, Sequence
+from pofx.data import sequences
+from pofx.data.base import TEST, TRAIN, VALID
+from pofx.data.ragged import RawRagged
+from pofx.data.read import Options, RawTable, read
+from pofx.data.sequences import Reading, from_arrays, from_table
+
+rng = np.random.default_rng(0)
+
+
+def steps_of(raw: RawRagged) -> list[np.ndarray]:
+    """Each sequence [L, D], after a check of the whole."""
+    batch = raw.rows[:]
+    raw.space.check(batch)
+    assert isinstance(raw.space, Sequence)
+    assert raw.space.length == int(raw.rows.lengths.max()) == batch.shape[1]
+    return [x[:n].numpy() for x, n in zip(batch, raw.rows.lengths.tolist(), strict=True)]
+
+
+# -- archives -----------------------------------------------------------------------------------------
+
+
+def test_piano_rolls() -> None:
+    rolls, arrays = {}, {}
+    for part, offsets in (("train", [0, 3, 3, 10]), ("valid", [0, 4]), ("test", [1, 3])):
+        rolls[part] = rng.integers(0, 2, (10, 88)).astype(np.uint8)
+        arrays |= {f"{part}_roll": np.packbits(rolls[part], axis=1), f"{part}_offsets": np.array(offsets)}
+    assert sequences.is_sequences(arrays)
+    assert not sequences.is_sequences({"x": rolls["train"]})
+    raw = from_arrays(arrays, "a.npz", Reading())
+    assert raw.part is not None
+    assert raw.part.tolist() == [TRAIN, TRAIN, VALID, TEST]
+    assert [c.name for c in raw.space.step.columns] == [f"key{k}" for k in range(21, 109)]
+    assert all(c == Category(c.name, ("0", "1")) for c in raw.space.step.columns)
+    assert raw.rows.values.dtype == np.uint8  # eight times smaller than rows of numbers
+    train, valid, test = (rolls[p] for p in ("train", "valid", "test"))
+    for got, want in zip(steps_of(raw), (train[:3], train[3:], valid[:4], test[1:3]), strict=True):
+        assert np.array_equal(got, want)
+    assert raw.notes == ["1 sequences of no steps were left out."]
+    assert from_arrays(arrays, "a.npz", Reading(like=raw.space)).space == raw.space
+    with pytest.raises(UsageError, match="no other types"):
+        from_arrays(arrays, "a.npz", Reading(drop=["key21"]))
+
+
+def test_strokes() -> None:
+    strokes = np.concatenate([rng.integers(-99, 99, (60, 2)), rng.integers(0, 2, (60, 1))], 1).astype(np.int16)
+    raw = from_arrays({"train_strokes": strokes, "train_offsets": np.array([0, 25, 60])}, "a.npz", Reading())
+    dx, dy, pen = raw.space.step.columns
+    assert isinstance(dx, Integer)
+    assert isinstance(dy, Integer)
+    assert pen == Category("pen", ("0", "1"))
+    assert np.array_equal(np.concatenate(steps_of(raw)), strokes)
+    assert raw.part is not None
+    assert raw.part.tolist() == [TRAIN, TRAIN]
+
+
+def test_episodes() -> None:
+    arrays = {
+        "action": rng.normal(size=(50, 2)).astype(np.float32), "state": np.round(rng.normal(size=(50, 3)), 1),
+        "points": rng.normal(size=(50, 2, 2)), "reward": rng.normal(size=50), "frames": np.zeros((50, 4, 4), np.uint8),
+        "episode_ends": np.array([20, 50]), "label": np.array(["won", "lost"]), "version": np.array(3),
+    }  # fmt: skip
+    raw = from_arrays(arrays, "a.npz", Reading())
+    names = ["action1", "action2", "state1", "state2", "state3", "points1", "points2", "points3", "points4", "reward"]
+    assert [c.name for c in raw.space.step.columns] == names
+    assert raw.space.step.columns[0].measure == "lebesgue"
+    state = raw.space.step.columns[2]
+    assert isinstance(state, Real)
+    assert state.step == 0.1
+    assert raw.label is not None
+    assert raw.label.tolist() == ["won", "lost"]
+    assert any("arrays not used: frames" in n for n in raw.notes)
+    first, second = steps_of(raw)
+    assert np.array_equal(np.concatenate([first, second])[:, 5:9], arrays["points"].reshape(50, 4))
+    assert len(first) == 20
+
+    some = from_arrays(arrays, "a.npz", Reading(arrays=("state", "action"), types={"state1": "real"}, drop=["state3"]))
+    assert [c.name for c in some.space.step.columns] == ["state1", "state2", "action1", "action2"]
+    assert some.space.step.columns[0].measure == "lebesgue"
+    again = from_arrays(arrays, "a.npz", Reading(like=some.space))
+    assert again.space == some.space
+    assert torch.equal(again.rows[:], some.rows[:])
+    with pytest.raises(UsageError, match="no array 'statee' of steps"):
+        from_arrays(arrays, "a.npz", Reading(arrays=("statee",)))
+    with pytest.raises(WrongShape, match="no column 'state1'"):
+        from_arrays({k: a for k, a in arrays.items() if k != "state"}, "a.npz", Reading(like=some.space))
+
+
+def test_plain_arrays_and_their_columns() -> None:
+    x = rng.normal(size=(30, 2))
+    named = {"x": x, "offsets": np.array([0, 10, 30]), "columns": np.array(["u", "v"])}
+    raw = from_arrays(named, "a.npz", Reading())
+    assert [c.name for c in raw.space.step.columns] == ["u", "v"]
+    assert np.array_equal(np.concatenate(steps_of(raw)), x)
+    assert from_arrays(named, "a.npz", Reading(like=raw.space)).space == raw.space
+    raw = from_arrays({"x": x[:, 0], "ends": np.array([10, 30])}, "a.npz", Reading())
+    assert raw.rows[:].shape == (2, 20, 1)
+    # what lies before the first sequence or after the last one belongs to none
+    raw = from_arrays({"x": x, "offsets": np.array([5, 10, 12])}, "a.npz", Reading())
+    assert np.array_equal(np.concatenate(steps_of(raw)), x[5:12])
+
+
+def test_archives_that_do_not_fit() -> None:
+    x = rng.normal(size=(30, 2))
+    for arrays, said in (
+        ({"x": x}, "does not say where sequences end"),
+        ({"x": x, "offsets": np.array([0, 31])}, "arrays as long as its sequences: none"),
+        ({"x": x, "offsets": np.array([0, 20, 10])}, "offsets does not rise"),
+        ({"x": x, "offsets": np.array([0.0, 20.0])}, r"offsets is \[2\] of float64"),
+        ({"x": x, "offsets": np.array([0, 30]), "test_offsets": np.array([0, 30])}, "some are of a part, some of none"),
+        ({"x": x, "y": x[:25], "offsets": np.array([0, 20])}, r"x \[30, 2\] float64, y \[25, 2\] float64"),
+    ):
+        with pytest.raises(WrongShape, match=said):
+            from_arrays(arrays, "a.npz", Reading())
+    with pytest.raises(EmptyData, match="no sequence of any length"):
+        from_arrays({"x": x, "offsets": np.array([0, 0])}, "a.npz", Reading())
+    with pytest.raises(BadValue, match="infinite"):
+        from_arrays({"x": np.where(x > 1, np.inf, x), "offsets": np.array([0, 30])}, "a.npz", Reading())
+
+
+# -- tables ---------------------------------------------------------------------------------------------
+
+
+def table(**columns: object) -> RawTable:
+    raw = read(pa.table(columns), Options())
+    assert isinstance(raw, RawTable)
+    return raw
+
+
+def test_rows_of_one_value_are_a_sequence(tmp_path: Path) -> None:
+    episode = ["b"] * 12 + ["a"] * 18 + ["c"]
+    v, k = rng.normal(size=31), rng.integers(0, 9, 31)
+    raw = from_table(table(episode=episode, v=v, k=k), Reading(sequence="episode"))
+    assert [c.name for c in raw.space.step.columns] == ["v", "k"]
+    assert isinstance(raw.space.step.columns[1], Integer)
+    assert raw.rows.lengths.tolist() == [12, 18, 1]  # in the order in which they appear
+    assert np.array_equal(np.concatenate(steps_of(raw)), np.stack([v, k], 1))
+    assert raw.notes == []
+
+    # rows in any order, from a file; numbers as names of sequences
+    path = tmp_path / "t.csv"
+    path.write_text("id,v\n" + "\n".join(f"{i % 2},{x}" for i, x in enumerate(v)))
+    mixed = read(path, Options())
+    assert isinstance(mixed, RawTable)
+    raw = from_table(mixed, Reading(sequence="id"), "t.csv")
+    even, odd = steps_of(raw)
+    assert np.array_equal(even[:, 0], v[::2])
+    assert np.array_equal(odd[:, 0], v[1::2])
+    assert any("brought together" in n for n in raw.notes)
+
+    like = from_table(table(w=v, v=-v, s=episode), Reading(sequence="s", like=raw.space))
+    assert like.space.step == raw.space.step
+    assert np.array_equal(np.concatenate(steps_of(like))[:, 0], -v)
+    with pytest.raises(WrongShape, match="no column 'v'"):
+        from_table(table(w=v, s=episode), Reading(sequence="s", like=raw.space))
+
+
+def test_a_time_series_is_one_sequence() -> None:
+    hours = np.datetime64("2024-01-01T00") + np.arange(50)
+    v = np.where(np.arange(50) == 7, math.nan, rng.normal(size=50))
+    source = table(date=pa.array(hours.astype("datetime64[s]")), v=pa.array(v, from_pandas=True))
+    raw = from_table(source, Reading(sequence="rows"))
+    assert raw.n == 1
+    (got,) = steps_of(raw)
+    assert np.array_equal(got[:, 0], v, equal_nan=True)
+    assert raw.space.step.columns[0].nullable
+    assert any("'date' only goes up" in n for n in raw.notes)
+    kept = from_table(source, Reading(sequence="rows", types={"date": "integer"}))
+    assert [c.name for c in kept.space.step.columns] == ["date", "v"]
+    # dates that say more than the order stay
+    shuffled = table(date=pa.array(rng.permutation(hours).astype("datetime64[s]")), v=v + 0)
+    assert "date" in [c.name for c in from_table(shuffled, Reading(sequence="rows")).space.step.columns]
+    # within each sequence from the beginning
+    twice = table(date=pa.array(np.tile(hours[:25], 2).astype("datetime64[s]")), v=v, s=[0] * 25 + [1] * 25)
+    assert [c.name for c in from_table(twice, Reading(sequence="s")).space.step.columns] == ["v"]
+
+
+def test_tables_that_do_not_fit() -> None:
+    source = table(episode=[1, 1, None], v=[1.0, 2.0, 3.0])
+    with pytest.raises(UsageError, match="Nothing tells the sequences of t apart. Name a column .of episode, v."):
+        from_table(source, Reading(), "t")
+    with pytest.raises(UsageError, match="no column 'episod'"):
+        from_table(source, Reading(sequence="episod"))
+    with pytest.raises(BadValue, match="'episode' is missing in row 2"):
+        from_table(source, Reading(sequence="episode"))
+    with pytest.raises(BadValue, match="'e' is missing in row 1"):
+        from_table(table(e=[1.5, math.nan], v=[1.0, 2.0]), Reading(sequence="e"))
+    with pytest.raises(EmptyData, match="no column but the one"):
+        from_table(table(e=[1, 1]), Reading(sequence="e"))
