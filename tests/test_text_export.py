@@ -25,7 +25,8 @@ from pofx.nn.emission import Symbols
 from pofx.nn.steps import Subwords
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "the dog sat on a cat", "naïve cats, déjà vu"] * 20
-SIZES: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "block": 24, "mlp": "swiglu", "marginal": False}
+SIZES: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "block": 24, "marginal": False}
+SIZES |= {"norm": "rms", "mlp": "swiglu"}  # a Qwen3
 GPT2: dict[str, Any] = {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": "all", "qk_norm": False}
 
 
@@ -95,8 +96,10 @@ def test_an_architecture_of_theirs_computes_each_variant(tmp_path: Path) -> None
 
 
 def test_what_no_file_can_hold_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="relu2"):
-        write_model(made("characters", mlp="relu2"), tmp_path)
+    with pytest.raises(Unsupported, match=r"qwen3, .* Fit with --options\.norm rms --options\.mlp swiglu\.$"):
+        write_model(made("characters", mlp="relu2", norm="layer"), tmp_path)
+    with pytest.raises(Unsupported, match=r"gpt2, .* Fit with --options\.no-qk-norm\.$"):
+        write_model(made("characters", **(GPT2 | {"qk_norm": True})), tmp_path)
     model = made("characters", marginal=True)
     assert isinstance(model.emission, Symbols)
     model.emission.prepare(torch.tensor([1, 2, 2]), 1)

@@ -570,6 +570,7 @@ class WaveNetConfig:
 
 class WaveNetFamily(Stepwise):
     name = "wavenet"
+    uses_stride = False  # no window: the layers reach a fixed number of steps back, wherever they stand
     summary = "dilated convolutions predict each level, symbol or step from thousands before it"
     paper = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016, WaveNet"
     Config = WaveNetConfig

@@ -70,9 +70,9 @@ def _fits(tokenizer: str, vocabulary: int, folder: Path) -> None:
     from tokenizers import Tokenizer
 
     symbols = Tokenizer.from_str(tokenizer).get_vocab(with_added_tokens=True)
-    if symbols and (most := max(symbols.values())) >= vocabulary:
+    if symbols and max(symbols.values()) >= vocabulary:
         raise BadValue(
-            f"{folder / 'tokenizer.json'} numbers its symbols up to {most}; the model has {vocabulary}.",
+            f"{folder}'s tokenizer.json numbers symbols up to {max(symbols.values())}; the model has {vocabulary}.",
             "Put the tokenizer.json that belongs to this checkpoint into the folder.",
         )
 

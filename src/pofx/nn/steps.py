@@ -243,10 +243,12 @@ class Subwords(nn.Module):
         """Tokens of rows of symbols."""
         tokenizer, alphabet = self.tokenizer, self.space.alphabet
         if alphabet:
-            return [e.ids for e in tokenizer.encode_batch(["".join(alphabet[k] for k in row) for row in rows])]
+            texts = ["".join(alphabet[k] for k in row) for row in rows]
+            return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
         spelled = [bytes(row).decode(errors="surrogateescape") for row in rows]
         rows_of_pieces = [[p for p in re.split("([\udc80-\udcff])", text) if p] for text in spelled]
-        found = iter(tokenizer.encode_batch([p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]))
+        whole = [p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]
+        found = iter(tokenizer.encode_batch(whole, add_special_tokens=False))
 
         def ids(piece: str) -> list[int]:
             return [tokenizer.token_to_id(SPELLING[ord(piece) & 255])] if _escaped(piece) else next(found).ids
@@ -254,12 +256,14 @@ class Subwords(nn.Module):
         return [[k for piece in pieces for k in ids(piece)] for pieces in rows_of_pieces]
 
     def decode(self, u: Tensor) -> Tensor:
-        """Subwords -> symbols; of bytes that make up no character of the alphabet nothing is left."""
+        """Subwords -> symbols. Nothing is left of numbers without a subword (where the texts had few), nor of bytes
+        that make up no character of the alphabet."""
         if self.foreign:
             found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
             return self.space.read([self._known(t) for t in found]).to(u.device)
         tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
-        spelled = [bytes(byte[c] for k in row[row >= 0].tolist() for c in tokenizer.id_to_token(k)) for row in u]
+        words = [[tokenizer.id_to_token(k) or "" for k in row[row >= 0].tolist()] for row in u]
+        spelled = [bytes(byte[c] for word in row for c in word) for row in words]
         if self.space.alphabet:
             known = set(self.space.alphabet)
             texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]

@@ -106,9 +106,10 @@ def every_step_sums_to_one(s: Subject) -> None:
 def log_probs_sum_to_log_prob(s: Subject) -> None:
     """One number per step and one for the end, zero beyond, which sum to the datum's."""
     space = ragged(s)
-    part = s.case.data.test
+    part = s.case.data.test[:1100]  # more than fit into one pass
     lik = s.available(part)
-    each = s.given(part).log_probs(part.x).double()
+    with torch.no_grad():
+        each = s.given(part).log_probs(part.x).double()
     gap = (each.sum(1) - lik.nats).abs() / (1 + lik.nats.abs())
     assert gap.max() < 1e-5, f"log_probs sum to what differs from log_prob by {gap.max():.3g}"
     if s.model.step_kind is Exact:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,11 @@ class Subject:
 
     def trained(self, data: Data, out: Path | None = None) -> Model:
         options = dataclasses.asdict(self.cls.tiny(data.space))
-        steps, batch = (STEPS_OF_SEQUENCES, 32) if isinstance(data.space, Ragged) else (STEPS, 200)
-        recipe = {"batch": batch}
-        return fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, checks=4, out=out).model
+        small = isinstance(data.space, Ragged)
+        steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
+        limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
+        run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
+        return run.model
 
     @cached_property
     def again(self) -> tuple[Model, Run]:

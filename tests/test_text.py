@@ -1,0 +1,265 @@
+"""Texts as data: documents, excerpts, separators, JSON lines, columns, folders, and what is wrong with them by name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+
+import pofx
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
+from pofx.core.space import Label, Text
+from pofx.data import text
+from pofx.data.base import read_rows
+from pofx.data.ragged import RaggedRows
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
+
+
+def spelled(space: Text, rows: RaggedRows | torch.Tensor) -> list[str]:
+    return [space.spell(row) for row in rows[:]]
+
+
+def every(data: pofx.Data) -> list[str]:
+    assert isinstance(data.space, Text)
+    return [t for part in (data.train, data.valid, data.test) for t in spelled(data.space, part.x)]
+
+
+def lines(n: int) -> list[str]:
+    return [f"{WORDS[i % 7]} {WORDS[i * i % 7]} {i}" for i in range(n)]
+
+
+# -------------------------------------------------------------------------------- documents and excerpts
+
+
+def test_documents_stay_whole(tmp_path: Path) -> None:
+    documents = lines(100)
+    path = tmp_path / "poems.txt"
+    path.write_text("\n".join(documents))
+    data = pofx.load(path, separator="\\n", kind="text")
+    assert isinstance(data.space, Text)
+    assert data.space.ends
+    assert data.space.alphabet == "".join(sorted(set("".join(documents))))
+    assert data.space.length == max(map(len, documents))
+    assert sorted(every(data)) == sorted(documents)
+    assert [len(p) for p in (data.train, data.valid, data.test)] == [80, 10, 10]
+    assert data.train.before is None
+    order = data.train.rows
+    assert order is not None
+    assert spelled(data.space, data.train.x) == [documents[i] for i in order.tolist()]
+
+
+@pytest.mark.parametrize("separator", ["\\n\\n", "<|endoftext|>", None, "§", "\\t", "——"])
+def test_separators(tmp_path: Path, separator: str | None) -> None:
+    documents = [f"a{line}\nb" for line in lines(40)]
+    between = {None: "<|endoftext|>", "\\n\\n": "\n\n", "\\t": "\t"}.get(separator, separator)
+    assert between is not None
+    path = tmp_path / "corpus.txt"
+    path.write_text(between.join([*documents, "", "  "]))
+    data = pofx.load(path, separator=separator, kind="text")
+    assert sorted(every(data)) == sorted(documents)
+    assert any("2 empty documents" in note for note in data.notes)
+
+
+def test_a_long_text_becomes_excerpts_in_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    book = "".join("".join(rng.choice(list("abcd "), rng.integers(5, 120))) + "\n" for _ in range(600))
+    path = tmp_path / "book.txt"
+    path.write_text(book)
+    data = pofx.load(path)
+    assert isinstance(data.space, Text)
+    assert not data.space.ends
+    assert "".join(every(data)) == book
+    assert data.space.length <= text.EXCERPT
+    assert all(t.endswith("\n") for t in every(data)[:-1])
+    place = 0
+    for part in (data.train, data.valid, data.test):
+        for x, before in zip(spelled(data.space, part.x), spelled(data.space, part.before), strict=True):
+            assert before == book[max(0, place - text.BEFORE) : place]
+            place += len(x)
+    assert "the first 80% train" in data.split
+    runs, first = data.train.x.runs()
+    assert len(runs) == 1
+    assert first.tolist() == [0]
+
+
+def test_few_documents_are_cut_and_none_reaches_into_another(tmp_path: Path) -> None:
+    folder = tmp_path / "sources"
+    (folder / "sub").mkdir(parents=True)
+    files = {"a.py": "x = 1\n" * 1000, "b.py": "y = 2\n" * 900, "sub/c.txt": "zzz\n" * 800}
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    (folder / ".hidden.py").write_text("no")
+    (folder / "d.bin").write_bytes(b"\0\1")
+    data = pofx.load(folder)
+    assert isinstance(data.space, Text)
+    assert not data.space.ends
+    assert "3 text files were found." in data.notes
+    assert "".join(every(data)) == "".join(files[k] for k in sorted(files))
+    for part in (data.train, data.valid, data.test):
+        for x, before in zip(spelled(data.space, part.x), spelled(data.space, part.before), strict=True):
+            assert len({c for c in x + before if c in "xyz"}) == 1
+    assert len(data.train.x.runs()[0]) <= 3
+
+
+def test_a_folder_of_documents_with_labels_or_parts(tmp_path: Path) -> None:
+    for i, line in enumerate(lines(60)):
+        place = tmp_path / "labelled" / ("good", "bad")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i:02}.txt").write_text(line)
+        place = tmp_path / "split" / ("train", "valid", "test")[0 if i < 40 else 1 + i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i:02}.txt").write_text(line)
+    data = pofx.load(tmp_path / "labelled", given="label")
+    assert data.context == Label(("bad", "good"))
+    for part in (data.train, data.test):
+        assert part.c is not None
+        for x, c in zip(spelled(data.space, part.x), part.c.tolist(), strict=True):  # type: ignore[arg-type]
+            assert int(x.split()[-1]) % 2 == 1 - c
+    data = pofx.load(tmp_path / "split")
+    assert [len(p) for p in (data.train, data.valid, data.test)] == [40, 10, 10]
+    assert "own" in data.split
+
+
+def test_json_lines_and_columns(tmp_path: Path) -> None:
+    documents = [*lines(48), 'quo"ted, é', "line\nbreak"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": t, "n": i}) for i, t in enumerate(documents)) + "\n\n")
+    assert sorted(every(pofx.load(path))) == sorted(documents)
+    path.write_text("\n".join(json.dumps({"body": t}, ensure_ascii=False) for t in documents))
+    assert sorted(every(pofx.load(path, text="body"))) == sorted(documents)
+    table = pa.table({"id": list(range(50)), "verse": documents})
+    pyarrow.csv.write_csv(table, tmp_path / "a.csv")
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        assert sorted(every(pofx.load(tmp_path / name, text="verse"))) == sorted(documents)
+    with pytest.raises(UsageError, match=r"no column 'verses' of texts"):
+        pofx.load(tmp_path / "a.csv", text="verses")
+    with pytest.raises(WrongShape, match=r"line 1 has no text 'text'; it has body"):
+        pofx.load(path)
+    path.write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(CorruptFile, match=r"line 2 is not JSON"):
+        pofx.load(path)
+
+
+def test_compressed_files(tmp_path: Path) -> None:
+    documents = lines(40)
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
+        file.write("\n".join(documents))
+    assert sorted(every(pofx.load(tmp_path / "a.txt.gz", separator="\\n", kind="text"))) == sorted(documents)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write("\n".join(json.dumps({"text": t}) for t in documents))
+    assert sorted(every(pofx.load(tmp_path / "a.jsonl.gz"))) == sorted(documents)
+    whole = (tmp_path / "a.txt.gz").read_bytes()
+    (tmp_path / "cut.md.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptFile, match=r"cut.md.gz cannot be read"):
+        pofx.load(tmp_path / "cut.md.gz")
+
+
+# --------------------------------------------------------------------------------------------- symbols
+
+
+def test_characters_or_bytes(tmp_path: Path) -> None:
+    documents = [f"naïve {line} ☃" for line in lines(40)]
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(documents), encoding="utf-8")
+    as_bytes = pofx.load(path, separator="\\n", symbols="bytes")
+    assert isinstance(as_bytes.space, Text)
+    assert as_bytes.space.alphabet == ""
+    assert sorted(every(as_bytes)) == sorted(documents)
+    assert as_bytes.space.units(as_bytes.train.x[:]).tolist() == as_bytes.train.x.lengths.tolist()
+    as_characters = pofx.load(path, separator="\\n", symbols="characters")
+    assert isinstance(as_characters.space, Text)
+    assert "☃" in as_characters.space.alphabet
+    sizes = as_characters.space.units(as_characters.train.x[:])  # in bytes, whatever the symbols are
+    longer = (sizes - as_characters.train.x.lengths).tolist()
+    assert set(longer) == {3}
+    many = "".join(chr(0x4E00 + i) for i in range(400))
+    path.write_text("\n".join(many[i : i + 10] for i in range(0, 400, 10)), encoding="utf-8")
+    found = pofx.load(path, separator="\\n")
+    assert isinstance(found.space, Text)
+    assert found.space.alphabet == ""
+    assert any("401 different characters" in n or "400 different characters" in n for n in found.notes)
+
+
+def test_new_texts_are_read_as_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(lines(60)))
+    data = pofx.load(path, separator="\\n", kind="text")
+    path.write_text("two one 7\nsix")
+    part = read_rows(data.space, None, path, options=data.options)
+    assert spelled(data.space, part.x) == ["two one 7", "six"]  # type: ignore[arg-type]
+    path.write_text("two\nQ")
+    with pytest.raises(BadValue, match=r"The character 'Q' at 0 is none of the \d+ of these texts"):
+        read_rows(data.space, None, path, options=data.options)
+    with pytest.raises(BadValue, match=r"The character 'é' at 1"):
+        data.space.read(["oé"])  # type: ignore[union-attr]
+
+
+def test_line_ends_and_byte_order_marks(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines(40)).encode())
+    data = pofx.load(path, separator="\\r\\n", kind="text")
+    assert sorted(every(data)) == sorted(lines(40))
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(b"")
+    with pytest.raises(EmptyData, match=r"a.md is empty"):
+        pofx.load(path)
+    path.write_text("  \n\t\n ")
+    with pytest.raises(EmptyData, match=r"a.md holds no text"):
+        pofx.load(path)
+    path.write_bytes(b"some\0thing")
+    with pytest.raises(BadValue, match=r"a.md is binary: byte 4 is 0"):
+        pofx.load(path)
+    path.write_bytes("caf\xe9 noir".encode("latin1"))
+    with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xe9 at 3.*iconv"):
+        pofx.load(path)
+    path.write_text("too short to split")
+    with pytest.raises(EmptyData, match=r"1 excerpts?, too few to split into 3 parts"):
+        pofx.load(path)
+    with pytest.raises(MissingSource):
+        pofx.load(tmp_path / "none.txt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text(" ")
+    with pytest.raises(EmptyData, match=r"empty holds no text"):
+        pofx.load(tmp_path / "empty", kind="text")
+    path.write_text("\n".join(lines(40)))
+    with pytest.raises(UsageError, match=r"There is no symbols 'words'"):
+        pofx.load(path, symbols="words")
+
+
+def test_large_files_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.txt"
+    content = "".join(f"{line} é\n" for line in lines(2000))
+    path.write_text(content, encoding="utf-8")
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    data = pofx.load(path, kind="text")
+    assert isinstance(data.train.x.values, np.memmap)
+    assert b"".join(bytes(row[row >= 0].tolist()) for p in (data.train, data.valid, data.test) for row in p.x[:]) == (
+        content.encode()
+    )
+    path.write_bytes(b"\0" * 5000)
+    with pytest.raises(BadValue, match=r"is binary"):
+        pofx.load(path, kind="text")
+
+
+def test_excerpts_hold_all_of_the_text() -> None:
+    raw = text.from_documents(["def f():\n    pass\n" * 200, "x" * 5000])
+    assert raw.before is not None
+    assert not raw.space.ends
+    rows = spelled(raw.space, raw.rows)  # type: ignore[arg-type]
+    assert "".join(rows) == "def f():\n    pass\n" * 200 + "x" * 5000
+    assert max(map(len, rows)) == text.EXCERPT  # no line end within reach: cut where it is full
