@@ -20,9 +20,9 @@ from pofx.core.space import Label, Text
 from pofx.decode.decoding import Decoding
 from pofx.families.sequence import Gpt, GptConfig, Rnn
 from pofx.interop.export import example, export_step, write_step
-from pofx.interop.model import byte_characters, is_checkpoint, read_model, write_model
+from pofx.interop.model import is_checkpoint, read_model, write_model
 from pofx.nn.emission import Symbols
-from pofx.nn.steps import Subwords
+from pofx.nn.steps import SPELLING, Subwords
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "the dog sat on a cat", "naïve cats, déjà vu"] * 20
 SIZES: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "block": 24, "marginal": False}
@@ -178,7 +178,9 @@ def test_a_checkpoint_scores_what_transformers_scores(tmp_path: Path, capsys: py
             ids = torch.cat([ids, theirs(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     assert isinstance(model.codec, Subwords)
     expected = model.codec.tokenizer.decode(ids[0].tolist())
-    assert capsys.readouterr().out.rstrip("\n�") == expected.split("</s>")[0].rstrip("\n�")
+    told = capsys.readouterr().out.rstrip("\n�")
+    assert expected.split("</s>")[0].startswith(told)
+    assert len(told.encode()) <= len("the cat") + 5
 
 
 def test_a_checkpoint_goes_through_and_comes_back(tmp_path: Path) -> None:
@@ -246,8 +248,8 @@ def test_a_tokenizer_that_begins_with_a_space_goes_on_with_one(tmp_path: Path) -
 def test_bytes_have_the_characters_of_gpt2() -> None:
     from tokenizers import pre_tokenizers
 
-    assert sorted(byte_characters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
-    assert byte_characters()[ord(" ")] == "Ġ"
+    assert sorted(SPELLING) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert SPELLING[ord(" ")] == "Ġ"
 
 
 # ----------------------------------------------------------------------------------------- the step
