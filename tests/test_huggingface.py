@@ -285,8 +285,8 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         (replace(OURS["gpt2"], window=4), "gpt2.*window=4"),
         (replace(OURS["gpt2"], positions="rotary"), "positions='rotary'"),
         (replace(OURS["gpt2"], head_width=6), "each=6"),
-        (replace(OURS["qwen3"], bias="qkv"), "qwen3.*bias='qkv'"),
-        (replace(OURS["mistral"], bias="all"), "mistral.*bias='all'"),
+        (replace(OURS["qwen3"], bias="qkv"), "qwen2.*qk_norm=True.*--options.no-qk-norm"),
+        (replace(OURS["mistral"], bias="all"), "llama.*window=3.*--options.window 0"),
     ],
 )
 def test_shapes_that_no_architecture_has_are_named(shape: Shape, match: str) -> None:

@@ -16,8 +16,8 @@ from pofx.core.errors import UsageError
 class Export(Output):
     """Write a language model for others: a Hugging Face checkpoint, or one step as a torch.export program.
 
-    A gpt over texts without context. Hugging Face's architectures have no start of their own for each symbol and
-    no squared ReLU: fit with --options.no-marginal --options.mlp swiglu, which makes a Qwen3.
+    A gpt over texts without context. Hugging Face's architectures have no start of their own for each symbol, and
+    none has all of our defaults: fit with --options.no-marginal --options.norm rms --options.mlp swiglu (a Qwen3).
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]

@@ -313,6 +313,17 @@ class Text(Ragged):
             return bytes(inside).decode(errors="replace")
         return "".join(map(self.alphabet.__getitem__, inside))
 
+    def after_first(self, x: Tensor, strings: tuple[str, ...]) -> int:
+        """How many symbols of one datum [L] there are up to the end of the first of these strings; all without one."""
+        inside = x[x >= 0].tolist()
+        if self.alphabet:
+            text = "".join(map(self.alphabet.__getitem__, inside))
+            ends = [text.find(s) + len(s) for s in strings if s in text]
+        else:  # bytes as they are, whether or not they are UTF-8
+            data, wanted = bytes(inside), [s.encode() for s in strings]
+            ends = [data.find(s) + len(s) for s in wanted if s in data]
+        return min(ends, default=len(inside))
+
     def read(self, texts: list[str]) -> Tensor:
         """Strings as one batch [N, L]. Raises BadValue for a character that the alphabet does not have."""
         rows = [self._numbers(text) for text in texts]

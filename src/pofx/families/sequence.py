@@ -251,22 +251,31 @@ class Stepwise(Model):
         if n > decoding.beams:
             raise UsageError(f"{decoding.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
         found = search(self._decoder(u, c, sampler), self._most(sampler), decoding, u, self._end)
-        return self._spelled(self._told(found[0, :n]), sampler, u.expand(n, -1))
+        best = self._told(found[0, :n])
+        best = best[:, : max(1, int((best >= 0).sum(1).max()))]
+        return self._spelled(best, sampler, u.expand(n, -1))
 
     def rows_stream(
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
     ) -> Iterator[str]:
         u, decoding = self._begun(before), sampler.decoding
-        spell, text = self._text_codec.speller(u[0, 1:].tolist()), ""
+        spell, text, symbols = self._text_codec.speller(u[0, 1:].tolist()), "", list[int]()
         for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
             if step is not None and int(step) < 0:
                 continue
-            piece = spell(None if step is None else int(step))
+            piece, over = spell(None if step is None else int(step)), False
+            if step is not None and isinstance(self.codec, Subwords):  # the last may reach over the length
+                symbols.append(int(step))
+                x = self._spelled(u.new_tensor([symbols]), sampler, u)[0]
+                if over := len(x) >= (sampler.length or self._longest):
+                    assert isinstance(self.space, Text)
+                    piece = self.space.spell(x)[len(text) :]
             text += piece
             if decoding is not None and (whole := decoding.until_stop(text)) is not None:
-                yield piece[: len(piece) - len(text) + len(whole)]
-                return
+                piece, over = piece[: len(piece) - len(text) + len(whole)], True
             yield piece
+            if over:
+                return
 
     def _begun(self, before: Tensor) -> Tensor:
         """Fill, then the steps of ``before`` [N, 1 + K, ...]."""
@@ -381,8 +390,10 @@ class Stepwise(Model):
         if sampler.decoding is None or not sampler.decoding.stop:
             return x
         assert isinstance(self.space, Text)
-        texts = [self.space.spell(row) for row in x]
-        return self.space.read([sampler.decoding.until_stop(t) or t for t in texts]).to(x.device)
+        x = x.clone()
+        for row in x:
+            row[self.space.after_first(row, sampler.decoding.stop) :] = -1
+        return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
     def _decoder(self, u: Tensor, c: Tensor | None, sampler: Sampler) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""

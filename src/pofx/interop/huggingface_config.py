@@ -108,24 +108,35 @@ def _window(kind: str, get: _Getter) -> int:
 
 
 def architecture(shape: Shape) -> str:
-    """The model_type that has this shape. Raises Unsupported, with what to change, where none has."""
-    wanted: dict[str, Any] = {"positions": "rotary", "norm": "rms", "mlp": "swiglu"}
-    kind = "llama"
-    if shape.positions == "learned" or shape.norm == "layer" or shape.mlp == "gelu":
-        kind = "gpt2"
-        wanted = {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": "all", "qk_norm": False, "window": 0}
-        wanted |= {"groups": shape.heads, "each": shape.width // shape.heads}
-    elif shape.qk_norm:
-        kind, wanted = "qwen3", wanted | {"bias": "none"}
-    elif shape.bias == "qkv":
-        kind = "qwen2"
-    elif shape.window:
-        kind, wanted = "mistral", wanted | {"bias": "none"}
-    if wrong := [f"{k}={getattr(shape, k)!r} (not {v!r})" for k, v in wanted.items() if getattr(shape, k) != v]:
-        raise Unsupported(
-            f"The nearest of {KNOWN} is {kind}, which has no {', '.join(wrong)}.", "Fit a model with its options."
-        )
-    return kind
+    """The model_type that has this shape. Raises Unsupported where none has, with the options of the nearest."""
+    rotary = {"positions": ("rotary",), "norm": ("rms",), "mlp": ("swiglu",)}
+    learned = {"positions": ("learned",), "norm": ("layer",), "mlp": ("gelu",)}
+    plain: dict[str, tuple[Any, ...]] = {"qk_norm": (False,)}
+    whole = {"groups": (shape.heads,), "each": (shape.width // shape.heads,)}
+    kinds: dict[str, dict[str, tuple[Any, ...]]] = {
+        "gpt2": learned | plain | whole | {"bias": ("all",), "window": (0,)},
+        "llama": rotary | plain | {"bias": ("none", "all"), "window": (0,)},
+        "mistral": rotary | plain | {"bias": ("none",)},
+        "qwen2": rotary | plain | {"bias": ("qkv",)},
+        "qwen3": rotary | {"qk_norm": (True,), "bias": ("none",)},
+    }
+    wrong = {kind: [k for k, may in has.items() if getattr(shape, k) not in may] for kind, has in kinds.items()}
+    kind = min(wrong, key=lambda k: len(wrong[k]))
+    if not wrong[kind]:
+        return kind
+    lacks = ", ".join(f"{k}={getattr(shape, k)!r} (not {kinds[kind][k][0]!r})" for k in wrong[kind])
+    options = " ".join(_option(k, kinds[kind][k][0]) for k in wrong[kind])
+    raise Unsupported(f"The nearest of {KNOWN} is {kind}, which has no {lacks}.", f"Fit with {options}.")
+
+
+def _option(name: str, value: Any) -> str:
+    """As it is said to ``pofx fit``."""
+    if name in ("groups", "each"):
+        name, value = {"groups": "kv-heads", "each": "head-width"}[name], 0
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--options.{'' if value else 'no-'}{name}"
+    return f"--options.{name} {value}"
 
 
 def config_of(kind: str, shape: Shape) -> Config:

@@ -19,7 +19,7 @@ from pofx.core.space import Text
 from pofx.families.sequence import Gpt, GptConfig
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.nn.emission import Symbols
-from pofx.nn.steps import Subwords
+from pofx.nn.steps import SPELLING, Subwords
 from pofx.nn.transformer import Transformer
 from pofx.train.checkpoint import write_json
 from pofx.train.run import Run
@@ -132,7 +132,7 @@ def tokenizer_of(model: Model) -> str:
         described = _described({c: i for i, c in enumerate(space.alphabet)})
         described["decoder"] = {"type": "Fuse"}
     else:
-        described = _described({c: i for i, c in enumerate(byte_characters())})
+        described = _described({c: i for i, c in enumerate(SPELLING)})
         described["pre_tokenizer"] = described["decoder"] = {
             "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False,
         }  # fmt: skip
@@ -155,10 +155,3 @@ def _described(words: dict[str, int]) -> dict[str, Any]:
              "vocab": words, "merges": []}  # fmt: skip
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
             "pre_tokenizer": None, "post_processor": None, "decoder": None, "model": model}  # fmt: skip
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level tokenizers: itself where it can be seen (GPT-2's table)."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in seen else chr(next(others)) for b in range(256)]

@@ -282,10 +282,19 @@ class Subwords(nn.Module):
         return [list(e.offsets) for e in self._read(x)]
 
     def speller(self, before: Sequence[int]) -> Speller:
-        from tokenizers.decoders import DecodeStream
+        tokenizer = self.tokenizer
+        if self.foreign:
+            from tokenizers.decoders import DecodeStream
 
-        stream, tokenizer = DecodeStream(list(before), skip_special_tokens=True), self.tokenizer
-        return lambda symbol: "" if symbol is None else self._known(stream.step(tokenizer, symbol) or "")
+            stream = DecodeStream(list(before), skip_special_tokens=True)
+            return lambda symbol: "" if symbol is None else stream.step(tokenizer, symbol) or ""
+        reader, byte = codecs.getincrementaldecoder("utf-8")("replace"), {c: b for b, c in enumerate(SPELLING)}
+
+        def spell(symbol: int | None) -> str:
+            word = "" if symbol is None else tokenizer.id_to_token(symbol) or ""  # some numbers stand for no subword
+            return self._known(reader.decode(bytes(byte[c] for c in word), symbol is None))
+
+        return spell
 
     def _known(self, text: str) -> str:
         """The text without what the space's alphabet does not have: parts of a character spell none of it."""
