@@ -18,7 +18,8 @@ from pofx.core.space import Audio, Category, Integer, Label, Real, Sequence, Tab
 from pofx.data import chains
 from pofx.data.base import Data, Part
 from pofx.data.ragged import RaggedRows
-from pofx.families.sequence import Gpt, GptConfig, Reader, Rnn, RnnConfig, Stepwise
+from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
+from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn.emission import Sites, Symbols
 from pofx.nn.heads import FixedGaussian, Heads, heads_for, side_by_side
 from pofx.nn.recurrent import Lstm

@@ -23,7 +23,7 @@ from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Materi
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Ragged, Space
-from pofx.families.sequence import Reader, Stepwise
+from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.heads import Heads, ImageKind, image_head, side_by_side
 from pofx.nn.sequence import SequenceNet

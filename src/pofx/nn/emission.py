@@ -115,7 +115,7 @@ class Symbols(Emission):
         return -F.cross_entropy(self.logits(y).flatten(0, -2), target.flatten(), reduction="none").view(u.shape)
 
     def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = pick(self.logits(y).log_softmax(-1), generator)
+        drawn = pick(self.logits(y), generator)
         return torch.where(drawn == self.end, -1, drawn)
 
     def prepare(self, u: Tensor, ends: int) -> None:
