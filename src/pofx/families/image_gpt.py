@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Ragged, Space
 from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn.emission import Emission, Sites, Symbols
-from pofx.nn.heads import Heads, ImageKind, image_head, side_by_side
+from pofx.nn.heads import FEW_LEVELS, Head, Heads, ImageKind, LevelLogistics, image_head, side_by_side
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.steps import ORDERS, Codec, Patches
 from pofx.nn.transformer import Positions, Shape, Transformer
@@ -43,6 +44,7 @@ class ImageGptConfig(Shape):
         order_seed: of a random order.
         scans: how many mirrored and turned images share the net; their mixture is exact.
         head: of levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
+        predict: model the errors of a prediction from the neighbours: "yes", "no", or "auto": with many levels.
         components: of each mixture.
         inner_width, inner_layers: of the masked MLP inside a patch.
     """
@@ -53,6 +55,7 @@ class ImageGptConfig(Shape):
     order_seed: int = 0
     scans: int = 1
     head: ImageKind = "auto"
+    predict: Literal["auto", "yes", "no"] = "auto"
     components: int = 8
     inner_width: int = 256
     inner_layers: int = 2
@@ -109,18 +112,28 @@ class ImageGpt(Stepwise):
         return self.config.patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
 
     @property
+    def predicts(self) -> bool:
+        """Errors are data written otherwise, so any order of patches and any scan goes through them as well."""
+        predict = self.config.predict
+        return self.space.levels > FEW_LEVELS if predict == "auto" else predict == "yes"
+
+    @property
     def one_level(self) -> bool:
         return self.side == 1 and self.space.channels == 1 and self.config.head in ("auto", "categorical")
 
     def make_codec(self) -> Codec:
-        return Patches(self.space, self.side, self.one_level, self.config.order, self.config.order_seed)
+        order, seed = self.config.order, self.config.order_seed
+        return Patches(self.space, self.side, self.one_level, order, seed, self.predicts)
 
     def make_emission(self) -> Emission:
         config, space = self.config, self.space
         if self.one_level:
             return Symbols(space.levels, config.width, ends=False)
         sites = space.channels * self.side**2
-        head = image_head(config.head, space.levels, components=config.components, sites=(sites,))
+        if self.predicts and config.head in ("auto", "logistic"):
+            head: Head = LevelLogistics(space.levels, config.components, (sites,), errors=True)
+        else:
+            head = image_head(config.head, space.levels, components=config.components, sites=(sites,))
         heads = Heads(side_by_side(sites), [head], [range(sites)])
         return Sites(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, ends=False)
 

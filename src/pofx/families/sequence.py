@@ -29,6 +29,7 @@ class GptConfig(Shape):
         tied: one matrix embeds symbols and reads them out.
         marginal: symbols start at their frequencies, kept beside the weights; exports need it off.
         components: of the mixture that a number's distribution is.
+        prediction: samples before one of sound that predict it linearly, the net modelling the errors; 0 for none.
         inner_width: of the masked MLP inside a step of several values.
     """
 
@@ -36,6 +37,7 @@ class GptConfig(Shape):
     tied: bool = False
     marginal: bool = True
     components: int = 8
+    prediction: int = 16
     inner_width: int = 128
 
 
@@ -68,7 +70,7 @@ class RnnConfig:
     Attributes:
         width: of the state; layers: stacked LSTMs; dropout: between them.
         block: the longest training piece, over which gradients flow back.
-        vocabulary, tied, marginal, components, inner_width: as in ``gpt``.
+        vocabulary, tied, marginal, components, prediction, inner_width: as in ``gpt``.
     """
 
     width: int = 256
@@ -79,6 +81,7 @@ class RnnConfig:
     tied: bool = False
     marginal: bool = True
     components: int = 8
+    prediction: int = 16
     inner_width: int = 128
 
     def wrong(self) -> str | None:
@@ -121,7 +124,7 @@ class WaveNetConfig:
         depth: layers of a stack, whose dilations double; stacks: of them.
         residual, skip: channels of the convolutions, and of the sum over all layers.
         block: the longest training piece.
-        vocabulary, tied, marginal, components, inner_width: as in ``gpt``.
+        vocabulary, tied, marginal, components, prediction, inner_width: as in ``gpt``.
     """
 
     width: int = 64
@@ -134,6 +137,7 @@ class WaveNetConfig:
     tied: bool = False
     marginal: bool = True
     components: int = 10
+    prediction: int = 16
     inner_width: int = 128
 
     def wrong(self) -> str | None:

@@ -32,9 +32,9 @@ from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import Heads, heads_for, image_head, side_by_side
+from pofx.nn.heads import Head, Heads, LevelLogistics, heads_for, image_head, side_by_side
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.steps import Codec, Plain, Span, Subwords, TextCodec
+from pofx.nn.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
 from pofx.nn.windows import Whole, Windows, context, spans
 
 LOOK = 500  # training rows that are looked at before training
@@ -67,6 +67,8 @@ class Stepwise(Model):
     def make_codec(self) -> Codec:
         if isinstance(self.space, Text) and self.config.vocabulary:
             return Subwords(self.space, self.config.vocabulary)
+        if isinstance(self.space, Audio) and self.config.prediction:
+            return Predicted(self.space, self.config.prediction)
         assert isinstance(self.space, Ragged)
         return Plain(self.space, single=isinstance(self.space, Audio))
 
@@ -81,7 +83,10 @@ class Stepwise(Model):
     def step_heads(self) -> Heads:
         config, space = self.config, self.space
         if isinstance(space, Audio):
-            head = image_head("auto", space.levels, components=config.components, sites=(1,))
+            if config.prediction:
+                head: Head = LevelLogistics(space.levels, config.components, (1,), errors=True)
+            else:
+                head = image_head("auto", space.levels, components=config.components, sites=(1,))
             return Heads(side_by_side(1), [head], [[0]])
         assert isinstance(space, Sequence)
         return heads_for(space.step, components=config.components)
@@ -92,6 +97,8 @@ class Stepwise(Model):
             return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
         if isinstance(context, Ragged):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if config.prediction < 0:
+            return f"prediction={config.prediction} is impossible. Give 0 or more samples before."
         if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
         if not config.marginal and not isinstance(space, Text):
@@ -105,6 +112,8 @@ class Stepwise(Model):
         if isinstance(self.codec, Subwords):
             assert isinstance(self.space, Text)
             self.codec.learn([self.space.spell(row) for row in some])
+        elif isinstance(self.codec, Predicted):
+            self.codec.learn(some)
         u = self.codec.encode(some)
         self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self._ends else 0)
         if self.encoder is not None:
@@ -194,15 +203,28 @@ class Stepwise(Model):
 
     def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
         """Fill, steps before x, those of x, fill [N, M, ...]; where x begins [N]; its steps [N]; the most of them."""
-        parts = [self.codec.encode(v) for v in (before, x) if v is not None]
-        inside = [~self.emission.filled(u) for u in parts]
-        size, begins = inside[-1].sum(1), 1 + sum(i.sum(1) for i in inside[:-1]) + torch.zeros_like(inside[-1].sum(1))
-        fill = self.emission.beginning(len(x)).to(parts[0].dtype)
-        u = torch.cat([fill, *parts, fill], 1)
-        if before is not None:  # shorter beginnings leave gaps, which the steps of x close
-            kept = torch.cat([inside[0].new_ones(len(x), 1), *inside, inside[0].new_zeros(len(x), 1)], 1)
-            u = _at(u, (~kept).long().argsort(dim=1, stable=True), self.emission.fill)
-        return u, begins, size, parts[-1].shape[1]
+        fill, filled = self.emission.beginning(len(x)), self.emission.filled
+        if self.codec.aligned:  # in one line, for steps may depend on data before them
+            sizes = [self._sizes(v) for v in (before, x) if v is not None]
+            most, line = x.shape[1], self.codec.encode(x if before is None else self._closed(torch.cat([before, x], 1)))
+        else:
+            parts = [self.codec.encode(v) for v in (before, x) if v is not None]
+            sizes, most, line = [(~filled(u)).sum(1) for u in parts], parts[-1].shape[1], torch.cat(parts, 1)
+            line = _at(line, filled(line).long().argsort(dim=1, stable=True), self.emission.fill)
+        size, begins = sizes[-1], 1 + sum(sizes[:-1]) + torch.zeros_like(sizes[-1])
+        u = torch.cat([fill.to(line.dtype), line, fill.to(line.dtype)], 1)
+        return u, begins, size, most
+
+    def _sizes(self, x: Tensor) -> Tensor:
+        """How long each datum is [N]."""
+        assert isinstance(self.space, Ragged)
+        return self.space.lengths(x)
+
+    def _closed(self, x: Tensor) -> Tensor:
+        """Data [N, L, ...] with fill between: all of it at the end."""
+        assert isinstance(self.space, Ragged)
+        gap = (x if x.ndim == 2 else x[..., 0]) == self.space.fill
+        return _at(x, gap.long().argsort(dim=1, stable=True), self.space.fill)
 
     def _spans(self, targets: int, stride: int | None) -> Iterator[tuple[int, int, int]]:
         """The windows of ``nn.windows.spans``; one, where the net takes inputs of any length."""
@@ -383,8 +405,10 @@ class Stepwise(Model):
 
         Where strings stop them, what stands after these in the same step is left out.
         """
-        if before is not None and isinstance(self.codec, Subwords) and self.codec.foreign:
-            x = self.codec.decode_after(before, u)
+        foreign = isinstance(self.codec, Subwords) and self.codec.foreign
+        if before is not None and (foreign or isinstance(self.codec, Predicted)):
+            assert isinstance(self.codec, Subwords | Predicted)
+            x = self.codec.decode_after(before[:, 1:], u)
         else:
             x = self.codec.decode(u)
         if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for

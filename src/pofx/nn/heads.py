@@ -39,6 +39,7 @@ ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
 WIDE, UNSEEN = 0.3, 1e-3  # scale (levels are -1 to 1) of a site's wide components, and their least weights
+ERRORS = 100_000  # of prediction, whose size is looked at
 FINE_LEVELS = 4096  # beyond, cells are told apart in float64
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
 
@@ -336,15 +337,22 @@ class LevelLogistics(Head):
     Salimans et al. 2017 (PixelCNN++), eq. 2, on levels scaled to [-1, 1]. With three components or more,
     zero parameters are near each site's marginal: a narrow component at the commonest level, wide ones at equal
     shares of the rest. Means are moved in units of their component's scale.
+
+    With ``errors`` the levels are errors of a prediction (``nn.predict``), zero in the middle: all components start
+    there, as wide as errors are at equal shares of them, and values enter the net in units of their spread.
     """
 
     log_weight: Tensor
     mean: Tensor
     log_scale: Tensor
+    spread: Tensor
 
-    def __init__(self, levels: int, components: int = 8, sites: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, levels: int, components: int = 8, sites: tuple[int, ...] = (), errors: bool = False
+    ) -> None:
         super().__init__()
-        self.levels, self.components = levels, components
+        self.levels, self.components, self.errors = levels, components, errors
+        self.middle = 2 * (levels // 2) / (levels - 1) - 1  # the level of no error, on [-1, 1]
         # cells of finer levels are narrower
         self.limit = LOG_SCALE_LIMIT + max(0.0, math.log((levels - 1) / 255))
         self.params, self.features = 3 * components, 1
@@ -352,9 +360,14 @@ class LevelLogistics(Head):
         self.register_buffer("log_weight", torch.zeros(*sites, components))
         self.register_buffer("mean", spread.repeat(*sites, 1))
         self.register_buffer("log_scale", torch.zeros(*sites, components))
+        if errors:
+            self.register_buffer("spread", torch.ones(sites))
 
     def embed(self, x: Tensor) -> Tensor:
-        return self._scaled(x.to(torch.get_default_dtype()))[..., None]
+        y = self._scaled(x.to(torch.get_default_dtype()))
+        if self.errors:
+            y = ((y - self.middle) / self.spread).asinh()
+        return y[..., None]
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         return (self._mixture(params)[0] + self.component_log_prob(params, x)).logsumexp(-1)
@@ -376,13 +389,26 @@ class LevelLogistics(Head):
         return ((y.double() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
 
     def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
+        x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
+        if self.errors:
+            self._fit_errors(x)
+            return
         if self.components < 3:
             return
-        x = x.reshape(-1, 1) if self.mean.ndim == 1 else x
         for i in range(0, x.shape[1], 4096):  # sites, as many as memory has room for all levels of
             found = self._marginal(frequencies(x[:, i : i + 4096], self.levels, weight, 0.0))
             for own, new in zip((self.log_weight, self.mean, self.log_scale), found, strict=True):
                 own.view(-1, self.components)[i : i + 4096] = new
+
+    def _fit_errors(self, x: Tensor) -> None:
+        """Scales s_m from the errors x [N, S]: half of a logistic's mass lies within log(3) s of its middle."""
+        size = (self._scaled(x[:ERRORS].double()) - self.middle).abs()
+        shares = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
+        scale = (size.quantile(shares.to(size), 0) / math.log(3)).clamp(min=0.5 / (self.levels - 1))  # [M, S]
+        self.mean.fill_(self.middle)
+        self.log_scale.copy_(scale.log().T.reshape(self.log_scale.shape))
+        middle = size.quantile(0.5, 0) / math.log(3)
+        self.spread.copy_(middle.clamp(min=1 / (self.levels - 1)).reshape(self.spread.shape))
 
     def _marginal(self, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means, log-scales [S, M] of a mixture near shares of levels [S, levels]."""

@@ -2,7 +2,7 @@
 
     space      one step                                  codec
     Text       a symbol, or a subword of several         Plain, Subwords
-    Audio      a level                                   Plain
+    Audio      a level, or the error of its prediction   Plain, Predicted
     Sequence   a row of a table                          Plain
     Image      the levels of a patch                     Patches
 
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from pofx.core.errors import BadValue
 from pofx.core.likelihood import Exact, Kind, LowerBound
-from pofx.core.space import Image, Ragged, Text
+from pofx.core.space import Audio, Image, Ragged, Text
 from pofx.nn.causal import site_order
+from pofx.nn.predict import LinearPrediction, image_errors, image_restored
 
 ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
 
@@ -37,10 +38,12 @@ class Codec(Protocol):
     """How data become steps, and steps data.
 
     Attributes:
+        aligned: each unit of a datum is one step.
         kind: of a datum's likelihood, given the exact one of its steps: Exact where each datum has one spelling.
         fixed: the number of steps of every datum; None where it is free.
     """
 
+    aligned: bool
     kind: Kind
     fixed: int | None
 
@@ -65,9 +68,40 @@ class TextCodec(Codec, Protocol):
         ...
 
 
+class Predicted(nn.Module):
+    """Sounds [N, L] as errors of their linear prediction, each a step of one value [N, L, 1]."""
+
+    aligned = True
+    kind: Kind = Exact
+    fixed: int | None = None
+
+    def __init__(self, space: Audio, order: int) -> None:
+        super().__init__()
+        self.space, self.prediction = space, LinearPrediction(order, space.levels)
+
+    def learn(self, x: Tensor) -> None:
+        self.prediction.learn(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        e = self.prediction.errors(x)
+        return torch.where(e < 0, math.inf, e.float())[..., None]
+
+    def decode(self, u: Tensor) -> Tensor:
+        return self.prediction.restored(torch.where(u.isinf(), -1, u)[..., 0].long())
+
+    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
+        """``decode`` of steps u that were drawn after steps ``before``, which fill may follow."""
+        size = (~before[..., 0].isinf()).sum(1, keepdim=True)
+        line = torch.cat([before, u, torch.full_like(before, math.inf)], 1)
+        order = line[..., 0].isinf().long().argsort(dim=1, stable=True)
+        x = self.decode(line.gather(1, order[..., None]))
+        return x.gather(1, size + torch.arange(u.shape[1], device=u.device))
+
+
 class Plain(nn.Module):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
 
+    aligned = True
     kind: Kind = Exact
     fixed: int | None = None
 
@@ -117,17 +151,25 @@ def _of_bytes(numbers: list[int]) -> list[Span]:
 class Patches(nn.Module):
     """An image [C, H, W] as its patches of size x size pixels, each with all of its channels, in an order.
 
-    With ``symbols`` a step is the level of one pixel of one channel.
+    With ``symbols`` a step is the level of one pixel of one channel; with ``errors`` levels are those of a prediction.
     """
 
+    aligned = False
     kind: Kind = Exact
     order: Tensor
     back: Tensor
 
     def __init__(
-        self, space: Image, size: int, symbols: bool = False, order: str = "raster", order_seed: int = 0
+        self,
+        space: Image,
+        size: int,
+        symbols: bool = False,
+        order: str = "raster",
+        order_seed: int = 0,
+        errors: bool = False,
     ) -> None:
         super().__init__()
+        self.errors = errors
         places = torch.tensor(patch_order(order, space.height // size, space.width // size, order_seed))
         self.register_buffer("order", places, persistent=False)
         self.register_buffer("back", places.argsort(), persistent=False)
@@ -137,7 +179,7 @@ class Patches(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
-        p = self.size
+        p, x = self.size, image_errors(x, self.space.levels) if self.errors else x
         n, c, h, w = x.shape
         u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)[:, self.order]
         return u[..., 0].long() if self.symbols else u.float()
@@ -145,7 +187,8 @@ class Patches(nn.Module):
     def decode(self, u: Tensor) -> Tensor:
         p, (c, h, w) = self.size, self.space.event_shape
         x = u[:, self.back].reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(len(u), c, h, w).to(self.space.dtype)
+        x = x.reshape(len(u), c, h, w)
+        return (image_restored(x, self.space.levels) if self.errors else x).to(self.space.dtype)
 
 
 def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:
@@ -188,6 +231,7 @@ class Subwords(nn.Module):
         size: of the vocabulary.
     """
 
+    aligned = False
     kind: Kind = LowerBound
     fixed: int | None = None
     learned: Tensor
