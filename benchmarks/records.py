@@ -40,24 +40,24 @@ RECORDS = {
     "shakespeare-rnn": f"{SHAKESPEARE} rnn --split 0.89 0.01 0.1 --seconds 600",
     # images
     "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3",
-    "binarized-mnist-patches-8min": f"{MNIST} image-gpt --shape 28 28 --seconds 480 {PATCHES} {MUON} --recipe.lr 5e-3",
-    "binarized-mnist-pixels-8min": f"{MNIST} image-gpt --shape 28 28 --seconds 480 --options.patch 1"
+    "binarized-mnist-patches-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 {PATCHES} {MUON} --recipe.lr 5e-3",
+    "binarized-mnist-pixels-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 --options.patch 1"
     f" --options.width 64 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
-    "binarized-mnist-pixelcnn-8min": f"{MNIST} pixelcnn --shape 28 28 --seconds 480",
-    "binarized-mnist-gated-8min": f"{MNIST} gated-pixelcnn --shape 28 28 --seconds 480",
-    "binarized-mnist-plus-8min": f"{MNIST} pixelcnn++ --shape 28 28 --seconds 480",
-    "binarized-mnist-pixelrnn-8min": f"{MNIST} pixelrnn --shape 28 28 --seconds 480",
-    "cifar": "{data}/images/cifar10/cifar10_lossless_first4000.npz image-gpt --seconds 600 --options.patch 2"
+    "binarized-mnist-pixelcnn-3min": f"{MNIST} pixelcnn --shape 28 28 --seconds 180",
+    "binarized-mnist-gated-3min": f"{MNIST} gated-pixelcnn --shape 28 28 --seconds 180",
+    "binarized-mnist-plus-3min": f"{MNIST} pixelcnn++ --shape 28 28 --seconds 180",
+    "binarized-mnist-pixelrnn-3min": f"{MNIST} pixelrnn --shape 28 28 --seconds 180",
+    "cifar": "{data}/images/cifar10/cifar10_lossless_first4000.npz image-gpt --seconds 240 --options.patch 2"
     f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
-    "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 600 --options.patch 2"
+    "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 240 --options.patch 2"
     f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
     # sound, music, trajectories
-    "digits-wavenet": f"{FSDD} wavenet --seconds 600",
-    "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 120 --options.width 128 --options.dropout 0.3",
-    "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 240 --options.width 128 --options.dropout 0.3",
-    "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
-    "push-t-gpt": f"{PUSHT} gpt --seconds 180 {GPT} --options.block 512 --recipe.batch 8",
-    "sheep-gpt": "{data}/trajectories/sketch_aaron_sheep.npz gpt --seconds 240 --options.width 96 --options.layers 3",
+    "digits-wavenet": f"{FSDD} wavenet --seconds 420",
+    "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
+    "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
+    "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
+    "push-t-gpt": f"{PUSHT} gpt --seconds 120 --options.width 96 --options.layers 3 --options.heads 4 --options.block 256 --recipe.batch 8",
+    "sheep-gpt": "{data}/trajectories/sketch_aaron_sheep.npz gpt --seconds 150 --options.width 96 --options.layers 3",
 }
 
 

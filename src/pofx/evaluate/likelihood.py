@@ -200,7 +200,7 @@ def summarise(
         n=n,
         draws=draws(lik),
         measure=space.measure,
-        dims=each.item(),
+        dims=round(each.item(), 6),
         unit=unit(space),
         # long data are less likely than short ones: what is left after their rate
         rate_se=error(nats - mean / each * counted) / each.item(),
