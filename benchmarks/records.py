@@ -36,7 +36,7 @@ RECORDS = {
     " --options.width 128 --options.layers 4 --options.heads 4 --options.block 64 --options.positions learned"
     " --options.mlp gelu --options.no-qk-norm --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
     "shakespeare": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --seconds 600 {GPT} --options.block 256 {MUON}"
-    " --options.dropout 0.1 --recipe.batch 16 --recipe.lr 6e-3",
+    " --recipe.batch 16 --recipe.lr 6e-3",
     "shakespeare-rnn": f"{SHAKESPEARE} rnn --split 0.89 0.01 0.1 --seconds 600",
     # images
     "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3",
