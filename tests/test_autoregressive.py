@@ -316,3 +316,39 @@ def test_refusals_say_what_to_do() -> None:
         Made(MadeConfig(), LABEL)
     with pytest.raises(Unsupported, match="256"):
         Made(MadeConfig(head="bernoulli"), Image(2, 2))
+
+
+@pytest.mark.parametrize("family", ["made", "window-mlp", "gated-pixelcnn"])
+def test_an_image_is_completed_from_its_upper_rows(family):
+    """What is known stays; the rest has the frequencies of p(rest | known), by enumeration."""
+    from pofx.core.registry import family as find
+    from pofx.core.space import Image
+
+    space, cls = Image(2, 2, 1, 2), find(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = cls(cls.tiny(space), space)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.7)
+    if model.orders > 1:
+        model.orders = 1
+    x = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+    known = torch.tensor([[[[True, True], [False, False]]]])
+    n = 4000
+    drawn = model.given().complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1, -1), generator=torch.Generator())
+    assert (drawn[:, 0, 0] == torch.tensor([1, 0])).all()
+    states = torch.tensor([[[[1, 0], [a, b]]] for a in (0, 1) for b in (0, 1)], dtype=torch.uint8)
+    expected = model.log_prob(states).nats.softmax(0)
+    found = torch.bincount((2 * drawn[:, 0, 1, 0] + drawn[:, 0, 1, 1]).long(), minlength=4) / n
+    assert (found - expected).abs().max() < 4 * 0.5 / n**0.5
+
+
+def test_what_is_known_needs_its_shape():
+    from pofx.core.errors import WrongShape
+    from pofx.core.registry import family as find
+    from pofx.core.space import Image
+
+    cls, space = find("made"), Image(2, 2, 1, 2)
+    model = cls(cls.tiny(space), space)
+    with pytest.raises(WrongShape, match="one boolean"):
+        model.given().complete(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, 4, dtype=torch.bool))

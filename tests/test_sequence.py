@@ -508,3 +508,17 @@ def test_a_run_keeps_its_tokenizer(tmp_path: object) -> None:
     assert torch.equal(a.nats, b.nats)  # type: ignore[union-attr]
     assert torch.equal(run.model.codec.learned, again.codec.learned)  # type: ignore[union-attr, arg-type]
     assert isinstance(fit(data, "gpt", steps=2, options=options | {"vocabulary": 0}).model.log_prob(parts[2].x), Exact)
+
+
+def test_computing_layers_again_changes_no_gradient():
+    grads = []
+    for recompute in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = Transformer(Shape(width=16, layers=2, heads=2, block=8, recompute=recompute))
+        for k, p in enumerate(net.parameters()):
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(k))
+        x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
+        net.train()(x).square().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert torch.allclose(*grads, atol=1e-5)

@@ -301,9 +301,7 @@ class GradientLearner:
     sweep: ClassVar[Literal["minibatch"]] = "minibatch"
     finished: ClassVar[bool] = False
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, objective: Objective, matrices: Iterable[Tensor] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, objective: Objective, matrices: Iterable[Tensor] = ()) -> None:
         self.stepper = Stepper([p for p in model.parameters() if p.requires_grad], recipe, matrices=[*matrices])
         self.objective = objective
         self.runtime: Runtime = Local()

@@ -168,6 +168,10 @@ class Model(nn.Module):
         """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
         raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt or rnn to texts.")
 
+    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
+        raise Unsupported(f"{self.name} does not draw a datum value by value.", "Fit a made, window-mlp or pixelcnn.")
+
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
         raise Unsupported(f"{self.name} has no latent variable to encode into.", "Fit a vae, a gmm or a flow.")
@@ -376,6 +380,25 @@ class Conditional:
             event = [max(0, size) for size in space.event_shape]
             before = torch.full((math.prod(self.batch_shape), *event), -1, dtype=space.dtype, device=self.model.device)
         return before
+
+    def complete(self, x: Tensor, known: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """x [*S, *C, *E] with the values that are not ``known`` (booleans, shaped like x) drawn.
+
+        Each is drawn given all values before it in the model's order, known or drawn. What comes later in that
+        order is not looked at: where the known values are the first ones (the upper rows of an image), this is a
+        draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
+        Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
+        """
+        if known.shape != x.shape or known.dtype != torch.bool:
+            raise WrongShape(
+                f"known has shape {tuple(known.shape)} and dtype {known.dtype}; x has shape {tuple(x.shape)}.",
+                "Give one boolean for each value.",
+            )
+        flat, c = self._flat(x)
+        gen = _generator(generator, self.model.device)
+        with evaluating(self.model), torch.no_grad():
+            out = self.model.rows_complete(flat, known.reshape(flat.shape).to(flat.device), c, gen)
+        return out.reshape(x.shape)
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""

@@ -21,9 +21,7 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """One optimizer over matrices [out, in], with Nesterov momentum and decoupled weight decay."""
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

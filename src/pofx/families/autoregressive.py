@@ -129,12 +129,23 @@ class Autoregressive(Model):
         for k in which.unique().tolist():
             rows = (which == k).nonzero()[:, 0]
             walk = self.walk(len(rows), None if h is None else h[rows], k)
-            for i in walk.order:
-                head = self.heads.site(i)
-                drawn = head.sample(walk.params(), generator)
-                values[rows, i] = drawn
-                walk.push(head.embed(drawn))
+            none = torch.zeros(len(rows), self.heads.sites, dtype=torch.bool, device=self.device)
+            values[rows] = self._visited(walk, values[rows], none, generator)
         return self.heads.event(values)
+
+    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        values, walk = self.heads.values(x).double(), self.walk(len(x), self._encode(c), 0)
+        return self.heads.event(self._visited(walk, values, known.reshape(len(x), -1), generator))
+
+    def _visited(self, walk: Steps, values: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
+        """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
+        values = values.clone()
+        for i in walk.order:
+            head = self.heads.site(i)
+            drawn = head.sample(walk.params(), generator)
+            values[:, i] = torch.where(known[:, i], values[:, i], drawn)
+            walk.push(head.embed(values[:, i]))
+        return values
 
     def width_per_row(self) -> int:
         """Numbers in the largest array that a pass holds per row."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pofx.core.errors import UsageError
 from pofx.nn.sequence import Cache, SequenceNet
@@ -46,6 +47,8 @@ class Shape:
         bias: of all linear maps and layer norms, of queries, keys and values only, or of none.
         window: how many inputs back attention reaches, the own one included (Beltagy et al. 2020); 0 for all.
         dropout: of embeddings and of both branches, while training.
+        recompute: keep only each layer's input for the way back and compute the rest again (Chen et al. 2016):
+            a fraction of the memory for a third more arithmetic.
     """
 
     width: int = 128
@@ -64,6 +67,7 @@ class Shape:
     bias: Bias = "none"
     window: int = 0
     dropout: float = 0.0
+    recompute: bool = False
 
     @property
     def each(self) -> int:
@@ -121,7 +125,10 @@ class Transformer(SequenceNet):
         x = self.enter(x, 0)
         rotation, mask = self.turns(0, length), self.mask(0, length, x.device)
         for layer in self.layers:
-            x = layer(x, rotation, mask)
+            if self.shape.recompute and self.training:
+                x = checkpoint(layer, x, rotation, mask, use_reentrant=False)
+            else:
+                x = layer(x, rotation, mask)
         return self.norm(x)
 
     def cache(self, n: int, length: int) -> Cache:
