@@ -186,6 +186,10 @@ class Model(nn.Module):
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
         return max(1, min(8192, 2**22 // max(1, self.space.dims)))
 
+    def rows_per_draw(self) -> int:
+        """How many rows are drawn at once."""
+        return self.rows_per_pass()
+
     # -- what a user calls ------------------------------------------------------------------------------
 
     def given(self, c: Tensor | None = None, *, before: Tensor | None = None) -> Conditional:
@@ -337,7 +341,7 @@ class Conditional:
         if rows == 0:
             return torch.empty(*batch, *(max(0, size) for size in model.space.event_shape), dtype=model.space.dtype)
         with evaluating(model), torch.no_grad():
-            size, parts = model.rows_per_pass(), []
+            size, parts = model.rows_per_draw(), []
             for i in range(0, rows, size):
                 m = min(size, rows - i)
                 given = None if c is None else c[i : i + m]

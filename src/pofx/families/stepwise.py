@@ -247,9 +247,13 @@ class Stepwise(Model):
         return max(1, (self.net.longest or 2) // 2)
 
     def rows_per_pass(self) -> int:
-        """About 2^22 numbers of the widest layer."""
+        """About 2^24 numbers of the widest layer."""
         each = self.codec.fixed or min(self.config.block, self._longest)
-        return max(1, min(1024, 2**22 // (8 * self.config.width * each)))
+        return max(1, min(1024, 2**24 // (8 * self.config.width * each)))
+
+    def rows_per_draw(self) -> int:
+        """A step of many rows costs little more than one of few: the cache alone is a limit."""
+        return 512
 
     # -- samples --------------------------------------------------------------------------------------------
 
