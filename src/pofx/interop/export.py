@@ -45,14 +45,14 @@ class Step(nn.Module):
         x = self.emission.embed(symbols[:, None])
         if net.position is not None:
             x = x + net.position.index_select(0, place)
-        rotation = None if net.rotation is None else net.rotation.index_select(1, place)
+        rotation = None if net.rotation is None else net.rotation.index_select(1, place)[:, :, None]
         at = torch.arange(keys.shape[3], device=keys.device)
         seen = at <= place
         if shape.window:
             seen = seen & (at > place - shape.window)
         new_keys, new_values = [], []
         for i, layer in enumerate(net.layers):
-            q, k, v = layer.heads(layer.norm1(x), rotation)
+            q, k, v = (t.transpose(1, 2) for t in layer.heads(layer.norm1(x), rotation))
             ks, vs = (torch.where((at == place)[:, None], new, old[i]) for new, old in ((k, keys), (v, values)))
             y = F.scaled_dot_product_attention(q, ks, vs, seen[None], enable_gqa=shape.groups < shape.heads)
             x = x + layer.out(y.transpose(1, 2).flatten(2))

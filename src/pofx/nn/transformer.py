@@ -141,8 +141,8 @@ class Transformer(SequenceNet):
         return F.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
 
     def turns(self, first: int, length: int) -> Tensor | None:
-        """Cosines and sines [2, length, each] of these positions, for rotary ones."""
-        return None if self.rotation is None else self.rotation[:, first : first + length]
+        """Cosines and sines [2, length, 1, each] of these positions, for rotary ones."""
+        return None if self.rotation is None else self.rotation[:, first : first + length, None]
 
     def mask(self, first: int, length: int, device: torch.device) -> Tensor | None:
         """Which of the inputs 0 .. first + length - 1 those from ``first`` on see [length, first + length].
@@ -180,7 +180,7 @@ class Layer(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
-        q, k, v = self.heads(self.norm1(x), rotation)
+        q, k, v = (t.transpose(1, 2) for t in self.heads(self.norm1(x), rotation))
         y = F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=mask is None, enable_gqa=self.shape.groups < self.shape.heads
         )
@@ -188,10 +188,10 @@ class Layer(nn.Module):
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def heads(self, x: Tensor, rotation: Tensor | None, apply: Apply = nn.Linear.__call__) -> Triple:
-        """Queries [N, heads, L, each], keys and values [N, groups, L, each] of normed inputs [N, L, width]."""
+        """Queries [..., heads, each], keys and values [..., groups, each] of normed inputs [..., width]."""
         shape = self.shape
-        both = apply(self.qkv, x).unflatten(-1, (-1, shape.each)).transpose(1, 2)
-        q, k, v = both.split((shape.heads, shape.groups, shape.groups), 1)
+        both = apply(self.qkv, x).unflatten(-1, (-1, shape.each))
+        q, k, v = both.split((shape.heads, shape.groups, shape.groups), -2)
         if self.q_norm is not None:
             assert self.k_norm is not None
             q, k = normed(q, self.q_norm, shape), normed(k, self.k_norm, shape)
@@ -220,18 +220,18 @@ class TransformerCache:
     def __init__(self, net: Transformer, n: int, length: int) -> None:
         shape, like = net.shape, net.layers[0].qkv.weight
         self.net, self.size, self.length = net, 0, length
-        self.kept = like.new_zeros(shape.layers, 2, n, shape.groups, length, shape.each)
+        size = (n, shape.groups, length, shape.each)
+        self.kept = [(like.new_zeros(size), like.new_zeros(size)) for _ in range(shape.layers)]
 
     def step(self, x: Tensor) -> Tensor:
         """One input: no mask, since it sees all that is kept, and every product the fast way round."""
         net, shape, t = self.net, self.net.shape, self._grow(1) - 1
-        x = net.enter(x[:, None], t)[:, 0]
-        rotation, start = net.turns(t, 1), max(0, t + 1 - shape.window) if shape.window else 0
-        for layer, kept in zip(net.layers, self.kept, strict=True):
-            q, k, v = layer.heads(layer.norm1(x)[:, None], rotation, thin)
-            kept[0, :, :, t], kept[1, :, :, t] = k[:, :, 0], v[:, :, 0]
-            y = looked_up(q[:, :, 0], kept[0, :, :, start : t + 1], kept[1, :, :, start : t + 1])
-            x = x + thin(layer.out, y)
+        x = x if net.position is None else x + net.position[t]
+        turns, start = net.turns(t, 1), max(0, t + 1 - shape.window) if shape.window else 0
+        rotation = None if turns is None else turns[:, 0]
+        for layer, (keys, values) in zip(net.layers, self.kept, strict=True):
+            q, keys[:, :, t], values[:, :, t] = layer.heads(layer.norm1(x), rotation, thin)
+            x = x + thin(layer.out, looked_up(q, keys[:, :, start : t + 1], values[:, :, start : t + 1]))
             x = x + layer.mlp(layer.norm2(x), thin)
         return net.norm(x)
 
@@ -242,11 +242,11 @@ class TransformerCache:
         first = size - x.shape[1]
         x = net.enter(x, first)
         rotation, mask = net.turns(first, x.shape[1]), net.mask(first, x.shape[1], x.device)
-        for layer, kept in zip(net.layers, self.kept, strict=True):
-            q, k, v = layer.heads(layer.norm1(x), rotation)
-            kept[0, :, :, first:size], kept[1, :, :, first:size] = k, v
+        for layer, (keys, values) in zip(net.layers, self.kept, strict=True):
+            q, k, v = (t.transpose(1, 2) for t in layer.heads(layer.norm1(x), rotation))
+            keys[:, :, first:size], values[:, :, first:size] = k, v
             y = F.scaled_dot_product_attention(
-                q, kept[0, :, :, :size], kept[1, :, :, :size], mask,
+                q, keys[:, :, :size], values[:, :, :size], mask,
                 is_causal=mask is None, enable_gqa=shape.groups < shape.heads,
             )  # fmt: skip
             x = x + layer.out(y.transpose(1, 2).flatten(2))
@@ -263,7 +263,7 @@ class TransformerCache:
         return self.size
 
     def reorder(self, rows: Tensor) -> None:
-        self.kept = self.kept[:, :, rows]
+        self.kept = [(keys[rows], values[rows]) for keys, values in self.kept]
 
     def rewind(self, k: int) -> None:
         if not 0 <= k <= self.size:
@@ -299,9 +299,9 @@ def looked_up(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def thin(linear: nn.Linear, x: Tensor) -> Tensor:
-    """linear(x) of a few rows [n, (1,) inputs]: weights times columns run at twice the speed of rows times weights."""
-    if x.ndim == 3:
-        return thin(linear, x[:, 0])[:, None]
+    """linear(x) of some rows [n, inputs]: weights times columns run at twice the speed of rows times weights."""
+    if len(x) < MANY:
+        return F.linear(x, linear.weight, linear.bias)
     if linear.bias is None:
         return torch.mm(linear.weight, x.T).T
     return torch.addmm(linear.bias[:, None], linear.weight, x.T).T
@@ -338,7 +338,7 @@ def rotations(shape: Shape) -> Tensor:
 
 
 def turn(x: Tensor, rotation: Tensor) -> Tensor:
-    """Each pair (i, i + each/2) of x [N, heads, L, each] turned by its position's angles.
+    """Each pair (i, i + each/2) of x [..., L, heads, each] turned by its position's angles.
 
     The signs of the sines are those of the rotation matrix, so that one roll serves both halves.
     """

@@ -195,7 +195,8 @@ class Forgetful:
 
     def extend(self, x: Tensor) -> Tensor:
         out = self.cache.extend(x)
-        self.cache.kept[1, :, :, :, self.cache.size - 1] = 0.0
+        for kept in self.cache.kept[1]:
+            kept[:, :, self.cache.size - 1] = 0.0
         return out
 
 
