@@ -58,6 +58,6 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 def test_figures_are_those_of_the_result_files():
     """Every number in the README's table of figures stands in a file of benchmarks/results."""
     table = README[README.index("## Figures") : README.index("## Where things are")]
-    results = "".join(p.read_text() for p in (ROOT / "benchmarks" / "results").glob("*.json"))
+    results = "".join(p.read_text() for p in (ROOT / "benchmarks" / "results").rglob("*.json"))
     for number in re.findall(r"\*\*-?(\d+\.\d+)\*\*", table):
         assert number in results, number
