@@ -34,7 +34,8 @@ RECORDS = {
     # text: the first 90% train (and of these 1% validates), the last 10% tests
     "shakespeare-nanogpt": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --steps 2000"
     " --options.width 128 --options.layers 4 --options.heads 4 --options.block 64 --options.positions learned"
-    " --options.mlp gelu --options.no-qk-norm --options.tied --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
+    " --options.mlp gelu --options.no-qk-norm --options.tied"
+    " --recipe.optimizer adam --recipe.schedule cosine --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
     "shakespeare": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --seconds 600 {GPT} --options.block 256 {MUON}"
     " --recipe.batch 16 --recipe.lr 6e-3",
     "shakespeare-rnn": f"{SHAKESPEARE} rnn --split 0.89 0.01 0.1 --seconds 600",

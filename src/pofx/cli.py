@@ -42,7 +42,14 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _run(args: list[str]) -> int:
     # Light answers first: neither tyro nor torch is imported for them.
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())))
@@ -71,9 +78,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        sys.stderr.close()
-        return 0
 
 
 if __name__ == "__main__":

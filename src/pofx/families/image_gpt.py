@@ -101,7 +101,10 @@ class ImageGpt(Stepwise):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=64, lr=2e-3, warmup=100, weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.999)
+        return Recipe(
+            batch=32, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
+            weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99,
+        )  # fmt: skip
 
     # -- the parts ------------------------------------------------------------------------------------------
 

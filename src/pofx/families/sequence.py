@@ -57,7 +57,10 @@ class Gpt(Stepwise):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=32, lr=2e-3, warmup=50, weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99)
+        return Recipe(
+            batch=12, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
+            weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99,
+        )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- rnn
@@ -132,7 +135,7 @@ class WaveNetConfig:
     stacks: int = 2
     residual: int = 48
     skip: int = 128
-    block: int = 2048
+    block: int = 1024
     vocabulary: int = 0
     tied: bool = False
     marginal: bool = True
@@ -165,4 +168,4 @@ class WaveNetFamily(Stepwise):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=8 if isinstance(space, Audio) else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)
+        return Recipe(batch=4 if isinstance(space, Audio) else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)
