@@ -186,6 +186,10 @@ class Model(nn.Module):
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
         return max(1, min(8192, 2**22 // max(1, self.space.dims)))
 
+    def quick_budget(self) -> Budget:
+        """``quick``, or what follows from this model's own sizes."""
+        return self.quick
+
     def rows_per_draw(self) -> int:
         """How many rows are drawn at once."""
         return self.rows_per_pass()

@@ -414,7 +414,7 @@ class _Loop:
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         with torch.no_grad():
             given = self.model.given(c, before=part.before)
-            return given.log_prob(part.x, budget=self.model.quick, generator=generator)
+            return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
