@@ -1,10 +1,10 @@
-"""What an order costs: the same net, trained equally long on images scanned in several orders, and on reversed text.
+"""What an order costs: the same net, trained for as many steps on images in several orders, and on reversed text.
 
-    python benchmarks/orders.py DATA [--seconds 120] [--seeds 0 1] [--threads 1] [--only images]
+    python benchmarks/orders.py DATA [--steps 200] [--seeds 0 1] [--threads 1] [--only images]
 
 writes results/orders.json. Images are binarized MNIST, by ``image-gpt`` over 4 x 4 patches, whose order is that of the
 patches; texts are Tiny Shakespeare, by ``gpt`` over characters, read from left to right and from right to left. The
-chain rule holds for every order; what differs is how much a net can learn of it in its time.
+chain rule holds for every order; what differs is how much a net can learn of it in so many steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MUON = {"optimizer": "muon", "lr": 5e-3, "schedule": "linear"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=["images", "text"])
@@ -34,8 +34,8 @@ def main() -> None:
     from pofx.nn.steps import ORDERS
 
     torch.set_num_threads(args.threads)
-    results = Results(threads=args.threads, seconds=args.seconds)
-    budget = {"seconds": args.seconds}
+    results = Results(threads=args.threads, steps=args.steps)
+    budget = {"steps": args.steps}
     if args.only != "text":
         images = pofx.load(args.data / "images/binarized-mnist/binarized_mnist_fixed.npz", shape=(28, 28))
         options = {"width": 96, "layers": 4, "heads": 4, "patch": 4}
