@@ -15,11 +15,9 @@ import logging
 import os
 import statistics
 import time
-import warnings
 
 from timing import Results, race
 
-warnings.filterwarnings("ignore")
 SIZES = {"small": (4, 4, 128, 64, 12), "base": (6, 6, 384, 256, 16)}  # layers, heads, width, block, batch
 SYMBOLS = 65
 

@@ -23,6 +23,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "records"
 MNIST = "{data}/images/binarized-mnist/binarized_mnist_fixed.npz"
 MUON = "--recipe.optimizer muon --recipe.schedule linear"
+LONG = "--recipe.warmup 100 --recipe.ema 0.999"
 SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
 
 FSDD = "{data}/audio/fsdd/fsdd_8k_5speakers.npz"
@@ -37,10 +38,11 @@ RECORDS = {
     " --options.mlp gelu --options.no-qk-norm --options.tied"
     " --recipe.optimizer adam --recipe.schedule cosine --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
     "shakespeare": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --seconds 600 {GPT} --options.block 256 {MUON}"
-    " --recipe.batch 16 --recipe.lr 6e-3",
+    " --recipe.batch 16 --recipe.lr 6e-3 --recipe.warmup 50",
     "shakespeare-rnn": f"{SHAKESPEARE} rnn --split 0.89 0.01 0.1 --seconds 600",
     # images
-    "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3",
+    "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3"
+    f" --recipe.batch 64 {LONG}",
     "binarized-mnist-patches-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 {PATCHES} {MUON} --recipe.lr 5e-3",
     "binarized-mnist-pixels-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 --options.patch 1"
     f" --options.width 64 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
@@ -49,9 +51,9 @@ RECORDS = {
     "binarized-mnist-plus-3min": f"{MNIST} pixelcnn++ --shape 28 28 --seconds 180",
     "binarized-mnist-pixelrnn-3min": f"{MNIST} pixelrnn --shape 28 28 --seconds 180",
     "cifar": "{data}/images/cifar10/cifar10_lossless_first4000.npz image-gpt --seconds 240 --options.patch 2"
-    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
+    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
     "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 240 --options.patch 2"
-    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3",
+    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
     # sound, music, trajectories
     "digits-wavenet": f"{FSDD} wavenet --seconds 420",
     "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
