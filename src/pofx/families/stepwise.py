@@ -472,7 +472,8 @@ class Reader:
             u = self.past[0][:, -context(self.limit, model.stride) :]
             self.cache, self.size = model.net.cache(self.n, self.limit), 0
         self.size += u.shape[1]
-        return self.cache.extend(model._embed(u, self.h))[:, -1]
+        x = model._embed(u, self.h)
+        return self.cache.step(x[:, 0]) if x.shape[1] == 1 else self.cache.extend(x)[:, -1]
 
 
 def _like(flags: Tensor, steps: Tensor) -> Tensor:

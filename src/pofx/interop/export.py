@@ -20,7 +20,7 @@ from pofx.core.errors import RunExists, UsageError
 from pofx.core.model import Model
 from pofx.interop.model import text_parts, tokenizer_of
 from pofx.nn.emission import Symbols
-from pofx.nn.transformer import Transformer
+from pofx.nn.transformer import Transformer, heads, mlp
 from pofx.train.checkpoint import write_atomic, write_json
 
 
@@ -52,11 +52,11 @@ class Step(nn.Module):
             seen = seen & (at > place - shape.window)
         new_keys, new_values = [], []
         for i, layer in enumerate(net.layers):
-            q, k, v = (t.transpose(1, 2) for t in layer.heads(layer.norm1(x), rotation))
+            q, k, v = (t.transpose(1, 2) for t in heads(layer, x, rotation))
             ks, vs = (torch.where((at == place)[:, None], new, old[i]) for new, old in ((k, keys), (v, values)))
             y = F.scaled_dot_product_attention(q, ks, vs, seen[None], enable_gqa=shape.groups < shape.heads)
             x = x + layer.out(y.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(layer.norm2(x))
+            x = x + mlp(layer, x)
             new_keys.append(ks)
             new_values.append(vs)
         return self.emission.logits(net.norm(x)[:, 0]), torch.stack(new_keys), torch.stack(new_values)

@@ -102,7 +102,7 @@ class Symbols(Emission):
         self.base[self.end] = -math.inf
 
     def embed(self, u: Tensor) -> Tensor:
-        return self.table(torch.where(u < 0, self.begin, u))
+        return F.embedding(u.masked_fill(u < 0, self.begin), self.table.weight)
 
     def logits(self, y: Tensor) -> Tensor:
         """[..., V] of the next symbol."""
@@ -116,7 +116,7 @@ class Symbols(Emission):
 
     def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
         drawn = pick(self.logits(y), generator)
-        return torch.where(drawn == self.end, -1, drawn)
+        return drawn.masked_fill(drawn == self.end, -1) if self.ends else drawn
 
     def prepare(self, u: Tensor, ends: int) -> None:
         if not self.marginal:
@@ -213,4 +213,3 @@ class Sites(Emission):
         if self.inner is None:
             return self.out(y)
         return self.inner(self.heads.embed(values).to(y.dtype), y)
-
