@@ -43,6 +43,8 @@ RECORDS = {
     # images
     "binarized-mnist-patches": f"{MNIST} image-gpt --shape 28 28 --seconds 3300 {PATCHES} {MUON} --recipe.lr 5e-3"
     f" --recipe.batch 64 {LONG}",
+    "binarized-mnist-scans": f"{MNIST} image-gpt --shape 28 28 --seconds 3480 {PATCHES} --options.scans 4 {MUON}"
+    f" --recipe.lr 5e-3 --recipe.batch 64 {LONG}",
     "binarized-mnist-patches-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 {PATCHES} {MUON} --recipe.lr 5e-3",
     "binarized-mnist-pixels-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 --options.patch 1"
     f" --options.width 64 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
