@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -23,11 +24,13 @@ from pofx.core.errors import EmptyData, RunExists, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Category, Image, Integer, Label, Real, Table
+from pofx.core.space import Category, Image, Integer, Label, Real, Table, Text
 from pofx.data.base import Data, Part
+from pofx.data.ragged import RaggedRows
 from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
 from pofx.evaluate.compare import compare, read_comparison
 from pofx.evaluate.likelihood import Score, score, summarise, verdicts
+from pofx.evaluate.study import Settings, Study, _quality, _sample, shown
 
 PLANE = Table((Real("a"), Real("b")))
 
@@ -362,6 +365,105 @@ def test_blocks_expect_start_up_costs(clock):
     assert slow.rows == 8
     never = cost.grow(lambda start, size: clock.sleep(9.0 * size), 4000, 1.0, one=9.0)
     assert never.rows == 1
+
+
+def test_speed_over_length(clock):
+    """Where a step costs the same everywhere the curve is flat; where it costs more the later, it falls so."""
+
+    def drawn(cost_of):
+        def draw(rows, length):
+            clock.sleep(cost_of(rows, length))
+            return length
+
+        return draw
+
+    flat = cost.speed_curve(drawn(lambda rows, length: 1e-3 * length), 1000, 10.0)
+    assert [s.length for s in flat] == [15, 31, 62, 125, 250, 500, 1000] * 2
+    assert [s.rows for s in flat] == [1] * 7 + [16] * 7
+    for s in flat:
+        assert s.steps_per_second == pytest.approx(1000 * s.rows)
+        assert s.seconds == pytest.approx(s.length / 1000)
+    rising = cost.speed_curve(drawn(lambda rows, length: 1e-5 * length**2), 1000, 100.0, batches=(4,))
+    assert [s.steps_per_second for s in rising] == pytest.approx([4e5 / s.length for s in rising])
+    assert rising[-1].length == 1000
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_speed_over_length_keeps_its_time(clock, power):
+    def draw(rows, length):
+        clock.sleep(0.001 * (length / 8) ** power)
+        return length
+
+    found, limit = cost.speed_curve(draw, 10**6, 2.0), 2.0
+    assert clock.now <= limit
+    assert clock.now > 0.1 * limit
+    lengths = [s.length for s in found if s.rows == 1]
+    assert len(lengths) > 3
+    assert all(a < b < 10**5 for a, b in itertools.pairwise(lengths))
+    before = clock.now
+    slow = cost.speed_curve(lambda rows, length: (clock.sleep(9.0), length)[1], 1000, 1.0)
+    assert [s.rows for s in slow] == [1, 16]  # the shortest of each, once
+    assert clock.now - before == pytest.approx(18.0)
+
+
+def test_draws_that_end_by_themselves_end_the_curve(clock):
+    def draw(rows, length):
+        clock.sleep(1e-3 * min(length, 100))
+        return min(length, 100)
+
+    found = cost.speed_curve(draw, 1000, 10.0, batches=(2,))
+    assert [s.length for s in found] == [15, 31, 62, 100]
+    assert [s.steps_per_second for s in found] == pytest.approx([2000] * 4)
+    assert cost.speed_curve(lambda rows, length: 0, 1000, 10.0) == []  # nothing but empty data
+
+
+class Letters(Bell):
+    """Excerpts drawn letter by letter, ``delay`` seconds for each, however many rows at once."""
+
+    name = "test-letters"
+
+    def __init__(self, config, space, context=None):  # type: ignore[no-untyped-def]
+        Model.__init__(self, config, space, context)
+
+    @classmethod
+    def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
+        return None if isinstance(space, Text) else "it takes texts only."
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        length = sampler.length or self.space.length
+        self.sleep(self.config.delay * length)
+        return torch.randint(3, (n, length), generator=generator)
+
+
+def test_long_data_are_sampled_as_far_as_time_allows(clock):
+    space = Text("abc", ends=False, length=800)
+    x = torch.randint(3, (60, 800), generator=seeded())
+    settings = Settings(seconds=10.0, samples=200)
+    study = Study.prepare(Data("abc", "memory", space, Part(x[:30]), Part(x[30:40]), Part(x[40:])), settings)
+    for delay, whole in ((1e-5, True), (1e-2, False)):
+        begun = clock.now
+        figures, fake = _sample(study, Letters(Letters.Config(delay=delay), space), 3.0)
+        assert clock.now - begun < 3.0 + 1.0  # and what the curve may take
+        assert all(s["steps_per_second"] == pytest.approx(s["rows"] / delay) for s in figures["speed"])
+        assert figures["cut"] == (None if whole else 60)  # a fifth of the time
+        assert fake.x.shape[1] == (800 if whole else 60)
+        assert len(fake) == figures["n"] > 8
+    quality = _quality(study, fake, 60)
+    assert quality["n"] == 20
+    # letters at random are just like letters at random, where both are as long
+    assert quality["c2st"]["accuracy"] - 0.5 < 4 * quality["c2st"]["se"]
+
+
+def test_what_a_report_keeps_of_long_data():
+    values = np.arange(10**6) % 3
+    rows = RaggedRows.joined(values, np.linspace(0, 10**6, 6).astype(int), -1, torch.int64)
+    kept = shown(Part(rows), Text("abc", length=200_000))
+    assert kept.x.shape == (4, 200_000)
+    huge = shown(Part(RaggedRows.joined(values, [0, 10**6], -1, torch.int64)), Text("abc", length=10**6))
+    assert huge.x.shape == (1, 2**19)  # 4 MiB
+    assert torch.equal(huge.x[0], torch.from_numpy(values[: 2**19]))
+    many = shown(Part(torch.zeros(2000, 5, dtype=torch.int64)), Text("abc", length=5))
+    assert many.x.shape == (1000, 5)
 
 
 def test_peak_memory_sees_what_came_and_went():
@@ -869,6 +971,16 @@ def test_needs_exclude_and_rank():
     assert both.tied == ("a", "b")
     assert both.sentences[0].startswith("Undecided")
     assert advise(rows, "missing-values").sentences[0] == "No family serves missing-values."
+
+
+def test_samples_cut_short_are_not_compared():
+    cut = {"rows_per_second": 1e6, "latency": 0.01, "cut": 70}
+    rows = [row("a", speed=10), row("b", c2st=0.5, sampling=cut)]
+    fast = advise(rows, "fast-sampling")
+    assert fast.family == "a"
+    assert "only the first 70 steps" in fast.excluded["b"]
+    assert advise(rows, "sample-quality").tied == ("a", "b")
+    assert advise([row("a", sampling=cut), rows[1]], "sample-quality").family == "b"
 
 
 def test_figures_within_their_errors_decide_nothing():

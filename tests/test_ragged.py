@@ -38,6 +38,9 @@ def test_batches_hold_rows_and_fill(mean: int, event: tuple[int, ...]) -> None:
         assert len(later) == len(chosen)
         assert torch.equal(later[:], batch)
         assert torch.equal(later.lengths, rows.lengths[index])
+        cut = later.cut(mean)
+        assert torch.equal(cut[:], batch[:, :mean])
+        assert torch.equal(cut.lengths, rows.lengths[index].clamp(max=mean))
 
 
 def test_excerpts_may_overlap_and_reals_are_filled_with_infinity() -> None:

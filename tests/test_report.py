@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from pofx.core.errors import CannotSave, CorruptCheckpoint, NewerFormat, NoRun
-from pofx.core.space import Category, Image, Integer, Real, Table
+from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Table
+from pofx.data.audio import encode
 from pofx.data.base import Data, Part
 from pofx.evaluate.compare import compare
 from pofx.report import exhibits, leaderboard, plots
@@ -168,6 +170,59 @@ def test_images_stand_beside_data(tmp_path: Path) -> None:
     assert {alt.split(": ")[1] for _, alt in pngs} == {"data", "markov", "independent", "gaussian"}
 
 
+def sound_data() -> Data:
+    """Tones of two pitches, 12 to 90 samples long, 256 levels by the mu-law."""
+    rng = np.random.default_rng(2)
+    lengths = np.concatenate([[90], rng.integers(12, 90, 79)])
+    pitch = np.arange(80) % 2
+    tones = [np.sin(np.arange(n) * (0.3 + k)) for n, k in zip(lengths, pitch, strict=True)]
+    space = Audio(4000, 256, "mu", length=90)
+    x = torch.full((80, 90), -1)
+    for row, tone in zip(x, tones, strict=True):
+        row[: len(tone)] = torch.from_numpy(encode(tone, "mu", 256).astype(int))
+    c = torch.from_numpy(pitch)
+    parts = [Part(x[s], c[s]) for s in (slice(0, 50), slice(50, 60), slice(60, 80))]
+    return Data("tones", "memory", space, *parts, context=Label(("low", HOSTILE)))
+
+
+def clips(page: str) -> list[tuple[np.ndarray, int]]:
+    """Samples and rate of every sound on the page."""
+    found = re.findall(r'<audio controls [^>]*src="data:audio/wav;base64,([^"]+)"', page)
+    return [soundfile.read(io.BytesIO(base64.b64decode(wav)), dtype="int16") for wav in found]
+
+
+def test_sounds_play_and_speeds_are_drawn(tmp_path: Path) -> None:
+    data = sound_data()
+    small = {"width": 8, "layers": 1, "block": 32}
+    options = {"rnn": small, "gpt": small | {"heads": 2}}
+    result = compare(data, ["rnn", "gpt"], seconds=0.3, samples=12, max_test=12, out=tmp_path, options=options)
+    page = build(tmp_path).read_text()
+    checked = check(page)
+    assert checked.fetched == []
+    assert "script" not in checked.tags
+    found = clips(page)
+    assert len(found) == page.count('class="waveform"') == 3 * exhibits.SHOWN_SOUNDS
+    assert {rate for _, rate in found} == {4000}
+    held_out = np.load(tmp_path / "data_sample.npz")
+    for i, (samples, _) in enumerate(found[: exhibits.SHOWN_SOUNDS]):  # the held-out ones come first
+        assert np.array_equal(encode(samples / 32768, "mu", 256), held_out["x"][i][held_out["x"][i] >= 0])
+    assert f"held-out sound 1, {('low', '&lt;script&gt;')[held_out['c'][0]]}" in page
+    rows = {r["family"]: r["sampling"] for r in result.rows if r["status"] == "ok"}
+    assert set(rows) == {"rnn", "gpt"}
+    for figures in rows.values():
+        for n in (1, 16):
+            curve = [s for s in figures["speed"] if s["rows"] == n]
+            assert all(a["length"] < b["length"] for a, b in pairwise(curve))
+            assert all(s["steps_per_second"] > 0 for s in curve)
+            assert all(s["seconds"] == pytest.approx(n * s["length"] / s["steps_per_second"]) for s in curve)
+    assert ">samples of sound per second<" in page
+    assert {"1 at a time", "16 at a time"} <= set(re.findall("[0-9]+ at a time", page))
+    one = build(tmp_path / "runs" / "rnn", tmp_path / "one.html").read_text()
+    check(one)
+    assert len(clips(one)) == 2 * exhibits.SHOWN_SOUNDS
+    assert ">16 at a time<" in one  # a line of the plot
+
+
 def test_one_fit_has_a_report_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(table_data(), "vae", steps=40, checks=8, out=run)
@@ -248,6 +303,40 @@ def test_a_montage_holds_the_pixels() -> None:
     assert (sheet[:, 4, 3] == 0).all()  # transparent between
 
 
+def test_long_sounds_are_cut_and_silence_is_a_line() -> None:
+    space, rng = Audio(100, length=500), np.random.default_rng(3)
+    x = rng.integers(0, 65536, (6, 500))
+    x[1, 7:] = -1
+    x[2] = 32768
+    shown = exhibits.sounds(space, {"x": x}, {"model": {"x": x[3:]}, "none": {}}, None)
+    assert [(h.name, h.data, len(h.clips)) for h in shown] == [("data", True, 4), ("model", False, 3)]
+    first, second, silent, _ = shown[0].clips
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(first.wav.split(",")[1])), dtype="int16")
+    assert rate == 100
+    assert np.array_equal(samples, x[0, :300] - 32768)
+    assert first.caption == "held-out sound 1, the first 3 s"
+    assert second.caption == "held-out sound 2, 70 ms"
+    assert set(re.findall(r" (-?[\d.]+)[Lz]", silent.svg)) == {"20.0"}
+    # the greatest and the least of each column, 19 to the side, around 20
+    drawn = [float(v) for v in re.findall(r" (-?[\d.]+)[Lz]", first.svg)]
+    parts = np.array_split((x[0, :300] - 32768) / 32768, 200)
+    assert drawn == pytest.approx(
+        [20 - 19 * p.max() for p in parts] + [20 - 19 * p.min() for p in reversed(parts)], abs=0.051
+    )
+    assert len(first.svg) < 8000
+
+
+def test_speeds_are_lines_over_length() -> None:
+    lines = {"flat <b>": [(16, 1000.0), (32, 1000.0), (64, 1000.0)], "short": [(16, 3.0)]}
+    svg = plots.speeds(lines, "symbols", title="speed")
+    assert svg is not None
+    assert ">flat &lt;b&gt;<" in svg
+    assert ">short<" not in svg  # one point is no curve
+    heights = re.findall(r'd="M [\d.]+ ([\d.]+) \nL [\d.]+ ([\d.]+) \nL [\d.]+ ([\d.]+) \n" [^>]*series1', svg)
+    assert len(set(heights[0])) == 1
+    assert plots.speeds({"short": [(16, 3.0)]}, "symbols", title="") is None
+
+
 def test_axes_are_not_flattened_by_outsiders() -> None:
     assert plots.floor([-10.0, -11.0, -12.0, -1e9]) > -20
     assert plots.floor([-10.0, -12.0]) == -12
@@ -285,6 +374,24 @@ def test_the_best_are_those_that_cannot_be_told_apart() -> None:
     assert [c.best for c in cells] == [True, True, False, False]
     assert cells[3].text == "—"
     assert cells[3].why == "there are no samples"
+
+
+def test_samples_cut_short_are_shown_and_not_compared() -> None:
+    quality = {"c2st": {"accuracy": 0.5, "se": 0.01}}
+    worse = {"c2st": {"accuracy": 0.9, "se": 0.01}}
+    rows = [
+        {"sampling": {"rows_per_second": 9.0, "cut": 70}, "quality": quality},
+        {"sampling": {"rows_per_second": 5.0, "cut": None}, "quality": worse},
+        {"sampling": {"rows_per_second": 1.0, "cut": None}, "quality": worse},
+    ]
+    column = next(c for c in leaderboard.COSTS if c.head == "samples / s")
+    (cut, *_), (fast, *_), (slow, *_) = leaderboard.table(rows, [column])
+    assert (cut.text, cut.small, cut.best) == ("9", "cut at 70", False)
+    assert fast.best
+    assert not slow.best
+    c2st = leaderboard.QUALITY[0]
+    assert not any(line[0].best for line in leaderboard.table(rows, [c2st]))
+    assert leaderboard.table([rows[0], rows[0] | {"quality": worse}], [c2st])[0][0].best
 
 
 def test_guarantees_are_ranked_by_paired_differences() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
+import wave
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -305,6 +307,21 @@ def _label(
 # ---------------------------------------------------------------------------------------------- to files
 
 
+def pcm(space: Audio, x: Tensor) -> NDArray:
+    """One sound [L] up to its end as 16-bit samples, int16; the level of a 16-bit sample comes back as it was."""
+    amplitude = decode(x[: int(space.lengths(x))].numpy(), space.law, space.levels)
+    return np.rint(amplitude * 32768).clip(-32768, 32767).astype(np.int16)
+
+
+def wav(samples: NDArray, rate: int) -> bytes:
+    """A WAV file of 16-bit samples int16 [L]."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, rate, len(samples), "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return out.getvalue()
+
+
 def write_audio(
     space: Audio, x: Tensor, to: str | os.PathLike[str], context: Space | None = None, c: Tensor | None = None
 ) -> None:
@@ -315,14 +332,9 @@ def write_audio(
     from pofx.data.write import replacing
 
     soundfile, path = _soundfile(), Path(to)
-    x = x.detach().cpu().reshape(-1, x.shape[-1])
-    sounds = [
-        decode(row[:size].numpy(), space.law, space.levels) for row, size in zip(x, space.lengths(x), strict=True)
-    ]
+    sounds = [pcm(space, row) for row in x.detach().cpu().reshape(-1, x.shape[-1])]
 
-    def write(file: Path, amplitude: NDArray) -> None:
-        # as whole samples: the level of a 16-bit sample comes back as it was
-        samples = np.rint(amplitude * 32768).clip(-32768, 32767).astype(np.int16)
+    def write(file: Path, samples: NDArray) -> None:
         try:
             soundfile.write(str(file), samples, space.rate, "VORBIS" if file.suffix == ".ogg" else "PCM_16")
         except soundfile.LibsndfileError as e:
@@ -342,9 +354,9 @@ def write_audio(
     digits = max(5, len(str(len(sounds))))
     with replacing(path) as scratch:
         scratch.mkdir()
-        for i, amplitude in enumerate(sounds):
+        for i, samples in enumerate(sounds):
             into = scratch
             if label is not None and isinstance(context, Label):
                 into = scratch / context.values[label[i]].replace(os.sep, "_")
                 into.mkdir(exist_ok=True)
-            write(into / f"{i:0{digits}d}.wav", amplitude)
+            write(into / f"{i:0{digits}d}.wav", samples)

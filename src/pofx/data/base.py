@@ -62,6 +62,11 @@ class Part:
         x, before = (v[:] if isinstance(v, RaggedRows) else v for v in (self.x, self.before))
         return dataclasses.replace(self, x=x, before=before)
 
+    def cut(self, length: int) -> Part:
+        """Data of free length up to their first ``length`` steps; what is not read yet is still not read."""
+        x = self.x.cut(length) if isinstance(self.x, RaggedRows) else self.x[:, :length]
+        return dataclasses.replace(self, x=x)
+
 
 @dataclass(frozen=True)
 class Data:

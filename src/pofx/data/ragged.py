@@ -91,6 +91,10 @@ class RaggedRows:
         return out
 
 
+    def cut(self, length: int) -> RaggedRows:
+        """Each row up to its first ``length`` steps."""
+        return replace(self, ends=np.minimum(self.ends, self.starts + length))
+
     def runs(self) -> tuple[RaggedRows, Tensor]:
         """Rows that continue each other, joined; and the first of the rows in each [runs]."""
         first = np.flatnonzero(np.append(True, self.starts[1:] != self.ends[:-1]))

@@ -13,7 +13,9 @@ comparison.json holds
     data         name, source, space, context, columns, notes, split, rows, labels, measure, dims
     settings     seconds, seed, needs, limits, machine, versions
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
-                 sampling, quality, latents, outliers, accuracy, abilities
+                 sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
+                 holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
+                 samples were cut for lack of time, or null
     baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
@@ -154,7 +156,7 @@ def compare(
         "reference": study.reference(),
     }
     if path is not None:
-        _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(study.train).x)
+        _save_shown(path / "data_sample.npz", study)
     results: dict[str, _Result] = {}
     for k, name in enumerate(names):
         tell = partial(_tell, progress, name, f"[{k + 1}/{len(names)}] {name}")
@@ -230,7 +232,7 @@ def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell
     if place is not None:
         write_json(place / "scores.json", row | {"likelihood": score.to_json()})
         if samples is not None:
-            _save_rows(place / "samples" / "samples.npz", shown(samples))
+            _save_rows(place / "samples" / "samples.npz", shown(samples, study.data.space))
     return score
 
 
@@ -256,7 +258,7 @@ def assess(
     study = Study.prepare(data, Settings(seconds, info["seed"]))
     fitted = {"seconds": run.seconds, "steps": run.steps, "status": run.status, "parameters": model.parameter_count()}
     row: dict[str, Any] = {"family": model.name, "baseline": False, "fit": fitted}
-    _save_rows(path / "data_sample.npz", shown(study.test), train_x=shown(study.train).x)
+    _save_shown(path / "data_sample.npz", study)
     _judge(study, run, row, path, partial(_tell, progress, model.name, model.name))
     return row
 
@@ -333,7 +335,7 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "se": r["likelihood"]["se"],
             "kind": r["likelihood"]["kind"],
             "densities_per_second": r["likelihood"]["rows_per_second"],
-            "samples_per_second": r["sampling"].get("rows_per_second"),
+            "samples_per_second": None if r["sampling"].get("cut") else r["sampling"].get("rows_per_second"),
             "c2st": r["quality"].get("c2st", {}).get("accuracy"),
             "parameters": r["fit"]["parameters"],
         }
@@ -371,6 +373,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         value = node.get(key) if isinstance(node, Mapping) else None
         return "—" if value is None else text(value)
 
+    cut = f" (cut at {drawn['cut']:,})" if drawn.get("cut") else ""
     areas = [f"{d['auroc']:.2f}" for d in row["outliers"] if "auroc" in d]
     return [
         row["family"],
@@ -380,8 +383,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         amount(cost["parameters"]),
         f"{cost['memory']['bytes'] / 2**20:.0f} MiB",
         cell(lik, "rows_per_second", amount),
-        cell(drawn, "latency", lambda s: f"{1000 * s:.3g} ms"),
-        cell(drawn, "rows_per_second", amount),
+        cell(drawn, "latency", lambda s: f"{1000 * s:.3g} ms{cut}"),
+        cell(drawn, "rows_per_second", lambda v: f"{amount(v)}{cut}"),
         cell(quality.get("c2st"), "accuracy", lambda a: f"{a:.2f}"),
         cell(quality.get("prdc"), "coverage", lambda a: f"{a:.2f}"),
         cell(quality.get("memorisation"), "auroc", lambda a: f"{a:.2f}"),
@@ -433,6 +436,11 @@ def _about_settings(study: Study, names: Sequence[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _save_shown(path: Path, study: Study) -> None:
+    space = study.data.space
+    _save_rows(path, shown(study.test, space), train_x=shown(study.train, space).x)
 
 
 def _save_rows(path: Path, part: Part, **more: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What things cost: time under a limit, throughput, peak memory."""
+"""What things cost: time under a limit, throughput, speed over length, peak memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 FIRST_BLOCK = 8  # rows of the first block, which tells how slow a row is
 GROWTH = 8  # how much larger each block is than the one before
+SHORTEST, REPEATS = 8, 5  # steps of the first draw of a speed curve (up to twice as many); draws of each length
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,71 @@ def latency(call: Callable[[], object], seconds: float = 1.0, repeats: int = 5) 
         times.append(time.perf_counter() - before)
     # the first call pays for warming up
     return statistics.median(times[1:] or times)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast data of free length are drawn.
+
+    Attributes:
+        rows: drawn at once.
+        length: steps of the longest of them.
+        seconds: of one draw.
+        steps_per_second: ``rows * length / seconds``, those counted that a row idles after its end: flat where a
+            step costs the same wherever it stands.
+    """
+
+    rows: int
+    length: int
+    seconds: float
+    steps_per_second: float
+
+
+def speed_curve(
+    draw: Callable[[int, int], int], longest: int, seconds: float, batches: Sequence[int] = (1, 16)
+) -> list[Speed]:
+    """Time draws of growing length, each about twice the last, up to ``longest`` or as far as the time allows.
+
+    The next draw is expected to take as many times the last one's time (two to four) as that took of the one
+    before. The shortest length always runs. Of repeated draws the median counts, without the first, which pays for
+    warming up.
+
+    Args:
+        draw: draws so many rows of a length at most; how many steps the longest of them has.
+        longest: the most steps that a datum has.
+        seconds: the time limit, in equal shares for ``batches``.
+        batches: rows drawn at once.
+
+    Returns:
+        Batch after batch, lengths ascending; shorter ones than asked for where data end before.
+    """
+    lengths = [longest]
+    while lengths[0] >= 2 * SHORTEST:
+        lengths.insert(0, lengths[0] // 2)
+    share = seconds / len(batches)
+    return [s for rows in batches for s in _speeds(partial(draw, rows), rows, lengths, share)]
+
+
+def _speeds(draw: Callable[[int], int], rows: int, lengths: Sequence[int], seconds: float) -> list[Speed]:
+    found: list[Speed] = []
+    begun, took, growth = time.perf_counter(), 0.0, 2.0
+    for length in lengths:
+        if growth * took > seconds - (time.perf_counter() - begun):
+            break
+        draws: list[tuple[int, float]] = []  # steps, seconds
+        while not draws or (len(draws) < REPEATS and sum(t for _, t in draws) + draws[-1][1] < 0.05 * seconds):
+            before = time.perf_counter()
+            drawn = draw(length)
+            draws.append((drawn, max(time.perf_counter() - before, 1e-9)))
+        some = draws[1:] or draws
+        last, took = took, statistics.median(t for _, t in some)
+        growth = min(max(took / last, 2.0), 4.0) if last else 2.0
+        steps, each = int(statistics.median(n for n, _ in some)), statistics.median(n / t for n, t in some)
+        if steps > (found[-1].length if found else 0):
+            found.append(Speed(rows, steps, steps / each, rows * each))
+        if max(n for n, _ in draws) < length:  # all ended by themselves: a higher limit changes nothing
+            break
+    return found
 
 
 @dataclass

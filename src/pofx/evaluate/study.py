@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Model
-from pofx.core.space import Label, Text, join
+from pofx.core.model import Model, Sampler
+from pofx.core.space import Label, Ragged, Space, Text, join
 from pofx.data.base import Data, Part, read_rows
 from pofx.evaluate import recommend
-from pofx.evaluate.cost import grow, latency
+from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
@@ -28,7 +29,8 @@ from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc, sh
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
 RATE_ROWS = 1024  # rows over which throughput is measured
 SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is kept
-SHOWN_BYTES = 4 * 2**20  # of samples and of data kept for reports
+SHOWN_BYTES, SHOWN_ROWS = 4 * 2**20, 4  # of samples and of data kept for reports, about; the fewest rows
+CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ class Study:
         """The two-sample tests with training rows for samples: what a perfect model would score."""
         if self.features is None:
             return {"unavailable": "Labels have no sample quality."}
-        return {"n": len(self.real)} | self.two_sample(self.known[: self.settings.quality_rows])
+        return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
 
-    def two_sample(self, fake: Tensor) -> dict[str, Any]:
-        generator, real = self.settings.generator(3), self.real
+    def two_sample(self, real: Tensor, fake: Tensor) -> dict[str, Any]:
+        generator = self.settings.generator(3)
         return {
             "c2st": guarded(lambda: c2st(real, fake, seed=self.settings.seed)),
             "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
@@ -127,7 +129,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     """All figures of a fitted model as plain data, its Score with the rows, and its samples.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
-    30% and what that left over, outliers 15%; the rest is bounded by its number of rows.
+    30% and what that left over, its speed over length 10%, outliers 15%; the rest is bounded by its number of rows.
     """
     limit, space = study.settings.limit, study.data.space
     tell("likelihood")
@@ -140,7 +142,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     except Exception as error:
         found["sampling"], fake = {"unavailable": reason(error)}, None
     tell("sample quality")
-    found["quality"] = guarded(lambda: _quality(study, fake))
+    found["quality"] = guarded(lambda: _quality(study, fake, found["sampling"].get("cut")))
     tell("latents")
     found["latents"] = _latents(study, model)
     tell("outliers")
@@ -166,35 +168,69 @@ def _likelihood(study: Study, model: Model, seconds: float) -> Score:
 
 
 def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any], Part]:
-    """Draws (given the contexts of the test rows), with the time for one and the rate for many."""
-    generator, contexts = study.settings.generator(6, model.device), study.test.c
+    """Draws (given the contexts of the test rows), with the time for one and the rate for many.
 
-    def draw(start: int, size: int) -> Part:
+    Of data of free length also the speed over length; and where a few draws of the longest length would take too
+    long, all are cut short, and ``cut`` says after how many steps.
+    """
+    space, contexts = model.space, study.test.c
+    generator = study.settings.generator(6, model.device)
+    figures: dict[str, Any] = {"cut": None}
+
+    def draw(start: int, size: int, sampler: Sampler, generator: torch.Generator) -> Part:
         if contexts is None:
-            return Part(model.sample(size, generator=generator).cpu())
+            return Part(model.sample(size, generator=generator, sampler=sampler).cpu())
         c = contexts[torch.arange(start, start + size) % len(contexts)]
-        return Part(model.given(c).sample(1, generator=generator)[0].cpu(), c)
+        return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
 
-    one = latency(lambda: draw(0, 1), seconds=0.1 * seconds)
-    grown = grow(draw, study.settings.samples, seconds - 2 * one, one=one)
-    x = join(model.space, [p.x for p in grown.parts])
-    model.space.check(x)
+    sampler = Sampler()
+    if isinstance(space, Ragged):
+        timed = study.settings.generator(9, model.device)
+
+        def steps(rows: int, length: int) -> int:
+            return int(space.lengths(draw(0, rows, Sampler(length=length), timed).x).max())
+
+        curve = speed_curve(steps, space.length, min(CURVE_SECONDS, 0.1 * study.settings.limit))
+        # a single draw, twice at most, and the first block, which ``grow`` takes for 2.75 of them
+        sampler = Sampler(length=_affordable(curve, space.length, seconds / 5))
+        figures["speed"] = plain(curve)
+    one = latency(lambda: draw(0, 1, sampler, generator), seconds=0.1 * seconds)
+    grown = grow(
+        lambda start, size: draw(start, size, sampler, generator),
+        study.settings.samples,
+        seconds - 2 * one,
+        one=one,
+    )
+    x = join(space, [p.x for p in grown.parts])
+    space.check(x)
     c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
-    figures = {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
+    if isinstance(space, Ragged) and sampler.length == int(space.lengths(x).max()):  # else all ended before it
+        figures["cut"] = sampler.length
+    figures |= {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
     return figures, Part(x, c)
 
 
-def _quality(study: Study, fake: Part | None) -> dict[str, Any] | Unavailable:
-    """The two-sample tests, and whether samples copy training rows."""
+def _affordable(curve: Sequence[Speed], longest: int, seconds: float) -> int | None:
+    """How many steps of the largest batch ``seconds`` allow; None where that is the longest."""
+    if not curve:
+        return None
+    length = max(1, int(seconds * curve[-1].steps_per_second / curve[-1].rows))
+    return length if length < longest else None
+
+
+def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any] | Unavailable:
+    """The two-sample tests, and whether samples copy training rows; all ``cut`` alike, where samples are."""
     if study.features is None:
         return Unavailable("Labels have no sample quality.")
     if fake is None:
         return Unavailable("There are no samples.")
-    some = fake[: len(study.real)]
-    drawn = study.features.of(some)
-    about = {"features": study.features.description, "n": len(drawn), "n_train": len(study.known)}
-    copying = guarded(lambda: memorisation(study.known, study.real, drawn))
-    return about | study.two_sample(drawn) | {"memorisation": copying}
+    real, known = study.real, study.known
+    if cut is not None:
+        real, known = (study.features.of(part.cut(cut)) for part in (study.test[: len(real)], study.train))
+    drawn = study.features.of(fake[: len(real)])
+    about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
+    copying = guarded(lambda: memorisation(known, real, drawn))
+    return about | study.two_sample(real, drawn) | {"memorisation": copying}
 
 
 def _latents(study: Study, model: Model) -> dict[str, Any]:
@@ -300,8 +336,13 @@ def reason(error: Exception) -> str:
     return str(error) if isinstance(error, PofxError) else f"{type(error).__name__}: {error}"
 
 
-def shown(part: Part) -> Part:
-    """As many of the first rows as a report needs: at most 1000, and some megabytes."""
-    first = part[:1].read().x
-    size = first.numel() * first.element_size()
-    return part[: max(1, min(1000, SHOWN_BYTES // max(1, size)))].read()
+def shown(part: Part, space: Space) -> Part:
+    """As many of the first rows as a report needs: at most 1000, and some megabytes.
+
+    Of data of free length a few at the least, cut where one alone has as much.
+    """
+    size = space.dtype.itemsize * math.prod(abs(k) for k in space.event_shape)  # of a step, where the length is free
+    if isinstance(space, Ragged):
+        length = min(space.length, SHOWN_BYTES // size)
+        part, size = part.cut(length), size * length
+    return part[: max(SHOWN_ROWS, min(1000, SHOWN_BYTES // max(1, size)))].read()

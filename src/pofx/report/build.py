@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from pofx.core.errors import NoRun
-from pofx.core.space import Image, Space, Table, Text, from_json
+from pofx.core.space import Audio, Image, Ragged, Space, Table, Text, from_json
 from pofx.evaluate.compare import read_comparison
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
@@ -88,6 +90,7 @@ def _comparison(folder: Path) -> Page:
         "matrix": (names, matrix) if len(names) > 1 else None,
         "plots": _plots(rows, logs),
         "exhibits": _exhibits(folder, data, rows),
+        "speeds": _speeds(from_json(data["space"]), rows),
         "surprise": _shades(rows),
         "shades": exhibits.BITS,
         "quality": _quality(rows, record),
@@ -151,7 +154,7 @@ def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mappin
                 decode(get(r, *path)),
             )
             for r in rows
-            if r["likelihood"]["kind"] in plots.KINDS
+            if r["likelihood"]["kind"] in plots.KINDS and (path[0] != "sampling" or not get(r, "sampling", "cut"))
         ]  # fmt: skip
 
     wanted = [
@@ -185,14 +188,35 @@ def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def _shown(space: Space, context: Space | None, held_out: exhibits.Rows, samples: Mapping[str, exhibits.Rows]) -> Page:
-    page: Page = {"sheets": [], "table": None, "texts": []}
+    page: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
     if isinstance(space, Image):
         page["sheets"] = exhibits.sheets(space, held_out, samples, context)
     elif isinstance(space, Text):
         page["texts"] = exhibits.texts(space, held_out, samples)
+    elif isinstance(space, Audio):
+        page["sounds"] = exhibits.sounds(space, held_out, samples, context)
     elif isinstance(space, Table) and "x" in held_out:
         page["table"] = exhibits.tabular(space, held_out, samples, context)
     return page
+
+
+def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
+    """Steps drawn per second over length: of one run, a line per batch; of several, a plot per batch and its name."""
+    if not isinstance(space, Ragged):
+        return []
+    lines: dict[int, dict[str, list[tuple[float, float]]]] = {}
+    for r in rows:
+        for s in get(r, "sampling", "speed") or []:
+            line = lines.setdefault(s["rows"], {}).setdefault(r["family"], [])
+            line.append((s["length"], s["steps_per_second"]))
+    if len(rows) == 1:
+        lines = {0: {f"{n} at a time": line for n, of in lines.items() for line in of.values()}}
+    what = {Text: "symbols", Audio: "samples of sound"}.get(type(space), "steps")
+    drawn = [
+        (f"{n} at a time" if n else "", plots.speeds(of, what, title="Speed of sampling over length"))
+        for n, of in lines.items()
+    ]
+    return [(name, svg) for name, svg in drawn if svg]
 
 
 def _shades(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
@@ -329,6 +353,7 @@ def _run(folder: Path) -> Page:
         "matrix": None,
         "plots": {"frontier": [], "curves": None, "without_curve": []},
         "exhibits": shown,
+        "speeds": _speeds(space, rows),
         "surprise": _shades(rows),
         "shades": exhibits.BITS,
         "quality": _quality(rows, record),

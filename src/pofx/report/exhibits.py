@@ -1,7 +1,8 @@
-"""Samples beside data: images as sheets; texts; table rows, marginals and pairs of columns."""
+"""Samples beside data: images as sheets; texts; sounds that play; table rows, marginals and pairs of columns."""
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import torch
 from markupsafe import Markup
 
 from pofx.core.errors import CorruptCheckpoint
-from pofx.core.space import Category, Column, Image, Label, Space, Table, Text
+from pofx.core.space import Audio, Category, Column, Image, Label, Space, Table, Text
 from pofx.core.spelling import shown, visible
+from pofx.data.audio import pcm, wav
 from pofx.data.tabular import show
 from pofx.report import plots
+from pofx.report.leaderboard import duration
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Mapping[str, Array]  # x [N, *E], and c, label, train_x where there are any
@@ -111,6 +114,49 @@ def shades(text: Sequence[tuple[str, float]]) -> list[Stretch]:
         Stretch(shown(t), f"{shown(t).strip() or 'space'}: {bits:.2f} bits", sum(bits >= b for b in BITS))
         for t, bits in text
     ]
+
+
+# -- sounds ------------------------------------------------------------------------------------------------
+
+SHOWN_SOUNDS, SHOWN_SECONDS = 4, 3.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound that plays: the WAV file as a data URI, its waveform, and what is told of it."""
+
+    wav: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Sounds of one origin."""
+
+    name: str
+    clips: list[Clip]
+    data: bool = False
+
+
+def sounds(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> list[Heard]:
+    """Held-out sounds first, then as many samples of every family, each for ``SHOWN_SECONDS`` at most."""
+    most = math.ceil(SHOWN_SECONDS * space.rate)
+
+    def some(name: str, found: Rows, caption: str, is_data: bool = False) -> Heard:
+        clips = []
+        for i, row in enumerate(found["x"][:SHOWN_SOUNDS]):
+            whole = pcm(space, torch.from_numpy(row))
+            short = whole[:most]
+            given = "".join(f", {value}" for value in _given(context, found, i))
+            first = "the first " if len(short) < len(whole) else ""
+            about = f"{caption} {i + 1}{given}, {first}{duration(len(short) / space.rate)}"
+            uri = "data:audio/wav;base64," + base64.b64encode(wav(short, space.rate)).decode()
+            clips.append(Clip(uri, plots.waveform(short, f"Waveform of {name}: {about}"), about))
+        return Heard(name, clips, is_data)
+
+    out = [some("data", data, "held-out sound", True)] if "x" in data else []
+    return out + [some(name, found, "sample") for name, found in samples.items() if "x" in found]
 
 
 # -- tables --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -45,6 +45,7 @@ class Column:
     value: Callable[[Row], tuple[float, float]] | None = None
     less: bool | None = None
     factor: float | None = None
+    of_samples: bool = False  # what they are like: not compared where some were cut at another length
 
 
 def get(node: Any, *path: str) -> Any:
@@ -145,7 +146,24 @@ def figure(
     def value(row: Row) -> tuple[float, float]:
         return decode(get(row, *steps)), decode(error(row) or 0.0)
 
-    return Column(head, about, cell, value, less, factor)
+    return Column(head, about, cell, value, less, factor, steps[0] == "quality")
+
+
+def whole(column: Column) -> Column:
+    """A figure of samples: where these were cut short it says so, and is none to compare."""
+
+    def cell(row: Row) -> Cell:
+        found, cut = column.cell(row), get(row, "sampling", "cut")
+        if cut is None:
+            return found
+        why = f"There was time for the first {cut:,} steps of each sample."
+        return replace(found, small=f"cut at {cut:,}", why=why)
+
+    def value(row: Row) -> tuple[float, float]:
+        assert column.value is not None
+        return column.value(row) if get(row, "sampling", "cut") is None else (math.nan, 0.0)
+
+    return replace(column, cell=cell, value=value)
 
 
 def outliers(row: Row) -> Cell:
@@ -188,7 +206,7 @@ def columns(rows: Sequence[Row], scored: int) -> list[Column]:
         _PROBE,
         Column("outliers", "AUROC of −log p for outliers, mean over their kinds.", outliers, outlier_value, False),
     ]
-    return [c for c in out if c.value is None or any(not math.isnan(c.value(r)[0]) for r in rows)]
+    return [c for c in out if c.value is None or any(c.cell(r).text != NONE for r in rows)]
 
 
 COSTS = [
@@ -200,10 +218,12 @@ COSTS = [
         "densities / s", "Rows scored per second, in large batches.", "likelihood.rows_per_second", amount,
         less=False, factor=1.5,
     ),
-    figure("one sample", "Time to draw a single one.", "sampling.latency", duration, less=True, factor=1.5),
-    figure(
-        "samples / s", "Drawn per second, in large batches.", "sampling.rows_per_second", amount,
-        less=False, factor=1.5,
+    whole(figure("one sample", "Time to draw a single one.", "sampling.latency", duration, less=True, factor=1.5)),
+    whole(
+        figure(
+            "samples / s", "Drawn per second, in large batches.", "sampling.rows_per_second", amount,
+            less=False, factor=1.5,
+        )
     ),
 ]  # fmt: skip
 _C2ST = figure(
@@ -246,6 +266,8 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[Cell]]:
     cells = [[column.cell(row) for column in columns] for row in rows]
     for j, column in enumerate(columns):
         if column.value is None or column.less is None or len(rows) < 2:
+            continue
+        if column.of_samples and len({get(row, "sampling", "cut") for row in rows}) > 1:
             continue
         values = [column.value(row) for row in rows]
         sign = -1 if column.less else 1

@@ -22,6 +22,7 @@ from pofx.evaluate.recommend import amount
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -56,7 +57,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         "text.color": ROLES["ink"], "axes.labelcolor": ROLES["soft"], "axes.edgecolor": ROLES["line"],
         "xtick.color": ROLES["soft"], "ytick.color": ROLES["soft"], "grid.color": ROLES["line"], "grid.linewidth": 0.6,
         "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
-        "xtick.minor.size": 0, "axes.grid": True, "axes.axisbelow": True,
+        "xtick.minor.size": 0, "ytick.minor.size": 0, "axes.grid": True, "axes.axisbelow": True,
     }  # fmt: skip
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -132,7 +133,7 @@ def frontier(points: Sequence[Point], label: str, *, less: bool, title: str) -> 
                 [p.at], [y], marker=marker, ms=6.5, color=ROLES[role], mew=1.3, ls="",
                 mfc=ROLES[role] if p in best else ROLES["paper"], zorder=3,
             )  # fmt: skip
-        _log_ticks(ax, wide)
+        _log_ticks(ax.xaxis, wide)
         ax.set_xlabel(label)
         ax.set_ylabel("log p(x), nats per datum")
         names = [p.name if p.nats >= bottom else f"{p.name} (−{amount(-p.nats)})" for p in points]
@@ -141,15 +142,15 @@ def frontier(points: Sequence[Point], label: str, *, less: bool, title: str) -> 
         return _svg(figure, title)
 
 
-def _log_ticks(ax: Axes, decades: float) -> None:
+def _log_ticks(axis: Axis, decades: float) -> None:
     """Ticks as 300, 1k, 30k: every power of ten, and steps between where few powers are in sight."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ax.xaxis.set_major_locator(
+    axis.set_major_locator(
         LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0))
     )
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _beats(a: Point, b: Point, less: bool) -> bool:
@@ -200,24 +201,50 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], label: str, *, ti
     low, top = floor(list(ends.values())), max(max(y for _, y in v) for v in lines.values())
     room = max(top - low, 1e-3 * abs(top), 1e-6)
     low, top = low - 0.35 * room, top + 0.06 * room
-    last = max(v[-1][0] for v in lines.values())
     with _figure(7.6, 3.9) as (figure, ax):
-        ax.set_xlim(0, last * 1.02)
+        ax.set_xlim(0, max(v[-1][0] for v in lines.values()) * 1.02)
         ax.set_ylim(low, top)
-        shown = sorted((k for k in lines if ends[k] >= low), key=lambda k: -ends[k])
-        places = _spread([ends[k] for k in shown], 0.048 * (top - low), low, top)
-        for i, (name, place) in enumerate(zip(shown, places, strict=True)):
-            x, y = zip(*lines[name], strict=True)
-            colour = ROLES[f"series{i % 8 + 1}"]
-            dot = "o" if len(x) == 1 else ""
-            ax.plot(x, y, color=colour, lw=1.7, ls=DASHES[i // 8 % 3], marker=dot, ms=4)
-            ax.annotate(
-                name, (x[-1], y[-1]), (last * 1.05, place), va="center", color=colour, annotation_clip=False,
-                fontsize=9, arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkB": 2},
-            )  # fmt: skip
+        _named(ax, {k: v for k, v in lines.items() if ends[k] >= low})
         ax.set_xlabel("seconds of training")
         ax.set_ylabel(label)
         return _svg(figure, title)
+
+
+def speeds(lines: Mapping[str, Sequence[tuple[float, float]]], what: str, *, title: str) -> Markup | None:
+    """``what`` (steps, by the name of the data) per second over how many a draw has, named at their ends."""
+    lines = {k: v for k, v in lines.items() if len(v) > 1}
+    if not lines:
+        return None
+    xs, ys = ([math.log10(p[i]) for v in lines.values() for p in v] for i in (0, 1))
+    room = max(0.0, 1 - (max(ys) - min(ys))) / 2 + 0.1  # a decade at least: noise must not fill the axis
+    with _figure(5.0, 3.4) as (figure, ax):
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(10 ** (min(xs) - 0.05), 10 ** (max(xs) + 0.05))
+        ax.set_ylim(10 ** (min(ys) - room), 10 ** (max(ys) + room))
+        _named(ax, lines)
+        _log_ticks(ax.xaxis, max(xs) - min(xs))
+        _log_ticks(ax.yaxis, max(ys) - min(ys) + 2 * room)
+        ax.set_xlabel(f"{what} in one draw")
+        ax.set_ylabel(f"{what} per second")
+        return _svg(figure, title)
+
+
+def _named(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Lines in the colours of the series, the highest end first, each named at the right of the axes."""
+    place = ax.transScale + ax.transLimits  # to fractions of the axes
+    ends = {k: float(place.transform(v[-1])[1]) for k, v in lines.items()}
+    shown = sorted(lines, key=lambda k: -ends[k])
+    for i, (name, at) in enumerate(zip(shown, _spread([ends[k] for k in shown], 0.048, 0.0, 1.0), strict=True)):
+        x, y = zip(*lines[name], strict=True)
+        colour = ROLES[f"series{i % 8 + 1}"]
+        dot = "o" if len(x) == 1 else ""
+        ax.plot(x, y, color=colour, lw=1.7, ls=DASHES[i // 8 % 3], marker=dot, ms=4)
+        ax.annotate(
+            name, (x[-1], y[-1]), (1.03, at), textcoords="axes fraction", va="center", color=colour,
+            annotation_clip=False, fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkB": 2},
+        )  # fmt: skip
 
 
 def _spread(values: Sequence[float], gap: float, low: float, top: float) -> list[float]:
@@ -298,6 +325,15 @@ def line(xy: Sequence[tuple[float, float]], title: str) -> Markup:
     py = 38 - 36 * np.clip((y - low) / max(top - low, 1e-300), 0, 1)
     d = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, py, strict=True))
     return _small("curve", 100, 40, f'<path class="model" d="{d}"/>', title, stretch=True)
+
+
+def waveform(samples: Array, title: str, columns: int = 200) -> Markup:
+    """The least and the greatest of 16-bit samples [L] in each of at most ``columns`` stretches of time."""
+    parts = np.array_split(samples / 32768, max(1, min(columns, len(samples))))
+    x, ends = 200 / len(parts), [(part.min(initial=1.0), part.max(initial=-1.0)) for part in parts if len(part)]
+    points = [f"{(i + 0.5) * x:.4g} {20 - 19 * high:.1f}" for i, (_, high) in enumerate(ends)]
+    points += [f"{(i + 0.5) * x:.4g} {20 - 19 * low:.1f}" for i, (low, _) in reversed([*enumerate(ends)])]
+    return _small("waveform", 200, 40, f'<path d="M{"L".join(points)}z"/>' if points else "", title, stretch=True)
 
 
 def bars(values: Sequence[float], title: str) -> Markup:
