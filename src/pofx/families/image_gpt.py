@@ -7,6 +7,9 @@ over patches t in the order of a scan and the levels i of a patch. With patches 
 attention goes over far fewer steps, and a masked MLP (Germain et al. 2015), given the net's output, predicts the
 levels inside: the same likelihood for a fraction of the arithmetic.
 
+With a palette, as in that paper, a pixel is one of its colours, which k-means finds (``nn.palette``). The likelihood is
+still that of the image itself, exactly: log p(palette's colours) - log(number of colours that each stands for).
+
 Several scans (rows or columns first, from any corner) may share one net: each is a model of its own, and
 their mixture is as exact as each of them.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +27,12 @@ from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Materi
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Ragged, Space
-from pofx.families.stepwise import Reader, Stepwise
-from pofx.nn.emission import Emission, Sites, Symbols
+from pofx.families.stepwise import LOOK, Reader, Stepwise
+from pofx.nn.emission import Emission, Given, Sites, Symbols
 from pofx.nn.heads import FEW_LEVELS, Head, Heads, ImageKind, LevelLogistics, image_head, side_by_side
+from pofx.nn.palette import CUBE, Palette
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.steps import ORDERS, Codec, Patches
+from pofx.nn.steps import ORDERS, Patches
 from pofx.nn.transformer import Positions, Shape, Transformer
 
 SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
@@ -43,6 +47,8 @@ class ImageGptConfig(Shape):
         order: of the patches: raster, column, spiral (inwards), reverse or random.
         order_seed: of a random order.
         scans: how many mirrored and turned images share the net; their mixture is exact.
+        palette: colours that a pixel is reduced to, one step each; the likelihood, of the raw levels and exact, pays
+            for what is lost. 0 for raw levels.
         head: of levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
         predict: model the errors of a prediction from the neighbours: "yes", "no", or "auto": with many levels.
         components: of each mixture.
@@ -54,6 +60,7 @@ class ImageGptConfig(Shape):
     order: str = "raster"
     order_seed: int = 0
     scans: int = 1
+    palette: int = 0
     head: ImageKind = "auto"
     predict: Literal["auto", "yes", "no"] = "auto"
     components: int = 8
@@ -72,6 +79,7 @@ class ImageGpt(Stepwise):
     Config = ImageGptConfig
     config: ImageGptConfig
     space: Image
+    codec: Patches
 
     def __init__(self, config: ImageGptConfig, space: Image, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -93,7 +101,20 @@ class ImageGpt(Stepwise):
         most = SCANS if space.height == space.width else SCANS // 2
         if not 1 <= config.scans <= most:
             return f"scans={config.scans} is impossible. Give 1 to {most}."
-        return config.wrong()
+        return cls._wrong_palette(space, config) or config.wrong()
+
+    @classmethod
+    def _wrong_palette(cls, space: Image, config: ImageGptConfig) -> str | None:
+        colours = space.levels**space.channels
+        if not config.palette:
+            return None
+        if colours > CUBE:
+            return f"a palette parts at most {CUBE} colours, not {colours}. Leave out palette."
+        if not 2 <= config.palette <= colours:
+            return f"palette={config.palette} is impossible. Give 2 to {colours}, the number of colours, or 0."
+        if config.patch > 1 or config.predict == "yes" or config.head not in ("auto", "categorical"):
+            return "a palette's step is one pixel and one softmax. Leave out patch, predict and head."
+        return None
 
     @classmethod
     def tiny(cls, space: Space) -> ImageGptConfig:
@@ -112,24 +133,30 @@ class ImageGpt(Stepwise):
     def side(self) -> int:
         """Of a patch, in pixels."""
         height, width = self.space.height, self.space.width
+        if self.config.palette:
+            return 1
         return self.config.patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
 
     @property
     def predicts(self) -> bool:
         """Errors are data written otherwise, so any order of patches and any scan goes through them as well."""
-        predict = self.config.predict
+        predict = "no" if self.config.palette else self.config.predict
         return self.space.levels > FEW_LEVELS if predict == "auto" else predict == "yes"
 
     @property
     def one_level(self) -> bool:
         return self.side == 1 and self.space.channels == 1 and self.config.head in ("auto", "categorical")
 
-    def make_codec(self) -> Codec:
+    def make_codec(self) -> Patches:
         order, seed = self.config.order, self.config.order_seed
+        if self.config.palette:
+            return Palette(self.space, self.config.palette, order, seed)
         return Patches(self.space, self.side, self.one_level, order, seed, self.predicts)
 
     def make_emission(self) -> Emission:
         config, space = self.config, self.space
+        if config.palette:
+            return Symbols(config.palette, config.width, ends=False)
         if self.one_level:
             return Symbols(space.levels, config.width, ends=False)
         sites = space.channels * self.side**2
@@ -143,6 +170,12 @@ class ImageGpt(Stepwise):
     def build(self, config: ImageGptConfig) -> SequenceNet:
         assert self.codec.fixed is not None
         return Transformer(config, self.codec.fixed)
+
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        if isinstance(self.codec, Palette):
+            x = x[torch.randperm(len(x), generator=generator)[:LOOK]]
+            self.codec.learn(x, generator)
+        super().prepare(x, c, weight, generator)
 
     # -- scans ----------------------------------------------------------------------------------------------
 
@@ -166,7 +199,10 @@ class ImageGpt(Stepwise):
         u = self.codec.encode(turned(x, scan))
         inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
         y = self.net(self._embed(inputs, self._toward(h, len(x), scan)))
-        return self.emission.log_prob(y, u).sum(1, dtype=torch.float64)
+        log_p = self.emission.log_prob(y, u)
+        if isinstance(self.codec, Palette):  # uniform on the cell of each pixel
+            log_p = log_p - self.codec.log_volume(u)
+        return log_p.sum(1, dtype=torch.float64)
 
     def _toward(self, h: Tensor | None, n: int, scan: int) -> Tensor | None:
         """The context with the scan's own vector [n, width]."""
@@ -176,19 +212,30 @@ class ImageGpt(Stepwise):
         return own if h is None else h + own
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        assert self.codec.fixed is not None
         h, out = self._encode(c), torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
         which = torch.randint(self.config.scans, (n,), generator=generator, device=generator.device).to(self.device)
         for scan in which.unique().tolist():
             rows = (which == scan).nonzero()[:, 0]
             given = self._toward(None if h is None else h[rows], len(rows), scan)
-            reader = Reader(self, len(rows), given, self.codec.fixed)
-            step, steps = self.emission.beginning(len(rows)), []
-            for _ in range(self.codec.fixed):
-                step = self.emission.sample(reader.read(step), generator)[:, None]
-                steps.append(step)
-            out[rows] = turned(self.codec.decode(torch.cat(steps, 1)), scan, back=True)
+            out[rows] = turned(self._drawn(len(rows), given, generator), scan, back=True)
         return out
+
+    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        h = self._toward(self._encode(c), len(x), 0)
+        drawn = self._drawn(len(x), h, generator, (self.codec.encode(x), self.codec.known(known)))
+        return torch.where(known, x, drawn)
+
+    def _drawn(self, n: int, h: Tensor | None, generator: torch.Generator, given: Given | None = None) -> Tensor:
+        """Images [n, C, H, W] in the order of the steps, with what is given of these [n, L, ...]."""
+        assert self.codec.fixed is not None
+        reader = Reader(self, n, h, self.codec.fixed)
+        step, steps = self.emission.beginning(n), []
+        for t in range(self.codec.fixed):
+            some = None if given is None else (given[0][:, t], given[1][:, t])
+            step = self.emission.complete(reader.read(step), some, generator)[:, None]
+            steps.append(step)
+        u = torch.cat(steps, 1)
+        return self.codec.draw(u, generator) if isinstance(self.codec, Palette) else self.codec.decode(u)
 
 
 def turned(x: Tensor, scan: int, back: bool = False) -> Tensor:
