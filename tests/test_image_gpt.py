@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pofx.core.errors import Unsupported
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.space import Image, Label
 from pofx.families.image_gpt import SCANS, ImageGpt, ImageGptConfig, turned
 from pofx.nn.steps import ORDERS, Patches, patch_order
@@ -124,3 +124,61 @@ def test_labels_move_the_samples():
 def test_what_cannot_be_is_refused(options, word):
     with pytest.raises(Unsupported, match=word):
         ImageGpt(ImageGptConfig(**TINY | options), Image(8, 8, 1, 5))
+
+
+@pytest.mark.parametrize("options", [{"patch": 1}, {"patch": 2}, {"patch": 1, "palette": 2}, {"patch": 2, "scans": 4}])
+def test_an_image_is_completed_from_its_upper_rows(options):
+    """What is known stays; the rest has the frequencies of p(rest | known) in the first scan, by enumeration."""
+    space, n = Image(2, 2, 1, 3), 6000
+    m, x = model(space, **options), torch.tensor([[[[2, 0], [0, 0]]]], dtype=torch.uint8)
+    if "palette" in options:
+        m.codec.learn(images(space, 20), seeded())
+    known = torch.tensor([[[[True, True], [False, False]]]])
+    drawn = m.given().complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1, -1), generator=seeded())
+    assert (drawn[:, 0, 0] == torch.tensor([2, 0])).all()
+    states = torch.tensor([[[[2, 0], [a, b]]] for a in range(3) for b in range(3)], dtype=torch.uint8)
+    with torch.no_grad():
+        expected = m._scanned(states, None, 0).softmax(0)
+    found = torch.bincount((3 * drawn[:, 0, 1, 0] + drawn[:, 0, 1, 1]).long(), minlength=9) / n
+    assert (found - expected).abs().max() < 4.5 * 0.5 / n**0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"patch": 2}, {"patch": 4, "predict": "yes"}, {"patch": 1, "order": "random"}, {"palette": 7, "order": "spiral"}],
+)
+def test_what_is_known_stays(options):
+    space = Image(4, 4, 3, 20)
+    m, x = model(space, **options), images(space, 6)
+    if "palette" in options:
+        m.codec.learn(x, seeded())
+    for rows in range(5):  # some inside a patch
+        known = torch.zeros_like(x, dtype=torch.bool)
+        known[:, :, :rows] = True
+        drawn = m.given().complete(x, known, generator=seeded())
+        assert torch.equal(drawn[known], x[known])
+        assert rows == 4 or not torch.equal(drawn, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "word"),
+    [({"predict": "yes"}, (slice(None), slice(None), 1), "upper rows"), ({"palette": 4}, (slice(None), 0), "channels")],
+)
+def test_what_cannot_be_known_alone_is_named(options, place, word):
+    space = Image(4, 4, 3, 20)
+    m, x = model(space, **options), images(space, 2)
+    known = torch.zeros_like(x, dtype=torch.bool)
+    known[place] = True
+    with pytest.raises(UsageError, match=word):
+        m.given().complete(x, known, generator=seeded())
+
+
+def test_labels_move_the_completions():
+    space, context = Image(4, 4, 1, 2), Label(("a", "b"))
+    m, x = model(space, context, patch=2), images(space, 1)
+    known = torch.zeros(600, 2, *space.event_shape, dtype=torch.bool)  # more rows than are drawn at once
+    drawn = m.given(torch.tensor([0, 1])).complete(x.expand(known.shape), known, generator=seeded())
+    plain = m.given(torch.tensor([0, 1])).sample(600, generator=seeded(1))
+    means = [t.float().mean((0, 2, 3, 4)) for t in (drawn, plain)]
+    assert (means[0][0] - means[0][1]).abs() > 0.04
+    assert torch.allclose(*means, atol=0.02)

@@ -94,10 +94,9 @@ class Palette(Patches):
         return nearest(pixels.flatten(0, 1), self.colours).view(pixels.shape[:2])[:, self.order]
 
     def known(self, known: Tensor) -> Tensor:
-        whole = known.all(1, keepdim=True)
-        if not torch.equal(whole, known.any(1, keepdim=True)):
+        if not torch.equal(known.all(1), known.any(1)):
             raise UsageError("A colour cannot be known by some of its channels.", "Give whole pixels.")
-        return super().known(whole)
+        return super().known(known)
 
     def decode(self, u: Tensor) -> Tensor:
         """In the palette's own colours: the inverse as far as there is one, ``encode`` gives u again."""
