@@ -122,7 +122,7 @@ def test_palette_colours_are_their_own_cells(order):
     assert torch.equal(p.decode(torch.arange(12)[:, None].expand(12, 15)).flatten(2).mT.float(), exact)
 
 
-@pytest.mark.parametrize("options", [{}, {"scans": 4}, {"order": "reverse"}])
+@pytest.mark.parametrize("options", [{}, {"scans": 4}, {"order": "reverse", "orders": 2}])
 def test_it_sums_to_one_over_all_images(options):
     m = model(Image(1, 2, 3, 4), 5, **options)
     with torch.no_grad():
