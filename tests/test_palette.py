@@ -122,6 +122,14 @@ def test_palette_colours_are_their_own_cells(order):
     assert torch.equal(p.decode(torch.arange(12)[:, None].expand(12, 15)).flatten(2).mT.float(), exact)
 
 
+def test_codes_are_the_same_in_training_of_lower_precision():
+    space = Image(8, 8, 3, 64)
+    p, x = palette(space, 60), torch.randint(64, (20, 3, 8, 8), generator=seeded(9)).to(torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        u = p.encode(x)
+    assert torch.equal(u, p.encode(x))
+
+
 @pytest.mark.parametrize("options", [{}, {"scans": 4}, {"order": "reverse", "orders": 2}])
 def test_it_sums_to_one_over_all_images(options):
     m = model(Image(1, 2, 3, 4), 5, **options)

@@ -139,7 +139,8 @@ def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional,
     if _prompts(args) or sampler != Sampler():
         raise UsageError("--complete draws from the model itself.", "Leave out options of samplers and texts.")
     if args.n < 1 or (args.rows is not None and args.rows < 1):
-        raise UsageError(f"Cannot complete {args.rows} images {args.n} times.", "Give 1 or more.")
+        rows = "all" if args.rows is None else args.rows
+        raise UsageError(f"Cannot complete {rows} images or rows {args.n} times.", "Give 1 or more.")
     if not 0 <= (args.known or 0) <= 1:
         raise UsageError(f"--known {args.known} is no share.", "Give 0 (nothing) to 1 (everything).")
     part = new_rows(run, str(args.complete), run.model.context if own else None)[: args.rows]

@@ -140,7 +140,8 @@ def nearest(x: Tensor, colours: Tensor) -> Tensor:
     Of whole levels below 256 the sums are exact in float32.
     """
     bias, pieces = (colours**2).sum(-1)[..., None, :], x.split(4096, -2)  # that fit a processor's cache
-    return torch.cat([(bias - 2 * piece @ colours.mT).argmin(-1) for piece in pieces], -1)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cat([(bias - 2 * piece @ colours.mT).argmin(-1) for piece in pieces], -1)
 
 
 def first_colours(size: int, space: Image) -> Tensor:
