@@ -79,3 +79,67 @@ def test_the_terminal_leaves_out_only_a_small_monte_carlo_error():
     assert noise_matters({"mc_se": 0.05, "se": 0.1})
     assert not noise_matters({"mc_se": 0.02, "se": 0.1})
     assert not noise_matters({"mc_se": None, "se": None})
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """An .npz of images of 4 x 6 pixels of two levels, and a run fitted to it."""
+    x = np.random.default_rng(0).integers(2, size=(40, 4, 6), dtype=np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x)
+    source, run = str(tmp_path / "pictures.npz"), str(tmp_path / "run")
+    assert main(["fit", source, "made", "--steps", "3", "--out", run, "--quiet"]) == 0
+    return source, run, x
+
+
+@pytest.mark.parametrize(("share", "kept"), [([], 2), (["--known", "0.8"], 3), (["--known", "0"], 0)])
+def test_images_are_completed_below_their_upper_rows(pictures, tmp_path, share, kept):
+    source, run, x = pictures
+    out = tmp_path / "completed.npz"
+    assert main(["sample", run, "3", "--complete", source, "--rows", "5", *share, "--out", str(out)]) == 0
+    drawn = np.load(out)["x"].reshape(5, 3, 4, 6)  # those of one image together
+    assert (drawn[:, :, :kept] == x[:5, None, :kept]).all()
+    assert (drawn[:, 0, kept:] != drawn[:, 1, kept:]).any()
+
+
+def test_nothing_is_left_to_complete_where_all_is_known(pictures, tmp_path):
+    source, run, x = pictures
+    assert main(["sample", run, "1", "--complete", source, "--known", "1", "--out", str(tmp_path / "folder")]) == 0
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 40
+    again = tmp_path / "again.npz"
+    assert main(["sample", run, "1", "--complete", str(tmp_path / "folder"), "--known", "1", "--out", str(again)]) == 0
+    assert (np.load(again)["x"] == x).all()
+
+
+def test_rows_of_a_table_are_completed_behind_their_first_columns(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [f"{'pq'[a]},{b},{'xyz'[c]}" for a, b, c in zip(*rng.integers((2, 5, 3), size=(60, 3)).T, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,c", *rows]) + "\n")
+    source, run = str(tmp_path / "t.csv"), str(tmp_path / "run")
+    assert main(["fit", source, "made", "--steps", "3", "--out", run, "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["sample", run, "2", "--complete", source, "--known", "0.67", "--rows", "20"]) == 0
+    drawn = capsys.readouterr().out.split()[1:]
+    assert [r.rsplit(",", 1)[0] for r in drawn] == [r.rsplit(",", 1)[0] for r in rows[:20] for _ in range(2)]
+    assert {r.rsplit(",", 1)[1] for r in drawn} == set("xyz")
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [(["--complete", "SOURCE", "--known", "1.5"], "--known 1.5"), (["--known", "0.5"], "--complete SOURCE"),
+     (["--complete", "SOURCE", "--steps", "3"], "Leave out options of samplers"),
+     (["--complete", "SOURCE", "--rows", "0"], "Cannot complete 0")],
+)  # fmt: skip
+def test_completions_that_cannot_be_are_named(pictures, tmp_path, capsys, extra, says):
+    source, run, _ = pictures
+    extra = [source if e == "SOURCE" else e for e in extra]
+    assert main(["sample", run, "2", *extra, "--out", str(tmp_path / "o.npz")]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "o.npz").exists()
+
+
+def test_a_family_that_draws_all_at_once_completes_nothing(pictures, tmp_path, capsys):
+    source, run, _ = pictures
+    run += "-vae"
+    assert main(["fit", source, "vae", "--steps", "1", "--out", run, "--quiet"]) == 0
+    assert main(["sample", run, "2", "--complete", source, "--out", str(tmp_path / "o.npz")]) != 0
+    assert "value by value" in " ".join(capsys.readouterr().err.split())

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pofx.interop.model import is_checkpoint
 from pofx.interop.model import read_model as read_checkpoint
 from pofx.train.run import Run, read_run
 
+if TYPE_CHECKING:
+    from pofx.core.space import Space
+    from pofx.data.base import Part
+
 
 def read_model(path: Path) -> Run:
     """A run, or a Hugging Face checkpoint as if it were one: it has a model and neither data nor a log."""
     return read_checkpoint(path) if is_checkpoint(path) else read_run(path)
+
+
+def new_rows(run: Run, source: str, context: Space | None) -> Part:
+    """Rows of a source, and their contexts, read with the run's own types."""
+    from pofx.data.base import read_rows
+
+    about = run.info["data"]
+    return read_rows(run.model.space, context, source, labels=about.get("labels"), options=about.get("options", {}))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pofx.core.model import Conditional, Sampler
     from pofx.core.space import Text
+    from pofx.data.base import Part
     from pofx.train.run import Run
 
 
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 class Sample(Output):
     """Draw samples from a run: CSV or Parquet (tables), PNG files or .npz (images), text or JSON lines (texts).
 
-    A single text appears as it is drawn.
+    A single text appears as it is drawn. With --complete the rest of given images or rows is drawn.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or one of a Hugging Face checkpoint."""
     n: Annotated[Positional[int], arg(metavar="N")] = 16
-    """How many (for each context, for each prompt)."""
+    """How many (for each context, for each prompt, for each image that is completed)."""
     out: Path | None = None
     """File (.csv, .parquet, .npz, .txt, .jsonl) or folder for PNG files; without it, rows and texts are printed."""
     given: str | None = None
@@ -45,6 +46,13 @@ class Sample(Output):
     """Solver steps, for families that sample in steps."""
     seed: int = 0
     """Seed of the draws."""
+    complete: str | None = None
+    """Images, or rows of a table: a part of each is kept (--known) and the rest is drawn, each value given all before
+    it in the model's order (the first of several). From p(rest | known) where the kept come first in that order."""
+    known: float | None = None
+    """The share of each image's upper rows (or of a row's first columns) that is kept [default: 0.5]."""
+    rows: int | None = None
+    """How many of the images or rows are completed, from the first on [default: all]."""
     prompt: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
     """A beginning that each text goes on from; several times for several."""
     prompts: Path | None = None
@@ -89,11 +97,19 @@ def sample(argv: list[str]) -> int:
     run = read_model(args.run)
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
     prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
-    given = _given(run, _context(run, args.given), prompts)
+    if args.complete is not None:
+        given, part = _to_complete(run, args, sampler)
+    else:
+        if args.known is not None or args.rows is not None:
+            raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
+        given, part = _given(run, _context(run, args.given), prompts), None
     if isinstance(space, Text):
         return _texts(args, space, prompts, given, sampler, generator)
     started = time.perf_counter()
-    x = given.sample(args.n, generator=generator, sampler=sampler)
+    if part is None:
+        x = given.sample(args.n, generator=generator, sampler=sampler)
+    else:
+        x = _completed(given, part.x, args, generator)
     seconds = time.perf_counter() - started
     if args.out is None:
         if not isinstance(space, Table):
@@ -106,6 +122,44 @@ def sample(argv: list[str]) -> int:
     else:
         err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}", highlight=False)
     return 0
+
+
+# -- completions -------------------------------------------------------------------------------------------
+
+
+def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional, Part]:
+    """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
+    from pofx.commands.model import new_rows
+    from pofx.core.model import Sampler
+    from pofx.core.space import Image, Table
+
+    space, own = run.model.space, args.given is None
+    if not isinstance(space, Image | Table):
+        raise UsageError(f"--complete goes with images and tables, not with {space}.", "Give texts a --prompt.")
+    if _prompts(args) or sampler != Sampler():
+        raise UsageError("--complete draws from the model itself.", "Leave out options of samplers and texts.")
+    if args.n < 1 or (args.rows is not None and args.rows < 1):
+        rows = "all" if args.rows is None else args.rows
+        raise UsageError(f"Cannot complete {rows} images or rows {args.n} times.", "Give 1 or more.")
+    if not 0 <= (args.known or 0) <= 1:
+        raise UsageError(f"--known {args.known} is no share.", "Give 0 (nothing) to 1 (everything).")
+    part = new_rows(run, str(args.complete), run.model.context if own else None)[: args.rows]
+    return run.model.given(part.c if own else _context(run, args.given)), part
+
+
+def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: torch.Generator) -> torch.Tensor:
+    """N completions of each of x [M, *E], those of one together [M N, *E]."""
+    import torch
+
+    from pofx.core.space import Image
+
+    axis = 2 if isinstance(given.model.space, Image) else 1  # rows of an image, columns of a table
+    size = x.shape[axis]
+    known = torch.zeros_like(x, dtype=torch.bool)
+    known.narrow(axis, 0, round(size * (0.5 if args.known is None else args.known))).fill_(True)
+    every = (args.n, *x.shape)
+    drawn = given.complete(x.expand(every), known.expand(every), generator=generator)
+    return drawn.transpose(0, 1).flatten(0, 1)
 
 
 # -- texts -----------------------------------------------------------------------------------------------

@@ -208,12 +208,12 @@ def encode(argv: list[str]) -> int:
 
 def _part(run: Run, args: Rows) -> Part:
     """The rows to work on: a new source read by the run's types, or the test part of its own data."""
-    from pofx.data.base import load, read_rows
+    from pofx.commands.model import new_rows
+    from pofx.data.base import load
 
-    about = run.info["data"]
     if args.source is not None:
-        labels, options = about.get("labels"), about.get("options", {})
-        return read_rows(run.model.space, run.model.context, args.source, labels=labels, options=options)
+        return new_rows(run, args.source, run.model.context)
+    about = run.info["data"]
     if about["source"] is None:
         raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to score.")
     return load(about["source"], **about["options"]).test

@@ -170,7 +170,9 @@ class Model(nn.Module):
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
         """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
-        raise Unsupported(f"{self.name} does not draw a datum value by value.", "Fit a made, window-mlp or pixelcnn.")
+        raise Unsupported(
+            f"{self.name} does not draw a datum value by value.", "Fit a made, window-mlp, pixelcnn or image-gpt."
+        )
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
@@ -403,10 +405,13 @@ class Conditional:
                 "Give one boolean for each value.",
             )
         flat, c = self._flat(x)
-        gen = _generator(generator, self.model.device)
+        known = known.reshape(flat.shape).to(flat.device)
+        gen, size, parts = _generator(generator, self.model.device), self.model.rows_per_draw(), []
         with evaluating(self.model), torch.no_grad():
-            out = self.model.rows_complete(flat, known.reshape(flat.shape).to(flat.device), c, gen)
-        return out.reshape(x.shape)
+            for i in range(0, len(flat), size):
+                given = None if c is None else c[i : i + size]
+                parts.append(self.model.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
+        return torch.cat(parts).reshape(x.shape) if parts else x
 
     def encode(self, x: Tensor) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""

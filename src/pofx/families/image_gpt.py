@@ -7,15 +7,18 @@ over patches t in the order of a scan and the levels i of a patch. With patches 
 attention goes over far fewer steps, and a masked MLP (Germain et al. 2015), given the net's output, predicts the
 levels inside: the same likelihood for a fraction of the arithmetic.
 
-Several scans (rows or columns first, from any corner) may share one net: each is a model of its own, and
-their mixture is as exact as each of them.
+With a palette, as in that paper, a pixel is one of its colours, which k-means finds (``nn.palette``). The likelihood is
+still that of the image itself, exactly: log p(palette's colours) - log(number of colours that each stands for).
+
+Several scans (rows or columns first, from any corner) and several orders of patches may share one net: each is a
+model of its own, and their mixture is as exact as each of them (Uria, Murray & Larochelle 2014).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +27,13 @@ from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Materi
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Ragged, Space
-from pofx.families.stepwise import Reader, Stepwise
-from pofx.nn.emission import Emission, Sites, Symbols
+from pofx.families.stepwise import LOOK, Reader, Stepwise
+from pofx.nn.causal import site_order
+from pofx.nn.emission import Emission, Given, Sites, Symbols
 from pofx.nn.heads import FEW_LEVELS, Head, Heads, ImageKind, LevelLogistics, image_head, side_by_side
+from pofx.nn.palette import CUBE, Palette
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.steps import ORDERS, Codec, Patches
+from pofx.nn.steps import ORDERS, Patches
 from pofx.nn.transformer import Positions, Shape, Transformer
 
 SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
@@ -41,8 +46,11 @@ class ImageGptConfig(Shape):
     Attributes:
         patch: side of a patch in pixels; 1 for pixels, 0 for the largest of 4, 3, 2, 1 that divides both sides.
         order: of the patches: raster, column, spiral (inwards), reverse or random.
-        order_seed: of a random order.
-        scans: how many mirrored and turned images share the net; their mixture is exact.
+        orders: how many orders share the net: the named one, then random ones; their mixture is exact.
+        order_seed: of the random orders.
+        scans: how many mirrored and turned images share the net, each in every order; their mixture is exact.
+        palette: colours that a pixel is reduced to, one step each; the likelihood, of the raw levels and exact, pays
+            for what is lost. 0 for raw levels.
         head: of levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
         predict: model the errors of a prediction from the neighbours: "yes", "no", or "auto": with many levels.
         components: of each mixture.
@@ -52,8 +60,10 @@ class ImageGptConfig(Shape):
     positions: Positions = "learned"
     patch: int = 0
     order: str = "raster"
+    orders: int = 1
     order_seed: int = 0
     scans: int = 1
+    palette: int = 0
     head: ImageKind = "auto"
     predict: Literal["auto", "yes", "no"] = "auto"
     components: int = 8
@@ -72,10 +82,18 @@ class ImageGpt(Stepwise):
     Config = ImageGptConfig
     config: ImageGptConfig
     space: Image
+    codec: Patches
+    ways: Tensor  # [orders, steps]: numbers of steps, as the codec counts them
 
     def __init__(self, config: ImageGptConfig, space: Image, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.scan = nn.Embedding(config.scans, config.width) if config.scans > 1 else None
+        steps = self.codec.fixed or 0
+        each = [range(steps), *(site_order("random", steps, config.order_seed + k) for k in range(1, config.orders))]
+        self.register_buffer("ways", torch.tensor([list(way) for way in each]), persistent=False)
+        self.members = config.scans * config.orders
+        self.scan = nn.Embedding(self.members, config.width) if self.members > 1 else None
+        # with orders, a step must be told which place it comes from, and which one is next
+        self.places = nn.Parameter(0.02 * torch.randn(2, steps, config.width)) if config.orders > 1 else None
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
@@ -93,7 +111,22 @@ class ImageGpt(Stepwise):
         most = SCANS if space.height == space.width else SCANS // 2
         if not 1 <= config.scans <= most:
             return f"scans={config.scans} is impossible. Give 1 to {most}."
-        return config.wrong()
+        if config.orders < 1:
+            return f"orders={config.orders} is impossible. Give 1 or more."
+        return cls._wrong_palette(space, config) or config.wrong()
+
+    @classmethod
+    def _wrong_palette(cls, space: Image, config: ImageGptConfig) -> str | None:
+        colours = space.levels**space.channels
+        if not config.palette:
+            return None
+        if colours > CUBE:
+            return f"a palette parts at most {CUBE} colours, not {colours}. Leave out palette."
+        if not 2 <= config.palette <= colours:
+            return f"palette={config.palette} is impossible. Give 2 to {colours}, the number of colours, or 0."
+        if config.patch > 1 or config.predict == "yes" or config.head not in ("auto", "categorical"):
+            return "a palette's step is one pixel and one softmax. Leave out patch, predict and head."
+        return None
 
     @classmethod
     def tiny(cls, space: Space) -> ImageGptConfig:
@@ -112,24 +145,30 @@ class ImageGpt(Stepwise):
     def side(self) -> int:
         """Of a patch, in pixels."""
         height, width = self.space.height, self.space.width
+        if self.config.palette:
+            return 1
         return self.config.patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
 
     @property
     def predicts(self) -> bool:
         """Errors are data written otherwise, so any order of patches and any scan goes through them as well."""
-        predict = self.config.predict
+        predict = "no" if self.config.palette else self.config.predict
         return self.space.levels > FEW_LEVELS if predict == "auto" else predict == "yes"
 
     @property
     def one_level(self) -> bool:
         return self.side == 1 and self.space.channels == 1 and self.config.head in ("auto", "categorical")
 
-    def make_codec(self) -> Codec:
+    def make_codec(self) -> Patches:
         order, seed = self.config.order, self.config.order_seed
+        if self.config.palette:
+            return Palette(self.space, self.config.palette, order, seed)
         return Patches(self.space, self.side, self.one_level, order, seed, self.predicts)
 
     def make_emission(self) -> Emission:
         config, space = self.config, self.space
+        if config.palette:
+            return Symbols(config.palette, config.width, ends=False)
         if self.one_level:
             return Symbols(space.levels, config.width, ends=False)
         sites = space.channels * self.side**2
@@ -144,51 +183,81 @@ class ImageGpt(Stepwise):
         assert self.codec.fixed is not None
         return Transformer(config, self.codec.fixed)
 
-    # -- scans ----------------------------------------------------------------------------------------------
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        if isinstance(self.codec, Palette):
+            x = x[torch.randperm(len(x), generator=generator)[:LOOK]]
+            self.codec.learn(x, generator)
+        super().prepare(x, c, weight, generator)
+
+    # -- scans and orders: members of a mixture -----------------------------------------------------------
 
     def material(self, x: Tensor) -> Material:
         return AsTheyAre(x)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-            # the scans take turns: over a few batches this is the mean of their losses
-            return {"loss": -self._scanned(batch.x, self._encode(batch.c), batch.step % self.config.scans)}
+            # the members take turns: over a few batches this is the mean of their losses
+            return {"loss": -self._by(batch.step % self.members, batch.x, self._encode(batch.c))}
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
         h = self._encode(c)
-        each = torch.stack([self._scanned(x, h, k) for k in range(self.config.scans)])
-        return Exact(each.logsumexp(0) - math.log(self.config.scans), self.space.measure)
+        each = torch.stack([self._by(k, x, h) for k in range(self.members)])
+        return Exact(each.logsumexp(0) - math.log(self.members), self.space.measure)
 
-    def _scanned(self, x: Tensor, h: Tensor | None, scan: int) -> Tensor:
-        """log p [N] by one scan."""
-        u = self.codec.encode(turned(x, scan))
+    def _by(self, member: int, x: Tensor, h: Tensor | None) -> Tensor:
+        """log p [N] by one member: of images x turned by its scan, in its order."""
+        order, scan = divmod(member, self.config.scans)
+        u = self.codec.encode(turned(x, scan))[:, self.ways[order]]
         inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
-        y = self.net(self._embed(inputs, self._toward(h, len(x), scan)))
-        return self.emission.log_prob(y, u).sum(1, dtype=torch.float64)
+        y = self.net(self._embed(inputs, self._toward(h, torch.full((len(x),), member, device=x.device))))
+        log_p = self.emission.log_prob(y, u)
+        if isinstance(self.codec, Palette):  # uniform on the cell of each pixel
+            log_p = log_p - self.codec.log_volume(u)
+        return log_p.sum(1, dtype=torch.float64)
 
-    def _toward(self, h: Tensor | None, n: int, scan: int) -> Tensor | None:
-        """The context with the scan's own vector [n, width]."""
+    def _toward(self, h: Tensor | None, members: Tensor) -> Tensor | None:
+        """The contexts h [N, width] with what tells of the members [N]: [N, width], or [N, steps, width]."""
         if self.scan is None:
             return h
-        own = self.scan.weight[scan].expand(n, -1)
-        return own if h is None else h + own
+        own = self.scan(members) if h is None else h + self.scan(members)
+        if self.places is None:
+            return own
+        way = self.ways[members // self.config.scans]
+        came = nn.functional.pad(self.places[0][way[:, :-1]], (0, 0, 1, 0))
+        return own[:, None] + came + self.places[1][way]
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        assert self.codec.fixed is not None
-        h, out = self._encode(c), torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
-        which = torch.randint(self.config.scans, (n,), generator=generator, device=generator.device).to(self.device)
-        for scan in which.unique().tolist():
-            rows = (which == scan).nonzero()[:, 0]
-            given = self._toward(None if h is None else h[rows], len(rows), scan)
-            reader = Reader(self, len(rows), given, self.codec.fixed)
-            step, steps = self.emission.beginning(len(rows)), []
-            for _ in range(self.codec.fixed):
-                step = self.emission.sample(reader.read(step), generator)[:, None]
-                steps.append(step)
-            out[rows] = turned(self.codec.decode(torch.cat(steps, 1)), scan, back=True)
+        which = torch.randint(self.members, (n,), generator=generator, device=generator.device).to(self.device)
+        u = self._drawn(which, self._encode(c), generator)
+        out = torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
+        for member in which.unique().tolist():
+            order, scan = divmod(member, self.config.scans)
+            rows = (which == member).nonzero()[:, 0]
+            out[rows] = turned(self._image(u[rows][:, self.ways[order].argsort()], generator), scan, back=True)
         return out
+
+    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        u = self._drawn(first, self._encode(c), generator, (self.codec.encode(x), self.codec.known(known)))
+        return torch.where(known, x, self._image(u, generator))
+
+    def _drawn(
+        self, members: Tensor, h: Tensor | None, generator: torch.Generator, given: Given | None = None
+    ) -> Tensor:
+        """Steps [N, L, ...] by these members [N], each in its own order, with what is given of them [N, L, ...]."""
+        assert self.codec.fixed is not None
+        reader = Reader(self, len(members), self._toward(h, members), self.codec.fixed)
+        step, steps = self.emission.beginning(len(members)), []
+        for t in range(self.codec.fixed):
+            some = None if given is None else (given[0][:, t], given[1][:, t])
+            step = self.emission.complete(reader.read(step), some, generator)[:, None]
+            steps.append(step)
+        return torch.cat(steps, 1)
+
+    def _image(self, u: Tensor, generator: torch.Generator) -> Tensor:
+        return self.codec.draw(u, generator) if isinstance(self.codec, Palette) else self.codec.decode(u)
 
 
 def turned(x: Tensor, scan: int, back: bool = False) -> Tensor:

@@ -176,10 +176,13 @@ class Stepwise(Model):
     def _encode(self, c: Tensor | None) -> Tensor | None:
         return None if self.encoder is None or self.given_in is None else self.given_in(self.encoder(c))
 
-    def _embed(self, u: Tensor, h: Tensor | None) -> Tensor:
-        """Steps [N, L, ...] and contexts h [N, width] -> the net's inputs [N, L, width]."""
+    def _embed(self, u: Tensor, h: Tensor | None, first: int = 0) -> Tensor:
+        """Steps [N, L, ...], from number ``first`` on, and contexts h [N, width], or [N, steps, width] where each step
+        has its own, -> the net's inputs [N, L, width]."""
         e = self.emission.embed(u)
-        return e if h is None else e + h[:, None]
+        if h is None:
+            return e
+        return e + (h[:, None] if h.ndim == 2 else h[:, first : first + u.shape[1]])
 
     # -- likelihood -----------------------------------------------------------------------------------------
 
@@ -471,8 +474,8 @@ class Reader:
             self.past = [torch.cat(self.past, 1)[:, -self.limit :]]
             u = self.past[0][:, -context(self.limit, model.stride) :]
             self.cache, self.size = model.net.cache(self.n, self.limit), 0
+        x = model._embed(u, self.h, self.size)
         self.size += u.shape[1]
-        x = model._embed(u, self.h)
         return self.cache.step(x[:, 0]) if x.shape[1] == 1 else self.cache.extend(x)[:, -1]
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.heads import Heads, pick, uniform
+
+Given: TypeAlias = tuple[Tensor, Tensor]  # values of a step, and which of them are known
 
 
 class Emission(nn.Module):
@@ -40,6 +43,10 @@ class Emission(nn.Module):
 
     def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """A step [N, ...] given y [N, width]; fill where it ends."""
+        return self.complete(y, None, generator)
+
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
+        """The same, with the values (and booleans where they are known, each [N, ...]) that are given."""
         raise NotImplementedError
 
     def prepare(self, u: Tensor, ends: int) -> None:
@@ -114,9 +121,10 @@ class Symbols(Emission):
             target = torch.where(u < 0, 0, u)
         return -F.cross_entropy(self.logits(y).flatten(0, -2), target.flatten(), reduction="none").view(u.shape)
 
-    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
         drawn = pick(self.logits(y), generator)
-        return drawn.masked_fill(drawn == self.end, -1) if self.ends else drawn
+        drawn = drawn.masked_fill(drawn == self.end, -1) if self.ends else drawn
+        return drawn if given is None else torch.where(given[1], given[0], drawn)
 
     def prepare(self, u: Tensor, ends: int) -> None:
         if not self.marginal:
@@ -179,15 +187,14 @@ class Sites(Emission):
         logit = self.stop(y)[..., 0] + self.base
         return torch.where(self.filled(u), F.logsigmoid(logit), log_p + F.logsigmoid(-logit))
 
-    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
         values = y.new_empty(len(y), self.heads.sites, dtype=torch.float64)
-        if self.inner is None:
-            values[:, 0] = self.heads.site(0).sample(self.out(y), generator)
-        else:
-            walk = self.inner.walk(len(y), y)
-            for i in walk.order:
-                head = self.heads.site(i)
-                values[:, i] = head.sample(walk.params(), generator)
+        walk = None if self.inner is None else self.inner.walk(len(y), y)
+        for i in [0] if walk is None else walk.order:
+            head = self.heads.site(i)
+            drawn = head.sample(self.out(y) if walk is None else walk.params(), generator)
+            values[:, i] = drawn if given is None else torch.where(given[1][:, i], given[0][:, i], drawn)
+            if walk is not None:
                 walk.push(head.embed(values[:, i]))
         if self.stop is not None:
             p = (self.stop(y)[:, 0] + self.base).sigmoid()

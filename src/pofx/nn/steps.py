@@ -4,7 +4,7 @@
     Text       a symbol, or a subword of several         Plain, Subwords
     Audio      a level, or the error of its prediction   Plain, Predicted
     Sequence   a row of a table                          Plain
-    Image      the levels of a patch                     Patches
+    Image      the levels of a patch, or a colour        Patches, Palette (nn.palette)
 
 Steps are [N, L] (symbols) or [N, L, d] (d values each), filled up after the end like the data themselves.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import BadValue
+from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Audio, Image, Ragged, Text
 from pofx.nn.causal import site_order
@@ -179,10 +179,30 @@ class Patches(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, patches, size size C], pixel by pixel."""
-        p, x = self.size, image_errors(x, self.space.levels) if self.errors else x
-        n, c, h, w = x.shape
+        u = self._split(image_errors(x, self.space.levels) if self.errors else x)
+        return u.long() if self.symbols else u.float()
+
+    def known(self, known: Tensor) -> Tensor:
+        """Which values of the steps are known [N, patches, ...], where these pixels [N, C, H, W] are.
+
+        Raises UsageError where an error is to be known whose prediction is not.
+        """
+        if self.errors:
+            before = known.long()
+            for axis in (1, 2, 3):
+                before = before.cummin(axis).values
+            if not torch.equal(before.bool(), known):
+                raise UsageError(
+                    "A pixel cannot be known without those it is predicted from: all to its left and above.",
+                    "Give upper rows, or fit without prediction: --options.predict no.",
+                )
+        return self._split(known)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, patches, size size C], or [N, patches] where a step is a symbol."""
+        p, (n, c, h, w) = self.size, x.shape
         u = x.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 3, 5, 1).reshape(n, -1, self.each)[:, self.order]
-        return u[..., 0].long() if self.symbols else u.float()
+        return u[..., 0] if self.symbols else u
 
     def decode(self, u: Tensor) -> Tensor:
         p, (c, h, w) = self.size, self.space.event_shape
