@@ -79,3 +79,13 @@ def test_the_terminal_leaves_out_only_a_small_monte_carlo_error():
     assert noise_matters({"mc_se": 0.05, "se": 0.1})
     assert not noise_matters({"mc_se": 0.02, "se": 0.1})
     assert not noise_matters({"mc_se": None, "se": None})
+
+
+def test_what_became_of_compiling_is_told(two_bells, capsys):
+    source, _, place = two_bells
+    run, told = place / "run", "eager steps kept; only families with one objective can be compiled"
+    assert main(["fit", source, "gaussian", "--out", str(run), "--compile", "auto", "--quiet"]) == 0
+    assert f"torch.compile: {told}" in " ".join(capsys.readouterr().out.split())
+    (place / "near.csv").unlink()
+    assert main(["report", str(run)]) == 0
+    assert told in (run / "report.html").read_text()

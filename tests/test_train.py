@@ -462,6 +462,7 @@ def test_a_compiler_that_fails_is_done_without(data, monkeypatch, when):
     ("model", "budget", "why"),
     [
         (NoisyGaussian, {"steps": 20}, "tried with 240 s or more"),
+        (NoisyGaussian, {"steps": 5}, "the fit ended before"),
         (NoisyGaussian, {"seconds": 1.0}, "^eager steps kept; [01] s were left"),
         (Moments, {"epochs": 1}, "only families with one objective"),
     ],

@@ -119,7 +119,9 @@ class Trial:
         assert isinstance(self.learner, GradientLearner)
         self.learner.objective = objective
 
-    def news(self) -> dict[str, Any]:
-        """The outcome for the log, once; empty before and after."""
+    def news(self, over: bool) -> dict[str, Any]:
+        """The outcome for the log, once: when it is decided, or when the fit is over; empty before and after."""
+        if over and self.outcome is None:
+            self._keep("eager", "the fit ended before both kinds of steps were timed")
         outcome, self.untold = self.untold, None
         return {} if outcome is None else {"compile": dataclasses.asdict(outcome)}

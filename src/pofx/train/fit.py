@@ -394,7 +394,7 @@ class _Loop:
         entry |= {k: float(v / self.summed) for k, v in self.sums.items()}
         self.sums, self.summed = {}, 0
         if self.trial is not None:
-            entry |= self.trial.news()
+            entry |= self.trial.news(over=status is not None)
         with self.average.swapped() if self.average is not None else nullcontext():
             number = self._validate(entry)
             if self.training["target_weight"]:
