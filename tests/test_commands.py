@@ -143,3 +143,13 @@ def test_a_family_that_draws_all_at_once_completes_nothing(pictures, tmp_path, c
     assert main(["fit", source, "vae", "--steps", "1", "--out", run, "--quiet"]) == 0
     assert main(["sample", run, "2", "--complete", source, "--out", str(tmp_path / "o.npz")]) != 0
     assert "value by value" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_became_of_compiling_is_told(two_bells, capsys):
+    source, _, place = two_bells
+    run, told = place / "run", "eager steps kept; only families with one objective can be compiled"
+    assert main(["fit", source, "gaussian", "--out", str(run), "--compile", "auto", "--quiet"]) == 0
+    assert f"torch.compile: {told}" in " ".join(capsys.readouterr().out.split())
+    (place / "near.csv").unlink()
+    assert main(["report", str(run)]) == 0
+    assert told in (run / "report.html").read_text()

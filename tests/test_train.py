@@ -1,9 +1,11 @@
 """The training loop's promises: budgets, exact resume, equal processes, no silent NaN, no half-written file."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,12 +21,19 @@ from pofx.core.errors import (
     Diverged,
     NewerFormat,
     NoRun,
+    OlderFormat,
     RunExists,
     UsageError,
 )
-from pofx.data import synthetic
+from pofx.core.learner import Stepper
+from pofx.core.registry import family
+from pofx.core.space import Image
+from pofx.data import chains, synthetic
+from pofx.data.base import Data, Part
 from pofx.testing.wrong import Moments
+from pofx.train import compiling
 from pofx.train.checkpoint import load_tree, save_tree, write_atomic
+from pofx.train.compiling import COUNT, FIRST, told
 from pofx.train.fit import fit, resume
 from pofx.train.run import read_run
 from toys import NoisyGaussian, gaussian_data
@@ -140,6 +149,22 @@ def test_a_fit_killed_before_its_first_checkpoint_starts_again(data, tmp_path):
     (tmp_path / "run" / "resume.safetensors").unlink()
     (tmp_path / "run" / "weights.safetensors").unlink()
     assert torch.equal(weights(resume(tmp_path / "run", data=data)), weights(run))
+
+
+def test_training_saved_by_an_older_version_is_named(data, tmp_path):
+    """It held the state of one optimizer where a list is kept now; the weights are still read."""
+    fit(data, NoisyGaussian, steps=5, out=tmp_path / "run")
+    saved = tmp_path / "run" / "resume.safetensors"
+    tree = load_tree(saved)
+    (only,) = tree["learner"]["optimizer"]
+    save_tree(saved, tree | {"learner": {"optimizer": only}})
+    with pytest.raises(OlderFormat, match="one optimizer.*list of 1.*Fit again"):
+        resume(tmp_path / "run", data=data)
+    assert read_run(tmp_path / "run").steps == 5
+    for states in ([], [{"state": {}}], [only | {"param_groups": []}]):
+        save_tree(saved, tree | {"learner": {"optimizer": states}})
+        with pytest.raises(CorruptCheckpoint, match="optimizers do not fit"):
+            resume(tmp_path / "run", data=data)
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
@@ -258,3 +283,198 @@ def test_sample_weights_reach_the_learner(data):
     a = fit(weighted, NoisyGaussian, steps=800, options={"noise": 0.0}).model.mean
     b = fit(plain, NoisyGaussian, steps=800, options={"noise": 0.0}).model.mean
     assert torch.allclose(a, b, atol=0.3)
+
+
+# ------------------------------------------------------------------------------------------------- precision
+
+
+def images(space, sizes=(200, 20, 20)):
+    draws = (torch.randint(space.levels, (n, *space.event_shape), generator=seeded(n)) for n in sizes)
+    return Data("images", "memory", space, *(Part(x.to(space.dtype)) for x in draws))
+
+
+def texts():
+    source = chains.strings()
+    return Data("texts", "memory", source.space, *(Part(source.sample(n, seeded(n))) for n in (300, 20, 20)))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("gpt", {"optimizer": "muon"}),
+        ("gpt", {"optimizer": "adam"}),
+        ("wavenet", {}),
+        ("rnn", {}),
+        ("image-gpt", {"optimizer": "muon"}),
+        ("pixelcnn++", {}),
+        ("vae", {}),
+        ("gan", {}),
+    ],
+)
+def test_bfloat16_is_of_the_nets_passes_alone(name, recipe, tmp_path, monkeypatch):
+    """Near the losses of float32 but not on them; gradients, weights, losses and scores are no shorter than float32."""
+    cls, dtypes = family(name), set()
+    if name == "gan":
+        data = gaussian_data()
+    else:
+        data = texts() if name in ("gpt", "wavenet", "rnn") else images(Image(4, 4, 3, 256))
+    add = Stepper.add
+
+    def watched(self, terms, batch, runtime):
+        dtypes.update(t.dtype for t in terms.values())
+        assert not torch.is_autocast_enabled("cpu")
+        return add(self, terms, batch, runtime)
+
+    monkeypatch.setattr(Stepper, "add", watched)
+    known = {"options": vars(cls.tiny(data.space)), "steps": 4, "checks": 1, "recipe": {"warmup": 0} | recipe}
+    plain = fit(data, name, **known)
+    short = fit(data, name, **known, precision="bf16-mixed", out=tmp_path / "run")
+    losses = [run.log[-1]["loss"] for run in (plain, short)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert not torch.equal(weights(plain), weights(short))
+    assert dtypes <= {torch.float32, torch.float64}
+    assert {p.dtype for p in short.model.parameters()} == {torch.float32}
+    if name == "gan":
+        return
+    nats = short.model.log_prob(data.test.x).nats
+    assert nats.dtype == torch.float64
+    assert nats.isfinite().all()
+    assert torch.equal(nats, read_run(tmp_path / "run").model.log_prob(data.test.x).nats)
+
+
+@pytest.mark.parametrize("given", [{"precision": "16-mixed"}, {"compile": "always"}])
+def test_what_is_not_offered_is_named(data, given):
+    ((key, value),) = given.items()
+    with pytest.raises(UsageError, match=f"{key}='{value}' is not offered.*Give"):
+        fit(data, NoisyGaussian, steps=1, **given)
+
+
+# ------------------------------------------------------------------------------------------------- compiling
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Any budget is long enough, and graphs are traced but not turned into C++, which would take a minute."""
+    compiler = torch.compile
+    monkeypatch.setattr(compiling, "LEAST", 0.0)
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="eager"))
+
+
+def clocked(monkeypatch, eager, compiled):
+    """Steps seem to take so many seconds each: the clock is read before and after each of them."""
+    steps = [eager] * (FIRST + COUNT) + [compiled] * (FIRST + COUNT)
+    passing = itertools.chain(*((0.0, s) for s in steps), itertools.repeat(0.0))
+    times = itertools.accumulate(passing)
+    monkeypatch.setattr(compiling, "perf_counter", lambda: next(times))
+
+
+@pytest.mark.parametrize("name", ["gpt", "toy"])
+def test_compiled_steps_are_the_same_training(name, data, tmp_path, quick, monkeypatch):
+    if name == "gpt":
+        data, cls = texts(), family("gpt")
+    else:
+        cls = NoisyGaussian
+    clocked(monkeypatch, 0.02, 0.01)
+    known = {"steps": 32, "checks": 16, "valid_rows": 8, "options": vars(cls.tiny(data.space))}
+    plain, auto = fit(data, cls, **known), fit(data, cls, **known, compile="auto", out=tmp_path / "run")
+    assert "compiled steps kept" in told(auto.log)
+    assert [e["loss"] for e in auto.log] == pytest.approx([e["loss"] for e in plain.log], abs=1e-4)
+    assert list(auto.model.state_dict()) == list(plain.model.state_dict())
+    kept = load_tree(tmp_path / "run" / "resume.safetensors")
+    assert list(kept["weights"]) == list(plain.model.state_dict())
+    assert told(read_run(tmp_path / "run").log) == told(auto.log)
+    assert told(plain.log) == ""
+
+
+def test_a_compiled_fit_resumes(data, tmp_path, quick, monkeypatch):
+    """Cut off while compiled steps are taken, it goes on with a trial of its own."""
+    known = {"steps": 60, "compile": "auto", "save_every": 0.0, "checks": 3}
+
+    class Cut(Exception):
+        pass
+
+    def cut(entry):
+        if entry["step"] == 40 and "valid" in entry:
+            raise Cut
+
+    clocked(monkeypatch, 0.02, 0.01)
+    with pytest.raises(Cut):
+        fit(data, NoisyGaussian, **known, out=tmp_path / "run", progress=cut)
+    assert load_tree(tmp_path / "run" / "resume.safetensors")["state"]["step"] == 40
+    clocked(monkeypatch, 0.02, 0.01)
+    resumed = resume(tmp_path / "run", data=data)
+    assert resumed.steps == 60
+    assert torch.allclose(weights(resumed), weights(fit(data, NoisyGaussian, steps=60)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("eager", "compiled"), [(0.02, 0.01), (0.01, 0.02)])
+def test_the_faster_steps_are_kept(data, monkeypatch, eager, compiled):
+    calls = []
+
+    def compiler(objective):
+        def wrapped(*args):
+            calls.append(1)
+            return objective(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(compiling, "LEAST", 0.0)
+    monkeypatch.setattr(torch, "compile", compiler)
+    clocked(monkeypatch, eager, compiled)
+    run = fit(data, NoisyGaussian, steps=40, compile="auto", checks=4)
+    (found,) = [e["compile"] for e in run.log if "compile" in e]
+    kept = "compiled" if compiled < eager else "eager"
+    assert found == pytest.approx({"kept": kept, "eager": 1e3 * eager, "compiled": 1e3 * compiled,
+                                   "seconds": 0.0, "why": ""})  # fmt: skip
+    figures = f"eager {1e3 * eager:.2f} ms/step, compiled {1e3 * compiled:.2f} ms/step, 0.0 s spent compiling"
+    assert told(run.log) == f"{kept} steps kept; {figures}"
+    assert len(calls) == (40 - FIRST - COUNT if kept == "compiled" else FIRST + COUNT)
+
+
+@pytest.mark.parametrize("when", ["at once", "in a step", "in the step back"])
+def test_a_compiler_that_fails_is_done_without(data, monkeypatch, when):
+    def compiler(objective):
+        if when == "at once":
+            raise RuntimeError("no C++ compiler\nlong story")
+
+        def broken(batch, generator):
+            torch.rand(3, generator=generator)  # draws that the repeated step must not feel
+            if when == "in a step":
+                raise RuntimeError("no C++ compiler")
+            terms = objective(batch, generator)
+            terms["loss"].register_hook(lambda g: (_ for _ in ()).throw(RuntimeError("no C++ compiler")))
+            return terms
+
+        return broken
+
+    monkeypatch.setattr(compiling, "LEAST", 0.0)
+    monkeypatch.setattr(torch, "compile", compiler)
+    run = fit(data, NoisyGaussian, steps=30, compile="auto")
+    assert told(run.log).startswith("eager steps kept; compiling failed (RuntimeError: no C++ compiler); eager ")
+    assert torch.equal(weights(run), weights(fit(data, NoisyGaussian, steps=30)))
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "why"),
+    [
+        (NoisyGaussian, {"steps": 20}, "tried with 240 s or more"),
+        (NoisyGaussian, {"steps": 5}, "the fit ended before"),
+        (NoisyGaussian, {"seconds": 1.0}, "^eager steps kept; [01] s were left"),
+        (Moments, {"epochs": 1}, "only families with one objective"),
+    ],
+)
+def test_why_nothing_was_compiled_is_said(data, monkeypatch, model, budget, why):
+    monkeypatch.setattr(torch, "compile", None)
+    run = fit(data, model, **budget, compile="auto")
+    assert re.search(why, told(run.log))
+
+
+def test_an_error_of_the_step_itself_is_not_the_compilers(data, monkeypatch):
+    monkeypatch.setattr(compiling, "LEAST", 0.0)
+    monkeypatch.setattr(torch, "compile", lambda objective: objective)
+    with pytest.raises(Diverged, match="step 20"):
+        fit(data, NoisyGaussian, steps=30, options={"blow_up": 20}, compile="auto")

@@ -52,6 +52,8 @@ class Fit(Source, Output):
     """Processes of data-parallel training; any number computes the same steps."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the networks."""
+    compile: Literal["never", "auto"] = "never"
+    """auto: try torch.compile where four minutes or more are left, and keep its steps if they are faster."""
 
 
 @functools.cache
@@ -109,6 +111,7 @@ def fit(argv: list[str]) -> int:
             device=args.device,
             processes=args.processes,
             precision=args.precision,
+            compile=args.compile,
             progress=report,
         )
     _finish_fit(run, data, args)
@@ -140,16 +143,20 @@ def resume(argv: list[str]) -> int:
 def _finish_fit(run: Run, data: Data, args: Output) -> None:
     """Score the test part and say what came out."""
     from pofx.evaluate.likelihood import score
+    from pofx.train.compiling import told
 
     result = score(run.model, data.test)
     assert run.path is not None
     if args.json:
         print_json({"run": str(run.path), "status": run.status, "seconds": run.seconds, "steps": run.steps,
-                     "parameters": run.model.parameter_count(), "test": result.to_json(rows=False)})  # fmt: skip
+                     "parameters": run.model.parameter_count(), "compile": told(run.log) or None,
+                     "test": result.to_json(rows=False)})  # fmt: skip
         return
     out.print(
         f"{run.model.name}: {run.status} after {run.steps} steps, {run.seconds:.1f} s, "
         f"{run.model.parameter_count():,} fitted numbers"
     )
+    if compiling := told(run.log):
+        out.print(f"torch.compile: {compiling}", highlight=False, markup=False)
     out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}", highlight=False)
     out.print(f"run folder: {run.path}", highlight=False)

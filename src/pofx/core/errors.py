@@ -8,7 +8,7 @@ PofxError
 │   └── WrongShape      shape or dtype of another space
 ├── Unsupported         exit 4   a family that does not serve this space, context or operation
 ├── RunError            exit 5   run folders and checkpoints
-│   ├── RunExists · NoRun · CorruptCheckpoint · NewerFormat · CannotSave
+│   ├── RunExists · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
 ├── TrainingError       exit 6   training that cannot go on
 │   └── Diverged
 └── Incomparable        exit 7   numbers of different measures
@@ -76,6 +76,10 @@ class NoRun(RunError):
 
 
 class CorruptCheckpoint(RunError):
+    pass
+
+
+class OlderFormat(RunError):
     pass
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import CorruptCheckpoint, OlderFormat, UsageError
 from pofx.core.muon import Muon
 
 
@@ -132,6 +133,10 @@ class AsTheyAre:
 class Runtime(Protocol):
     """What a step may ask of the machine. ``train.fit`` implements it on lightning-fabric."""
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Inside, nets compute in the precision of the fit; gradients and updates are computed outside."""
+        ...
+
     def backward(self, loss: Tensor) -> None: ...
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -140,6 +145,9 @@ class Runtime(Protocol):
 
 class Local:
     """One process, no accelerator: what a learner uses until a training loop gives it another."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -261,8 +269,19 @@ class Stepper:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+        """Raises OlderFormat and CorruptCheckpoint."""
+        remedy = "Fit again; weights that were validated before can still be used (pofx log-prob, pofx sample)."
+        if isinstance(states, dict):
+            raise OlderFormat(
+                f"An older pofx saved this training: it had one optimizer, this one keeps a list of "
+                f"{len(self.optimizers)}. Its weights can be read, but it cannot go on.",
+                remedy,
+            )
+        try:
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCheckpoint(f"The saved optimizers do not fit the model: {error}.", remedy) from error
 
 
 def world(batch: Batch) -> float:
@@ -319,10 +338,13 @@ class GradientLearner:
         return self.stepper.finish(means, batch, self.runtime)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        terms = self.objective(batch, generator)
+        with self.runtime.autocast():
+            terms = self.objective(batch, generator)
         if self.target is None:
             return terms
-        drawn = self.objective(self.target(batch, generator), generator)["loss"]
+        own = self.target(batch, generator)
+        with self.runtime.autocast():
+            drawn = self.objective(own, generator)["loss"]
         return terms | {"loss": terms["loss"] + self.target_weight * drawn, "target_loss": drawn}
 
     def state_dict(self) -> dict[str, Any]:

@@ -332,9 +332,13 @@ class GanLearner:
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         model = self.model
         for _ in range(self.critic_steps):
-            judged = self.critic.update(model.critic_terms(batch, generator), batch, self.runtime)
+            with self.runtime.autocast():
+                terms = model.critic_terms(batch, generator)
+            judged = self.critic.update(terms, batch, self.runtime)
         model.critic.requires_grad_(False)  # the gradient passes through the critic, not into it
-        made = self.generator.update(model.generator_terms(batch, generator), batch, self.runtime)
+        with self.runtime.autocast():
+            terms = model.generator_terms(batch, generator)
+        made = self.generator.update(terms, batch, self.runtime)
         model.critic.requires_grad_(True)
         if model.average is not None:
             decay = min(model.config.ema, (1 + batch.step) / (10 + batch.step))

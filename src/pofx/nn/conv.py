@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.nn.mlp import at_least_single
+
 
 def pyramid(height: int, width: int) -> list[tuple[int, int]]:
     """The sizes of an image as it is halved (rounding up) until no side is above 7, the full size first."""
@@ -76,7 +78,7 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         y = self.layers(x.contiguous(memory_format=torch.channels_last))
         y = y if h is None else torch.cat([y, h], 1)
-        return self.last(F.silu(self.hidden(y)))
+        return at_least_single(self.last(F.silu(self.hidden(y))))
 
 
 class ConvDecoder(nn.Module):
@@ -115,4 +117,4 @@ class ConvDecoder(nn.Module):
             if len(self.sizes) > 1:
                 h, w = self.sizes[level + 1]
                 y = F.pixel_shuffle(y, 2)[..., :h, :w]
-        return y
+        return at_least_single(y)

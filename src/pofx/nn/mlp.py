@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """x in float32, if autocast made it shorter: losses, which are sums, need more digits than nets do."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class TimeFeatures(nn.Module):
     """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017, section 3.5; Ho et al. 2020).
 
@@ -58,7 +63,7 @@ class Mlp(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-        return self.last(self._trunk(x, h, t))
+        return at_least_single(self.last(self._trunk(x, h, t)))
 
     def features_first(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """The same as [outputs, N]: the matrix product writes it so at no cost, a transposition would."""

@@ -22,6 +22,7 @@ from pofx.evaluate.recommend import amount
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.leaderboard import Cell, Column, duration, get, minus
 from pofx.train.checkpoint import read_json, write_atomic
+from pofx.train.compiling import told
 from pofx.train.run import read_info, read_log
 
 Page = dict[str, Any]
@@ -362,7 +363,7 @@ def _run(folder: Path) -> Page:
         "terms": _terms(log),
         "absent": [],
         "silent": [],
-        "facts": _run_facts(info, last),
+        "facts": _run_facts(info, log),
         "notes": info["data"].get("notes", []),
         "columns": [],
         "options": [
@@ -405,7 +406,8 @@ def _short(value: float) -> str:
     return minus(f"{value:.4g}") if math.isfinite(value) else "—"
 
 
-def _run_facts(info: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _run_facts(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    last = log[-1] if log else {}
     data, budget, training = info["data"], info["budget"], info["training"]
     given = ", ".join(f"{amount(v)} {k}" for k, v in budget.items() if v is not None)
     rows = data.get("rows", {})
@@ -422,6 +424,7 @@ def _run_facts(info: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[s
             "Device",
             f"{training['device']}, processes: {training['processes']}, {training['precision']}",
         ),
+        ("torch.compile", told(log)),
         ("Versions", f"pofx {info['pofx']}, torch {info['torch']}, Python {info['python']}"),
     ]
     return [(k, v) for k, v in facts if v]

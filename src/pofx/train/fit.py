@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,15 @@ from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
 from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, save_tree
+from pofx.train.compiling import Trial
 from pofx.train.run import Run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PROBE = 32  # rows of the first, timed validation
+PRECISIONS = ("32-true", "bf16-mixed")
+COMPILE = ("never", "auto")
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
@@ -62,7 +65,16 @@ class Limit:
         """How much of the budget is used, from 0 to 1 (or beyond)."""
         if self.seconds is not None:
             return state.seconds / self.seconds
-        return state.step / (self.steps if self.steps is not None else (self.epochs or 0) * per_epoch)
+        return state.step / self._steps(per_epoch)
+
+    def left(self, state: State, per_epoch: int, each: float) -> float:
+        """How many seconds are left, at ``each`` seconds per step."""
+        if self.seconds is not None:
+            return self.seconds - state.seconds
+        return each * (self._steps(per_epoch) - state.step)
+
+    def _steps(self, per_epoch: int) -> int:
+        return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
 
 
 @dataclass
@@ -99,6 +111,7 @@ def fit(
     device: str = "cpu",
     processes: int = 1,
     precision: str = "32-true",
+    compile: str = "never",
     progress: Progress | None = None,
 ) -> Run:
     """Fit one family to data.
@@ -121,7 +134,10 @@ def fit(
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
         processes: of data-parallel training; any number computes the same steps within rounding.
-        precision: "32-true" or "bf16-mixed".
+        precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
+        compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
+            so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
+            agree within rounding, not bit for bit, with those of "never".
 
     Returns:
         The Run, its model carrying the best validated weights.
@@ -142,9 +158,13 @@ def fit(
         raise Unsupported(f"{cls.name} does not serve {data.space}: {reason}", "See 'pofx families'.")
     rec = replace_config(cls.recipe(data.space), recipe or {})
     limit = Limit(seconds, steps, rec.epochs if seconds is None and steps is None and epochs is None else epochs)
+    for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
+        if value not in known:
+            raise UsageError(f"{name}={value!r} is not offered.", f"Give {' or '.join(map(repr, known))}.")
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
+        "compile": compile,
     }  # fmt: skip
     if target is not None and target.space != data.space:
         raise UsageError(f"The target models {target.space}, the data are {data.space}.", "Use one space.")
@@ -173,7 +193,7 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
         path: the run folder.
         data: needed where the run was fitted on data in memory; else the source is read again.
 
-    Raises NoRun, CorruptCheckpoint, NewerFormat, or the source's own errors.
+    Raises NoRun, CorruptCheckpoint, OlderFormat, NewerFormat, or the source's own errors.
     """
     path = Path(path)
     info = folder.read_info(path)
@@ -250,6 +270,8 @@ class _Loop:
                 raise Unsupported(f"{model.name} is not trained by gradients.", "Leave out the target distribution.")
             self.learner.target = _drawn_from(target)
             self.learner.target_weight = self.training["target_weight"]
+        compiling = self.training.get("compile", "never") == "auto"  # an older run does not say
+        self.trial = Trial(self.learner, fabric.world_size) if compiling else None
         self.material = self.model.material(data.train.x)
         rows = len(self.material)
         self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
@@ -275,7 +297,6 @@ class _Loop:
         state, started = self.state, time.perf_counter() - self.state.seconds
         saved = shown = time.perf_counter()
         self.model.train()
-        precise = self.training["precision"] == "32-true"
         status = "finished"
         while True:
             state.seconds = time.perf_counter() - started
@@ -290,8 +311,10 @@ class _Loop:
                     break
             batch = self._batch(done)
             self.noise.manual_seed(_mix(self.seed, state.step))
-            with nullcontext() if precise else self.fabric.autocast():
+            if self.trial is None:
                 terms = self.learner.step(batch, self.noise)
+            else:
+                terms = self.trial.step(batch, self.noise, partial(self.limit.left, state, self.per_epoch))
             self._guard(terms)
             if self.average is not None:
                 self.average.update(state.step)
@@ -370,6 +393,8 @@ class _Loop:
         entry: dict[str, Any] = {"step": state.step, "seconds": round(state.seconds, 3)}
         entry |= {k: float(v / self.summed) for k, v in self.sums.items()}
         self.sums, self.summed = {}, 0
+        if self.trial is not None:
+            entry |= self.trial.news(over=status is not None)
         with self.average.swapped() if self.average is not None else nullcontext():
             number = self._validate(entry)
             if self.training["target_weight"]:
@@ -481,6 +506,9 @@ class _FabricRuntime:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return self.fabric.autocast()
 
     def backward(self, loss: Tensor) -> None:
         self.fabric.backward(loss)
