@@ -121,9 +121,9 @@ class Stepwise(Model):
 
     def material(self, x: Any) -> Material:
         """Whole data where they fit into a block, else windows over them."""
-        fill, block = self.emission.fill, self.config.block
+        fill, pad, block = self.emission.fill, self.emission.pad, self.config.block
         if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
-            return Whole(x, self.codec.encode, fill)
+            return Whole(x, self.codec.encode, fill, pad)
         runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
 
         def sequences() -> Iterator[Tensor]:
@@ -131,7 +131,7 @@ class Stepwise(Model):
                 u = self.codec.encode(runs[i : i + 1])[0]
                 yield u[~self.emission.filled(u[None])[0]]
 
-        windows = Windows(sequences(), owners, fill, block)
+        windows = Windows(sequences(), owners, fill, pad, block)
         if windows.targets < block:
             raise UsageError(
                 f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
@@ -150,8 +150,7 @@ class Stepwise(Model):
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
             log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
-            # fill after a step is its end; fill after fill only fills up
-            idle = filled(targets) & (filled(inputs) | (not self._ends))
+            idle = self.emission.padded(targets) if self._ends else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}

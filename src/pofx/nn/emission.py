@@ -4,7 +4,8 @@
     Sites     a step is several values (a row of a table, a patch of an image) or one number: the end by one
               logit, then value after value, each given those before it in the step (a masked MLP, as in MADE)
 
-``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets.
+``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets,
+``pad`` for nothing: it makes training pieces equally long.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class Emission(nn.Module):
 
     Attributes:
         fill: the value that stands for the beginning and the end.
+        pad: the value of what only fills up, which counts as ``filled``, too.
         ends: the end has a probability.
     """
 
     fill: float
+    pad: float
     ends: bool
 
     def embed(self, u: Tensor) -> Tensor:
@@ -49,6 +52,10 @@ class Emission(nn.Module):
         """Which steps are fill [N, L]."""
         raise NotImplementedError
 
+    def padded(self, u: Tensor) -> Tensor:
+        """Which steps only fill up [N, L]."""
+        return (u if u.ndim == 2 else u[..., 0]) == self.pad
+
     def beginning(self, n: int) -> Tensor:
         """One fill for each of n sequences [n, 1, ...]."""
         raise NotImplementedError
@@ -69,7 +76,7 @@ class Symbols(Emission):
 
     base: Tensor
 
-    fill = -1
+    fill, pad = -1, -2
 
     def __init__(
         self,
@@ -144,7 +151,7 @@ class Sites(Emission):
 
     base: Tensor
 
-    fill = math.inf
+    fill, pad = math.inf, -math.inf
 
     def __init__(self, heads: Heads, width: int, *, hidden: int = 128, layers: int = 2, ends: bool = True) -> None:
         super().__init__()
