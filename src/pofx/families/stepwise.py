@@ -412,12 +412,7 @@ class Stepwise(Model):
 
         Where strings stop them, what stands after these in the same step is left out.
         """
-        foreign = isinstance(self.codec, Subwords) and self.codec.foreign
-        if before is not None and (foreign or isinstance(self.codec, Predicted)):
-            assert isinstance(self.codec, Subwords | Predicted)
-            x = self.codec.decode_after(before[:, 1:], u)
-        else:
-            x = self.codec.decode(u)
+        x = self.codec.decode(u) if before is None else self.codec.decode_after(before[:, 1:], u)
         if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
             x = x[:, : sampler.length or self._longest]
         if sampler.decoding is None or not sampler.decoding.stop:
