@@ -438,6 +438,16 @@ def test_beginnings_longer_than_the_context_are_named() -> None:
     assert model.given(before=before).log_prob(before[:, :2]).nats.isfinite().all()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_start_on_the_scale_of_learned_positions(tied: bool) -> None:
+    shape = {"width": 64, "layers": 1, "heads": 2, "block": 64, "tied": tied}
+    model = Gpt(GptConfig(**shape, positions="learned"), Text("", True, 9))  # type: ignore[arg-type]
+    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.net, Transformer)
+    assert model.net.position is not None
+    assert abs(model.emission.table.weight.std() / model.net.position.std() - 1).item() < 0.05
+
+
 def test_reals_keep_their_digits() -> None:
     """Times in seconds since 1970 need more than float32 has."""
     space = Sequence(Table((Real("time"),)), False, 3)

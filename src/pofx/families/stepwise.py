@@ -76,9 +76,15 @@ class Stepwise(Model):
         config, space = self.config, self.space
         if isinstance(space, Text):
             size = config.vocabulary or space.symbols
-            return Symbols(size, config.width, ends=space.ends, tied=config.tied, marginal=config.marginal)
+            options = {"tied": config.tied, "marginal": config.marginal, "small": self.small_embeddings}
+            return Symbols(size, config.width, ends=space.ends, **options)
         assert isinstance(space, Audio | Sequence)
         return Sites(self.step_heads(), config.width, hidden=config.inner_width, ends=space.ends)
+
+    @property
+    def small_embeddings(self) -> bool:
+        """Is something added to the embeddings of symbols that starts as small as ``nn.emission.START``?"""
+        return False
 
     def step_heads(self) -> Heads:
         config, space = self.config, self.space

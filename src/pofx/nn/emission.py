@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.heads import Heads, pick, uniform
 
+START = 0.02  # standard deviation of learned positions and of small embeddings before training (Radford et al. 2019)
+
 
 class Emission(nn.Module):
     """What ``Symbols`` and ``Sites`` share.
@@ -72,6 +74,7 @@ class Symbols(Emission):
         ends: whether the end may follow; else its probability is zero.
         tied: one matrix embeds symbols and reads them out (Press & Wolf 2017).
         marginal: start at the frequencies of training symbols (in ``base``); else at equal ones.
+        small: embeddings start as small as learned positions (where tied, they always do), else at unit variance.
     """
 
     base: Tensor
@@ -88,6 +91,7 @@ class Symbols(Emission):
         ends: bool = True,
         tied: bool = False,
         marginal: bool = True,
+        small: bool = False,
     ) -> None:
         super().__init__()
         self.end, self.ends, self.marginal = size if end is None else end, ends, marginal
@@ -97,8 +101,8 @@ class Symbols(Emission):
         self.out = None if tied else nn.Linear(width, size + own, bias=False)
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
-        else:
-            nn.init.normal_(self.table.weight, std=0.02)
+        if tied or small:
+            nn.init.normal_(self.table.weight, std=START)
         self.register_buffer("base", torch.zeros(size + own))
         if not ends:
             self.forbid_end()
