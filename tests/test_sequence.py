@@ -224,13 +224,13 @@ def test_windows_score_each_target_once_and_shorter_strides_see_more() -> None:
 
 @pytest.mark.parametrize("block", [1, 3, 8, 50])
 def test_windows_cover_every_target_in_every_epoch(block: int) -> None:
-    sizes, place = [1, 7, 8, 9, 30, 2], 0
+    sizes, place = [1, 0, 7, 8, 9, 0, 0, 30, 2, 0], 0
     rows = []
     for size in sizes:
         rows.append(torch.arange(place, place + size))
         place += size
-    windows = Windows(iter(rows), torch.arange(10, 16), -1, block)
-    owner = torch.repeat_interleave(torch.arange(10, 16), torch.tensor(sizes))
+    windows = Windows(iter(rows), torch.arange(10, 10 + len(sizes)), -1, -2, block)
+    owner = torch.repeat_interleave(torch.arange(10, 10 + len(sizes)), torch.tensor(sizes))
     for epoch in range(block + 2):
         windows.turn(epoch)
         index = torch.arange(len(windows))
@@ -241,6 +241,10 @@ def test_windows_cover_every_target_in_every_epoch(block: int) -> None:
         ends = (targets == -1) & (pieces[:, :-1] >= 0)
         last = pieces[:, :-1][ends]
         assert set(last.tolist()) == {sum(sizes[: k + 1]) - 1 for k in range(len(sizes))}
+        start, beyond = windows.start(index), pieces == -2
+        assert torch.equal(beyond, start[:, None] + torch.arange(block + 1) > place + len(sizes))
+        empty = (start[:, None] + torch.arange(block))[(targets == -1) & (pieces[:, :-1] == -1)]
+        assert set(empty.tolist()) == {sum(sizes[:k]) + k for k, size in enumerate(sizes) if not size}
         for piece, who in zip(pieces, windows.owner(index).tolist(), strict=True):
             inside = piece[piece >= 0]
             if len(inside):
@@ -252,10 +256,10 @@ def test_windows_cover_every_target_in_every_epoch(block: int) -> None:
 
 
 def test_whole_pieces() -> None:
-    x = torch.tensor([[3, 4, -1], [5, -1, -1], [6, 7, 8]])
-    pieces = Whole(x, lambda rows: rows, -1)
-    assert pieces[torch.tensor([1, 2])].tolist() == [[-1, 5, -1, -1, -1], [-1, 6, 7, 8, -1]]
-    assert len(pieces) == 3
+    x = torch.tensor([[3, 4, -1], [5, -1, -1], [6, 7, 8], [-1, -1, -1]])
+    pieces = Whole(x, lambda rows: rows, -1, -2)
+    assert pieces[torch.tensor([1, 2, 3])].tolist() == [[-1, 5, -1, -2, -2], [-1, 6, 7, 8, -1], [-1, -1, -2, -2, -2]]
+    assert len(pieces) == 4
 
 
 def test_runs_are_rows_that_go_on() -> None:
@@ -307,7 +311,8 @@ def some_rows(space: Text | Audio | Sequence, n: int, longest: int, shortest: in
 @pytest.mark.parametrize("make", [gpt, rnn])
 def test_the_loss_is_the_likelihood(make: type, space: Text) -> None:
     """Of whole data: minus log p over the number by which all losses are divided, with every mask right."""
-    model, x = make(space), some_rows(space, 20, 7)
+    model, x = make(space), some_rows(space, 20, 7, shortest=0)
+    assert (space.lengths(x) == 0).any()
     material = model.material(x)
     assert isinstance(material, Whole)
     loss = loss_of(model, material[torch.arange(20)])
@@ -328,6 +333,19 @@ def test_the_loss_of_windows_is_the_likelihood_of_what_they_hold() -> None:
     assert isinstance(material, Windows)
     first = loss_of(model, material[torch.tensor([0])]) * model.targets
     torch.testing.assert_close(first, -model.given().log_probs(x)[:, :8].sum(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [3, 4], ids=["windows", "whole"])
+def test_empty_texts_are_as_likely_as_they_are_frequent(block: int) -> None:
+    x = torch.full((100, 3), -1)
+    x[torch.randperm(100, generator=seeded())[30:], 0] = 0
+    part = Part(x)
+    data = Data("as", "memory", Text("a", True, 3), part, part, part)
+    options = {"width": 16, "layers": 1, "heads": 2, "block": block}
+    model = fit(data, "gpt", steps=60, options=options, recipe={"batch": 100}).model
+    p = model.log_prob(torch.tensor([[0] * k + [-1] * (3 - k) for k in range(4)])).nats.exp()
+    assert abs(p[0].item() - 0.3) < 0.03
+    assert 0.97 < p.sum().item() < 1 + 1e-6
 
 
 def test_a_window_is_judged_by_its_own_datum_where_there_is_a_context() -> None:
@@ -418,6 +436,16 @@ def test_beginnings_longer_than_the_context_are_named() -> None:
     with pytest.raises(UsageError, match=r"9 steps is longer than the context of 8"):
         model.given(before=before).sample(1)
     assert model.given(before=before).log_prob(before[:, :2]).nats.isfinite().all()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_start_on_the_scale_of_learned_positions(tied: bool) -> None:
+    shape = {"width": 64, "layers": 1, "heads": 2, "block": 64, "tied": tied}
+    model = Gpt(GptConfig(**shape, positions="learned"), Text("", True, 9))  # type: ignore[arg-type]
+    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.net, Transformer)
+    assert model.net.position is not None
+    assert abs(model.emission.table.weight.std() / model.net.position.std() - 1).item() < 0.05
 
 
 def test_reals_keep_their_digits() -> None:

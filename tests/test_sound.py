@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import pofx
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.space import Audio, Label
 from pofx.data import audio
 from pofx.data.audio import Reading, decode, encode, from_arrays, from_file, from_folder, write_audio
-from pofx.data.base import TEST, TRAIN
+from pofx.data.base import TEST, TRAIN, read_rows
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -169,6 +170,32 @@ def test_arrays_end_to_end() -> None:
         from_arrays({"audio": s, "offsets": np.array([0, 60])}, "a.npz", Reading())
     with pytest.raises(BadValue, match="no finite numbers"):
         from_arrays(arrays | {"audio": np.full(60, np.inf)}, "a.npz", Reading())
+
+
+def test_sounds_given_one_of_their_classes(tmp_path: Path) -> None:
+    path = tmp_path / "sounds.npz"
+    rng = np.random.default_rng(0)
+    digit, speaker = rng.integers(0, 3, 40), rng.integers(0, 2, 40)
+    np.savez(
+        path, audio=samples(400), offsets=np.arange(0, 401, 10), sample_rate=8000, take=np.arange(40), digit=digit,
+        speaker=speaker, speaker_names=["ann", "bob"],
+    )  # fmt: skip
+    names = {"digit": digit.astype(str), "speaker": np.array(["ann", "bob"])[speaker]}
+    for name, spelled in names.items():
+        for options in ({"given": name}, {"given": "label", "label": name}, {"given": name, "label": name}):
+            data = pofx.load(path, levels=4, **options)
+            assert data.context == Label(tuple(sorted(set(spelled))))
+            for part in (data.train, data.valid, data.test):
+                assert [data.context.values[k] for k in part.c.tolist()] == spelled[part.rows].tolist()
+        again = read_rows(data.space, data.context, path, options=data.options)
+        assert [data.context.values[k] for k in again.c.tolist()] == spelled.tolist()
+        told = pofx.load(path, levels=4, label=name)
+        assert told.context is None
+        assert told.labels == data.context.values
+    with pytest.raises(UsageError, match=r"No array 'age' .* There are: take, digit, speaker"):
+        pofx.load(path, given="age")
+    with pytest.raises(UsageError, match=r"Only tables have columns"):
+        pofx.load(path, given="digit", label="speaker")
 
 
 def test_arrays_of_parts() -> None:

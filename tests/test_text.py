@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,67 @@ def test_large_files_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(b"\0" * 5000)
     with pytest.raises(BadValue, match=r"is binary"):
         pofx.load(path, kind="text")
+
+
+@pytest.mark.parametrize("between", ["<|endoftext|>", "\n\n", "aba", "—"])
+@pytest.mark.parametrize("chunk", [1, 7, 64, 2**20])
+def test_a_large_file_has_the_documents_of_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str, chunk: int
+) -> None:
+    """Separators are found across the borders of chunks, and where they could overlap, as in a string."""
+    rng = np.random.default_rng(chunk)
+    documents = ["".join(rng.choice(list("abé— \n"), rng.integers(0, 30))) for _ in range(200)]
+    path = tmp_path / "corpus.txt"
+    path.write_text(f"first {between.join(documents)}", encoding="utf-8-sig")
+    named = None if between == text.ENDOFTEXT else between.replace("\n", "\\n")
+    how = text.Reading("bytes", named)
+    small = text.from_file(path, how)
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    monkeypatch.setattr(text, "CHUNK", chunk)
+    large = text.from_file(path, how)
+    assert isinstance(large.rows.values, np.memmap)
+    assert large.space == small.space
+    assert torch.equal(large.rows[:], small.rows[:])
+    assert large.notes[1:] == small.notes
+
+
+def test_long_documents_of_a_large_file_are_cut_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = ["one line\n" * 1000, "x" * 3000, "end"]
+    path = tmp_path / "corpus.txt"
+    path.write_text("<|endoftext|>".join(documents))
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    raw = text.from_file(path, text.Reading())
+    assert raw.before is not None
+    runs, first = raw.rows.runs()
+    assert [bytes(runs[i : i + 1][0].tolist()).decode() for i in range(len(runs))] == documents
+    assert (raw.before.lengths[first] == 0).all()
+
+
+def test_a_large_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, document = tmp_path / "corpus.txt", b"some words \xff\n" * 100
+    size = path.write_bytes((b"\n" * 1000 + text.ENDOFTEXT.encode()) + (document + text.ENDOFTEXT.encode()) * 3000)
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    monkeypatch.setattr(text, "CHUNK", 2**16)
+    with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xff"):
+        text.from_file(path, text.Reading())
+    monkeypatch.setattr(text, "HEAD", 1020)  # beyond it, no UTF-8 is needed
+    tracemalloc.start()
+    raw = text.from_file(path, text.Reading())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 4
+    assert len(raw.rows) == 3000
+    assert bytes(raw.rows[-1:][0].tolist()) == document
+
+
+def test_a_large_file_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "blank.txt"
+    path.write_bytes(b" \n" * 1000)
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    with pytest.raises(EmptyData, match=r"blank.txt holds no text"):
+        text.from_file(path, text.Reading())
+    with pytest.raises(UsageError, match=r"empty separator"):
+        text.from_file(path, text.Reading(separator=""))
 
 
 def test_excerpts_hold_all_of_the_text() -> None:

@@ -33,9 +33,9 @@ class Source:
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
     given: str | None = None
-    """Condition on this: 'label', or columns 'a,b'. The model is then p(x | given)."""
+    """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
     label: str | None = None
-    """The column that holds the class (for probes and colours; it stays part of x)."""
+    """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
     target: str | None = None
     """Model this column (or 'label') given all the rest: a classifier's task."""
     types: Annotated[list[str], arg(metavar="COLUMN=TYPE")] = dataclasses.field(default_factory=list)

@@ -250,8 +250,8 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
     raw = _raw(coded, to, how, name, notes)
     if parts != [None]:
         raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])[kept]
-    if (label := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
-        raw.label = label[kept]
+    if (found := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
+        raw.classes, raw.label = found[0], found[1][kept]
     return raw
 
 
@@ -288,8 +288,8 @@ def _label(
     n: int,
     wanted: str | None,
     notes: list[str],
-) -> NDArray | None:
-    """The class of each sound [n], from the array that is wanted or the first that can be meant."""
+) -> tuple[str, NDArray] | None:
+    """The array that is wanted, or the first that can be meant, and by it the class of each sound [n]."""
     by_name = {k: [arrays[by[p]] for p in parts] for k, by in keys.items() if set(by) == set(parts)}
     can = {k: np.concatenate(a) for k, a in by_name.items() if k not in ("audio", "offsets") and a[0].ndim == 1}
     can = {k: a for k, a in can.items() if len(a) == n and a.dtype.kind in "iuUSb"}
@@ -299,9 +299,9 @@ def _label(
         return None
     chosen = wanted or next((k for k in can if k in LABELS), next(iter(can)))
     if others := [k for k in can if k != chosen]:
-        notes.append(f"Labels are {chosen!r}; there are also {', '.join(others)} (choose with --label).")
+        notes.append(f"Labels are {chosen!r}; there are also {', '.join(others)} (choose with --label or --given).")
     names, codes = arrays.get(f"{chosen}_names"), can[chosen]
-    return codes if names is None or codes.dtype.kind not in "iu" else np.asarray(names)[codes]
+    return chosen, codes if names is None or codes.dtype.kind not in "iu" else np.asarray(names)[codes]
 
 
 # ---------------------------------------------------------------------------------------------- to files

@@ -183,8 +183,10 @@ def load(
             labels, MNIST's IDX files; text and IDX also as .gz), a NumPy array, tensor, pandas or polars
             frame, pyarrow Table, or the name of a built-in set ("digits", "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
-        given: "label" or columns ("a,b"): the model is p(x | given).
-        label: the column that holds each row's class, for probes and colours; it stays in x.
+        given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
+            model is p(x | given).
+        label: the column (or array of an archive of sounds) that holds each row's class, for probes and colours;
+            a column stays in x.
         types: column -> category, integer, real, real:STEP, nullable, drop, or a sum (real+nullable);
             an infinity counts as missing where nullable is declared.
         drop: columns to leave out.
@@ -308,13 +310,20 @@ def _reading(
         None if alone else get("max_rows"), get("seed", 0), kind,
         text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
         audio.Reading(
-            get("rate"), get("law", "linear"), get("levels"), get("label"), like if isinstance(like, Audio) else None
+            get("rate"), get("law", "linear"), get("levels"), _classes_of_sounds(options),
+            like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
             get("sequence"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
             like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
+
+
+def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:
+    """The array of an archive that is wanted for labels: it may be named as the label, or as what is given."""
+    named = [options.get("label"), *(options.get("given") or ())]
+    return next((name for name in named if name not in (None, "label")), None)
 
 
 def _names(columns: str | Iterable[str] | None) -> list[str] | None:
@@ -421,6 +430,9 @@ class _Roles:
 
 def _roles(space: Space, x: Any, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> _Roles:
     names = [c.name for c in space.columns] if isinstance(space, Table) else []
+    if isinstance(raw, RawRagged) and raw.classes is not None:  # an array of classes by its own name
+        label = None if label == raw.classes else label
+        given = ["label"] if given == [raw.classes] else given
     column = target if target not in (None, "label") else label  # the column that holds the classes
     if column is None and raw.label is None and target == "label" and "label" in names:
         column = "label"

@@ -118,6 +118,7 @@ class RawRagged:
     numbers: NDArray | None = None  # [N] number in the source, where only some were read
     notes: list[str] = field(default_factory=list)
     before: RaggedRows | None = None  # what precedes each row, where the rows are excerpts of something longer
+    classes: str | None = None  # what the source calls the label, where it is one of several arrays
 
     @property
     def n(self) -> int:
@@ -142,4 +143,5 @@ def excerpts(raw: RawRagged, size: int) -> RawRagged:
     before = replace(rows, starts=np.maximum(place - size, first), ends=place)
     label = None if raw.label is None else raw.label[np.searchsorted(rows.starts, first, side="right") - 1]
     notes = [*raw.notes, f"{len(rows)} of them: cut into {len(cut)} excerpts of up to {size} steps in their order."]
-    return RawRagged(replace(space, ends=False, length=int(cut.lengths.max())), cut, label, None, None, notes, before)
+    space = replace(space, ends=False, length=int(cut.lengths.max()))
+    return RawRagged(space, cut, label, notes=notes, before=before, classes=raw.classes)

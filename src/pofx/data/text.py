@@ -2,12 +2,14 @@
 
 Many documents stay whole, and each has its end. Few or very long ones (a book, a program) are cut at line ends into
 excerpts in their order, each given the text before it; the split into parts is then by place, not at random.
+A plain file of more than IN_MEMORY bytes stays on disk, documents and all; JSON lines and tables are decoded whole.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,11 +29,14 @@ SUFFIXES = (
     "sh", "sql", "html", "htm", "xml", "css", "toml", "yaml", "yml", "ini", "cfg",
 )  # fmt: skip
 FEW_DOCUMENTS = 30  # fewer cannot be split into parts as they are: they are cut into excerpts
-LONG = 16384  # characters; where a document is longer, all are cut, too
+LONG = 16384  # symbols; where a document is longer, all are cut, too
 EXCERPT = 2048  # symbols at most
 BEFORE = 1024  # symbols before an excerpt that are kept as its context
 MOST_CHARACTERS = 256  # distinct ones up to which a text is read as characters
 IN_MEMORY = 2**26  # bytes of one file up to which it is decoded; a larger one stays on disk, as bytes
+HEAD = 2**20  # of a file, by which it is judged
+CHUNK = 2**20  # bytes of a large file that are looked at together
+BOM = b"\xef\xbb\xbf"  # what some programs write before UTF-8
 ENDOFTEXT = "<|endoftext|>"  # the separator that corpora of documents are published with
 
 
@@ -41,7 +46,8 @@ class Reading:
 
     Attributes:
         symbols: "characters", "bytes", or "auto": characters where there are few different ones.
-        separator: what stands between the documents of a file; ENDOFTEXT does without being named.
+        separator: what stands between the documents of a file; ENDOFTEXT does without being named, where one stands
+            in the first mebibyte.
         column: of a table or of JSON lines, that holds the texts.
         like: the space that new texts are to be of.
     """
@@ -53,22 +59,57 @@ class Reading:
 
     @property
     def large_as_bytes(self) -> bool:
-        """May a large file stay where it is? Only bytes can, and only as one document."""
-        alphabet = self.like.alphabet if self.like else ""
-        return self.separator is None and self.symbols != "characters" and not alphabet
+        """May a large file stay where it is? Only bytes can."""
+        return self.symbols != "characters" and not (self.like and self.like.alphabet)
+
+    def between(self, beginning: str) -> str | None:
+        """The separator of documents of a text that begins so. Raises UsageError."""
+        if self.separator == "":
+            raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
+        found = self.separator is None and ENDOFTEXT in beginning[:HEAD]
+        return ENDOFTEXT if found else None if self.separator is None else _unescaped(self.separator)
 
 
 def from_file(path: Path, how: Reading) -> RawRagged:
-    """A text file (.gz too): one document, or several."""
+    """A text file (.gz too): one document, or several. A large one is mapped into memory and never read as a whole."""
     if path.suffix != ".gz" and path.stat().st_size > IN_MEMORY and how.large_as_bytes:
-        with path.open("rb") as file:
-            _decode(file.read(1 << 20), path, whole=False)
-        values = np.memmap(path, np.uint8, "r")
-        return _cut(values, np.array([0]), np.array([len(values)]), "", [f"{len(values)} bytes stay on disk."])
+        return _from_large_file(path, how)
     text = _decode(_bytes(path), path)
-    separator = ENDOFTEXT if how.separator is None and ENDOFTEXT in text[: 1 << 20] else how.separator
-    documents = [text] if separator is None else text.split(_unescaped(separator))
+    separator = how.between(text)
+    documents = [text] if separator is None else text.split(separator)
     return from_documents(documents, how, str(path))
+
+
+def _from_large_file(path: Path, how: Reading) -> RawRagged:
+    """Bytes that stay on disk: only the first of them must be UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    separator, values = how.between(_decode(head, path, whole=False)), np.memmap(path, np.uint8, "r")
+    starts, ends = np.array([len(BOM) if head.startswith(BOM) else 0]), np.array([len(values)])
+    if separator is not None:
+        found = _places(values, separator.encode())
+        starts, ends = np.append(starts, found + len(separator.encode())), np.append(found, ends)
+    blank = np.array([_blank(values[a:b]) for a, b in zip(starts, ends, strict=True)])
+    if blank.all():
+        raise _no_text(str(path))
+    notes = [f"{len(values)} bytes stay on disk.", *_left_out(int(blank.sum()))]
+    return _raw(values, starts[~blank], ends[~blank], "", how, notes)
+
+
+def _places(values: NDArray, separator: bytes) -> NDArray:
+    """Where a separator stands in bytes [T]: from left to right without overlap, as ``split`` finds it."""
+    found, place = [np.zeros(0, np.int64)], 0
+    while place < len(values):  # those that begin in this chunk, and may end in the next
+        chunk = values[place : place + CHUNK + len(separator) - 1].tobytes()
+        here = [place + m.start() for m in re.finditer(re.escape(separator), chunk)]
+        found.append(np.array(here, np.int64))
+        place = max(place + CHUNK, here[-1] + len(separator) if here else 0)
+    return np.concatenate(found)
+
+
+def _blank(values: NDArray) -> bool:
+    """Are bytes nothing but white space?"""
+    return not any(values[i : i + CHUNK].tobytes().strip() for i in range(0, len(values), CHUNK))
 
 
 def from_folder(path: Path, how: Reading) -> RawRagged:
@@ -122,21 +163,42 @@ def from_documents(
     texts = list(documents)
     kept = [i for i, t in enumerate(texts) if t.strip()]
     if not kept:
-        raise EmptyData(f"{where} holds no text.", "Give a file with text.")
-    notes = [f"{len(texts) - len(kept)} empty documents were left out."] * (len(kept) < len(texts))
+        raise _no_text(where)
+    notes = _left_out(len(texts) - len(kept))
     texts = [texts[i] for i in kept]
     label, part = (None if a is None else a[kept] for a in (label, part))
     alphabet = how.like.alphabet if how.like else _alphabet(texts, how.symbols, notes)
-    few = len(texts) < FEW_DOCUMENTS or max(map(len, texts)) > LONG
-    cut = not how.like.ends if how.like else few and part is None
-    if cut:  # a gap after each document, which no excerpt reaches over
-        values, lengths = _join(_gapped(encode(text, alphabet)) for text in texts)
-        ends = lengths.cumsum()
-        return _cut(values, ends - lengths, ends - 1, alphabet, notes)
-    values, lengths = _join(encode(text, alphabet) for text in texts)
+    # a gap after each document, which no excerpt reaches over
+    values, lengths = _join(_gapped(encode(text, alphabet)) for text in texts)
     ends = lengths.cumsum()
-    rows = RaggedRows(values, ends - lengths, ends, -1, torch.int64)
-    return RawRagged(Text(alphabet, True, int(lengths.max())), rows, label, part, notes=notes)
+    return _raw(values, ends - lengths, ends - 1, alphabet, how, notes, label, part)
+
+
+def _no_text(where: str) -> EmptyData:
+    return EmptyData(f"{where} holds no text.", "Give a file with text.")
+
+
+def _left_out(count: int) -> list[str]:
+    return [f"{count} empty documents were left out."] * (count > 0)
+
+
+def _raw(
+    values: NDArray,
+    starts: NDArray,
+    ends: NDArray,
+    alphabet: str,
+    how: Reading,
+    notes: list[str],
+    label: NDArray | None = None,
+    part: NDArray | None = None,
+) -> RawRagged:
+    """Documents values[starts[i] : ends[i]], with something between them: as they are, or cut into excerpts."""
+    longest = int((ends - starts).max())
+    few = len(starts) < FEW_DOCUMENTS or longest > LONG
+    if not how.like.ends if how.like else few and part is None:
+        return _cut(values, starts, ends, alphabet, notes)
+    rows = RaggedRows(values, starts, ends, -1, torch.int64)
+    return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
 
 
 def encode(text: str, alphabet: str) -> NDArray:
@@ -232,7 +294,7 @@ def _bytes(path: Path) -> bytes:
 
 def _decode(data: bytes, path: Path, whole: bool = True) -> str:
     """UTF-8 text with line ends as they are. Raises BadValue for a binary file."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(BOM)
     if b"\0" in data[: 1 << 16]:
         raise BadValue(f"{path} is binary: byte {data.index(0)} is 0.", "Give a text file.")
     try:

@@ -14,7 +14,7 @@ from pofx.core.space import Audio, Space
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.transformer import Shape, Transformer
+from pofx.nn.transformer import Shape, Transformer, learned
 from pofx.nn.wavenet import WaveNet
 
 # ----------------------------------------------------------------------------------------------- gpt
@@ -50,6 +50,11 @@ class Gpt(Stepwise):
 
     def build(self, config: GptConfig) -> SequenceNet:
         return Transformer(config)
+
+    @property
+    def small_embeddings(self) -> bool:
+        """Positions would be lost beside large ones, and learned late."""
+        return learned(self.config)
 
     @classmethod
     def tiny(cls, space: Space) -> GptConfig:

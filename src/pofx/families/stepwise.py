@@ -76,9 +76,15 @@ class Stepwise(Model):
         config, space = self.config, self.space
         if isinstance(space, Text):
             size = config.vocabulary or space.symbols
-            return Symbols(size, config.width, ends=space.ends, tied=config.tied, marginal=config.marginal)
+            options = {"tied": config.tied, "marginal": config.marginal, "small": self.small_embeddings}
+            return Symbols(size, config.width, ends=space.ends, **options)
         assert isinstance(space, Audio | Sequence)
         return Sites(self.step_heads(), config.width, hidden=config.inner_width, ends=space.ends)
+
+    @property
+    def small_embeddings(self) -> bool:
+        """Is something added to the embeddings of symbols that starts as small as ``nn.emission.START``?"""
+        return False
 
     def step_heads(self) -> Heads:
         config, space = self.config, self.space
@@ -121,9 +127,9 @@ class Stepwise(Model):
 
     def material(self, x: Any) -> Material:
         """Whole data where they fit into a block, else windows over them."""
-        fill, block = self.emission.fill, self.config.block
+        fill, pad, block = self.emission.fill, self.emission.pad, self.config.block
         if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
-            return Whole(x, self.codec.encode, fill)
+            return Whole(x, self.codec.encode, fill, pad)
         runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
 
         def sequences() -> Iterator[Tensor]:
@@ -131,7 +137,7 @@ class Stepwise(Model):
                 u = self.codec.encode(runs[i : i + 1])[0]
                 yield u[~self.emission.filled(u[None])[0]]
 
-        windows = Windows(sequences(), owners, fill, block)
+        windows = Windows(sequences(), owners, fill, pad, block)
         if windows.targets < block:
             raise UsageError(
                 f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
@@ -150,8 +156,7 @@ class Stepwise(Model):
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
             log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
-            # fill after a step is its end; fill after fill only fills up
-            idle = filled(targets) & (filled(inputs) | (not self._ends))
+            idle = self.emission.padded(targets) if self._ends else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
@@ -416,12 +421,7 @@ class Stepwise(Model):
 
         Where strings stop them, what stands after these in the same step is left out.
         """
-        foreign = isinstance(self.codec, Subwords) and self.codec.foreign
-        if before is not None and (foreign or isinstance(self.codec, Predicted)):
-            assert isinstance(self.codec, Subwords | Predicted)
-            x = self.codec.decode_after(before[:, 1:], u)
-        else:
-            x = self.codec.decode(u)
+        x = self.codec.decode(u) if before is None else self.codec.decode_after(before[:, 1:], u)
         if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
             x = x[:, : sampler.length or self._longest]
         if sampler.decoding is None or not sampler.decoding.stop:

@@ -19,7 +19,7 @@ from pofx.core.space import Text
 from pofx.families.sequence import Gpt, GptConfig
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.nn.emission import Symbols
-from pofx.nn.steps import SPELLING, Subwords
+from pofx.nn.steps import SPELLING, Foreign, Subwords
 from pofx.nn.transformer import Transformer
 from pofx.train.checkpoint import write_json
 from pofx.train.run import Run
@@ -59,8 +59,8 @@ def read_model(folder: str | Path) -> Run:
     if not space.ends:
         emission.forbid_end()
     model.emission = emission
-    assert isinstance(model.codec, Subwords)
-    model.codec.take(checkpoint.tokenizer, foreign=True)
+    model.codec = codec = Foreign(space, config.vocabulary)
+    codec.take(checkpoint.tokenizer)
     model.eval()
     return Run(model, {"family": Gpt.name, "data": {"source": None}}, path=folder)
 
@@ -121,10 +121,10 @@ def tokenizer_of(model: Model) -> str:
     """tokenizer.json of the symbols of a gpt over texts, with its end as a special token, which begins texts, too."""
     _, emission, space = text_parts(model)
     codec: Any = model.codec
+    if isinstance(codec, Foreign):
+        return codec.json
     if isinstance(codec, Subwords):
         described = json.loads(codec.json)
-        if codec.foreign:
-            return codec.json
         words = described["model"]["vocab"]
         for number in range(len(words), emission.end):  # the vocabulary may be larger than what was learned
             words[f"<|unused{number}|>"] = number

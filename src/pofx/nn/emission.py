@@ -4,7 +4,8 @@
     Sites     a step is several values (a row of a table, a patch of an image) or one number: the end by one
               logit, then value after value, each given those before it in the step (a masked MLP, as in MADE)
 
-``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets.
+``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets,
+``pad`` for nothing: it makes training pieces equally long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pofx.nn.causal import MaskedMlp
 from pofx.nn.heads import Heads, pick, uniform
 
 Given: TypeAlias = tuple[Tensor, Tensor]  # values of a step, and which of them are known
+START = 0.02  # standard deviation of learned positions and of small embeddings before training (Radford et al. 2019)
 
 
 class Emission(nn.Module):
@@ -27,10 +29,12 @@ class Emission(nn.Module):
 
     Attributes:
         fill: the value that stands for the beginning and the end.
+        pad: the value of what only fills up, which counts as ``filled``, too.
         ends: the end has a probability.
     """
 
     fill: float
+    pad: float
     ends: bool
 
     def embed(self, u: Tensor) -> Tensor:
@@ -56,6 +60,10 @@ class Emission(nn.Module):
         """Which steps are fill [N, L]."""
         raise NotImplementedError
 
+    def padded(self, u: Tensor) -> Tensor:
+        """Which steps only fill up [N, L]."""
+        return (u if u.ndim == 2 else u[..., 0]) == self.pad
+
     def beginning(self, n: int) -> Tensor:
         """One fill for each of n sequences [n, 1, ...]."""
         raise NotImplementedError
@@ -72,11 +80,12 @@ class Symbols(Emission):
         ends: whether the end may follow; else its probability is zero.
         tied: one matrix embeds symbols and reads them out (Press & Wolf 2017).
         marginal: start at the frequencies of training symbols (in ``base``); else at equal ones.
+        small: embeddings start as small as learned positions (where tied, they always do), else at unit variance.
     """
 
     base: Tensor
 
-    fill = -1
+    fill, pad = -1, -2
 
     def __init__(
         self,
@@ -88,6 +97,7 @@ class Symbols(Emission):
         ends: bool = True,
         tied: bool = False,
         marginal: bool = True,
+        small: bool = False,
     ) -> None:
         super().__init__()
         self.end, self.ends, self.marginal = size if end is None else end, ends, marginal
@@ -97,8 +107,8 @@ class Symbols(Emission):
         self.out = None if tied else nn.Linear(width, size + own, bias=False)
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
-        else:
-            nn.init.normal_(self.table.weight, std=0.02)
+        if tied or small:
+            nn.init.normal_(self.table.weight, std=START)
         self.register_buffer("base", torch.zeros(size + own))
         if not ends:
             self.forbid_end()
@@ -152,7 +162,7 @@ class Sites(Emission):
 
     base: Tensor
 
-    fill = math.inf
+    fill, pad = math.inf, -math.inf
 
     def __init__(self, heads: Heads, width: int, *, hidden: int = 128, layers: int = 2, ends: bool = True) -> None:
         super().__init__()

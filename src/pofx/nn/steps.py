@@ -1,7 +1,7 @@
 """A datum as a sequence of steps, which nets over sequences read and write.
 
     space      one step                                  codec
-    Text       a symbol, or a subword of several         Plain, Subwords
+    Text       a symbol, or a subword of several         Plain, Subwords, Foreign
     Audio      a level, or the error of its prediction   Plain, Predicted
     Sequence   a row of a table                          Plain
     Image      the levels of a patch, or a colour        Patches, Palette (nn.palette)
@@ -34,7 +34,7 @@ Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and th
 Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
 
 
-class Codec(Protocol):
+class Codec(nn.Module):
     """How data become steps, and steps data.
 
     Attributes:
@@ -43,21 +43,25 @@ class Codec(Protocol):
         fixed: the number of steps of every datum; None where it is free.
     """
 
-    aligned: bool
-    kind: Kind
-    fixed: int | None
+    aligned = True
+    kind: Kind = Exact
+    fixed: int | None = None
 
     def encode(self, x: Tensor) -> Tensor:
         """x [N, *E] -> steps [N, L, ...]."""
-        ...
+        raise NotImplementedError
 
     def decode(self, u: Tensor) -> Tensor:
         """The inverse, of the space's dtype."""
-        ...
+        raise NotImplementedError
+
+    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
+        """What steps u add to the data of the steps ``before``, which fill may follow: by themselves, ``decode``."""
+        return self.decode(u)
 
 
-class TextCodec(Codec, Protocol):
-    """A codec of texts: it knows which characters a step stands for."""
+class TextCodec(Protocol):
+    """What a codec of texts knows besides: which characters a step stands for."""
 
     def spans(self, x: Tensor) -> list[list[Span]]:
         """Of each text of x [N, L], which characters of its spelling each step stands for, or is a part of."""
@@ -68,12 +72,8 @@ class TextCodec(Codec, Protocol):
         ...
 
 
-class Predicted(nn.Module):
+class Predicted(Codec):
     """Sounds [N, L] as errors of their linear prediction, each a step of one value [N, L, 1]."""
-
-    aligned = True
-    kind: Kind = Exact
-    fixed: int | None = None
 
     def __init__(self, space: Audio, order: int) -> None:
         super().__init__()
@@ -90,7 +90,6 @@ class Predicted(nn.Module):
         return self.prediction.restored(torch.where(u.isinf(), -1, u)[..., 0].long())
 
     def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
-        """``decode`` of steps u that were drawn after steps ``before``, which fill may follow."""
         size = (~before[..., 0].isinf()).sum(1, keepdim=True)
         line = torch.cat([before, u, torch.full_like(before, math.inf)], 1)
         order = line[..., 0].isinf().long().argsort(dim=1, stable=True)
@@ -98,12 +97,8 @@ class Predicted(nn.Module):
         return x.gather(1, size + torch.arange(u.shape[1], device=u.device))
 
 
-class Plain(nn.Module):
+class Plain(Codec):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
-
-    aligned = True
-    kind: Kind = Exact
-    fixed: int | None = None
 
     def __init__(self, space: Ragged, single: bool = False) -> None:
         super().__init__()
@@ -148,14 +143,13 @@ def _of_bytes(numbers: list[int]) -> list[Span]:
     return spans
 
 
-class Patches(nn.Module):
+class Patches(Codec):
     """An image [C, H, W] as its patches of size x size pixels, each with all of its channels, in an order.
 
     With ``symbols`` a step is the level of one pixel of one channel; with ``errors`` levels are those of a prediction.
     """
 
     aligned = False
-    kind: Kind = Exact
     order: Tensor
     back: Tensor
 
@@ -174,7 +168,7 @@ class Patches(nn.Module):
         self.register_buffer("order", places, persistent=False)
         self.register_buffer("back", places.argsort(), persistent=False)
         self.space, self.size, self.symbols = space, size, symbols
-        self.fixed: int | None = (space.height // size) * (space.width // size)
+        self.fixed = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
 
     def encode(self, x: Tensor) -> Tensor:
@@ -240,7 +234,7 @@ def _escaped(piece: str) -> bool:
     return len(piece) == 1 and "\udc80" <= piece <= "\udcff"
 
 
-class Subwords(nn.Module):
+class Subwords(Codec):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019), learned from the training texts.
 
     A string has many spellings in subwords; the encoder gives one of them, so its likelihood bounds that of
@@ -252,15 +246,13 @@ class Subwords(nn.Module):
     """
 
     aligned = False
-    kind: Kind = LowerBound
-    fixed: int | None = None
+    kind = LowerBound
     learned: Tensor
 
     def __init__(self, space: Text, size: int) -> None:
         super().__init__()
         self.space, self.size = space, size
         self._made: Any = None  # the tokenizer, once it is used
-        self.foreign = False
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def learn(self, texts: list[str]) -> None:
@@ -277,10 +269,10 @@ class Subwords(nn.Module):
         made.train_from_iterator(texts, trainer)
         self.take(made.to_str())
 
-    def take(self, json: str, foreign: bool = False) -> None:
-        """Use a tokenizer.json; a foreign one may lose something of a text, which is then an error."""
+    def take(self, json: str) -> None:
+        """Use a tokenizer.json."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
-        self._made, self.foreign = None, foreign
+        self._made = None
 
     @property
     def json(self) -> str:
@@ -296,16 +288,14 @@ class Subwords(nn.Module):
         return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        rows = [row[row >= 0].tolist() for row in x]
-        tokens = [e.ids for e in self._read(x)] if self.foreign else self._tokens(rows)
+        tokens = self._tokens(x)
         u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
         for row, ids in zip(u, tokens, strict=True):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return u.to(x.device)
 
-    def _tokens(self, rows: list[list[int]]) -> list[list[int]]:
-        """Tokens of rows of symbols."""
-        tokenizer, alphabet = self.tokenizer, self.space.alphabet
+    def _tokens(self, x: Tensor) -> list[list[int]]:
+        tokenizer, alphabet, rows = self.tokenizer, self.space.alphabet, [row[row >= 0].tolist() for row in x]
         if alphabet:
             texts = ["".join(alphabet[k] for k in row) for row in rows]
             return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
@@ -322,9 +312,6 @@ class Subwords(nn.Module):
     def decode(self, u: Tensor) -> Tensor:
         """Subwords -> symbols. Nothing is left of numbers without a subword (where the texts had few), nor of bytes
         that make up no character of the alphabet."""
-        if self.foreign:
-            found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
-            return self.space.read([self._known(t) for t in found]).to(u.device)
         tokenizer, byte = self.tokenizer, {c: k for k, c in enumerate(SPELLING)}
         words = [[tokenizer.id_to_token(k) or "" for k in row[row >= 0].tolist()] for row in u]
         spelled = [bytes(byte[c] for word in row for c in word) for row in words]
@@ -337,22 +324,12 @@ class Subwords(nn.Module):
             row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
         return x.to(u.device)
 
-    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
-        """``decode`` of what goes on: other tokenizers than ours drop a space at the beginning of a text."""
-        rows = [[r[r >= 0].tolist() for r in t] for t in (before, u)]
-        return self.space.read(["".join(map(self.speller(b), new)) for b, new in zip(*rows, strict=True)]).to(u.device)
-
     def spans(self, x: Tensor) -> list[list[Span]]:
         return [list(e.offsets) for e in self._read(x)]
 
     def speller(self, before: Sequence[int]) -> Speller:
-        tokenizer = self.tokenizer
-        if self.foreign:
-            from tokenizers.decoders import DecodeStream
-
-            stream = DecodeStream(list(before), skip_special_tokens=True)
-            return lambda symbol: "" if symbol is None else stream.step(tokenizer, symbol) or ""
-        reader, byte = codecs.getincrementaldecoder("utf-8")("replace"), {c: b for b, c in enumerate(SPELLING)}
+        tokenizer, byte = self.tokenizer, {c: b for b, c in enumerate(SPELLING)}
+        reader = codecs.getincrementaldecoder("utf-8")("replace")
 
         def spell(symbol: int | None) -> str:
             word = "" if symbol is None else tokenizer.id_to_token(symbol) or ""  # some numbers stand for no subword
@@ -367,19 +344,44 @@ class Subwords(nn.Module):
     def _read(self, x: Tensor) -> list[Any]:
         texts = [self.space.spell(row) for row in x]
         found: list[Any] = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        if self.foreign:
-            back = self.tokenizer.decode_batch([e.ids for e in found], skip_special_tokens=False)
-            for text, again in zip(texts, back, strict=True):
-                if again != text:
-                    i = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), len(again))
-                    raise BadValue(
-                        f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
-                        f"{again[i : i + 20]!r}, so its probability would be that of another text.",
-                        "Score a text that it keeps, or use a model with a byte-level tokenizer.",
-                    )
         return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         self.learned = torch.empty_like(state[f"{prefix}learned"])  # as long as it is
         self._made = None
         super()._load_from_state_dict(state, prefix, *args)
+
+
+class Foreign(Subwords):
+    """Subwords of another project's tokenizer. It may lose something of a text, which is then an error."""
+
+    def _tokens(self, x: Tensor) -> list[list[int]]:
+        return [e.ids for e in self._read(x)]
+
+    def decode(self, u: Tensor) -> Tensor:
+        found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
+        return self.space.read([self._known(t) for t in found]).to(u.device)
+
+    def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
+        """What goes on: some tokenizers drop a space at the beginning of a text, and only there."""
+        rows = [[r[r >= 0].tolist() for r in t] for t in (before, u)]
+        return self.space.read(["".join(map(self.speller(b), new)) for b, new in zip(*rows, strict=True)]).to(u.device)
+
+    def speller(self, before: Sequence[int]) -> Speller:
+        from tokenizers.decoders import DecodeStream
+
+        tokenizer, stream = self.tokenizer, DecodeStream(list(before), skip_special_tokens=True)
+        return lambda symbol: "" if symbol is None else stream.step(tokenizer, symbol) or ""
+
+    def _read(self, x: Tensor) -> list[Any]:
+        found = super()._read(x)
+        back = self.tokenizer.decode_batch([e.ids for e in found], skip_special_tokens=False)
+        for text, again in zip(map(self.space.spell, x), back, strict=True):
+            if again != text:
+                i = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), len(again))
+                raise BadValue(
+                    f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
+                    f"{again[i : i + 20]!r}, so its probability would be that of another text.",
+                    "Score a text that it keeps, or use a model with a byte-level tokenizer.",
+                )
+        return found

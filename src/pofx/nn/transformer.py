@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pofx.core.errors import UsageError
+from pofx.nn.emission import START
 from pofx.nn.sequence import Cache, SequenceNet
 
 Norm = Literal["rms", "layer"]
@@ -115,7 +116,7 @@ class Transformer(SequenceNet):
         shape = shape if block is None else dataclasses.replace(shape, block=block)
         self.shape, self.width = shape, shape.width
         self.reach = self.longest = shape.block
-        self.position = nn.Parameter(0.02 * torch.randn(shape.block, shape.width)) if learned(shape) else None
+        self.position = nn.Parameter(START * torch.randn(shape.block, shape.width)) if learned(shape) else None
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))  # type: ignore[assignment]
         self.norm = norm(shape, shape.width)
         self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)

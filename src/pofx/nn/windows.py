@@ -35,7 +35,8 @@ def context(block: int, stride: int) -> int:
 class Windows:
     """Training pieces [B, 1 + block, ...] of long sequences of steps: an input before, then ``block`` targets.
 
-    Sequences lie end to end in one array, ``fill`` before and after each. The first window of a sequence starts
+    Sequences lie end to end in one array, ``fill`` before and after each: the end of one is the beginning of the
+    next, and an empty one leaves two in a row. The first window of a sequence starts
     with it; the further ones follow end to end, shifted by ``turn`` so that no epoch cuts as the one before. One more
     than a sequence needs lets them reach its end under every shift; the last may lie in the next sequence, whose
     it is then.
@@ -43,16 +44,17 @@ class Windows:
     Args:
         sequences: gives steps [L, ...] of one sequence after the other.
         owners: the training row of each.
-        fill: what stands between them.
+        fill: what stands between them; pad: what follows the last end.
     """
 
-    def __init__(self, sequences: Iterator[Tensor], owners: Tensor, fill: float, block: int) -> None:
+    def __init__(self, sequences: Iterator[Tensor], owners: Tensor, fill: float, pad: float, block: int) -> None:
         self.block, parts, lengths = block, [], []
         for u in sequences:
             separator = u.new_full((1, *u.shape[1:]), fill)
             parts.append(compact(torch.cat([separator, u])))
             lengths.append(len(u) + 1)
-        tail = parts[0].new_full((2 * block + 1, *parts[0].shape[1:]), fill)
+        tail = parts[0].new_full((2 * block + 1, *parts[0].shape[1:]), pad)
+        tail[0] = fill
         self.steps = on_disk_if_large([*parts, tail])
         targets = torch.tensor(lengths)
         self.first = targets.cumsum(0) - targets
@@ -84,7 +86,7 @@ class Windows:
 
 
 def compact(u: Tensor) -> Tensor:
-    """Symbols in as few bytes as they need; -1 stays -1."""
+    """Symbols in as few bytes as they need; negative ones stay as they are."""
     if u.is_floating_point():
         return u.float() if u.shape[-1] == 1 else u
     top = int(u.max()) if u.numel() else 0
@@ -107,15 +109,15 @@ def on_disk_if_large(parts: list[Tensor]) -> np.ndarray:
 
 
 class Whole:
-    """Training pieces of short sequences: each whole, after one fill and with one or more at its end.
+    """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest.
 
     Args:
         rows: the training data, indexed by tensors.
-        encode: rows -> steps [B, L, ...].
+        encode: rows -> steps [B, L, ...], the shorter ones filled up by ``fill``.
     """
 
-    def __init__(self, rows: Tensor, encode: Callable[[Tensor], Tensor], fill: float) -> None:
-        self.rows, self.encode, self.fill = rows, encode, fill
+    def __init__(self, rows: Tensor, encode: Callable[[Tensor], Tensor], fill: float, pad: float) -> None:
+        self.rows, self.encode, self.fill, self.pad = rows, encode, fill, pad
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,7 +125,9 @@ class Whole:
     def __getitem__(self, index: Tensor) -> Tensor:
         u = self.encode(self.rows[index])
         fill = u.new_full((len(u), 1, *u.shape[2:]), self.fill)
-        return torch.cat([fill, u, fill], 1)
+        line = torch.cat([fill, u, fill], 1)
+        line[:, 2:].masked_fill_(line[:, 1:-1] == self.fill, self.pad)  # what follows the end
+        return line
 
     def owner(self, index: Tensor) -> Tensor:
         return index
