@@ -13,10 +13,10 @@ import torch
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.core.space import Category, Integer, Real, Sequence
 from pofx.data import sequences
-from pofx.data.base import TEST, TRAIN, VALID
 from pofx.data.ragged import RawRagged
 from pofx.data.read import Options, RawTable, read
 from pofx.data.sequences import Reading, from_arrays, from_table
+from pofx.data.split import TEST, TRAIN, VALID
 
 rng = np.random.default_rng(0)
 

@@ -13,7 +13,8 @@ from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, Usage
 from pofx.core.space import Audio, Label
 from pofx.data import audio
 from pofx.data.audio import Reading, decode, encode, from_arrays, from_file, from_folder, write_audio
-from pofx.data.base import TEST, TRAIN, read_rows
+from pofx.data.rows import read_rows
+from pofx.data.split import TEST, TRAIN
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -18,8 +18,8 @@ import pofx
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.core.space import Label, Text
 from pofx.data import text
-from pofx.data.base import read_rows
 from pofx.data.ragged import RaggedRows
+from pofx.data.rows import read_rows
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 

@@ -21,7 +21,7 @@ def read_model(path: Path) -> Run:
 
 def new_rows(run: Run, source: str, context: Space | None) -> Part:
     """Rows of a source, and their contexts, read with the run's own types."""
-    from pofx.data.base import read_rows
+    from pofx.data.rows import read_rows
 
     about = run.info["data"]
     return read_rows(run.model.space, context, source, labels=about.get("labels"), options=about.get("options", {}))

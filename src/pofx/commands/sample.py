@@ -252,7 +252,7 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
     import torch
 
     from pofx.core.space import Label, Table
-    from pofx.data.base import encode_row
+    from pofx.data.rows import encode_row
 
     context = run.model.context
     if context is None:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.space import Audio, Label, Space
-from pofx.data.base import pick
 from pofx.data.image import by_folder, by_part, files_below
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.data.split import pick
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 LAWS = {"linear": 65536, "mu": 256}  # and their usual numbers of levels

@@ -18,7 +18,7 @@ from PIL import ImageOps
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, WrongShape
 from pofx.core.space import Image
-from pofx.data.base import TEST, TRAIN, VALID, pick
+from pofx.data.split import TEST, TRAIN, VALID, pick
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
 

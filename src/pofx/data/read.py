@@ -27,9 +27,9 @@ import torch
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, RaggedTable, UsageError, WrongShape
 from pofx.core.space import Column, Image, Table
 from pofx.data import audio, image, sequences, text
-from pofx.data.base import TRAIN
 from pofx.data.image import PARTS, NDArray, RawImages
 from pofx.data.ragged import RawRagged, excerpts
+from pofx.data.split import TRAIN
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import MISSING, MOST_CATEGORIES, Array, decode
 

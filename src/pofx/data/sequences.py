@@ -17,7 +17,7 @@ import torch
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.core.space import Category, Sequence, Table
-from pofx.data.base import _typed
+from pofx.data.base import typed
 from pofx.data.image import by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.tabular import encode_rows
@@ -243,7 +243,7 @@ def _table(
     if not columns:
         raise EmptyData(f"{name} has no column but the one that tells sequences apart.", "Give a column of values.")
     types = {} if source is None else source.types
-    table, x = _typed(RawTable(columns, n, types=types), how.types, how.drop, notes)
+    table, x = typed(RawTable(columns, n, types=types), how.types, how.drop, notes)
     return table, x.numpy()
 
 

@@ -17,7 +17,8 @@ from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model, Sampler
 from pofx.core.space import Label, Ragged, Space, Text, join
-from pofx.data.base import Data, Part, read_rows
+from pofx.data.base import Data, Part
+from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.latent import linear_probe, usage

@@ -1,0 +1,127 @@
+"""What of a source is modelled and what is given: spaces, and how to take rows of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import UsageError
+from pofx.core.space import Category, Column, Label, Real, Space, Table
+from pofx.data.ragged import RaggedRows, RawRagged
+
+if TYPE_CHECKING:
+    from pofx.data.read import Raw
+
+MOST_CLASSES = 1000
+
+Take: TypeAlias = Callable[[Tensor], Any]  # row numbers [n] -> those rows [n, *E]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What is modelled and what is given: spaces, and how to take rows of each."""
+
+    space: Space
+    context: Space | None
+    take_x: Take
+    take_c: Take | None
+    labels: tuple[str, ...] | None
+    code: Tensor | None  # [N] the class of each row
+
+
+def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> Roles:
+    names = [c.name for c in space.columns] if isinstance(space, Table) else []
+    if isinstance(raw, RawRagged) and raw.classes is not None:  # an array of classes by its own name
+        label = None if label == raw.classes else label
+        given = ["label"] if given == [raw.classes] else given
+    column = target if target not in (None, "label") else label  # the column that holds the classes
+    if column is None and raw.label is None and target == "label" and "label" in names:
+        column = "label"
+    labels: tuple[str, ...] | None = None
+    code: Tensor | None = None
+    if column is not None:
+        if column not in names:
+            raise no_column(column, names, "label" if column == label else "target")
+        assert isinstance(space, Table)
+        labels, code = _classes(space.columns[names.index(column)], x[:, names.index(column)])
+    elif raw.label is not None:
+        labels, code = _factor(raw.label)
+    if labels is None and (target == "label" or (given == ["label"] and "label" not in names)):
+        raise UsageError("The source has no labels.", "Name the column that holds them: label=COLUMN.")
+
+    take = x.take if isinstance(x, RaggedRows) else x.__getitem__
+
+    def rest(without: Container[str | None]) -> tuple[Space, Take]:
+        if not isinstance(space, Table):
+            return space, take
+        return _columns(space, x, [n for n in names if n not in without])
+
+    if target is not None:
+        assert labels is not None
+        assert code is not None
+        context, take_c = rest([column])
+        return Roles(Label(labels), context, code.__getitem__, take_c, labels, code)
+    if given == ["label"] and labels is not None and code is not None:
+        kept, take_x = rest([column])
+        return Roles(kept, Label(labels), take_x, code.__getitem__, labels, code)
+    if given is not None:
+        if not isinstance(space, Table):
+            raise UsageError(f"Only tables have columns to be given ({', '.join(given)}).", "Give 'label'.")
+        for name in given:
+            if name not in names:
+                raise no_column(name, names, "given")
+        context, take_c = _columns(space, x, given)
+        kept, take_x = rest(given)
+        return Roles(kept, context, take_x, take_c, labels, code)
+    return Roles(space, None, take, None, labels, code)
+
+
+def _columns(space: Table, x: Tensor, names: list[str]) -> tuple[Table, Take]:
+    """The sub-table of ``names``, and how to take its rows."""
+    if not names:
+        raise UsageError("No column is left to model.", "Give fewer columns.")
+    by_name = {c.name: j for j, c in enumerate(space.columns)}
+    index = torch.tensor([by_name[n] for n in names])
+    sub = Table(tuple(space.columns[j] for j in index.tolist()))
+    return sub, lambda i: x[i[:, None], index]
+
+
+def _classes(column: Column, values: Tensor) -> tuple[tuple[str, ...], Tensor]:
+    """The classes that a column holds and each row's class [N]; missing is a class of its own."""
+    from pofx.data.tabular import spell
+
+    if isinstance(column, Category):
+        labels, code = list(column.values), values.nan_to_num(len(column.values)).long()
+    else:
+        distinct = values[~values.isnan()].unique()
+        if (isinstance(column, Real) and column.step is None) or len(distinct) > MOST_CLASSES:
+            raise UsageError(
+                f"Column {column.name!r} holds numbers ({len(distinct)} distinct), not classes.",
+                f"Choose another column, or declare it: --types {column.name}=category.",
+            )
+        labels = [spell(float(v)) for v in distinct]
+        code = torch.where(values.isnan(), len(labels), torch.searchsorted(distinct, values.contiguous()))
+    if values.isnan().any():
+        labels.append("(missing)")
+    return tuple(labels), code
+
+
+def _factor(label: Any) -> tuple[tuple[str, ...], Tensor]:
+    """Class names (or numbers) [N] as sorted spellings and codes."""
+    import numpy as np
+
+    distinct, code = np.unique(label, return_inverse=True)
+    return tuple(str(v) for v in distinct.tolist()), torch.from_numpy(code.reshape(-1).astype(np.int64))
+
+
+def no_column(name: str, known: Iterable[str], what: str) -> UsageError:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {listed}."
+    return UsageError(f"There is no column {name!r} ({what}).", hint)

@@ -1,0 +1,148 @@
+"""Rows that a model has not seen yet, read as rows of its own space."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import BadValue, UsageError, WrongShape
+from pofx.core.space import Category, Image, Integer, Label, Ragged, Space, Table
+from pofx.data.base import Part, reading
+from pofx.data.ragged import RawRagged
+from pofx.data.roles import no_column
+
+if TYPE_CHECKING:
+    from pofx.data.read import Raw
+
+
+def read_rows(
+    space: Space,
+    context: Space | None,
+    source: Any,
+    *,
+    labels: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Part:
+    """All rows of ``source`` in its order, as rows of a known space (and context).
+
+    Args:
+        source: anything that ``load`` takes; columns beyond those of the space are left aside.
+        labels: the classes of the data that the model was fitted to, to read ``Part.label`` by.
+        options: what ``load`` was called with then.
+
+    Raises:
+        WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
+        does not have (an unknown category or label, a missing entry), naming column, value and row.
+    """
+    from pofx.data.read import RawTable, read
+
+    options = options or {}
+    spaces = [s for s in (space, context) if s is not None]
+    texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
+    known = next((s for s in spaces if isinstance(s, Image)), None)
+    raw = read(source, reading(options, texts, known=known, alone=True, like=space))
+    label = raw.label
+    if isinstance(raw, RawTable):
+        names = (options.get("target"), options.get("label"), "label")
+        label = next((raw.columns[n]() for n in names if n and n in raw.columns), label)
+
+    def rows(s: Space) -> Any:
+        if isinstance(s, Ragged):
+            if not isinstance(raw, RawRagged) or type(raw.space) is not type(s):
+                raise WrongShape(f"The source holds no {type(s).__name__.lower()}; expected {s}.", "Give such data.")
+            return raw.rows
+        if isinstance(s, Image):
+            return _new_images(s, raw)
+        if isinstance(s, Table):
+            return _new_table(s, raw)
+        if label is None:
+            raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
+        return _new_labels(s.values, label)
+
+    x = rows(space)
+    c = None if context is None else rows(context)
+    code = x if isinstance(space, Label) else c if isinstance(context, Label) else None
+    if code is None and labels is not None and label is not None:
+        try:
+            code = _new_labels(labels, label)
+        except BadValue:  # another data set's classes: these labels are only for probes
+            code = None
+    before = raw.before if isinstance(raw, RawRagged) else None
+    return Part(x, c, code, rows=torch.arange(len(x)), before=before)
+
+
+def _held(raw: Raw) -> str:
+    from pofx.data.read import RawTable
+
+    return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
+
+
+def _new_images(space: Image, raw: Raw) -> Tensor:
+    from pofx.data.image import RawImages
+
+    if not isinstance(raw, RawImages):
+        raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give images.")
+    return torch.from_numpy(raw.x)
+
+
+def _new_table(space: Table, raw: Raw) -> Tensor:
+    from pofx.data.read import RawTable
+    from pofx.data.tabular import encode_rows
+
+    if not isinstance(raw, RawTable):
+        raise WrongShape(f"The source holds {_held(raw)}; expected a {space}.", "Give a table.")
+    for col in space.columns:
+        if col.name not in raw.columns:
+            near = difflib.get_close_matches(col.name, raw.columns, n=1, cutoff=0.6)
+            found = f"The nearest is {near[0]!r}." if near else f"Its columns: {', '.join([*raw.columns][:20])}."
+            raise WrongShape(f"The source has no column {col.name!r}.", f"{found} Rename or add it.")
+    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n))
+
+
+def _new_labels(values: Sequence[str], label: Any) -> Tensor:
+    from pofx.data.tabular import encode
+
+    missing = "(missing)" in values  # a class of its own, see _classes
+    column = Category("label", tuple(v for v in values if v != "(missing)"), nullable=missing)
+    return torch.from_numpy(encode(column, label)).nan_to_num(len(column.values)).long()
+
+
+def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
+    """One row [D] of a table from spelled values, as on a command line; nullable columns may be left out.
+
+    Raises UsageError for an unknown or lacking column, BadValue for a value the column cannot hold.
+    """
+    import pyarrow as pa
+
+    from pofx.data.tabular import encode
+
+    names = [c.name for c in space.columns]
+    for name in values:
+        if name not in names:
+            raise no_column(name, names, "given")
+    row = []
+    for col in space.columns:
+        if col.name not in values and not col.nullable:
+            raise UsageError(f"Column {col.name!r} is lacking.", f"Give all of: {', '.join(names)}.")
+        array = pa.chunked_array([pa.array([values.get(col.name)], pa.string())])
+        if isinstance(col, Integer) and col.date and col.name in values:
+            array = _date(col.name, values[col.name])
+        row.append(float(encode(col, array)[0]))
+    return torch.tensor(row, dtype=torch.float64)
+
+
+def _date(name: str, spelling: str) -> Any:
+    import datetime
+
+    import pyarrow as pa
+
+    try:
+        return pa.chunked_array([pa.array([datetime.datetime.fromisoformat(spelling)])])
+    except ValueError as e:
+        raise BadValue(
+            f"Column {name!r} takes a date, not {spelling!r}.", "Write 2024-12-31 or 2024-12-31T23:59."
+        ) from e
