@@ -11,15 +11,8 @@ from scipy import integrate, stats
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.space import Category, Column, Image, Integer, Label, Real, Table
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import (
-    AtomsAndLogistics,
-    Head,
-    LevelLogistics,
-    heads_for,
-    image_head,
-    log_logistic_cell,
-    table_head,
-)
+from pofx.nn.heads import AtomsAndLogistics, Head, LevelLogistics, log_logistic_cell
+from pofx.nn.sites import heads_for, image_head, table_head
 
 ROWS = 400
 COLUMNS: tuple[Column, ...] = (

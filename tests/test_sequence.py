@@ -21,9 +21,10 @@ from pofx.data.ragged import RaggedRows
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn.emission import Sites, Symbols
-from pofx.nn.heads import FixedGaussian, Heads, heads_for, side_by_side
+from pofx.nn.heads import FixedGaussian
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
+from pofx.nn.sites import Heads, heads_for, side_by_side
 from pofx.nn.steps import Subwords
 from pofx.nn.transformer import Shape, Transformer, turn
 from pofx.nn.windows import Whole, Windows, spans

@@ -25,7 +25,7 @@ from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import Heads, ImageKind, heads_for
+from pofx.nn.sites import Heads, ImageKind, heads_for
 
 MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh the rest of it
 

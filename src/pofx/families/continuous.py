@@ -24,7 +24,7 @@ from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import heads_for
+from pofx.nn.sites import heads_for
 from pofx.transforms.preprocess import Parts, preprocess
 
 

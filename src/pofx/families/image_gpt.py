@@ -30,9 +30,10 @@ from pofx.core.space import Image, Ragged, Space
 from pofx.families.stepwise import LOOK, Reader, Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, Sites, Symbols
-from pofx.nn.heads import FEW_LEVELS, Head, Heads, ImageKind, LevelLogistics, image_head, side_by_side
+from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.palette import CUBE, Palette
 from pofx.nn.sequence import SequenceNet
+from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
 from pofx.nn.steps import ORDERS, Patches
 from pofx.nn.transformer import Positions, Shape, Transformer
 

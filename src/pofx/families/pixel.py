@@ -23,11 +23,12 @@ from torch import Tensor
 from pofx.core.learner import Recipe
 from pofx.core.space import Image, Space
 from pofx.families.autoregressive import Autoregressive, Steps
-from pofx.nn.heads import Heads, ImageKind, LevelLogistics, heads_for
+from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import PixelRnn, RnnKind
+from pofx.nn.sites import Heads, ImageKind, heads_for
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
 from pofx.nn.emission import Emission, Sites, Symbols
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import Head, Heads, LevelLogistics, heads_for, image_head, side_by_side
+from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
+from pofx.nn.sites import Heads, heads_for, image_head, side_by_side
 from pofx.nn.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
 from pofx.nn.windows import Whole, Windows, context, spans
 

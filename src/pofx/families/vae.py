@@ -26,8 +26,9 @@ from pofx.core.model import Budget, Model, Sampler
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import ImageKind, heads_for, pick
+from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
+from pofx.nn.sites import ImageKind, heads_for
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.causal import MaskedMlp
-from pofx.nn.heads import Heads, pick, uniform
+from pofx.nn.heads import pick, uniform
+from pofx.nn.sites import Heads
 
 Given: TypeAlias = tuple[Tensor, Tensor]  # values of a step, and which of them are known
 START = 0.02  # standard deviation of learned positions and of small embeddings before training (Radford et al. 2019)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pofx.core.errors import Unsupported
 from pofx.core.space import Image, Label, Space, Table
-from pofx.nn.heads import heads_for
+from pofx.nn.sites import heads_for
 
 
 class Encoder(nn.Module):
