@@ -27,7 +27,7 @@ LONG = "--recipe.warmup 100 --recipe.ema 0.999"
 SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
 
 FSDD = "{data}/audio/fsdd/fsdd_8k_5speakers.npz"
-PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz --arrays action state"
+PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz gpt --arrays action state"
 GPT = "--options.width 192 --options.layers 4 --options.heads 6"
 PATCHES = "--options.width 128 --options.layers 6 --options.heads 4 --options.patch 4"
 
@@ -61,7 +61,7 @@ RECORDS = {
     "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
     "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
     "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
-    "push-t-gpt": f"{PUSHT} gpt --seconds 120 --options.width 96 --options.layers 3 --options.block 256"
+    "push-t-gpt": f"{PUSHT} --seconds 120 --options.width 96 --options.layers 3 --options.block 256"
     " --recipe.batch 8",
     "sheep-gpt": "{data}/trajectories/sketch_aaron_sheep.npz gpt --seconds 150 --options.width 96 --options.layers 3",
 }
