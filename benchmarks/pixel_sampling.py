@@ -4,13 +4,13 @@
 
     sample  seconds for a batch of 28x28 binary images: the walk, whole; the naive sampler, extrapolated from the
             median full forward pass times the number of values (it makes one pass for each)
-    flat    microseconds per pixel of a walk at 14x14, 28x28 and 42x42
+    flat    microseconds per pixel of a walk at 14x14, 28x28 and 42x42 (image-gpt's attention grows with their number)
     step    one training step (forward and backward) of pixelcnn against a hand-written net of the same layers with
             the usual masked convolutions: the whole window in NCHW, the mask multiplied into the weight in place
 
 Nets are untrained: the time does not depend on the weights. pixelcnn has the recipe of pytorch-generative: 15 blocks
-of 32 features. Rounds interleave; figures are medians, a ratio is one of medians within the run. Prints one JSON
-object a line and writes all to benchmarks/results/pixel_sampling.json.
+of 32 features; image-gpt has its size there, on single pixels. Rounds interleave; figures are medians, a ratio is one
+of medians within the run. Prints one JSON object a line and writes all to benchmarks/results/pixel_sampling.json.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.core.model import Model
 from pofx.core.registry import family
 from pofx.core.space import Image
+from pofx.families.image_gpt import ImageGpt
 from pofx.families.pixel import Pixel
 from timing import Results, middle, race
 
@@ -45,23 +47,26 @@ NETS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("pixelcnn++", {"hidden": 96, "layers": 3}, (16,)),
     ("pixelrnn", {"kind": "row-lstm", "hidden": 64, "layers": 4}, (16,)),
     ("pixelrnn", {"kind": "diagonal-bilstm", "hidden": 64, "layers": 4}, (16,)),
+    ("image-gpt", {"patch": 1, "width": 64, "layers": 8, "heads": 4}, (16,)),
 ]
 ROUNDS = 3
 
 
-def build(name: str, options: dict[str, Any], side: int = 28) -> Pixel:
+def build(name: str, options: dict[str, Any], side: int = 28) -> Model:
     cls, space = family(name), Image(side, side, 1, 2)
-    model = cls(cls.Config(**options), space).eval()
-    assert isinstance(model, Pixel)
-    return model
+    return cls(cls.Config(**options), space).eval()
 
 
-def forward(model: Pixel, n: int) -> Callable[[], Tensor]:
-    features = torch.zeros(n, model.space.dims)  # type: ignore[attr-defined]
+def forward(model: Model, n: int) -> Callable[[], Tensor]:
+    """One pass of the net over all values of n images."""
+    values = torch.zeros(n, model.space.dims)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def call() -> Tensor:
-        return model.params(features, None, 0)
+        if isinstance(model, ImageGpt):
+            return model.emission.logits(model.net(model.emission.embed(values.long())))  # type: ignore[attr-defined]
+        assert isinstance(model, Pixel)
+        return model.params(values, None, 0)
 
     return call
 
@@ -108,6 +113,7 @@ class HandWritten(nn.Module):
 def steps(hidden: int, layers: int, n: int) -> dict[str, Callable[[], None]]:
     x = (torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8)
     ours, usual = build("pixelcnn", {"hidden": hidden, "layers": layers}), HandWritten(hidden, layers)
+    assert isinstance(ours, Pixel)
 
     def ours_step() -> None:
         ours.zero_grad()
@@ -134,7 +140,7 @@ def main() -> None:
                 walk_seconds=cached, naive_seconds=naive, ratio=naive / cached,
                 iqr=middle(times["walk"])[1],
             )  # fmt: skip
-    for name, options, _ in NETS[:1]:
+    for name, options, _ in NETS[:1] if ARGS.quick else (NETS[0], NETS[-1]):
         walks = {side: build(name, options, side) for side in (14, 28, 42)}
         times = race({str(s): (lambda m=m: m.sample(16, generator=noise)) for s, m in walks.items()}, ROUNDS)
         per_pixel = {s: 1e6 * middle(t)[0] / int(s) ** 2 for s, t in times.items()}
