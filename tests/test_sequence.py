@@ -20,6 +20,7 @@ from pofx.data.base import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.families.stepwise import Reader, Stepwise
+from pofx.nn import transformer
 from pofx.nn.emission import Sites, Symbols
 from pofx.nn.heads import FixedGaussian
 from pofx.nn.recurrent import Lstm
@@ -76,26 +77,30 @@ NETS = [*SHAPES, "lstm", "two lstms"]
 # ------------------------------------------------------------------------------------------------- nets
 
 
+@pytest.mark.parametrize(("n", "small"), [(3, 0), (transformer.MANY, transformer.SMALL), (transformer.MANY, 0)])
 @pytest.mark.parametrize("name", NETS)
-def test_steps_and_stretches_give_the_whole_pass(name: str) -> None:
+def test_steps_and_stretches_give_the_whole_pass(
+    name: str, n: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformer, "SMALL", small)  # each number of rows and size of a matrix has its own product
     net = shaken(nets()[name].double())
-    x = torch.randn(3, 12, 16, generator=seeded(), dtype=torch.float64)
+    x = torch.randn(n, 12, 16, generator=seeded(), dtype=torch.float64)
     with torch.no_grad():
         whole = net(x)
         for cuts in ([12], [1] * 12, [5, 1, 4, 1, 1], [1, 11], [2, 2, 8]):
-            cache, out, place = net.cache(3, 12), [], 0
+            cache, out, place = net.cache(n, 12), [], 0
             for size in cuts:
                 piece = x[:, place : place + size]
                 out.append(cache.step(piece[:, 0])[:, None] if size == 1 and place % 2 else cache.extend(piece))
                 place += size
             torch.testing.assert_close(torch.cat(out, 1), whole, atol=1e-9, rtol=1e-9)
         rows = torch.tensor([2, 2, 0, 1])
-        cache = net.cache(3, 12)
+        cache = net.cache(n, 12)
         cache.extend(x[:, :7])
         cache.reorder(rows)
         torch.testing.assert_close(cache.extend(x[rows, 7:]), whole[rows, 7:], atol=1e-9, rtol=1e-9)
         if isinstance(net, Transformer):
-            cache = net.cache(3, 12)
+            cache = net.cache(n, 12)
             cache.extend(x.flip(1)[:, :9])
             cache.rewind(9)
             cache.extend(x[:, :8])
