@@ -57,7 +57,7 @@ RECORDS = {
     "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 240 --options.patch 2"
     f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
     # sound, music, trajectories
-    "digits-wavenet": f"{FSDD} wavenet --seconds 420",
+    "digits-wavenet": f"{FSDD} wavenet --seconds 1020",
     "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
     "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
     "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
