@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from pofx.core.errors import below_one
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Model, Sampler
@@ -78,10 +79,7 @@ class Autoregressive(Model):
             return "a label is a single value. Fit a classifier, or independent."
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
-        for option in cls.counts:
-            if getattr(config, option) < 1:
-                return f"{option}={getattr(config, option)} is impossible. Give 1 or more."
-        return None
+        return below_one(config, cls.counts)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
@@ -222,8 +220,8 @@ class Made(Autoregressive):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.orders < 1:
-            return f"orders={config.orders} is impossible. Give 1 or more."
+        if reason := below_one(config, ("orders",)):
+            return reason
         if config.order not in ("raster", "reverse", "random"):
             return f"there is no order {config.order!r}. Use raster, reverse or random."
         return super().refuses(space, context, config)
@@ -290,9 +288,8 @@ class WindowMlp(Autoregressive):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        for option in ("window", "radius", "embedding"):
-            if getattr(config, option) < 1:
-                return f"{option}={getattr(config, option)} is impossible. Give 1 or more."
+        if reason := below_one(config, ("window", "radius", "embedding")):
+            return reason
         return super().refuses(space, context, config)
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pofx.core.errors import below_one
 from pofx.core.learner import Recipe
 from pofx.core.space import Audio, Space
 from pofx.families.stepwise import Stepwise
@@ -17,12 +18,10 @@ from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer, learned
 from pofx.nn.wavenet import WaveNet
 
-# ----------------------------------------------------------------------------------------------- gpt
-
 
 @dataclass(frozen=True)
-class GptConfig(Shape):
-    """Options of ``gpt``, beside those of its transformer.
+class StepOptions:
+    """Options of how a step enters and leaves any of the nets.
 
     Attributes:
         vocabulary: of subwords learned from a text (byte-pair encoding); 0 for its characters or bytes.
@@ -39,6 +38,14 @@ class GptConfig(Shape):
     components: int = 8
     prediction: int = 16
     inner_width: int = 128
+
+
+# ----------------------------------------------------------------------------------------------- gpt
+
+
+@dataclass(frozen=True)
+class GptConfig(StepOptions, Shape):
+    """Options of ``gpt``: those of its transformer and of its steps."""
 
 
 class Gpt(Stepwise):
@@ -72,31 +79,23 @@ class Gpt(Stepwise):
 
 
 @dataclass(frozen=True)
-class RnnConfig:
-    """Options of ``rnn``.
+class RnnConfig(StepOptions):
+    """Options of ``rnn``, beside those of its steps.
 
     Attributes:
         width: of the state; layers: stacked LSTMs; dropout: between them.
         block: the longest training piece, over which gradients flow back.
-        vocabulary, tied, marginal, components, prediction, inner_width: as in ``gpt``.
     """
 
     width: int = 256
     layers: int = 2
     dropout: float = 0.0
     block: int = 128
-    vocabulary: int = 0
-    tied: bool = False
-    marginal: bool = True
-    components: int = 8
-    prediction: int = 16
-    inner_width: int = 128
 
     def wrong(self) -> str | None:
         """Why there is no such net, or None."""
-        for name in ("width", "layers", "block"):
-            if getattr(self, name) < 1:
-                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        if reason := below_one(self, ("width", "layers", "block")):
+            return reason
         return None if 0 <= self.dropout < 1 else f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
 
 
@@ -124,15 +123,14 @@ class Rnn(Stepwise):
 
 
 @dataclass(frozen=True)
-class WaveNetConfig:
-    """Options of ``wavenet``.
+class WaveNetConfig(StepOptions):
+    """Options of ``wavenet``, beside those of its steps.
 
     Attributes:
         width: of a step as it enters and leaves the net.
         depth: layers of a stack, whose dilations double; stacks: of them.
         residual, skip: channels of the convolutions, and of the sum over all layers.
         block: the longest training piece.
-        vocabulary, tied, marginal, components, prediction, inner_width: as in ``gpt``.
     """
 
     width: int = 64
@@ -141,19 +139,11 @@ class WaveNetConfig:
     residual: int = 48
     skip: int = 128
     block: int = 1024
-    vocabulary: int = 0
-    tied: bool = False
-    marginal: bool = True
     components: int = 10
-    prediction: int = 16
-    inner_width: int = 128
 
     def wrong(self) -> str | None:
         """Why there is no such net, or None."""
-        for name in ("width", "depth", "stacks", "residual", "skip", "block"):
-            if getattr(self, name) < 1:
-                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
-        return None
+        return below_one(self, ("width", "depth", "stacks", "residual", "skip", "block"))
 
 
 class WaveNetFamily(Stepwise):

@@ -104,14 +104,21 @@ def hidden_units(width: int, channels: int) -> int:
     return -(-width // channels) * channels
 
 
-def output_layers(hidden: int, outputs: int, channels: int) -> nn.ModuleList:
+class OutputLayers(nn.ModuleList):
     """ReLU, 1x1, ReLU, 1x1, the last one zero at the start: two masked layers from features to parameters."""
-    own, last = groups(hidden, channels), groups(outputs, channels)
-    first = CausalConv(hidden, hidden, inside=own <= own[:, None])
-    final = CausalConv(hidden, outputs, inside=own <= last[:, None])
-    for p in final.parameters():
-        nn.init.zeros_(p)
-    return nn.ModuleList([first, final])
+
+    def __init__(self, hidden: int, outputs: int, channels: int) -> None:
+        own, last = groups(hidden, channels), groups(outputs, channels)
+        first = CausalConv(hidden, hidden, inside=own <= own[:, None])
+        final = CausalConv(hidden, outputs, inside=own <= last[:, None])
+        for p in final.parameters():
+            nn.init.zeros_(p)
+        super().__init__([first, final])
+
+    def forward(self, y: Tensor) -> Tensor:
+        for layer in self:
+            y = layer(F.relu(y))
+        return y
 
 
 # ---------------------------------------------------------------------------------------------- walking
@@ -233,9 +240,9 @@ class Features:
 
 
 class OutputWalk:
-    """The two output layers of ``output_layers``."""
+    """The two layers of ``OutputLayers``."""
 
-    def __init__(self, layers: nn.ModuleList, n: int, parts: int) -> None:
+    def __init__(self, layers: OutputLayers, n: int, parts: int) -> None:
         first, final = layers
         assert isinstance(first, CausalConv)
         assert isinstance(final, CausalConv)

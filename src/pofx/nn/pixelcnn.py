@@ -10,6 +10,7 @@ from pofx.nn.pixel import (
     Band,
     CausalConv,
     Features,
+    OutputLayers,
     OutputWalk,
     PixelNet,
     PixelWalk,
@@ -19,7 +20,6 @@ from pofx.nn.pixel import (
     Taps,
     groups,
     hidden_units,
-    output_layers,
     shifted_down,
 )
 
@@ -42,15 +42,13 @@ class PixelCnn(PixelNet):
         own = groups(hidden, channels)
         self.first = CausalConv(channels + 1, hidden, reach, reach, reach, inside=self.seen(own))
         self.blocks = nn.ModuleList(PixelCnnBlock(hidden, inner, channels, context) for _ in range(layers))
-        self.out = output_layers(hidden, channels * params, channels)
+        self.out = OutputLayers(hidden, channels * params, channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         y = self.first(self.image(x))
         for block in self.blocks:
             y = block(y, h)
-        for layer in self.out:
-            y = layer(F.relu(y))
-        return y
+        return self.out(y)
 
     def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
         return PixelCnnWalk(self, n, h)
@@ -132,16 +130,14 @@ class GatedPixelCnn(PixelNet):
         self.down = CausalConv(channels + 1, hidden, reach - 1, reach, reach)  # on the image shifted down
         self.right = CausalConv(channels + 1, hidden, 0, reach, inside=self.seen(own))
         self.layers = nn.ModuleList(GatedLayer(hidden, channels, context, k == layers - 1) for k in range(layers))
-        self.out = output_layers(hidden, channels * params, channels)
+        self.out = OutputLayers(hidden, channels * params, channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         x = self.image(x)
         v, y = self.down(shifted_down(x)), self.right(x)
         for layer in self.layers:
             v, y = layer(v, y, h)
-        for layer in self.out:
-            y = layer(F.relu(y))
-        return y
+        return self.out(y)
 
     def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
         return GatedPixelCnnWalk(self, n, h)

@@ -12,6 +12,7 @@ from pofx.nn.pixel import (
     Band,
     CausalConv,
     Features,
+    OutputLayers,
     OutputWalk,
     PixelNet,
     PixelWalk,
@@ -20,7 +21,6 @@ from pofx.nn.pixel import (
     Taps,
     groups,
     hidden_units,
-    output_layers,
     shifted_down,
 )
 
@@ -45,16 +45,14 @@ class PixelRnn(PixelNet):
         self.first = CausalConv(channels + 1, 2 * inner, reach, reach, reach, inside=self.seen(own))
         layer = RowLstm if kind == "row-lstm" else DiagonalLstm
         self.layers = nn.ModuleList(layer(inner, channels, context) for _ in range(layers))
-        self.out = output_layers(2 * inner, channels * params, channels)
+        self.out = OutputLayers(2 * inner, channels * params, channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         x = self.image(x)
         y = self.first(x)
         for layer in self.layers:
             y = layer(y, x, h)
-        for layer in self.out:
-            y = layer(F.relu(y))
-        return y
+        return self.out(y)
 
     def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
         return PixelRnnWalk(self, n, h)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import UsageError, below_one
 from pofx.nn.emission import START
 from pofx.nn.sequence import Cache, SequenceNet
 
@@ -91,9 +91,8 @@ class Shape:
 
     def wrong(self) -> str | None:
         """Why there is no such transformer, or None."""
-        for name in ("width", "layers", "heads", "block"):
-            if getattr(self, name) < 1:
-                return f"{name}={getattr(self, name)} is impossible. Give 1 or more."
+        if reason := below_one(self, ("width", "layers", "heads", "block")):
+            return reason
         if not self.head_width and self.width % self.heads:
             return f"a width of {self.width} is not shared evenly by {self.heads} heads. Give a multiple."
         if self.heads % self.groups:
