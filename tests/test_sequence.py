@@ -21,6 +21,7 @@ from pofx.data.ragged import RaggedRows
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn import transformer
+from pofx.nn import windows as windows_module
 from pofx.nn.emission import Sites, Symbols
 from pofx.nn.heads import FixedGaussian
 from pofx.nn.recurrent import Lstm
@@ -228,14 +229,19 @@ def test_windows_score_each_target_once_and_shorter_strides_see_more() -> None:
             assert min(seen[shorter][block:], default=1) >= min(seen[longer][block:], default=1)
 
 
-@pytest.mark.parametrize("block", [1, 3, 8, 50])
-def test_windows_cover_every_target_in_every_epoch(block: int) -> None:
+@pytest.mark.parametrize(("block", "in_memory"), [(1, 2**20), (3, 0), (8, 50), (50, 2**20)])
+def test_windows_cover_every_target_in_every_epoch(
+    block: int, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows_module, "IN_MEMORY", in_memory)  # bytes, two a step
     sizes, place = [1, 0, 7, 8, 9, 0, 0, 30, 2, 0], 0
     rows = []
     for size in sizes:
         rows.append(torch.arange(place, place + size))
         place += size
-    windows = Windows(iter(rows), torch.arange(10, 10 + len(sizes)), -1, -2, block)
+    stretches = (row.split(5) if len(row) else (row,) for row in rows)
+    windows = Windows(stretches, torch.arange(10, 10 + len(sizes)), -1, -2, torch.int16, block)
+    assert isinstance(windows.steps, np.memmap) == (in_memory < 2 * len(windows.steps))
     owner = torch.repeat_interleave(torch.arange(10, 10 + len(sizes)), torch.tensor(sizes))
     for epoch in range(block + 2):
         windows.turn(epoch)
@@ -259,6 +265,21 @@ def test_windows_cover_every_target_in_every_epoch(block: int) -> None:
                 assert owner[piece[0]] == who
             elif len(inside) and piece[1] >= 0:
                 assert owner[piece[1]] == who
+
+
+@pytest.mark.parametrize("vocabulary", [0, 300])
+def test_windows_over_excerpts_are_those_of_the_text(vocabulary: int) -> None:
+    text = np.random.default_rng(0).integers(97, 107, 3000).astype(np.uint8)
+    edges = np.array([0, 7, 7, 500, 1300, 1301, 3000])
+    every = RaggedRows(text, edges[:-1], edges[1:], -1, torch.int64)
+    rows = every.take(torch.tensor([0, 1, 2, 4, 5]))  # one is left out
+    model = Gpt(GptConfig(16, 1, 2, block=32, vocabulary=vocabulary), Text(ends=False, length=2000))
+    model.prepare(rows, None, None, seeded())
+    steps = torch.from_numpy(np.array(model.material(rows).steps)).long()  # type: ignore[attr-defined]
+    for part, at in ((text[:500], 0), (text[1300:], 1)):
+        whole = model.codec.encode(torch.from_numpy(part.astype(np.int64))[None])[0]
+        begins = (steps == -1).nonzero()[at, 0]
+        assert torch.equal(steps[begins + 1 : begins + 1 + len(whole)], whole)
 
 
 def test_whole_pieces() -> None:

@@ -39,6 +39,7 @@ from pofx.nn.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
 from pofx.nn.windows import Whole, Windows, context, spans
 
 LOOK = 500  # training rows that are looked at before training
+READ = 256  # excerpts that are read together
 UNBEGUN = 1 / 32  # share of an excerpt's windows that begin with nothing before them
 
 
@@ -132,13 +133,16 @@ class Stepwise(Model):
         if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
             return Whole(x, self.codec.encode, fill, pad)
         runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
+        bounds = [*owners.tolist(), len(x)]
 
-        def sequences() -> Iterator[Tensor]:
-            for i in range(len(runs)):
-                u = self.codec.encode(runs[i : i + 1])[0]
-                yield u[~self.emission.filled(u[None])[0]]
+        def stretches(i: int) -> Iterator[Tensor]:
+            own = range(bounds[i], bounds[i + 1], READ)
+            parts = (x[j : min(j + READ, bounds[i + 1])] for j in own) if self.codec.apart else [runs[i : i + 1]]
+            for rows in parts:
+                u = self.codec.encode(rows)
+                yield u[~self.emission.filled(u)]
 
-        windows = Windows(sequences(), owners, fill, pad, block)
+        windows = Windows(map(stretches, range(len(runs))), owners, fill, pad, self.emission.kept, block)
         if windows.targets < block:
             raise UsageError(
                 f"All training data together have {windows.targets} steps, fewer than one block of {block}.",

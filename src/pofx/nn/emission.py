@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.causal import MaskedMlp
-from pofx.nn.heads import pick, uniform
+from pofx.nn.heads import Categorical, LevelLogistics, pick, uniform
 from pofx.nn.sites import Heads
 
 Given: TypeAlias = tuple[Tensor, Tensor]  # values of a step, and which of them are known
@@ -59,6 +59,11 @@ class Emission(nn.Module):
 
     def filled(self, u: Tensor) -> Tensor:
         """Which steps are fill [N, L]."""
+        raise NotImplementedError
+
+    @property
+    def kept(self) -> torch.dtype:
+        """What holds any step in the fewest bytes."""
         raise NotImplementedError
 
     def padded(self, u: Tensor) -> Tensor:
@@ -113,6 +118,10 @@ class Symbols(Emission):
         self.register_buffer("base", torch.zeros(size + own))
         if not ends:
             self.forbid_end()
+
+    @property
+    def kept(self) -> torch.dtype:
+        return torch.int16 if len(self.base) <= 2**15 else torch.int32
 
     def forbid_end(self) -> None:
         """The end may not follow: its probability is zero."""
@@ -183,6 +192,11 @@ class Sites(Emission):
             nn.init.zeros_(self.stop.weight)
             nn.init.zeros_(self.stop.bias)
         self.register_buffer("base", torch.zeros(()))  # log-odds of the end
+
+    @property
+    def kept(self) -> torch.dtype:
+        levels = self.heads.sites == 1 and isinstance(self.heads.site(0), Categorical | LevelLogistics)
+        return torch.float32 if levels else torch.float64  # which holds whole levels exactly
 
     def embed(self, u: Tensor) -> Tensor:
         filled = self.filled(u)[..., None]

@@ -39,11 +39,13 @@ class Codec(nn.Module):
 
     Attributes:
         aligned: each unit of a datum is one step.
+        apart: the steps of a datum are those of its parts, end to end.
         kind: of a datum's likelihood, given the exact one of its steps: Exact where each datum has one spelling.
         fixed: the number of steps of every datum; None where it is free.
     """
 
     aligned = True
+    apart = False
     kind: Kind = Exact
     fixed: int | None = None
 
@@ -99,6 +101,8 @@ class Predicted(Codec):
 
 class Plain(Codec):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
+
+    apart = True
 
     def __init__(self, space: Ragged, single: bool = False) -> None:
         super().__init__()

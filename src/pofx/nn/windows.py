@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+NDArray: TypeAlias = "np.ndarray[Any, Any]"
 
 IN_MEMORY = 2**28  # bytes of steps beyond which they are kept in a file
 
@@ -42,20 +46,25 @@ class Windows:
     it is then.
 
     Args:
-        sequences: gives steps [L, ...] of one sequence after the other.
+        sequences: gives each sequence as stretches of its steps [L, ...].
         owners: the training row of each.
         fill: what stands between them; pad: what follows the last end.
+        dtype: that holds any step.
     """
 
-    def __init__(self, sequences: Iterator[Tensor], owners: Tensor, fill: float, pad: float, block: int) -> None:
-        self.block, parts, lengths = block, [], []
-        for u in sequences:
-            separator = u.new_full((1, *u.shape[1:]), fill)
-            parts.append(compact(torch.cat([separator, u])))
-            lengths.append(len(u) + 1)
-        tail = parts[0].new_full((2 * block + 1, *parts[0].shape[1:]), pad)
-        tail[0] = fill
-        self.steps = on_disk_if_large([*parts, tail])
+    def __init__(
+        self, sequences: Iterable[Iterable[Tensor]], owners: Tensor, fill: float, pad: float, dtype: torch.dtype,
+        block: int,
+    ) -> None:  # fmt: skip
+        self.block, spool, lengths = block, Spool(dtype), []
+        for stretches in sequences:
+            before = len(spool)
+            for k, u in enumerate(stretches):
+                one = u.new_full((1, *u.shape[1:]), fill)
+                spool.add(u if k else torch.cat([one, u]))
+            lengths.append(len(spool) - before)
+        spool.add(torch.cat([one, one.new_full((2 * block, *one.shape[1:]), pad)]))
+        self.steps = spool.array()
         targets = torch.tensor(lengths)
         self.first = targets.cumsum(0) - targets
         # windows of each sequence: ceil(targets / block), or one more where they are shifted
@@ -85,27 +94,36 @@ class Windows:
         self.shift = number % self.block
 
 
-def compact(u: Tensor) -> Tensor:
-    """Symbols in as few bytes as they need; negative ones stay as they are."""
-    if u.is_floating_point():
-        return u.float() if u.shape[-1] == 1 else u
-    top = int(u.max()) if u.numel() else 0
-    return u.to(torch.int16 if top < 2**15 else torch.int32)
+class Spool:
+    """Arrays end to end, in memory; where they grow large, in a temporary file that is gone with the last of them."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = np.dtype(str(dtype).removeprefix("torch."))
+        self.parts: list[NDArray] = []
+        self.file: IO[bytes] | None = None
+        self.steps = 0
 
-def on_disk_if_large(parts: list[Tensor]) -> np.ndarray:
-    """The parts end to end, in memory or in a temporary file that is gone with the array."""
-    dtype = max((p.dtype for p in parts), key=lambda d: d.itemsize)
-    shape = (sum(map(len, parts)), *parts[0].shape[1:])
-    if np.prod(shape) * dtype.itemsize <= IN_MEMORY:
-        return torch.cat([p.to(dtype) for p in parts]).numpy()
-    with tempfile.TemporaryFile() as file:  # the mapping outlives the handle
-        out = np.memmap(file, dtype=str(dtype).removeprefix("torch."), shape=shape)
-    place = 0
-    for part in parts:
-        out[place : place + len(part)] = part.to(dtype).numpy()
-        place += len(part)
-    return out
+    def __len__(self) -> int:
+        return self.steps
+
+    def add(self, u: Tensor) -> None:
+        part = u.numpy().astype(self.dtype)
+        self.shape, self.steps = part.shape[1:], self.steps + len(part)
+        if self.file is not None:
+            part.tofile(self.file)
+            return
+        self.parts.append(part)
+        if self.steps * math.prod(self.shape) * self.dtype.itemsize > IN_MEMORY:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115 - the mapping outlives the handle
+            for part in self.parts:
+                part.tofile(self.file)
+            self.parts = []
+
+    def array(self) -> NDArray:
+        if self.file is None:
+            return np.concatenate(self.parts)
+        self.file.flush()
+        return np.memmap(self.file, self.dtype, "r+", shape=(self.steps, *self.shape))
 
 
 class Whole:
