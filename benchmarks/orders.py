@@ -48,8 +48,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             mirrored = Path(place) / "mirrored.txt"
             text = source.read_text()
-            kept = round(0.9 * len(text))  # the last tenth is the test part in both directions
-            mirrored.write_text(text[:kept][::-1] + text[kept:][::-1])
+            # each part is mirrored by itself, so that both directions learn from and are tested on the same text
+            first, second = round(0.8 * len(text)), round(0.9 * len(text))
+            mirrored.write_text("".join(p[::-1] for p in (text[:first], text[first:second], text[second:])))
             for seed in args.seeds:
                 for order, path in (("left to right", source), ("right to left", mirrored)):
                     data = pofx.load(path)
