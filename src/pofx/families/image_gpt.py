@@ -244,6 +244,7 @@ class ImageGpt(Stepwise):
         u = self._drawn(first, self._encode(c), generator, (self.codec.encode(x), self.codec.known(known)))
         return torch.where(known, x, self._image(u, generator))
 
+    @torch.inference_mode()
     def _drawn(
         self, members: Tensor, h: Tensor | None, generator: torch.Generator, given: Given | None = None
     ) -> Tensor:
