@@ -90,7 +90,6 @@ class RaggedRows:
             into[inside] = self.values[first + np.arange(len(first))]
         return out
 
-
     def cut(self, length: int) -> RaggedRows:
         """Each row up to its first ``length`` steps."""
         return replace(self, ends=np.minimum(self.ends, self.starts + length))
