@@ -107,9 +107,7 @@ class Pofx:
         self.model.log_prob(self.x)
 
 
-def compare(
-    results: Results, kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds: float
-) -> None:
+def compare(results: Results, kind: str, n: int, d: int, k: int, steps: int, rounds: int, seconds: float) -> None:
     x, start = data(n, d, k)
     runs: dict[str, Any] = {}
     for dtype, floor in (("float64", 1e-10), ("float32", 1e-6)):

@@ -62,8 +62,7 @@ RECORDS = {
     "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
     "nottingham-rnn": "{data}/music/Nottingham.npz rnn --seconds 180 --options.width 128 --options.dropout 0.3",
     "piano-midi-rnn": "{data}/music/Piano_midi.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",
-    "push-t-gpt": f"{PUSHT} --seconds 120 --options.width 96 --options.layers 3 --options.block 256"
-    " --recipe.batch 8",
+    "push-t-gpt": f"{PUSHT} --seconds 120 --options.width 96 --options.layers 3 --options.block 256 --recipe.batch 8",
     "sheep-gpt": "{data}/trajectories/sketch_aaron_sheep.npz gpt --seconds 150 --options.width 96 --options.layers 3",
 }
 

@@ -230,9 +230,7 @@ def test_windows_score_each_target_once_and_shorter_strides_see_more() -> None:
 
 
 @pytest.mark.parametrize(("block", "in_memory"), [(1, 2**20), (3, 0), (8, 50), (50, 2**20)])
-def test_windows_cover_every_target_in_every_epoch(
-    block: int, in_memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_cover_every_target_in_every_epoch(block: int, in_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows_module, "IN_MEMORY", in_memory)  # bytes, two a step
     sizes, place = [1, 0, 7, 8, 9, 0, 0, 30, 2, 0], 0
     rows = []

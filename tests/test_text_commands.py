@@ -434,4 +434,4 @@ def test_the_report_of_a_text_run(runs: dict[str, str], capsys: pytest.CaptureFi
     assert "held-out texts" in page
     assert "<b>a" not in page
     assert "&lt;" in page
-    assert " bits\"" in page
+    assert ' bits"' in page

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pofx.train.run import Run
 
 
-
 @dataclass(kw_only=True)
 class Fit(Source, Output):
     """Fit one family to data and leave a run folder.

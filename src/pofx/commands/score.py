@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pofx.train.run import Run
 
 
-
 SHOWN = 4000  # symbols of one text that are shown
 
 

@@ -25,7 +25,6 @@ out = Console()
 err = Console(stderr=True)
 
 
-
 @dataclass(kw_only=True)
 class Source:
     """Where data come from and how they are read."""

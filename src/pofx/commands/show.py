@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pofx.core.model import Model
 
 
-
 @dataclass(kw_only=True)
 class Families(Output):
     """The families: their place in the taxonomy, what each claims, what it can do."""

@@ -1,7 +1,7 @@
 """Sources of data of free length whose density and entropy are known, as those of ``data.synthetic``.
 
-    Chain   steps of a finite set, each by the one before: texts, sounds, sequences of rows
-    Walk    vectors of reals that move by Gaussian steps: sequences
+Chain   steps of a finite set, each by the one before: texts, sounds, sequences of rows
+Walk    vectors of reals that move by Gaussian steps: sequences
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _is_table(path: Path) -> bool:
     """Do the first lines of a text file have as many fields each, most of them numbers?"""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
-    with (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         lines = [line for line in file.read(1 << 14).decode(errors="replace").splitlines() if line.strip()][1:50]
     if not lines:
         return False

@@ -55,9 +55,7 @@ def gzip_score(space: Space, x: Tensor) -> Score:
     Rows share the compressor's memory, so there is no number per row and no error of the mean.
     """
     if not space.measure.discrete:
-        return unavailable(
-            "gzip codes exact values, and columns with a density have no finite code.", space
-        )
+        return unavailable("gzip codes exact values, and columns with a density have no finite code.", space)
     content = csv_text(space, x).encode() if isinstance(space, Table) else x.contiguous().numpy().tobytes()
     nats = -8 * len(gzip.compress(content, 9, mtime=0)) * math.log(2) / len(x)
     note = f"gzip -9 of {len(x)} rows as one {'CSV text' if isinstance(space, Table) else 'file of raw bytes'}"

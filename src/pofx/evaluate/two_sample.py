@@ -61,7 +61,6 @@ class Features:
         """Features [N, F] (float32) of x [N, *E], with those of the contexts c where the map has them."""
         return torch.cat([m(v) for m, v in zip(self.maps, (x, c), strict=False) if v is not None], 1).float()
 
-
     def of(self, part: Part) -> Tensor:
         """Features [N, F] of all rows of a part, and of their contexts."""
         found = []

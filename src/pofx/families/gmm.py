@@ -184,9 +184,7 @@ class Mixture(Model):
         if wishart is None:
             free = self.joint.dim if self.kind in ("full", "tied") else 1  # columns that share a covariance
             wishart = free * min(1.0, o.components * self.joint.groups * free / max(1.0, float(self.training_rows)))
-        return em.Prior(
-            self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups
-        )
+        return em.Prior(self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups)
 
     @property
     def weights(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Families over texts, sounds and sequences: nets for ``stepwise``.
 
-    gpt         a transformer (Radford et al. 2019)
-    rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
-    wavenet     dilated causal convolutions (van den Oord et al. 2016)
+gpt         a transformer (Radford et al. 2019)
+rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
+wavenet     dilated causal convolutions (van den Oord et al. 2016)
 """
 
 from __future__ import annotations

@@ -387,9 +387,7 @@ class Stepwise(Model):
                 break
             y = reader.read(step)
 
-    def _draw(
-        self, y: Tensor, line: list[Tensor], decoding: Decoding | None, generator: torch.Generator
-    ) -> Tensor:
+    def _draw(self, y: Tensor, line: list[Tensor], decoding: Decoding | None, generator: torch.Generator) -> Tensor:
         """A step [N, ...] given the net's output y [N, width] after ``line``."""
         if decoding is None:
             return self.emission.sample(y, generator)

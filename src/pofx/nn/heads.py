@@ -343,9 +343,7 @@ class LevelLogistics(Head):
     log_scale: Tensor
     spread: Tensor
 
-    def __init__(
-        self, levels: int, components: int = 8, sites: tuple[int, ...] = (), errors: bool = False
-    ) -> None:
+    def __init__(self, levels: int, components: int = 8, sites: tuple[int, ...] = (), errors: bool = False) -> None:
         super().__init__()
         self.levels, self.components, self.errors = levels, components, errors
         self.middle = 2 * (levels // 2) / (levels - 1) - 1  # the level of no error, on [-1, 1]

@@ -146,9 +146,7 @@ def _log_ticks(axis: Axis, decades: float) -> None:
     """Ticks as 300, 1k, 30k: every power of ten, and steps between where few powers are in sight."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(
-        LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0))
-    )
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
     axis.set_minor_formatter(NullFormatter())
 
