@@ -14,7 +14,8 @@ from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.core.space import Category, Integer, Real, Sequence
 from pofx.data import sequences
 from pofx.data.ragged import RawRagged
-from pofx.data.read import Options, RawTable, read
+from pofx.data.raw import Options, RawTable
+from pofx.data.read import read
 from pofx.data.sequences import Reading, from_arrays, from_table
 from pofx.data.split import TEST, TRAIN, VALID
 

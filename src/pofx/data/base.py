@@ -20,8 +20,8 @@ from pofx.data.roles import no_column, roles_of
 from pofx.data.split import pick, repeats, shares_of, split_by_place, split_rows
 
 if TYPE_CHECKING:
-    from pofx.data.read import Options as ReadOptions
-    from pofx.data.read import RawTable
+    from pofx.data.raw import Options as ReadOptions
+    from pofx.data.raw import RawTable
 
 KINDS = (None, "table", "text", "audio", "sequence")
 SYMBOLS = ("auto", "characters", "bytes")
@@ -207,7 +207,8 @@ def load(
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
-    from pofx.data.read import IN_MEMORY, RawTable, read
+    from pofx.data.raw import IN_MEMORY, RawTable
+    from pofx.data.read import read
 
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
@@ -297,7 +298,7 @@ def reading(
 ) -> ReadOptions:
     """What ``load`` was told, as the readers of each kind of source take it; ``like``: the space of new rows."""
     from pofx.data import audio, sequences, text
-    from pofx.data.read import Options
+    from pofx.data.raw import Options
 
     get = options.get
     shape, kind = get("shape"), get("kind")

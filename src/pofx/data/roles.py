@@ -15,7 +15,7 @@ from pofx.core.space import Category, Column, Label, Real, Space, Table
 from pofx.data.ragged import RaggedRows, RawRagged
 
 if TYPE_CHECKING:
-    from pofx.data.read import Raw
+    from pofx.data.raw import Raw
 
 MOST_CLASSES = 1000
 

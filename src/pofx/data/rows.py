@@ -16,7 +16,7 @@ from pofx.data.ragged import RawRagged
 from pofx.data.roles import no_column
 
 if TYPE_CHECKING:
-    from pofx.data.read import Raw
+    from pofx.data.raw import Raw
 
 
 def read_rows(
@@ -38,7 +38,8 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
-    from pofx.data.read import RawTable, read
+    from pofx.data.raw import RawTable
+    from pofx.data.read import read
 
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
@@ -76,7 +77,7 @@ def read_rows(
 
 
 def _held(raw: Raw) -> str:
-    from pofx.data.read import RawTable
+    from pofx.data.raw import RawTable
 
     return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
 
@@ -90,7 +91,7 @@ def _new_images(space: Image, raw: Raw) -> Tensor:
 
 
 def _new_table(space: Table, raw: Raw) -> Tensor:
-    from pofx.data.read import RawTable
+    from pofx.data.raw import RawTable
     from pofx.data.tabular import encode_rows
 
     if not isinstance(raw, RawTable):

@@ -23,7 +23,7 @@ from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.tabular import encode_rows
 
 if TYPE_CHECKING:
-    from pofx.data.read import RawTable
+    from pofx.data.raw import RawTable
 
 ROWS = "rows"  # the whole table is one sequence
 STARTS, ENDS = "offsets", ("episode_ends", "ends")  # arrays that say where sequences begin, or end
@@ -231,7 +231,7 @@ def _table(
     columns: Columns, n: int, how: Reading, name: str, notes: list[str], source: RawTable | None = None
 ) -> tuple[Table, NDArray]:
     """What a step is, and all steps [T, D]: of inferred types, or of those of a known space."""
-    from pofx.data.read import RawTable
+    from pofx.data.raw import RawTable
 
     if how.like is not None:
         known = how.like.step
