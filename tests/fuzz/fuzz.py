@@ -188,6 +188,6 @@ def _report(title: str, outcomes: Iterator[tuple[str, sandbox.Outcome]]) -> int:
 
 
 if __name__ == "__main__":
-    for name in ("pofx.data.read", "pofx.evaluate.compare", "pofx.report.build", "pofx.families.vae"):
+    for name in ("pandas", "pofx.data.read", "pofx.evaluate.compare", "pofx.report.build", "pofx.families.vae"):
         import_module(name)  # the forks find everything imported
     sys.exit(main())
