@@ -55,6 +55,10 @@ class Part:
 
         return Part(**{k: pick(v) for k, v in vars(self).items()})
 
+    def draw(self, most: int, seed: int) -> Part:
+        """At most ``most`` of the rows in a random order, both by ``seed``: the head of a part may be of one class."""
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]]
+
     def read(self) -> Part:
         """The same with x and before as tensors."""
         x, before = (v[:] if isinstance(v, RaggedRows) else v for v in (self.x, self.before))
@@ -86,6 +90,7 @@ class Data:
     seed: int = 0
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
+    dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
 
     def describe(self) -> list[dict[str, str]]:
         """One row per column (or one for images and labels): its name, role, type, values, share missing, note."""
