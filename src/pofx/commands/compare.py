@@ -133,7 +133,8 @@ def _comparison_table(result: Any) -> RichTable:
 
 def noise_matters(likelihood: dict[str, Any]) -> bool:
     """Is the Monte Carlo error a third of the data's or more? A smaller one hardly widens it."""
-    return isinstance(likelihood["mc_se"], float) and likelihood["mc_se"] > likelihood["se"] / 3
+    noise, error = likelihood["mc_se"], likelihood["se"]
+    return isinstance(noise, float) and isinstance(error, float) and noise > error / 3
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,7 @@ from torch import Tensor
 
 import pofx
 from pofx.core.errors import NewerFormat, RunExists, UsageError
+from pofx.core.likelihood import UpperBound
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
@@ -326,7 +327,8 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Expressiveness against tractability: per family the mean nats (with kind) and what they cost.
 
     ``best_for`` lists the speeds for which no other family is at least as good in both and better in one.
-    Bounds stand at their value: a family whose bound is loose may be better than its point.
+    Bounds stand at their value: a family whose bound is loose may be better than its point, and an upper bound, which
+    promises nothing from below, is better than nobody. A family that holds a test row impossible is best for nothing.
     """
     points = [
         {
@@ -345,13 +347,15 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     def beats(a: Mapping[str, Any], b: Mapping[str, Any], speed: str) -> bool:
         ours, theirs = ((decode(p["nats"]), decode(p[speed])) for p in (a, b))
+        if a["kind"] == UpperBound.__name__:
+            return False
         return all(x >= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
 
     for p in points:
         p["best_for"] = [
             speed
             for speed in ("densities_per_second", "samples_per_second")
-            if p["nats"] is not None and p[speed] is not None and not any(beats(q, p, speed) for q in points)
+            if math.isfinite(decode(p["nats"])) and p[speed] is not None and not any(beats(q, p, speed) for q in points)
         ]
     return points
 

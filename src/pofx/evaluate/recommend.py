@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pofx.core.errors import UsageError
-from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable
-from pofx.evaluate.likelihood import decode
+from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+from pofx.evaluate.likelihood import beyond, decode
 
 Row = Mapping[str, Any]
 Verdicts = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -202,23 +202,34 @@ def _needs_number(row: Row) -> str | None:
     return f"no likelihood ({_get(row, 'likelihood', 'note')})" if _kind(row) == Unavailable.__name__ else None
 
 
-def _needs_exact(row: Row) -> str | None:
+def _needs_finite(row: Row) -> str | None:
+    """A number whose mean is minus infinity ranks nothing: on unseen data the family has failed."""
     if missing := _needs_number(row):
+        return missing
+    return f"it loses on unseen data ({row['likelihood']['text']})" if _nats(row) == -math.inf else None
+
+
+def _needs_exact(row: Row) -> str | None:
+    if missing := _needs_finite(row):
         return missing
     return None if _kind(row) == Exact.__name__ else f"its likelihood is no exact number ({row['likelihood']['text']})"
 
 
 def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
-    """a promises more than b: its exact number or lower bound is above b's by more than 2 standard errors.
+    """a promises more than b: its exact number or lower bound is above b's beyond the error of their difference.
 
     This ranks promises, not truths: a loose bound loses although its model may be better. An estimate
-    promises nothing, so it loses to any promise.
+    promises nothing and an upper bound nothing from below, so they lose to exact numbers and lower bounds. Of two upper
+    bounds the smaller says more, of two estimates the higher is preferred, and of one of each neither.
     """
-    promises = [_kind(r) in (Exact.__name__, LowerBound.__name__) for r in (a, b)]
+    kinds = _kind(a), _kind(b)
+    promises = [k in (Exact.__name__, LowerBound.__name__) for k in kinds]
     if promises[0] != promises[1]:
         return promises[0]
-    pair = _get(verdicts, a["family"], b["family"])
-    return decode(_get(pair, "nats")) > 2 * decode(_get(pair, "se"))
+    if (kinds[0] == UpperBound.__name__) != (kinds[1] == UpperBound.__name__):
+        return False
+    sign = beyond(_get(verdicts, a["family"], b["family"]))
+    return sign < 0 if kinds[0] == UpperBound.__name__ else sign > 0
 
 
 def _measured(*path: str) -> Callable[[Row], str | None]:
@@ -298,7 +309,9 @@ def _plus(value: tuple[float, float]) -> str:
 
 
 def amount(value: float) -> str:
-    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M."""
+    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M; ∞."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= scale:
             return f"{value / scale:.3g}{unit}"
@@ -315,7 +328,7 @@ NEEDS: dict[str, Need] = {
     ),
     "likelihood": Need(
         "a number for log p(x), exact or guaranteed",
-        _needs_number,
+        _needs_finite,
         _guarantees_more,
         lambda r: str(r["likelihood"]["text"]),
     ),

@@ -106,7 +106,7 @@ def frontier(points: Sequence[Point], label: str, *, less: bool, title: str) -> 
     ``less``: less of the abscissa is better. Points far below the others stand at the bottom with their value.
     """
     points = [p for p in points if math.isfinite(p.at) and p.at > 0 and not math.isnan(p.nats)]
-    if len(points) < 2:
+    if len(points) < 2 or not any(math.isfinite(p.nats) for p in points):
         return None
     low = floor([p.nats for p in points])
     top = max(p.nats for p in points if math.isfinite(p.nats))
