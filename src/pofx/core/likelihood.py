@@ -230,16 +230,16 @@ def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[
     mean = (w * diff).sum().item()
     if not math.isfinite(mean):
         return math.nan, None, 0, "a density that is infinite orders nothing"
-    rows = 1 / w.square().sum().item()  # that count: as many as there are, where all weigh the same
     if len(w) == 1:
         return mean, None, 0, "the error of a difference on one row is unknown"
     # mc_se is noise of the scores on top of the spread between data, which already contains it: the
     # sample variance of the differences counts both once.
     scale = len(w) / (len(w) - 1)
     se = math.sqrt(scale * (w * (diff - mean)).square().sum().item())
-    if rows < FEWEST - 1e-9:
+    if len(w) < FEWEST:
         return mean, se, 0, f"{len(w)} rows are too few to tell the error of their difference"
-    sign, limit = (mean > 0) - (mean < 0), student(z, rows - 1)
+    counting = 1 / w.square().sum().item()  # rows: as many as there are, where all weigh the same (Kish, 1965)
+    sign, limit = (mean > 0) - (mean < 0), student(z, max(1.0, counting - 1))
     if abs(mean) > limit * se:
         return mean, se, sign, f"the difference is more than {limit:.3g} standard errors"
     steadier = min(x.std().item(), y.std().item())

@@ -17,7 +17,7 @@ from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragg
 from pofx.core.space import Sequence as Steps
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.roles import no_column, roles_of
-from pofx.data.split import pick, repeats, shares_of, split_by_place, split_rows
+from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 
 if TYPE_CHECKING:
     from pofx.data.raw import Options as ReadOptions
@@ -276,6 +276,7 @@ def load(
     )
     if isinstance(rows, Tensor):
         notes += repeats(rows, indices)
+    notes += scarce(len(train), len(test), roles.space.dims if isinstance(roles.space, Table) else 0)
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(

@@ -15,7 +15,8 @@ comparison.json holds
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
                  sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
-                 samples were cut for lack of time, or null
+                 samples were cut for lack of time, or null; where columns determine others there is "dependent",
+                 what each of those adds to the likelihood given all others (``dependent.Share``)
     baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
@@ -319,7 +320,7 @@ def _conclude(record: dict[str, Any], study: Study, results: Mapping[str, _Resul
     settings = study.settings
     rows = sorted((r.row for r in results.values()), key=order)
     pairs = verdicts({k: r.score for k, r in results.items() if r.score and r.score.available}, study.test.weight)
-    advice = recommend(rows, pairs, settings.needs, settings.seconds).to_json()
+    advice = recommend(rows, pairs, settings.needs, settings.seconds, study.data.dependent).to_json()
     record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
 
 

@@ -79,6 +79,8 @@ def usage(model: Model, part: Part) -> dict[str, Any] | Unavailable:
     report = getattr(model, "latent_report", None)
     if report is None:
         return Unavailable(f"{model.name} has no approximate posterior that could collapse.")
+    if len(part) < 2:
+        raise EmptyData(f"{len(part)} test row{'s' * (len(part) != 1)}.", "How latents vary is told from 2 at least.")
     found = report(part.x, part.c)
     return {"active": found.active, "dims": len(found.kl), "kl": found.kl.tolist(), "rate": found.rate}
 

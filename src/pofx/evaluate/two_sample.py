@@ -171,13 +171,16 @@ class _PixelFeatures:
 
         self.top = space.levels - 1
         flat = self._flat(x)
-        k = min(COMPONENTS, flat.shape[1], len(flat))
-        solver = "covariance_eigh" if flat.shape[1] <= 1024 else "randomized"
-        pca = PCA(k, svd_solver=solver, random_state=seed).fit(flat.numpy())
-        self.mean, self.axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
-        share = float(pca.explained_variance_ratio_.sum())
+        self.mean = flat.mean(0)
+        self.axes, share = torch.empty(0, flat.shape[1]), 0.0  # of images that are all alike there are none
+        if (flat != flat[0]).any():
+            k = min(COMPONENTS, flat.shape[1], len(flat))
+            solver = "covariance_eigh" if flat.shape[1] <= 1024 else "randomized"
+            pca = PCA(k, svd_solver=solver, random_state=seed).fit(flat.numpy())
+            self.mean, self.axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
+            share = float(pca.explained_variance_ratio_.sum())
         self.description = (
-            f"{k} principal components of the pixels in [0, 1] ({share:.0%} of their variance), "
+            f"{len(self.axes)} principal components of the pixels in [0, 1] ({share:.0%} of their variance), "
             "and the norm of what these leave out"
         )
 
