@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 
 import pytest
 import torch
+from rich.console import Console
 
+from pofx.commands.compare import _comparison_table
 from pofx.core import likelihood as lk
+from pofx.core import registry
 from pofx.core.likelihood import Estimate, Exact, LowerBound, UpperBound
 from pofx.core.measure import Measure
 from pofx.core.space import Category, Image, Real, Table
@@ -23,6 +28,7 @@ from pofx.evaluate.study import Settings, Study
 from pofx.report.build import build
 from pofx.testing.wrong import Moments, Plain
 from pofx.train.fit import fit
+from pofx.train.run import read_run
 
 ONE = Measure.counting(1)
 WORDS = Table((Category("c", ("x", "y")),))
@@ -98,6 +104,48 @@ def test_what_holds_rows_impossible_is_not_recommended():
     alone = recommend.recommend(rows[:1], {}, ("likelihood",))
     assert alone.family is None
     assert "No family serves likelihood" in alone.text
+
+
+class Bounded(Moments):
+    """A Gaussian that holds impossible what is beyond one standard deviation in its first column."""
+
+    name = "test-bounded"
+
+    def rows_log_prob(self, x, c, budget, generator):
+        return Exact(self.log_density(x).masked_fill(x[:, 0].abs() > self.root[0, 0], -math.inf), self.space.measure)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_impossible_rows_reach_table_report_and_json(alone, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._REGISTERED, Bounded.name, Bounded)
+    if alone:  # nothing else has a number, so there is no finite one to scale a plot by
+        monkeypatch.setattr("pofx.evaluate.compare.MODELS", ())
+    data = pairs_of_gaussians(0.5, ())
+    found = compare(data, [Bounded.name], seconds=0.1, samples=50, needs=["likelihood"], out=tmp_path)
+    record = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    row = found.rows[-1]
+    assert row["family"] == Bounded.name
+    assert re.fullmatch(r"= −∞ nats \(\d+ of 400 rows impossible\)", row["likelihood"]["text"])
+    assert row["likelihood"]["se"] is None
+    assert record["frontier"][-1]["best_for"] == []
+    assert record["recommendation"]["family"] == (None if alone else "gaussian")
+    assert "rows impossible" in record["recommendation"]["text"]
+    table = Console(width=200, file=io.StringIO())
+    table.print(_comparison_table(found))
+    assert "−∞" in table.file.getvalue()
+    assert "impossible" in table.file.getvalue()
+    page = build(tmp_path).read_text()
+    assert "−∞" in page
+    assert "rows impossible" in page
+    assert not re.search(r"\b(nan|inf)\b", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
+    assert build(tmp_path / "runs" / Bounded.name).exists()
+
+
+def test_impossible_validation_rows_leave_the_latest_weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._REGISTERED, Bounded.name, Bounded)
+    run = fit(pairs_of_gaussians(0.5, ()), Bounded, epochs=3, out=tmp_path / "run")
+    assert run.log[-1]["valid"] is None
+    assert read_run(tmp_path / "run").model.log_prob(torch.zeros(1, 2).double()).nats.isfinite().all()
 
 
 # -- few rows ------------------------------------------------------------------------------------------
