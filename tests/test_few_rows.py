@@ -19,7 +19,7 @@ from pofx.core.measure import Measure
 from pofx.core.space import Category, Image, Real, Table
 from pofx.data.base import Data, Part, load
 from pofx.data.split import scarce
-from pofx.evaluate import recommend, two_sample
+from pofx.evaluate import outlier, recommend, two_sample
 from pofx.evaluate.compare import compare
 from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe
@@ -213,6 +213,17 @@ def test_a_constant_difference_has_no_error_under_weights():
     draws = torch.randn(2000, n, generator=g, dtype=torch.float64) * math.sqrt(2)
     spread = (draws * w).sum(1).div(w.sum()).std().item()
     assert weighted.se == pytest.approx(spread, rel=0.1)
+
+
+def test_few_rows_in_order_do_not_make_an_area_certain():
+    few = outlier.auroc(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert few.auroc == 1
+    assert few.se > 0.15  # of two rows each, a third of all orders has no pair out of order or all of them
+    many = outlier.auroc(torch.arange(500.0), torch.arange(500.0) + 1000)
+    assert 0 < many.se < 0.005
+    tied = outlier.auroc(torch.zeros(3), torch.zeros(3))
+    assert tied.auroc == 0.5
+    assert tied.se > 0.1
 
 
 def test_older_files_without_a_sign_are_read():

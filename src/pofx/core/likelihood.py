@@ -152,7 +152,6 @@ Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 
 FEWEST = 3  # rows of which a mean difference has an error worth the name
-DWARFS = 5.0  # so many times the steadier model's spread: a difference that no choice of rows explains
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
     - an infinite difference: b holds impossible (log p = -inf) what a does not, on one datum or more;
     - of three rows or more, a mean of more than t standard errors: the quantile of Student's t (a degree of freedom
       less than there are rows) that is exceeded as rarely as ``z`` by a normal one;
-    - of three rows or more that all agree, a smallest difference above ``DWARFS`` times (1 nat + the standard
+    - of three rows or more that all agree, a smallest difference of more than the same t times (1 nat + the standard
       deviation of the scores of the steadier model): however far the other one's scores spread, which is what makes
       the error of the mean large, no row comes near to changing the sign.
 
@@ -243,8 +242,8 @@ def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[
     if abs(mean) > limit * se:
         return mean, se, sign, f"the difference is more than {limit:.3g} standard errors"
     steadier = min(x.std().item(), y.std().item())
-    if (sign * diff).min().item() > DWARFS * (1 + steadier):
-        return mean, se, sign, f"all {len(w)} rows agree, by more than {DWARFS:g} times the steadier one's spread"
+    if (sign * diff).min().item() > limit * (1 + steadier):
+        return mean, se, sign, f"all {len(w)} rows agree, by more than {limit:.3g} times the steadier one's spread"
     return mean, se, 0, f"difference within {limit:.3g} standard errors"
 
 
