@@ -386,7 +386,9 @@ def test_no_family_is_recommended_for_a_density_without_limit(tmp_path):
     assert advice["sentences"][0].startswith("No family can be recommended for likelihood")
     assert advice["sentences"][1].endswith("--drop b")
     assert any("gmm" in s and "'b' given all other columns gives" in s for s in advice["sentences"])
-    assert "grow without limit" in build(tmp_path).read_text()
+    page = build(tmp_path).read_text()
+    assert "grow without limit" in page
+    assert "Other columns determine b, which given them adds" in page
     plain = recommend.recommend(found.rows, found.verdicts, (), dependent=("b",))
     assert "likelihood: No family" in plain.text
     other = recommend.recommend(found.rows, found.verdicts, ("fast-sampling",), dependent=("b",))

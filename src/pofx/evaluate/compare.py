@@ -10,7 +10,7 @@ A comparison leaves a folder
 
 comparison.json holds
 
-    data         name, source, space, context, columns, notes, split, rows, labels, measure, dims
+    data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims
     settings     seconds, seed, needs, limits, machine, versions
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
                  sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
@@ -124,8 +124,9 @@ def compare(
         overwrite: replace the comparison that ``out`` holds.
         needs: what the recommendation is for: names in ``recommend.NEEDS``.
         samples: draws per family; two-sample tests use up to 1000 of them.
-        max_test: test rows per family at most, the same ones for all. A slow family scores the first of
-            them; its row says how many, and differences are taken on the rows that both have scored.
+        max_test: test rows per family at most, drawn by ``seed``, the same ones in the same random order for all. A
+            slow family scores the first of them; its row says how many, and differences are taken on the rows that
+            both have scored.
         outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
         anomaly: the class whose test rows are outliers; the others are then the inliers.
         options: family -> options of its Config.
@@ -419,6 +420,7 @@ def _about_data(data: Data) -> dict[str, Any]:
         "measure": str(data.space.measure),
         "dims": data.space.dims,
         "columns": data.describe(),
+        "dependent": list(data.dependent),
         "notes": [*data.notes, *notes],
         "split": data.split,
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},

@@ -99,10 +99,13 @@ def likelihood(row: Row, scored: int) -> Cell:
     notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["draws"] and math.isfinite(mc) else []
     notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik.get("impossible") else []
     notes += ["error unknown"] if lik["n"] == 1 else []
+    shares = [(d["column"], decode(d["nats"])) for d in row.get("dependent") or [] if "nats" in d]
+    notes += [f"{name} adds {minus(amount(nats))}" for name, nats in shares]
     notes += [f"n {lik['n']:,}"] if lik["n"] < scored else []
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
     why += [f"Scored the first {lik['n']:,} of {scored:,} rows."] if lik["n"] < scored else []
     why += [f"{lik['text']}."] if lik.get("impossible") else []
+    why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
     return Cell(
         f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
     )

@@ -152,7 +152,9 @@ def _log_ticks(axis: Axis, decades: float) -> None:
 
 
 def _beats(a: Point, b: Point, less: bool) -> bool:
-    """At least as good in both, better in one."""
+    """At least as good in both, better in one; an upper bound promises nothing from below."""
+    if a.kind == "UpperBound":
+        return False
     x, y = (-a.at, -b.at) if less else (a.at, b.at)
     return x >= y and a.nats >= b.nats and (x, a.nats) != (y, b.nats)
 
