@@ -103,6 +103,27 @@ def draws(lik: Available) -> int:
     return 0 if isinstance(lik, Exact) else lik.draws
 
 
+def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
+    """Monte Carlo standard error of the mean over data [N], weighted where there are weights.
+
+    Data of equal ``keys`` (``Conditional.keys``) share their draws: their errors are one and the same, and add up.
+    Without keys all errors are independent.
+    """
+    noise = mc_se(lik).double().flatten()
+    each = noise / len(noise) if weight is None else noise * weight / weight.sum()
+    if keys is not None:
+        _, copy = torch.unique(keys, return_inverse=True)
+        each = torch.zeros_like(each).index_add_(0, copy, each)
+    return each.square().sum().sqrt().item()
+
+
+def noise_of_copies(lik: Available, keys: Tensor | None, weight: Tensor | None = None) -> float:
+    """What sharing draws adds to the variance of that mean: no spread between data shows it."""
+    if keys is None:
+        return 0.0
+    return max(0.0, noise_of_mean(lik, keys, weight) ** 2 - noise_of_mean(lik, None, weight) ** 2)
+
+
 def join(a: Kind, b: Kind) -> Kind:
     """The kind of a sum of log-terms of kinds ``a`` and ``b``: Exact+Lower=Lower, Lower+Upper=Estimate."""
     if Unavailable in (a, b):
@@ -161,12 +182,13 @@ class Comparison:
     why: str
 
 
-def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0) -> Comparison:
+def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, keys: Tensor | None = None) -> Comparison:
     """Is ``a`` better than ``b`` on these data (same rows, in the same order)?
 
     ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or
     upper bound) by more than ``z`` standard errors of the mean paired difference. An estimate decides
-    nothing. Raises Incomparable when the measures differ.
+    nothing. ``keys`` tells which data share their draws (see ``noise_of_mean``). Raises Incomparable when the
+    measures differ.
     """
     if isinstance(a, Unavailable) or isinstance(b, Unavailable):
         return Comparison("undecided", math.nan, math.nan, "there is no likelihood to compare")
@@ -180,8 +202,9 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0) -> Comparison:
     diff = (a.nats - b.nats).double().flatten()
     n = diff.numel()
     # mc_se is noise of the scores on top of the spread between data, which already contains it: the
-    # sample variance of the differences counts both once.
+    # sample variance of the differences counts both once; what copies share is more than that.
     mean, se = diff.mean().item(), (diff.var(unbiased=True) / n).sqrt().item() if n > 1 else math.inf
+    se = math.sqrt(se**2 + sum(noise_of_copies(lik, keys) for lik in (a, b)))
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", mean, se, "an estimate bounds nothing on either side")
     a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
+from pofx.core.noise import RowNoise, row_keys, seed_of
 from pofx.core.space import Ragged, Space, join
 
 if TYPE_CHECKING:
@@ -133,8 +135,11 @@ class Model(nn.Module):
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N]."""
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N].
+
+        What it draws comes from ``noise``, so that a row's number does not depend on the batch.
+        """
         raise NotImplementedError
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -282,7 +287,8 @@ class Conditional:
         Args:
             x: [*S, *C, *E], checked against the space.
             budget: what the likelihood may cost, where it is not exact.
-            generator: the source of Monte Carlo draws; a fixed seed 0 where none is given.
+            generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
+                a datum follows from that seed, the datum and its context, whatever else is scored with it.
 
         Returns:
             A Likelihood with nats [*S, *C], of a kind in ``model.claims``.
@@ -292,13 +298,14 @@ class Conditional:
         flat, c = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        before, gen = self._befores(_batch(model.space, x)), _generator(generator, model.device)
+        before, seed = self._befores(_batch(model.space, x)), seed_of(_generator(generator, model.device))
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
-                    parts.append(model.rows_log_prob(rows, given, budget, gen))
+                    noise = RowNoise(seed, partial(self._keys, rows, given))
+                    parts.append(model.rows_log_prob(rows, given, budget, noise))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
@@ -431,6 +438,19 @@ class Conditional:
         batch = _batch(space, x)
         return x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
 
+    def keys(self, x: Tensor) -> Tensor:
+        """What data x [*S, *C, *E] are told apart by, int64 [*S, *C]: those with equal keys get equal draws."""
+        flat, c = self._flat(x)
+        return self._keys(flat, c).reshape(_batch(self.model.space, x))
+
+    def _keys(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """``keys`` of flat rows."""
+        parts = [row_keys(x, _fill(self.model.space))]
+        if c is not None:
+            assert self.model.context is not None
+            parts.append(row_keys(c, _fill(self.model.context)))
+        return parts[0] if c is None else row_keys(torch.stack(parts, 1))
+
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
         if self.before is None:
@@ -467,6 +487,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
     """The caller's generator, or a fresh one of seed 0: the global random state is never touched."""
     return torch.Generator(device).manual_seed(0) if generator is None else generator
+
+
+def _fill(space: Space) -> float | None:
+    """What stands after the end of a datum of free length."""
+    return space.fill if isinstance(space, Ragged) else None
 
 
 def _batch(space: Space, x: Tensor) -> tuple[int, ...]:

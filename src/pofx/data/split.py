@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
+from pofx.core.noise import row_keys
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 
@@ -83,18 +83,3 @@ def repeats(x: Tensor, indices: list[Tensor]) -> list[str]:
     leaked = int(torch.isin(test, train).sum())
     note = f"{repeats} of {len(used)} rows repeat an earlier row"
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]
-
-
-def row_keys(x: Tensor) -> Tensor:
-    """A 64-bit hash of each row [N]: equal rows have equal keys, others almost surely not."""
-    flat = x.reshape(len(x), -1)
-    flat = flat + 0.0 if flat.is_floating_point() else torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8))
-    words = math.prod(flat.shape[1:]) * flat.element_size() // 8
-    generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(2**62, (2, words), generator=generator) * 2 + 1
-    keys = []
-    for rows in flat.split(max(1, 2**22 // words)):
-        h = rows.contiguous().view(torch.int64) * odd[0]
-        h = (h ^ (h >> 32)) * odd[1]
-        keys.append((h ^ (h >> 29)).sum(1))
-    return torch.cat(keys)

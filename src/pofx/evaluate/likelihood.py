@@ -27,6 +27,8 @@ from pofx.core.likelihood import (
     draws,
     make,
     mc_se,
+    noise_of_copies,
+    noise_of_mean,
     per_row,
 )
 from pofx.core.measure import Measure
@@ -51,6 +53,7 @@ class Score:
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
+        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn).
     """
 
     kind: str
@@ -67,6 +70,7 @@ class Score:
     seconds: float = 0.0
     rows_per_second: float = math.nan
     rows: Available | None = None
+    keys: Tensor | None = None
 
     @property
     def available(self) -> bool:
@@ -100,7 +104,7 @@ class Score:
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
-        plain = {k: encode(v) for k, v in vars(self).items() if k not in ("rows", "measure")}
+        plain = {k: encode(v) for k, v in vars(self).items() if k not in ("rows", "keys", "measure")}
         out = plain | {
             "measure": str(self.measure),
             "measure_parts": [list(p) for p in self.measure.parts],
@@ -114,6 +118,7 @@ class Score:
             out["rows"] = {
                 "nats": [encode(float(f"{v:.9g}")) for v in self.rows.nats.tolist()],
                 "mc_se": [encode(float(f"{v:.3g}")) for v in mc_se(self.rows).tolist()] if self.draws else None,
+                "keys": None if self.keys is None else self.keys.tolist(),
             }
         return out
 
@@ -122,7 +127,9 @@ class Score:
         """The inverse of ``to_json``, with or without rows."""
         measure = Measure(tuple((name, count) for name, count in data["measure_parts"]))
         rows: Available | None = None
+        keys = None
         if data.get("rows"):
+            keys = data["rows"].get("keys") and torch.tensor(data["rows"]["keys"])
             nats = torch.tensor([decode(v) for v in data["rows"]["nats"]], dtype=torch.float64)
             se = data["rows"]["mc_se"]
             errors = None if se is None else torch.tensor([decode(v) for v in se], dtype=torch.float64)
@@ -130,7 +137,7 @@ class Score:
             rows = make(kind, nats, measure, errors, data["draws"], data["note"] if kind is Estimate else "")
         fields: dict[str, Any] = {k: data[k] for k in ("kind", "n", "draws", "dims", "unit", "note")}
         fields |= {k: decode(data[k]) for k in ("nats", "se", "mc_se", "rate_se", "seconds", "rows_per_second")}
-        return Score(**fields, measure=measure, rows=rows)
+        return Score(**fields, measure=measure, rows=rows, keys=keys)
 
 
 def score(
@@ -147,7 +154,7 @@ def score(
         model: any family; its context, where it has one, is ``part.c``.
         part: rows x [N, *E].
         budget: what the likelihood may cost per row (default: the family's own).
-        generator: of Monte Carlo draws (default: seed 0).
+        generator: gives the seed of Monte Carlo draws (default: seed 0), one for all rows.
         seconds: stop near this time and score the first rows only; ``n`` says how many.
 
     Raises:
@@ -156,20 +163,26 @@ def score(
     if len(part) == 0:
         raise EmptyData("There are no held-out rows to score.", "Choose a split with a test part.")
     gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
-
+    state = gen.get_state()
     counted: list[Tensor] = []
+    keys: list[Tensor] = []
 
     def block(start: int, size: int) -> Likelihood:
         rows = part[start : start + size].read()
         counted.append(units(model.space, rows.x))
         given = model.given(rows.c, before=rows.before)
+        gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
-            return _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen))
+            lik = _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen))
+        if not isinstance(lik, Unavailable) and draws(lik):
+            keys.append(given.keys(rows.x).cpu())
+        return lik
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
     size = torch.cat(counted)
-    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second)
+    same = torch.cat(keys).unique(return_inverse=True)[1] if keys else None
+    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second, same)
 
 
 def summarise(
@@ -179,24 +192,29 @@ def summarise(
     weight: Tensor | None = None,
     seconds: float = 0.0,
     rows_per_second: float = math.nan,
+    keys: Tensor | None = None,
 ) -> Score:
-    """The Score of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean."""
+    """The Score of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean.
+
+    ``keys`` [N] are equal where rows share their draws.
+    """
     if isinstance(lik, Unavailable):
         return unavailable(lik.reason, space)
-    nats, noise = lik.nats.double(), mc_se(lik).double()
+    nats = lik.nats.double()
     w = torch.ones_like(nats) if weight is None else weight.double()
     w = w / w.sum()
     n, mean, each = len(nats), (w * nats).sum(), (w * counted).sum()
 
     def error(residual: Tensor) -> float:
         # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
-        return (w.square() * residual.square()).sum().mul(n / (n - 1)).sqrt().item() if n > 1 else math.nan
+        spread = (w.square() * residual.square()).sum().mul(n / (n - 1)).item() if n > 1 else math.nan
+        return math.sqrt(spread + noise_of_copies(lik, keys, w))
 
     return Score(
         kind=type(lik).__name__,
         nats=mean.item(),
         se=error(nats - mean),
-        mc_se=(w.square() * noise.square()).sum().sqrt().item(),
+        mc_se=noise_of_mean(lik, keys, w),
         n=n,
         draws=draws(lik),
         measure=space.measure,
@@ -208,6 +226,7 @@ def summarise(
         seconds=seconds,
         rows_per_second=rows_per_second,
         rows=lik,
+        keys=keys,
     )
 
 
@@ -242,7 +261,8 @@ def _verdict(a: Score, b: Score, weight: Tensor | None, z: float) -> dict[str, A
     # the mean of w l / mean(w) is the weighted mean of l
     w = torch.ones(n, dtype=torch.float64) if weight is None else weight[:n].double() / weight[:n].double().mean()
     ours, theirs = per_row(lambda t: t[:n].double() * w, a.rows), per_row(lambda t: t[:n].double() * w, b.rows)
-    return _plain(compare(ours, theirs, z=z), n)
+    keys = next((s.keys[:n] for s in (a, b) if s.keys is not None), None)
+    return _plain(compare(ours, theirs, z=z, keys=keys), n)
 
 
 def _plain(c: Comparison, n: int) -> dict[str, Any]:
