@@ -1,13 +1,17 @@
 """Likelihoods, spaces, measures and the conditional contract."""
 
+import json
 import math
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 
+from pofx.cli import main
 from pofx.core import likelihood as lk
+from pofx.core import registry
 from pofx.core.errors import Incomparable, PofxError, UsageError, WrongShape
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
@@ -284,3 +288,68 @@ def test_import_is_light():
 def test_help_needs_neither_torch_nor_tyro():
     code = "import sys; from pofx.cli import main; main(['--help']); assert not {'torch', 'tyro'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# -- the registry -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Sets the entry points that are found."""
+
+    def put(*points):
+        found = [EntryPoint(name, value, "pofx.families") for name, value in points]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found)
+        registry._installed.cache_clear()
+
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    yield put
+    registry._installed.cache_clear()
+
+
+def toy(name):
+    return type("Toy", (Moments,), {"name": name})
+
+
+def test_a_registered_family_replaces_no_other(installed):
+    first = toy("pocket-gaussian")
+    registry.register(first)
+    registry.register(first)
+    for other in (toy("pocket-gaussian"), toy("gmm"), toy("rnn")):
+        with pytest.raises(UsageError, match=f"{other.name}' exists already"):
+            registry.register(other)
+    assert family("pocket-gaussian") is first
+    assert family("gmm").__module__ == "pofx.families.gmm"
+
+
+def test_a_registered_family_is_one_of_the_families(installed, capsys):
+    before = families()
+    registry.register(toy("pocket-gaussian"))
+    assert [*families()] == [*before, "pocket-gaussian"]
+    with pytest.raises(UsageError, match="Did you mean pocket-gaussian"):
+        family("pocket-gausian")
+    assert main(["families", "--json"]) == 0
+    assert "pocket-gaussian" in {about["name"] for about in json.loads(capsys.readouterr().out)}
+
+
+def test_an_entry_point_gives_way_to_a_name_that_is_taken_and_is_told(installed):
+    installed(("gpt", "theirs.net:Gpt"), ("bell", "one:Bell"), ("bell", "two:Bell"), ("vae", registry.BUILT_IN["vae"]))
+    with pytest.warns(UserWarning, match="left out") as told:
+        known = families()
+    assert [str(w.message).split(" is left out")[0] for w in told] == [
+        "The family 'gpt' of theirs.net:Gpt",
+        "The family 'bell' of two:Bell",
+    ]
+    assert known["gpt"] == registry.BUILT_IN["gpt"]
+    assert known["bell"] == "one:Bell"
+
+
+def test_an_entry_point_that_does_not_load_or_has_another_name_is_named(installed):
+    installed(
+        ("gone", "no_such_package:Gone"), ("bare", "pofx.core.registry:Bare"), ("alias", "pofx.testing.wrong:Moments")
+    )
+    for name in ("gone", "bare"):
+        with pytest.raises(UsageError, match=f"'{name}' cannot be loaded from"):
+            family(name)
+    with pytest.raises(UsageError, match="stands for 'alias' and calls itself 'right gaussian'"):
+        family("alias")
