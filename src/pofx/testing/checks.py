@@ -414,6 +414,8 @@ def bad_input_is_named(s: Subject) -> None:
             return
         raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
 
+    if not s.case.space.dtype.is_floating_point:
+        refuses(x.double() + 0.5, BadValue)
     if s.case.space.event_shape and s.case.space.event_shape[-1] > 0:
         refuses(x[..., :-1], WrongShape)
     refuses(x.to(torch.complex64), WrongShape)
@@ -430,7 +432,6 @@ def bad_input_is_named(s: Subject) -> None:
     if isinstance(s.case.space, Ragged):
         short = torch.full_like(x[:, :1], s.case.space.fill)
         refuses(torch.cat([short, x], 1), BadValue)
-        refuses(x.to(torch.int32), WrongShape)
     if isinstance(s.case.space, Text | Audio):
         count = s.case.space.symbols if isinstance(s.case.space, Text) else s.case.space.levels
         refuses(torch.where(x < 0, x, count), BadValue)
