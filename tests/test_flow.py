@@ -232,3 +232,5 @@ def test_refusals():
     model = build("maf", integers, torch.arange(10, dtype=torch.float64)[:, None])
     with pytest.raises(Unsupported, match="complete real columns"):
         model.given().score(torch.ones(1, 1, dtype=torch.float64))
+    with pytest.raises(Unsupported, match="no score of noised data. Ask for score"):
+        model.given().noised_score(torch.ones(1, 1, dtype=torch.float64))

@@ -93,6 +93,7 @@ class Model(nn.Module):
     continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
     latent: ClassVar[bool] = False  # rows_encode exists
     has_score: ClassVar[bool] = False  # rows_score exists
+    has_noised_score: ClassVar[bool] = False  # rows_noised_score exists
     quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
     known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
@@ -186,7 +187,15 @@ class Model(nn.Module):
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """grad_x log p(x | c) [N, *E] over a continuous space. Exists where ``has_score`` is True."""
         raise Unsupported(
-            f"{self.name} has no score (gradient of the log-density).", "Fit a gaussian, gmm, flow or ddpm."
+            f"{self.name} has no score (gradient of the log-density).",
+            "Ask for noised_score." if self.has_noised_score else "Fit a gaussian, gmm or flow.",
+        )
+
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        """Score [N, *E] of data with noise added (see ``Conditional.noised_score``). Where ``has_noised_score``."""
+        raise Unsupported(
+            f"{self.name} has no score of noised data.",
+            "Ask for score, that of the data themselves." if self.has_score else "Fit a ddpm or flow-matching.",
         )
 
     def rows_per_pass(self) -> int:
@@ -436,6 +445,18 @@ class Conditional:
         flat, c, batch = self._flat(x)
         with evaluating(self.model):
             return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
+
+    def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
+        """grad_x log p_noise(x | c), shaped like x: the score of the data plus Gaussian noise, not of the data.
+
+        ``noise`` is its standard deviation in each column's own standard deviations (None: the family's default). The
+        smaller it is, the nearer is p_noise to p, and the worse a network knows its score (Song & Ermon 2019, section
+        3). Raises Unsupported where the family is not learned from noised data, UsageError for noise that it has not
+        seen.
+        """
+        flat, c, batch = self._flat(x)
+        with evaluating(self.model):
+            return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
 
     def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
         """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""

@@ -58,7 +58,7 @@ class PathConfig(ContinuousConfig):
         sample_steps, ode_steps: steps of the sampler, and of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
             likelihood's dequantisation or probes.
-        score_noise: ``score`` is that of the data blurred by so many of their standard deviations.
+        score_noise: of ``noised_score`` where it names none.
     """
 
     schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "cosine"
@@ -84,7 +84,7 @@ class PathModel(Continuous):
     estimators = ("vlb", "ode")
     samplers = ("dpm++", "heun", "sde", "ddim", "euler", "ancestral")
     uses_steps = True
-    has_score = True
+    has_noised_score = True
     shared_scale = True
     config: PathConfig
 
@@ -221,18 +221,24 @@ class PathModel(Continuous):
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Of the data blurred by ``score_noise`` (Tweedie's formula): (E[y | y + noise] - y) / variance."""
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
         if self.preprocess.kind is not Exact:
             raise Unsupported(
                 f"The score of {self.name} needs complete real columns; this space is {self.space}.",
                 "Declare the columns real, or drop those that are not.",
             )
-        y, blur = self.split(x).y.double(), self.config.score_noise
-        t = self.schedule.time(torch.tensor(-2 * math.log(blur), dtype=torch.float64))
+        noise = self.config.score_noise if noise is None else noise
+        if not self.config.smallest <= noise <= self.config.largest:
+            raise UsageError(
+                f"{self.name} has seen noise from {self.config.smallest:g} to {self.config.largest:g}, not {noise:g}.",
+                "Ask for noise within.",
+            )
+        y = self.split(x).y.double()
+        t = self.schedule.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
             denoised = self.denoiser(self.encode_context(c))(self.schedule(t).alpha.item() * y, t)
-        return (denoised - y) / (blur**2 * self.preprocess.scale)
+        return (denoised - y) / (noise**2 * self.preprocess.scale)
 
 
 class NoisyMlp(nn.Module):

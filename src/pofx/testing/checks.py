@@ -15,6 +15,7 @@ from pofx.core.likelihood import Available, Estimate, Exact, LowerBound, Unavail
 from pofx.core.model import Budget
 from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
 from pofx.data.base import Part
+from pofx.data.synthetic import Gaussian
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
 from pofx.train.fit import seeded
 
@@ -395,6 +396,21 @@ def score_is_the_gradient(s: Subject) -> None:
         gap = ((slope - got[:, j]) * scale[j]).abs()
         tolerance = 0.05 * (1 + (slope * scale[j]).abs())
         assert (gap < tolerance).double().mean() >= 0.85, f"score is off by up to {gap.max():.3g} in dimension {j}"
+
+
+@check
+def noised_score_is_the_gradient(s: Subject) -> None:
+    """noised_score(x) = grad_x log p_noise(x), on data from a Gaussian, which plus noise is a Gaussian."""
+    source = s.case.source
+    if not s.cls.has_noised_score or not isinstance(source, Gaussian):
+        raise NotApplicable
+    scale, x = s.case.data.train.x.std(0), s.test.x
+    for noise in (0.2, 1.0):
+        got = s.model.given().noised_score(x, noise) * scale
+        covariance = source.covariance + (noise * scale).square().diag()
+        want = -torch.linalg.solve(covariance, (x - source.mean).T).T * scale
+        gap = float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+        assert gap < 0.15, f"the score at noise {noise:g} is off by {gap:.0%}"
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -106,7 +106,13 @@ class Moments(Small):
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         return -torch.cholesky_solve((x - self.mean).T, self.root).T
 
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        covariance = self.root @ self.root.T
+        covariance += ((0.1 if noise is None else noise) ** 2 * covariance.diagonal()).diag()
+        return -torch.linalg.solve(covariance, (x - self.mean).T).T
+
     has_score = True
+    has_noised_score = True
 
 
 class Counts(Small):
@@ -332,6 +338,15 @@ class ScoreSign(Moments):
         return -super().rows_score(x, c)
 
 
+class ScoreWithoutNoise(Moments):
+    """The score of the data where that of noised data is asked for."""
+
+    name = "wrong: score of other data than it says"
+
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        return self.rows_score(x, c)
+
+
 class NeverLearns(Moments):
     """A learner that does nothing."""
 
@@ -438,6 +453,7 @@ WRONG: dict[type[Model], set[str]] = {
     WrongMeasure: {"kind is claimed"},
     UnclaimedKind: {"kind is claimed"},
     ScoreSign: {"score is the gradient"},
+    ScoreWithoutNoise: {"noised score is the gradient"},
     NeverLearns: {"training helps"},
     UnseededTraining: {"training is reproducible"},
     LeakingMask: {"sums to one"},
