@@ -28,9 +28,7 @@ from pofx.core.space import (
     Real,
     Table,
     Text,
-    bits_per_dim,
     from_json,
-    perplexity,
     take,
 )
 from pofx.data import synthetic
@@ -71,17 +69,6 @@ JOINS = {
 def test_kinds_join(pair, joined):
     assert lk.join(*pair) is joined
     assert lk.join(*reversed(pair)) is joined
-
-
-def test_chain_adds_nats_measures_and_errors_in_quadrature():
-    a, b = bound(LowerBound, [-1.0, -2.0], 0.3), bound(LowerBound, [-3.0, -4.0], 0.4, Measure.lebesgue(2))
-    c = lk.chain(a, b)
-    assert isinstance(c, LowerBound)
-    assert c.nats.tolist() == [-4.0, -6.0]
-    assert torch.allclose(c.mc_se, torch.full((2,), 0.5))
-    assert str(c.measure) == "counting × lebesgue^2"
-    assert isinstance(lk.chain(a, Unavailable("none")), Unavailable)
-    assert isinstance(lk.chain(bound(LowerBound, [0.0]), bound(UpperBound, [0.0])), Estimate)
 
 
 def test_cat_and_per_row():
@@ -170,12 +157,6 @@ def test_bad_rows_are_named(space, row, message):
 
 def test_good_rows_pass():
     SPACES[0].check(torch.tensor([[1.0, math.nan, math.nan, math.nan], [1.0, -70, 1, -3.27]], dtype=torch.float64))
-
-
-def test_units():
-    image = Image(1, 8, 1, 2)
-    assert bits_per_dim(-8 * math.log(2), image) == pytest.approx(1.0)
-    assert perplexity(-8 * math.log(2), image) == pytest.approx(2.0)
 
 
 def fitted():

@@ -133,21 +133,6 @@ def join(a: Kind, b: Kind) -> Kind:
     return b if a is Exact else Estimate
 
 
-def chain(a: Likelihood, b: Likelihood) -> Likelihood:
-    """log p(u) + log p(v | u): kinds join, measures multiply, independent errors add in quadrature."""
-    if isinstance(a, Unavailable):
-        return a
-    if isinstance(b, Unavailable):
-        return b
-    caveat = "; ".join(lik.caveat for lik in (a, b) if isinstance(lik, Estimate) and lik.caveat)
-    kind = join(type(a), type(b))
-    if kind is Estimate and not caveat:
-        caveat = "a lower bound plus an upper bound"
-    measure = Measure(a.measure.parts + b.measure.parts)
-    se = (mc_se(a) ** 2 + mc_se(b) ** 2).sqrt()
-    return make(kind, a.nats + b.nats, measure, se, max(draws(a), draws(b)), caveat)
-
-
 def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
     """Apply a shape change (reshape, index, ...) to every per-datum tensor."""
     if isinstance(lik, Exact):

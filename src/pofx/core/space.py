@@ -565,16 +565,6 @@ def units(space: Space, x: Tensor) -> Tensor:
     return torch.full((len(x),), float(space.dims), dtype=torch.float64)
 
 
-def bits_per_dim(nats: float, space: Table | Image | Label) -> float:
-    """log p in nats per datum -> bits per dimension (positive is worse; a density may go below zero)."""
-    return -nats / math.log(2) / space.dims
-
-
-def perplexity(nats: float, space: Table | Image | Label) -> float:
-    """exp of the mean surprise per dimension."""
-    return math.exp(-nats / space.dims)
-
-
 def join(space: Space, parts: list[Tensor]) -> Tensor:
     """Batches [n, *E] one after the other, the shorter ones filled up to the longest."""
     if isinstance(space, Ragged):
