@@ -111,7 +111,7 @@ class Bounded(Moments):
 
     name = "test-bounded"
 
-    def rows_log_prob(self, x, c, budget, generator):
+    def rows_log_prob(self, x, c, budget, noise):
         return Exact(self.log_density(x).masked_fill(x[:, 0].abs() > self.root[0, 0], -math.inf), self.space.measure)
 
 

@@ -103,6 +103,27 @@ def draws(lik: Available) -> int:
     return 0 if isinstance(lik, Exact) else lik.draws
 
 
+def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
+    """Monte Carlo standard error of the mean over data [N], weighted where there are weights.
+
+    Data of equal ``keys`` (``Conditional.keys``) share their draws: their errors are one and the same, and add up.
+    Without keys all errors are independent.
+    """
+    noise = mc_se(lik).double().flatten()
+    each = noise / len(noise) if weight is None else noise * weight / weight.sum()
+    if keys is not None:
+        _, copy = torch.unique(keys, return_inverse=True)
+        each = torch.zeros_like(each).index_add_(0, copy, each)
+    return each.square().sum().sqrt().item()
+
+
+def noise_of_copies(lik: Available, keys: Tensor | None, weight: Tensor | None = None) -> float:
+    """What sharing draws adds to the variance of that mean: no spread between data shows it."""
+    if keys is None:
+        return 0.0
+    return max(0.0, noise_of_mean(lik, keys, weight) ** 2 - noise_of_mean(lik, None, weight) ** 2)
+
+
 def join(a: Kind, b: Kind) -> Kind:
     """The kind of a sum of log-terms of kinds ``a`` and ``b``: Exact+Lower=Lower, Lower+Upper=Estimate."""
     if Unavailable in (a, b):
@@ -110,21 +131,6 @@ def join(a: Kind, b: Kind) -> Kind:
     if a is b or b is Exact:
         return a
     return b if a is Exact else Estimate
-
-
-def chain(a: Likelihood, b: Likelihood) -> Likelihood:
-    """log p(u) + log p(v | u): kinds join, measures multiply, independent errors add in quadrature."""
-    if isinstance(a, Unavailable):
-        return a
-    if isinstance(b, Unavailable):
-        return b
-    caveat = "; ".join(lik.caveat for lik in (a, b) if isinstance(lik, Estimate) and lik.caveat)
-    kind = join(type(a), type(b))
-    if kind is Estimate and not caveat:
-        caveat = "a lower bound plus an upper bound"
-    measure = Measure(a.measure.parts + b.measure.parts)
-    se = (mc_se(a) ** 2 + mc_se(b) ** 2).sqrt()
-    return make(kind, a.nats + b.nats, measure, se, max(draws(a), draws(b)), caveat)
 
 
 def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
@@ -175,7 +181,9 @@ class Comparison:
     why: str
 
 
-def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
+def compare(
+    a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None, keys: Tensor | None = None
+) -> Comparison:
     """Is ``a`` better than ``b`` on these data (same rows, in the same order; ``weight`` [N] weighs them)?
 
     ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or upper bound)
@@ -188,7 +196,8 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
       deviation of the scores of the steadier model): however far the other one's scores spread, which is what makes
       the error of the mean large, no row comes near to changing the sign.
 
-    Of one or two rows there is no error to compare with. Raises Incomparable when the measures differ.
+    Of one or two rows there is no error to compare with. ``keys`` [N] tell which data share their draws (see
+    ``noise_of_mean``). Raises Incomparable when the measures differ.
     """
     if isinstance(a, Unavailable) or isinstance(b, Unavailable):
         return Comparison("undecided", math.nan, None, 0, "there is no likelihood to compare")
@@ -199,7 +208,8 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
         )
     if a.nats.shape != b.nats.shape:
         raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
-    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight)
+    copies = sum(noise_of_copies(lik, keys, weight) for lik in (a, b))
+    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight, copies)
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", mean, se, sign, "an estimate bounds nothing on either side")
     a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)
@@ -215,8 +225,13 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
     return Comparison("undecided", mean, se, sign, "the gap of the bound may explain the difference")
 
 
-def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[float, float | None, int, str]:
-    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why."""
+def _difference(
+    x: Tensor, y: Tensor, z: float, weight: Tensor | None, copies: float
+) -> tuple[float, float | None, int, str]:
+    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why.
+
+    ``copies`` is what draws that data share add to the variance of the mean.
+    """
     w = torch.ones_like(x) if weight is None else weight.to(x)
     x, y, w = x[w > 0], y[w > 0], w[w > 0] / w.sum()
     lost = [int((v == -math.inf).sum()) for v in (x, y)]
@@ -232,9 +247,9 @@ def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[
     if len(w) == 1:
         return mean, None, 0, "the error of a difference on one row is unknown"
     # mc_se is noise of the scores on top of the spread between data, which already contains it: the
-    # sample variance of the differences counts both once.
+    # sample variance of the differences counts both once; what copies share is more than that.
     scale = len(w) / (len(w) - 1)
-    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item())
+    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item() + copies)
     if len(w) < FEWEST:
         return mean, se, 0, f"{len(w)} rows are too few to tell the error of their difference"
     counting = 1 / w.square().sum().item()  # rows: as many as there are, where all weigh the same (Kish, 1965)

@@ -86,10 +86,6 @@ def two(v: float) -> str:
     return f"{v:.2f}"
 
 
-def three(v: float) -> str:
-    return f"{v:.3f}"
-
-
 def likelihood(row: Row, scored: int) -> Cell:
     """Symbol, mean and error of log p(x), with what the number rests on."""
     lik = row["likelihood"]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Image, Integer, Label, Real, Table, Text
 from pofx.data.base import Data, Part
 from pofx.evaluate import baselines, recommend
@@ -40,9 +41,9 @@ def validation_sees_every_class() -> None:
     class Watched(Moments):
         name = "watched gaussian"
 
-        def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+        def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
             seen.append(x)
-            return super().rows_log_prob(x, c, budget, generator)
+            return super().rows_log_prob(x, c, budget, noise)
 
     for _ in range(2):
         fit(data, Watched, epochs=1, valid_rows=SCORED, options=vars(Plain()))
