@@ -11,7 +11,8 @@ import gzip
 import io
 import lzma
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Ordered
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget
 from pofx.core.noise import RowNoise
-from pofx.core.space import Category, Image, Integer, Label, Real, Table, Text
+from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 from pofx.data.base import Data, Part
 from pofx.evaluate import baselines, recommend
 from pofx.evaluate.likelihood import summarise, verdicts
@@ -113,6 +114,14 @@ def codes_give_their_rows_back() -> None:
         back = np.frombuffer(gzip.decompress(whole), np.uint8).reshape(3, *image.event_shape)
         same(torch.from_numpy(back.copy()), pixels)
         counted(baselines.gzip_score(image, pixels).nats, [whole], 3)
+    for free, x in (
+        (Audio(8000, 256, "mu"), _ragged([[3, 255, 0], [7], [1, 1, 1, 1, 1]])),
+        (Sequence(Table((Integer("i", -9, 9),))), torch.tensor([[[1.0], [-2.0]], [[5.0], [math.inf]]]).double()),
+    ):
+        whole = gzip.compress(x.numpy().tobytes(), 9, mtime=0)
+        flat = torch.frombuffer(bytearray(gzip.decompress(whole)), dtype=free.dtype)
+        same(flat.reshape(len(x), -1, *free.event_shape[1:]), x)
+        counted(baselines.gzip_score(free, x).nats, [whole], len(x))
     assert baselines.compression(Label(("a", "b")), Part(torch.tensor([0, 1]))) == {}
 
 
@@ -183,7 +192,7 @@ def decode_png(space: Image, content: bytes) -> Tensor:
     return pixels.reshape(space.height, space.channels, space.width).permute(1, 0, 2)
 
 
-def counted(nats: float, files: Sequence[bytes], rows: int) -> None:
+def counted(nats: float, files: Ordered[bytes], rows: int) -> None:
     """Is ``nats`` the length of the files, per row?"""
     expected = -8 * math.log(2) * sum(map(len, files)) / rows
     assert math.isclose(nats, expected, rel_tol=1e-9), f"{nats} nats are counted for a code of {expected}"
@@ -194,7 +203,7 @@ def same(a: Tensor, b: Tensor) -> None:
     assert torch.equal(a.double().nan_to_num(-1e300), b.double().nan_to_num(-1e300)), "other rows came back"
 
 
-def _ragged(rows: Sequence[Sequence[int]]) -> Tensor:
+def _ragged(rows: Ordered[Ordered[int]]) -> Tensor:
     out = torch.full((len(rows), max(map(len, rows))), -1)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = torch.tensor(row, dtype=torch.int64)
