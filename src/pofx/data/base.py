@@ -218,9 +218,9 @@ def load(
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
+    from pofx.data.formats import FORMATS
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
-    from pofx.data.spelling import FORMATS
 
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
