@@ -78,6 +78,36 @@ def _(f):
     return ["data", csv(f, "a,b\n1,2\n3\n4,5,6\n" + "1,2\n" * 20)]
 
 
+@case("a quote that never closes", 3, "RaggedTable")
+def _(f):
+    return ["data", csv(f, 'a,b\n1,x\n2,"y\n' + "3,z\n" * 30)]
+
+
+@case("two columns of one name", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, "a,a\n" + "1.5,2\n" * 30)]
+
+
+@case("JSON", 3, "UnknownFormat")
+def _(f):
+    return ["data", csv(f, '[{"a": 1}]', "t.json")]
+
+
+@case("names for other columns", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--names", "p,q"]
+
+
+@case("a date format that dates do not have", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, "a,b\n" + "31.12.2020,2\n" * 30), "--formats", "a=mdy"]
+
+
+@case("a CSV option for what is no CSV", 2, "UsageError")
+def _(f):
+    return ["data", "digits", "--missing", "NA"]
+
+
 @case("all-missing column", 3, "BadValue")
 def _(f):
     return ["data", csv(f, "a,b\n" + "".join(f"{k}.5,\n" for k in range(30)))]

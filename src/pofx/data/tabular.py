@@ -1,12 +1,14 @@
 """Tables: the type of a column from its values, and values to numbers and back.
 
     text, booleans                      Category (values sorted)
+    text that spells numbers or dates   as those; codes such as 00501 stay text (see ``formats``)
     one or two distinct values          Category
     whole numbers (880.0 too)           Integer
     dates, timestamps                   Integer with ``date`` "d" or "s"
     other numbers                       Real; on a grid where values repeat (see ``resolution``)
 
-Missing are: null, NaN, and the spellings in ``MISSING``. Each type can be overridden by a spec:
+Missing are: null, NaN and empty text; a reader of text files makes null of the spellings in ``MISSING``. Each type
+can be overridden by a spec:
 ``category``, ``integer``, ``real``, ``real:STEP``, ``nullable``, ``drop``, or a sum such as ``real+nullable``.
 """
 
@@ -26,14 +28,16 @@ import pyarrow.compute as pc
 
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.space import Category, Column, Integer, Real
+from pofx.data import formats
+from pofx.data.formats import EXACT
 
 Array: TypeAlias = "pa.ChunkedArray | np.ndarray[Any, Any]"
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
+# what text files write for a missing value, unless they are told to be otherwise
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "Null", "null", "<NA>", "#N/A")
 MOST_CATEGORIES = 1000  # of a text column, unless its type is declared
 FEW_ROWS = 20  # up to here two distinct numbers do not make a category
-EXACT = 2.0**53  # whole numbers up to here are exact in float64
 SECONDS_PER_DAY = 86400
 
 
@@ -53,7 +57,7 @@ class Spec:
             head, _, step = word.partition(":")
             if word == "nullable":
                 spec = replace(spec, nullable=True)
-            elif head == "real" and step and _number(step) is not None and float(step) > 0:
+            elif head == "real" and re.fullmatch(formats.UNSIGNED, step) and float(step) > 0:
                 spec = replace(spec, kind="real", step=float(step))
             elif word in ("category", "integer", "real", "drop"):
                 spec = replace(spec, kind=word)
@@ -73,6 +77,7 @@ class Inferred:
     values: Floats | None
     note: str = ""
     rounded: int = 0  # how many values were moved onto the column's grid
+    code: str = ""  # a spelling for which text that could be numbers was taken for codes
 
 
 def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
@@ -85,19 +90,22 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
     if spec.kind == "drop":
         return Inferred(None, None)
     found = _plain(name, array)
-    if isinstance(found, Text):
-        numbers = found.numbers()
-        declared = spec.kind in ("integer", "real")
-        if numbers is None and declared:
-            row, spelling = found.first_text()
+    if not isinstance(found, Text):
+        return _numeric(name, found, spec)
+    read = formats.read(found.spellings) if spec.kind != "category" else None
+    if not isinstance(read, formats.Spelled):
+        if spec.kind in ("integer", "real"):
+            row, text = found.first_text()
             raise BadValue(
-                f"Column {name!r} is declared {spec.kind}, but row {row} holds {spelling!r}.",
+                f"Column {name!r} is declared {spec.kind}, but row {row} holds {text!r}.",
                 f"Correct the row, or declare it a category: --types {name}=category.",
             )
-        if spec.kind == "category" or numbers is None or (found.codes_only() and not declared):
-            return _category(name, found, spec)
-        found = Numbers(numbers)
-    return _numeric(name, found, spec)
+        return _category(name, found, spec)
+    if read.code and spec.kind not in ("integer", "real"):
+        return replace(_category(name, found, spec), code=read.code)
+    inferred = _numeric(name, Numbers(found.of(read.values), date=read.date), spec)
+    note = f"Column {name!r}: {'; '.join(filter(None, [read.said, read.note]))}." if read.said or read.note else ""
+    return replace(inferred, note=" ".join(filter(None, [inferred.note, note])))
 
 
 # ------------------------------------------------------------------------------ plain numbers and text
@@ -110,22 +118,21 @@ class Text:
     codes: np.ndarray[Any, Any]
     spellings: list[str]
 
-    def numbers(self) -> Floats | None:
-        """Values [N] if every spelling is a number, else None."""
-        parsed = [_number(s) for s in self.spellings]
-        if any(p is None for p in parsed) or not parsed:
-            return None
-        return np.array([*cast("list[float]", parsed), math.nan])[self.codes]
+    def of(self, values: Floats) -> Floats:
+        """What each row's spelling stands for [N], NaN where missing."""
+        return np.append(values, math.nan)[self.codes]
+
+    def sorted(self) -> Text:
+        """The same with its spellings in order."""
+        order = sorted(range(len(self.spellings)), key=lambda k: _natural(self.spellings[k]))
+        return Text(np.append(np.argsort(order), -1)[self.codes], [self.spellings[k] for k in order])
 
     def first_text(self) -> tuple[int, str]:
-        """The first row whose spelling is no number."""
-        bad = [k for k, s in enumerate(self.spellings) if _number(s) is None]
-        row = int(np.isin(self.codes, bad).argmax())
+        """The first row whose spelling is no number or date in any format, else whose spelling is not plain."""
+        odd = formats.strays(self.spellings)
+        odd = odd or [k for k, s in enumerate(self.spellings) if _number(s) is None]
+        row = int(np.isin(self.codes, odd).argmax())
         return row, self.spellings[self.codes[row]]
-
-    def codes_only(self) -> bool:
-        """True if a number would lose something: a leading zero ("01234"), or digits beyond float64's."""
-        return any(re.fullmatch(r"0\d+", s) or (s.isdigit() and int(s) > EXACT) for s in self.spellings)
 
 
 @dataclass(frozen=True)
@@ -138,11 +145,9 @@ class Numbers:
     note: str = ""
 
 
-def _number(spelling: str) -> float | None:
-    try:
-        return float(spelling)
-    except ValueError:
-        return None
+def _number(text: str) -> float | None:
+    """The number that is spelled the plain way; a code such as 007 is none."""
+    return float(text) if re.match(formats.PLAIN, text) else None
 
 
 def _plain(name: str, array: Array) -> Text | Numbers:
@@ -152,7 +157,9 @@ def _plain(name: str, array: Array) -> Text | Numbers:
             return Numbers(array.astype(np.float64), _rounding(array.dtype.itemsize))
         if array.dtype.kind in "iu" and (not array.size or max(abs(int(array.min())), abs(int(array.max()))) <= EXACT):
             return Numbers(array.astype(np.float64))
-        array = pa.chunked_array([pa.array(array)])
+        # NumPy's text has no null: what None and nan become there is missing
+        absent = np.isin(np.char.strip(array), ("", "nan")) if array.dtype.kind == "U" else None
+        array = pa.chunked_array([pa.array(array, mask=absent)])
     kind = array.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -188,7 +195,7 @@ def _rounding(width: int) -> float:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    # binary is what the CSV reader makes of bytes that are not UTF-8; ``_text`` names the row
+    # bytes that are not UTF-8 have their row named by ``_text``
     return str(kind) in ("string", "large_string", "string_view", "binary")
 
 
@@ -214,7 +221,7 @@ def _text(name: str, array: pa.ChunkedArray) -> Text:
                     "Convert the file, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
                 ) from None
     trimmed = [str(v).strip() for v in raw]
-    spellings = sorted({s for s in trimmed if s not in MISSING}, key=_natural)
+    spellings = [*dict.fromkeys(s for s in trimmed if s)]
     index = {s: k for k, s in enumerate(spellings)}
     recode = np.array([*(index.get(s, -1) for s in trimmed), -1])
     codes = recode[codes]
@@ -228,7 +235,7 @@ def _text(name: str, array: pa.ChunkedArray) -> Text:
 def _natural(spelling: str) -> tuple[int, float, str]:
     """Numbers by size, then text by alphabet."""
     number = _number(spelling)
-    return (1, 0.0, spelling) if number is None or math.isnan(number) else (0, number, spelling)
+    return (1, 0.0, spelling) if number is None else (0, number, spelling)
 
 
 def _dates(array: pa.ChunkedArray) -> Numbers:
@@ -247,6 +254,7 @@ def _dates(array: pa.ChunkedArray) -> Numbers:
 
 
 def _category(name: str, text: Text, spec: Spec) -> Inferred:
+    text = text.sorted()
     n, distinct = len(text.codes), len(text.spellings)
     missing = bool((text.codes < 0).any())
     if not distinct:
@@ -261,10 +269,10 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
 
 def _almost_numbers(name: str, text: Text) -> str:
     """What the user can do about a text column of too many values."""
-    odd = [s for s in text.spellings if _number(s) is None]
+    odd = formats.strays(text.spellings)
     if 0 < len(odd) <= max(3, len(text.spellings) // 100):
-        row, spelling = text.first_text()
-        return f" (numbers, but {spelling!r} in row {row}); if that means missing, leave those fields empty."
+        row, word = text.first_text()
+        return f" (numbers or dates, but {word!r} in row {row}); if that means missing, leave those fields empty."
     return f"; keep it with --types {name}=category."
 
 
@@ -436,12 +444,12 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
     # "1", "1.0" and True, TRUE are the same value in files of different formats
     index = {s.lower(): k for k, s in enumerate(column.values) if s.lower() in ("true", "false")}
     numbers = [(_number(s), k) for k, s in enumerate(column.values)]
-    index |= {spell(v): k for v, k in numbers if v is not None and math.isfinite(v)}
+    index |= {spell(v): k for v, k in numbers if v is not None}
     index |= {s: k for k, s in enumerate(column.values)}
 
     def code(spelling: str) -> int:
         number = _number(spelling)
-        forms = (spelling, spelling.lower(), "" if number is None or not math.isfinite(number) else spell(number))
+        forms = (spelling, spelling.lower(), "" if number is None else spell(number))
         return next((index[f] for f in forms if f in index), -2)
 
     recode = np.array([*map(code, found.spellings), -1])
@@ -460,12 +468,13 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
 def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     name = column.name
     if isinstance(found, Text):
-        numbers = found.numbers()
-        if numbers is None and found.spellings:
-            row, spelling = found.first_text()
+        read = formats.read(found.spellings)
+        if not isinstance(read, formats.Spelled) and found.spellings:
+            row, text = found.first_text()
             kind = "a date" if isinstance(column, Integer) and column.date else "a number"
-            raise BadValue(f"Column {name!r} holds {spelling!r} in row {row}; it takes {kind}.", "Correct the row.")
-        found = Numbers(np.full(len(found.codes), math.nan) if numbers is None else numbers)
+            raise BadValue(f"Column {name!r} holds {text!r} in row {row}; it takes {kind}.", "Correct the row.")
+        none = Numbers(np.full(len(found.codes), math.nan))
+        found = Numbers(found.of(read.values), date=read.date) if isinstance(read, formats.Spelled) else none
     v = found.values
     if np.isinf(v).any():
         row = int(np.isinf(v).argmax())
