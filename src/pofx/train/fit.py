@@ -251,6 +251,8 @@ def _launch(
         )
         watch.patient = watch.processes = True
         fabric.launch(partial(_in_process, model, info, data, place, target, torch.get_num_threads()))
+        if watch.asked is not None:
+            raise watch.stopped("after a step of all processes, which is saved")
         run = folder.read_run(place)
         run.path = path
         return run

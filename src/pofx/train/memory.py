@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pofx.core.errors import OutOfMemory
 from pofx.core.learner import Recipe
 
-NOTED = 2**28  # bytes of a tensor from which on it is checked
+NOTED = 2**28  # bytes of new tensors between two looks at what is taken
+COPIES = 4  # of a model: itself, its gradient or counts, the best weights, what is written
 MOMENTS = {"adam": 2, "muon": 1, "sgd": 0}  # that an optimizer keeps of every weight
 GROUPS = (  # of processes, which may have less than the machine: limit and use, in either version
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -52,25 +54,52 @@ def enough(what: str) -> Iterator[None]:
 
 @contextmanager
 def building(what: str) -> Iterator[None]:
-    """``enough`` for the tensors of a model that is built: each is checked before it is made."""
+    """``enough`` for the tensors of a model: a large one is checked before it is made."""
     with enough(what), _Checked(what):
         yield
 
 
 class _Checked(TorchDispatchMode):
+    """Looks at what makes tensors, and from time to time at what this process has taken since the start."""
+
     def __init__(self, what: str) -> None:
         super().__init__()
-        self.what = what
+        self.what, self.free, self.before = what, available(), _resident()
+        self.made, self.looked = 0, 0  # bytes made so far, and when we last looked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        arguments = func._schema.arguments
-        if arguments and arguments[0].name == "size" and kwargs.get("device") in (None, torch.device("cpu")):
-            size = math.prod(args[0]) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize
-            if size > NOTED and size > (free := available()):
-                shape = " x ".join(map(str, args[0]))
-                raise _too_much(self.what, f"one tensor of {shape} takes {gigabytes(size)} of {gigabytes(free)} free")
+        shape, usual = _made(func._schema, args)
+        if shape and kwargs.get("device") in (None, torch.device("cpu")):
+            size = math.prod(shape) * (kwargs.get("dtype") or usual).itemsize
+            self.made += size
+            if COPIES * size > self.free:
+                raise self._too_much("one tensor of " + " x ".join(map(str, shape)), size)
+            if self.made - self.looked > NOTED:
+                self.looked, taken = self.made, _resident() - self.before
+                if COPIES * taken > self.free:
+                    raise self._too_much("what is built so far", taken)
         return func(*args, **kwargs)
+
+    def _too_much(self, which: str, size: int) -> OutOfMemory:
+        reason = f"{which} takes {gigabytes(size)}, and copies are made to train and save it; {gigabytes(self.free)}"
+        return _too_much(self.what, f"{reason} are free")
+
+
+def _made(schema: Any, args: Any) -> tuple[Any, torch.dtype]:
+    """Shape and usual type of the tensor that an operation makes out of nothing; [] for one that works on tensors."""
+    if schema.name == "aten::arange":
+        start, end, step = {1: (0, *args, 1), 2: (*args, 1), 3: args}[len(args)]
+        return [math.ceil((end - start) / step)], torch.int64
+    return args[0] if schema.arguments and schema.arguments[0].name == "size" else [], torch.get_default_dtype()
+
+
+def _resident() -> int:
+    """Bytes that this process holds in memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not on Linux: the most that it has held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_training(model: nn.Module, recipe: Recipe, what: str) -> None:

@@ -167,16 +167,25 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
     if (path / "config.json").exists():
         if not overwrite:
             raise RunExists(f"{path} already holds a run.", "Choose another --out, or say --overwrite.")
-        for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", "scores.json", "data_sample.npz",
-                    "samples/samples.npz", "report.html"):  # fmt: skip
-            try:
-                (path / old).unlink(missing_ok=True)
-            except OSError as error:
-                raise CannotSave(
-                    f"Could not remove {path / old}: {error.strerror}.",
-                    "Check its permissions, or choose another --out.",
-                ) from error
+        clear(path)
     write_config(path, info)
+
+
+def clear(path: Path) -> None:
+    """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
+    training = ("weights.safetensors", "resume.safetensors", "log.jsonl", "config.json")
+    for old in (*training, "scores.json", "data_sample.npz", "samples/samples.npz"):
+        remove(path / old)
+
+
+def remove(file: Path) -> None:
+    """Remove a file, if it is there. Raises CannotSave."""
+    try:
+        file.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise CannotSave(f"Could not replace {file}: {error.strerror}.", "Choose another folder (--out).") from error
 
 
 def write_config(path: Path, info: dict[str, Any]) -> None:
