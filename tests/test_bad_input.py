@@ -168,6 +168,38 @@ def _(f):
     return ["sample", str(f / "run"), "2"]
 
 
+@case("a flipped bit in the weights", 5, "CorruptCheckpoint")
+def _(f):
+    weights = fitted(f) / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(bytes(content))
+    return ["log-prob", str(f / "run")]
+
+
+@case("a config edited by hand", 5, "CorruptCheckpoint")
+def _(f):
+    config = fitted(f) / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
+    return ["resume", str(f / "run")]
+
+
+@case("a run without weights yet", 5, "NoRun")
+def _(f):
+    (fitted(f) / "weights.safetensors").unlink()
+    return ["log-prob", str(f / "run")]
+
+
+@case("a folder whose name is too long", 5, "CannotSave")
+def _(f):
+    return ["fit", good_csv(f), "independent", "--out", str(f / ("run" * 100)), "--quiet"]
+
+
+@case("a net that no memory holds", 6, "OutOfMemory")
+def _(f):
+    return ["fit", good_csv(f), "vae", "--options.hidden", "1000000000", "--out", str(f / "run"), "--quiet"]
+
+
 @case("checkpoint of a newer version", 5, "NewerFormat")
 def _(f):
     config = fitted(f) / "config.json"

@@ -553,8 +553,10 @@ def _check_budget(model: Model, budget: Budget) -> None:
 
 
 def replace_config(config: Any, changes: dict[str, Any]) -> Any:
-    """``dataclasses.replace`` with a named error for an unknown option."""
+    """``dataclasses.replace`` with a named error for an unknown option, or a number that tensors cannot hold."""
     known = {f.name for f in dataclasses.fields(config)}
     if unknown := sorted(set(changes) - known):
         raise UsageError(f"Unknown option {unknown[0]!r}; this family has: {', '.join(sorted(known))}.")
+    if large := [f"{k}={v}" for k, v in changes.items() if isinstance(v, int) and abs(v) >= 2**63]:
+        raise UsageError(f"{large[0]} is beyond 64 bits.", "Give a smaller number.")
     return dataclasses.replace(config, **changes)

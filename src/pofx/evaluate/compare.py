@@ -29,7 +29,6 @@ Where something could not be measured there is {"unavailable": reason} in its pl
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import platform
@@ -44,7 +43,7 @@ import torch
 from torch import Tensor
 
 import pofx
-from pofx.core.errors import NewerFormat, RunExists, UsageError
+from pofx.core.errors import RunExists, UsageError
 from pofx.core.likelihood import UpperBound
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
@@ -56,11 +55,11 @@ from pofx.evaluate.cost import peak_memory
 from pofx.evaluate.likelihood import Score, decode, verdicts
 from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
-from pofx.train.checkpoint import read_json, write_atomic, write_json
+from pofx.train.checkpoint import read_sealed, write_arrays, write_sealed
 from pofx.train.fit import fit
 from pofx.train.run import Run, read_run
 
-FORMAT = 1  # of comparison.json
+FORMAT = 2  # of comparison.json
 Progress = Callable[[dict[str, Any]], None]
 """Called at each stage and with the fit's own entries; every call has family, stage and title."""
 
@@ -167,16 +166,14 @@ def compare(
         results[name] = _result(study, name, dict((options or {}).get(name, {})), place, tell)
         _conclude(record, study, results)
         if path is not None:
-            write_json(path / "comparison.json", record)
+            write_sealed(path / "comparison.json", record)
     return Comparison(record, path, {k: r.run for k, r in results.items() if r.run is not None})
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint or NewerFormat."""
+    """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
     path = Path(path)
-    record = read_json(path / "comparison.json")
-    if record.get("format", 0) > FORMAT:
-        raise NewerFormat(f"{path} has format {record['format']}; this pofx reads up to {FORMAT}.", "Upgrade pofx.")
+    record = read_sealed(path / "comparison.json", FORMAT)
     return Comparison(record, path)
 
 
@@ -233,7 +230,7 @@ def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell
     row |= {"status": "ok", "config": plain(run.model.config)} | figures
     row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
     if place is not None:
-        write_json(place / "scores.json", row | {"likelihood": score.to_json()})
+        write_sealed(place / "scores.json", row | {"likelihood": score.to_json()})
         if samples is not None:
             _save_rows(place / "samples" / "samples.npz", shown(samples, study.data.space))
     return score
@@ -452,9 +449,5 @@ def _save_shown(path: Path, study: Study) -> None:
 
 def _save_rows(path: Path, part: Part, **more: Tensor) -> None:
     """x, c and label of a part, and more arrays, in one .npz file."""
-    import numpy as np
-
-    arrays: dict[str, Any] = {"x": part.x, "c": part.c, "label": part.label, **more}
-    file = io.BytesIO()
-    np.savez_compressed(file, **{k: v.numpy() for k, v in arrays.items() if v is not None})
-    write_atomic(path, file.getvalue())
+    arrays = {"x": part.x, "c": part.c, "label": part.label, **more}
+    write_arrays(path, {k: v.numpy() for k, v in arrays.items() if v is not None})

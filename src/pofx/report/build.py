@@ -15,13 +15,14 @@ from typing import Any
 from markupsafe import Markup
 
 from pofx.core.errors import NoRun
+from pofx.core.files import write_atomic
 from pofx.core.space import Audio, Image, Ragged, Space, Table, Text, from_json
 from pofx.evaluate.compare import read_comparison
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.leaderboard import Cell, Column, duration, get, minus
-from pofx.train.checkpoint import read_json, write_atomic
+from pofx.train.checkpoint import read_sealed
 from pofx.train.compiling import told
 from pofx.train.run import read_info, read_log
 
@@ -325,7 +326,7 @@ def _plain(value: Any) -> str:
 
 def _run(folder: Path) -> Page:
     info, log = read_info(folder), read_log(folder)
-    scores = read_json(folder / "scores.json") if (folder / "scores.json").exists() else None
+    scores = read_sealed(folder / "scores.json") if (folder / "scores.json").exists() else None
     space = from_json(info["space"])
     context = None if info["context"] is None else from_json(info["context"])
     last = log[-1] if log else {}
