@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench wheel clean
+.PHONY: help install demo test again fuzz lint bench wheel clean
 help:
 	@echo "make demo   fit and compare the families on bundled data, and a language model on Python's own source"
 	@echo "make test   every test, with the conformance suite over every family"
+	@echo "make again  every test in another order under another hash seed, and that the tests' names stay the same"
+	@echo "make fuzz   thousands of damaged files of every format, and run folders (an hour)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the quick benchmarks (see benchmarks/README.md for the long ones)"
 	@echo "make wheel  build the wheel, install it in an empty environment and use it"
@@ -28,6 +30,20 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Another order for each commit, the same for one commit.
+ORDER ?= $(shell git rev-parse HEAD 2>/dev/null || echo 1)
+again: $(STAMP)
+	mkdir -p build
+	PYTHONHASHSEED=1 $(BIN)/python -m pytest --collect-only -q --override-ini addopts= | grep :: > build/names-1
+	sleep 2
+	PYTHONHASHSEED=2 $(BIN)/python -m pytest --collect-only -q --override-ini addopts= | grep :: > build/names-2
+	cmp build/names-1 build/names-2
+	PYTHONHASHSEED=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --random-order \
+		--random-order-bucket=global --random-order-seed=$(ORDER)
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,3 +12,8 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no shared data sets at {folder} (set POFX_DATA)")
     return folder
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named by their argument and number: packed ones can hold the time at which they were made."""
+    return argname if isinstance(val, bytes) else None

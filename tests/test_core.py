@@ -1,22 +1,40 @@
 """Likelihoods, spaces, measures and the conditional contract."""
 
+import json
 import math
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from pofx.cli import main
 from pofx.core import likelihood as lk
-from pofx.core.errors import Incomparable, PofxError, UsageError, WrongShape
+from pofx.core import registry
+from pofx.core.errors import BadValue, Incomparable, PofxError, UsageError, WrongShape
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
 from pofx.core.registry import families, family
-from pofx.core.space import Category, Image, Integer, Label, Real, Table, bits_per_dim, from_json, perplexity
+from pofx.core.space import (
+    Category,
+    Image,
+    Integer,
+    Label,
+    Real,
+    Table,
+    Text,
+    from_json,
+    take,
+)
 from pofx.data import synthetic
+from pofx.data.rows import read_rows
 from pofx.testing.wrong import Counts, Moments, Plain
+from pofx.testing.wrong_sequence import Bigrams
 
 ONE = Measure.counting(1)
 
@@ -51,17 +69,6 @@ JOINS = {
 def test_kinds_join(pair, joined):
     assert lk.join(*pair) is joined
     assert lk.join(*reversed(pair)) is joined
-
-
-def test_chain_adds_nats_measures_and_errors_in_quadrature():
-    a, b = bound(LowerBound, [-1.0, -2.0], 0.3), bound(LowerBound, [-3.0, -4.0], 0.4, Measure.lebesgue(2))
-    c = lk.chain(a, b)
-    assert isinstance(c, LowerBound)
-    assert c.nats.tolist() == [-4.0, -6.0]
-    assert torch.allclose(c.mc_se, torch.full((2,), 0.5))
-    assert str(c.measure) == "counting × lebesgue^2"
-    assert isinstance(lk.chain(a, Unavailable("none")), Unavailable)
-    assert isinstance(lk.chain(bound(LowerBound, [0.0]), bound(UpperBound, [0.0])), Estimate)
 
 
 def test_cat_and_per_row():
@@ -150,12 +157,6 @@ def test_bad_rows_are_named(space, row, message):
 
 def test_good_rows_pass():
     SPACES[0].check(torch.tensor([[1.0, math.nan, math.nan, math.nan], [1.0, -70, 1, -3.27]], dtype=torch.float64))
-
-
-def test_units():
-    image = Image(1, 8, 1, 2)
-    assert bits_per_dim(-8 * math.log(2), image) == pytest.approx(1.0)
-    assert perplexity(-8 * math.log(2), image) == pytest.approx(2.0)
 
 
 def fitted():
@@ -284,3 +285,158 @@ def test_import_is_light():
 def test_help_needs_neither_torch_nor_tyro():
     code = "import sys; from pofx.cli import main; main(['--help']); assert not {'torch', 'tyro'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# -- the registry -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Sets the entry points that are found."""
+
+    def put(*points):
+        found = [EntryPoint(name, value, "pofx.families") for name, value in points]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found)
+        registry._installed.cache_clear()
+
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    yield put
+    registry._installed.cache_clear()
+
+
+def toy(name):
+    return type("Toy", (Moments,), {"name": name})
+
+
+def test_a_registered_family_replaces_no_other(installed):
+    first = toy("pocket-gaussian")
+    registry.register(first)
+    registry.register(first)
+    for other in (toy("pocket-gaussian"), toy("gmm"), toy("rnn")):
+        with pytest.raises(UsageError, match=f"{other.name}' exists already"):
+            registry.register(other)
+    assert family("pocket-gaussian") is first
+    assert family("gmm").__module__ == "pofx.families.gmm"
+
+
+def test_a_registered_family_is_one_of_the_families(installed, capsys):
+    before = families()
+    registry.register(toy("pocket-gaussian"))
+    assert [*families()] == [*before, "pocket-gaussian"]
+    with pytest.raises(UsageError, match="Did you mean pocket-gaussian"):
+        family("pocket-gausian")
+    assert main(["families", "--json"]) == 0
+    assert "pocket-gaussian" in {about["name"] for about in json.loads(capsys.readouterr().out)}
+
+
+def test_an_entry_point_gives_way_to_a_name_that_is_taken_and_is_told(installed):
+    installed(("gpt", "theirs.net:Gpt"), ("bell", "one:Bell"), ("bell", "two:Bell"), ("vae", registry.BUILT_IN["vae"]))
+    with pytest.warns(UserWarning, match="left out") as told:
+        known = families()
+    assert [str(w.message).split(" is left out")[0] for w in told] == [
+        "The family 'gpt' of theirs.net:Gpt",
+        "The family 'bell' of two:Bell",
+    ]
+    assert known["gpt"] == registry.BUILT_IN["gpt"]
+    assert known["bell"] == "one:Bell"
+
+
+def test_an_entry_point_that_does_not_load_or_has_another_name_is_named(installed):
+    installed(
+        ("gone", "no_such_package:Gone"), ("bare", "pofx.core.registry:Bare"), ("alias", "pofx.testing.wrong:Moments")
+    )
+    for name in ("gone", "bare"):
+        with pytest.raises(UsageError, match=f"'{name}' cannot be loaded from"):
+            family(name)
+    with pytest.raises(UsageError, match="stands for 'alias' and calls itself 'right gaussian'"):
+        family("alias")
+
+
+# -- data of other types ----------------------------------------------------------------------------
+
+
+def chain():
+    """Three columns of four categories, given one of two classes."""
+    columns = tuple(Category(name, tuple("abcd")) for name in "xyz")
+    return Counts(Plain(), Table(columns), Label(("left", "right")))
+
+
+WHOLE = torch.tensor([[0, 1, 3], [2, 2, 0]])
+SAME = {
+    "float32": WHOLE.float(),
+    "float16": WHOLE.half(),
+    "bfloat16": WHOLE.bfloat16(),
+    "int8": WHOLE.to(torch.int8),
+    "lists": WHOLE.tolist(),
+    "numpy": WHOLE.numpy(),
+    "numpy uint16": WHOLE.numpy().astype(np.uint16),
+    "numpy float32": WHOLE.numpy().astype(np.float32),
+    "big-endian": WHOLE.numpy().astype(">i4"),
+    "reversed": WHOLE.numpy()[:, ::-1].copy()[:, ::-1],
+    "masked": np.ma.masked_array(WHOLE.numpy(), mask=False),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_equal_values_of_another_type_score_the_same(kind):
+    model = chain()
+    want = model.given(torch.tensor([1, 0])).log_prob(WHOLE.double()).nats
+    for c in ([1, 0], np.array([1, 0], np.int16), torch.tensor([True, False]), torch.tensor([1.0, 0.0])):
+        assert torch.equal(model.given(c).log_prob(SAME[kind]).nats, want)
+        assert torch.equal(model.given(c).keys(SAME[kind]), model.given(c).keys(WHOLE.double()))
+
+
+def test_every_question_takes_them():
+    model = fitted()
+    x = torch.tensor([[0.5, -1.25], [2.0, 3.0]], dtype=torch.float64)
+    assert torch.equal(model.given().score(x.float()), model.given().score(x))
+    assert torch.equal(model.given().score(x.numpy().tolist()), model.given().score(x))
+    assert torch.equal(model.log_prob(x[0].float()).nats, model.log_prob(x[0]).nats)
+    texts = Bigrams(Plain(), Text("ab", length=4))
+    lines = torch.tensor([[0, 1, 1], [1, -1, -1]])
+    assert torch.equal(texts.given().log_probs(lines.to(torch.int32)), texts.given().log_probs(lines))
+    assert torch.equal(
+        texts.given(before=[[1], [0]]).log_prob(lines.numpy()).nats,
+        texts.given(before=torch.tensor([[1], [0]])).log_prob(lines).nats,
+    )
+
+
+BIG = 2**53 + 1
+PICTURE = Image(1, 2, 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("space", "x", "error", "words"),
+    [
+        (PICTURE, torch.tensor([[[0.5, 1.0]]]), BadValue, r"value 0\.5 of torch\.float32.*\(x \* 15\)\.round\(\)"),
+        (PICTURE, torch.tensor([[[-1, 3]]]), BadValue, "value -1 of torch.int64"),
+        (PICTURE, torch.tensor([[[256, 3]]]), BadValue, "value 256"),
+        (PICTURE, torch.tensor([[[math.nan, 3]]]), BadValue, "value nan"),
+        (PICTURE, [[[16.0, 3.0]]], BadValue, "level 16"),
+        (Label(("a", "b")), [0.5], BadValue, "value 0.5.*Give whole numbers"),
+        (Label(("a", "b")), ["a"], WrongShape, "dtype <U1.*read_rows"),
+        (Table((Real("a"),)), torch.tensor([[BIG]]), BadValue, f"value {BIG} of torch.int64"),
+        (Table((Real("a"),)), np.array([[BIG]], np.uint64), BadValue, f"value {BIG}"),
+        (Table((Real("a"),)), np.array([[2**63]], np.uint64), BadValue, "beyond int64"),
+        (Table((Real("a"),)), [[1.0], [1.0, 2.0]], WrongShape, "This list is no array"),
+        (Table((Real("a"),)), np.array([[None]]), WrongShape, "dtype object"),
+        (Table((Real("a"),)), np.ma.masked_array([[1.0]], mask=True), BadValue, "NaN"),
+        (Table((Real("a"),)), torch.ones(1, 1, dtype=torch.complex64), WrongShape, "complex64"),
+        (Table((Real("a"),)), {"a": [1.0]}, WrongShape, "dtype object"),
+        (Table((Real("a"),)), pa.table({"a": [1.0]}), WrongShape, "A Table is no array.*read_rows"),
+        (Text("ab"), ["ab"], WrongShape, "space.read"),
+        (Text("ab"), "ab", WrongShape, "space.read"),
+    ],
+)  # fmt: skip
+def test_a_value_that_would_change_is_refused_with_what_to_do(space, x, error, words):
+    with pytest.raises(error, match=f"(?s){words}"):
+        space.check(take(space, x))
+
+
+def test_the_remedies_work():
+    shade = torch.tensor([[[0.0, 1.0]]])
+    assert torch.equal(take(PICTURE, (shade * 15).round()), torch.tensor([[[0, 15]]], dtype=torch.uint8))
+    space = Table((Real("a"), Category("k", ("low", "high"))))
+    frame = pa.table({"k": ["high", "low"], "a": [0.5, 1.5]})
+    assert read_rows(space, None, frame).x.tolist() == [[0.5, 1.0], [1.5, 0.0]]
+    assert take(Text("ab"), Text("ab").read(["ab"])).tolist() == [[0, 1]]

@@ -28,11 +28,11 @@ from pofx.core.errors import (
     UsageError,
     WrongShape,
 )
+from pofx.core.noise import row_keys
 from pofx.core.space import Category, Image, Integer, Label, Real, Table, from_json
 from pofx.data import synthetic
 from pofx.data.base import Data
 from pofx.data.rows import encode_row, read_rows
-from pofx.data.split import row_keys
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import resolution, snap
 from pofx.data.write import write_rows, write_scores

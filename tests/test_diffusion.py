@@ -126,10 +126,11 @@ def test_more_steps_sample_otherwise_and_the_generator_decides() -> None:
 
 
 @every_preset
-def test_score_points_uphill(name: str) -> None:
-    """The score of the blurred density, by central differences of its closed form."""
+def test_noised_score_points_uphill(name: str) -> None:
+    """At little noise it is near the score of the data, by central differences of their closed form."""
     model, (x, _) = trained(name), moons(200, seed=9)
-    got = model.given().score(x)
+    got = model.given().noised_score(x)
+    assert torch.equal(got, model.given().noised_score(x, 0.1))
     slopes = []
     for j in range(2):
         step = torch.zeros(2, dtype=torch.float64)
@@ -137,6 +138,19 @@ def test_score_points_uphill(name: str) -> None:
         slopes.append((moons_log_prob(x + step) - moons_log_prob(x - step)) / 2e-3)
     want = torch.stack(slopes, 1)
     assert torch.nn.functional.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.85
+
+
+@every_preset
+@pytest.mark.parametrize("noise", [0.05, 0.7, 5.0])
+def test_noised_score_of_a_gaussian_is_in_closed_form(name: str, noise: float) -> None:
+    """A net of zeros stands for the data's fitted Gaussian: its score plus noise is known, in raw units."""
+    root = torch.tensor([[30.0, 0.0], [-8.0, 4.0]], dtype=torch.float64)
+    x = torch.randn(4000, 2, generator=gen(1), dtype=torch.float64) @ root.T + 7.0
+    model = build(name, PLANE, x)
+    covariance = x.T.cov(correction=0) + (noise * x.std(0, correction=0)).square().diag()
+    want = -torch.linalg.solve(covariance, (x[:50] - x.mean(0)).T).T
+    got = model.given().noised_score(x[:50], noise)
+    assert torch.allclose(got * x.std(0), want * x.std(0), rtol=0.01, atol=0.01)
 
 
 def test_context_is_used() -> None:
@@ -248,4 +262,8 @@ def test_what_cannot_work_is_refused_by_name() -> None:
     grid = Table((Integer("n", 0, 9),))
     counts = torch.arange(10, dtype=torch.float64)[:, None].repeat(5, 1)
     with pytest.raises(Unsupported, match="complete real columns"):
-        build("ddpm", grid, counts).given().score(counts)
+        build("ddpm", grid, counts).given().noised_score(counts)
+    with pytest.raises(Unsupported, match="has no score .*noised_score"):
+        model.given().score(x)
+    with pytest.raises(UsageError, match="noise from 0.001 to 80, not 1e-06"):
+        model.given().noised_score(x, 1e-6)

@@ -24,6 +24,7 @@ from pofx.core.errors import EmptyData, RunExists, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Image, Integer, Label, Real, Table, Text
 from pofx.data.base import Data, Part
 from pofx.data.ragged import RaggedRows
@@ -126,18 +127,16 @@ class Bell(Model):
     def learner(self, recipe):  # type: ignore[no-untyped-def]
         return Counted()
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         if self.config.kind == "Unavailable":
             return Unavailable("it has no density by design")
         self.sleep(self.config.delay * len(x))
         nats = torch.distributions.MultivariateNormal(self.mean, scale_tril=self.chol).log_prob(x)
         if self.config.kind == "Exact":
             return Exact(nats, self.space.measure)
-        noise = 0.1 * torch.randn(len(x), generator=generator, dtype=torch.float64)
+        off = 0.1 * noise.randn() - self.config.gap
         kind = {"LowerBound": LowerBound, "Estimate": Estimate}[self.config.kind]
-        return make(
-            kind, nats - self.config.gap + noise, self.space.measure, torch.full_like(nats, 0.1), 8, "by design"
-        )
+        return make(kind, nats + off, self.space.measure, torch.full_like(nats, 0.1), 8, "by design")
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         if self.config.fails == "sample":
@@ -207,7 +206,7 @@ class Guess(Model):
     def logits(self, c: Tensor) -> Tensor:
         return torch.stack([torch.zeros(len(c)), self.config.slope * c[:, 0].float()], 1).log_softmax(1)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor, budget: Budget, noise: RowNoise) -> Likelihood:
         return Exact(self.logits(c).gather(1, x[:, None]).squeeze(1), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor, sampler: Sampler, generator: torch.Generator) -> Tensor:

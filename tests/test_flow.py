@@ -131,7 +131,7 @@ def test_the_bound_of_a_missing_value_is_below_the_marginal():
         parts, spot = model.split(rows), torch.linspace(-8, 8, 401)
         y = torch.stack([parts.y[:, :1].expand(-1, 401), spot.expand(40, -1)], -1).flatten(0, 1)
         h = model.given_codes(parts.codes, None).repeat_interleave(401, 0)
-        joint = model.density(y, h, Budget(), generator()).nats.view(40, 401)
+        joint = model.log_density(y, h).view(40, 401)
         marginal = (joint.logsumexp(1) + math.log(0.04)).double() - model.preprocess.scale[0].log()
         marginal += model.codes.log_prob(parts.codes, None)
     assert isinstance(lik, LowerBound)
@@ -232,3 +232,5 @@ def test_refusals():
     model = build("maf", integers, torch.arange(10, dtype=torch.float64)[:, None])
     with pytest.raises(Unsupported, match="complete real columns"):
         model.given().score(torch.ones(1, 1, dtype=torch.float64))
+    with pytest.raises(Unsupported, match="no score of noised data. Ask for score"):
+        model.given().noised_score(torch.ones(1, 1, dtype=torch.float64))

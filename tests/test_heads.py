@@ -11,8 +11,16 @@ from scipy import integrate, stats
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.space import Category, Column, Image, Integer, Label, Real, Table
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import AtomsAndLogistics, Head, LevelLogistics, log_logistic_cell
-from pofx.nn.sites import heads_for, image_head, table_head
+from pofx.nn.heads import (
+    AtomsAndLogistics,
+    Categorical,
+    Head,
+    LevelLogistics,
+    MissingOr,
+    MixtureOfGaussians,
+    log_logistic_cell,
+)
+from pofx.nn.sites import heads_for, image_head
 
 ROWS = 400
 COLUMNS: tuple[Column, ...] = (
@@ -59,6 +67,18 @@ def rows(seed: int = 0) -> torch.Tensor:
     for j in (3, 4, 5):
         x[torch.rand(ROWS, generator=g) < 0.2, j] = math.nan
     return x
+
+
+def table_head(column: Column) -> Head:
+    """The head of one column by itself."""
+    head: Head
+    if isinstance(column, Category):
+        head = Categorical(len(column.values))
+    elif column.step is not None:
+        head = AtomsAndLogistics(column.step, column.origin, 8, 64)
+    else:
+        head = MixtureOfGaussians(8)
+    return MissingOr(head) if column.nullable else head
 
 
 def prepared(j: int) -> Head:

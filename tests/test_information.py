@@ -26,6 +26,7 @@ from pofx import information as info
 from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, Unavailable, UpperBound, make
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Label, Real, Table
 
 LETTERS = Table((Category("a", ("x", "y", "z")), Category("b", ("0", "1"), nullable=True)))
@@ -52,7 +53,7 @@ class Known(Model):
     def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
         return None
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         if self.kind is Unavailable:
             return Unavailable("it has no density")
         cell = (3 * x[:, 0] + x[:, 1].nan_to_num(2)).long()

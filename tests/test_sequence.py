@@ -23,10 +23,9 @@ from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn import transformer
 from pofx.nn import windows as windows_module
 from pofx.nn.emission import Sites, Symbols
-from pofx.nn.heads import FixedGaussian
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
-from pofx.nn.sites import Heads, heads_for, side_by_side
+from pofx.nn.sites import heads_for
 from pofx.nn.steps import Subwords
 from pofx.nn.transformer import Shape, Transformer, turn
 from pofx.nn.windows import Whole, Windows, spans
@@ -183,27 +182,6 @@ def test_sites_sum_to_one(ends: bool) -> None:
     assert bool(drawn.isinf().any()) == ends
     assert emission.filled(drawn[None]).sum() == drawn[:, 0].isinf().sum()
     space.check(drawn[~drawn[:, 0].isinf()])
-
-
-def test_gaussian_of_fixed_variance_is_squared_error() -> None:
-    x = 3 + 5 * torch.randn(200, 2, generator=seeded(), dtype=torch.float64)
-    head = FixedGaussian(0.7, sites=(2,))
-    head.prepare(x)
-    params = torch.randn(200, 2, 1, generator=seeded(1), dtype=torch.float64)
-    mean, deviation = head.location + params[..., 0] * head.scale, 0.7 * head.scale
-    torch.testing.assert_close(head.log_prob(params, x), torch.distributions.Normal(mean, deviation).log_prob(x))
-    error = ((x - mean) / deviation).square() / 2
-    constant = head.log_prob(params, x) + error
-    torch.testing.assert_close(constant, constant[:1].expand_as(constant))
-    drawn = head.sample(params[:1].expand(20000, 2, 1), seeded(2))
-    torch.testing.assert_close(drawn.mean(0), mean[0], atol=0.15, rtol=0.0)
-    torch.testing.assert_close(drawn.std(0), deviation, atol=0.1, rtol=0.0)
-    emission = shaken(Sites(Heads(side_by_side(2), [head], [range(2)]), 8, ends=False))
-    assert isinstance(emission, Sites)
-    steps = x[None, :5]
-    assert emission.log_prob(torch.zeros(1, 5, 8), steps).shape == (1, 5)
-    with pytest.raises(UsageError, match=r"deviation of 0"):
-        FixedGaussian(0.0)
 
 
 # ----------------------------------------------------------------------------------------------- windows

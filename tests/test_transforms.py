@@ -288,11 +288,10 @@ def test_delta():
     assert delta.log_prob(z + 1).tolist() == [-math.inf] * 4
 
 
-def test_mlp_features_first_context_and_time():
-    net = scramble(Mlp(4, 6, hidden=8, blocks=2, context=3, time=True))
-    x, h, t = randn(7, 4), randn(7, 3, seed=1), torch.rand(7, generator=generator(), dtype=torch.float64)
-    y = net(x, h, t)
+def test_mlp_features_first_and_context():
+    net = scramble(Mlp(4, 6, hidden=8, blocks=2, context=3))
+    x, h = randn(7, 4), randn(7, 3, seed=1)
+    y = net(x, h)
     assert y.shape == (7, 6)
-    close(net.features_first(x, h, t), y.T)
-    assert not torch.allclose(net(x, h + 1, t), y)
-    assert not torch.allclose(net(x, h, t + 0.3), y)
+    close(net.features_first(x, h), y.T)
+    assert not torch.allclose(net(x, h + 1), y)

@@ -63,7 +63,7 @@ class NoisyGaussian(Model):
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x, c, budget, generator):
+    def rows_log_prob(self, x, c, budget, noise):
         return Exact(self.nats(x), self.space.measure)
 
     def rows_sample(self, n, c, sampler, generator):

@@ -35,8 +35,8 @@ def families(argv: list[str]) -> int:
         table.add_column(column, overflow="fold")
     for cls in sorted(classes, key=lambda c: c.taxonomy):
         symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims)
-        yes = ["yes" if flag else "" for flag in (cls.latent, cls.has_score)]
-        table.add_row(cls.name, symbols, *yes, cls.taxonomy, cls.summary)
+        score = "yes" if cls.has_score else "noised" if cls.has_noised_score else ""
+        table.add_row(cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary)
     out.print(table)
     legend = {"=": "exact", "≥": "lower bound", "≤": "upper bound", "≈": "estimate", "—": "no likelihood"}
     out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()), highlight=False)
@@ -55,6 +55,7 @@ def _about(cls: type[Model]) -> dict[str, Any]:
         "samplers": list(cls.samplers),
         "latent": cls.latent,
         "score": cls.has_score,
+        "noised_score": cls.has_noised_score,
         "options": {k: v for k, v in dataclasses.asdict(cls.Config()).items()},
     }
 

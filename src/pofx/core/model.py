@@ -11,6 +11,7 @@ import dataclasses
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -19,7 +20,8 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
-from pofx.core.space import Ragged, Space, join
+from pofx.core.noise import RowNoise, row_keys, seed_of
+from pofx.core.space import Ragged, Space, join, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +93,7 @@ class Model(nn.Module):
     continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
     latent: ClassVar[bool] = False  # rows_encode exists
     has_score: ClassVar[bool] = False  # rows_score exists
+    has_noised_score: ClassVar[bool] = False  # rows_noised_score exists
     quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
     known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
@@ -133,8 +136,11 @@ class Model(nn.Module):
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N]."""
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N].
+
+        What it draws comes from ``noise``, so that a row's number does not depend on the batch.
+        """
         raise NotImplementedError
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -181,7 +187,15 @@ class Model(nn.Module):
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """grad_x log p(x | c) [N, *E] over a continuous space. Exists where ``has_score`` is True."""
         raise Unsupported(
-            f"{self.name} has no score (gradient of the log-density).", "Fit a gaussian, gmm, flow or ddpm."
+            f"{self.name} has no score (gradient of the log-density).",
+            "Ask for noised_score." if self.has_noised_score else "Fit a gaussian, gmm or flow.",
+        )
+
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        """Score [N, *E] of data with noise added (see ``Conditional.noised_score``). Where ``has_noised_score``."""
+        raise Unsupported(
+            f"{self.name} has no score of noised data.",
+            "Ask for score, that of the data themselves." if self.has_score else "Fit a ddpm or flow-matching.",
         )
 
     def rows_per_pass(self) -> int:
@@ -198,7 +212,7 @@ class Model(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------
 
-    def given(self, c: Tensor | None = None, *, before: Tensor | None = None) -> Conditional:
+    def given(self, c: Any = None, *, before: Any = None) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context.
 
         ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
@@ -207,11 +221,13 @@ class Model(nn.Module):
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
         not of the context space, Unsupported where the family cannot go on from a beginning.
         """
-        return Conditional(self, c, before)
+        return Conditional(
+            self,
+            c if c is None or self.context is None else take(self.context, c),
+            None if before is None else take(self.space, before),
+        )
 
-    def log_prob(
-        self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
-    ) -> Likelihood:
+    def log_prob(self, x: Any, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
         """Short for ``given().log_prob(x)``: log p(x), x [*S, *E], nats [*S]."""
         return self.given().log_prob(x, budget=budget, generator=generator)
 
@@ -241,7 +257,11 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class Conditional:
-    """p(x | c) for a context batch c [*C, *Ec] (or p(x) when the model takes none): light, immutable."""
+    """p(x | c) for a context batch c [*C, *Ec] (or p(x) when the model takes none): light, immutable.
+
+    Data x are a tensor of the space's dtype, or of another dtype, an array or nested lists with values that this one
+    holds unchanged (``space.take``).
+    """
 
     model: Model
     c: Tensor | None = None
@@ -274,38 +294,38 @@ class Conditional:
             return tuple(self.before.shape[: self.before.ndim - len(self.model.space.event_shape)])
         return ()
 
-    def log_prob(
-        self, x: Tensor, *, budget: Budget | None = None, generator: torch.Generator | None = None
-    ) -> Likelihood:
+    def log_prob(self, x: Any, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
         """log p(x | c) in nats per datum in raw data space.
 
         Args:
             x: [*S, *C, *E], checked against the space.
             budget: what the likelihood may cost, where it is not exact.
-            generator: the source of Monte Carlo draws; a fixed seed 0 where none is given.
+            generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
+                a datum follows from that seed, the datum and its context, whatever else is scored with it.
 
         Returns:
             A Likelihood with nats [*S, *C], of a kind in ``model.claims``.
         """
         model, budget = self.model, budget or Budget()
         _check_budget(model, budget)
-        flat, c = self._flat(x)
+        flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        before, gen = self._befores(_batch(model.space, x)), _generator(generator, model.device)
+        before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
-                    parts.append(model.rows_log_prob(rows, given, budget, gen))
+                    noise = RowNoise(seed, partial(self._keys, rows, given))
+                    parts.append(model.rows_log_prob(rows, given, budget, noise))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
-        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(_batch(model.space, x)), lik)
+        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(batch), lik)
 
-    def log_probs(self, x: Tensor, *, budget: Budget | None = None) -> Tensor:
+    def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
 
         The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
@@ -313,10 +333,10 @@ class Conditional:
         """
         model = self.model
         _check_budget(model, budget or Budget())
-        flat, c = self._flat(x)
+        flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        before, size = self._befores(_batch(model.space, x)), model.rows_per_pass()
+        before, size = self._befores(batch), model.rows_per_pass()
         with evaluating(model):
             parts = [
                 model.rows_log_probs(
@@ -329,7 +349,7 @@ class Conditional:
             ]
         longest = max(p.shape[1] for p in parts)  # in steps of the model's own, they may differ
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
-        return torch.cat(parts).reshape(*_batch(model.space, x), -1)
+        return torch.cat(parts).reshape(*batch, -1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
@@ -391,7 +411,7 @@ class Conditional:
             before = torch.full((math.prod(self.batch_shape), *event), -1, dtype=space.dtype, device=self.model.device)
         return before
 
-    def complete(self, x: Tensor, known: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def complete(self, x: Any, known: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """x [*S, *C, *E] with the values that are not ``known`` (booleans, shaped like x) drawn.
 
         Each is drawn given all values before it in the model's order, known or drawn. What comes later in that
@@ -399,12 +419,13 @@ class Conditional:
         draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
         Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
         """
+        x = take(self.model.space, x)
         if known.shape != x.shape or known.dtype != torch.bool:
             raise WrongShape(
                 f"known has shape {tuple(known.shape)} and dtype {known.dtype}; x has shape {tuple(x.shape)}.",
                 "Give one boolean for each value.",
             )
-        flat, c = self._flat(x)
+        flat, c, _ = self._flat(x)
         known = known.reshape(flat.shape).to(flat.device)
         gen, size, parts = _generator(generator, self.model.device), self.model.rows_per_draw(), []
         with evaluating(self.model), torch.no_grad():
@@ -413,23 +434,51 @@ class Conditional:
                 parts.append(self.model.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
         return torch.cat(parts).reshape(x.shape) if parts else x
 
-    def encode(self, x: Tensor) -> Distribution:
+    def encode(self, x: Any) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""
-        flat, c = self._flat(x)
+        flat, c, _ = self._flat(x)
         with evaluating(self.model):
             return self.model.rows_encode(flat, c)
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
-        flat, c = self._flat(x)
+        flat, c, batch = self._flat(x)
         with evaluating(self.model):
-            return self.model.rows_score(flat, c).reshape(x.shape)
+            return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
 
-    def _flat(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
+        """grad_x log p_noise(x | c), shaped like x: the score of the data plus Gaussian noise, not of the data.
+
+        ``noise`` is its standard deviation in each column's own standard deviations (None: the family's default). The
+        smaller it is, the nearer is p_noise to p, and the worse a network knows its score (Song & Ermon 2019, section
+        3). Raises Unsupported where the family is not learned from noised data, UsageError for noise that it has not
+        seen.
+        """
+        flat, c, batch = self._flat(x)
+        with evaluating(self.model):
+            return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
+
+    def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+        """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""
         space = self.model.space
+        x = take(space, x)
         space.check(x)
-        batch = _batch(space, x)
-        return x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device), self._contexts(batch)
+        batch = tuple(x.shape[: x.ndim - len(space.event_shape)])
+        flat = x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device)
+        return flat, self._contexts(batch), batch
+
+    def keys(self, x: Any) -> Tensor:
+        """What data x [*S, *C, *E] are told apart by, int64 [*S, *C]: those with equal keys get equal draws."""
+        flat, c, batch = self._flat(x)
+        return self._keys(flat, c).reshape(batch)
+
+    def _keys(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """``keys`` of flat rows."""
+        parts = [row_keys(x, _fill(self.model.space))]
+        if c is not None:
+            assert self.model.context is not None
+            parts.append(row_keys(c, _fill(self.model.context)))
+        return parts[0] if c is None else row_keys(torch.stack(parts, 1))
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
@@ -469,9 +518,9 @@ def _generator(generator: torch.Generator | None, device: torch.device) -> torch
     return torch.Generator(device).manual_seed(0) if generator is None else generator
 
 
-def _batch(space: Space, x: Tensor) -> tuple[int, ...]:
-    """*S, *C of x [*S, *C, *E]."""
-    return tuple(x.shape[: x.ndim - len(space.event_shape)])
+def _fill(space: Space) -> float | None:
+    """What stands after the end of a datum of free length."""
+    return space.fill if isinstance(space, Ragged) else None
 
 
 def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:

@@ -7,6 +7,7 @@ A third party adds a family by an entry point in the group ``pofx.families``:
 from __future__ import annotations
 
 import difflib
+import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -48,19 +49,36 @@ _REGISTERED: dict[str, type[Model]] = {}
 
 
 def register(cls: type[Model]) -> None:
-    """Make a family known by its name in this process, as an entry point would for every process."""
-    if cls.name in families():
-        if cls is not family(cls.name):
-            raise UsageError(f"A family {cls.name!r} exists already.", "Give yours another name.")
-        return
-    _REGISTERED[cls.name] = cls
+    """Make a family known by its name in this process, as an entry point would for every process.
+
+    Raises UsageError where another family has that name.
+    """
+    if cls.name not in families():
+        _REGISTERED[cls.name] = cls
+    elif cls is not family(cls.name):
+        raise UsageError(
+            f"A family {cls.name!r} exists already: {families()[cls.name]}.",
+            "Give yours another name (a class that a notebook defines anew is another one: restart its kernel).",
+        )
+
+
+def families() -> dict[str, str]:
+    """All known family names with their import strings: our own, then those of entry points, then the registered."""
+    return _installed() | {name: f"{cls.__module__}:{cls.__qualname__}" for name, cls in _REGISTERED.items()}
 
 
 @cache
-def families() -> dict[str, str]:
-    """All known family names with their import strings, our own first."""
-    found = {p.name: p.value for p in entry_points(group="pofx.families")}
-    return BUILT_IN | {k: v for k, v in found.items() if k not in BUILT_IN}
+def _installed() -> dict[str, str]:
+    """Ours and those of entry points; the first of a name keeps it, with a warning about any other."""
+    known = dict(BUILT_IN)
+    for point in entry_points(group="pofx.families"):
+        if known.setdefault(point.name, point.value) != point.value:
+            warnings.warn(
+                f"The family {point.name!r} of {point.value} is left out: {known[point.name]} has that name already. "
+                "Rename or uninstall it.",
+                stacklevel=2,
+            )
+    return known
 
 
 def family(name: str) -> type[Model]:
@@ -73,5 +91,12 @@ def family(name: str) -> type[Model]:
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
         raise UsageError(f"There is no family {name!r}.", hint)
     module, _, attribute = known[name].partition(":")
-    cls: type[Model] = getattr(import_module(module), attribute)
+    try:
+        cls: type[Model] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"The family {name!r} cannot be loaded from {known[name]}: {error}.", "Mend or uninstall its package."
+        ) from error
+    if cls.name != name:  # its runs would be read as those of another family
+        raise UsageError(f"{known[name]} stands for {name!r} and calls itself {cls.name!r}.", "Use one name for both.")
     return cls

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -477,6 +478,66 @@ def from_json(data: dict[str, Any]) -> Space:
     )
 
 
+READ = (
+    "Give numbers; rows as files and frames have them become x and c by "
+    "pofx.data.rows.read_rows(model.space, model.context, rows)."
+)
+
+
+def take(space: Space, x: Any) -> Tensor:
+    """x as a tensor of the space's dtype: a tensor or array of any dtype, or nested lists, whose values it can hold.
+
+    No value changes: raises BadValue for one that would, WrongShape where x is no array of numbers. (``space.check``
+    then says whether they are data of this space.)
+    """
+    given: Tensor = x if isinstance(x, Tensor) else _from_array(space, x)
+    if given.dtype == space.dtype:
+        return given
+    if given.is_complex():
+        raise WrongShape(f"Data have dtype {given.dtype}; {space} takes {space.dtype}.", "Give real numbers.")
+    out = given.to(space.dtype)
+    changed = out.to(given.dtype) != given
+    if out.is_floating_point():
+        changed &= ~given.isnan()
+    if changed.any():
+        value = given[changed][0].item()
+        raise BadValue(
+            f"The value {value!r} of {given.dtype} would change as {space.dtype}, as which {space} are held.",
+            _remedy(space),
+        )
+    return out
+
+
+def _remedy(space: Space) -> str:
+    if isinstance(space, Image):
+        top = space.levels - 1
+        return f"Give whole levels from 0 to {top}: (x * {top}).round() where x is from 0 to 1."
+    if space.dtype.is_floating_point:
+        return "Give whole numbers up to 2^53, or declare the column a category."
+    return "Give whole numbers."
+
+
+def _from_array(space: Space, x: Any) -> Tensor:
+    """A NumPy array, or what becomes one, with its own dtype."""
+    if hasattr(x, "columns") or hasattr(x, "column_names"):  # a frame: its columns are known by name, not by place
+        raise WrongShape(f"A {type(x).__name__} is no array; {space} takes {space.dtype}.", READ)
+    if isinstance(space, Text) and (isinstance(x, str) or (isinstance(x, list) and x and isinstance(x[0], str))):
+        raise WrongShape("Texts are given as numbers of symbols.", "Convert: model.space.read([text, ...]).")
+    if isinstance(x, np.ma.MaskedArray):
+        x = np.ma.filled(x.astype(np.float64), math.nan)
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of several lengths, tensors with a gradient
+        raise WrongShape(f"This {type(x).__name__} is no array: {error}.", "Give a tensor.") from error
+    if array.dtype.kind not in "biufc" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        raise WrongShape(f"Data have dtype {array.dtype}; {space} takes {space.dtype}.", READ)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and array.max() >= 2**63:
+        raise BadValue(f"The value {array.max()} is beyond int64.", "Declare the column a category.")
+    kept = {"u": np.int64, "f": np.float64}.get(array.dtype.kind) if array.dtype != np.uint8 else None
+    # torch knows neither all widths nor foreign byte orders and negative strides
+    return torch.from_numpy(np.array(array, dtype=kept or array.dtype.newbyteorder("=")))
+
+
 def unknown_character(space: Text, character: str, place: int) -> BadValue:
     return BadValue(
         f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
@@ -502,16 +563,6 @@ def units(space: Space, x: Tensor) -> Tensor:
     if isinstance(space, Ragged):
         return space.units(x).double()
     return torch.full((len(x),), float(space.dims), dtype=torch.float64)
-
-
-def bits_per_dim(nats: float, space: Table | Image | Label) -> float:
-    """log p in nats per datum -> bits per dimension (positive is worse; a density may go below zero)."""
-    return -nats / math.log(2) / space.dims
-
-
-def perplexity(nats: float, space: Table | Image | Label) -> float:
-    """exp of the mean surprise per dimension."""
-    return math.exp(-nats / space.dims)
 
 
 def join(space: Space, parts: list[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
+from pofx.core.likelihood import FEWEST
+from pofx.core.noise import row_keys
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 
@@ -85,16 +86,18 @@ def repeats(x: Tensor, indices: list[Tensor]) -> list[str]:
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]
 
 
-def row_keys(x: Tensor) -> Tensor:
-    """A 64-bit hash of each row [N]: equal rows have equal keys, others almost surely not."""
-    flat = x.reshape(len(x), -1)
-    flat = flat + 0.0 if flat.is_floating_point() else torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8))
-    words = math.prod(flat.shape[1:]) * flat.element_size() // 8
-    generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(2**62, (2, words), generator=generator) * 2 + 1
-    keys = []
-    for rows in flat.split(max(1, 2**22 // words)):
-        h = rows.contiguous().view(torch.int64) * odd[0]
-        h = (h ^ (h >> 32)) * odd[1]
-        keys.append((h ^ (h >> 29)).sum(1))
-    return torch.cat(keys)
+def scarce(train: int, test: int, columns: int) -> list[str]:
+    """Notes where a table has fewer training rows than columns, and where test rows are too few to decide anything."""
+    notes = []
+    if train <= columns:
+        notes.append(
+            f"{train} training row{'s' * (train != 1)} for {columns} columns: they do not tell how columns depend on "
+            "each other, and a family that fits that all the same may be far off on other rows. "
+            "Give more rows, or --drop columns."
+        )
+    if test < FEWEST:
+        notes.append(
+            f"The test part has {test} row{'s' * (test != 1)}: no error of a mean can be told, so nothing is decided "
+            "between families."
+        )
+    return notes

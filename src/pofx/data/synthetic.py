@@ -335,11 +335,6 @@ class Mixture:
     def entropy(self) -> float:
         return plane_entropy(self) if self.exact_entropy is None else self.exact_entropy
 
-    @cached_property
-    def entropy_given_label(self) -> float:
-        """H(x | label) in nats."""
-        return sum(float(w) * part.entropy for w, part in zip(self.weights, self.parts, strict=True))
-
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.sample_labelled(n, generator)[0]
 

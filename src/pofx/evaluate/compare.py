@@ -10,12 +10,13 @@ A comparison leaves a folder
 
 comparison.json holds
 
-    data         name, source, space, context, columns, notes, split, rows, labels, measure, dims
+    data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims
     settings     seconds, seed, needs, limits, machine, versions
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
                  sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
-                 samples were cut for lack of time, or null
+                 samples were cut for lack of time, or null; where columns determine others there is "dependent",
+                 what each of those adds to the likelihood given all others (``dependent.Share``)
     baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
@@ -44,6 +45,7 @@ from torch import Tensor
 
 import pofx
 from pofx.core.errors import NewerFormat, RunExists, UsageError
+from pofx.core.likelihood import UpperBound
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
@@ -122,8 +124,9 @@ def compare(
         overwrite: replace the comparison that ``out`` holds.
         needs: what the recommendation is for: names in ``recommend.NEEDS``.
         samples: draws per family; two-sample tests use up to 1000 of them.
-        max_test: test rows per family at most, the same ones for all. A slow family scores the first of
-            them; its row says how many, and differences are taken on the rows that both have scored.
+        max_test: test rows per family at most, drawn by ``seed``, the same ones in the same random order for all. A
+            slow family scores the first of them; its row says how many, and differences are taken on the rows that
+            both have scored.
         outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
         anomaly: the class whose test rows are outliers; the others are then the inliers.
         options: family -> options of its Config.
@@ -318,7 +321,7 @@ def _conclude(record: dict[str, Any], study: Study, results: Mapping[str, _Resul
     settings = study.settings
     rows = sorted((r.row for r in results.values()), key=order)
     pairs = verdicts({k: r.score for k, r in results.items() if r.score and r.score.available}, study.test.weight)
-    advice = recommend(rows, pairs, settings.needs, settings.seconds).to_json()
+    advice = recommend(rows, pairs, settings.needs, settings.seconds, study.data.dependent).to_json()
     record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
 
 
@@ -326,7 +329,8 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Expressiveness against tractability: per family the mean nats (with kind) and what they cost.
 
     ``best_for`` lists the speeds for which no other family is at least as good in both and better in one.
-    Bounds stand at their value: a family whose bound is loose may be better than its point.
+    Bounds stand at their value: a family whose bound is loose may be better than its point, and an upper bound, which
+    promises nothing from below, is better than nobody. A family that holds a test row impossible is best for nothing.
     """
     points = [
         {
@@ -345,13 +349,15 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     def beats(a: Mapping[str, Any], b: Mapping[str, Any], speed: str) -> bool:
         ours, theirs = ((decode(p["nats"]), decode(p[speed])) for p in (a, b))
+        if a["kind"] == UpperBound.__name__:
+            return False
         return all(x >= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
 
     for p in points:
         p["best_for"] = [
             speed
             for speed in ("densities_per_second", "samples_per_second")
-            if p["nats"] is not None and p[speed] is not None and not any(beats(q, p, speed) for q in points)
+            if math.isfinite(decode(p["nats"])) and p[speed] is not None and not any(beats(q, p, speed) for q in points)
         ]
     return points
 
@@ -414,6 +420,7 @@ def _about_data(data: Data) -> dict[str, Any]:
         "measure": str(data.space.measure),
         "dims": data.space.dims,
         "columns": data.describe(),
+        "dependent": list(data.dependent),
         "notes": [*data.notes, *notes],
         "split": data.split,
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},

@@ -23,6 +23,7 @@ from pofx.core.errors import below_one
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
@@ -109,7 +110,7 @@ class Autoregressive(Model):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
         h = self._encode(c)
         # arrays above 32 MiB cost more in page faults than in arithmetic
         size = max(1, 2**22 // self.width_per_row())

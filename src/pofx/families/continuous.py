@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
@@ -93,7 +94,7 @@ class Continuous(Model):
     # -- what a family writes ---------------------------------------------------------------------------
 
     @abstractmethod
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
         """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
 
         Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
@@ -111,25 +112,23 @@ class Continuous(Model):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
         e = self.encode_context(c)
         if self.preprocess.kind is Exact:
-            return self._one_draw(self.split(x), e, budget, generator)
+            return self._one_draw(self.split(x), e, budget, noise)
         k = self.config.draws if budget.draws is None else budget.draws
         once, values = replace(budget, draws=1), []
         for _ in range(k):
-            lik = self._one_draw(self.noisy_split(x, generator), e, once, generator)
+            lik = self._one_draw(self.noisy_split(x, noise), e, once, noise)
             values.append(lik.nats)
         nats = torch.stack(values)
         kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
         return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
 
-    def noisy_split(self, x: Tensor, generator: torch.Generator) -> Parts:
+    def noisy_split(self, x: Tensor, noise: RowNoise) -> Parts:
         """Codes and y of rows x [N, *E] under one draw of the noise."""
-        pre = self.preprocess
-        noise: dict[str, Any] = {"generator": generator, "device": generator.device}
-        u = torch.rand(len(x), self.dim, **noise).to(x.device) if pre.uniform else None
-        e = torch.randn(len(x), self.dim, **noise).to(x.device) if pre.normal else None
+        u = noise.rand(self.dim).to(x.device) if self.preprocess.uniform else None
+        e = noise.randn(self.dim).to(x.device) if self.preprocess.normal else None
         return self.split(x, u, e)
 
     def split(self, x: Tensor, u: Tensor | None = None, e: Tensor | None = None) -> Parts:
@@ -145,9 +144,9 @@ class Continuous(Model):
         y = self.draw(n, self.given_codes(codes, e), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
-        lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, generator)
+        lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, noise)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)

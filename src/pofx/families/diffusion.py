@@ -26,6 +26,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
@@ -57,7 +58,7 @@ class PathConfig(ContinuousConfig):
         sample_steps, ode_steps: steps of the sampler, and of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
             likelihood's dequantisation or probes.
-        score_noise: ``score`` is that of the data blurred by so many of their standard deviations.
+        score_noise: of ``noised_score`` where it names none.
     """
 
     schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "cosine"
@@ -83,7 +84,7 @@ class PathModel(Continuous):
     estimators = ("vlb", "ode")
     samplers = ("dpm++", "heun", "sde", "ddim", "euler", "ancestral")
     uses_steps = True
-    has_score = True
+    has_noised_score = True
     shared_scale = True
     config: PathConfig
 
@@ -123,7 +124,9 @@ class PathModel(Continuous):
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
-        self.gaussian.fit(self.noisy_split(x[rows], generator).y, None if weight is None else weight[rows])
+        some = x[rows]
+        y = self.noisy_split(some, RowNoise.by_place(len(some), generator)).y
+        self.gaussian.fit(y, None if weight is None else weight[rows])
 
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
@@ -164,27 +167,27 @@ class PathModel(Continuous):
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Available:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
         if budget.estimator == "ode":
-            return super().rows_log_prob(x, c, budget, generator)
+            return super().rows_log_prob(x, c, budget, noise)
         e, codes = self.encode_context(c), self.split(x).codes
         denoise = self.denoiser(self.given_codes(codes, e))
 
         def draw(u: Tensor) -> Tensor:
-            parts = self.noisy_split(x, generator)
+            parts = self.noisy_split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
-            eps = torch.randn(y.shape, generator=generator, device=generator.device).to(y)
+            eps = noise.randn(self.dim).to(y).reshape(y.shape)
             nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=budget.steps, **self.ends)
             return nats + parts.log_jacobian
 
         draws = self.config.draws if budget.draws is None else budget.draws
-        nats, se = stratified(draw, len(x), draws, generator)
+        nats, se = stratified(draw, draws, noise)
         if self.codes is not None:
             nats = nats + self.codes.log_prob(codes, e)
         return LowerBound(nats, self.space.measure, se, draws + draws % 2)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Estimate:
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Estimate:
         """The ODE's. Its divergence is traced exactly in few dimensions, else by Hutchinson's probes."""
         c, exact = self.config, self.dim <= EXACT_TRACE
         if exact and self.preprocess.kind is Exact and budget.draws is not None:
@@ -193,13 +196,14 @@ class PathModel(Continuous):
                 "Leave out draws, or ask for the estimator vlb.",
             )
         steps = budget.steps or c.ode_steps
-        probes = None if exact else budget.draws or c.draws
+        probes = 0 if exact else budget.draws or c.draws
         y = y.double().reshape(-1, *self.shape)
-        path: Any = {"steps": steps, "probes": probes, "generator": generator} | self.ends
-        nats, se = ode(self.denoiser(h), self.gaussian, self.schedule, y, **path)
+        signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
+        probe = None if exact else signs.transpose(0, 1).reshape(probes, *y.shape)
+        nats, se = ode(self.denoiser(h), self.gaussian, self.schedule, y, steps=steps, probe=probe, **self.ends)
         trace = "exact divergence" if exact else f"Hutchinson's divergence, {probes} probes a solution"
         caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {c.smallest:g}"
-        return Estimate(nats, Measure.lebesgue(self.dim), se, probes or 0, caveat)
+        return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)
 
     # -- samples and score ----------------------------------------------------------------------------------
 
@@ -217,18 +221,24 @@ class PathModel(Continuous):
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Of the data blurred by ``score_noise`` (Tweedie's formula): (E[y | y + noise] - y) / variance."""
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
         if self.preprocess.kind is not Exact:
             raise Unsupported(
                 f"The score of {self.name} needs complete real columns; this space is {self.space}.",
                 "Declare the columns real, or drop those that are not.",
             )
-        y, blur = self.split(x).y.double(), self.config.score_noise
-        t = self.schedule.time(torch.tensor(-2 * math.log(blur), dtype=torch.float64))
+        noise = self.config.score_noise if noise is None else noise
+        if not self.config.smallest <= noise <= self.config.largest:
+            raise UsageError(
+                f"{self.name} has seen noise from {self.config.smallest:g} to {self.config.largest:g}, not {noise:g}.",
+                "Ask for noise within.",
+            )
+        y = self.split(x).y.double()
+        t = self.schedule.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
             denoised = self.denoiser(self.encode_context(c))(self.schedule(t).alpha.item() * y, t)
-        return (denoised - y) / (blur**2 * self.preprocess.scale)
+        return (denoised - y) / (noise**2 * self.preprocess.scale)
 
 
 class NoisyMlp(nn.Module):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
@@ -87,7 +88,7 @@ class Classifier(Model):
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         assert c is not None
         nats = F.log_softmax(self.logits(c).double(), -1).gather(-1, x[:, None])[:, 0]
         return Exact(nats, self.space.measure)

@@ -23,6 +23,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
@@ -91,20 +92,24 @@ class Flow(Continuous):
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
         if self.whiten is not None:
-            self.whiten.whiten(self.noisy_split(x, generator).y)
+            self.whiten.whiten(self.noisy_split(x, RowNoise.by_place(len(x), generator)).y)
 
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+    def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
+        """log p(y | h) [N] of y [N, d]."""
         z, log_det = self.flow(y, h)
-        return Exact(log_det - 0.5 * z.square().sum(1) - self.dim * HALF_LOG_2PI, Measure.lebesgue(self.dim))
+        return log_det - 0.5 * z.square().sum(1) - self.dim * HALF_LOG_2PI
+
+    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+        return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
         return self.flow.inverse(z, h)
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
-        return -self.density(y, h, Budget(), generator).nats
+        return -self.log_density(y, h)
 
     # -- what an invertible map gives ---------------------------------------------------------------------
 
@@ -123,8 +128,8 @@ class Flow(Continuous):
             )
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            nats = self.rows_log_prob(x, c, Budget(), torch.Generator()).nats
-            (score,) = torch.autograd.grad(nats.sum(), x)
+            y = self.split(x).y  # whose log-Jacobian is constant
+            (score,) = torch.autograd.grad(self.log_density(y, self.encode_context(c)).sum(), x)
         return score
 
 

@@ -24,6 +24,7 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -301,7 +302,7 @@ class Gan(Model):
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
             "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."

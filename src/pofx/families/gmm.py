@@ -23,6 +23,7 @@ from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
@@ -289,7 +290,7 @@ class Mixture(Model):
     def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
         return sweep.log_density(self.components(), self.rows(y, codes), self.frame())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
         y, codes = self.joint.split(x, c)
         given = 0.0 if c is None else self._log_density(*self.joint.split_given(c))
@@ -299,7 +300,7 @@ class Mixture(Model):
         draws = budget.draws or DRAWS
         log_p = y.new_empty(draws, len(y))
         for k in range(draws):
-            u = torch.rand(len(y), len(grid), generator=generator, device=y.device)
+            u = noise.rand(len(grid))
             log_p[k] = self._log_density(self.joint.dequantise(y, grid, u), codes)
         cells = torch.where(y[:, grid].isnan(), 0.0, self.joint.step[grid].log()).sum(1)
         se = log_p.std(0) / math.sqrt(draws)

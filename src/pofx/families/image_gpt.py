@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Ragged, Space
 from pofx.families.stepwise import LOOK, Reader, Stepwise
 from pofx.nn.causal import site_order
@@ -202,7 +203,7 @@ class ImageGpt(Stepwise):
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
         h = self._encode(c)
         each = torch.stack([self._by(k, x, h) for k in range(self.members)])
         return Exact(each.logsumexp(0) - math.log(self.members), self.space.measure)

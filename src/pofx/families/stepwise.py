@@ -26,6 +26,7 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
 from pofx.decode.decoding import Decoding, drafted, search, stops
 from pofx.decode.net import NetDecoder
@@ -200,7 +201,7 @@ class Stepwise(Model):
     def step_kind(self) -> Kind:
         return self.codec.kind
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         each = self.rows_log_probs(x, c, None, budget)
         return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
 

@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Independent, Normal
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -253,7 +254,7 @@ class Vae(Model):
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
     @torch.no_grad()
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         config, n = self.config, len(x)
         k = budget.draws or config.draws
         h = None if self.condition is None else self.condition(c)
@@ -264,7 +265,7 @@ class Vae(Model):
         block = max(1, PASS // sum(self.heads.params) // n)
         for i in range(0, k, block):
             m = min(block, k - i)
-            eps = torch.randn(n, m, config.latent, generator=generator, device=generator.device).to(mean)
+            eps = noise.randn(m, config.latent).to(mean)
             reconstruction, log_ratio = self.parts(x, h, mean, log_scale, eps)
             log_w[:, i : i + m] = reconstruction if closed_kl else reconstruction - log_ratio
         if elbo:

@@ -7,7 +7,6 @@ raw data space: its probabilities sum to 1 over the site's values, or its densit
     category                   Categorical           one logit per value
     integer, real with a step  AtomsAndLogistics     a logit per atom, one for the rest, 3 per logistic
     real                       MixtureOfGaussians    3 per Gaussian
-    real, by squared error     FixedGaussian         1, the mean
     nullable                   MissingOr             1 more: missing is one more atom
     level, 2 levels            Bernoulli             a logit
     level, few levels          Categorical           one logit per level
@@ -30,8 +29,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from pofx.core.errors import UsageError
 
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
@@ -208,31 +205,6 @@ class MixtureOfGaussians(_Standardised):
         return (mean + log_s.exp() * noise).double() * self.scale + self.location
 
 
-class FixedGaussian(_Standardised):
-    """A density on R: N(y; mu, deviation^2) of y = (x - location) / scale, less log scale, of one deviation for all x.
-
-    Its log-likelihood is the squared error of mu, up to constants.
-    """
-
-    params, features = 1, 1
-
-    def __init__(self, deviation: float = 1.0, sites: tuple[int, ...] = ()) -> None:
-        if not deviation > 0:
-            raise UsageError(f"A deviation of {deviation} is impossible.", "Give more than 0.")
-        super().__init__(1, sites)
-        self.deviation = deviation
-
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        z = (self.standardise(x, params.dtype) - params[..., 0]) / self.deviation
-        constant = math.log(self.deviation) + 0.5 * math.log(2 * math.pi)
-        return -0.5 * z.square() - constant - self.scale.log().to(z.dtype)
-
-    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        mean = params[..., 0]
-        noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-        return (mean + self.deviation * noise).double() * self.scale + self.location
-
-
 class AtomsAndLogistics(_Standardised):
     """A probability on the grid origin + step Z: point atoms plus a mixture of discretised logistics.
 
@@ -396,7 +368,8 @@ class LevelLogistics(Head):
 
     def _fit_errors(self, x: Tensor) -> None:
         """Scales s_m from the errors x [N, S]: half of a logistic's mass lies within log(3) s of its middle."""
-        size = (self._scaled(x[:ERRORS].double()) - self.middle).abs()
+        some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:ERRORS]  # rows may be sorted
+        size = (self._scaled(x[some].double()) - self.middle).abs()
         shares = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
         scale = (size.quantile(shares.to(size), 0) / math.log(3)).clamp(min=0.5 / (self.levels - 1))  # [M, S]
         self.mean.fill_(self.middle)

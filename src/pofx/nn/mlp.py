@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron that can be told a context and a time."""
+"""A residual multilayer perceptron that can be told a context."""
 
 from __future__ import annotations
 
@@ -14,30 +14,10 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class TimeFeatures(nn.Module):
-    """Sines and cosines of t at geometric frequencies (Vaswani et al. 2017, section 3.5; Ho et al. 2020).
-
-    t [N] of order 1, in any unit that varies smoothly (a time in [0, 1], a log noise level) -> [N, width].
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        half = width // 2
-        frequencies = 1000.0 * 10000.0 ** (-torch.arange(half) / max(half - 1, 1))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angle = t[:, None] * self.frequencies
-        return torch.cat([angle.sin(), angle.cos()], 1)
-
-
 class Mlp(nn.Module):
-    """x [N, inputs] (, h [N, context]) (, t [N]) -> [N, outputs].
+    """x [N, inputs] (, h [N, context]) -> [N, outputs].
 
-    Pre-activation residual blocks x + W2 act(W1 act(x) + condition) (He et al. 2016); context and time enter
+    Pre-activation residual blocks x + W2 act(W1 act(x) + condition) (He et al. 2016); the context enters
     every block by addition. The output layer starts at zero, so that a flow starts at the identity and a
     denoiser at its skip connection.
 
@@ -46,38 +26,29 @@ class Mlp(nn.Module):
         hidden: width of the residual stream.
         blocks: number of residual blocks, two linear layers each.
         context: width of h; 0 for none.
-        time: whether forward takes t.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2, context: int = 0, time: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 2, context: int = 0) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, hidden)
         self.context = nn.Linear(context, hidden) if context else None
-        self.time = nn.Sequential(TimeFeatures(64), nn.Linear(64, hidden)) if time else None
-        conditioned = bool(context) or time
-        self.blocks = nn.ModuleList(_Block(hidden, conditioned) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(hidden, bool(context)) for _ in range(blocks))
         self.last = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-        return at_least_single(self.last(self._trunk(x, h, t)))
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        return at_least_single(self.last(self._trunk(x, h)))
 
-    def features_first(self, x: Tensor, h: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    def features_first(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         """The same as [outputs, N]: the matrix product writes it so at no cost, a transposition would."""
-        return torch.addmm(self.last.bias[:, None], self.last.weight, self._trunk(x, h, t).T)
+        return torch.addmm(self.last.bias[:, None], self.last.weight, self._trunk(x, h).T)
 
-    def _trunk(self, x: Tensor, h: Tensor | None, t: Tensor | None) -> Tensor:
+    def _trunk(self, x: Tensor, h: Tensor | None) -> Tensor:
         condition: Tensor | None = None
         if self.context is not None:
             assert h is not None
             condition = self.context(h)
-        if self.time is not None:
-            assert t is not None
-            time = self.time(t.to(x.dtype))
-            condition = time if condition is None else condition + time
         x = self.first(x)
         for block in self.blocks:
             x = block(x, condition)

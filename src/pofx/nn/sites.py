@@ -9,24 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
 from pofx.nn.heads import AtomsAndLogistics, Bernoulli, Categorical, Head, LevelLogistics, MissingOr, MixtureOfGaussians
 
 ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 
 FEW_LEVELS = 16  # up to here "auto" gives every level its own logit
-
-
-def table_head(column: Column, *, components: int = 8, slots: int = 64) -> Head:
-    """The head of one column, over sites ()."""
-    head: Head
-    if isinstance(column, Category):
-        head = Categorical(len(column.values))
-    elif column.step is not None:
-        head = AtomsAndLogistics(column.step, column.origin, components, slots)
-    else:
-        head = MixtureOfGaussians(components)
-    return MissingOr(head) if column.nullable else head
 
 
 def image_head(kind: ImageKind, levels: int, *, components: int = 8, sites: tuple[int, ...] = ()) -> Head:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pofx.core.noise import RowNoise
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.predict import Denoise, point
 from pofx.paths.schedule import Schedule
@@ -72,9 +73,7 @@ def bound(
     return nats + (weight / 2).to(x.dtype) * gain
 
 
-def stratified(
-    draw: Callable[[Tensor], Tensor], n: int, draws: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def stratified(draw: Callable[[Tensor], Tensor], draws: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
     """Mean [N] of draw(u) [N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
 
     Two draws of one stratum are independent and alike, so half their squared difference is an unbiased
@@ -83,7 +82,7 @@ def stratified(
     strata = (draws + 1) // 2
     mean, square = torch.zeros(()), torch.zeros(())
     for k in range(strata):
-        a, b = (draw((k + _rand(n, generator)) / strata) for _ in range(2))
+        a, b = (draw((k + noise.rand_double()) / strata) for _ in range(2))
         mean, square = mean + (a + b) / (2 * strata), square + ((a - b) / (2 * strata)) ** 2
     return mean, square.sqrt()
 
@@ -97,8 +96,7 @@ def ode(
     smallest: float,
     largest: float,
     steps: int,
-    probes: int | None,
-    generator: torch.Generator,
+    probe: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log-density of the probability flow ODE at x (Song et al. 2021, section 4.3), an estimate.
 
@@ -110,7 +108,7 @@ def ode(
     Args:
         x: [N, *E] standardised.
         steps: of the solver, four denoisings each.
-        probes: Rademacher probes of Hutchinson's estimate of the divergence, the same along a whole path
+        probe: random signs [probes, N, *E] for Hutchinson's estimate of the divergence, the same along a whole path
             (Grathwohl et al. 2019); None takes the exact trace, at the cost of d backward passes.
 
     Returns:
@@ -118,11 +116,7 @@ def ode(
         for one probe.
     """
     n, d = len(x), x[0].numel()
-    if probes is None:
-        probe = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape)
-    else:
-        bits = torch.randint(0, 2, (probes, *x.shape), generator=generator, device=generator.device)
-        probe = (2 * bits - 1).to(x)
+    along = torch.eye(d).to(x).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape) if probe is None else probe
 
     def slope(lam: float, z: Tensor) -> tuple[Tensor, Tensor]:
         """dz/d(lambda) [N, *E] and the divergence's part along every probe [probes or d, N]."""
@@ -134,12 +128,12 @@ def ode(
             x_hat = denoise(scale * z, t)
             eps_hat = (z - cos * x_hat) / sin
             v = (sin * x_hat - cos * eps_hat) * (sin * cos / 2)  # d(phi)/d(lambda) = -sin cos / 2
-            along = [torch.autograd.grad(v, z, e, retain_graph=True)[0] * e for e in probe]
-        return v.detach(), torch.stack(along).flatten(2).sum(2)
+            parts = [torch.autograd.grad(v, z, e, retain_graph=True)[0] * e for e in along]
+        return v.detach(), torch.stack(parts).flatten(2).sum(2)
 
     start, end = -2 * math.log(smallest), -2 * math.log(largest)
     h = (end - start) / steps
-    z, trace = x, x.new_zeros(len(probe), n)
+    z, trace = x, x.new_zeros(len(along), n)
     for i in range(steps):
         lam = start + i * h
         k1, d1 = slope(lam, z)
@@ -149,12 +143,8 @@ def ode(
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         trace = trace + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     base = gaussian.log_prob(z, math.sqrt(1 / (1 + math.exp(-end))), math.sqrt(1 / (1 + math.exp(end))))
-    if probes is None:
+    if probe is None:
         return base + trace.sum(0), torch.zeros_like(base)
+    probes = len(probe)
     se = trace.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(base, math.nan)
     return base + trace.mean(0), se
-
-
-def _rand(n: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers [N] in float64."""
-    return torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64)

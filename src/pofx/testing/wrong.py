@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, make
+from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.space import Category, Label, Real, Space, Table
 
 
@@ -95,7 +96,7 @@ class Moments(Small):
         constant = self.root.diagonal().log().sum() + len(self.mean) / 2 * math.log(2 * math.pi)
         return -0.5 * z.square().sum(0) - constant
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -105,7 +106,13 @@ class Moments(Small):
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         return -torch.cholesky_solve((x - self.mean).T, self.root).T
 
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        covariance = self.root @ self.root.T
+        covariance += ((0.1 if noise is None else noise) ** 2 * covariance.diagonal()).diag()
+        return -torch.linalg.solve(covariance, (x - self.mean).T).T
+
     has_score = True
+    has_noised_score = True
 
 
 class Counts(Small):
@@ -144,7 +151,7 @@ class Counts(Small):
             counts.index_put_(where, torch.ones(len(x)), accumulate=True)
         self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1])
@@ -195,13 +202,16 @@ class Importance(Small):
         mean = (x - self.mean) @ self.weight / m
         return Independent(Normal(mean, 1.3 * self.noise / m.sqrt()), 1)  # wider than the posterior: a gap
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         k = budget.draws or self.draws
         q = self.rows_encode(x, c)
-        z = q.mean + q.stddev * torch.randn(k, len(x), 1, generator=generator, dtype=torch.float64)
+        z = q.mean + q.stddev * noise.randn(k, 1).double().transpose(0, 1)
         likelihood = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(x).sum(-1)
-        w = likelihood + Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z)
+        w = likelihood + self.log_prior(z) - q.log_prob(z)
         return LowerBound(w.mean(0), self.space.measure, w.std(0) / math.sqrt(k), k)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        return Normal(0.0, 1.0).log_prob(z).sum(-1)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         d = len(self.mean)
@@ -305,7 +315,7 @@ class WrongMeasure(Moments):
 
     name = "wrong: measure"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), Measure.counting(self.space.dims))
 
 
@@ -314,7 +324,7 @@ class UnclaimedKind(Moments):
 
     name = "wrong: kind not claimed"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         nats = self.log_density(x)
         return Estimate(nats, self.space.measure, torch.zeros_like(nats), 0, "none")
 
@@ -326,6 +336,15 @@ class ScoreSign(Moments):
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         return -super().rows_score(x, c)
+
+
+class ScoreWithoutNoise(Moments):
+    """The score of the data where that of noised data is asked for."""
+
+    name = "wrong: score of other data than it says"
+
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        return self.rows_score(x, c)
 
 
 class NeverLearns(Moments):
@@ -362,8 +381,8 @@ class IgnoresContext(Counts):
 
     name = "wrong: ignores its context"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), budget, generator)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), budget, noise)
 
 
 class MissedSite(Counts):
@@ -371,7 +390,7 @@ class MissedSite(Counts):
 
     name = "wrong: a site is not scored"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1] - 1)
@@ -385,8 +404,8 @@ class ElboCalledExact(Importance):
     name = "wrong: ELBO called exact"
     claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, generator)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, budget, noise)
         assert isinstance(bound, LowerBound)
         return Exact(bound.nats, bound.measure)
 
@@ -396,22 +415,29 @@ class ConfidentError(Importance):
 
     name = "wrong: Monte Carlo error too small"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, generator)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, budget, noise)
         assert isinstance(bound, LowerBound)
         return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
 
 
 class MissingPrior(Importance):
-    """An ELBO without the entropy of q: no bound."""
+    """An ELBO without log p(z), E_q[log p(x | z) - log q(z | x)]: no bound."""
 
-    name = "wrong: ELBO without the entropy of q"
+    name = "wrong: ELBO without the prior"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, generator)
-        assert isinstance(bound, LowerBound)
-        entropy = self.rows_encode(x, c).entropy()
-        return make(LowerBound, bound.nats + entropy.abs() + 1, bound.measure, bound.mc_se, bound.draws)
+    def log_prior(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z[..., 0])
+
+
+class NoiseByPlace(Importance):
+    """Draws for the batch as a whole: a row's noise follows from its place among the others."""
+
+    name = "wrong: noise by place in the batch"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        seed = int(noise.rand_double()[0] * 2**53)
+        return super().rows_log_prob(x, c, budget, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
 
 
 WRONG: dict[type[Model], set[str]] = {
@@ -427,6 +453,7 @@ WRONG: dict[type[Model], set[str]] = {
     WrongMeasure: {"kind is claimed"},
     UnclaimedKind: {"kind is claimed"},
     ScoreSign: {"score is the gradient"},
+    ScoreWithoutNoise: {"noised score is the gradient"},
     NeverLearns: {"training helps"},
     UnseededTraining: {"training is reproducible"},
     LeakingMask: {"sums to one"},
@@ -435,5 +462,6 @@ WRONG: dict[type[Model], set[str]] = {
     ElboCalledExact: {"eval is deterministic"},
     ConfidentError: {"mc error is calibrated"},
     MissingPrior: {"sums to one", "never beats the truth"},
+    NoiseByPlace: {"rows are independent"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.space import Label, Space, Text
 from pofx.testing.wrong import Small
@@ -59,7 +60,7 @@ class Bigrams(Small):
         padded = torch.cat([before.new_full((len(before), 1), -1), before], 1)
         return padded.gather(1, (before >= 0).sum(1, keepdim=True))[:, 0]
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         return Exact(self.rows_log_probs(x, c, None, budget).double().sum(1), self.space.measure)
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
@@ -145,8 +146,8 @@ class SumsElsewhere(Bigrams):
 
     name = "wrong: nats per symbol"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, generator: torch.Generator) -> Likelihood:
-        lik = super().rows_log_prob(x, c, budget, generator)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        lik = super().rows_log_prob(x, c, budget, noise)
         assert isinstance(lik, Exact)
         return Exact(lik.nats / (x >= 0).sum(1).clamp(min=1), lik.measure)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PROBE = 32  # rows of the first, timed validation
+SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
 
@@ -129,8 +130,8 @@ def fit(
             same space.
         checks: how many validations the budget holds.
         patience: stop after this many validations without improvement (None: use the whole budget).
-        valid_rows: validation uses the first so many rows of the validation part; fewer where a budget in
-            seconds has no time for them.
+        valid_rows: validation uses so many rows of the validation part, drawn by ``seed``, the same ones each time;
+            fewer where a budget in seconds has no time for them.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
         processes: of data-parallel training; any number computes the same steps within rounding.
@@ -273,6 +274,8 @@ class _Loop:
         compiling = self.training.get("compile", "never") == "auto"  # an older run does not say
         self.trial = Trial(self.learner, fabric.world_size) if compiling else None
         self.material = self.model.material(data.train.x)
+        # the part may be sorted, and a head of it would hold a few classes
+        self.scored = data.valid.draw(self.training["valid_rows"], _mix(self.seed, SCORED))
         rows = len(self.material)
         self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
         if self.batch < fabric.world_size:
@@ -401,7 +404,9 @@ class _Loop:
                 number = None  # the best fit to the data alone is not what was asked for
             if number is None or state.best is None or number > state.best:
                 self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-                state.best, state.best_step, state.stale = number, state.step, 0
+                # where a row is held impossible, minus infinity ranks nothing: the next weights are as good
+                state.best = number if number is not None and math.isfinite(number) else None
+                state.best_step, state.stale = state.step, 0
             else:
                 state.stale += 1
         if status is not None:
@@ -412,7 +417,7 @@ class _Loop:
             self.progress(entry)
 
     def _validate(self, entry: dict[str, Any]) -> float | None:
-        """Mean nats per datum of the first validation rows, the same ones each time; None without a likelihood."""
+        """Mean nats per datum of the drawn validation rows, the same ones each time; None without a likelihood."""
         if len(self.data.valid) == 0:
             return None
         if not self.state.valid_rows:
@@ -434,7 +439,7 @@ class _Loop:
         return number
 
     def _score(self, rows: int) -> Likelihood:
-        part = self.data.valid[:rows].read()
+        part = self.scored[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         with torch.no_grad():
@@ -443,7 +448,7 @@ class _Loop:
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
-        rows = min(self.training["valid_rows"], len(self.data.valid))
+        rows = len(self.scored)
         if self.limit.seconds is None or rows <= PROBE:
             return rows
         started = time.perf_counter()
@@ -457,13 +462,10 @@ class _Loop:
     def _save(self) -> None:
         if self.path is None or not self.fabric.is_global_zero:
             return
-        state = dataclasses.asdict(self.state)
-        if state["best"] is not None and not math.isfinite(state["best"]):
-            state["best"] = None
         save_tree(
             self.path / "resume.safetensors",
             {
-                "state": state,
+                "state": dataclasses.asdict(self.state),
                 "weights": self.model.state_dict(),
                 "learner": self.learner.state_dict(),
                 "average": None if self.average is None else self.average.tensors,
