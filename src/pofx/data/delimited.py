@@ -219,7 +219,8 @@ def _delimiter(lines: list[str]) -> str:
         if most < 2 or (counts[0] == 1 and len(lines) > 1):
             return 0.0
         cells = [c for row in rows[1:] or rows for c in row]
-        if delimiter == " " and (counts[0] != most or 2 * sum(map(_is_number, cells)) <= len(cells)):
+        named = counts[0] in (most, most - 1)  # R leaves names of rows without a name of their own
+        if delimiter == " " and (not named or 2 * sum(map(_is_number, cells)) <= len(cells)):
             return 0.0
         return counts.count(most) / len(counts)
 
@@ -401,7 +402,8 @@ def _columns(
         if how.columns and decimal and format in formats.NUMBERS:
             format = ""  # new rows may have another decimal mark than the first ones (those that pofx wrote do)
         mark = formats.NUMBERS[format][1] if format in formats.NUMBERS else decimal
-        if name not in options.texts and not sentinels and formats.is_plain(cells, mark):
+        plain = name not in options.texts and not sentinels and (format not in formats.DATES or len(how.columns) > 0)
+        if plain and formats.is_plain(cells, mark):
             columns.append(pc.cast(cells, pa.float64()))
             continue
         gone = pc.is_in(cells, pa.array(missing))
@@ -425,7 +427,7 @@ def _all_numbers(cells: pa.ChunkedArray) -> bool:
 def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, how: Delimited, found: Found) -> Array:
     """Numbers and dates where all that is there spells them in one format, else the text as it is."""
     present = cells.drop_null()
-    if len(present) and formats.is_plain(present, decimal):
+    if len(present) and format not in formats.DATES and formats.is_plain(present, decimal):
         return pc.cast(cells, pa.float64())
     codes = cells.dictionary_encode().unify_dictionaries()
     spellings = codes.chunk(0).dictionary if codes.num_chunks else pa.array([], pa.string())
@@ -433,7 +435,8 @@ def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, 
     if isinstance(read, formats.Unclear):
         known = " or ".join(f"{formats.DATES[f]} (--formats {name}={f})" for f in read.formats)
         found.other.append(f"Column {name!r} stays text: dates such as {read.example!r} may be {known}.")
-    if format and not how.columns and not isinstance(read, formats.Spelled):
+    fits = isinstance(read, formats.Spelled) and (read.date is not None) == (format in formats.DATES)
+    if format and not how.columns and not fits:
         odd = formats.strays(spellings.to_pylist())
         example = spellings[odd[0] if odd else 0].as_py()
         raise BadValue(
