@@ -210,6 +210,8 @@ def test_unclear_dates_are_named_and_can_be_declared(tmp_path: Path) -> None:
     assert read_rows(data.space, None, tmp_path / "new.csv", options=data.options).x[0, 0] == 18661  # 3 February
     with pytest.raises(BadValue, match="'13/13/2021'"):
         pofx.load(beside(tmp_path / "x.csv", ["13/13/2021"] * N), formats={"a": "dmy"})
+    with pytest.raises(BadValue, match="'b' is not written as 'dmy'"):
+        pofx.load(path, formats={"b": "dmy"})
     for wrong in ({"a": "ydm"}, {"z": "dmy"}):
         with pytest.raises(UsageError):
             pofx.load(path, formats=wrong)
@@ -391,6 +393,8 @@ def test_names_that_are_missing_or_twice(tmp_path: Path) -> None:
     # R writes no name over the names of rows; others end every line but the first with a separator
     path = write(tmp_path / "z.csv", [f"r{k},{w},{k % 3}" for k, w in enumerate(WALK)])
     assert [*loaded(path, types={"column1": "category"})[0]] == ["column1", "a", "b"]
+    path = write(tmp_path / "z.txt", [f'"{k}" {w} "u {k % 3}"' for k, w in enumerate(WALK)], '"a" "b"')
+    assert [*loaded(path)[0]] == ["a", "b"]
     path = write(tmp_path / "z.csv", [f"{w},{k % 3}," for k, w in enumerate(WALK)])
     assert [*loaded(path)[0]] == ["a", "b"]
 

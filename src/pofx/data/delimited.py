@@ -85,7 +85,7 @@ def is_table(path: Path) -> bool:
     if not lines:
         return False
     delimiter = _delimiter(lines)
-    rows = [[c for c in row if c.strip()] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+    rows = [[c for c in row if c.strip()] for row in _split(lines, delimiter)]
     cells = [c for row in rows[:-1] for c in row]
     return len(cells) > 0 and sum(map(_is_number, cells)) > len(cells) / 2
 
@@ -164,10 +164,19 @@ def _layout(path: Path, how: Delimited, notes: list[str]) -> Layout:
             notes.append(f"Fields are separated by {spelled}.")
         elif any(re.search("[,;|\t]", line) for line in lines[1:] if '"' not in line):
             notes.append("Each line was read as one field, since the lines do not split into as many as the first.")
-    rows = list(csv.reader(lines, delimiter=delimiter))
+    rows = _split(lines, delimiter)
     if len(rows) > 2 and sum(map(len, lines)) > SAMPLE:
         rows.pop()  # the sample may end inside a quoted field
     return Layout(data, delimiter, rows, above, blank)
+
+
+def _split(lines: list[str], delimiter: str) -> list[list[str]]:
+    """The fields of each row, however long they are."""
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _line(data: bytes, position: int) -> int:
@@ -191,7 +200,7 @@ def _heads(line: str, lines: list[str], delimiter: str) -> bool:
     """Is the comment above ``lines`` their header, as numpy.savetxt writes it?"""
     if not lines:
         return False
-    rows = list(csv.reader([re.sub(r"^#+\s+", "", line), *lines], delimiter=delimiter, skipinitialspace=True))
+    rows = _split([re.sub(r"^#+\s+", "", line), *lines], delimiter)
     return len(rows[0]) == len(rows[1]) and _votes(rows)[0] > 0 and not (len(rows) > 2 and _votes(rows[1:])[0] > 0)
 
 
@@ -201,7 +210,7 @@ def _delimiter(lines: list[str]) -> str:
 
     def split(delimiter: str) -> list[list[str]]:
         rows = [" ".join(line.split()) for line in lines] if delimiter == " " else lines
-        return list(csv.reader(rows, delimiter=delimiter, skipinitialspace=True))
+        return _split(rows, delimiter)
 
     def alike(delimiter: str) -> float:
         rows = splits[delimiter]
@@ -210,7 +219,8 @@ def _delimiter(lines: list[str]) -> str:
         if most < 2 or (counts[0] == 1 and len(lines) > 1):
             return 0.0
         cells = [c for row in rows[1:] or rows for c in row]
-        if delimiter == " " and (counts[0] != most or 2 * sum(map(_is_number, cells)) <= len(cells)):
+        named = counts[0] in (most, most - 1)  # R leaves names of rows without a name of their own
+        if delimiter == " " and (not named or 2 * sum(map(_is_number, cells)) <= len(cells)):
             return 0.0
         return counts.count(most) / len(counts)
 
@@ -311,10 +321,9 @@ def _names(path: Path, layout: Layout, header: bool, how: Delimited, notes: list
             "(--names a,b,... names them; "
             "--header: it holds names)."
         )
-    twice = sorted({n for n in names if names.count(n) > 1 and n}) if len({*names}) < len(names) else []
-    if twice:
+    if twice := sorted((n, count) for n, count in Counter(names).items() if count > 1 and n):
         raise BadValue(
-            f"{path} has {names.count(twice[0])} columns named {twice[0]!r}.",
+            f"{path} has {twice[0][1]} columns named {twice[0][0]!r}.",
             "Rename all but one, name all columns by --names a,b,..., or give --no-header if the first line is a row.",
         )
     return names
@@ -387,11 +396,14 @@ def _columns(
     found, columns = Found({}, {}, {}, []), list[Array]()
     for j, name in enumerate(names):
         cells = pc.utf8_trim_whitespace(strings.column(j))
+        if cells.nbytes < 1 << 30:  # one chunk, since each costs the compilation of a pattern
+            cells = pa.chunked_array([cells.combine_chunks()])
         format = how.formats.get(name, "")
         if how.columns and decimal and format in formats.NUMBERS:
             format = ""  # new rows may have another decimal mark than the first ones (those that pofx wrote do)
         mark = formats.NUMBERS[format][1] if format in formats.NUMBERS else decimal
-        if name not in options.texts and not sentinels and formats.is_plain(cells, mark):
+        plain = name not in options.texts and not sentinels and (format not in formats.DATES or len(how.columns) > 0)
+        if plain and formats.is_plain(cells, mark):
             columns.append(pc.cast(cells, pa.float64()))
             continue
         gone = pc.is_in(cells, pa.array(missing))
@@ -415,7 +427,7 @@ def _all_numbers(cells: pa.ChunkedArray) -> bool:
 def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, how: Delimited, found: Found) -> Array:
     """Numbers and dates where all that is there spells them in one format, else the text as it is."""
     present = cells.drop_null()
-    if len(present) and formats.is_plain(present, decimal):
+    if len(present) and format not in formats.DATES and formats.is_plain(present, decimal):
         return pc.cast(cells, pa.float64())
     codes = cells.dictionary_encode().unify_dictionaries()
     spellings = codes.chunk(0).dictionary if codes.num_chunks else pa.array([], pa.string())
@@ -423,7 +435,8 @@ def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, 
     if isinstance(read, formats.Unclear):
         known = " or ".join(f"{formats.DATES[f]} (--formats {name}={f})" for f in read.formats)
         found.other.append(f"Column {name!r} stays text: dates such as {read.example!r} may be {known}.")
-    if format and not how.columns and not isinstance(read, formats.Spelled):
+    fits = isinstance(read, formats.Spelled) and (read.date is not None) == (format in formats.DATES)
+    if format and not how.columns and not fits:
         odd = formats.strays(spellings.to_pylist())
         example = spellings[odd[0] if odd else 0].as_py()
         raise BadValue(
@@ -506,11 +519,15 @@ def _ragged(path: Path, layout: Layout, width: int) -> RaggedTable | None:
     """The first line of another width, by its number in the file."""
     text = io.StringIO(layout.data.decode(errors="replace"), newline="")
     reader: Any = csv.reader(text, delimiter=layout.delimiter)
-    for row in reader:
-        if row and len(row) != width:
-            return RaggedTable(
-                f"{path}, line {reader.line_num + layout.above}: {len(row)} fields where the first line has {width}.",
-                "Correct the line (a separator inside a field needs quotes around the field)."
-                + (" Remove lines that stand above the table." if width == 1 else ""),
-            )
-    return None
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        row = next((row for row in reader if row and len(row) != width), None)
+    finally:
+        csv.field_size_limit(limit)
+    if row is None:
+        return None
+    return RaggedTable(
+        f"{path}, line {reader.line_num + layout.above}: {len(row)} fields where the first line has {width}.",
+        "Correct the line (a separator inside a field needs quotes around the field)."
+        + (" Remove lines that stand above the table." if width == 1 else ""),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,9 +81,8 @@ def table_of(names: Iterable[str], column: Callable[[int], Array], rows: int, wh
     names = [n.strip() for n in names]
     if not names:
         raise EmptyData(f"{where} has no columns.", "Give a table with columns.")
-    twice = sorted({n for n in names if names.count(n) > 1 and n})
-    if twice:
-        raise BadValue(f"{where} has {names.count(twice[0])} columns named {twice[0]!r}.", "Rename all but one.")
+    if twice := sorted((n, count) for n, count in Counter(names).items() if count > 1 and n):
+        raise BadValue(f"{where} has {twice[0][1]} columns named {twice[0][0]!r}.", "Rename all but one.")
     if not rows:
         raise EmptyData(f"{where} has columns ({', '.join(names[:5])}) but no rows.", "Give rows.")
     notes: list[str] = []

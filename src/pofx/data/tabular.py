@@ -272,7 +272,8 @@ def _almost_numbers(name: str, text: Text) -> str:
     odd = formats.strays(text.spellings)
     if 0 < len(odd) <= max(3, len(text.spellings) // 100):
         row, word = text.first_text()
-        return f" (numbers or dates, but {word!r} in row {row}); if that means missing, leave those fields empty."
+        remedy = f"leave those fields empty, or say so of a CSV file: --missing {word!r}."
+        return f" (numbers or dates, but {word!r} in row {row}); if that means missing, {remedy}"
     return f"; keep it with --types {name}=category."
 
 
