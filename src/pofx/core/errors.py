@@ -5,7 +5,8 @@ PofxError
 ├── DataError           exit 3   a source that cannot be read or does not fit its space
 │   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
 │   ├── BadValue        NaN, infinity, out of range, unknown category or label
-│   └── WrongShape      shape or dtype of another space
+│   ├── WrongShape      shape or dtype of another space
+│   └── DataChanged     a run's own data, read again, are not what they were
 ├── Unsupported         exit 4   a family that does not serve this space, context or operation
 ├── RunError            exit 5   run folders and checkpoints
 │   ├── RunExists · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
@@ -58,6 +59,10 @@ class BadValue(DataError):
 
 
 class WrongShape(DataError):
+    pass
+
+
+class DataChanged(DataError):
     pass
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,13 @@ class Data:
     seed: int = 0
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
+
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """What these data are, in four short hashes (see ``data.digest``): a run remembers them."""
+        from pofx.data.digest import of_data
+
+        return of_data(self)
 
     def describe(self) -> list[dict[str, str]]:
         """One row per column (or one for images and labels): its name, role, type, values, share missing, note."""
