@@ -66,14 +66,13 @@ def _run(args: list[str]) -> int:
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
+    from pofx import commands
     from pofx.core.errors import PofxError
 
     try:
-        from pofx import commands
-
         return commands.run(args[0], args[1:]) or 0
     except PofxError as error:
-        print(f"pofx: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"pofx: {type(error).__name__}: {commands.elsewhere(str(error), args[0])}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)
