@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pofx
-from pofx.core.errors import CorruptCheckpoint, NewerFormat, NoRun, RunExists
+from pofx.core.errors import CorruptCheckpoint, MissingSource, NewerFormat, NoRun, RunExists
 from pofx.core.learner import Recipe
 from pofx.core.model import Model
 from pofx.core.registry import family
@@ -126,13 +126,19 @@ def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> tu
         record: the content of config.json or comparison.json; what: names it in messages.
 
     Returns:
-        The data, and a note where an older record does not tell what they were. Raises DataChanged, or the
-        source's own errors.
+        The data, and a note where an older record does not tell what they were. Raises DataChanged, MissingSource,
+        or the source's own errors.
     """
     from pofx.data.base import load
     from pofx.data.digest import same_data
+    from pofx.data.raw import IN_MEMORY
 
     about = record["data"]
+    if data is None and about["source"] == IN_MEMORY:
+        raise MissingSource(
+            f"The data of {what} were given in memory, not in a file.",
+            "Give them again in Python (data=DATA); 'pofx log-prob' and 'pofx encode' take a SOURCE of new rows.",
+        )
     data = load(about["source"], **about["options"]) if data is None else data
     return data, same_data(record, data, what)
 
