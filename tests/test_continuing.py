@@ -386,6 +386,14 @@ def test_to_begin_anew_takes_nothing_from_before(bell, tmp_path):
     assert {read_run(out / "runs" / name).info["seed"] for name in ORDER[:3]} == {1}
 
 
+def test_fits_of_ones_own_beside_a_comparison_stay(bell, tmp_path):
+    """Where a comparison is written into a folder that has runs already, only those of its families go."""
+    run = fit(bell, Gaussian, out=tmp_path / "runs" / "mine")
+    compare(bell, [], out=tmp_path, **SMALL | {"options": None})
+    again = read_run(tmp_path / "runs" / "mine")
+    assert all(torch.equal(v, run.model.state_dict()[k]) for k, v in again.model.state_dict().items())
+
+
 def test_a_comparison_of_an_older_version_cannot_go_on(bell, tmp_path):
     cut_off(bell, tmp_path / "c", "gmm")
     record = read_comparison(tmp_path / "c").record

@@ -88,7 +88,7 @@ def test_the_options_of_commands_are_those_that_they_take(capsys):
         assert taken <= printed, command
 
 
-POSITIONAL = ("source", "family", "run", "n", "folder", "kind_of")
+POSITIONAL = ("source", "family", "run", "n", "folder")
 
 
 def test_an_option_of_another_command_is_said_to_be_one():
@@ -145,7 +145,8 @@ def runs(tmp_path_factory):
     """A run of each kind of data."""
     place, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
     rows = [
-        f"{a:.4f},{b},{c}" for a, b, c in zip(rng.normal(size=60), range(60), rng.choice(list("xyz"), 60), strict=True)
+        f"{a:.4f},{b},{c}"
+        for a, b, c in zip(rng.normal(size=60), rng.integers(9, size=60), rng.choice(list("xyz"), 60), strict=True)
     ]
     (place / "t.csv").write_text("\n".join(["a,b,c", *rows]) + "\n")
     (place / "p").mkdir()

@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "write a language model for transformers, or one step of it for torch.export",
     "families": "the families, what each claims, and its options",
     "data": "what a source holds: types, missing values, splits",
-    "resume": "continue a fit that was interrupted",
+    "resume": "continue a fit or a comparison that was interrupted",
 }
 
 USAGE = """usage: pofx COMMAND ... [--help]

@@ -61,7 +61,7 @@ from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
 from pofx.train.checkpoint import read_json, write_atomic, write_json
 from pofx.train.fit import fit, resume
-from pofx.train.run import Run, clear, ended, read_data, read_run, tuples
+from pofx.train.run import Run, clear, ended, read_data, read_run, remove, tuples
 
 FORMAT = 1  # of comparison.json
 Progress = Callable[[dict[str, Any]], None]
@@ -170,8 +170,9 @@ def compare(
         }
         _conclude(record, study, results)
         if path is not None:
-            for old in (path / "runs").glob("*/"):  # else taken for what was begun here
-                clear(old)
+            remove(path / "comparison.json")
+            for name in names:  # a run that is there would be taken for one that was begun here
+                clear(path / "runs" / name)
             write_json(path / "comparison.json", record)
     if path is not None:
         _save_shown(path / "data_sample.npz", study)

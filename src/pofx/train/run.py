@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pofx
-from pofx.core.errors import CorruptCheckpoint, MissingSource, NewerFormat, NoRun, RunExists
+from pofx.core.errors import CannotSave, CorruptCheckpoint, MissingSource, NewerFormat, NoRun, RunExists
 from pofx.core.learner import Recipe
 from pofx.core.model import Model
 from pofx.core.registry import family
@@ -171,7 +171,8 @@ def read_scores(path: Path, log: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not (path / "scores.json").exists():
         return None
     scores: dict[str, Any] = read_json(path / "scores.json")
-    return scores if not log or scores["fit"]["steps"] == log[-1]["step"] else None
+    measured = (scores["fit"]["status"], scores["fit"]["steps"])
+    return scores if not log or measured == (status(log), log[-1]["step"]) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -196,10 +197,20 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
 
 
 def clear(path: Path) -> None:
-    """Take a run, and what was measured of it, out of its folder."""
+    """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
     training = ("weights.safetensors", "resume.safetensors", "log.jsonl", "config.json")
     for old in (*training, "scores.json", "data_sample.npz", "samples/samples.npz"):
-        (path / old).unlink(missing_ok=True)
+        remove(path / old)
+
+
+def remove(file: Path) -> None:
+    """Remove a file, if it is there. Raises CannotSave."""
+    try:
+        file.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise CannotSave(f"Could not replace {file}: {error.strerror}.", "Choose another folder (--out).") from error
 
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
