@@ -422,6 +422,7 @@ def test_commands_go_on_with_a_comparison(tmp_path, capsys, monkeypatch, at, don
         assert main(asked) == 130
     assert f"pofx resume {out}" in " ".join(capsys.readouterr().err.split())
     assert main(["report", str(out)]) == 0
+    assert f"not reached: {', '.join(ORDER[done:3])};" in " ".join(capsys.readouterr().err.split())
     page = (out / "report.html").read_text()
     assert f"{done} of 3 families" in page
     assert f"Not reached: {', '.join(ORDER[done:3])}" in page

@@ -183,12 +183,19 @@ class Report(Output):
 
 def report(argv: list[str]) -> int:
     args = parse(Report, argv, "report")
+    from pofx.evaluate.compare import read_comparison, unreached
     from pofx.report.build import build
 
     notes: list[str] = []
     stands: dict[str, Any] = {}
     if (args.folder / "config.json").exists():
         stands = _evaluate(args, notes)
+    if (args.folder / "comparison.json").exists():
+        stands = {"not_reached": unreached(read_comparison(args.folder).record)}
+        if names := stands["not_reached"]:
+            err.print(
+                f"· not reached: {', '.join(names)}; 'pofx resume {escape(str(args.folder))}' goes on", highlight=False
+            )
     notes = tell_notes(notes, args)
     page = build(args.folder, out=args.out, notes=notes)
     if args.json:
