@@ -398,7 +398,7 @@ def test_a_comparison_of_an_older_version_cannot_go_on(bell, tmp_path):
     cut_off(bell, tmp_path / "c", "gmm")
     record = read_comparison(tmp_path / "c").record
     del record["plan"]
-    comparing.write_json(tmp_path / "c" / "comparison.json", record)
+    comparing.write_sealed(tmp_path / "c" / "comparison.json", record)
     with pytest.raises(OlderFormat, match="does not say"):
         resume_comparison(tmp_path / "c", bell)
     with pytest.raises(RunExists, match="already holds a comparison"):

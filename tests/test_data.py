@@ -567,7 +567,7 @@ def test_scores_keep_the_order(tmp_path: Path) -> None:
 def test_disk_full(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    from pofx.data.write import replacing
+    from pofx.core.files import replacing
 
     with pytest.raises(CannotSave, match="No space left"), replacing(tmp_path / "x.csv"), open("/dev/full", "w") as f:
         f.write("x" * 100_000)

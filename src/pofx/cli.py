@@ -3,7 +3,7 @@
 Each command is one function below; its signature is its options (parsed and documented by tyro) and its
 docstring its help. Results go to standard output (one JSON object with ``--json``), progress and notes
 to standard error. Exit codes: 0 done, 2 usage, 3 data, 4 not supported, 5 run folder, 6 training,
-7 incomparable, 130 interrupted.
+7 incomparable, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
@@ -67,13 +67,16 @@ def _run(args: list[str]) -> int:
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
     from pofx import commands
-    from pofx.core.errors import PofxError
+    from pofx.core.errors import PofxError, Stopped
 
     try:
         return commands.run(args[0], args[1:]) or 0
     except PofxError as error:
         print(f"pofx: {type(error).__name__}: {commands.elsewhere(str(error), args[0])}", file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f"pofx: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)
         return 130

@@ -182,6 +182,9 @@ def progress(args: Output, title: str) -> Iterator[Any]:
 
         def report(entry: dict[str, Any]) -> None:
             nonlocal valid
+            if "note" in entry:
+                err.print(f"· {escape(entry['note'])}", highlight=False)
+                return
             if entry.get("valid") is not None:
                 valid = f"valid {entry['symbol']} {entry['valid']:.3f} nats ({entry['kind']})"
             if "title" in entry:

@@ -9,10 +9,12 @@ PofxError
 │   └── DataChanged     a run's own data, read again, are not what they were
 ├── Unsupported         exit 4   a family that does not serve this space, context or operation
 ├── RunError            exit 5   run folders and checkpoints
-│   ├── RunExists · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
+│   ├── RunExists · RunBusy · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
 ├── TrainingError       exit 6   training that cannot go on
-│   └── Diverged
+│   └── Diverged · OutOfMemory
 └── Incomparable        exit 7   numbers of different measures
+
+Stopped (exit 128 + the signal) is no PofxError but a KeyboardInterrupt: nothing that catches errors holds it up.
 """
 
 from __future__ import annotations
@@ -78,6 +80,10 @@ class RunExists(RunError):
     pass
 
 
+class RunBusy(RunError):
+    pass
+
+
 class NoRun(RunError):
     pass
 
@@ -106,8 +112,21 @@ class Diverged(TrainingError):
     pass
 
 
+class OutOfMemory(TrainingError):
+    pass
+
+
 class Incomparable(PofxError):
     exit_code = 7
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended a fit: when, and how to go on."""
+
+    def __init__(self, number: int, problem: str, remedy: str = "") -> None:
+        self.number, self.problem, self.remedy = number, problem, remedy
+        self.exit_code = 128 + number
+        super().__init__(f"{problem} {remedy}".strip())
 
 
 def below_one(config: object, options: Iterable[str]) -> str | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
+from pofx.core.files import replacing
 from pofx.core.space import Audio, Label, Space
 from pofx.data.image import by_folder, by_part, files_below
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
@@ -329,8 +330,6 @@ def write_audio(
 
     Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
     """
-    from pofx.data.write import replacing
-
     soundfile, path = _soundfile(), Path(to)
     sounds = [pcm(space, row) for row in x.detach().cpu().reshape(-1, x.shape[-1])]
 

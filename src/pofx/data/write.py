@@ -6,11 +6,8 @@ import csv
 import io
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Listed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +21,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from pofx.core.errors import CannotSave, UsageError
+from pofx.core.files import replacing
 from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
 from pofx.data.audio import write_audio
 from pofx.data.image import full_scale
@@ -31,26 +29,6 @@ from pofx.data.tabular import decode
 
 BETWEEN = "\n" + "-" * 40 + "\n"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A scratch name beside ``path`` that takes its place at the end, and is gone if anything fails.
-
-    Raises CannotSave where the place cannot be written or the disk is full.
-    """
-    scratch: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
-        yield scratch
-        os.replace(scratch, path)
-    except OSError as e:
-        full = "Free some space, or write elsewhere." if e.errno == 28 else "Check the folder and its permissions."
-        raise CannotSave(f"Cannot write {path}: {e.strerror or e}.", full) from e
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch.parent, ignore_errors=True)
 
 
 def write_rows(

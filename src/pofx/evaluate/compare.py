@@ -31,7 +31,6 @@ Where something could not be measured there is {"unavailable": reason} in its pl
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import platform
@@ -46,7 +45,7 @@ import torch
 from torch import Tensor
 
 import pofx
-from pofx.core.errors import NewerFormat, OlderFormat, RunExists, UsageError
+from pofx.core.errors import OlderFormat, RunExists, UsageError
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
@@ -59,11 +58,11 @@ from pofx.evaluate.cost import peak_memory
 from pofx.evaluate.likelihood import Score, decode, verdicts
 from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
-from pofx.train.checkpoint import read_json, write_atomic, write_json
+from pofx.train.checkpoint import read_sealed, write_arrays, write_sealed
 from pofx.train.fit import fit, resume
 from pofx.train.run import Run, clear, ended, read_data, read_run, remove, tuples
 
-FORMAT = 1  # of comparison.json
+FORMAT = 2  # of comparison.json
 Progress = Callable[[dict[str, Any]], None]
 """Called at each stage and with the fit's own entries; every call has family, stage and title."""
 
@@ -173,7 +172,7 @@ def compare(
             remove(path / "comparison.json")
             for name in names:  # a run that is there would be taken for one that was begun here
                 clear(path / "runs" / name)
-            write_json(path / "comparison.json", record)
+            write_sealed(path / "comparison.json", record)
     if path is not None:
         _save_shown(path / "data_sample.npz", study)
     for k, name in enumerate(names):
@@ -185,7 +184,7 @@ def compare(
         results[name] = _result(study, name, dict((options or {}).get(name, {})), place, tell)
         _conclude(record, study, results)
         if path is not None:
-            write_json(path / "comparison.json", record)
+            write_sealed(path / "comparison.json", record)
     return Comparison(record, path, {k: r.run for k, r in results.items() if r.run is not None})
 
 
@@ -225,11 +224,9 @@ def unreached(record: Mapping[str, Any]) -> list[str]:
 
 
 def read_comparison(path: str | Path) -> Comparison:
-    """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint or NewerFormat."""
+    """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
     path = Path(path)
-    record = read_json(path / "comparison.json")
-    if record.get("format", 0) > FORMAT:
-        raise NewerFormat(f"{path} has format {record['format']}; this pofx reads up to {FORMAT}.", "Upgrade pofx.")
+    record = read_sealed(path / "comparison.json", FORMAT)
     return Comparison(record, path)
 
 
@@ -295,7 +292,7 @@ def _kept(record: Mapping[str, Any], path: Path) -> dict[str, _Result]:
         if row["status"] != "ok":
             kept[row["family"]] = _Result(row)
         elif scores.exists():
-            kept[row["family"]] = _Result(row, Score.from_json(read_json(scores)["likelihood"]))
+            kept[row["family"]] = _Result(row, Score.from_json(read_sealed(scores)["likelihood"]))
     return kept
 
 
@@ -352,7 +349,7 @@ def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell
     row |= {"status": "ok", "config": plain(run.model.config)} | figures
     row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
     if place is not None:
-        write_json(place / "scores.json", row | {"likelihood": score.to_json()})
+        write_sealed(place / "scores.json", row | {"likelihood": score.to_json()})
         if samples is not None:
             _save_rows(place / "samples" / "samples.npz", shown(samples, study.data.space))
     return score
@@ -580,9 +577,5 @@ def _save_shown(path: Path, study: Study) -> None:
 
 def _save_rows(path: Path, part: Part, **more: Tensor) -> None:
     """x, c and label of a part, and more arrays, in one .npz file."""
-    import numpy as np
-
-    arrays: dict[str, Any] = {"x": part.x, "c": part.c, "label": part.label, **more}
-    file = io.BytesIO()
-    np.savez_compressed(file, **{k: v.numpy() for k, v in arrays.items() if v is not None})
-    write_atomic(path, file.getvalue())
+    arrays = {"x": part.x, "c": part.c, "label": part.label, **more}
+    write_arrays(path, {k: v.numpy() for k, v in arrays.items() if v is not None})

@@ -17,11 +17,11 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from pofx.core.errors import RunExists, UsageError
+from pofx.core.files import write_atomic, write_json
 from pofx.core.model import Model
 from pofx.interop.model import text_parts, tokenizer_of
 from pofx.nn.emission import Symbols
 from pofx.nn.transformer import Transformer, heads, mlp
-from pofx.train.checkpoint import write_atomic, write_json
 
 
 class Step(nn.Module):

@@ -23,11 +23,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pofx.core.errors import RunExists, Unsupported
+from pofx.core.files import write_atomic, write_json
 from pofx.interop.huggingface_config import CLASSES, Config, architecture, config_of, ends_of, kind_of, shape_of
 from pofx.interop.huggingface_tensors import Tensors, joined, parted, places, read_json
 from pofx.nn.emission import Symbols
 from pofx.nn.transformer import Shape, Transformer
-from pofx.train.checkpoint import write_atomic, write_json
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pofx.core.errors import BadValue, MissingSource, Unsupported
+from pofx.core.files import write_json
 from pofx.core.model import Model
 from pofx.core.space import Text
 from pofx.families.sequence import Gpt, GptConfig
@@ -21,7 +22,6 @@ from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoi
 from pofx.nn.emission import Symbols
 from pofx.nn.steps import SPELLING, Foreign, Subwords
 from pofx.nn.transformer import Transformer
-from pofx.train.checkpoint import write_json
 from pofx.train.run import Run
 
 END = "<|endoftext|>"  # the end of a text, among the special tokens of what is written

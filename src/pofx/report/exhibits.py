@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from pofx.core.errors import CorruptCheckpoint
 from pofx.core.space import Audio, Category, Column, Image, Label, Space, Table, Text
 from pofx.core.spelling import shown, visible
 from pofx.data.audio import pcm, wav
 from pofx.data.tabular import show
 from pofx.report import plots
 from pofx.report.leaderboard import duration
+from pofx.train.checkpoint import read_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Rows = Mapping[str, Array]  # x [N, *E], and c, label, train_x where there are any
@@ -30,15 +30,7 @@ BINS = 24
 
 def load_rows(path: Path) -> Rows:
     """The arrays of an .npz file; empty where there is none. Raises CorruptCheckpoint."""
-    import zipfile
-
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptCheckpoint(f"{path} is damaged: {error}.", "Run the comparison again.") from error
+    return read_arrays(path) if path.exists() else {}
 
 
 # -- images --------------------------------------------------------------------------------------------------

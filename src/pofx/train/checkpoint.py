@@ -1,89 +1,184 @@
-"""Files that are never half written: trees of tensors and plain values in one safetensors file.
+"""What a run folder holds, each file with a digest of its own content: a flipped bit is found when it is read.
 
-One file holds both (the plain part travels as JSON in the safetensors header), so tensors and counters
-can never come from two different moments. Nothing is pickled, nothing read is executed.
+Trees of tensors and plain values go into one safetensors file (the plain part travels as JSON in its header), so
+tensors and counters can never come from two different moments. Nothing is pickled, nothing read is executed.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
+import zipfile
+from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pofx.core.errors import CannotSave, CorruptCheckpoint, NoRun
+from pofx.core.errors import CorruptCheckpoint, NewerFormat, NoRun, OlderFormat
+from pofx.core.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Tree = Any  # nested dicts, lists and tuples of tensors and plain values
 
+DIGITS = 32  # of a digest in hexadecimal
+BLANK = b"0" * DIGITS  # stands in for the digest while it is computed
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to disk, then rename over it: a reader sees the old file or the new.
 
-    Raises CannotSave (unwritable folder, full disk); the old file then still stands.
-    """
-    temporary = None
+def _digest(*pieces: bytes | memoryview) -> bytes:
+    found = blake2b(digest_size=DIGITS // 2)
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest().encode()
+
+
+def _damaged(path: Path, reason: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"{path} is damaged: {reason}.", "Restore the file from a copy, or run again.")
+
+
+CHANGED = "its content was changed since pofx wrote it (the digest does not fit)"
+
+
+def _read(path: Path) -> bytes:
+    """Raises NoRun where there is no such file and CorruptCheckpoint where it cannot be read."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise CannotSave(
-            f"Could not write {path} ({len(content)} bytes): {error.strerror}.",
-            "Free some space or choose another folder (--out); what was saved before is still there.",
-        ) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Raises NoRun where there is no file and CorruptCheckpoint where it is not JSON."""
-    try:
-        return json.loads(path.read_text())
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoRun(
             f"{path.parent} is no run folder: it has no {path.name}.", "Give the folder that 'pofx fit' made."
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptCheckpoint(f"{path} is damaged: {error}.", "Fit again, or restore the file.") from error
+    except OSError as error:
+        raise CorruptCheckpoint(
+            f"{path} cannot be read: {error.strerror}.", "Check its permissions, or give another folder."
+        ) from error
+
+
+# -- records: JSON objects -----------------------------------------------------------------------------------
+
+
+def _plain_digest(record: Mapping[str, Any]) -> str:
+    """Of what JSON keeps of it, however it is spelt."""
+    return _digest(json.dumps(record, sort_keys=True).encode()).decode()
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """A record and its digest as JSON. Raises CannotSave."""
+    kept = json.loads(json.dumps(record, allow_nan=False))
+    write_json(path, kept | {"digest": _plain_digest(kept)})
+
+
+def read_sealed(path: Path, newest: int | None = None) -> dict[str, Any]:
+    """The record that ``write_sealed`` wrote; with ``newest``, its "format" is at most that.
+
+    Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat.
+    """
+    try:
+        record = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, "it holds no record")
+    digest = record.pop("digest", None)
+    if newest is not None:
+        version = record.get("format")
+        if not isinstance(version, int):
+            raise CorruptCheckpoint(f"{path} is not one of pofx.", "Give the folder that pofx made.")
+        if version > newest:
+            raise NewerFormat(
+                f"{path} has format {version} (pofx {record.get('pofx')}); this pofx reads up to {newest}.",
+                "Upgrade: pip install -U pofx.",
+            )
+        if version < newest and digest is None:
+            raise OlderFormat(
+                f"{path} has format {version}, without digests that would tell damage; this pofx reads {newest}.",
+                "Run again, or read it with the pofx that wrote it.",
+            )
+    if digest != _plain_digest(record):
+        raise _damaged(path, CHANGED)
+    return record
+
+
+def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """One JSON object a line, and a last one with their digest. Raises CannotSave."""
+    body = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+    write_atomic(path, body + json.dumps({"digest": _digest(body).decode()}).encode() + b"\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What ``write_lines`` wrote. Raises NoRun or CorruptCheckpoint."""
+    content = _read(path)
+    body, _, last = content.removesuffix(b"\n").rpartition(b"\n")
+    body += b"\n" if body else b""
+    if last != b'{"digest": "' + _digest(body) + b'"}':
+        raise _damaged(path, CHANGED)
+    return [json.loads(line) for line in body.splitlines()]
+
+
+# -- arrays --------------------------------------------------------------------------------------------------
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Arrays as .npz; the comment at the end of the archive is their digest. Raises CannotSave."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = BLANK
+    body = file.getvalue()[:-DIGITS]
+    write_atomic(path, body + _digest(body))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """What ``write_arrays`` wrote. Raises NoRun or CorruptCheckpoint."""
+    import numpy as np
+
+    content = _read(path)
+    if content[-DIGITS:] != _digest(content[:-DIGITS]):
+        raise _damaged(path, CHANGED)
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+# -- trees of tensors ----------------------------------------------------------------------------------------
 
 
 def save_tree(path: Path, tree: Tree) -> None:
-    """Save nested dicts/lists of tensors and plain values in one atomic file."""
+    """Save nested dicts/lists of tensors and plain values in one atomic file. Raises CannotSave."""
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, "", tensors)
     # Every tensor gets memory of its own: the format refuses tensors that share it.
     own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomic(path, save(own, metadata={"tree": json.dumps(plain)}))
+    content = save(own, metadata={"tree": json.dumps(plain), "digest": BLANK.decode()})
+    before, after = _around_digest(content, BLANK)
+    write_atomic(path, b"".join((before, _digest(before, BLANK, after), after)))
 
 
 def load_tree(path: Path) -> Tree:
     """The inverse of ``save_tree``. Raises NoRun or CorruptCheckpoint."""
+    content = _read(path)
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoRun(f"There is no {path.name} in {path.parent}.", "Give the folder that 'pofx fit' made.") from error
-    try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return _unpack(json.loads(header["__metadata__"]["tree"]), tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CorruptCheckpoint(
-            f"{path} is damaged or cut short ({len(content)} bytes): {error}.", "Resume from another copy or fit again."
-        ) from error
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        digest, plain = header["digest"].encode(), header["tree"]
+        before, after = _around_digest(content, digest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"it is cut short ({len(content)} bytes) or its header is broken") from error
+    if digest != _digest(before, BLANK, after):
+        raise _damaged(path, CHANGED)
+    return _unpack(json.loads(plain), load(content))
+
+
+def _around_digest(content: bytes, digest: bytes) -> tuple[memoryview, memoryview]:
+    """What stands before and after the digest in the header. Raises ValueError where it is not there."""
+    key = b'"digest":"'
+    start = content.index(key + digest + b'"') + len(key)
+    view = memoryview(content)
+    return view[:start], view[start + len(digest) :]
 
 
 def _pack(node: Tree, key: str, tensors: dict[str, Tensor]) -> Any:

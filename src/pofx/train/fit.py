@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pofx.core.errors import Diverged, EmptyData, Unsupported, UsageError
+from pofx.core.errors import CannotSave, Diverged, EmptyData, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model, replace_config
@@ -32,7 +32,9 @@ from pofx.data.base import Data, Part
 from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, save_tree
 from pofx.train.compiling import Trial
+from pofx.train.memory import building, check_training, enough
 from pofx.train.run import Run
+from pofx.train.signals import Watch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -143,8 +145,9 @@ def fit(
         The Run, its model carrying the best validated weights.
 
     Raises:
-        UsageError, DataError, Unsupported, RunExists, CannotSave; Diverged, when the loss or its
-        gradient is no longer finite (the last good weights are kept).
+        UsageError, DataError, Unsupported, RunExists, RunBusy, CannotSave; Diverged, when the loss or its
+        gradient is no longer finite (the last good weights are kept); Stopped (a KeyboardInterrupt), when Ctrl-C,
+        SIGTERM or SIGHUP ends a fit that has a run folder: the step in progress is finished and saved first.
     """
     if not isinstance(data, Data):
         from pofx.data.base import load
@@ -171,7 +174,7 @@ def fit(
     if target is not None and (target.context is not None or data.context is not None):
         raise UsageError("A target distribution goes with models of p(x) only.", "Drop the context.")
 
-    with seeded(seed):
+    with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
     about = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
@@ -180,10 +183,11 @@ def fit(
     }  # fmt: skip
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training)
     path = None if out is None else Path(out)
-    if path is not None:
-        folder.create(path, info, overwrite)
-    model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
-    return _launch(model, info, data, path, target, progress)
+    with _folder(path) as watch, enough(cls.name):
+        if path is not None:
+            folder.create(path, info, overwrite)
+        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
+        return _launch(model, info, data, path, target, progress, watch)
 
 
 def resume(path: str | Path, *, data: Data | None = None, progress: Progress | None = None) -> Run:
@@ -193,7 +197,8 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
         path: the run folder.
         data: needed where the run was fitted on data in memory; else the source is read again.
 
-    Raises NoRun, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, or the source's own errors.
+    Raises NoRun, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the source's own
+    errors, or Stopped.
     """
     path = Path(path)
     info = folder.read_info(path)
@@ -204,12 +209,27 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
-    model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
-    return _launch(model, info, data, path, None, progress)
+    with _folder(path) as watch, enough(model.name):
+        folder.write_config(path, info)  # as it is: a folder that cannot be written is found before training
+        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
+        return _launch(model, info, data, path, None, progress, watch)
+
+
+@contextmanager
+def _folder(path: Path | None) -> Iterator[Watch]:
+    """Inside, the run folder is this process's own, and signals are watched."""
+    with nullcontext() if path is None else folder.claimed(path), Watch(path).installed() as watch:
+        yield watch
 
 
 def _launch(
-    model: Model, info: dict[str, Any], data: Data, path: Path | None, target: Model | None, progress: Progress | None
+    model: Model,
+    info: dict[str, Any],
+    data: Data,
+    path: Path | None,
+    target: Model | None,
+    progress: Progress | None,
+    watch: Watch,
 ) -> Run:
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
     from lightning_fabric import Fabric
@@ -218,7 +238,7 @@ def _launch(
     n = training["processes"]
     if n == 1:
         fabric = Fabric(accelerator=training["device"], devices=1, precision=training["precision"])
-        return _Loop(fabric, model, info, data, path, target, progress).run()
+        return _Loop(fabric, model, info, data, path, target, progress, watch).run()
     with tempfile.TemporaryDirectory() as temporary:
         # Processes hand their result over in a run folder.
         place = path or Path(temporary)
@@ -227,6 +247,7 @@ def _launch(
         fabric = Fabric(
             accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"]
         )
+        watch.patient = watch.processes = True
         fabric.launch(partial(_in_process, model, info, data, place, target, torch.get_num_threads()))
         run = folder.read_run(place)
         run.path = path
@@ -238,7 +259,8 @@ def _in_process(
 ) -> None:
     torch.set_num_threads(max(1, threads // fabric.world_size))
     # Tensors reach a process as shared memory: each trains a copy, and all read the same data.
-    _Loop(fabric, copy.deepcopy(model), info, data, path, target, None).run()
+    with Watch(path, child=True).installed() as watch, suppress(Stopped):  # the first process tells the caller
+        _Loop(fabric, copy.deepcopy(model), info, data, path, target, None, watch).run()
 
 
 class _Loop:
@@ -253,11 +275,14 @@ class _Loop:
         path: Path | None,
         target: Model | None,
         progress: Progress | None,
+        watch: Watch,
     ) -> None:
         self.fabric, self.info, self.data, self.path, self.progress = fabric, info, data, path, progress
+        self.watch = watch
         self.model = model.to(fabric.device)
         self.recipe: Recipe = folder.recipe_of(info)
         self.training, self.limit, self.seed = info["training"], Limit(**info["budget"]), info["seed"]
+        check_training(self.model, self.recipe, model.name)
         self.learner: Learner = self.model.learner(self.recipe)
         self.learner.runtime = _FabricRuntime(fabric)
         for stepper in steppers(self.learner):
@@ -294,18 +319,21 @@ class _Loop:
         state, started = self.state, time.perf_counter() - self.state.seconds
         saved = shown = time.perf_counter()
         self.model.train()
-        status = "finished"
+        self.watch.patient = True
+        status, patience = "finished", self.training["patience"]
         while True:
             state.seconds = time.perf_counter() - started
             done = self._agree(self.limit.progress(state, self.per_epoch))
             if done >= 1 or (self.learner.finished and state.step > 0):
                 break
+            if self._asked_to_stop():
+                self._save()
+                raise self.watch.stopped(f"after step {state.step}, which is saved")
             if state.step > 0 and self._check_due(done):
                 self._check()
-                patience = self.training["patience"]
-                if patience is not None and state.stale >= patience:
-                    status = "stopped early"
-                    break
+            if patience is not None and self.log and state.stale >= patience:
+                status = "stopped early"
+                break
             batch = self._batch(done)
             self.noise.manual_seed(_mix(self.seed, state.step))
             if self.trial is None:
@@ -323,7 +351,11 @@ class _Loop:
                     {"step": state.step, "seconds": now - started, "progress": done, "loss": terms["loss"].item()}
                 )
             if self.path is not None and now - saved > self.training["save_every"]:
-                self._save()
+                try:
+                    self._save()
+                except CannotSave as error:  # what is trained is worth more: the next save may succeed
+                    if self.progress is not None:
+                        self.progress({"note": str(error)})
                 saved = time.perf_counter()
         state.seconds = time.perf_counter() - started
         self._check(status)
@@ -334,6 +366,14 @@ class _Loop:
         if self.fabric.world_size == 1 or self.limit.seconds is None:
             return done
         return float(self.fabric.broadcast(done))
+
+    def _asked_to_stop(self) -> bool:
+        """All processes stop after the same step."""
+        asked = self.watch.asked is not None
+        if self.fabric.world_size == 1:
+            return asked
+        votes = torch.tensor(float(asked), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(votes, reduce_op="sum") > 0)  # type: ignore[operator]
 
     def _batch(self, done: float) -> Batch:
         train, state, world, rank = self.data.train, self.state, self.fabric.world_size, self.fabric.global_rank
@@ -392,21 +432,29 @@ class _Loop:
     def _check(self, status: str | None = None) -> None:
         """Validate with the averaged weights where there are any, log, and keep the best weights."""
         state, started = self.state, time.perf_counter()
-        state.checks += 1
         entry: dict[str, Any] = {"step": state.step, "seconds": round(state.seconds, 3)}
         entry |= {k: float(v / self.summed) for k, v in self.sums.items()}
-        self.sums, self.summed = {}, 0
         if self.trial is not None:
             entry |= self.trial.news(over=status is not None)
-        with self.average.swapped() if self.average is not None else nullcontext():
-            number = self._validate(entry)
-            if self.training["target_weight"]:
-                number = None  # the best fit to the data alone is not what was asked for
-            if number is None or state.best is None or number > state.best:
-                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-                state.best, state.best_step, state.stale = number, state.step, 0
-            else:
-                state.stale += 1
+        try:
+            with self._averaged():
+                number = self._validate(entry)
+                if self.training["target_weight"]:
+                    number = None  # the best fit to the data alone is not what was asked for
+                better = number is None or state.best is None or number > state.best
+                if better:
+                    self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        except Stopped as stopped:
+            if self.watch.hasty:
+                raise
+            self._save()  # no validation has been: the state is that after the last step
+            raise self.watch.stopped(f"while step {state.step} was validated, which is saved") from stopped
+        if better:
+            state.best, state.best_step, state.stale = number, state.step, 0
+        else:
+            state.stale += 1
+        state.checks += 1
+        self.sums, self.summed = {}, 0
         if status is not None:
             entry["status"] = status
         self.valid_cost = time.perf_counter() - started
@@ -440,7 +488,8 @@ class _Loop:
         part = self.data.valid[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
-        with torch.no_grad():
+        alone = self.fabric.world_size == 1  # other processes would wait for one that leaves
+        with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
             given = self.model.given(c, before=part.before)
             return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
 
@@ -458,8 +507,10 @@ class _Loop:
     # -- files ------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        """All that a resume needs, and weights to use: before the first validation, those of the last step."""
         if self.path is None or not self.fabric.is_global_zero:
             return
+        folder.keep(self.path, self.info)
         state = dataclasses.asdict(self.state)
         if state["best"] is not None and not math.isfinite(state["best"]):
             state["best"] = None
@@ -476,9 +527,13 @@ class _Loop:
                 "summed": self.summed,
             },
         )
-        folder.write_log(self.path, self.log)
+        ended = bool(self.log) and "status" in self.log[-1]
+        folder.write_log(self.path, self.log if ended else [*self.log, self._so_far("unfinished")])
         if self.best is not None:
             folder.write_weights(self.path, self.best)
+            return
+        with self._averaged():
+            folder.write_weights(self.path, self.model.state_dict())
 
     def _restore(self, tree: dict[str, Any], path: Path) -> None:
         self.state = State(**tree["state"])
@@ -491,10 +546,16 @@ class _Loop:
     def _keep_last_good(self) -> None:
         """After a divergence: the best validated weights if there are any, else those before the bad step."""
         if self.path is not None and self.fabric.is_global_zero:
+            folder.keep(self.path, self.info)
             folder.write_weights(self.path, self.best or self.model.state_dict())
-            folder.write_log(
-                self.path, [*self.log, {"step": self.state.step, "seconds": self.state.seconds, "status": "diverged"}]
-            )
+            folder.write_log(self.path, [*self.log, self._so_far("diverged")])
+
+    def _so_far(self, status: str) -> dict[str, Any]:
+        return {"step": self.state.step, "seconds": round(self.state.seconds, 3), "status": status}
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The model has the averaged weights inside, where there are any."""
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def _finish(self) -> Run:
         if self.best is not None:
@@ -538,8 +599,8 @@ class _Average:
     def swapped(self) -> Iterator[None]:
         """The averaged weights inside, the trained ones after."""
         own = {k: p.detach().clone() for k, p in self.model.named_parameters()}
-        self._put(self.tensors)
         try:
+            self._put(self.tensors)
             yield
         finally:
             self._put(own)

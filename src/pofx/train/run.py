@@ -6,30 +6,49 @@ resume.safetensors   all that training needs to go on
 log.jsonl            one line per entry: step, seconds, loss, validation
 scores.json          what evaluation measured
 samples/             what the model drew
+
+Each of them carries a digest of its content (see ``train.checkpoint``). While a process trains in the folder, it holds
+a lock on ``.lock``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import errno
+import os
 import platform
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pofx
-from pofx.core.errors import CannotSave, CorruptCheckpoint, MissingSource, NewerFormat, NoRun, RunExists
+from pofx.core.errors import (
+    CannotSave,
+    CorruptCheckpoint,
+    MissingSource,
+    NoRun,
+    OlderFormat,
+    RunBusy,
+    RunExists,
+    UsageError,
+)
+from pofx.core.files import lock
 from pofx.core.learner import Recipe
-from pofx.core.model import Model
+from pofx.core.model import Model, replace_config
 from pofx.core.registry import family
 from pofx.core.space import from_json
-from pofx.train.checkpoint import load_into, load_tree, read_json, save_tree, write_atomic, write_json
+from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, save_tree, write_lines, write_sealed
+from pofx.train.memory import building
 
 if TYPE_CHECKING:
     from pofx.data.base import Data
 
-FORMAT = 1  # of run folders; raised when a reader of the old one would misread the new
+FORMAT = 2  # of run folders; raised when a reader of the old one would misread the new
 ENDS = ("finished", "stopped early")  # of training that came to its end
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}  # of file systems without them
 
 
 @dataclass
@@ -64,6 +83,7 @@ def describe(
 
     return {
         "format": FORMAT,
+        "id": uuid.uuid4().hex,  # tells this run from another that comes into its place
         "pofx": pofx.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -80,11 +100,15 @@ def describe(
 
 
 def build(info: dict[str, Any]) -> Model:
-    """A fresh model of the family, options and spaces that config.json names."""
+    """A fresh model of the family, options and spaces that config.json names. Raises OlderFormat or OutOfMemory."""
     cls = family(info["family"])
-    config = cls.Config(**tuples(info["options"]))
+    try:
+        config = replace_config(cls.Config(), tuples(info["options"]))
+    except UsageError as error:
+        raise OlderFormat(f"pofx {info['pofx']} wrote this run: {error}", "Fit again, or use that pofx.") from error
     context = None if info["context"] is None else from_json(info["context"])
-    return cls(config, from_json(info["space"]), context)
+    with building(cls.name):
+        return cls(config, from_json(info["space"]), context)
 
 
 def recipe_of(info: dict[str, Any]) -> Recipe:
@@ -92,27 +116,22 @@ def recipe_of(info: dict[str, Any]) -> Recipe:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """config.json, checked. Raises NoRun, CorruptCheckpoint or NewerFormat."""
-    info = read_json(path / "config.json")
-    if not isinstance(info, dict) or "format" not in info:
-        raise CorruptCheckpoint(f"{path / 'config.json'} is not a run's.", "Give the folder that 'pofx fit' made.")
-    if info["format"] > FORMAT:
-        raise NewerFormat(
-            f"{path} has format {info['format']} (pofx {info['pofx']}); this pofx reads up to {FORMAT}.",
-            "Upgrade: pip install -U pofx.",
-        )
-    return info
+    """config.json, checked. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
+    return read_sealed(path / "config.json", FORMAT)
 
 
 def read_run(path: str | Path) -> Run:
     """Read a run folder: the model with its weights, ready to sample and score.
 
-    Raises NoRun, CorruptCheckpoint or NewerFormat.
+    Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat.
     """
     path = Path(path)
     info = read_info(path)
     if not (path / "weights.safetensors").exists():
-        raise NoRun(f"The fit in {path} is unfinished: it has no weights yet.", f"Go on with it: pofx resume {path}.")
+        raise NoRun(
+            f"{path} has no weights yet: its fit was ended before they were first saved.",
+            f"Go on with it: pofx resume {path}",
+        )
     model = build(info)
     load_into(model, load_tree(path / "weights.safetensors"), path / "weights.safetensors")
     model.eval()
@@ -170,21 +189,46 @@ def read_scores(path: Path, log: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What scores.json holds, where there is one and it tells of the weights as they are: training did not go on."""
     if not (path / "scores.json").exists():
         return None
-    scores: dict[str, Any] = read_json(path / "scores.json")
+    scores: dict[str, Any] = read_sealed(path / "scores.json")
     measured = (scores["fit"]["status"], scores["fit"]["steps"])
     return scores if not log or measured == (status(log), log[-1]["step"]) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of log.jsonl; a last line that a kill cut short is left out."""
+    """The entries of log.jsonl, none where there is none yet. Raises CorruptCheckpoint."""
     file = path / "log.jsonl"
-    entries = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries
+    return read_lines(file) if file.exists() else []
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Inside, this process alone trains in the folder (which is made). Raises RunBusy or CannotSave."""
+    file = path / ".lock"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        held = lock(file)
+        if held is None:
+            raise RunBusy(
+                f"Another process ({file.read_text() or 'just started'}) is training in {path}.",
+                "Wait for it, stop it, or choose another folder (--out).",
+            )
+        file.write_text(f"pid {os.getpid()} on {platform.node()}")
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise CannotSave(
+                f"Could not write {file}: {error.strerror}.",
+                "Check the folder and its permissions, or write elsewhere.",
+            ) from error
+        held = None
+    try:
+        yield
+    finally:
+        if held is not None:
+            with suppress(OSError):  # the folder may be gone, or another's by now
+                if os.path.samestat(os.fstat(held), os.stat(file)):
+                    file.unlink()
+            os.close(held)
 
 
 def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
@@ -193,13 +237,34 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
         if not overwrite:
             raise RunExists(f"{path} already holds a run.", "Choose another --out, or say --overwrite.")
         clear(path)
-    write_json(path / "config.json", info)
+    write_config(path, info)
+
+
+def write_config(path: Path, info: dict[str, Any]) -> None:
+    write_sealed(path / "config.json", info)
+
+
+def keep(path: Path, info: dict[str, Any]) -> None:
+    """Before a save: a folder that was deleted is made again, and one that holds another run by now is left alone.
+
+    Raises RunBusy or CannotSave.
+    """
+    try:
+        there = read_info(path)["id"]
+    except (NoRun, CorruptCheckpoint):
+        write_config(path, info)
+        return
+    if there != info["id"]:
+        raise RunBusy(
+            f"{path} was overwritten: it holds another run than the one that is trained here, which cannot be saved.",
+            "Fit again with another --out.",
+        )
 
 
 def clear(path: Path) -> None:
     """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
-    training = ("weights.safetensors", "resume.safetensors", "log.jsonl", "config.json")
-    for old in (*training, "scores.json", "data_sample.npz", "samples/samples.npz"):
+    measured = ("scores.json", "data_sample.npz", "samples/samples.npz", "report.html")
+    for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", *measured, "config.json"):
         remove(path / old)
 
 
@@ -210,7 +275,9 @@ def remove(file: Path) -> None:
     except NotADirectoryError:
         pass
     except OSError as error:
-        raise CannotSave(f"Could not replace {file}: {error.strerror}.", "Choose another folder (--out).") from error
+        raise CannotSave(
+            f"Could not remove {file}: {error.strerror}.", "Check its permissions, or choose another --out."
+        ) from error
 
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
@@ -218,7 +285,7 @@ def write_weights(path: Path, state: dict[str, Any]) -> None:
 
 
 def write_log(path: Path, log: list[dict[str, Any]]) -> None:
-    write_atomic(path / "log.jsonl", "".join(json.dumps(e) + "\n" for e in log).encode())
+    write_lines(path / "log.jsonl", log)
 
 
 def tuples(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pofx.core.errors import CannotSave
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch name for a file or a folder, which takes the place of ``path`` at the end.
+
+    If anything fails, it is gone and what stood at ``path`` still stands. What a killed process has left of its own
+    attempts at ``path`` is removed first. Rights follow the umask.
+
+    Raises CannotSave where the place cannot be written or the disk is full.
+    """
+    scratch: Path | None = None
+    held: int | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            _remove_if_left(old)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        with suppress(OSError):  # a file system without locks: nothing is taken for left behind there
+            held = lock(scratch)
+        yield scratch / path.name
+        os.replace(scratch / path.name, path)
+    except OSError as e:
+        what = "Free some space" if e.errno in FULL else "Check the folder and its permissions"
+        raise CannotSave(
+            f"Could not write {path}: {e.strerror or e}.",
+            f"{what}, or write elsewhere; what was there before still is.",
+        ) from e
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def lock(path: Path) -> int | None:
+    """Lock an existing file or folder until the descriptor is closed, at the end of the process at the latest.
+
+    None where somebody else holds it. Raises OSError where the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove_if_left(scratch: Path) -> None:
+    """Whoever writes holds a lock on the scratch folder: what is not locked was left by a killed process."""
+    with suppress(OSError):
+        held = lock(scratch)
+        if held is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(held)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new, flushed to disk. Raises CannotSave; the old file then still stands."""
+    with replacing(path) as scratch, open(scratch, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_atomic(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
