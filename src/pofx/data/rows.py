@@ -49,14 +49,12 @@ def read_rows(
     texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
     known = next((s for s in spaces if isinstance(s, Image)), None)
     raw = read(source, reading(options, texts, known=known, alone=True, like=space))
-    if notes is not None:
-        notes += raw.notes
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")
         used = {*names, *(c.name for s in spaces if isinstance(s, Table) for c in s.columns)}
-        if notes is not None and (others := [c for c in raw.columns if c not in used]):
-            notes.append(f"Columns not used: {', '.join(others[:12])}{', …' * (len(others) > 12)}.")
+        if others := [c for c in raw.columns if c not in used]:
+            raw.notes.append(f"Columns not used: {', '.join(others[:12])}{', …' * (len(others) > 12)}.")
         label = next((raw.columns[n]() for n in names if n and n in raw.columns), label)
 
     def rows(s: Space) -> Any:
@@ -80,6 +78,8 @@ def read_rows(
             code = _new_labels(labels, label)
         except BadValue:  # another data set's classes: these labels are only for probes
             code = None
+    if notes is not None:
+        notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
     return Part(x, c, code, rows=torch.arange(len(x)), before=before)
 
