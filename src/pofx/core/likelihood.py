@@ -151,25 +151,47 @@ def cat(parts: Sequence[Likelihood]) -> Likelihood:
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 
+FEWEST = 3  # rows of which a mean difference has an error worth the name
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Mean paired difference of two likelihoods on the same data, and what it allows one to say."""
+    """Mean paired difference of two likelihoods on the same data, and what it allows one to say.
+
+    Attributes:
+        verdict: of a against b.
+        nats: mean of a - b per datum; infinite where one of them holds a datum impossible, NaN where there is none.
+        se: its standard error, data and Monte Carlo together; None where the data do not tell it (one datum, an
+            infinite mean).
+        sign: 1 or -1 where the difference is beyond its error (see ``compare``), else 0; of the numbers as they
+            stand, whatever their kinds allow one to conclude.
+        why: in words.
+    """
 
     verdict: Verdict
-    nats: float  # mean of a - b per datum
-    se: float  # its standard error: data and Monte Carlo together
+    nats: float
+    se: float | None
+    sign: int
     why: str
 
 
-def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0) -> Comparison:
-    """Is ``a`` better than ``b`` on these data (same rows, in the same order)?
+def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
+    """Is ``a`` better than ``b`` on these data (same rows, in the same order; ``weight`` [N] weighs them)?
 
-    ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or
-    upper bound) by more than ``z`` standard errors of the mean paired difference. An estimate decides
-    nothing. Raises Incomparable when the measures differ.
+    ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or upper bound)
+    and the mean paired difference is beyond its error. An estimate decides nothing. Beyond its error is
+
+    - an infinite difference: b holds impossible (log p = -inf) what a does not, on one datum or more;
+    - of three rows or more, a mean of more than t standard errors: the quantile of Student's t (a degree of freedom
+      less than there are rows) that is exceeded as rarely as ``z`` by a normal one;
+    - of three rows or more that all agree, a smallest difference of more than the same t times (1 nat + the standard
+      deviation of the scores of the steadier model): however far the other one's scores spread, which is what makes
+      the error of the mean large, no row comes near to changing the sign.
+
+    Of one or two rows there is no error to compare with. Raises Incomparable when the measures differ.
     """
     if isinstance(a, Unavailable) or isinstance(b, Unavailable):
-        return Comparison("undecided", math.nan, math.nan, "there is no likelihood to compare")
+        return Comparison("undecided", math.nan, None, 0, "there is no likelihood to compare")
     if a.measure != b.measure:
         raise Incomparable(
             f"Measures differ: {a.measure} against {b.measure}.",
@@ -177,21 +199,56 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0) -> Comparison:
         )
     if a.nats.shape != b.nats.shape:
         raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
-    diff = (a.nats - b.nats).double().flatten()
-    n = diff.numel()
-    # mc_se is noise of the scores on top of the spread between data, which already contains it: the
-    # sample variance of the differences counts both once.
-    mean, se = diff.mean().item(), (diff.var(unbiased=True) / n).sqrt().item() if n > 1 else math.inf
+    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight)
     if isinstance(a, Estimate) or isinstance(b, Estimate):
-        return Comparison("undecided", mean, se, "an estimate bounds nothing on either side")
+        return Comparison("undecided", mean, se, sign, "an estimate bounds nothing on either side")
     a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)
     b_lower, b_upper = isinstance(b, Exact | LowerBound), isinstance(b, Exact | UpperBound)
-    if a_lower and b_upper and mean > z * se:
-        return Comparison("better", mean, se, f"lower limit above upper limit by more than {z:g} standard errors")
-    if b_lower and a_upper and mean < -z * se:
-        return Comparison("worse", mean, se, f"upper limit below lower limit by more than {z:g} standard errors")
+    if a_lower and b_upper and sign > 0:
+        return Comparison("better", mean, se, sign, f"lower limit above upper limit: {why}")
+    if b_lower and a_upper and sign < 0:
+        return Comparison("worse", mean, se, sign, f"upper limit below lower limit: {why}")
     if not (a_lower and b_upper) and not (b_lower and a_upper):
-        return Comparison("undecided", mean, se, "two bounds on the same side do not order the likelihoods")
-    if abs(mean) <= z * se:
-        return Comparison("undecided", mean, se, f"difference within {z:g} standard errors")
-    return Comparison("undecided", mean, se, "the gap of the bound may explain the difference")
+        return Comparison("undecided", mean, se, sign, "two bounds on the same side do not order the likelihoods")
+    if sign == 0:
+        return Comparison("undecided", mean, se, sign, why)
+    return Comparison("undecided", mean, se, sign, "the gap of the bound may explain the difference")
+
+
+def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[float, float | None, int, str]:
+    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why."""
+    w = torch.ones_like(x) if weight is None else weight.to(x)
+    x, y, w = x[w > 0], y[w > 0], w[w > 0] / w.sum()
+    lost = [int((v == -math.inf).sum()) for v in (x, y)]
+    if all(lost):
+        return math.nan, None, 0, f"both hold rows impossible, {lost[0]} and {lost[1]} of {len(w)}"
+    if any(lost):
+        sign = -1 if lost[0] else 1
+        return sign * math.inf, None, sign, f"{max(lost)} of {len(w)} rows impossible under the other"
+    diff = x - y
+    mean = (w * diff).sum().item()
+    if not math.isfinite(mean):
+        return math.nan, None, 0, "a density that is infinite orders nothing"
+    if len(w) == 1:
+        return mean, None, 0, "the error of a difference on one row is unknown"
+    # mc_se is noise of the scores on top of the spread between data, which already contains it: the
+    # sample variance of the differences counts both once.
+    scale = len(w) / (len(w) - 1)
+    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item())
+    if len(w) < FEWEST:
+        return mean, se, 0, f"{len(w)} rows are too few to tell the error of their difference"
+    counting = 1 / w.square().sum().item()  # rows: as many as there are, where all weigh the same (Kish, 1965)
+    sign, limit = (mean > 0) - (mean < 0), student(z, max(1.0, counting - 1))
+    if abs(mean) > limit * se:
+        return mean, se, sign, f"the difference is more than {limit:.3g} standard errors"
+    steadier = min(x.std().item(), y.std().item())
+    if (sign * diff).min().item() > limit * (1 + steadier):
+        return mean, se, sign, f"all {len(w)} rows agree, by more than {limit:.3g} times the steadier one's spread"
+    return mean, se, 0, f"difference within {limit:.3g} standard errors"
+
+
+def student(z: float, freedom: float) -> float:
+    """The quantile of Student's t, of so many degrees of freedom, that is exceeded as rarely as z by a normal one."""
+    from scipy.special import ndtr, stdtrit
+
+    return -float(stdtrit(freedom, ndtr(-z)))

@@ -18,7 +18,7 @@ from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragg
 from pofx.core.space import Sequence as Steps
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.roles import no_column, roles_of
-from pofx.data.split import pick, repeats, shares_of, split_by_place, split_rows
+from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 
 if TYPE_CHECKING:
     from pofx.data.raw import Options as ReadOptions
@@ -56,6 +56,10 @@ class Part:
 
         return Part(**{k: pick(v) for k, v in vars(self).items()})
 
+    def draw(self, most: int, seed: int) -> Part:
+        """At most ``most`` of the rows in a random order, both by ``seed``: the head of a part may be of one class."""
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]]
+
     def read(self) -> Part:
         """The same with x and before as tensors."""
         x, before = (v[:] if isinstance(v, RaggedRows) else v for v in (self.x, self.before))
@@ -87,6 +91,7 @@ class Data:
     seed: int = 0
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
+    dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
 
     @cached_property
     def digest(self) -> dict[str, str]:
@@ -279,6 +284,7 @@ def load(
     )
     if isinstance(rows, Tensor):
         notes += repeats(rows, indices)
+    notes += scarce(len(train), len(test), roles.space.dims if isinstance(roles.space, Table) else 0)
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
+from pofx.core.likelihood import FEWEST
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 
@@ -83,6 +84,23 @@ def repeats(x: Tensor, indices: list[Tensor]) -> list[str]:
     leaked = int(torch.isin(test, train).sum())
     note = f"{repeats} of {len(used)} rows repeat an earlier row"
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]
+
+
+def scarce(train: int, test: int, columns: int) -> list[str]:
+    """Notes where a table has fewer training rows than columns, and where test rows are too few to decide anything."""
+    notes = []
+    if train <= columns:
+        notes.append(
+            f"{train} training row{'s' * (train != 1)} for {columns} columns: they do not tell how columns depend on "
+            "each other, and a family that fits that all the same may be far off on other rows. "
+            "Give more rows, or --drop columns."
+        )
+    if test < FEWEST:
+        notes.append(
+            f"The test part has {test} row{'s' * (test != 1)}: no error of a mean can be told, so nothing is decided "
+            "between families."
+        )
+    return notes
 
 
 def row_keys(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What needs no fitting: how well gzip and PNG compress the held-out rows, as likelihoods.
 
 A code of L(x) bits has Kraft's inequality sum_x 2^-L(x) <= 1, so it stands for a model with
-log p(x) >= -L(x) log 2: a lower bound, under counting measure. Values with a density have no code of
-finite length, so there is nothing to compare with.
+log p(x) >= -L(x) log 2: a lower bound, under counting measure. That holds only of what can be decoded, so
+whatever is packed here gives back every row, to one who knows the space and how many rows there are.
+Values with a density have no code of finite length, so there is nothing to compare with.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import io
 import lzma
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pofx.core.likelihood import LowerBound
-from pofx.core.space import Category, Image, Label, Space, Table, Text, units
+from pofx.core.space import Category, Column, Image, Label, Space, Table, Text, unit, units
 from pofx.data.base import Part
 from pofx.evaluate.likelihood import Score, summarise, unavailable
 
@@ -37,29 +39,39 @@ def compression(space: Space, part: Part) -> dict[str, Score]:
 
 
 def packed_text(space: Text, x: Tensor, name: str) -> Score:
-    """Texts [N, L] one after the other in one file, packed at the strongest setting, divided among them."""
-    content = "".join(space.spell(row) for row in x).encode()
+    """Texts [N, L] in one file (``text_bytes``), packed at the strongest setting, divided among them."""
+    content = text_bytes(space, x)
     packed = {
         "gzip": lambda: gzip.compress(content, 9, mtime=0),
         "xz": lambda: lzma.compress(content, preset=9 | lzma.PRESET_EXTREME),
         "bzip2": lambda: bz2.compress(content, 9),
     }[name]()
-    nats, each = -8 * len(packed) * math.log(2) / len(x), float(space.units(x).double().mean())
-    note = f"{name} of {len(x)} texts as one file of {len(content)} bytes"
-    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, each, space.unit, note=note)
+    note = f"{name} of {len(x)} texts and their lengths as one file of {len(content)} bytes"
+    return _shared(space, packed, x, note)
+
+
+def text_bytes(space: Text, x: Tensor) -> bytes:
+    """Texts [N, L] one after the other, in UTF-8 (or the bytes that they are), after the length of each in four bytes.
+
+    The lengths tell where a text ends.
+    """
+    texts = [space.spell(row).encode() if space.alphabet else bytes(row[row >= 0].tolist()) for row in x]
+    return np.array([len(t) for t in texts], "<u4").tobytes() + b"".join(texts)
+
+
+def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Score:
+    """A code of all rows together: they share the compressor's memory, so the mean has no error of its own."""
+    nats, each = -8 * len(packed) * math.log(2) / len(x), float(units(space, x).double().mean())
+    return Score(LowerBound.__name__, nats, None, 0.0, len(x), 0, space.measure, each, unit(space), note=note)
 
 
 def gzip_score(space: Space, x: Tensor) -> Score:
-    """gzip -9 of all rows [N, *E] as one file (a table as CSV, images as raw bytes), divided among them.
-
-    Rows share the compressor's memory, so there is no number per row and no error of the mean.
-    """
+    """gzip -9 of all rows [N, *E] as one file (a table as CSV, all else as raw bytes), divided among them."""
     if not space.measure.discrete:
         return unavailable("gzip codes exact values, and columns with a density have no finite code.", space)
     content = csv_text(space, x).encode() if isinstance(space, Table) else x.contiguous().numpy().tobytes()
-    nats = -8 * len(gzip.compress(content, 9, mtime=0)) * math.log(2) / len(x)
     note = f"gzip -9 of {len(x)} rows as one {'CSV text' if isinstance(space, Table) else 'file of raw bytes'}"
-    return Score(LowerBound.__name__, nats, math.nan, 0.0, len(x), 0, space.measure, space.dims, note=note)
+    return _shared(space, gzip.compress(content, 9, mtime=0), x, note)
 
 
 def png_score(space: Image, x: Tensor) -> Score:
@@ -88,14 +100,23 @@ def png_bytes(space: Image, image: Tensor) -> bytes:
 
 
 def csv_text(space: Table, x: Tensor) -> str:
-    """Rows [N, D] as they would stand in a CSV file: spellings of categories, shortest digits, nothing for missing."""
+    """Rows [N, D] as they would stand in a CSV file: spellings of categories, shortest digits, nothing for missing.
 
-    def cell(j: int, value: float) -> str:
-        column = space.columns[j]
+    A category is quoted where it holds a comma, a quote or the end of a line, or nothing at all (RFC 4180), and
+    numbers have as many digits as tell their value from all others of their column.
+    """
+
+    def cell(column: Column, value: float) -> str:
         if math.isnan(value):
             return ""
         if isinstance(column, Category):
-            return column.values[int(value)]
-        return f"{value:.12g}"  # values of a grid, without the digits of rounding
+            spelt = column.values[int(value)]
+            quoted = not spelt or any(c in spelt for c in ',"\r\n')
+            return '"' + spelt.replace('"', '""') + '"' if quoted else spelt
+        step = column.step
+        assert step is not None  # counted, or there were no code
+        short = f"{value:.12g}"  # without the digits of rounding
+        same = round((float(short) - column.origin) / step) == round((value - column.origin) / step)
+        return short if same else repr(value).removesuffix(".0")
 
-    return "".join(",".join(cell(j, v) for j, v in enumerate(row)) + "\n" for row in x.tolist())
+    return "".join(",".join(map(cell, space.columns, row)) + "\n" for row in x.tolist())

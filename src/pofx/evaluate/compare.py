@@ -12,13 +12,14 @@ A comparison that was killed goes on, by the same call or by ``resume_comparison
 the fit that was interrupted is resumed. comparison.json holds
 
     plan         what was asked for: the arguments of ``compare``; families without a row were not reached yet
-    data         name, source, space, context, columns, notes, split, rows, labels, measure, dims, and the options
-                 and digest by which they are read again
+    data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims,
+                 and the options and digest by which they are read again
     settings     seconds, seed, needs, limits, machine, versions
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
                  sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
-                 samples were cut for lack of time, or null
+                 samples were cut for lack of time, or null; where columns determine others there is "dependent",
+                 what each of those adds to the likelihood given all others (``dependent.Share``)
     baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
@@ -45,7 +46,8 @@ import torch
 from torch import Tensor
 
 import pofx
-from pofx.core.errors import OlderFormat, RunExists, UsageError
+from pofx.core.errors import RunError, RunExists, UsageError
+from pofx.core.likelihood import UpperBound
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
@@ -127,8 +129,9 @@ def compare(
         overwrite: replace the comparison that ``out`` holds.
         needs: what the recommendation is for: names in ``recommend.NEEDS``.
         samples: draws per family; two-sample tests use up to 1000 of them.
-        max_test: test rows per family at most, the same ones for all. A slow family scores the first of
-            them; its row says how many, and differences are taken on the rows that both have scored.
+        max_test: test rows per family at most, drawn by ``seed``, the same ones in the same random order for all. A
+            slow family scores the first of them; its row says how many, and differences are taken on the rows that
+            both have scored.
         outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
         anomaly: the class whose test rows are outliers; the others are then the inliers.
         options: family -> options of its Config.
@@ -204,8 +207,6 @@ def resume_comparison(
     record = found.record
     if not unreached(record):
         return found
-    if "plan" not in record:
-        raise OlderFormat(f"{path} does not say how it was to go on (pofx {record['pofx']}).", "Compare anew.")
     plan = dict(record["plan"])
     data, _ = read_data(record, str(path), data)
     if outliers is None and plan["outliers"] is not None:
@@ -256,9 +257,12 @@ def _begun(path: Path, plan: Mapping[str, Any], data: Data) -> dict[str, Any] | 
     """
     if not (path / "comparison.json").exists():
         return None
-    record = read_comparison(path).record
-    if "plan" not in record:  # of an older version
-        raise RunExists(f"{path} already holds a comparison.", _ELSEWHERE)
+    try:
+        record = read_comparison(path).record
+    except RunError as error:  # damaged, or of another version
+        raise RunExists(
+            f"{path} already holds a comparison, which cannot go on: {error.problem}", _ELSEWHERE
+        ) from error
     _same_plan(record["plan"], plan, path)
     if found := differences(record["data"]["digest"], data):
         raise RunExists(f"{path} already holds a comparison, of data that were others ({found}).", _ELSEWHERE)
@@ -448,7 +452,7 @@ def _conclude(record: dict[str, Any], study: Study, results: Mapping[str, _Resul
     settings = study.settings
     rows = sorted((r.row for r in results.values()), key=order)
     pairs = verdicts({k: r.score for k, r in results.items() if r.score and r.score.available}, study.test.weight)
-    advice = recommend(rows, pairs, settings.needs, settings.seconds).to_json()
+    advice = recommend(rows, pairs, settings.needs, settings.seconds, study.data.dependent).to_json()
     record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
 
 
@@ -456,7 +460,8 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Expressiveness against tractability: per family the mean nats (with kind) and what they cost.
 
     ``best_for`` lists the speeds for which no other family is at least as good in both and better in one.
-    Bounds stand at their value: a family whose bound is loose may be better than its point.
+    Bounds stand at their value: a family whose bound is loose may be better than its point, and an upper bound, which
+    promises nothing from below, is better than nobody. A family that holds a test row impossible is best for nothing.
     """
     points = [
         {
@@ -475,13 +480,15 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     def beats(a: Mapping[str, Any], b: Mapping[str, Any], speed: str) -> bool:
         ours, theirs = ((decode(p["nats"]), decode(p[speed])) for p in (a, b))
+        if a["kind"] == UpperBound.__name__:
+            return False
         return all(x >= y for x, y in zip(ours, theirs, strict=True)) and ours != theirs
 
     for p in points:
         p["best_for"] = [
             speed
             for speed in ("densities_per_second", "samples_per_second")
-            if p["nats"] is not None and p[speed] is not None and not any(beats(q, p, speed) for q in points)
+            if math.isfinite(decode(p["nats"])) and p[speed] is not None and not any(beats(q, p, speed) for q in points)
         ]
     return points
 
@@ -544,6 +551,7 @@ def _about_data(data: Data) -> dict[str, Any]:
         "measure": str(data.space.measure),
         "dims": data.space.dims,
         "columns": data.describe(),
+        "dependent": list(data.dependent),
         "notes": [*data.notes, *notes],
         "split": data.split,
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},

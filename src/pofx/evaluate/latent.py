@@ -36,23 +36,23 @@ class Probe:
 
 
 def linear_probe(
-    model: Model, train: Part, test: Part, raw: Features, *, max_rows: int = TRAIN_ROWS
+    model: Model, train: Part, test: Part, raw: Features, *, max_rows: int = TRAIN_ROWS, seed: int = 0
 ) -> Probe | Unavailable:
     """Encode rows to the mean of q(z | x), fit logistic regression on training rows, test on held-out ones.
 
     Args:
         model: any family; one without a latent, or one that is given the class, is Unavailable.
-        train, test: rows with labels, of which at most ``max_rows`` and half as many are used.
+        train, test: rows with labels, of which at most ``max_rows`` and half as many are used, drawn by ``seed``.
         raw: the feature map of the baseline.
     """
     if not model.latent:
         return Unavailable(f"{model.name} has no latent variable.")
-    if train.label is None or test.label is None:
+    train, test = train.draw(max_rows, seed), test.draw(max_rows // 2, seed)
+    y, y_test = train.label, test.label
+    if y is None or y_test is None:
         return Unavailable("The data have no labels to probe for.")
     if isinstance(model.context, Label):
         return Unavailable("The class is this model's context: its latents need not tell it.")
-    y, y_test = train.label[:max_rows], test.label[: max_rows // 2]
-    train, test = train[:max_rows], test[: max_rows // 2]
     if min(len(train), len(test)) < 2:
         raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")
     z, z_test = _codes(model, train), _codes(model, test)
@@ -79,6 +79,8 @@ def usage(model: Model, part: Part) -> dict[str, Any] | Unavailable:
     report = getattr(model, "latent_report", None)
     if report is None:
         return Unavailable(f"{model.name} has no approximate posterior that could collapse.")
+    if len(part) < 2:
+        raise EmptyData(f"{len(part)} test row{'s' * (len(part) != 1)}.", "How latents vary is told from 2 at least.")
     found = report(part.x, part.c)
     return {"active": found.active, "dims": len(found.kl), "kl": found.kl.tolist(), "rate": found.rate}
 

@@ -42,12 +42,14 @@ class Score:
 
     Attributes:
         kind: what the number is (a name of ``core.likelihood.KINDS``).
-        nats: mean over rows in nats per datum, in raw data space; NaN where unavailable.
-        se: standard error from the choice of rows (it contains the Monte Carlo spread between rows).
-        mc_se: the Monte Carlo part alone: what other draws on the same rows would change.
-        n: rows scored; draws: Monte Carlo draws per row.
+        nats: mean over rows in nats per datum, in raw data space; NaN where unavailable, -inf where a row is held
+            impossible.
+        se: standard error from the choice of rows (it contains the Monte Carlo spread between rows); None where the
+            rows do not tell it (one row, an infinite mean, code lengths of all rows together).
+        mc_se: the Monte Carlo part alone: what other draws on the same rows would change; None of an infinite mean.
+        n: rows scored; draws: Monte Carlo draws per row; impossible: rows of which the number is -inf.
         measure: of the space; dims: the mean size of a datum in units, where a unit is a "dim" (or a byte of text, a
-            sample of sound, a step of a sequence); rate_se: the standard error of nats per unit.
+            sample of sound, a step of a sequence); rate_se: the standard error of nats per unit, None as ``se``.
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
@@ -55,14 +57,15 @@ class Score:
 
     kind: str
     nats: float
-    se: float
-    mc_se: float
+    se: float | None
+    mc_se: float | None
     n: int
     draws: int
     measure: Measure
     dims: float
     unit: str = "dim"
-    rate_se: float = math.nan
+    rate_se: float | None = None
+    impossible: int = 0
     note: str = ""
     seconds: float = 0.0
     rows_per_second: float = math.nan
@@ -83,11 +86,23 @@ class Score:
 
     @property
     def text(self) -> str:
-        """Such as "≥ -85.32 ± 0.21 nats (mc 0.02)", or "— (reason)"."""
+        """Such as "≥ -85.32 ± 0.21 nats (mc 0.02)", "= −∞ nats (2 of 500 rows impossible)", or "— (reason)"."""
         if not self.available:
             return f"{self.symbol} ({self.note})"
-        noise = f" (mc {self.mc_se:.2g})" if self.draws else ""
-        return f"{self.symbol} {with_error(self.nats, self.se)} nats{noise}"
+        noise = f" (mc {self.mc_se:.2g})" if self.draws and self.mc_se is not None else ""
+        lost = f" ({self.lost})" if self.impossible else ""
+        return f"{self.symbol} {with_error(self.nats, self.se)}{self._alone} nats{noise}{lost}"
+
+    @property
+    def lost(self) -> str:
+        """Of how many rows the number is -inf, and what that means of its kind."""
+        what = {"LowerBound": "without a bound", "Estimate": "estimated as impossible"}.get(self.kind, "impossible")
+        return f"{self.impossible:,} of {self.n:,} row{'s' * (self.n > 1)} {what}"
+
+    @property
+    def _alone(self) -> str:
+        """Of one row there is no error of the mean."""
+        return " ± unknown" if self.n == 1 and math.isfinite(self.nats) else ""
 
     @property
     def bits_text(self) -> str:
@@ -96,7 +111,8 @@ class Score:
             return self.symbol
         flip: dict[str, Kind] = {"LowerBound": UpperBound, "UpperBound": LowerBound}
         symbol = SYMBOL[flip.get(self.kind, KINDS[self.kind])]
-        return f"{symbol} {with_error(self.bits_per_dim, self.rate_se / math.log(2))} bits/{self.unit}"
+        error = None if self.rate_se is None else self.rate_se / math.log(2)
+        return f"{symbol} {with_error(self.bits_per_dim, error)}{self._alone} bits/{self.unit}"
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
@@ -129,8 +145,10 @@ class Score:
             kind = KINDS[data["kind"]]
             rows = make(kind, nats, measure, errors, data["draws"], data["note"] if kind is Estimate else "")
         fields: dict[str, Any] = {k: data[k] for k in ("kind", "n", "draws", "dims", "unit", "note")}
-        fields |= {k: decode(data[k]) for k in ("nats", "se", "mc_se", "rate_se", "seconds", "rows_per_second")}
-        return Score(**fields, measure=measure, rows=rows)
+        fields |= {k: decode(data[k]) for k in ("nats", "seconds", "rows_per_second")}
+        fields |= {k: None if data[k] is None else decode(data[k]) for k in ("se", "mc_se", "rate_se")}
+        impossible = data.get("impossible", 0)  # which older files do not say
+        return Score(**fields, impossible=impossible, measure=measure, rows=rows)
 
 
 def score(
@@ -148,7 +166,8 @@ def score(
         part: rows x [N, *E].
         budget: what the likelihood may cost per row (default: the family's own).
         generator: of Monte Carlo draws (default: seed 0).
-        seconds: stop near this time and score the first rows only; ``n`` says how many.
+        seconds: stop near this time and score the first rows only, so give them in random order (``Part.draw``);
+            ``n`` says how many.
 
     Raises:
         EmptyData where there are no rows; the model's own errors.
@@ -186,24 +205,30 @@ def summarise(
     nats, noise = lik.nats.double(), mc_se(lik).double()
     w = torch.ones_like(nats) if weight is None else weight.double()
     w = w / w.sum()
-    n, mean, each = len(nats), (w * nats).sum(), (w * counted).sum()
+    impossible = (nats == -math.inf) & (w > 0)
+    n, each = len(nats), (w * counted).sum()
+    mean = -math.inf if impossible.any() else torch.where(w > 0, w * nats, 0.0).sum().item()
 
-    def error(residual: Tensor) -> float:
+    def error(residual: Tensor) -> float | None:
         # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
-        return (w.square() * residual.square()).sum().mul(n / (n - 1)).sqrt().item() if n > 1 else math.nan
+        if n == 1 or not math.isfinite(mean):
+            return None
+        return torch.where(w > 0, w * residual, 0.0).square().sum().mul(n / (n - 1)).sqrt().item()
 
+    rate_se = error(nats - mean / each * counted)
     return Score(
         kind=type(lik).__name__,
-        nats=mean.item(),
+        nats=mean,
         se=error(nats - mean),
-        mc_se=(w.square() * noise.square()).sum().sqrt().item(),
+        mc_se=torch.where(w > 0, w * noise, 0.0).square().sum().sqrt().item() if math.isfinite(mean) else None,
         n=n,
         draws=draws(lik),
         measure=space.measure,
         dims=round(each.item(), 6),
         unit=unit(space),
         # long data are less likely than short ones: what is left after their rate
-        rate_se=error(nats - mean / each * counted) / each.item(),
+        rate_se=None if rate_se is None else rate_se / each.item(),
+        impossible=int(impossible.sum()),
         note=lik.caveat if isinstance(lik, Estimate) else "",
         seconds=seconds,
         rows_per_second=rows_per_second,
@@ -213,9 +238,7 @@ def summarise(
 
 def unavailable(reason: str, space: Space) -> Score:
     """No number, and why."""
-    return Score(
-        Unavailable.__name__, math.nan, math.nan, math.nan, 0, 0, space.measure, space.dims, unit(space), note=reason
-    )
+    return Score(Unavailable.__name__, math.nan, None, None, 0, 0, space.measure, space.dims, unit(space), note=reason)
 
 
 def verdicts(
@@ -229,7 +252,8 @@ def verdicts(
         z: standard errors that a difference must exceed.
 
     Returns:
-        [a][b] -> verdict of a against b ("better", "worse", "undecided"), nats (mean of a - b), se, n, why.
+        [a][b] -> verdict of a against b ("better", "worse", "undecided"), nats (mean of a - b), se (None where it is
+        not known), sign (of a difference beyond its error, else 0), n, why.
     """
     return {a: {b: _verdict(sa, sb, weight, z) for b, sb in scores.items() if b != a} for a, sa in scores.items()}
 
@@ -237,16 +261,23 @@ def verdicts(
 def _verdict(a: Score, b: Score, weight: Tensor | None, z: float) -> dict[str, Any]:
     if a.rows is None or b.rows is None:
         reason = a.note if a.rows is None else b.note
-        return _plain(Comparison("undecided", math.nan, math.nan, reason or "the likelihood per row is not known"), 0)
+        return _plain(Comparison("undecided", math.nan, None, 0, reason or "the likelihood per row is not known"), 0)
     n = min(a.n, b.n)
-    # the mean of w l / mean(w) is the weighted mean of l
-    w = torch.ones(n, dtype=torch.float64) if weight is None else weight[:n].double() / weight[:n].double().mean()
-    ours, theirs = per_row(lambda t: t[:n].double() * w, a.rows), per_row(lambda t: t[:n].double() * w, b.rows)
-    return _plain(compare(ours, theirs, z=z), n)
+    ours, theirs = per_row(lambda t: t[:n], a.rows), per_row(lambda t: t[:n], b.rows)
+    return _plain(compare(ours, theirs, z=z, weight=None if weight is None else weight[:n]), n)
 
 
 def _plain(c: Comparison, n: int) -> dict[str, Any]:
-    return {"verdict": c.verdict, "nats": encode(c.nats), "se": encode(c.se), "n": n, "why": c.why}
+    found = {"verdict": c.verdict, "nats": encode(c.nats), "se": None if c.se is None else encode(c.se)}
+    return found | {"sign": c.sign, "n": n, "why": c.why}
+
+
+def beyond(pair: Mapping[str, Any] | None) -> int:
+    """The sign of a paired difference that is beyond its error, else 0 (of older files: two standard errors)."""
+    if pair is None or "sign" in pair:
+        return 0 if pair is None else int(pair["sign"])
+    nats = decode(pair.get("nats"))
+    return (nats > 0) - (nats < 0) if abs(nats) > 2 * decode(pair.get("se")) else 0
 
 
 def _on_cpu(lik: Likelihood) -> Likelihood:
@@ -256,9 +287,17 @@ def _on_cpu(lik: Likelihood) -> Likelihood:
 # -- numbers as text and as JSON -------------------------------------------------------------------------
 
 
-def with_error(value: float, se: float) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042."""
-    if not math.isfinite(se) or not math.isfinite(value):
+def with_error(value: float, se: float | None) -> str:
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
+
+    Without the error where that is not known, and infinity as its sign.
+    """
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    known = se is not None and math.isfinite(se)
+    if abs(value) >= 1e9:
+        return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
+    if se is None or not known:
         return f"{value:.2f}"
     places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
     return f"{value:.{places}f} ± {se:.{places}f}"

@@ -14,6 +14,7 @@ from pofx.core.model import Budget, Model
 from pofx.core.space import Image, Ragged, Space
 from pofx.data.base import Part
 from pofx.evaluate.likelihood import Score, score
+from pofx.evaluate.two_sample import share_error
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
     """Area under the ROC curve of scores [M] and [N]; higher scores should mean outliers.
 
     The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
-    outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988).
+    outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988). Where all of
+    them are equal, as of few rows that are all in order, it would be 0: then it is that of a share of the fewer rows.
     """
     if min(len(inliers), len(outliers)) < 2:
         raise UsageError(
@@ -53,7 +55,7 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
     v10, v01 = _placement(outliers, inliers), 1 - _placement(inliers, outliers)
     area = float(v10.mean())
     se = math.sqrt(float(v10.var() / len(v10) + v01.var() / len(v01)))
-    return Auroc(area, se, len(inliers), len(outliers))
+    return Auroc(area, se or share_error(area, min(len(inliers), len(outliers))), len(inliers), len(outliers))
 
 
 def _placement(x: Tensor, among: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ is recommended. Where that does not single one out, the answer says so.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pofx.core.errors import UsageError
-from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable
-from pofx.evaluate.likelihood import decode
+from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+from pofx.evaluate.likelihood import beyond, decode
 
 Row = Mapping[str, Any]
 Verdicts = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -71,7 +72,13 @@ def check(needs: Sequence[str]) -> None:
             raise UsageError(f"There is no need {need!r}.", f"Known needs: {', '.join(NEEDS)}.")
 
 
-def recommend(rows: Sequence[Row], verdicts: Verdicts, needs: Sequence[str] = (), seconds: float = 0) -> Recommendation:
+def recommend(
+    rows: Sequence[Row],
+    verdicts: Verdicts,
+    needs: Sequence[str] = (),
+    seconds: float = 0,
+    dependent: Sequence[str] = (),
+) -> Recommendation:
     """The family for ``needs`` among the rows of a comparison; without needs, one sentence per common need.
 
     Args:
@@ -79,15 +86,24 @@ def recommend(rows: Sequence[Row], verdicts: Verdicts, needs: Sequence[str] = ()
         verdicts: paired differences of held-out likelihood (``likelihood.verdicts``).
         needs: names in ``NEEDS``.
         seconds: the budget of every fit, for the words.
+        dependent: real columns that others determine (``Data.dependent``): a density can grow along them without limit,
+            so no family is recommended for its likelihood.
     """
     check(needs)
     fitted = [r for r in rows if r["status"] == "ok"]
     # the floor of every comparison is nobody's recommendation while anything else could be fitted
     field = [r for r in fitted if r["family"] != "independent"] or fitted
+    if dependent and LIKELIHOODS.intersection(needs):
+        return _without_limit(field, tuple(needs), tuple(dependent))
     if needs:
-        return _decide(field, verdicts, tuple(needs), seconds)
+        advice = _decide(field, verdicts, tuple(needs), seconds)
+        return replace(advice, sentences=(*advice.sentences, *_far_below(fitted)))
     sentences = ["No need was stated; one family per common need:"]
     for need in ("likelihood", "sample-quality", "fast-sampling", "latents", "outliers"):
+        if dependent and need in LIKELIHOODS:
+            without = _without_limit(field, (need,), tuple(dependent))
+            sentences += [f"  {need}: {without.sentences[0]}", *without.sentences[1:]]
+            continue
         answer = _decide(field, verdicts, (need,), seconds)
         names = [answer.family] if answer.family else list(answer.tied)
         by_name = {r["family"]: r for r in field}
@@ -95,6 +111,7 @@ def recommend(rows: Sequence[Row], verdicts: Verdicts, needs: Sequence[str] = ()
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         tie = " (undecided)" if len(names) > 1 else ""
         sentences.append(f"  {need}: {' or '.join(figures)}{more}{tie}." if names else f"  {need}: none can.")
+    sentences += _far_below(fitted)
     sentences.append("State needs (--need) for one recommendation with its reasons.")
     return Recommendation((), None, (), {}, {}, tuple(sentences))
 
@@ -124,6 +141,39 @@ def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], se
     family, tied = (names[0], ()) if len(best) == 1 else (None, names)
     sentences = _words(needs, best, able, beaten, verdicts, excluded, seconds)
     return Recommendation(needs, family, tied, excluded, beaten, tuple(sentences))
+
+
+def _without_limit(field: Sequence[Row], needs: tuple[str, ...], columns: tuple[str, ...]) -> Recommendation:
+    """No family, and why: a higher likelihood may only tell of a density collapsed further onto what is determined."""
+    listed = _and([repr(c) for c in columns[:6]]) + (f" and {len(columns) - 6} more" if len(columns) > 6 else "")
+    them = "them" if len(columns) > 1 else "it"
+    sentences = [
+        f"No family can be recommended for {_and(needs)}: other columns determine {listed}, and along {them} a density "
+        "can grow without limit, the more the longer a family is fitted.",
+        f"Leave {them} out and compare again: --drop {' '.join(map(shlex.quote, columns))}",
+    ]
+    for row in field:
+        parts = [
+            f"{d['column']!r} given all other columns gives {decode(d['nats']):.3g}"
+            for d in row.get("dependent") or []
+            if "nats" in d
+        ]
+        figure = NEEDS["likelihood"].figure(row)
+        sentences.append(f"  {row['family']}: likelihood {figure}{', of which ' * bool(parts)}{'; '.join(parts)}.")
+    names = tuple(r["family"] for r in field)
+    return Recommendation(needs, None, names, {}, {}, tuple(sentences))
+
+
+def _far_below(fitted: Sequence[Row]) -> list[str]:
+    """A family that is far worse than columns taken one by one has learned what does not hold for other rows."""
+    floor = next((_nats(r) for r in fitted if r["family"] == "independent"), math.nan)
+    below = [f"{r['family']} by {floor - _nats(r):.3g}" for r in fitted if FAR < floor - _nats(r) < math.inf]
+    if not below:
+        return []
+    return [
+        f"Of held-out rows the likelihood is far below that of independent columns: {_and(below)} nats per datum. "
+        "What was fitted is noise of the training rows; give more rows or fewer columns."
+    ]
 
 
 def _nobody(needs: tuple[str, ...], excluded: Mapping[str, str]) -> list[str]:
@@ -202,23 +252,34 @@ def _needs_number(row: Row) -> str | None:
     return f"no likelihood ({_get(row, 'likelihood', 'note')})" if _kind(row) == Unavailable.__name__ else None
 
 
-def _needs_exact(row: Row) -> str | None:
+def _needs_finite(row: Row) -> str | None:
+    """A number whose mean is minus infinity ranks nothing: on unseen data the family has failed."""
     if missing := _needs_number(row):
+        return missing
+    return f"it loses on unseen data ({row['likelihood']['text']})" if _nats(row) == -math.inf else None
+
+
+def _needs_exact(row: Row) -> str | None:
+    if missing := _needs_finite(row):
         return missing
     return None if _kind(row) == Exact.__name__ else f"its likelihood is no exact number ({row['likelihood']['text']})"
 
 
 def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
-    """a promises more than b: its exact number or lower bound is above b's by more than 2 standard errors.
+    """a promises more than b: its exact number or lower bound is above b's beyond the error of their difference.
 
     This ranks promises, not truths: a loose bound loses although its model may be better. An estimate
-    promises nothing, so it loses to any promise.
+    promises nothing and an upper bound nothing from below, so they lose to exact numbers and lower bounds. Of two upper
+    bounds the smaller says more, of two estimates the higher is preferred, and of one of each neither.
     """
-    promises = [_kind(r) in (Exact.__name__, LowerBound.__name__) for r in (a, b)]
+    kinds = _kind(a), _kind(b)
+    promises = [k in (Exact.__name__, LowerBound.__name__) for k in kinds]
     if promises[0] != promises[1]:
         return promises[0]
-    pair = _get(verdicts, a["family"], b["family"])
-    return decode(_get(pair, "nats")) > 2 * decode(_get(pair, "se"))
+    if (kinds[0] == UpperBound.__name__) != (kinds[1] == UpperBound.__name__):
+        return False
+    sign = beyond(_get(verdicts, a["family"], b["family"]))
+    return sign < 0 if kinds[0] == UpperBound.__name__ else sign > 0
 
 
 def _measured(*path: str) -> Callable[[Row], str | None]:
@@ -298,7 +359,9 @@ def _plus(value: tuple[float, float]) -> str:
 
 
 def amount(value: float) -> str:
-    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M."""
+    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M; ∞."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= scale:
             return f"{value / scale:.3g}{unit}"
@@ -309,13 +372,16 @@ def _ability(name: str, why: str) -> Callable[[Row], str | None]:
     return lambda row: None if row["abilities"][name] else why
 
 
+FAR = 1000.0  # nats per datum
+LIKELIHOODS = frozenset({"exact-likelihood", "likelihood"})  # needs that rank families by it
+
 NEEDS: dict[str, Need] = {
     "exact-likelihood": Need(
         "log p(x) in closed form", _needs_exact, _guarantees_more, lambda r: str(r["likelihood"]["text"])
     ),
     "likelihood": Need(
         "a number for log p(x), exact or guaranteed",
-        _needs_number,
+        _needs_finite,
         _guarantees_more,
         lambda r: str(r["likelihood"]["text"]),
     ),

@@ -16,11 +16,12 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model, Sampler
-from pofx.core.space import Label, Ragged, Space, Text, join
+from pofx.core.space import Label, Ragged, Space, Table, Text, join
 from pofx.data.base import Data, Part
 from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
+from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
@@ -31,6 +32,7 @@ TRAIN_ROWS = 20_000  # training rows among which copies are looked for
 RATE_ROWS = 1024  # rows over which throughput is measured
 SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is kept
 SHOWN_BYTES, SHOWN_ROWS = 4 * 2**20, 4  # of samples and of data kept for reports, about; the fewest rows
+DEPENDENT = 4  # columns that others determine, whose share of the likelihood is measured
 CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
 
 
@@ -148,6 +150,9 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     found["latents"] = _latents(study, model)
     tell("outliers")
     found["outliers"] = _outliers(study, model, lik, 0.15 * limit)
+    if study.data.dependent:
+        tell("dependent columns")
+        found["dependent"] = _dependent(study, model, 0.1 * limit)
     if isinstance(space, Label):
         found["accuracy"] = guarded(lambda: _accuracy(study, model, space))
     if isinstance(space, Text):
@@ -252,6 +257,20 @@ def _outliers(study: Study, model: Model, inliers: Score, seconds: float) -> lis
         return guarded(lambda: detect(model, inliers, rows, words, generator=generator, seconds=share))
 
     return [{"outliers": words} | one(words, rows) for words, rows in study.outliers]
+
+
+def _dependent(study: Study, model: Model, seconds: float) -> list[dict[str, Any]]:
+    """What the columns that others determine add to the likelihood, each given all others; of the first few."""
+    names = [c.name for c in study.data.space.columns] if isinstance(study.data.space, Table) else []
+    columns = [name for name in study.data.dependent if name in names][:DEPENDENT]
+    generator = study.settings.generator(10, model.device)
+
+    def one(name: str) -> dict[str, Any]:
+        values = study.train.x[:, names.index(name)]
+        spread = float(values[~values.isnan()].std())
+        return guarded(lambda: share(model, study.test, name, spread, generator, seconds / len(columns)))
+
+    return [{"column": name} | one(name) for name in columns]
 
 
 def _surprise(study: Study, model: Model) -> list[list[tuple[str, float]]]:

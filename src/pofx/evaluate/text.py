@@ -60,14 +60,13 @@ class Rates:
 
     @property
     def perplexity_per_symbol(self) -> float:
-        """exp of the mean surprise."""
-        return math.exp(-self.nats / self.symbols)
+        """exp of the mean surprise; infinite beyond 1e308."""
+        return _exp(-self.nats / self.symbols)
 
     @property
     def perplexity_per_word(self) -> float:
         """exp of the surprise per word, that of white space and ends included; infinite beyond 1e308."""
-        nats = -self.nats / max(1, self.words)
-        return math.exp(nats) if nats < 709 else math.inf
+        return _exp(-self.nats / max(1, self.words))
 
     @property
     def text(self) -> str:
@@ -174,6 +173,10 @@ def marks(
     if told < len(spelt) and found:
         found[-1] = Mark(found[-1].text + spelt[told:], found[-1].bits, found[-1].symbols)
     return [*found, Mark("", bits[len(spans)])] if space.ends else found
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 709 else math.inf
 
 
 def _short(value: float) -> str:

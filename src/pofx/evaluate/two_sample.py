@@ -40,7 +40,7 @@ class FeatureMap(Protocol):
 
 
 class Features:
-    """A fixed map from rows to real vectors [N, F], fitted on training rows.
+    """A fixed map from rows to real vectors [N, F], fitted on training rows, at most ``FIT_ROWS`` drawn by ``seed``.
 
     Tables: numbers standardised (missing ones at the mean), categories one-hot, a flag per nullable
     column. Texts: shares of symbols, pairs and triples. Sounds and sequences: moments of values and of their
@@ -49,7 +49,7 @@ class Features:
     """
 
     def __init__(self, space: Space, train: Part, context: Space | None = None, *, seed: int = 0) -> None:
-        train = train[:FIT_ROWS].read()
+        train = train.draw(FIT_ROWS, seed).read()
         maps = [_feature_map(space, train.x, seed)]
         if context is not None:
             assert train.c is not None
@@ -171,13 +171,16 @@ class _PixelFeatures:
 
         self.top = space.levels - 1
         flat = self._flat(x)
-        k = min(COMPONENTS, flat.shape[1], len(flat))
-        solver = "covariance_eigh" if flat.shape[1] <= 1024 else "randomized"
-        pca = PCA(k, svd_solver=solver, random_state=seed).fit(flat.numpy())
-        self.mean, self.axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
-        share = float(pca.explained_variance_ratio_.sum())
+        self.mean = flat.mean(0)
+        self.axes, share = torch.empty(0, flat.shape[1]), 0.0  # of images that are all alike there are none
+        if (flat != flat[0]).any():
+            k = min(COMPONENTS, flat.shape[1], len(flat))
+            solver = "covariance_eigh" if flat.shape[1] <= 1024 else "randomized"
+            pca = PCA(k, svd_solver=solver, random_state=seed).fit(flat.numpy())
+            self.mean, self.axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
+            share = float(pca.explained_variance_ratio_.sum())
         self.description = (
-            f"{k} principal components of the pixels in [0, 1] ({share:.0%} of their variance), "
+            f"{len(self.axes)} principal components of the pixels in [0, 1] ({share:.0%} of their variance), "
             "and the norm of what these leave out"
         )
 
@@ -208,7 +211,7 @@ class C2st:
     """Cross-validated accuracy of telling samples from data: 0.5 where it cannot, 1 where it always can."""
 
     accuracy: float
-    se: float  # binomial, see ``share_error``
+    se: float  # binomial (see ``share_error``), widened because the folds share their training rows
     p_value: float  # of an accuracy this high where both come from one distribution
     n: int  # rows of each sample
     classifier: Classifier
@@ -218,21 +221,27 @@ class C2st:
 def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", folds: int = 5, seed: int = 0) -> C2st:
     """Classifier two-sample test (Lopez-Paz & Oquab, 2017) on features [N, F] of each side.
 
-    The larger side is cut to the size of the smaller, so that guessing is right half of the time. Boosting
+    Of the larger side as many rows are drawn as the smaller has, so that guessing is right half of the time. Boosting
     sees what logistic regression cannot (it is blind to all but the means), on few rows too.
+
+    The classifiers of k folds are trained on almost the same rows, so the folds' accuracies depend on each other: their
+    variance is taken 1 + k / (k - 1) times the binomial one (Nadeau & Bengio, 2003, eq. 8, of test and training parts
+    in the ratio 1 to k - 1), in the error as in the p-value.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
     n = _same_size(real, fake, at_least=2 * folds)
-    x = torch.cat([real[:n], fake[:n]]).numpy()
+    x = torch.cat([_some(real, n), _some(fake, n)]).numpy()
     y = torch.arange(2).repeat_interleave(n).numpy()
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with threadpool_limits(1):  # on so few rows more threads only wait for each other
         right = cross_val_predict(_classifier(classifier, n, seed), x, y, cv=split) == y
     accuracy = float(right.mean())
-    z = (accuracy - 0.5) / math.sqrt(0.25 / (2 * n))
-    return C2st(accuracy, share_error(accuracy, 2 * n), 0.5 * math.erfc(z / math.sqrt(2)), n, classifier, folds)
+    wider = math.sqrt(1 + folds / (folds - 1))
+    z = (accuracy - 0.5) / (wider * math.sqrt(0.25 / (2 * n)))
+    p_value = 0.5 * math.erfc(z / math.sqrt(2))
+    return C2st(accuracy, wider * share_error(accuracy, 2 * n), p_value, n, classifier, folds)
 
 
 def _classifier(name: Classifier, n: int, seed: int) -> Any:
@@ -284,7 +293,7 @@ def mmd(real: Tensor, fake: Tensor, *, permutations: int = 200, generator: torch
     """
     n = _same_size(real, fake, at_least=2)
     gen = torch.Generator().manual_seed(0) if generator is None else generator
-    pooled = torch.cat([real[:n], fake[:n]])
+    pooled = torch.cat([_some(real, n), _some(fake, n)])
     distance = _distances(pooled, pooled)
     off_diagonal = distance[torch.ones_like(distance, dtype=torch.bool).triu(1)]
     bandwidth = float(off_diagonal.median()) or 1.0  # at least half of the pairs are equal rows
@@ -325,7 +334,7 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5, cap: int = 3000) -> Prdc:
     Of features [N, F] of each side; at most ``cap`` rows of each. The balls are closed, so that equal rows of
     discrete data meet. Standard errors are those of means over rows, the balls taken as given.
     """
-    real, fake = real[:cap], fake[:cap]
+    real, fake = _some(real, cap), _some(fake, cap)
     if min(len(real), len(fake)) <= k:
         raise UsageError(f"{len(real)} rows against {len(fake)} samples: balls of {k} neighbours need more than {k}.")
     real_radius, fake_radius = _radii(real, k), _radii(fake, k)
@@ -383,8 +392,8 @@ def memorisation(train: Tensor, held_out: Tensor, fake: Tensor, *, cap: int = 20
 
     from pofx.evaluate.outlier import auroc
 
-    n, train = _same_size(held_out, fake, at_least=2), train[:cap]
-    ours, theirs = nearest(fake[:n], train), nearest(held_out[:n], train)
+    n, train = _same_size(held_out, fake, at_least=2), _some(train, cap)
+    ours, theirs = nearest(_some(fake, n), train), nearest(_some(held_out, n), train)
     area = auroc(-theirs.double(), -ours.double())
     ks = ks_2samp(ours.numpy(), theirs.numpy())
     median = float(theirs.median())
@@ -429,6 +438,13 @@ def share_error(share: float, n: int) -> float:
 def _distances(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean [N, M], without the cancellation of |x|^2 + |y|^2 - 2xy: equal rows are at distance 0."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _some(x: Tensor, most: int) -> Tensor:
+    """At most so many rows; where there are more, drawn: the head of something sorted is no sample of it."""
+    if len(x) <= most:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
 
 
 def _same_size(a: Tensor, b: Tensor, at_least: int) -> int:

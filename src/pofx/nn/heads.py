@@ -396,7 +396,8 @@ class LevelLogistics(Head):
 
     def _fit_errors(self, x: Tensor) -> None:
         """Scales s_m from the errors x [N, S]: half of a logistic's mass lies within log(3) s of its middle."""
-        size = (self._scaled(x[:ERRORS].double()) - self.middle).abs()
+        some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:ERRORS]  # rows may be sorted
+        size = (self._scaled(x[some].double()) - self.middle).abs()
         shares = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
         scale = (size.quantile(shares.to(size), 0) / math.log(3)).clamp(min=0.5 / (self.levels - 1))  # [M, S]
         self.mean.fill_(self.middle)

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pofx.core.likelihood import SYMBOL, Unavailable
-from pofx.evaluate.likelihood import decode, with_error
+from pofx.evaluate.likelihood import beyond, decode, with_error
 from pofx.evaluate.recommend import amount
 from pofx.report import plots
 
@@ -96,10 +96,16 @@ def likelihood(row: Row, scored: int) -> Cell:
     if lik["kind"] == "Unavailable":
         return Cell(NONE, why=lik["note"])
     nats, se, mc = (decode(lik[k]) for k in ("nats", "se", "mc_se"))
-    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["draws"] else []
+    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["draws"] and math.isfinite(mc) else []
+    notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik.get("impossible") else []
+    notes += ["error unknown"] if lik["n"] == 1 else []
+    shares = [(d["column"], decode(d["nats"])) for d in row.get("dependent") or [] if "nats" in d]
+    notes += [f"{name} adds {minus(amount(nats))}" for name, nats in shares]
     notes += [f"n {lik['n']:,}"] if lik["n"] < scored else []
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
     why += [f"Scored the first {lik['n']:,} of {scored:,} rows."] if lik["n"] < scored else []
+    why += [f"{lik['text']}."] if lik.get("impossible") else []
+    why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
     return Cell(
         f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
     )
@@ -109,12 +115,12 @@ def _compact(value: float, se: float) -> str:
     """``value ± se``, in millions where the digits would fill the table."""
     if abs(value) < 1e6 or not math.isfinite(value):
         return with_error(value, se)
-    return f"{amount(value)} ± {amount(se)}"
+    return f"{amount(value)} ± {amount(se)}" if math.isfinite(se) else amount(value)
 
 
 def bits(row: Row) -> Cell:
     text, number = row["likelihood"]["bits_text"].removesuffix(" bits/dim"), decode(row["likelihood"]["bits_per_dim"])
-    if abs(number) >= 1e5:
+    if math.isfinite(number) and abs(number) >= 1e5:
         text = f"{text[:1]} {amount(number)}"
     value, _, error = text.partition(" ± ")
     return Cell(minus(value), f"±{error}" if error else "")
@@ -184,9 +190,8 @@ def outlier_value(row: Row) -> tuple[float, float]:
 
 def columns(rows: Sequence[Row], scored: int) -> list[Column]:
     """The columns of the main table; those that no family has a figure for are left out."""
-    found = [r["likelihood"] for r in rows if r["likelihood"]["kind"] in plots.KINDS]
-    low = plots.floor([decode(lik["nats"]) for lik in found])
-    top = max((decode(lik["nats"]) for lik in found), default=0.0)
+    found = [decode(r["likelihood"]["nats"]) for r in rows if r["likelihood"]["kind"] in plots.KINDS]
+    low, top = plots.floor(found), max(filter(math.isfinite, found), default=0.0)
     low -= 0.04 * max(top - low, 1e-9)
 
     def scale(row: Row) -> Cell:
@@ -285,12 +290,12 @@ def table(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[Cell]]:
 
 
 def guaranteed_best(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> set[str]:
-    """Families with an exact number or a lower bound above which no other guarantees more, beyond 2 standard errors."""
-    names = [r["family"] for r in rows if r["likelihood"]["kind"] in GUARANTEES]
+    """Families with an exact number or a lower bound above which no other guarantees more, beyond the errors."""
+    promises = [r for r in rows if r["likelihood"]["kind"] in GUARANTEES]
+    names = [r["family"] for r in promises if decode(get(r, "likelihood", "nats")) != -math.inf]
 
     def beaten(name: str) -> bool:
-        pairs = [get(verdicts, other, name) or {} for other in names if other != name]
-        return any(decode(p.get("nats")) > 2 * decode(p.get("se")) for p in pairs)
+        return any(beyond(get(verdicts, other, name)) > 0 for other in names if other != name)
 
     return {name for name in names if not beaten(name)} if len(names) > 1 else set()
 

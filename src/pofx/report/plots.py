@@ -106,7 +106,7 @@ def frontier(points: Sequence[Point], label: str, *, less: bool, title: str) -> 
     ``less``: less of the abscissa is better. Points far below the others stand at the bottom with their value.
     """
     points = [p for p in points if math.isfinite(p.at) and p.at > 0 and not math.isnan(p.nats)]
-    if len(points) < 2:
+    if len(points) < 2 or not any(math.isfinite(p.nats) for p in points):
         return None
     low = floor([p.nats for p in points])
     top = max(p.nats for p in points if math.isfinite(p.nats))
@@ -152,7 +152,9 @@ def _log_ticks(axis: Axis, decades: float) -> None:
 
 
 def _beats(a: Point, b: Point, less: bool) -> bool:
-    """At least as good in both, better in one."""
+    """At least as good in both, better in one; an upper bound promises nothing from below."""
+    if a.kind == "UpperBound":
+        return False
     x, y = (-a.at, -b.at) if less else (a.at, b.at)
     return x >= y and a.nats >= b.nats and (x, a.nats) != (y, b.nats)
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PROBE = 32  # rows of the first, timed validation
+SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
 
@@ -131,8 +132,8 @@ def fit(
             same space.
         checks: how many validations the budget holds.
         patience: stop after this many validations without improvement (None: use the whole budget).
-        valid_rows: validation uses the first so many rows of the validation part; fewer where a budget in
-            seconds has no time for them.
+        valid_rows: validation uses so many rows of the validation part, drawn by ``seed``, the same ones each time;
+            fewer where a budget in seconds has no time for them.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
         processes: of data-parallel training; any number computes the same steps within rounding.
@@ -295,6 +296,8 @@ class _Loop:
         compiling = self.training.get("compile", "never") == "auto"  # an older run does not say
         self.trial = Trial(self.learner, fabric.world_size) if compiling else None
         self.material = self.model.material(data.train.x)
+        # the part may be sorted, and a head of it would hold a few classes
+        self.scored = data.valid.draw(self.training["valid_rows"], _mix(self.seed, SCORED))
         rows = len(self.material)
         self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
         if self.batch < fabric.world_size:
@@ -450,7 +453,9 @@ class _Loop:
             self._save()  # no validation has been: the state is that after the last step
             raise self.watch.stopped(f"while step {state.step} was validated, which is saved") from stopped
         if better:
-            state.best, state.best_step, state.stale = number, state.step, 0
+            # where a row is held impossible, minus infinity ranks nothing: the next weights are as good
+            state.best = number if number is not None and math.isfinite(number) else None
+            state.best_step, state.stale = state.step, 0
         else:
             state.stale += 1
         state.checks += 1
@@ -463,7 +468,7 @@ class _Loop:
             self.progress(entry)
 
     def _validate(self, entry: dict[str, Any]) -> float | None:
-        """Mean nats per datum of the first validation rows, the same ones each time; None without a likelihood."""
+        """Mean nats per datum of the drawn validation rows, the same ones each time; None without a likelihood."""
         if len(self.data.valid) == 0:
             return None
         if not self.state.valid_rows:
@@ -485,7 +490,7 @@ class _Loop:
         return number
 
     def _score(self, rows: int) -> Likelihood:
-        part = self.data.valid[:rows].read()
+        part = self.scored[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         alone = self.fabric.world_size == 1  # other processes would wait for one that leaves
@@ -495,7 +500,7 @@ class _Loop:
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
-        rows = min(self.training["valid_rows"], len(self.data.valid))
+        rows = len(self.scored)
         if self.limit.seconds is None or rows <= PROBE:
             return rows
         started = time.perf_counter()
@@ -511,13 +516,10 @@ class _Loop:
         if self.path is None or not self.fabric.is_global_zero:
             return
         folder.keep(self.path, self.info)
-        state = dataclasses.asdict(self.state)
-        if state["best"] is not None and not math.isfinite(state["best"]):
-            state["best"] = None
         save_tree(
             self.path / "resume.safetensors",
             {
-                "state": state,
+                "state": dataclasses.asdict(self.state),
                 "weights": self.model.state_dict(),
                 "learner": self.learner.state_dict(),
                 "average": None if self.average is None else self.average.tensors,

@@ -1,0 +1,91 @@
+"""Mistakes planted in pofx itself, which the checks of ``testing.checks_numbers`` must catch.
+
+Each stood in pofx once: a function, what it was, and the checks that notice it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from pofx.core.likelihood import Comparison, Exact
+from pofx.core.space import Category, Table, Text
+from pofx.data.base import Part
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mistake in place of a function.
+
+    Attributes:
+        name: of the mistake.
+        target: the function, as ``unittest.mock.patch`` takes it.
+        wrong: what stands in its place.
+        caught_by: names in ``checks_numbers.NUMBERS``.
+    """
+
+    name: str
+    target: str
+    wrong: Callable[..., Any]
+    caught_by: frozenset[str]
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        with patch(self.target, self.wrong):
+            yield
+
+
+def sorted_head(part: Part, most: int, seed: int) -> Part:
+    """The first rows of a part, which may be sorted."""
+    return part[:most]
+
+
+def undecided_by_infinity(a: Exact, b: Exact, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
+    """The mean difference and its error, as if log p = -inf were a number like others."""
+    diff = (a.nats - b.nats).double()
+    mean, se = diff.mean().item(), (diff.var() / len(diff)).sqrt().item()
+    verdict: Any = "better" if mean > z * se else "worse" if mean < -z * se else "undecided"
+    return Comparison(verdict, mean, se, 0, "")
+
+
+def without_lengths(space: Text, x: Tensor) -> bytes:
+    """Texts one after the other: nobody can tell where one ends."""
+    return "".join(space.spell(row) for row in x).encode(errors="replace")
+
+
+def without_quotes(space: Table, x: Tensor) -> str:
+    """Cells of twelve digits with commas between, whatever they hold."""
+
+    def cell(j: int, value: float) -> str:
+        column = space.columns[j]
+        if math.isnan(value):
+            return ""
+        return column.values[int(value)] if isinstance(column, Category) else f"{value:.12g}"
+
+    return "".join(",".join(cell(j, v) for j, v in enumerate(row)) + "\n" for row in x.tolist())
+
+
+PLANTED = [
+    Planted(
+        "wrong: validation on a sorted head", "pofx.data.base.Part.draw", sorted_head,
+        frozenset({"validation sees every class"}),
+    ),
+    Planted(
+        "wrong: impossible row undecided", "pofx.evaluate.likelihood.compare", undecided_by_infinity,
+        frozenset({"impossible rows lose"}),
+    ),
+    Planted(
+        "wrong: texts without their boundaries called a bound", "pofx.evaluate.baselines.text_bytes", without_lengths,
+        frozenset({"codes give their rows back"}),
+    ),
+    Planted(
+        "wrong: cells without quotes called a bound", "pofx.evaluate.baselines.csv_text", without_quotes,
+        frozenset({"codes give their rows back"}),
+    ),
+]  # fmt: skip
