@@ -218,6 +218,29 @@ def _(f):
     return ["fit", str(f / "good.csv"), "independent", "--out", str(run), "--quiet"]
 
 
+@case("a comparison of something else is there already", 5, "RunExists")
+def _(f):
+    args = ["compare", good_csv(f), "--families", "independent", "--seconds", "0.2", "--samples", "40", "--quiet"]
+    assert main([*args, "--out", str(f / "c")]) == 0
+    return [*args, "--out", str(f / "c"), "--seed", "3"]
+
+
+@case("fit that has no weights yet", 5, "NoRun")
+def _(f):
+    run = fitted(f)
+    for name in ("weights.safetensors", "resume.safetensors", "log.jsonl"):
+        (run / name).unlink()
+    return ["sample", str(run), "2"]
+
+
+@case("data that changed since the fit", 3, "DataChanged")
+def _(f):
+    run = fitted(f)
+    header, *rows = (f / "good.csv").read_text().splitlines()
+    csv(f, "\n".join([header, *sorted(rows)]) + "\n", "good.csv")
+    return ["log-prob", str(run)]
+
+
 @case("unwritable folder", 5, "CannotSave")
 def _(f):
     (f / "file").write_text("not a folder")

@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "write a language model for transformers, or one step of it for torch.export",
     "families": "the families, what each claims, and its options",
     "data": "what a source holds: types, missing values, splits",
-    "resume": "continue a fit that was interrupted",
+    "resume": "continue a fit or a comparison that was interrupted",
 }
 
 USAGE = """usage: pofx COMMAND ... [--help]
@@ -66,14 +66,13 @@ def _run(args: list[str]) -> int:
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
+    from pofx import commands
     from pofx.core.errors import PofxError, Stopped
 
     try:
-        from pofx import commands
-
         return commands.run(args[0], args[1:]) or 0
     except PofxError as error:
-        print(f"pofx: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"pofx: {type(error).__name__}: {commands.elsewhere(str(error), args[0])}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
         print(f"pofx: {stopped}", file=sys.stderr)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 from rich.table import Table as RichTable
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pofx.commands.shared import Output, Source, err, load_source, out, parse, print_json, progress, tell_notes
+from pofx.commands import elsewhere
+from pofx.commands.shared import (
+    Output,
+    Source,
+    err,
+    load_source,
+    out,
+    parse,
+    print_json,
+    progress,
+    tell_notes,
+    tell_standing,
+)
 from pofx.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from pofx.evaluate.compare import Comparison
 
 
 @dataclass(kw_only=True)
@@ -54,9 +71,9 @@ def compare(argv: list[str]) -> int:
 
     options = _family_options(args.option)
     data = load_source(args)
-    tell_notes(data, args)
+    tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"compare-{data.name}"
-    with progress(args, f"comparing on {data.name}") as report:
+    with progress(args, f"comparing on {data.name}") as report, interrupted(where):
         result = run_all(
             data,
             args.families or None,
@@ -73,20 +90,35 @@ def compare(argv: list[str]) -> int:
             device=args.device,
             progress=report,
         )
-    page = build(where)
+    show(result, build(where), args)
+    return 0
+
+
+@contextmanager
+def interrupted(where: Path) -> Iterator[None]:
+    """A comparison that is interrupted says how all of it goes on, not only the fit of the moment."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (where / "comparison.json").exists():
+            err.print(f"· the comparison goes on with: pofx resume {escape(str(where))}", highlight=False)
+        raise
+
+
+def show(result: Comparison, page: Path, args: Output) -> None:
+    """A comparison as a table, with what could not be done and what is recommended."""
     if args.json:
         print_json(result.to_json())
-        return 0
+        return
     out.print(_comparison_table(result))
     silent: dict[str, list[str]] = {}  # families that said the same, together
     for row in result.rows:
         if row["status"] != "ok":
             silent.setdefault(f"{row['status']}: {row['reason']}", []).append(row["family"])
     for reason, names in silent.items():
-        out.print(escape(f"{', '.join(names)} {reason}"), highlight=False)
+        out.print(escape(elsewhere(f"{', '.join(names)} {reason}", "compare")), highlight=False)
     out.print(escape(result.recommendation), highlight=False)
     out.print(f"report: {page}", highlight=False)
-    return 0
 
 
 def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
@@ -156,19 +188,41 @@ class Report(Output):
 
 def report(argv: list[str]) -> int:
     args = parse(Report, argv, "report")
+    from pofx.evaluate.compare import read_comparison, unreached
     from pofx.report.build import build
 
-    if (args.folder / "config.json").exists() and not (args.folder / "scores.json").exists():
-        from pofx.evaluate.compare import assess
-
-        try:
-            with progress(args, f"evaluating {args.folder.name}") as tell:
-                assess(args.folder, progress=tell)
-        except DataError as error:
-            err.print(f"· not evaluated: {escape(str(error))}", highlight=False)
-    page = build(args.folder, out=args.out)
+    notes: list[str] = []
+    stands: dict[str, Any] = {}
+    if (args.folder / "config.json").exists():
+        stands = _evaluate(args, notes)
+    if (args.folder / "comparison.json").exists():
+        stands = {"not_reached": unreached(read_comparison(args.folder).record)}
+        if names := stands["not_reached"]:
+            err.print(
+                f"· not reached: {', '.join(names)}; 'pofx resume {escape(str(args.folder))}' goes on", highlight=False
+            )
+    notes = tell_notes(notes, args)
+    page = build(args.folder, out=args.out, notes=notes)
     if args.json:
-        print_json({"report": str(page)})
+        print_json({"report": str(page), **stands, "notes": notes})
     else:
         out.print(f"report: {page}", highlight=False)
     return 0
+
+
+def _evaluate(args: Report, notes: list[str]) -> dict[str, Any]:
+    """Evaluate a run that is not evaluated as it stands; ``notes`` gets why that could not be. How it stands."""
+    from pofx.evaluate.compare import assess
+    from pofx.train.run import read_data, read_info, read_log, read_scores
+
+    info, log = read_info(args.folder), read_log(args.folder)
+    stands = tell_standing(info, log, args.folder)
+    if read_scores(args.folder, log) is None:
+        try:
+            data, unsure = read_data(info, str(args.folder))
+            notes += [] if unsure is None else [unsure]
+            with progress(args, f"evaluating {args.folder.name}") as tell:
+                assess(args.folder, data, progress=tell)
+        except DataError as error:
+            notes.append(f"The run was not evaluated: {error}")
+    return stands

@@ -90,7 +90,7 @@ def fit(argv: list[str]) -> int:
         kind.__doc__ = f"Fit {cls.name}: {cls.summary}\n\nPaper: {cls.paper}"
     args = parse(kind, argv, "fit")
     data = load_source(args)
-    tell_notes(data, args)
+    tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"{data.name}-{args.family}"
     with progress(args, f"{args.family} on {data.name}") as report:
         run = train(
@@ -119,23 +119,36 @@ def fit(argv: list[str]) -> int:
 
 @dataclass(kw_only=True)
 class Resume(Output):
-    """Continue an interrupted fit from its last checkpoint, as if nothing had happened."""
+    """Continue an interrupted fit from its last checkpoint, as if nothing had happened, or a comparison."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    """The run folder, or that of a comparison: its finished families stay, the others follow."""
 
 
 def resume(argv: list[str]) -> int:
     args = parse(Resume, argv, "resume")
-    from pofx.data.base import load
+    if (args.run / "comparison.json").exists():
+        return _resume_comparison(args)
     from pofx.train.fit import resume as go_on
-    from pofx.train.run import read_info
+    from pofx.train.run import read_data, read_info
 
     info = read_info(args.run)
-    data = load(info["data"]["source"], **info["data"]["options"])
+    data, unsure = read_data(info, str(args.run))
+    tell_notes([] if unsure is None else [unsure], args)
     with progress(args, f"{info['family']} on {data.name}") as report:
         run = go_on(args.run, data=data, progress=report)
     _finish_fit(run, data, args)
+    return 0
+
+
+def _resume_comparison(args: Resume) -> int:
+    from pofx.commands.compare import interrupted, show
+    from pofx.evaluate.compare import resume_comparison
+    from pofx.report.build import build
+
+    with progress(args, f"comparing in {args.run.name}") as report, interrupted(args.run):
+        result = resume_comparison(args.run, progress=report)
+    show(result, build(args.run), args)
     return 0
 
 

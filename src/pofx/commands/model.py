@@ -19,9 +19,10 @@ def read_model(path: Path) -> Run:
     return read_checkpoint(path) if is_checkpoint(path) else read_run(path)
 
 
-def new_rows(run: Run, source: str, context: Space | None) -> Part:
-    """Rows of a source, and their contexts, read with the run's own types."""
+def new_rows(run: Run, source: str, context: Space | None, notes: list[str]) -> Part:
+    """Rows of a source, and their contexts, read with the run's own types; ``notes`` gets what is to be told."""
     from pofx.data.rows import read_rows
 
     about = run.info["data"]
-    return read_rows(run.model.space, context, source, labels=about.get("labels"), options=about.get("options", {}))
+    labels, options = about.get("labels"), about.get("options", {})
+    return read_rows(run.model.space, context, source, labels=labels, options=options, notes=notes)

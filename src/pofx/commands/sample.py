@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from pofx.commands.shared import Output, err, parse, print_json
+from pofx.commands.shared import Output, err, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
 from pofx.core.spelling import visible
 
@@ -96,6 +96,7 @@ def sample(argv: list[str]) -> int:
     from pofx.data.write import write_rows
 
     run = read_model(args.run)
+    stands = tell_standing(run.info, run.log, args.run)
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
     prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
     if args.complete is not None:
@@ -105,7 +106,7 @@ def sample(argv: list[str]) -> int:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
     if isinstance(space, Text):
-        return _texts(args, space, prompts, given, sampler, generator)
+        return _texts(args, space, prompts, given, sampler, generator, stands)
     started = time.perf_counter()
     if part is None:
         x = given.sample(args.n, generator=generator, sampler=sampler)
@@ -119,7 +120,7 @@ def sample(argv: list[str]) -> int:
         return 0
     write_rows(space, x, args.out)
     if args.json:
-        print_json({"run": str(args.run), "samples": len(x), "seconds": seconds, "out": str(args.out)})
+        print_json({"run": str(args.run), **stands, "samples": len(x), "seconds": seconds, "out": str(args.out)})
     else:
         err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}", highlight=False)
     return 0
@@ -144,7 +145,9 @@ def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional,
         raise UsageError(f"Cannot complete {rows} images or rows {args.n} times.", "Give 1 or more.")
     if not 0 <= (args.known or 0) <= 1:
         raise UsageError(f"--known {args.known} is no share.", "Give 0 (nothing) to 1 (everything).")
-    part = new_rows(run, str(args.complete), run.model.context if own else None)[: args.rows]
+    notes: list[str] = []
+    part = new_rows(run, str(args.complete), run.model.context if own else None, notes)[: args.rows]
+    tell_notes(notes, args)
     return run.model.given(part.c if own else _context(run, args.given)), part
 
 
@@ -167,9 +170,15 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 
 
 def _texts(
-    args: Sample, space: Text, prompts: list[str], given: Conditional, sampler: Sampler, generator: torch.Generator
+    args: Sample,
+    space: Text,
+    prompts: list[str],
+    given: Conditional,
+    sampler: Sampler,
+    generator: torch.Generator,
+    stands: dict[str, Any],
 ) -> int:
-    """Draw texts, each after its prompt, and show or write them whole."""
+    """Draw texts, each after its prompt, and show or write them whole; ``stands`` is how the run stands."""
     import torch
 
     from pofx.core.likelihood import Unavailable
@@ -189,7 +198,7 @@ def _texts(
     drawn = x.transpose(0, 1) if prompts else x[None]
     texts = [before + space.spell(row) for before, rows in zip(prompts or [""], drawn, strict=True) for row in rows]
     seconds = time.perf_counter() - started
-    about: dict[str, Any] = {"run": str(args.run), "samples": len(texts), "seconds": seconds}
+    about: dict[str, Any] = {"run": str(args.run), **stands, "samples": len(texts), "seconds": seconds}
     if args.beams is not None:  # a search says how likely what it found is
         with torch.no_grad():
             found = given.log_prob(x)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pofx.commands.shared import Output, err, out, parse, print_json
+from pofx.commands.shared import Output, err, out, parse, print_json, tell_notes, tell_standing
 from pofx.commands.surprise import legend, show
 from pofx.core.errors import Unsupported, UsageError
 
@@ -74,7 +74,9 @@ def log_prob(argv: list[str]) -> int:
     model, texts = run.model, isinstance(run.model.space, Text)
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
-    part = _part(run, args) if args.say is None else _said(run, args)
+    stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
+    part = _part(run, args, notes) if args.say is None else _said(run, args)
+    notes = tell_notes(notes, args)
     budget = Budget(args.estimator, args.draws, args.steps, args.stride)
     generator = torch.Generator().manual_seed(args.seed)
     result = score(model, part, budget=budget, generator=generator)
@@ -91,7 +93,7 @@ def log_prob(argv: list[str]) -> int:
         write_scores(args.out, columns)
     shown = _marks(run, part, args) if args.show or args.say is not None else []
     if args.json:
-        found = {"run": str(args.run), "rows": len(part), "out": args.out and str(args.out)}
+        found = {"run": str(args.run), **stands, "rows": len(part), "out": args.out and str(args.out), "notes": notes}
         found |= result.to_json(rows=False)
         if of_text is not None:
             found["text_rates"] = of_text.to_json()
@@ -192,27 +194,34 @@ def encode(argv: list[str]) -> int:
     from pofx.data.write import write_scores
 
     run = read_model(args.run)
-    part = _part(run, args)
+    stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
+    part = _part(run, args, notes)
+    notes = tell_notes(notes, args)
     with torch.no_grad():
         z = run.model.given(part.c).encode(part.x).mean
     where = args.out or args.run / "latents.parquet"
     columns: dict[str, Any] = {"row": part.rows} | {f"z{k}": z[:, k] for k in range(z.shape[1])}
     write_scores(where, columns)
     if args.json:
-        print_json({"run": str(args.run), "rows": len(part), "latents": z.shape[1], "out": str(where)})
+        about = {"rows": len(part), "latents": z.shape[1], "out": str(where), "notes": notes}
+        print_json({"run": str(args.run), **stands, **about})
     else:
         out.print(f"{len(part)} rows, {z.shape[1]} latents each: {where}", highlight=False)
     return 0
 
 
-def _part(run: Run, args: Rows) -> Part:
-    """The rows to work on: a new source read by the run's types, or the test part of its own data."""
+def _part(run: Run, args: Rows, notes: list[str]) -> Part:
+    """The rows to work on: a new source read by the run's types, or the test part of its own, unchanged data.
+
+    ``notes`` gets what reading them has to tell.
+    """
     from pofx.commands.model import new_rows
-    from pofx.data.base import load
+    from pofx.train.run import read_data
 
     if args.source is not None:
-        return new_rows(run, args.source, run.model.context)
-    about = run.info["data"]
-    if about["source"] is None:
+        return new_rows(run, args.source, run.model.context, notes)
+    if run.info["data"]["source"] is None:
         raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to score.")
-    return load(about["source"], **about["options"]).test
+    data, unsure = read_data(run.info, str(args.run))
+    notes += data.notes if unsure is None else [*data.notes, unsure]
+    return data.test

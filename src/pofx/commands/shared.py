@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from tyro.conf import Positional, arg
 
+from pofx.commands import RUN, elsewhere
 from pofx.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,10 +172,24 @@ def print_json(value: Any) -> None:
     print(json.dumps(clean(value)))
 
 
-def tell_notes(data: Data, args: Output) -> None:
+def tell_notes(notes: Iterable[str], args: Output) -> list[str]:
+    """Notes on standard error, unless they are not wanted there; the same for --json."""
+    command = next(c for c, (*_, name) in RUN.items() if name == type(args).__name__)
+    told = [elsewhere(note, command) for note in notes]
     if not args.quiet and not args.json:
-        for note in data.notes:
+        for note in told:
             err.print(f"· {escape(note)}", highlight=False)
+    return told
+
+
+def tell_standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Say on standard error, whatever else is quiet, that a run is unfinished; how it stands, for --json."""
+    from pofx.train.run import standing, status
+
+    words = standing(info, log, path)
+    if words is not None:
+        err.print(f"· {escape(words)}", highlight=False, soft_wrap=True)
+    return {"status": status(log), "steps": log[-1]["step"] if log else 0} if "budget" in info else {}
 
 
 @contextmanager

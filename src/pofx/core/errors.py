@@ -6,7 +6,8 @@ PofxError
 │   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
 │   ├── UnknownFormat   a file of a kind that no reader is for
 │   ├── BadValue        NaN, infinity, out of range, unknown category or label
-│   └── WrongShape      shape or dtype of another space
+│   ├── WrongShape      shape or dtype of another space
+│   └── DataChanged     a run's own data, read again, are not what they were
 ├── Unsupported         exit 4   a family that does not serve this space, context or operation
 ├── RunError            exit 5   run folders and checkpoints
 │   ├── RunExists · RunBusy · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
@@ -65,6 +66,10 @@ class BadValue(DataError):
 
 
 class WrongShape(DataError):
+    pass
+
+
+class DataChanged(DataError):
     pass
 
 

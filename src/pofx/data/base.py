@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,13 @@ class Data:
     notes: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
     dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
+
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """What these data are, in four short hashes (see ``data.digest``): a run remembers them."""
+        from pofx.data.digest import of_data
+
+        return of_data(self)
 
     def describe(self) -> list[dict[str, str]]:
         """One row per column (or one for images and labels): its name, role, type, values, share missing, note."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def read_rows(
     *,
     labels: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    notes: list[str] | None = None,
 ) -> Part:
     """All rows of ``source`` in its order, as rows of a known space (and context).
 
@@ -33,6 +35,7 @@ def read_rows(
         source: anything that ``load`` takes; columns beyond those of the space are left aside.
         labels: the classes of the data that the model was fitted to, to read ``Part.label`` by.
         options: what ``load`` was called with then.
+        notes: gets what reading changed, in sentences; without it, values that were rounded draw a warning.
 
     Raises:
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
@@ -49,6 +52,9 @@ def read_rows(
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")
+        used = {*names, *(c.name for s in spaces if isinstance(s, Table) for c in s.columns)}
+        if others := [c for c in raw.columns if c not in used]:
+            raw.notes.append(f"Columns not used: {', '.join(others[:12])}{', …' * (len(others) > 12)}.")
         label = next((raw.columns[n]() for n in names if n and n in raw.columns), label)
 
     def rows(s: Space) -> Any:
@@ -59,7 +65,7 @@ def read_rows(
         if isinstance(s, Image):
             return _new_images(s, raw)
         if isinstance(s, Table):
-            return _new_table(s, raw)
+            return _new_table(s, raw, notes)
         if label is None:
             raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
         return _new_labels(s.values, label)
@@ -72,6 +78,8 @@ def read_rows(
             code = _new_labels(labels, label)
         except BadValue:  # another data set's classes: these labels are only for probes
             code = None
+    if notes is not None:
+        notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
     return Part(x, c, code, rows=torch.arange(len(x)), before=before)
 
@@ -90,7 +98,7 @@ def _new_images(space: Image, raw: Raw) -> Tensor:
     return torch.from_numpy(raw.x)
 
 
-def _new_table(space: Table, raw: Raw) -> Tensor:
+def _new_table(space: Table, raw: Raw, notes: list[str] | None) -> Tensor:
     from pofx.data.raw import RawTable
     from pofx.data.tabular import encode_rows
 
@@ -101,7 +109,8 @@ def _new_table(space: Table, raw: Raw) -> Tensor:
             near = difflib.get_close_matches(col.name, raw.columns, n=1, cutoff=0.6)
             found = f"The nearest is {near[0]!r}." if near else f"Its columns: {', '.join([*raw.columns][:20])}."
             raise WrongShape(f"The source has no column {col.name!r}.", f"{found} Rename or add it.")
-    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n))
+    tell = warnings.warn if notes is None else notes.append
+    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell))
 
 
 def _new_labels(values: Sequence[str], label: Any) -> Tensor:

@@ -239,7 +239,7 @@ def _table(
             raise WrongShape(
                 f"{name} has no column {absent[0]!r}; expected {how.like}.", "Give sequences of that kind."
             )
-        return known, encode_rows(known.columns, lambda c: columns[c](), n)
+        return known, encode_rows(known.columns, lambda c: columns[c](), n, notes.append)
     if not columns:
         raise EmptyData(f"{name} has no column but the one that tells sequences apart.", "Give a column of values.")
     types = {} if source is None else source.types

@@ -419,14 +419,17 @@ def spell(value: float) -> str:
 # ---------------------------------------------------------------------------- known columns: read, write
 
 
-def encode(column: Column, array: Array) -> Floats:
+Tell: TypeAlias = Callable[[str], object]
+
+
+def encode(column: Column, array: Array, tell: Tell = warnings.warn) -> Floats:
     """Numbers [N] of new values of a known column, NaN where missing.
 
-    Values of a grid column are rounded to the grid, with a warning where that moves them by more than
+    Values of a grid column are rounded to the grid; ``tell`` is told where that moves them by more than
     a hundredth of a step. Raises BadValue, naming column, value and row, for what the column cannot hold.
     """
     found = _plain(column.name, array)
-    values = _encode_category(column, found) if isinstance(column, Category) else _encode_number(column, found)
+    values = _encode_category(column, found) if isinstance(column, Category) else _encode_number(column, found, tell)
     missing = np.isnan(values)
     if missing.any() and not column.nullable:
         row = int(missing.argmax())
@@ -466,7 +469,7 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
     return cast(Floats, np.where(codes < 0, math.nan, codes.astype(np.float64)))
 
 
-def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
+def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell) -> Floats:
     name = column.name
     if isinstance(found, Text):
         read = formats.read(found.spellings)
@@ -499,10 +502,9 @@ def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     moved = np.abs(snapped - v) > 0.01 * column.step
     if moved.any():
         row = int(moved.argmax())
-        warnings.warn(
+        tell(
             f"Column {name!r}: {int(moved.sum())} of {len(v)} values were rounded to its resolution {column.step:.6g} "
-            f"(the first: {v[row]:.10g} in row {row}).",
-            stacklevel=2,
+            f"(the first: {v[row]:.10g} in row {row})."
         )
     return snapped
 
@@ -538,9 +540,11 @@ def show(column: Column, value: float) -> str:
     return f"{value:.6g}"
 
 
-def encode_rows(columns: Sequence[Column], get: Callable[[str], Array], rows: int) -> Floats:
-    """New rows [rows, D] of known columns."""
+def encode_rows(
+    columns: Sequence[Column], get: Callable[[str], Array], rows: int, tell: Tell = warnings.warn
+) -> Floats:
+    """New rows [rows, D] of known columns; ``tell`` as in ``encode``."""
     out = np.empty((rows, len(columns)))
     for j, column in enumerate(columns):
-        out[:, j] = encode(column, get(column.name))
+        out[:, j] = encode(column, get(column.name), tell)
     return out

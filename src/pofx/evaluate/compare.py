@@ -2,15 +2,18 @@
 
 A comparison leaves a folder
 
-    comparison.json                     everything below; written after each family, so a kill loses one
+    comparison.json                     everything below; written at the start and after each family
     data_sample.npz                     x, c, label of some test rows; train_x of some training rows
     runs/<family>/                      the run folder of each fit (see train.run), and in it
         scores.json                     its row, with the likelihood of every test row that was scored
         samples/samples.npz             x (and c) that the model drew
 
-comparison.json holds
+A comparison that was killed goes on, by the same call or by ``resume_comparison``: families that have a row keep it,
+the fit that was interrupted is resumed. comparison.json holds
 
-    data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims
+    plan         what was asked for: the arguments of ``compare``; families without a row were not reached yet
+    data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims,
+                 and the options and digest by which they are read again
     settings     seconds, seed, needs, limits, machine, versions
     rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
                  sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
@@ -43,21 +46,23 @@ import torch
 from torch import Tensor
 
 import pofx
-from pofx.core.errors import RunExists, UsageError
+from pofx.core.errors import RunError, RunExists, UsageError
 from pofx.core.likelihood import UpperBound
 from pofx.core.model import Model
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
 from pofx.core.space import Label, Table
 from pofx.data.base import Data, Part, load
+from pofx.data.digest import differences, digest
+from pofx.data.raw import IN_MEMORY
 from pofx.evaluate.baselines import MODELS, compression
 from pofx.evaluate.cost import peak_memory
 from pofx.evaluate.likelihood import Score, decode, verdicts
 from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
 from pofx.train.checkpoint import read_sealed, write_arrays, write_sealed
-from pofx.train.fit import fit
-from pofx.train.run import Run, read_run
+from pofx.train.fit import fit, resume
+from pofx.train.run import Run, clear, ended, read_data, read_run, remove, tuples
 
 FORMAT = 2  # of comparison.json
 Progress = Callable[[dict[str, Any]], None]
@@ -119,7 +124,8 @@ def compare(
         seconds: wall-clock budget of every fit; the evaluation of a family takes about as long at most
             (at least 5 s).
         seed: of every fit, draw and split within the evaluation.
-        out: the folder of the comparison; None keeps everything in memory.
+        out: the folder of the comparison; None keeps everything in memory. One that was interrupted there goes on,
+            where all that follows and the data are the same.
         overwrite: replace the comparison that ``out`` holds.
         needs: what the recommendation is for: names in ``recommend.NEEDS``.
         samples: draws per family; two-sample tests use up to 1000 of them.
@@ -145,23 +151,38 @@ def compare(
     if not isinstance(data, Data):
         data = load(data)
     path = None if out is None else Path(out)
-    if path is not None and (path / "comparison.json").exists() and not overwrite:
-        raise RunExists(f"{path} already holds a comparison.", "Choose another --out, or say --overwrite.")
+    plan = _plan(settings, names, options, outliers, anomaly)
+    begun = None if path is None or overwrite else _begun(path, plan, data)
     study = Study.prepare(data, settings, outliers, anomaly)
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "pofx": pofx.__version__,
-        "data": _about_data(data),
-        "settings": _about_settings(study, names),
-        "rows": [],
-        "baselines": {k: s.to_json(rows=False) for k, s in compression(data.space, study.test).items()},
-        "reference": study.reference(),
-    }
+    plan["outlier_rows"] = [digest(rows) for _, rows in study.outliers]
+    if path is not None and begun is not None:
+        _same_plan(begun["plan"], plan, path)
+        record, results = begun, _kept(begun, path)
+    else:
+        results = {}
+        record = {
+            "format": FORMAT,
+            "pofx": pofx.__version__,
+            "plan": plan,
+            "data": _about_data(data),
+            "settings": _about_settings(study, names),
+            "rows": [],
+            "baselines": {k: s.to_json(rows=False) for k, s in compression(data.space, study.test).items()},
+            "reference": study.reference(),
+        }
+        _conclude(record, study, results)
+        if path is not None:
+            remove(path / "comparison.json")
+            for name in names:  # a run that is there would be taken for one that was begun here
+                clear(path / "runs" / name)
+            write_sealed(path / "comparison.json", record)
     if path is not None:
         _save_shown(path / "data_sample.npz", study)
-    results: dict[str, _Result] = {}
     for k, name in enumerate(names):
         tell = partial(_tell, progress, name, f"[{k + 1}/{len(names)}] {name}")
+        if name in results:
+            tell("kept")
+            continue
         place = None if path is None else path / "runs" / name
         results[name] = _result(study, name, dict((options or {}).get(name, {})), place, tell)
         _conclude(record, study, results)
@@ -170,11 +191,113 @@ def compare(
     return Comparison(record, path, {k: r.run for k, r in results.items() if r.run is not None})
 
 
+def resume_comparison(
+    path: str | Path, data: Data | None = None, *, outliers: Any = None, progress: Progress | None = None
+) -> Comparison:
+    """Go on with a comparison that was interrupted; one that is complete is read and left as it is.
+
+    Args:
+        path: the folder of the comparison.
+        data, outliers: needed where these were given in memory; else their sources are read again.
+        progress: called with what is happening.
+
+    Raises NoRun, CorruptCheckpoint, NewerFormat, OlderFormat, DataChanged, or the source's own errors.
+    """
+    found = read_comparison(path)
+    record = found.record
+    if not unreached(record):
+        return found
+    plan = dict(record["plan"])
+    data, _ = read_data(record, str(path), data)
+    if outliers is None and plan["outliers"] is not None:
+        outliers = plan["outliers"]
+        if outliers == IN_MEMORY:
+            raise UsageError(f"The outliers of {path} were given in memory.", "Give them again: outliers=ROWS.")
+    options = {name: tuples(values) for name, values in plan["options"].items()}
+    asked = {key: plan[key] for key in ("seconds", "seed", "needs", "samples", "max_test", "anomaly", "device")}
+    return compare(data, plan["families"], out=path, outliers=outliers, options=options, progress=progress, **asked)
+
+
+def unreached(record: Mapping[str, Any]) -> list[str]:
+    """The families that a comparison still owes: it was interrupted before or while it fitted them."""
+    done = {row["family"] for row in record["rows"]}
+    return [name for name in record["settings"]["families"] if name not in done]
+
+
 def read_comparison(path: str | Path) -> Comparison:
     """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
     path = Path(path)
     record = read_sealed(path / "comparison.json", FORMAT)
     return Comparison(record, path)
+
+
+# -- going on ----------------------------------------------------------------------------------------------
+
+
+def _plan(
+    settings: Settings,
+    names: Sequence[str],
+    options: Mapping[str, dict[str, Any]] | None,
+    outliers: Any,
+    anomaly: str | None,
+) -> dict[str, Any]:
+    """What was asked for, as JSON gives it back."""
+    source = None if outliers is None else IN_MEMORY
+    if isinstance(outliers, str | os.PathLike):
+        source = os.path.abspath(outliers) if os.path.exists(outliers) else str(outliers)
+    asked = {"families": list(names), "options": dict(options or {}), "outliers": source, "anomaly": anomaly}
+    plan: dict[str, Any] = plain(dataclasses.asdict(settings) | asked)
+    return plan
+
+
+def _begun(path: Path, plan: Mapping[str, Any], data: Data) -> dict[str, Any] | None:
+    """The record of a comparison that was interrupted and can go on; None where the folder holds none.
+
+    Raises RunExists where it is complete, or where something else was asked for.
+    """
+    if not (path / "comparison.json").exists():
+        return None
+    try:
+        record = read_comparison(path).record
+    except RunError as error:  # damaged, or of another version
+        raise RunExists(
+            f"{path} already holds a comparison, which cannot go on: {error.problem}", _ELSEWHERE
+        ) from error
+    _same_plan(record["plan"], plan, path)
+    if found := differences(record["data"]["digest"], data):
+        raise RunExists(f"{path} already holds a comparison, of data that were others ({found}).", _ELSEWHERE)
+    if not unreached(record):
+        raise RunExists(
+            f"{path} already holds this comparison, and all of its {len(record['rows'])} families.",
+            f"See it: pofx report {path}. {_ELSEWHERE}",
+        )
+    return record
+
+
+_ELSEWHERE = "Choose another --out, or say --overwrite to begin anew."
+
+
+def _same_plan(there: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> None:
+    """Raises RunExists, naming what is not the same."""
+    for key, value in plan.items():
+        if there[key] != value:
+            what = "other rows" if key == "outlier_rows" else f"{there[key]}, not {value}"
+            raise RunExists(
+                f"{path} already holds a comparison, with {key.replace('_', ' ')} {what}.",
+                f"Ask for the same to go on with it. {_ELSEWHERE}",
+            )
+
+
+def _kept(record: Mapping[str, Any], path: Path) -> dict[str, _Result]:
+    """What is there of each family that has its row: verdicts need the likelihood of every test row."""
+    kept = {}
+    for row in record["rows"]:
+        scores = path / "runs" / row["family"] / "scores.json"
+        if row["status"] != "ok":
+            kept[row["family"]] = _Result(row)
+        elif scores.exists():
+            kept[row["family"]] = _Result(row, Score.from_json(read_sealed(scores)["likelihood"]))
+    return kept
 
 
 def _names(families: Sequence[str] | None) -> list[str]:
@@ -248,16 +371,14 @@ def assess(
         progress: called with what is happening.
 
     Returns:
-        The figures. Raises NoRun, CorruptCheckpoint, NewerFormat, or the source's own errors.
+        The figures. Raises NoRun, CorruptCheckpoint, NewerFormat, DataChanged, or the source's own errors.
     """
     path = Path(path)
     run = read_run(path)
     info, model = run.info, run.model
-    if data is None:
-        data = load(info["data"]["source"], **info["data"]["options"])
+    data, _ = read_data(info, str(path), data)
     study = Study.prepare(data, Settings(seconds, info["seed"]))
-    fitted = {"seconds": run.seconds, "steps": run.steps, "status": run.status, "parameters": model.parameter_count()}
-    row: dict[str, Any] = {"family": model.name, "baseline": False, "fit": fitted}
+    row: dict[str, Any] = {"family": model.name, "baseline": False, "fit": _fitted(run)}
     _save_shown(path / "data_sample.npz", study)
     _judge(study, run, row, path, partial(_tell, progress, model.name, model.name))
     return row
@@ -267,27 +388,40 @@ def _fit(
     study: Study, name: str, options: dict[str, Any], place: Path | None, tell: Callable[..., None]
 ) -> tuple[Run, dict[str, Any]]:
     settings, before = study.settings, time.perf_counter()
+
+    def progress(entry: dict[str, Any]) -> None:
+        tell("fitting", entry)
+
+    if place is not None and ended(place):  # before the comparison was interrupted
+        run = read_run(place)
+        unknown = {"unavailable": "The fit was over before the comparison was interrupted."}
+        return run, _fitted(run) | {"wall_seconds": None, "memory": unknown}
+    begun = place is not None and (place / "config.json").exists()
     with peak_memory(settings.device) as memory:
-        run = fit(
-            study.data,
-            name,
-            seconds=settings.seconds,
-            seed=settings.seed,
-            out=place,
-            overwrite=True,  # the folder of the comparison was checked as a whole
-            options=options,
-            device=settings.device,
-            progress=lambda entry: tell("fitting", entry),
-        )
-    figures = {
+        if place is not None and begun:
+            run = resume(place, data=study.data, progress=progress)
+        else:
+            run = fit(
+                study.data,
+                name,
+                seconds=settings.seconds,
+                seed=settings.seed,
+                out=place,
+                options=options,
+                device=settings.device,
+                progress=progress,
+            )
+    wall = None if begun else round(time.perf_counter() - before, 3)  # with preparation and saving
+    return run, _fitted(run) | {"wall_seconds": wall, "memory": plain(memory)}
+
+
+def _fitted(run: Run) -> dict[str, Any]:
+    return {
         "seconds": run.seconds,
-        "wall_seconds": round(time.perf_counter() - before, 3),  # with preparation and saving
         "steps": run.steps,
         "status": run.status,
         "parameters": run.model.parameter_count(),
-        "memory": plain(memory),
     }
-    return run, figures
 
 
 def _abilities(cls: type[Model], data: Data, options: dict[str, Any]) -> dict[str, bool]:
@@ -384,7 +518,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         lik["bits_text"],
         f"{cost['seconds']:.3g} s",
         amount(cost["parameters"]),
-        f"{cost['memory']['bytes'] / 2**20:.0f} MiB",
+        cell(cost["memory"], "bytes", lambda b: f"{b / 2**20:.0f} MiB"),
         cell(lik, "rows_per_second", amount),
         cell(drawn, "latency", lambda s: f"{1000 * s:.3g} ms{cut}"),
         cell(drawn, "rows_per_second", lambda v: f"{amount(v)}{cut}"),
@@ -423,6 +557,8 @@ def _about_data(data: Data) -> dict[str, Any]:
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
         "labels": None if data.labels is None else list(data.labels),
         "seed": data.seed,
+        "options": data.options,
+        "digest": data.digest,
     }
 
 

@@ -17,24 +17,24 @@ from markupsafe import Markup
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
 from pofx.core.space import Audio, Image, Ragged, Space, Table, Text, from_json
-from pofx.evaluate.compare import read_comparison
+from pofx.evaluate.compare import read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.leaderboard import Cell, Column, duration, get, minus
-from pofx.train.checkpoint import read_sealed
 from pofx.train.compiling import told
-from pofx.train.run import read_info, read_log
+from pofx.train.run import read_info, read_log, read_scores
 
 Page = dict[str, Any]
 
 
-def build(folder: str | Path, out: str | Path | None = None) -> Path:
+def build(folder: str | Path, out: str | Path | None = None, notes: Sequence[str] = ()) -> Path:
     """Write the report of a comparison or of one run.
 
     Args:
         folder: what ``compare`` or ``fit`` left.
         out: the HTML file; ``report.html`` in the folder where none is given.
+        notes: what else is to be said of the data, as that they have changed since.
 
     Returns:
         Where the report stands.
@@ -51,6 +51,7 @@ def build(folder: str | Path, out: str | Path | None = None) -> Path:
         raise NoRun(
             f"{folder} holds neither a comparison nor a run.", "Give the folder that 'pofx compare' or 'pofx fit' made."
         )
+    page["notes"] = [*page["notes"], *notes]
     path = folder / "report.html" if out is None else Path(out)
     write_atomic(path, _render(page).encode())
     return path
@@ -84,9 +85,9 @@ def _comparison(folder: Path) -> Page:
     return {
         "name": data["name"],
         "eyebrow": "Comparison of generative models",
-        "lead": f"{len(rows)} of {len(record['rows'])} families fitted to {data['rows']['train']:,} rows "
+        "lead": f"{len(rows)} of {len(settings['families'])} families fitted to {data['rows']['train']:,} rows "
         f"({data['space_text']}{context}). Each had {duration(settings['seconds'])}; all are judged on the same "
-        f"{scored:,} held-out rows.",
+        f"{scored:,} held-out rows.{_not_reached(record, folder)}",
         "advice": _advice(record["recommendation"]),
         "board": _board(rows, record, scored),
         "matrix": (names, matrix) if len(names) > 1 else None,
@@ -107,6 +108,12 @@ def _comparison(folder: Path) -> Page:
         "options": [(r["family"], get(r, "summary") or "", _options(r["config"])) for r in rows],
         "version": record["pofx"],
     }
+
+
+def _not_reached(record: Mapping[str, Any], folder: Path) -> str:
+    """Of a comparison that was interrupted, the families that it still owes."""
+    names = unreached(record)
+    return f" Not reached: {', '.join(names)}; 'pofx resume {folder}' goes on." if names else ""
 
 
 def _advice(found: Mapping[str, Any]) -> Page:
@@ -326,7 +333,7 @@ def _plain(value: Any) -> str:
 
 def _run(folder: Path) -> Page:
     info, log = read_info(folder), read_log(folder)
-    scores = read_sealed(folder / "scores.json") if (folder / "scores.json").exists() else None
+    scores = read_scores(folder, log)
     space = from_json(info["space"])
     context = None if info["context"] is None else from_json(info["context"])
     last = log[-1] if log else {}

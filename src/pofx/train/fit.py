@@ -180,7 +180,7 @@ def fit(
     about = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
-        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}, "digest": data.digest,
     }  # fmt: skip
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training)
     path = None if out is None else Path(out)
@@ -198,16 +198,14 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
         path: the run folder.
         data: needed where the run was fitted on data in memory; else the source is read again.
 
-    Raises NoRun, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, CannotSave, the source's own errors, or Stopped.
+    Raises NoRun, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the source's own
+    errors, or Stopped.
     """
     path = Path(path)
     info = folder.read_info(path)
     if info["training"]["target_weight"]:
         raise UsageError("A fit with a target distribution cannot be resumed.", "Fit again.")
-    if data is None:
-        from pofx.data.base import load
-
-        data = load(info["data"]["source"], **info["data"]["options"])
+    data, _ = folder.read_data(info, str(path), data)
     with seeded(info["seed"]):
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
@@ -410,11 +408,17 @@ class _Loop:
             self._keep_last_good()
             raise Diverged(
                 f"{self.model.name} diverged at step {self.state.step}: {bad[0]} is {terms[bad[0]].item()}.",
-                "The last good weights are kept. Lower --recipe.lr or --recipe.clip, or look for extreme values.",
+                self._remedy(),
             )
         for key, value in terms.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
         self.summed += 1
+
+    def _remedy(self) -> str:
+        """Against divergence: what is not trained by gradients has no learning rate to lower."""
+        options = ["--recipe.lr"] + ["--recipe.clip"] * (self.recipe.clip is not None)
+        lower = f"Lower {' or '.join(options)}, or look" if any(steppers(self.learner)) else "Look"
+        return f"The last good weights are kept. {lower} for extreme values in the data."
 
     # -- validation ---------------------------------------------------------------------------------------
 
@@ -479,7 +483,7 @@ class _Loop:
             self._keep_last_good()
             raise Diverged(
                 f"{self.model.name} diverged by step {self.state.step}: its validation number is NaN.",
-                "The last good weights are kept. Lower --recipe.lr.",
+                self._remedy(),
             )
         # minus infinity is an honest number (a datum that the model holds impossible) but not JSON
         entry["valid"] = number if math.isfinite(number) else None

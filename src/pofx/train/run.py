@@ -1,6 +1,6 @@
 """A run folder: everything about one fit, and nothing executable.
 
-config.json          family, options, space, context, recipe, data, budget, seed, versions
+config.json          family, options, space, context, recipe, data (with their digest), budget, seed, versions
 weights.safetensors  the weights to use: the best validated (or averaged, or last) ones
 resume.safetensors   all that training needs to go on
 log.jsonl            one line per entry: step, seconds, loss, validation
@@ -22,10 +22,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pofx
-from pofx.core.errors import CannotSave, CorruptCheckpoint, NoRun, OlderFormat, RunBusy, RunExists, UsageError
+from pofx.core.errors import (
+    CannotSave,
+    CorruptCheckpoint,
+    MissingSource,
+    NoRun,
+    OlderFormat,
+    RunBusy,
+    RunExists,
+    UsageError,
+)
 from pofx.core.files import lock
 from pofx.core.learner import Recipe
 from pofx.core.model import Model, replace_config
@@ -34,7 +43,11 @@ from pofx.core.space import from_json
 from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, save_tree, write_lines, write_sealed
 from pofx.train.memory import building
 
+if TYPE_CHECKING:
+    from pofx.data.base import Data
+
 FORMAT = 2  # of run folders; raised when a reader of the old one would misread the new
+ENDS = ("finished", "stopped early")  # of training that came to its end
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}  # of file systems without them
 
 
@@ -50,7 +63,7 @@ class Run:
     @property
     def status(self) -> str:
         """How training ended: finished, stopped early, or unfinished (killed: see ``pofx resume``)."""
-        return str(self.log[-1]["status"]) if self.log and "status" in self.log[-1] else "unfinished"
+        return status(self.log)
 
     @property
     def seconds(self) -> float:
@@ -90,7 +103,7 @@ def build(info: dict[str, Any]) -> Model:
     """A fresh model of the family, options and spaces that config.json names. Raises OlderFormat or OutOfMemory."""
     cls = family(info["family"])
     try:
-        config = replace_config(cls.Config(), _tuples(info["options"]))
+        config = replace_config(cls.Config(), tuples(info["options"]))
     except UsageError as error:
         raise OlderFormat(f"pofx {info['pofx']} wrote this run: {error}", "Fit again, or use that pofx.") from error
     context = None if info["context"] is None else from_json(info["context"])
@@ -99,7 +112,7 @@ def build(info: dict[str, Any]) -> Model:
 
 
 def recipe_of(info: dict[str, Any]) -> Recipe:
-    return Recipe(**_tuples(info["recipe"]))
+    return Recipe(**tuples(info["recipe"]))
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -123,6 +136,62 @@ def read_run(path: str | Path) -> Run:
     load_into(model, load_tree(path / "weights.safetensors"), path / "weights.safetensors")
     model.eval()
     return Run(model, info, read_log(path), path)
+
+
+def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> tuple[Data, str | None]:
+    """The data that a run or a comparison was made with, read again (or given again), and still the same.
+
+    Args:
+        record: the content of config.json or comparison.json; what: names it in messages.
+
+    Returns:
+        The data, and a note where an older record does not tell what they were. Raises DataChanged, MissingSource,
+        or the source's own errors.
+    """
+    from pofx.data.base import load
+    from pofx.data.digest import same_data
+    from pofx.data.raw import IN_MEMORY
+
+    about = record["data"]
+    if data is None and about["source"] == IN_MEMORY:
+        raise MissingSource(
+            f"The data of {what} were given in memory, not in a file.",
+            "Give them again in Python (data=DATA); 'pofx log-prob' and 'pofx encode' take a SOURCE of new rows.",
+        )
+    data = load(about["source"], **about["options"]) if data is None else data
+    return data, same_data(record, data, what)
+
+
+def status(log: list[dict[str, Any]]) -> str:
+    """How the training that wrote this log ended: finished, stopped early, diverged or unfinished."""
+    return str(log[-1].get("status", "unfinished")) if log else "unfinished"
+
+
+def standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -> str | None:
+    """How far training came, in a sentence, where it did not come to its end; None where it did."""
+    how = status(log)
+    if "budget" not in info or how in ENDS:  # a checkpoint of another library knows of no training
+        return None
+    step, seconds = (log[-1]["step"], log[-1]["seconds"]) if log else (0, 0.0)
+    if how == "diverged":
+        return f"Training diverged at step {step:,}: these weights are the last good ones."
+    budget = next(f"{value:g} {unit}" for unit, value in info["budget"].items() if value is not None)
+    reached = f"it stands at step {step:,}, after {seconds:.3g} s, of a budget of {budget}"
+    return f"Training is {how}: {reached}. To go on: pofx resume {path}."
+
+
+def ended(path: Path) -> bool:
+    """Did the training in this folder come to its end?"""
+    return status(read_log(path)) in ENDS
+
+
+def read_scores(path: Path, log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What scores.json holds, where there is one and it tells of the weights as they are: training did not go on."""
+    if not (path / "scores.json").exists():
+        return None
+    scores: dict[str, Any] = read_sealed(path / "scores.json")
+    measured = (scores["fit"]["status"], scores["fit"]["steps"])
+    return scores if not log or measured == (status(log), log[-1]["step"]) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -209,6 +278,25 @@ def keep(path: Path, info: dict[str, Any]) -> None:
         )
 
 
+def clear(path: Path) -> None:
+    """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
+    measured = ("scores.json", "data_sample.npz", "samples/samples.npz", "report.html")
+    for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", *measured, "config.json"):
+        remove(path / old)
+
+
+def remove(file: Path) -> None:
+    """Remove a file, if it is there. Raises CannotSave."""
+    try:
+        file.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise CannotSave(
+            f"Could not remove {file}: {error.strerror}.", "Check its permissions, or choose another --out."
+        ) from error
+
+
 def write_weights(path: Path, state: dict[str, Any]) -> None:
     save_tree(path / "weights.safetensors", state)
 
@@ -217,6 +305,6 @@ def write_log(path: Path, log: list[dict[str, Any]]) -> None:
     write_lines(path / "log.jsonl", log)
 
 
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+def tuples(options: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples, options have no lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
