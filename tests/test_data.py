@@ -203,11 +203,15 @@ def test_same_table_from_every_format(table: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(table.read_bytes()))
     (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
     (tmp_path / "c.csv").write_bytes(table.read_text().encode("utf-16"))
-    frame = pandas.read_csv(table, parse_dates=["when"])
+    frame = pandas.read_csv(table, parse_dates=["when"], na_values="?")
     frame.to_parquet(tmp_path / "d.parquet")
     frame.to_feather(tmp_path / "e.feather")
     sources = [tmp_path / n for n in ("a.csv.gz", "b.csv", "c.csv", "d.parquet", "e.feather")]
-    sources += [frame, polars.read_csv(table, null_values="NA", try_parse_dates=True), pa.Table.from_pandas(frame)]
+    sources += [
+        frame,
+        polars.read_csv(table, null_values=["NA", "?"], try_parse_dates=True),
+        pa.Table.from_pandas(frame),
+    ]
     for source in sources:
         got = pofx.load(source)
         assert got.space == want.space, source

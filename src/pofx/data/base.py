@@ -173,6 +173,7 @@ def load(
     levels: int | None = None,
     sequence: str | None = None,
     arrays: Sequence[str] = (),
+    label_array: str | None = None,
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
@@ -201,12 +202,15 @@ def load(
         symbols: what a text is made of: "characters", "bytes", or "auto".
         rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
-        arrays: of an archive of sequences, those that make up a step.
+        arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
+            those that make up the columns of a table or a step of a sequence.
+        label_array: of an archive, the array that holds each row's class.
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
+    from pofx.data.archives import is_archive
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
 
@@ -236,10 +240,13 @@ def load(
         "levels": levels,
         "sequence": sequence,
         "arrays": list(arrays),
+        "label_array": label_array,
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
+    if (arrays or label_array) and not is_archive(source):
+        raise UsageError("Only a .npz file holds arrays by names.", "Leave arrays and label_array out.")
     texts = [c for c, t in options["types"].items() if "category" in t]
     raw = read(source, reading(options, texts))
     notes = list(raw.notes)
@@ -306,14 +313,14 @@ def reading(
         kind = type(like).__name__.lower()
     return Options(
         texts, None if shape is None else tuple(shape), get("resize"), known, alone,
-        None if alone else get("max_rows"), get("seed", 0), kind,
+        None if alone else get("max_rows"), get("seed", 0), kind, tuple(get("arrays", ())), get("label_array"),
         text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
         audio.Reading(
             get("rate"), get("law", "linear"), get("levels"), _classes_of_sounds(options),
             like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
-            get("sequence"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
+            get("sequence"), tuple(get("arrays", ())), get("label_array"), get("types", {}), tuple(get("drop", ())),
             like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
@@ -321,7 +328,7 @@ def reading(
 
 def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:
     """The array of an archive that is wanted for labels: it may be named as the label, or as what is given."""
-    named = [options.get("label"), *(options.get("given") or ())]
+    named = [options.get("label_array"), options.get("label"), *(options.get("given") or ())]
     return next((name for name in named if name not in (None, "label")), None)
 
 

@@ -6,13 +6,13 @@
     dates, timestamps                   Integer with ``date`` "d" or "s"
     other numbers                       Real; on a grid where values repeat (see ``resolution``)
 
-Missing are: null, NaN, and the spellings in ``MISSING``. Each type can be overridden by a spec:
+Missing are: null, NaN, what a masked array masks, and in CSV the spellings in ``MISSING``; in other formats "NA" is a
+text like any other. Each type can be overridden by a spec:
 ``category``, ``integer``, ``real``, ``real:STEP``, ``nullable``, ``drop``, or a sum such as ``real+nullable``.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import re
 import warnings
@@ -35,6 +35,8 @@ MOST_CATEGORIES = 1000  # of a text column, unless its type is declared
 FEW_ROWS = 20  # up to here two distinct numbers do not make a category
 EXACT = 2.0**53  # whole numbers up to here are exact in float64
 SECONDS_PER_DAY = 86400
+FIRST_SECOND, LAST_SECOND = -62135596800, 253402300799  # of the years 1 and 9999, since 1970
+TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,11 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
             )
         if spec.kind == "category" or numbers is None or (found.codes_only() and not declared):
             return _category(name, found, spec)
-        found = Numbers(numbers)
-    return _numeric(name, found, spec)
+        found = Numbers(numbers, note=_digits(found.rounded()))
+    out = _numeric(name, found, spec)
+    if found.note and out.column is not None:
+        out = replace(out, note=f"Column {name!r}: {found.note}. {out.note}".strip())
+    return out
 
 
 # ------------------------------------------------------------------------------ plain numbers and text
@@ -127,6 +132,11 @@ class Text:
         """True if a number would lose something: a leading zero ("01234"), or digits beyond float64's."""
         return any(re.fullmatch(r"0\d+", s) or (s.isdigit() and int(s) > EXACT) for s in self.spellings)
 
+    def rounded(self) -> int:
+        """How many rows hold a whole number that float64 does not have."""
+        odd = [k for k, s in enumerate(self.spellings) if re.fullmatch(r"-?\d+", s) and int(s) != float(s)]
+        return int(np.isin(self.codes, odd).sum())
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -148,39 +158,90 @@ def _number(spelling: str) -> float | None:
 def _plain(name: str, array: Array) -> Text | Numbers:
     """Any Arrow or NumPy column as numbers or as text. Raises BadValue for lists, objects and the like."""
     if isinstance(array, np.ndarray):
-        if array.dtype.kind in "f":
-            return Numbers(array.astype(np.float64), _rounding(array.dtype.itemsize))
-        if array.dtype.kind in "iu" and (not array.size or max(abs(int(array.min())), abs(int(array.max()))) <= EXACT):
-            return Numbers(array.astype(np.float64))
-        array = pa.chunked_array([pa.array(array)])
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        if not _is_text(kind):
-            array = array.cast(kind)
+        kind, mask = array.dtype.kind, np.ma.getmaskarray(array) if np.ma.isMaskedArray(array) else None
+        if kind == "f":
+            return _stored(array.filled(math.nan) if isinstance(array, np.ma.MaskedArray) else array)
+        if kind not in "biuUSMm" or array.ndim != 1:
+            raise _no_plain(name, array.dtype if array.ndim == 1 else f"{array.dtype} of {list(array.shape[1:])}")
+        array = _arrow(name, np.asarray(array), mask)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    of, kind = pa.types, array.type
     if _is_text(kind):
         return _text(name, array)
-    if pa.types.is_boolean(kind):
+    if of.is_boolean(kind):
         return _text(name, array.cast(pa.string()))
-    if pa.types.is_integer(kind):
+    if of.is_integer(kind):
         low, high = pc.min_max(array).as_py().values()
         if low is not None and max(abs(low), abs(high)) > EXACT:
             return _text(name, array.cast(pa.string()))  # identifiers: float64 would merge neighbours
         return Numbers(_floats(array.cast(pa.float64())))
-    if pa.types.is_floating(kind):
+    if of.is_floating(kind):
         return Numbers(_floats(array.cast(pa.float64())), _rounding(kind.bit_width // 8))
-    if pa.types.is_decimal(kind):
-        return Numbers(_floats(array.cast(pa.float64())))
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return _dates(array)
-    if pa.types.is_time(kind):
-        micros = array.cast(pa.time64("us")).cast(pa.int64()).cast(pa.float64())
-        return Numbers(_floats(micros) / 1e6, note="times of day became seconds since midnight")
-    if pa.types.is_null(kind):
+    if of.is_decimal(kind):
+        return _decimals(name, array)
+    if of.is_date(kind) or of.is_timestamp(kind):
+        return _dates(name, array)
+    if of.is_time(kind):
+        return Numbers(_in_seconds(*_ticks(array)), note="times of day became seconds since midnight")
+    if of.is_duration(kind):
+        return Numbers(_in_seconds(*_ticks(array)), note="durations became seconds")
+    if of.is_null(kind):
         return Numbers(np.full(len(array), math.nan))
-    raise BadValue(
+    raise _no_plain(name, kind)
+
+
+def _no_plain(name: str, kind: object) -> BadValue:
+    return BadValue(
         f"Column {name!r} holds {kind} values.", f"Make plain columns of it, or leave it out: --drop {name}."
     )
+
+
+def _stored(array: np.ndarray[Any, Any]) -> Numbers:
+    """Floats of any width; those wider than float64 are rounded to it."""
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is named as such
+        values = array.astype(np.float64)
+    rounded = int((values != array).sum() - np.isnan(values).sum()) if array.dtype.itemsize > 8 else 0
+    return Numbers(values, _rounding(array.dtype.itemsize), note=_digits(rounded))
+
+
+def _digits(rounded: int) -> str:
+    return f"{rounded} values have more digits than float64 keeps, and were rounded to its 53 bits" if rounded else ""
+
+
+def _arrow(name: str, array: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None) -> pa.ChunkedArray:
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind in "Mm" and (unit := np.datetime_data(array.dtype)[0]) not in ("D", *TICKS):
+        # Arrow has no such unit; a column that has to do with fractions of a nanosecond is cut to whole ones
+        array = array.astype(f"{array.dtype.kind}8[{'ns' if unit in ('ps', 'fs', 'as') else 's'}]")
+    if array.dtype.kind == "m" and np.datetime_data(array.dtype)[0] == "D":
+        array = array.astype("m8[s]")
+    try:
+        return pa.chunked_array([pa.array(array, mask=mask)])
+    except UnicodeError:
+        row = next(i for i, v in enumerate(array) if not _is_unicode(v))
+        raise BadValue(f"Column {name!r} holds text that is not Unicode in row {row}.", "Correct the row.") from None
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        str(value).encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Text:
+    """Decimals as the nearest float64; whole ones that it would merge with their neighbours are identifiers."""
+    floats = array.cast(pa.float64())
+    values = _floats(floats)
+    if (np.abs(values) > EXACT).any():
+        digits = array.cast(pa.string())
+        if not pc.any(pc.match_substring_regex(digits, r"\.\d*[1-9]")).as_py():
+            return _text(name, pc.replace_substring_regex(digits, r"\.0*$", ""))
+    wide = pa.decimal256(76, array.type.scale) if 0 <= array.type.scale <= 40 else array.type
+    rounded = pc.sum(pc.not_equal(floats.cast(wide), array.cast(wide))).as_py() or 0
+    return Numbers(values, note=_digits(rounded))
 
 
 def _rounding(width: int) -> float:
@@ -188,8 +249,9 @@ def _rounding(width: int) -> float:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    # binary is what the CSV reader makes of bytes that are not UTF-8; ``_text`` names the row
-    return str(kind) in ("string", "large_string", "string_view", "binary")
+    # binary is what the CSV reader makes of bytes that are not UTF-8 (``_text`` names the row), and what older
+    # writers of Parquet make of any text
+    return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
 def _floats(array: pa.ChunkedArray) -> Floats:
@@ -197,9 +259,7 @@ def _floats(array: pa.ChunkedArray) -> Floats:
 
 
 def _text(name: str, array: pa.ChunkedArray) -> Text:
-    if not pa.types.is_dictionary(array.type):
-        array = array.dictionary_encode()
-    array = array.unify_dictionaries()
+    array = array.dictionary_encode().unify_dictionaries()
     raw: list[Any] = array.chunk(0).dictionary.to_pylist() if array.num_chunks else []
     chunks = [np.asarray(pc.fill_null(c.indices, len(raw)), dtype=np.int64) for c in array.chunks]
     codes = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
@@ -214,7 +274,7 @@ def _text(name: str, array: pa.ChunkedArray) -> Text:
                     "Convert the file, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
                 ) from None
     trimmed = [str(v).strip() for v in raw]
-    spellings = sorted({s for s in trimmed if s not in MISSING}, key=_natural)
+    spellings = sorted(set(trimmed), key=_natural)
     index = {s: k for k, s in enumerate(spellings)}
     recode = np.array([*(index.get(s, -1) for s in trimmed), -1])
     codes = recode[codes]
@@ -231,16 +291,39 @@ def _natural(spelling: str) -> tuple[int, float, str]:
     return (1, 0.0, spelling) if number is None or math.isnan(number) else (0, number, spelling)
 
 
-def _dates(array: pa.ChunkedArray) -> Numbers:
+def _ticks(array: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
+    """Moments or durations [N] in whole units since 1970 (or midnight), where missing [N], and units per second."""
+    kind, missing = array.type, array.is_null().to_numpy()
+    unit = "s" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    whole = array.cast(pa.int32()) if kind.bit_width == 32 else array
+    counts = pc.fill_null(whole.cast(pa.int64()), 0).to_numpy()
+    return counts * SECONDS_PER_DAY if pa.types.is_date32(kind) else counts, missing, TICKS[unit]
+
+
+def _in_seconds(counts: np.ndarray[Any, Any], missing: np.ndarray[Any, Any], per_second: int) -> Floats:
+    seconds, rest = np.divmod(counts, per_second)
+    return np.where(missing, math.nan, seconds + rest / per_second)
+
+
+def _dates(name: str, array: pa.ChunkedArray) -> Numbers:
     """Whole days since 1970 if no value has a time of day, else seconds (UTC), cut to whole ones."""
-    micros = array.cast(pa.timestamp("us", tz=getattr(array.type, "tz", None))).cast(pa.int64())
-    seconds = _floats(micros.cast(pa.float64())) / 1e6
-    whole = np.floor(seconds)
-    note = "" if np.array_equal(whole, seconds, equal_nan=True) else "fractions of a second were cut off"
-    days = whole / SECONDS_PER_DAY
-    if (np.isnan(days) | (days == np.floor(days))).all():
-        return Numbers(days, date="d")
-    return Numbers(whole, date="s", note=note)
+    counts, missing, per_second = _ticks(array)
+    seconds, rest = np.divmod(counts, per_second)
+    beyond = ~missing & ((seconds < FIRST_SECOND) | (seconds > LAST_SECOND))
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise BadValue(
+            f"Column {name!r} holds the date {np.datetime64(int(seconds[row]), 's')} in row {row}; dates are of the "
+            "years 1 to 9999.",
+            f"Correct the row, or leave the column out: --drop {name}.",
+        )
+    notes = ["fractions of a second were cut off"] if rest.any() else []
+    zone = getattr(array.type, "tz", None)
+    if zone not in (None, "UTC", "+00:00"):
+        notes.append(f"times of {zone} became UTC")
+    days, clock = np.divmod(seconds, SECONDS_PER_DAY)
+    date, values = ("s", seconds) if clock.any() else ("d", days)
+    return Numbers(np.where(missing, math.nan, values.astype(np.float64)), date=date, note=", ".join(notes))
 
 
 # ---------------------------------------------------------------------------------------- types
@@ -303,13 +386,13 @@ def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
         return Inferred(Category(name, tuple(map(spell, distinct)), nullable), codes)
     if kind == "integer":
         if not whole:
-            row = int((np.nan_to_num(v) != np.rint(np.nan_to_num(v))).argmax())
+            row = int((~missing & ((v != np.rint(v)) | (np.abs(v) > EXACT))).argmax())
+            limit = "" if abs(v[row]) <= EXACT else " (whole numbers are exact up to 2^53)"
             raise BadValue(
-                f"Column {name!r} is declared integer, but row {row} holds {v[row]:.10g}.",
+                f"Column {name!r} is declared integer, but row {row} holds {v[row]:.10g}{limit}.",
                 f"Declare it real: --types {name}=real.",
             )
-        column = Integer(name, int(distinct[0]), int(distinct[-1]), nullable, found.date)
-        return Inferred(column, v, f"Column {name!r}: {found.note}." if found.note else "")
+        return Inferred(Integer(name, int(distinct[0]), int(distinct[-1]), nullable, found.date), v)
     return _real(name, replace(found, values=v), spec, distinct, counts, nullable)
 
 
@@ -329,7 +412,7 @@ def _real(
     if not atoms or spec.kind == "real":
         note = f"{repeated / n:.0%} of the values of column {name!r} repeat, yet it is declared continuous: "
         note += "a density can grow there without limit, so likelihoods may mislead."
-        return Inferred(Real(name, nullable, low=low, high=high), v, note if atoms else found.note)
+        return Inferred(Real(name, nullable, low=low, high=high), v, note if atoms else "")
     step, origin = resolution(distinct, counts, found.rounding)
     snapped = snap(v, step, origin)
     moved = int((np.abs(snapped - v) > 0.1 * step).sum())  # less is the error of a stored form such as float32
@@ -340,7 +423,8 @@ def resolution(distinct: Floats, counts: np.ndarray[Any, Any], rounding: float) 
     """(step, origin) of the coarsest grid that holds all ``distinct`` (sorted) values, each ``counts`` times.
 
     A power of ten where the values are decimals (also decimals that went through float32), else an
-    equal spacing from the smallest value (integers that were shifted and scaled), else a power of ten
+    equal spacing from the smallest value (integers that were shifted and scaled), else the power of two that
+    values of 16 bits are multiples of (exactly, whatever their magnitude), else a power of ten
     that is fine enough to keep distinct values apart and hardly to move them. Where a few strays (one
     value in a thousand) ask for a step a thousand times finer than all others do (a temperature of
     14.66666667 among whole degrees), the strays are to be rounded instead.
@@ -361,12 +445,25 @@ def resolution(distinct: Floats, counts: np.ndarray[Any, Any], rounding: float) 
                 coarse = 10.0**-k
     if coarse is not None:
         return coarse, 0.0
-    noise = 16 * rounding * top
+    noise = 16 * min(rounding, 2.0**-24) * top
     if (step := spacing(distinct, noise)) is not None:
         return step, float(distinct[0])
+    if (step := binary(distinct)) is not None:
+        return step, 0.0
     gaps = np.diff(distinct)
-    fine = min(float(gaps[gaps > noise].min()) / 10, float(distinct[-1] - distinct[0]) / 1e4)
+    fine = min(float(gaps[gaps > noise].min(initial=math.inf)) / 10, float(distinct[-1] - distinct[0]) / 1e4)
     return 10.0 ** math.floor(math.log10(max(fine, top * 2.0**-50))), 0.0
+
+
+def binary(distinct: Floats, bits: int = 11) -> float | None:
+    """The greatest power of two that all values are multiples of, if none has more significant bits than float16."""
+    mantissa, exponent = np.frexp(np.abs(distinct[distinct != 0]))
+    whole = np.ldexp(mantissa, bits)
+    if (whole != np.rint(whole)).any():
+        return None
+    lowest = whole.astype(np.int64) & -whole.astype(np.int64)
+    step = float(np.ldexp(lowest.astype(np.float64), exponent - bits).min())
+    return step if float(np.abs(distinct).max()) / step < 2**44 else None
 
 
 def spacing(distinct: Floats, noise: float) -> float | None:
@@ -377,6 +474,8 @@ def spacing(distinct: Floats, noise: float) -> float | None:
     """
     gaps = np.diff(distinct)
     gaps = gaps[gaps > noise]
+    if not len(gaps):
+        return None
     while len(gaps) > 1:
         g = gaps.min()
         if g < 1e3 * noise:
@@ -398,7 +497,8 @@ def spacing(distinct: Floats, noise: float) -> float | None:
 def snap(v: Floats, step: float, origin: float) -> Floats:
     """The nearest ``origin + k * step``; decimals come out as the nearest double of their decimal form."""
     if origin == 0 and step < 1 and abs(1 / step - round(1 / step)) < 1e-9 / step:
-        return cast(Floats, np.rint(v * round(1 / step)) / round(1 / step))
+        inverse = float(round(1 / step))
+        return cast(Floats, np.rint(v * inverse) / inverse)
     return cast(Floats, origin + np.rint((v - origin) / step) * step)
 
 
@@ -473,6 +573,12 @@ def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     if isinstance(column, Integer):
         if column.date and found.date is None and not np.isnan(v).all():
             raise BadValue(f"Column {name!r} holds plain numbers; it takes dates.", "Write dates as 2024-12-31.")
+        if (np.abs(v) > EXACT).any():
+            row = int((np.abs(v) > EXACT).argmax())
+            raise BadValue(
+                f"Column {name!r} holds {v[row]:.17g} in row {row}; whole numbers are exact up to 2^53.",
+                "Correct the row.",
+            )
         if column.date == "s" and found.date == "d":
             v = v * SECONDS_PER_DAY
         if column.date == "d" and found.date == "s":
@@ -522,8 +628,7 @@ def show(column: Column, value: float) -> str:
         return column.values[int(value)]
     if isinstance(column, Integer):
         if column.date:
-            moment = dt.datetime(1970, 1, 1) + dt.timedelta(**{"days" if column.date == "d" else "seconds": int(value)})
-            return str(moment.date() if column.date == "d" else moment)
+            return str(np.datetime64(int(value), "D" if column.date == "d" else "s")).replace("T", " ")
         return str(int(value))
     return f"{value:.6g}"
 
