@@ -639,7 +639,7 @@ def test_one_row_from_spelling(table: Path) -> None:
         (b"a,b\n1,\n2,?\n3,NA\n", BadValue, "'b' has no value.*--drop b"),
         (b"a,b\n1,2\n2,inf\n3,4\n", BadValue, "'b' is infinite .inf. in row 1"),
         (b"a,a\n1,2\n", BadValue, "2 columns named 'a'"),
-        (b"a,b\n1,x\n2,\xe9\n", BadValue, "'b' holds bytes that are not UTF-8 in row 1"),
+        (b"a,b\n1,x\n2,\xe9\n", BadValue, "bytes that are not UTF-8 in line 3"),
         (b"a,\xe9\n1,2\n", CorruptFile, "not UTF-8"),
         (b"a,b\n1,\0\0\0\n", CorruptFile, "neither text"),
         (gzip.compress(b"a,b\n1,2\n" * 1000)[:-30], CorruptFile, "gzip"),

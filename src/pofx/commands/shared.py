@@ -45,6 +45,16 @@ class Source:
     """Seed of the split into training, validation and test rows."""
     max_rows: int | None = None
     """Use only so many rows, drawn at random."""
+    header: bool = False
+    """The first line of a CSV file holds names, whatever it looks like."""
+    no_header: bool = False
+    """The first line of a CSV file holds values, whatever it looks like."""
+    names: str | None = None
+    """Names of all columns of a CSV file, 'a,b,c', in place of those of a header."""
+    missing: list[str] | None = None
+    """The spellings in a CSV file that mean missing, besides empty fields ['': none; default: NA, NaN, null, ? ...]."""
+    formats: Annotated[list[str], arg(metavar="COLUMN=FORMAT")] = dataclasses.field(default_factory=list)
+    """How columns of a CSV file are written, if unclear: point (1,234.5), comma (1.234,5), dmy, mdy or ymd (dates)."""
     shape: tuple[int, ...] | None = None
     """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
     resize: int | None = None
@@ -88,21 +98,21 @@ class Output:
 def load_source(args: Source) -> Data:
     from pofx.data.base import load
 
-    types = {}
-    for entry in args.types:
-        column, equals, kind = entry.partition("=")
-        if not (column and equals and kind):
-            raise UsageError(f"--types takes COLUMN=TYPE; {entry!r} is not.", "For example: --types age=integer.")
-        types[column] = kind
+    if args.header and args.no_header:
+        raise UsageError("The first line holds names or it does not.", "Give --header or --no-header.")
     return load(
         args.source,
         given=args.given,
         label=args.label,
         target=args.target,
-        types=types or None,
+        types=_pairs(args.types, "types", "TYPE", "age=integer") or None,
         drop=tuple(args.drop),
         seed=args.split_seed,
         max_rows=args.max_rows,
+        header=True if args.header else False if args.no_header else None,
+        names=args.names,
+        missing=args.missing,
+        formats=_pairs(args.formats, "formats", "FORMAT", "when=dmy") or None,
         shape=args.shape,
         resize=args.resize,
         kind=args.kind,
@@ -119,13 +129,26 @@ def load_source(args: Source) -> Data:
     )
 
 
+def _pairs(entries: list[str], option: str, what: str, example: str) -> dict[str, str]:
+    """COLUMN=WORD by column, whose name may hold '=' itself."""
+    pairs = {}
+    for entry in entries:
+        column, _, word = entry.rpartition("=")
+        if not (column and word):
+            raise UsageError(
+                f"--{option} takes COLUMN={what}; {entry!r} is not.", f"For example: --{option} {example}."
+            )
+        pairs[column] = word
+    return pairs
+
+
 def parse(kind: Any, argv: list[str], command: str) -> Any:
     return tyro.cli(kind, args=argv, prog=f"pofx {command}", config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def positional(argv: list[str], index: int) -> str:
     """The ``index``-th argument that is neither an option nor an option's value."""
-    flags = {"--overwrite", "--json", "--quiet", "--help", "-h"}
+    flags = {"--overwrite", "--json", "--quiet", "--header", "--no-header", "--help", "-h"}
     found, skip = [], False
     for a in argv:
         if skip:

@@ -45,7 +45,7 @@ def read_rows(
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
     known = next((s for s in spaces if isinstance(s, Image)), None)
-    raw = read(source, reading(options, texts, known=known, alone=True, like=space))
+    raw = read(source, reading(options, texts, known=known, alone=True, like=space, context=context))
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")

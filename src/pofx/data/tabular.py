@@ -1,13 +1,14 @@
 """Tables: the type of a column from its values, and values to numbers and back.
 
     text, booleans                      Category (values sorted)
+    text that spells numbers or dates   as those; codes such as 00501 stay text (see ``spelling``)
     one or two distinct values          Category
     whole numbers (880.0 too)           Integer
     dates, timestamps                   Integer with ``date`` "d" or "s"
     other numbers                       Real; on a grid where values repeat (see ``resolution``)
 
-Missing are: null, NaN, what a masked array masks, and in CSV the spellings in ``MISSING``; in other formats "NA" is a
-text like any other. Each type can be overridden by a spec:
+Missing are: null, NaN, what a masked array masks, and empty text; a reader of text files makes null of the spellings
+in ``MISSING``, and in other formats "NA" is a text like any other. Each type can be overridden by a spec:
 ``category``, ``integer``, ``real``, ``real:STEP``, ``nullable``, ``drop``, or a sum such as ``real+nullable``.
 """
 
@@ -26,14 +27,16 @@ import pyarrow.compute as pc
 
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.space import Category, Column, Integer, Real
+from pofx.data import spelling
+from pofx.data.spelling import EXACT
 
 Array: TypeAlias = "pa.ChunkedArray | np.ndarray[Any, Any]"
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
+# what text files write for a missing value, unless they are told to be otherwise
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "Null", "null", "<NA>", "#N/A")
 MOST_CATEGORIES = 1000  # of a text column, unless its type is declared
 FEW_ROWS = 20  # up to here two distinct numbers do not make a category
-EXACT = 2.0**53  # whole numbers up to here are exact in float64
 SECONDS_PER_DAY = 86400
 FIRST_SECOND, LAST_SECOND = -62135596800, 253402300799  # of the years 1 and 9999, since 1970
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
@@ -55,7 +58,7 @@ class Spec:
             head, _, step = word.partition(":")
             if word == "nullable":
                 spec = replace(spec, nullable=True)
-            elif head == "real" and step and _number(step) is not None and float(step) > 0:
+            elif head == "real" and re.fullmatch(spelling.UNSIGNED, step) and float(step) > 0:
                 spec = replace(spec, kind="real", step=float(step))
             elif word in ("category", "integer", "real", "drop"):
                 spec = replace(spec, kind=word)
@@ -75,6 +78,7 @@ class Inferred:
     values: Floats | None
     note: str = ""
     rounded: int = 0  # how many values were moved onto the column's grid
+    code: str = ""  # a spelling for which text that could be numbers was taken for codes
 
 
 def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
@@ -87,22 +91,27 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
     if spec.kind == "drop":
         return Inferred(None, None)
     found = _plain(name, array)
-    if isinstance(found, Text):
-        numbers = found.numbers()
-        declared = spec.kind in ("integer", "real")
-        if numbers is None and declared:
-            row, spelling = found.first_text()
+    said = [found.note]
+    read = spelling.read(found.spellings) if isinstance(found, Text) and spec.kind != "category" else None
+    if isinstance(found, Numbers):
+        inferred = _numeric(name, found, spec)
+    elif not isinstance(read, spelling.Spelled):
+        if spec.kind in ("integer", "real"):
+            row, text = found.first_text()
             raise BadValue(
-                f"Column {name!r} is declared {spec.kind}, but row {row} holds {spelling!r}.",
+                f"Column {name!r} is declared {spec.kind}, but row {row} holds {text!r}.",
                 f"Correct the row, or declare it a category: --types {name}=category.",
             )
-        if spec.kind == "category" or numbers is None or (found.codes_only() and not declared):
-            return _category(name, found, spec)
-        found = Numbers(numbers, note=_digits(found.rounded()))
-    out = _numeric(name, found, spec)
-    if found.note and out.column is not None:
-        out = replace(out, note=f"Column {name!r}: {found.note}. {out.note}".strip())
-    return out
+        inferred = _category(name, found, spec)
+    elif read.code and spec.kind not in ("integer", "real"):
+        inferred = replace(_category(name, found, spec), code=read.code)
+    else:
+        inferred = _numeric(name, Numbers(found.of(read.values), date=read.date), spec)
+        said += [read.said, read.note, _digits(found.rounded())]
+    note = "; ".join(filter(None, said))
+    if note and inferred.column is not None:
+        inferred = replace(inferred, note=f"{inferred.note} Column {name!r}: {note}.".strip())
+    return inferred
 
 
 # ------------------------------------------------------------------------------ plain numbers and text
@@ -114,28 +123,28 @@ class Text:
 
     codes: np.ndarray[Any, Any]
     spellings: list[str]
+    note: str = ""
 
-    def numbers(self) -> Floats | None:
-        """Values [N] if every spelling is a number, else None."""
-        parsed = [_number(s) for s in self.spellings]
-        if any(p is None for p in parsed) or not parsed:
-            return None
-        return np.array([*cast("list[float]", parsed), math.nan])[self.codes]
+    def of(self, values: Floats) -> Floats:
+        """What each row's spelling stands for [N], NaN where missing."""
+        return np.append(values, math.nan)[self.codes]
 
-    def first_text(self) -> tuple[int, str]:
-        """The first row whose spelling is no number."""
-        bad = [k for k, s in enumerate(self.spellings) if _number(s) is None]
-        row = int(np.isin(self.codes, bad).argmax())
-        return row, self.spellings[self.codes[row]]
-
-    def codes_only(self) -> bool:
-        """True if a number would lose something: a leading zero ("01234"), or digits beyond float64's."""
-        return any(re.fullmatch(r"0\d+", s) or (s.isdigit() and int(s) > EXACT) for s in self.spellings)
+    def sorted(self) -> Text:
+        """The same with its spellings in order."""
+        order = sorted(range(len(self.spellings)), key=lambda k: _natural(self.spellings[k]))
+        return Text(np.append(np.argsort(order), -1)[self.codes], [self.spellings[k] for k in order])
 
     def rounded(self) -> int:
         """How many rows hold a whole number that float64 does not have."""
-        odd = [k for k, s in enumerate(self.spellings) if re.fullmatch(r"-?\d+", s) and int(s) != float(s)]
+        odd = [k for k, s in enumerate(self.spellings) if re.fullmatch(r"-?\d{16,300}", s) and int(s) != float(s)]
         return int(np.isin(self.codes, odd).sum())
+
+    def first_text(self) -> tuple[int, str]:
+        """The first row whose spelling is no number or date in any format, else whose spelling is not plain."""
+        odd = spelling.strays(self.spellings)
+        odd = odd or [k for k, s in enumerate(self.spellings) if _number(s) is None]
+        row = int(np.isin(self.codes, odd).argmax())
+        return row, self.spellings[self.codes[row]]
 
 
 @dataclass(frozen=True)
@@ -148,11 +157,9 @@ class Numbers:
     note: str = ""
 
 
-def _number(spelling: str) -> float | None:
-    try:
-        return float(spelling)
-    except ValueError:
-        return None
+def _number(text: str) -> float | None:
+    """The number that is spelled the plain way; a code such as 007 is none."""
+    return float(text) if re.match(spelling.PLAIN, text) else None
 
 
 def _plain(name: str, array: Array) -> Text | Numbers:
@@ -249,8 +256,7 @@ def _rounding(width: int) -> float:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    # binary is what the CSV reader makes of bytes that are not UTF-8 (``_text`` names the row), and what older
-    # writers of Parquet make of any text
+    # bytes are what older writers of Parquet make of any text; ``_text`` names the row of those that are not UTF-8
     return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
@@ -273,22 +279,17 @@ def _text(name: str, array: pa.ChunkedArray) -> Text:
                     f"Column {name!r} holds bytes that are not UTF-8 in row {row}: {value!r}.",
                     "Convert the file, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
                 ) from None
-    trimmed = [str(v).strip() for v in raw]
-    spellings = sorted(set(trimmed), key=_natural)
+    spellings = [v for v in raw if v]
     index = {s: k for k, s in enumerate(spellings)}
-    recode = np.array([*(index.get(s, -1) for s in trimmed), -1])
-    codes = recode[codes]
-    used = np.unique(codes[codes >= 0])
-    if len(used) < len(spellings):  # a dictionary may name values that no row has
-        spellings = [spellings[k] for k in used]
-        codes = np.where(codes < 0, -1, np.searchsorted(used, codes))
-    return Text(codes, spellings)
+    recode = np.array([*(index.get(v, -1) for v in raw), -1])
+    empty = int((codes == raw.index("")).sum()) if "" in raw else 0
+    return Text(recode[codes], spellings, f"{empty} empty texts were taken for missing" if empty else "")
 
 
 def _natural(spelling: str) -> tuple[int, float, str]:
     """Numbers by size, then text by alphabet."""
     number = _number(spelling)
-    return (1, 0.0, spelling) if number is None or math.isnan(number) else (0, number, spelling)
+    return (1, 0.0, spelling) if number is None else (0, number, spelling)
 
 
 def _ticks(array: pa.ChunkedArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
@@ -330,6 +331,7 @@ def _dates(name: str, array: pa.ChunkedArray) -> Numbers:
 
 
 def _category(name: str, text: Text, spec: Spec) -> Inferred:
+    text = text.sorted()
     n, distinct = len(text.codes), len(text.spellings)
     missing = bool((text.codes < 0).any())
     if not distinct:
@@ -344,10 +346,10 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
 
 def _almost_numbers(name: str, text: Text) -> str:
     """What the user can do about a text column of too many values."""
-    odd = [s for s in text.spellings if _number(s) is None]
+    odd = spelling.strays(text.spellings)
     if 0 < len(odd) <= max(3, len(text.spellings) // 100):
-        row, spelling = text.first_text()
-        return f" (numbers, but {spelling!r} in row {row}); if that means missing, leave those fields empty."
+        row, word = text.first_text()
+        return f" (numbers or dates, but {word!r} in row {row}); if that means missing, leave those fields empty."
     return f"; keep it with --types {name}=category."
 
 
@@ -536,12 +538,12 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
     # "1", "1.0" and True, TRUE are the same value in files of different formats
     index = {s.lower(): k for k, s in enumerate(column.values) if s.lower() in ("true", "false")}
     numbers = [(_number(s), k) for k, s in enumerate(column.values)]
-    index |= {spell(v): k for v, k in numbers if v is not None and math.isfinite(v)}
+    index |= {spell(v): k for v, k in numbers if v is not None}
     index |= {s: k for k, s in enumerate(column.values)}
 
     def code(spelling: str) -> int:
         number = _number(spelling)
-        forms = (spelling, spelling.lower(), "" if number is None or not math.isfinite(number) else spell(number))
+        forms = (spelling, spelling.lower(), "" if number is None else spell(number))
         return next((index[f] for f in forms if f in index), -2)
 
     recode = np.array([*map(code, found.spellings), -1])
@@ -560,12 +562,13 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
 def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     name = column.name
     if isinstance(found, Text):
-        numbers = found.numbers()
-        if numbers is None and found.spellings:
-            row, spelling = found.first_text()
+        read = spelling.read(found.spellings)
+        if not isinstance(read, spelling.Spelled) and found.spellings:
+            row, text = found.first_text()
             kind = "a date" if isinstance(column, Integer) and column.date else "a number"
-            raise BadValue(f"Column {name!r} holds {spelling!r} in row {row}; it takes {kind}.", "Correct the row.")
-        found = Numbers(np.full(len(found.codes), math.nan) if numbers is None else numbers)
+            raise BadValue(f"Column {name!r} holds {text!r} in row {row}; it takes {kind}.", "Correct the row.")
+        none = Numbers(np.full(len(found.codes), math.nan))
+        found = Numbers(found.of(read.values), date=read.date) if isinstance(read, spelling.Spelled) else none
     v = found.values
     if np.isinf(v).any():
         row = int(np.isinf(v).argmax())
