@@ -99,12 +99,14 @@ def from_tensor(tensor: torch.Tensor, options: Options) -> Raw:
     """A dense tensor of numbers; what NumPy has no type for (bfloat16 and smaller) becomes float32, which holds it."""
     plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     if not plain or tensor.device.type == "meta":
-        kind = f"{tensor.layout} {tensor.dtype}".removeprefix("torch.").replace("torch.", "")
+        kind = f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
         raise BadValue(
             f"The tensor is no plain one ({kind}, on {tensor.device.type}).",
             "Give a dense tensor of numbers in memory: tensor.to_dense(), tensor.dequantize().",
         )
-    tensor = tensor.detach().cpu()
+    if tensor.is_complex():
+        raise BadValue(f"The tensor holds {tensor.dtype} values.", "Give numbers: torch.view_as_real(tensor).")
+    tensor = tensor.detach().cpu().resolve_neg()
     narrow = tensor.dtype.is_floating_point and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
     return from_array((tensor.float() if narrow else tensor).numpy(), "the tensor", options)
 

@@ -86,6 +86,7 @@ class Data:
     split: str = ""  # how the parts were made, in words
     seed: int = 0
     notes: tuple[str, ...] = ()
+    dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
 
     def describe(self) -> list[dict[str, str]]:
@@ -222,6 +223,7 @@ def load(
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
     from pofx.data.archives import is_archive
+    from pofx.data.dependence import relations
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
     from pofx.data.spelling import FORMATS
@@ -303,6 +305,18 @@ def load(
     )
     if isinstance(rows, Tensor):
         notes += repeats(rows, indices)
+    dependent: tuple[str, ...] = ()
+    if not isinstance(roles.space, Label) and isinstance(table := getattr(space, "step", space), Table):
+        # what is wholly given cannot collapse
+        given_names = {c.name for c in roles.context.columns} if isinstance(roles.context, Table) else set()
+        values = rows.numpy() if isinstance(rows, Tensor) else rows.values
+        related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
+        dependent = tuple(r.column for r in related)
+        if related:
+            notes.append(
+                f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
+                f"measure how far a family has collapsed. Leave out what others determine: --drop {dependent[0]}."
+            )
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
@@ -317,6 +331,7 @@ def load(
         split=words,
         seed=seed,
         notes=tuple(notes),
+        dependent=dependent,
         options=options,
     )
 

@@ -82,6 +82,8 @@ def from_pandas(frame: Any) -> RawTable:
 
 def _pandas_array(values: Any) -> pa.Array:
     """None, NaN, NaT and pd.NA are null; texts stay as they are."""
+    if hasattr(values, "sparse"):
+        values = values.sparse.to_dense()
     if values.dtype.name == "category" and values.cat.categories.dtype.name == "interval":
         values = values.cat.rename_categories(str)
     try:

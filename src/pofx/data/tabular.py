@@ -14,6 +14,7 @@ in ``MISSING``, and in other formats "NA" is a text like any other. Each type ca
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import warnings
@@ -37,6 +38,9 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 MISSING = ("", "?", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "Null", "null", "<NA>", "#N/A")
 MOST_CATEGORIES = 1000  # of a text column, unless its type is declared
 FEW_ROWS = 20  # up to here two distinct numbers do not make a category
+IF_MISSING = "If that means missing, leave it empty (of a CSV file: --missing and its spelling)"
+FAR = 10  # times the range of all others is how far a value stands off that may mean missing
+LARGEST = 1e150  # squares and products of columns stay finite up to here, and above zero from its inverse on
 SECONDS_PER_DAY = 86400
 FIRST_SECOND, LAST_SECOND = -62135596800, 253402300799  # of the years 1 and 9999, since 1970
 TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # per second
@@ -166,10 +170,10 @@ def _plain(name: str, array: Array) -> Text | Numbers:
     """Any Arrow or NumPy column as numbers or as text. Raises BadValue for lists, objects and the like."""
     if isinstance(array, np.ndarray):
         kind, mask = array.dtype.kind, np.ma.getmaskarray(array) if np.ma.isMaskedArray(array) else None
+        if kind not in "fbiuUSMm" or array.ndim != 1:
+            raise _no_plain(name, array.dtype if array.ndim == 1 else f"{array.dtype} {list(array.shape[1:])}")
         if kind == "f":
             return _stored(array.filled(math.nan) if isinstance(array, np.ma.MaskedArray) else array)
-        if kind not in "biuUSMm" or array.ndim != 1:
-            raise _no_plain(name, array.dtype if array.ndim == 1 else f"{array.dtype} of {list(array.shape[1:])}")
         array = _arrow(name, np.asarray(array), mask)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
@@ -372,6 +376,8 @@ def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
     if not len(present):
         raise _all_missing(name)
     distinct, counts = np.unique(present, return_counts=True)
+    if spec.kind != "category":
+        _check_size(name, v, distinct)
     nullable = bool(missing.any()) or spec.nullable
     whole = bool((distinct == np.rint(distinct)).all() and np.abs(distinct).max() <= EXACT)
     kind = spec.kind
@@ -394,8 +400,45 @@ def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
                 f"Column {name!r} is declared integer, but row {row} holds {v[row]:.10g}{limit}.",
                 f"Declare it real: --types {name}=real.",
             )
-        return Inferred(Integer(name, int(distinct[0]), int(distinct[-1]), nullable, found.date), v)
-    return _real(name, replace(found, values=v), spec, distinct, counts, nullable)
+        out = Inferred(Integer(name, int(distinct[0]), int(distinct[-1]), nullable, found.date), v)
+    else:
+        out = _real(name, replace(found, values=v), spec, distinct, counts, nullable)
+    return replace(out, note=" ".join(filter(None, [out.note, _far(out.column, distinct, counts)])))
+
+
+def _far(column: Column | None, distinct: Floats, counts: np.ndarray[Any, Any]) -> str:
+    """Up to two values at either end that stand far off all others, as one does that means missing, in words."""
+    ends = sorted(itertools.product(range(3), repeat=2), key=sum)[1:]
+    for low, high in (e for e in ends if len(distinct) - sum(e) >= 2):
+        rest = distinct[low : len(distinct) - high]
+        far = FAR * (rest[-1] - rest[0])
+        below, above = distinct[:low], distinct[len(distinct) - high :]
+        if (low and rest[0] - below[-1] <= far) or (high and above[0] - rest[-1] <= far):
+            continue
+        odd = [*zip(below, counts[:low], strict=True), *zip(above, counts[len(distinct) - high :], strict=True)]
+        if column is not None and all(n > 1 or re.fullmatch(r"-?9+", spell(v)) or abs(v) > 1e20 for v, n in odd):
+            listed = " and ".join(f"{show(column, v)} in {n} row{'s' * (n > 1)}" for v, n in odd)
+            return (
+                f"Column {column.name!r} holds {listed}, far from all others ({show(column, rest[0])} to "
+                f"{show(column, rest[-1])}). {IF_MISSING}."
+            )
+    return ""
+
+
+def _check_size(name: str, v: Floats, distinct: Floats) -> None:
+    """Raise BadValue where numbers would overflow, or all vanish, when they are squared; ``distinct`` is sorted."""
+    top = max(abs(float(distinct[0])), abs(float(distinct[-1])))
+    if top > LARGEST:
+        row = int((np.abs(v) > LARGEST).argmax())
+        raise BadValue(
+            f"Column {name!r} holds {v[row]:.6g} in row {row}; numbers go up to {LARGEST:g}.",
+            f"{IF_MISSING}; else divide the column, or leave it out: --drop {name}.",
+        )
+    if 0 < top < 1 / LARGEST:
+        raise BadValue(
+            f"Column {name!r} holds nothing larger than {top:.6g}; numbers begin at {1 / LARGEST:g}.",
+            f"Multiply the column, or leave it out: --drop {name}.",
+        )
 
 
 def _real(
@@ -417,6 +460,12 @@ def _real(
         return Inferred(Real(name, nullable, low=low, high=high), v, note if atoms else "")
     step, origin = resolution(distinct, counts, found.rounding)
     snapped = snap(v, step, origin)
+    if 2 * len(np.unique(snapped[~np.isnan(v)])) < len(distinct):
+        raise BadValue(
+            f"Column {name!r} holds {low:.6g} to {high:.6g}, so far apart that at its resolution ({step:.3g}) most "
+            "values would be one.",
+            f"{IF_MISSING}; else leave the column out: --drop {name}.",
+        )
     moved = int((np.abs(snapped - v) > 0.1 * step).sum())  # less is the error of a stored form such as float32
     return Inferred(Real(name, nullable, step, origin, low, high), snapped, rounded=moved)
 
@@ -573,6 +622,11 @@ def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     if np.isinf(v).any():
         row = int(np.isinf(v).argmax())
         raise BadValue(f"Column {name!r} is infinite ({v[row]}) in row {row}.", "Correct or remove the row.")
+    if (np.abs(v) > LARGEST).any():
+        row = int((np.abs(v) > LARGEST).argmax())
+        raise BadValue(
+            f"Column {name!r} holds {v[row]:.6g} in row {row}; numbers go up to {LARGEST:g}.", "Correct the row."
+        )
     if isinstance(column, Integer):
         if column.date and found.date is None and not np.isnan(v).all():
             raise BadValue(f"Column {name!r} holds plain numbers; it takes dates.", "Write dates as 2024-12-31.")
