@@ -14,6 +14,7 @@ in ``MISSING``, and in other formats "NA" is a text like any other. Each type ca
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import math
 import re
@@ -244,14 +245,15 @@ def _is_unicode(value: str) -> bool:
 
 def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Text:
     """Decimals as the nearest float64; whole ones that it would merge with their neighbours are identifiers."""
-    floats = array.cast(pa.float64())
-    values = _floats(floats)
+    digits = array.cast(pa.string())
+    values = _floats(digits.cast(pa.float64()))  # Arrow's own cast is not to the nearest
     if (np.abs(values) > EXACT).any():
-        digits = array.cast(pa.string())
         if not pc.any(pc.match_substring_regex(digits, r"\.\d*[1-9]")).as_py():
             return _text(name, pc.replace_substring_regex(digits, r"\.0*$", ""))
-    wide = pa.decimal256(76, array.type.scale) if 0 <= array.type.scale <= 40 else array.type
-    rounded = pc.sum(pc.not_equal(floats.cast(wide), array.cast(wide))).as_py() or 0
+    long = np.flatnonzero(np.abs(values) * 10.0**array.type.scale >= 1e15).tolist()
+    with decimal.localcontext(prec=200):
+        pairs = [(decimal.Decimal(float(values[i])), array[i].as_py()) for i in long]
+        rounded = sum(held.quantize(value) != value for held, value in pairs)
     return Numbers(values, note=_digits(rounded))
 
 
@@ -417,7 +419,7 @@ def _far(column: Column | None, distinct: Floats, counts: np.ndarray[Any, Any]) 
             continue
         odd = [*zip(below, counts[:low], strict=True), *zip(above, counts[len(distinct) - high :], strict=True)]
         if column is not None and all(n > 1 or re.fullmatch(r"-?9+", spell(v)) or abs(v) > 1e20 for v, n in odd):
-            listed = " and ".join(f"{show(column, v)} in {n} row{'s' * (n > 1)}" for v, n in odd)
+            listed = " and ".join(f"{show(column, v)} in {n} row{'s' if n > 1 else ''}" for v, n in odd)
             return (
                 f"Column {column.name!r} holds {listed}, far from all others ({show(column, rest[0])} to "
                 f"{show(column, rest[-1])}). {IF_MISSING}."
