@@ -315,7 +315,8 @@ def load(
         if related:
             notes.append(
                 f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
-                f"measure how far a family has collapsed. Leave out what others determine: --drop {' '.join(dependent)}."
+                "measure how far a family has collapsed. Leave out what others determine: "
+                f"--drop {' '.join(dependent)}."
             )
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()

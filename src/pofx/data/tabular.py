@@ -247,9 +247,8 @@ def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Text:
     """Decimals as the nearest float64; whole ones that it would merge with their neighbours are identifiers."""
     digits = array.cast(pa.string())
     values = _floats(digits.cast(pa.float64()))  # Arrow's own cast is not to the nearest
-    if (np.abs(values) > EXACT).any():
-        if not pc.any(pc.match_substring_regex(digits, r"\.\d*[1-9]")).as_py():
-            return _text(name, pc.replace_substring_regex(digits, r"\.0*$", ""))
+    if (np.abs(values) > EXACT).any() and not pc.any(pc.match_substring_regex(digits, r"\.\d*[1-9]")).as_py():
+        return _text(name, pc.replace_substring_regex(digits, r"\.0*$", ""))
     long = np.flatnonzero(np.abs(values) * 10.0**array.type.scale >= 1e15).tolist()
     with decimal.localcontext(prec=200):
         pairs = [(decimal.Decimal(float(values[i])), array[i].as_py()) for i in long]
