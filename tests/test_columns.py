@@ -6,6 +6,7 @@ import datetime as dt
 import decimal
 import io
 import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -437,5 +438,17 @@ def test_corrupt_tables_are_corrupt_files(tmp_path: Path) -> None:
         with pytest.raises(CorruptFile, match="Parquet"):
             pofx.load(tmp_path / "b.parquet")
     assert isinstance(pofx.load(tmp_path / "a.parquet").space.columns[0], Real)
+    # wherever the footer says 60 (as 120, in the zigzag of its integers), it says 2^45
+    size = struct.unpack("<I", whole[-8:-4])[0]
+    footer, many = whole[-8 - size : -8], bytes([128] * 6 + [16])
+    errors = []
+    for at in [i for i, byte in enumerate(footer) if byte == 2 * N]:
+        wrong = footer[:at] + many + footer[at + 1 :]
+        (tmp_path / "b.parquet").write_bytes(whole[: -8 - size] + wrong + struct.pack("<I", len(wrong)) + b"PAR1")
+        try:
+            pofx.load(tmp_path / "b.parquet")
+        except CorruptFile as e:
+            errors.append(str(e))
+    assert any("tells of 35184372088832 rows and holds 60" in e for e in errors)
     with pytest.raises(WrongShape, match="no column 's'"):
         read_rows(pofx.load(table).space, None, pa.table({"a": [0.1]}))

@@ -224,9 +224,9 @@ def load(
     """
     from pofx.data.archives import is_archive
     from pofx.data.dependence import relations
+    from pofx.data.formats import FORMATS
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
-    from pofx.data.spelling import FORMATS
 
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
@@ -237,7 +237,7 @@ def load(
     shares = shares_of(split)
     options: dict[str, Any] = {
         "target": target,
-        "given": None,
+        "given": [given] if isinstance(given, str) else given,  # an array's name; names of columns are told below
         "label": label,
         "types": dict(types or {}),
         "drop": list(drop),

@@ -22,8 +22,12 @@ def from_parquet(path: Path) -> RawTable:
     try:
         file = pa.parquet.ParquetFile(path)
         names, rows = file.schema_arrow.names, file.metadata.num_rows
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        held = [min(g.num_rows, g.column(0).num_values) if g.num_columns else 0 for g in groups]
     except DAMAGE as e:
         raise corrupt(path, "Parquet", e) from e
+    if sum(held) < rows:  # memory is taken for as many rows as are told
+        raise corrupt(path, "Parquet", f"it tells of {rows} rows and holds {sum(held)}")
 
     def column(j: int) -> Array:
         try:

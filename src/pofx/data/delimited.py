@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import csv
 import gzip
-import itertools
 import io
+import itertools
 import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UsageError
-from pofx.data import spelling
-from pofx.data.roles import no_column
+from pofx.data import formats
+from pofx.data.packed import unpacked
 from pofx.data.raw import Delimited, Options, RawTable, corrupt, table_of
+from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
 
 SAMPLE = 1 << 16  # characters of the first lines from which the layout of a file is told, but at least LINES of them
@@ -61,7 +61,9 @@ def from_csv(path: Path, options: Options) -> RawTable:
     if layout.delimiter == ALONE and not header and layout.blank:  # rows like any other
         layout.data = b"\n" * layout.blank + layout.data
         layout.above -= layout.blank
-    strings, quoted = _fields(path, layout, len(names), header, how)
+    strings, quoted = _fields(path, layout, len(names), header, how, notes)
+    if layout.delimiter == ALONE and (empty := pc.sum(pc.equal(strings.column(0), "")).as_py()):
+        notes.append(f"{empty} empty lines are rows, whose only value is missing.")
     if header and not strings.num_rows and how.header is None:
         raise EmptyData(
             f"{path} has columns ({', '.join(names[:5])}) but no rows.", "Give rows, or --no-header if that is one."
@@ -94,11 +96,9 @@ def is_table(path: Path) -> bool:
 def _text_bytes(path: Path) -> bytes:
     """The file's bytes, unpacked, as UTF-8 (an Excel export in UTF-16 is converted)."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (EOFError, OSError, zlib.error) as e:
-        raise corrupt(path, "gzip", e) from e
+        data = unpacked(path)
+    except OSError as e:
+        raise corrupt(path, "text", e) from e
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()
@@ -126,8 +126,8 @@ def _layout(path: Path, how: Delimited, notes: list[str]) -> Layout:
     comments = []
     while data.startswith(b"#"):
         end = BREAKS.search(data)
-        line, data = (data[: end.start()], data[end.end() :]) if end else (data, b"")
-        comments.append(line)
+        comments.append(data[: end.start()] if end else data)
+        data = data[end.end() :] if end else b""
     try:
         head = comments[-1].decode() if comments else ""
         first = BREAKS.search(data)
@@ -305,7 +305,8 @@ def _names(path: Path, layout: Layout, header: bool, how: Delimited, notes: list
         return list(how.names)
     if not header and how.header is None:
         notes.append(
-            f"The first line holds values, so the columns were named x1 to x{width} (--names a,b,... names them; "
+            f"The first line holds values, so the columns were named {' to '.join(names[:: max(1, width - 1)])} "
+            "(--names a,b,... names them; "
             "--header: it holds names)."
         )
     twice = sorted({n for n in names if names.count(n) > 1 and n}) if len({*names}) < len(names) else []
@@ -320,12 +321,14 @@ def _names(path: Path, layout: Layout, header: bool, how: Delimited, notes: list
 # ---------------------------------------------------------------------------------------- fields and columns
 
 
-def _fields(path: Path, layout: Layout, width: int, header: bool, how: Delimited) -> tuple[pa.Table, pa.Table | None]:
+def _fields(
+    path: Path, layout: Layout, width: int, header: bool, how: Delimited, notes: list[str]
+) -> tuple[pa.Table, pa.Table | None]:
     """All fields as they are spelled; and again with the missing ones null, where some that could be are quoted."""
     data, delimiter = layout.data, layout.delimiter
     quotes = b'"' in data
-    if quotes:
-        _check_quotes(path, layout)
+    if quotes and (odd := _check_quotes(path, layout)):
+        notes.append(f"{odd} fields go on behind their closing quote; they were read without it.")
     names = [str(j) for j in range(width)]
     first = BREAKS.search(data)
     row = first.end() if first else len(data)
@@ -378,11 +381,15 @@ def _columns(
     """Numbers, dates, or text with null where missing."""
     how = options.delimited
     missing = MISSING if how.missing is None else ("", *how.missing)
-    sentinels = any(re.match(spelling.PLAIN, m) for m in missing)
+    sentinels = any(re.match(formats.PLAIN, m) for m in missing)
     found, columns = Found({}, {}, {}, []), list[Array]()
     for j, name in enumerate(names):
         cells = pc.utf8_trim_whitespace(strings.column(j))
-        if name not in options.texts and not sentinels and spelling.is_plain(cells, decimal):
+        format = how.formats.get(name, "")
+        if how.columns and decimal and format in formats.NUMBERS:
+            format = ""  # new rows may have another decimal mark than the first ones (those that pofx wrote do)
+        mark = formats.NUMBERS[format][1] if format in formats.NUMBERS else decimal
+        if name not in options.texts and not sentinels and formats.is_plain(cells, mark):
             columns.append(pc.cast(cells, pa.float64()))
             continue
         gone = pc.is_in(cells, pa.array(missing))
@@ -394,7 +401,7 @@ def _columns(
             if entry["values"]:
                 found.missing.setdefault(entry["values"], []).append(f"{entry['counts']} in {name}")
         cells = pc.if_else(gone, None, cells)
-        columns.append(cells if name in options.texts else _typed(name, cells, decimal, how, found))
+        columns.append(cells if name in options.texts else _typed(name, cells, mark, format, how, found))
     return columns, found
 
 
@@ -403,32 +410,29 @@ def _all_numbers(cells: pa.ChunkedArray) -> bool:
     return len(cells) > 0 and bool(pc.all(pc.match_substring_regex(cells, r"^\PL*\d\PL*$")).as_py())
 
 
-def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, how: Delimited, found: Found) -> Array:
+def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, how: Delimited, found: Found) -> Array:
     """Numbers and dates where all that is there spells them in one format, else the text as it is."""
     present = cells.drop_null()
-    if len(present) and spelling.is_plain(present, decimal):
+    if len(present) and formats.is_plain(present, decimal):
         return pc.cast(cells, pa.float64())
     codes = cells.dictionary_encode().unify_dictionaries()
     spellings = codes.chunk(0).dictionary if codes.num_chunks else pa.array([], pa.string())
-    declared = how.formats.get(name, "")
-    # new rows may have another decimal mark than the first ones (those that pofx wrote do)
-    format = "" if how.columns and decimal and declared in spelling.NUMBERS else declared
-    read = spelling.read(spellings.to_pylist(), decimal, format)
-    if isinstance(read, spelling.Unclear):
-        known = " or ".join(f"{spelling.DATES[f]} (--formats {name}={f})" for f in read.formats)
+    read = formats.read(spellings.to_pylist(), decimal, format)
+    if isinstance(read, formats.Unclear):
+        known = " or ".join(f"{formats.DATES[f]} (--formats {name}={f})" for f in read.formats)
         found.other.append(f"Column {name!r} stays text: dates such as {read.example!r} may be {known}.")
-    if declared and not how.columns and not isinstance(read, spelling.Spelled):
-        odd = spelling.strays(spellings.to_pylist())
+    if format and not how.columns and not isinstance(read, formats.Spelled):
+        odd = formats.strays(spellings.to_pylist())
         example = spellings[odd[0] if odd else 0].as_py()
         raise BadValue(
-            f"Column {name!r} is not written as {declared!r} throughout: it holds {example!r}.",
+            f"Column {name!r} is not written as {format!r} throughout: it holds {example!r}.",
             f"Correct it, or take it for missing: --missing {example!r}.",
         )
-    if not isinstance(read, spelling.Spelled) or read.code:
+    if not isinstance(read, formats.Spelled) or read.code:
         return cells
     if read.said:
         found.written.setdefault(read.said, []).append(name)
-    if read.said or declared:
+    if read.said or format:
         found.formats[name] = read.format
     if read.note:
         found.other.append(f"Column {name!r}: {read.note}.")
@@ -459,8 +463,8 @@ def _listed(items: list[str], most: int = 12) -> str:
 # ------------------------------------------------------------------------------------------------ bad files
 
 
-def _check_quotes(path: Path, layout: Layout) -> None:
-    """Raises RaggedTable where a quote opens a field and no quote before a separator closes it in its line."""
+def _check_quotes(path: Path, layout: Layout) -> int:
+    """How many quoted fields go on behind their closing quote. Raises RaggedTable where none closes a field."""
     mark = re.escape(layout.delimiter.encode())
     field = rb'(?:"(?:[^"]|"")*+"(?=%b|[\r\n]|\Z)|(?!")[^%b\r\n]*+)' % (mark, mark)
     rows = re.compile(rb"(?:%b(?:%b|\r\n?|\n|\Z))*+" % (field, mark))
@@ -469,6 +473,7 @@ def _check_quotes(path: Path, layout: Layout) -> None:
     size = last.end() if last else len(data)  # up to the last line with quotes
     begin = max(data.rfind(b"\n", 0, first), data.rfind(b"\r", 0, first)) + 1
     end = rows.match(data, begin, size).end()  # type: ignore[union-attr]
+    odd = 0
     while end < size:
         stop = BREAKS.search(data, end)
         line = len(data) if stop is None else stop.start()
@@ -478,8 +483,10 @@ def _check_quotes(path: Path, layout: Layout) -> None:
                 f"({data[end : end + 30].splitlines()[0].decode(errors='replace')}).",
                 'Close it before the separator, or write a quote inside a field as "".',
             )
+        odd += 1
         after = data.find(layout.delimiter.encode(), data.find(b'"', end + 1), line)
         end = rows.match(data, line if after < 0 else after + 1, size).end()  # type: ignore[union-attr]
+    return odd
 
 
 def _not_utf8(path: Path, data: bytes) -> BadValue | None:
@@ -501,6 +508,7 @@ def _ragged(path: Path, layout: Layout, width: int) -> RaggedTable | None:
         if row and len(row) != width:
             return RaggedTable(
                 f"{path}, line {reader.line_num + layout.above}: {len(row)} fields where the first line has {width}.",
-                "Correct the line (a separator inside a field needs quotes around the field).",
+                "Correct the line (a separator inside a field needs quotes around the field)."
+                + (" Remove lines that stand above the table." if width == 1 else ""),
             )
     return None

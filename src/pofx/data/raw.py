@@ -46,7 +46,7 @@ class Delimited:
         names: of all columns.
         missing: the spellings that mean missing, besides empty fields, quoted or not; None: the usual ones, where they
             stand without quotes.
-        formats: how columns are written, one of ``spelling.FORMATS`` each.
+        formats: how columns are written, one of ``formats.FORMATS`` each.
         columns: those that new rows must have; none while data are loaded.
     """
 

@@ -119,7 +119,7 @@ def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
     """
     import pyarrow as pa
 
-    from pofx.data.tabular import encode
+    from pofx.data.tabular import MISSING, encode
 
     names = [c.name for c in space.columns]
     for name in values:
@@ -129,9 +129,12 @@ def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
     for col in space.columns:
         if col.name not in values and not col.nullable:
             raise UsageError(f"Column {col.name!r} is lacking.", f"Give all of: {', '.join(names)}.")
-        array = pa.chunked_array([pa.array([values.get(col.name)], pa.string())])
-        if isinstance(col, Integer) and col.date and col.name in values:
-            array = _date(col.name, values[col.name])
+        value = values.get(col.name)
+        if value in MISSING and not (isinstance(col, Category) and value in col.values):
+            value = None
+        array = pa.chunked_array([pa.array([value], pa.string())])
+        if isinstance(col, Integer) and col.date and value is not None:
+            array = _date(col.name, value)
         row.append(float(encode(col, array)[0]))
     return torch.tensor(row, dtype=torch.float64)
 

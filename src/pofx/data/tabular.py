@@ -1,7 +1,7 @@
 """Tables: the type of a column from its values, and values to numbers and back.
 
     text, booleans                      Category (values sorted)
-    text that spells numbers or dates   as those; codes such as 00501 stay text (see ``spelling``)
+    text that spells numbers or dates   as those; codes such as 00501 stay text (see ``formats``)
     one or two distinct values          Category
     whole numbers (880.0 too)           Integer
     dates, timestamps                   Integer with ``date`` "d" or "s"
@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.space import Category, Column, Integer, Real
-from pofx.data import spelling
-from pofx.data.spelling import EXACT
+from pofx.data import formats
+from pofx.data.formats import EXACT
 
 Array: TypeAlias = "pa.ChunkedArray | np.ndarray[Any, Any]"
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
@@ -63,7 +63,7 @@ class Spec:
             head, _, step = word.partition(":")
             if word == "nullable":
                 spec = replace(spec, nullable=True)
-            elif head == "real" and re.fullmatch(spelling.UNSIGNED, step) and float(step) > 0:
+            elif head == "real" and re.fullmatch(formats.UNSIGNED, step) and float(step) > 0:
                 spec = replace(spec, kind="real", step=float(step))
             elif word in ("category", "integer", "real", "drop"):
                 spec = replace(spec, kind=word)
@@ -97,10 +97,10 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
         return Inferred(None, None)
     found = _plain(name, array)
     said = [found.note]
-    read = spelling.read(found.spellings) if isinstance(found, Text) and spec.kind != "category" else None
+    read = formats.read(found.spellings) if isinstance(found, Text) and spec.kind != "category" else None
     if isinstance(found, Numbers):
         inferred = _numeric(name, found, spec)
-    elif not isinstance(read, spelling.Spelled):
+    elif not isinstance(read, formats.Spelled):
         if spec.kind in ("integer", "real"):
             row, text = found.first_text()
             raise BadValue(
@@ -146,7 +146,7 @@ class Text:
 
     def first_text(self) -> tuple[int, str]:
         """The first row whose spelling is no number or date in any format, else whose spelling is not plain."""
-        odd = spelling.strays(self.spellings)
+        odd = formats.strays(self.spellings)
         odd = odd or [k for k, s in enumerate(self.spellings) if _number(s) is None]
         row = int(np.isin(self.codes, odd).argmax())
         return row, self.spellings[self.codes[row]]
@@ -164,7 +164,7 @@ class Numbers:
 
 def _number(text: str) -> float | None:
     """The number that is spelled the plain way; a code such as 007 is none."""
-    return float(text) if re.match(spelling.PLAIN, text) else None
+    return float(text) if re.match(formats.PLAIN, text) else None
 
 
 def _plain(name: str, array: Array) -> Text | Numbers:
@@ -351,7 +351,7 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
 
 def _almost_numbers(name: str, text: Text) -> str:
     """What the user can do about a text column of too many values."""
-    odd = spelling.strays(text.spellings)
+    odd = formats.strays(text.spellings)
     if 0 < len(odd) <= max(3, len(text.spellings) // 100):
         row, word = text.first_text()
         return f" (numbers or dates, but {word!r} in row {row}); if that means missing, leave those fields empty."
@@ -612,13 +612,13 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
 def _encode_number(column: Real | Integer, found: Text | Numbers) -> Floats:
     name = column.name
     if isinstance(found, Text):
-        read = spelling.read(found.spellings)
-        if not isinstance(read, spelling.Spelled) and found.spellings:
+        read = formats.read(found.spellings)
+        if not isinstance(read, formats.Spelled) and found.spellings:
             row, text = found.first_text()
             kind = "a date" if isinstance(column, Integer) and column.date else "a number"
             raise BadValue(f"Column {name!r} holds {text!r} in row {row}; it takes {kind}.", "Correct the row.")
         none = Numbers(np.full(len(found.codes), math.nan))
-        found = Numbers(found.of(read.values), date=read.date) if isinstance(read, spelling.Spelled) else none
+        found = Numbers(found.of(read.values), date=read.date) if isinstance(read, formats.Spelled) else none
     v = found.values
     if np.isinf(v).any():
         row = int(np.isinf(v).argmax())

@@ -27,7 +27,7 @@ from pofx.core.errors import CannotSave, UsageError
 from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
 from pofx.data.audio import write_audio
 from pofx.data.image import full_scale
-from pofx.data.tabular import decode
+from pofx.data.tabular import MISSING, decode
 
 BETWEEN = "\n" + "-" * 40 + "\n"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
@@ -140,11 +140,15 @@ def _write_table(table: pa.Table, to: str | os.PathLike[str] | TextIO) -> None:
 
 
 def _csv(table: pa.Table, delimiter: str) -> bytes:
-    """CSV with quotes only around text that needs them, which pyarrow does for all text or for none."""
+    """CSV with quotes only around text that needs them, which pyarrow does for all text or for none.
+
+    Text that would be taken for missing without them needs them, too.
+    """
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\n").writerow(table.column_names)
     texts = [c.unique().to_pylist() for c in table.columns if pa.types.is_string(c.type)]
-    special = any(set('"\r\n' + delimiter) & set(v or "") for values in texts for v in values)
+    marks = set('"\r\n' + delimiter)
+    special = any(marks & set(v) or v in MISSING for values in texts for v in values if v is not None)
     options = pa.csv.WriteOptions(
         include_header=False, delimiter=delimiter, quoting_style="needed" if special else "none"
     )

@@ -23,7 +23,7 @@ DATES = {"dmy": "day, month, year", "mdy": "month, day, year", "ymd": "year, mon
 FORMATS = (*NUMBERS, *DATES)
 
 EXACT = 2.0**53  # whole numbers up to here are exact in float64
-# what every reader takes for a number, and no id looks like: no leading zero, no plus, at most 15 whole digits, no "1E5"
+# what every reader takes for a number, and no id looks like: no leading zero, no plus, at most 15 digits, no "1E5"
 PLAIN = r"^-?(?:(?:(?:0|[1-9]\d*)\.\d*|\.\d+)(?:[eE][-+]?\d+)?|(?:0|[1-9]\d{0,14})(?:[eE][-+]\d+)?)$"
 
 UNSIGNED = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -133,9 +133,12 @@ def _numbers(column: pa.Array, decimal: str | None, format: str) -> Spelled | No
     named = [u for u in units if u != "|"]
     if len(named) > 1 or (len(units) > 1 and named[0][-1] in "%‰"):
         return None  # "$5" and "€5" are not of one kind, nor are "5%" and "0.05"
-    mark, group = _marks(part["body"], decimal, format) or ("", "")
-    if not mark:
+    fits = _marks(part["body"])
+    if not fits:
         return None
+    # "1.234" and "1,234" are both a thousand and a decimal: as declared, as in the rest of the source, or as usual
+    wanted = NUMBERS[format][1] if format in NUMBERS else decimal or "."
+    mark, group = next((f for f in fits if f[0] == wanted), fits[0])
     body = part["body"]
     if group:
         body = pc.replace_substring_regex(body, GROUPS[group], "")
@@ -143,7 +146,7 @@ def _numbers(column: pa.Array, decimal: str | None, format: str) -> Spelled | No
         body = pc.replace_substring(body, ",", ".")
     values = _floats(pc.binary_join_element_wise(body, part["power"], ""))
     signs = [pc.is_in(part[p], pa.array(["-", "−", "("])) for p in ("open", "sign", "inner", "minus")]
-    count = sum(np.asarray(s).astype(int) for s in signs)
+    count = np.sum([np.asarray(s) for s in signs], axis=0)
     if (count > 1).any():
         return None
     words = [
@@ -153,18 +156,21 @@ def _numbers(column: pa.Array, decimal: str | None, format: str) -> Spelled | No
         "parentheses around negative numbers" if _any(column, r"^\(") else "",
         "a minus after the number" if _any(column, r"-$") else "",
     ]
+    said = "written with " + ", ".join(w for w in words if w) if any(words) else ""
+    if said and len(fits) > 1:
+        said += f" (if not: --formats COLUMN={'point' if mark == ',' else 'comma'})"
     return Spelled(
         np.where(count == 1, -values, values),
         format=next(f for f, (_, m) in NUMBERS.items() if m == mark),
-        said="written with " + ", ".join(w for w in words if w) if any(words) else "",
+        said=said,
         code=_code(column, body),
     )
 
 
-def _marks(body: pa.Array, decimal: str | None, format: str) -> tuple[str, str] | None:
-    """(decimal mark, mark of thousands) that all bodies are written with."""
+def _marks(body: pa.Array) -> list[tuple[str, str]]:
+    """(decimal mark, mark of thousands) that all bodies may be written with."""
     if _match(body, r"^(?i:inf(?:inity)?)$|^\d*$"):
-        return ("," if format == "comma" else "."), ""
+        return [(".", "")]
     fits = []
     for mark in (".", ","):
         for group, pattern in GROUPS.items():
@@ -176,11 +182,7 @@ def _marks(body: pa.Array, decimal: str | None, format: str) -> tuple[str, str] 
             if _match(body, rf"^(?i:inf(?:inity)?)$|^(?:\d+|{whole})(?:[{mark}]\d*)?$|^[{mark}]\d+$"):
                 fits.append((mark, group))
                 break  # a mark of thousands that no number needs is none
-    if len(fits) < 2:
-        return fits[0] if fits else None
-    # "1.234" and "1,234" are both a thousand and a decimal: the column's own format, the rest of the file, the usual
-    wanted = NUMBERS[format][1] if format in NUMBERS else decimal or "."
-    return next(f for f in fits if f[0] == wanted)
+    return fits
 
 
 # ------------------------------------------------------------------------------------------------- dates
@@ -203,7 +205,8 @@ def _dates(column: pa.Array, format: str) -> Spelled | Unclear | None:
         year = "abc"[order.index("y")]
         if size[year] not in ({4}, {2}) or any(size[n] - {1, 2} for n in "abc" if n != year):
             continue
-        if (valid := _days(*(part["abc"[order.index(x)]] for x in "ymd"), two=size[year] == {2})) is not None:
+        years, months, numbers = (part["abc"[order.index(x)]] for x in "ymd")
+        if (valid := _days(years, months, numbers, two=size[year] == {2})) is not None:
             days[order] = valid
     if size["a"] != {4} and found.field("mark")[0].as_py() == "." and "dmy" in days:
         days = {"dmy": days["dmy"]}  # dots stand between day, month and year alone
