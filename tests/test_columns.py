@@ -269,6 +269,7 @@ def test_masks_are_missing() -> None:
         (lambda: pa.table({"c": [{"a": 1}] * N}), BadValue, "'c' holds struct<"),
         (lambda: pa.table({"c": pa.array([b"0123456789abcdef"] * N, pa.uuid())}), BadValue, "'c' holds extension<"),
         (lambda: pa.table({"c": [b"a", b"\xff"] * 30}), BadValue, "not UTF-8 in row 1"),
+        (lambda: pa.table({"c": pa.array([None] * N, pa.decimal128(9, -2**30))}), BadValue, "'c' holds decimal128"),
         (lambda: np.array(["a\ud800", "b"] * 30), BadValue, "not Unicode in row 0"),
         (lambda: np.zeros(N, [("c", float, (2,))]), BadValue, r"'c' holds float64 \[2\]"),
         (lambda: np.array([1, "a"] * 30, object), BadValue, "holds object values"),

@@ -245,6 +245,8 @@ def _is_unicode(value: str) -> bool:
 
 def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Text:
     """Decimals as the nearest float64; whole ones that it would merge with their neighbours are identifiers."""
+    if abs(array.type.scale) > {32: 9, 64: 18, 128: 38, 256: 76}[array.type.bit_width]:
+        raise _no_plain(name, array.type)
     digits = array.cast(pa.string())
     values = _floats(digits.cast(pa.float64()))  # Arrow's own cast is not to the nearest
     if (np.abs(values) > EXACT).any() and not pc.any(pc.match_substring_regex(digits, r"\.\d*[1-9]")).as_py():
