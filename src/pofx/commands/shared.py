@@ -77,8 +77,12 @@ class Source:
     """How many levels a sample of sound has."""
     sequence: str | None = None
     """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
-    arrays: list[str] = dataclasses.field(default_factory=list)
-    """Of an archive of sequences, the arrays that make up a step."""
+    arrays: Annotated[list[str], tyro.conf.UseAppendAction, arg(metavar="NAME")] = dataclasses.field(
+        default_factory=list
+    )
+    """Of an archive of several arrays, the one that is the data, or those that make up columns: --arrays a,b."""
+    label_array: str | None = None
+    """Of an archive, the array that holds each row's class."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares that train, validate and test; long texts are split by place, in this order."""
 
@@ -121,7 +125,8 @@ def load_source(args: Source) -> Data:
         law=args.law,
         levels=args.levels,
         sequence=args.sequence,
-        arrays=args.arrays,
+        arrays=[name for names in args.arrays for name in names.split(",")],
+        label_array=args.label_array,
         split=args.split,
     )
 

@@ -191,13 +191,15 @@ def load(
     levels: int | None = None,
     sequence: str | None = None,
     arrays: Sequence[str] = (),
+    label_array: str | None = None,
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
     Args:
         source: a path (CSV, TSV, Parquet, Arrow, .npy, .npz, a folder of PNG and JPEG with sub-folders as
-            labels, MNIST's IDX files; text and IDX also as .gz), a NumPy array, tensor, pandas or polars
-            frame, pyarrow Table, or the name of a built-in set ("digits", "two-moons", ...).
+            labels, MNIST's IDX files; text and IDX also as .gz), a NumPy array (what a mask hides is missing),
+            tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set ("digits",
+            "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
             model is p(x | given).
@@ -225,12 +227,16 @@ def load(
         symbols: what a text is made of: "characters", "bytes", or "auto".
         rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
-        arrays: of an archive of sequences, those that make up a step.
+        arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
+            those that make up the columns of a table or a step of a sequence.
+        label_array: of an archive, the array that holds each row's class.
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
+    from pofx.data.archives import is_archive
+    from pofx.data.dependence import relations
     from pofx.data.formats import FORMATS
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
@@ -244,7 +250,7 @@ def load(
     shares = shares_of(split)
     options: dict[str, Any] = {
         "target": target,
-        "given": None,
+        "given": [given] if isinstance(given, str) else given,  # an array's name; names of columns are told below
         "label": label,
         "types": dict(types or {}),
         "drop": list(drop),
@@ -267,10 +273,13 @@ def load(
         "levels": levels,
         "sequence": sequence,
         "arrays": list(arrays),
+        "label_array": label_array,
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
+    if (arrays or label_array) and not is_archive(source):
+        raise UsageError("Only a .npz file holds arrays by names.", "Leave arrays and label_array out.")
     texts = [c for c, t in options["types"].items() if "category" in t]
     texts += [text] if text is not None else []
     how = reading(options, texts)
@@ -310,6 +319,19 @@ def load(
     if isinstance(rows, Tensor):
         notes += repeats(rows, indices)
     notes += scarce(len(train), len(test), roles.space.dims if isinstance(roles.space, Table) else 0)
+    dependent: tuple[str, ...] = ()
+    if not isinstance(roles.space, Label) and isinstance(table := getattr(space, "step", space), Table):
+        # what is wholly given cannot collapse
+        given_names = {c.name for c in roles.context.columns} if isinstance(roles.context, Table) else set()
+        values = rows.numpy() if isinstance(rows, Tensor) else rows.values
+        related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
+        dependent = tuple(r.column for r in related)
+        if related:
+            notes.append(
+                f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
+                "measure how far a family has collapsed. Leave out what others determine: "
+                f"--drop {' '.join(dependent)}."
+            )
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
@@ -324,6 +346,7 @@ def load(
         split=words,
         seed=seed,
         notes=tuple(notes),
+        dependent=dependent,
         options=options,
     )
 
@@ -347,7 +370,7 @@ def reading(
         kind = type(like).__name__.lower()
     return Options(
         texts, None if shape is None else tuple(shape), get("resize"), known, alone,
-        None if alone else get("max_rows"), get("seed", 0), kind,
+        None if alone else get("max_rows"), get("seed", 0), kind, tuple(get("arrays", ())), get("label_array"),
         Delimited(get("header"), get("names"), get("missing"), get("formats", {}), known_names),
         text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
         audio.Reading(
@@ -355,7 +378,7 @@ def reading(
             like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
-            get("sequence"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
+            get("sequence"), tuple(get("arrays", ())), get("label_array"), get("types", {}), tuple(get("drop", ())),
             like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
@@ -363,7 +386,7 @@ def reading(
 
 def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:
     """The array of an archive that is wanted for labels: it may be named as the label, or as what is given."""
-    named = [options.get("label"), *(options.get("given") or ())]
+    named = [options.get("label_array"), options.get("label"), *(options.get("given") or ())]
     return next((name for name in named if name not in (None, "label")), None)
 
 

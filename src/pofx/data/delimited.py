@@ -11,7 +11,6 @@ import gzip
 import io
 import itertools
 import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import pyarrow.csv
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UsageError
 from pofx.data import formats
+from pofx.data.packed import unpacked
 from pofx.data.raw import Delimited, Options, RawTable, corrupt, table_of
 from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
@@ -96,11 +96,9 @@ def is_table(path: Path) -> bool:
 def _text_bytes(path: Path) -> bytes:
     """The file's bytes, unpacked, as UTF-8 (an Excel export in UTF-16 is converted)."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (EOFError, OSError, zlib.error) as e:
-        raise corrupt(path, "gzip", e) from e
+        data = unpacked(path)
+    except OSError as e:
+        raise corrupt(path, "text", e) from e
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()

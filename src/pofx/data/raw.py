@@ -71,6 +71,8 @@ class Options:
     max_rows: int | None = None  # of a folder; all other sources are read whole
     seed: int = 0  # of max_rows and of synthetic sources
     kind: str | None = None  # "table", "text", "audio" or "sequence", whatever a source looks like
+    arrays: Collection[str] = ()  # of an archive, those that are the data
+    label_array: str | None = None  # of an archive, the one that holds each row's class
     delimited: Delimited = field(default_factory=Delimited)
     text: text.Reading = field(default_factory=text.Reading)
     audio: audio.Reading = field(default_factory=audio.Reading)

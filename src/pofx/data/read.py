@@ -33,20 +33,23 @@ def read(source: Any, options: Options) -> Raw:
         if name in SOURCES or name in SKLEARN:
             return builtin.from_source(name, options) if name in SOURCES else builtin.from_sklearn(name, options)
         raise _missing(str(source))
+    if isinstance(source, pa.RecordBatchReader):
+        source = source.read_all()
     if isinstance(source, pa.Table | pa.RecordBatch):
         return columnar.from_arrow(pa.table(source) if isinstance(source, pa.RecordBatch) else source)
     if isinstance(source, torch.Tensor):
-        return archives.from_array(source.detach().cpu().numpy(), "the tensor", options)
+        return archives.from_tensor(source, options)
     if isinstance(source, np.ndarray):
         return archives.from_array(source, "the array", options)
     library = type(source).__module__.partition(".")[0]
-    if library == "pandas":
+    if library == "pandas" and hasattr(source, "iloc"):
         return columnar.from_pandas(source)
-    if library == "polars":
-        return columnar.from_arrow(source.to_arrow())
+    if library == "polars" and type(source).__name__ in ("DataFrame", "LazyFrame", "Series"):
+        return columnar.from_polars(source)
     raise UsageError(
         f"Cannot load a {type(source).__name__}.",
-        "Give a path, a built-in name, an array, a tensor, a pandas or polars frame, or a pyarrow Table.",
+        "Give a path, a built-in name, an array (of a sparse matrix its .toarray()), a tensor, a pandas or polars "
+        "frame, or a pyarrow Table.",
     )
 
 
@@ -179,7 +182,7 @@ def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     if head[:4] == b"PK\x03\x04":
         return archives.from_npz(path, options)
     if head[:6] == b"\x93NUMPY" or suffix in ("npy", "npz"):
-        return archives.from_array(archives.load_arrays(path), path.name, options)
+        return archives.from_array(archives.load_array(path), path.name, options)
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or head[:3] == b"\0\0\x08":
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):

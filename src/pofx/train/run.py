@@ -242,8 +242,8 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
 
 def clear(path: Path) -> None:
     """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
-    training = ("weights.safetensors", "resume.safetensors", "log.jsonl", "config.json")
-    for old in (*training, "scores.json", "data_sample.npz", "samples/samples.npz"):
+    measured = ("scores.json", "data_sample.npz", "samples/samples.npz", "report.html")
+    for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", *measured, "config.json"):
         remove(path / old)
 
 
@@ -254,7 +254,9 @@ def remove(file: Path) -> None:
     except NotADirectoryError:
         pass
     except OSError as error:
-        raise CannotSave(f"Could not replace {file}: {error.strerror}.", "Choose another folder (--out).") from error
+        raise CannotSave(
+            f"Could not remove {file}: {error.strerror}.", "Check its permissions, or choose another --out."
+        ) from error
 
 
 def write_config(path: Path, info: dict[str, Any]) -> None:
@@ -276,25 +278,6 @@ def keep(path: Path, info: dict[str, Any]) -> None:
             f"{path} was overwritten: it holds another run than the one that is trained here, which cannot be saved.",
             "Fit again with another --out.",
         )
-
-
-def clear(path: Path) -> None:
-    """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
-    measured = ("scores.json", "data_sample.npz", "samples/samples.npz", "report.html")
-    for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", *measured, "config.json"):
-        remove(path / old)
-
-
-def remove(file: Path) -> None:
-    """Remove a file, if it is there. Raises CannotSave."""
-    try:
-        file.unlink(missing_ok=True)
-    except NotADirectoryError:
-        pass
-    except OSError as error:
-        raise CannotSave(
-            f"Could not remove {file}: {error.strerror}.", "Check its permissions, or choose another --out."
-        ) from error
 
 
 def write_weights(path: Path, state: dict[str, Any]) -> None:
