@@ -6,6 +6,7 @@ import dataclasses
 import io
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,8 @@ class Sample(Output):
     n: Annotated[Positional[int], arg(metavar="N")] = 16
     """How many (for each context, for each prompt, for each image that is completed)."""
     out: Path | None = None
-    """File (.csv, .parquet, .npz, .txt, .jsonl) or folder for PNG files; without it, rows and texts are printed."""
+    """File (.csv, .parquet, .npz, .txt, .jsonl, .wav) or folder (PNG, WAV); without it, all but images and sounds is
+    printed."""
     given: str | None = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
     sampler: str | None = None
@@ -91,10 +93,12 @@ def sample(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.core.model import Sampler
-    from pofx.core.space import Table, Text
-    from pofx.data.write import write_rows
+    from pofx.core.space import Text
+    from pofx.data.write import check_place, write_rows
 
     run = read_model(args.run)
+    check_place(run.model.space, args.n, args.out)
+    options = run.info["data"].get("options", {})
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
     prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
     if args.complete is not None:
@@ -104,7 +108,7 @@ def sample(argv: list[str]) -> int:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
     if isinstance(space, Text):
-        return _texts(args, space, prompts, given, sampler, generator)
+        return _texts(args, space, options, prompts, given, sampler, generator)
     started = time.perf_counter()
     if part is None:
         x = given.sample(args.n, generator=generator, sampler=sampler)
@@ -112,11 +116,9 @@ def sample(argv: list[str]) -> int:
         x = _completed(given, part.x, args, generator)
     seconds = time.perf_counter() - started
     if args.out is None:
-        if not isinstance(space, Table):
-            raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
-        write_rows(space, x, sys.stdout)
+        write_rows(space, x, sys.stdout, options=options)
         return 0
-    write_rows(space, x, args.out)
+    write_rows(space, x, args.out, options=options)
     if args.json:
         print_json({"run": str(args.run), "samples": len(x), "seconds": seconds, "out": str(args.out)})
     else:
@@ -166,7 +168,13 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 
 
 def _texts(
-    args: Sample, space: Text, prompts: list[str], given: Conditional, sampler: Sampler, generator: torch.Generator
+    args: Sample,
+    space: Text,
+    options: Mapping[str, Any],
+    prompts: list[str],
+    given: Conditional,
+    sampler: Sampler,
+    generator: torch.Generator,
 ) -> int:
     """Draw texts, each after its prompt, and show or write them whole."""
     import torch
@@ -195,7 +203,7 @@ def _texts(
         assert not isinstance(found, Unavailable)
         about["log_prob"] = found.nats.movedim(0, -1).flatten().tolist()
     if args.out is not None:
-        write_texts(texts, args.out)
+        write_texts(texts, args.out, options)
         about["out"] = str(args.out)
     if args.json:
         print_json(about if args.out is not None else about | {"texts": texts})
@@ -214,7 +222,7 @@ def _prompts(args: Sample) -> list[str]:
     if args.prompts is None:
         return args.prompt
     try:
-        lines = args.prompts.read_text().splitlines()
+        lines = args.prompts.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MissingSource(f"{args.prompts} cannot be read: {error}.", "Give a text file.") from error
     found = [*args.prompt, *(line for line in lines if line)]

@@ -65,6 +65,8 @@ class Source:
     """How many levels a sample of sound has."""
     sequence: str | None = None
     """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
+    order: str | None = None
+    """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
     arrays: list[str] = dataclasses.field(default_factory=list)
     """Of an archive of sequences, the arrays that make up a step."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -109,6 +111,7 @@ def load_source(args: Source) -> Data:
         law=args.law,
         levels=args.levels,
         sequence=args.sequence,
+        order=args.order,
         arrays=args.arrays,
         split=args.split,
     )

@@ -80,9 +80,9 @@ def from_npz(path: Path, options: Options) -> Raw:
     if not all(isinstance(a, np.ndarray) for a in arrays.values()):
         raise CorruptFile(f"{path} is a zip archive, but no .npz of arrays.", "Unpack it, or save a sheet as CSV.")
     if audio.is_audio(arrays):
-        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE)
+        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE, options.audio.like)
     if sequences.is_sequences(arrays):
-        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS)
+        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS, options.steps.like)
     xs: dict[int | None, str] = {}
     ys: dict[int | None, str] = {}
     for key in arrays:

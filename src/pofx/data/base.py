@@ -172,6 +172,7 @@ def load(
     law: str = "linear",
     levels: int | None = None,
     sequence: str | None = None,
+    order: str | None = None,
     arrays: Sequence[str] = (),
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
@@ -201,6 +202,8 @@ def load(
         symbols: what a text is made of: "characters", "bytes", or "auto".
         rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
+        order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
+            a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.
         arrays: of an archive of sequences, those that make up a step.
 
     Raises:
@@ -235,6 +238,7 @@ def load(
         "law": law,
         "levels": levels,
         "sequence": sequence,
+        "order": order,
         "arrays": list(arrays),
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
@@ -242,6 +246,10 @@ def load(
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
     texts = [c for c, t in options["types"].items() if "category" in t]
     raw = read(source, reading(options, texts))
+    if order is not None and not isinstance(raw.space if isinstance(raw, RawRagged) else None, Steps):
+        raise UsageError(
+            "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
+        )
     notes = list(raw.notes)
     space: Space
     rows: Any
@@ -275,7 +283,7 @@ def load(
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
         name=name or stem or str(source),
-        source=IN_MEMORY if not is_path else os.path.abspath(source) if os.path.exists(source) else str(source),
+        source=_found_again(source) if is_path else IN_MEMORY,
         space=roles.space,
         train=train,
         valid=valid,
@@ -287,6 +295,18 @@ def load(
         notes=tuple(notes),
         options=options,
     )
+
+
+def _found_again(source: str | os.PathLike[str]) -> str:
+    """Where a later command finds a source: its path, the name of a built-in set, or nowhere for a pipe."""
+    from pofx.data.raw import IN_MEMORY
+
+    if not os.path.exists(source):
+        return str(source)
+    path = os.path.abspath(source)
+    if path.startswith(("/dev/", "/proc/")):  # what this process alone calls so
+        path = os.path.realpath(path)
+    return path if os.path.isfile(path) or os.path.isdir(path) else IN_MEMORY
 
 
 def reading(
@@ -313,7 +333,7 @@ def reading(
             like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
-            get("sequence"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
+            get("sequence"), get("order"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
             like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
