@@ -327,8 +327,8 @@ def decode(files: list[Path], resize: int | None, known: Image | None, notes: li
         needed = math.prod(shape) * COPIES
         if needed > memory():
             raise BadValue(
-                f"{len(files)} images of {width}×{height}×{channels} take {needed / 2**30:.1f} GiB while they are read; "
-                f"this machine has {memory() / 2**30:.1f} GiB.",
+                f"{len(files)} images of {width}×{height}×{channels} take {needed / 2**30:.1f} GiB while they are "
+                f"read; this machine has {memory() / 2**30:.1f} GiB.",
                 "Give fewer at a time." if known else "Give --max-rows, or --resize 32.",
             )
         out = np.empty(shape, np.uint8)
@@ -354,7 +354,8 @@ def _opened(file: Path) -> Iterator[Pillow.Image]:
         with Pillow.open(file, formats=OPENED) as image:
             yield image
     except (
-        OSError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error, Pillow.DecompressionBombError,
+        OSError, SyntaxError, TypeError, ValueError, OverflowError, struct.error, zlib.error,
+        Pillow.DecompressionBombError,
     ) as e:  # fmt: skip
         why = str(e) or type(e).__name__
         raise CorruptFile(f"{file} cannot be read as an image: {why}.", "Fetch the file again, or remove it.") from e
