@@ -93,7 +93,7 @@ def sample(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.core.model import Sampler
-    from pofx.core.space import Text
+    from pofx.core.space import Sequence, Text
     from pofx.data.write import check_place, write_rows
 
     run = read_model(args.run)
@@ -115,6 +115,8 @@ def sample(argv: list[str]) -> int:
     else:
         x = _completed(given, part.x, args, generator)
     seconds = time.perf_counter() - started
+    if isinstance(space, Sequence) and (empty := int((space.lengths(x) == 0).sum())):
+        err.print(f"{empty} of {len(x)} sequences have no step, and so no row in a table", highlight=False)
     if args.out is None:
         write_rows(space, x, sys.stdout, options=options)
         return 0
@@ -205,6 +207,9 @@ def _texts(
     if args.out is not None:
         write_texts(texts, args.out, options)
         about["out"] = str(args.out)
+        rows = drawn.flatten(0, 1)
+        if broken := sum(space.read([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
+            err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �", highlight=False)
     if args.json:
         print_json(about if args.out is not None else about | {"texts": texts})
         return 0
