@@ -339,6 +339,11 @@ def _(f):
     return ["data", str(f / "a.wav")]
 
 
+@case("images of no size", 2, "UsageError")
+def _(f):
+    return ["data", pictures(f, [(8, 8)] * 9), "--resize", "0"]
+
+
 @case("new images of another size", 3, "WrongShape")
 def _(f):
     args = ["fit", pictures(f, [(8, 8)] * 9), "independent", "--out", str(f / "run"), "--quiet"]

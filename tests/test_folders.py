@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 
 import pofx
 from pofx.core.errors import CorruptFile, EmptyData, MissingSource, RaggedTable, UsageError
+from pofx.core.space import Text
 from pofx.data import formats, pipes
 from pofx.data.folders import listing
 
@@ -48,7 +49,7 @@ def test_files_are_listed_in_natural_order_and_the_rest_is_counted(tmp_path: Pat
     assert found.aside == {"hidden": 3, "broken link": 1, "no file": 1}
     notes: list[str] = []
     assert len(found.chosen(lambda p: p.suffix == ".txt", notes)) == 2
-    assert "7 entries of the folder left out" in notes[0]
+    assert "7 files were left out" in notes[0]
     for said in ("3 hidden", "1 broken link", "1 no file", "1 .py", "1 .bin"):
         assert said in notes[0]
 
@@ -76,7 +77,7 @@ def test_pictures_among_others_are_read_and_the_others_counted(tmp_path: Path) -
     (tmp_path / ".DS_Store").write_bytes(b"x")
     data = pofx.load(tmp_path)
     assert len(data.train) + len(data.valid) + len(data.test) == 6
-    assert "5 entries of the folder left out: 3 .bmp, 1 .db, 1 hidden." in data.notes
+    assert "5 files were left out: 3 .bmp, 1 .db, 1 hidden." in data.notes
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,12 @@ def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:
     assert want.source == str(tmp_path / "t.csv")
     with pytest.raises(MissingSource, match="in memory or through a pipe"):
         pofx.load(got.source)
+
+
+def test_json_lines_need_no_suffix(tmp_path: Path) -> None:
+    lines = "".join(f'{{"text": "text {i}"}}\n' for i in range(40)).encode()
+    piped(tmp_path / "pipe", lines)
+    assert pofx.load(tmp_path / "pipe").space == Text("".join(sorted(set("text 0123456789"))), True, 7)
 
 
 def test_errors_name_the_pipe(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Listing:
         others = self.kinds(p for p in self.files if not wanted(p)) + self.aside
         if others:
             total = others.total()
-            notes.append(f"{total} {'entries' if total > 1 else 'entry'} of the folder left out: {listed(others)}.")
+            notes.append(f"{total} {'files were' if total > 1 else 'file was'} left out: {listed(others)}.")
         return found
 
     @staticmethod

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, ImageOps
 from PIL import Image as Pillow
 
-from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, WrongShape
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.core.space import Image
 from pofx.data import formats
 from pofx.data.folders import listing
@@ -255,6 +255,8 @@ def from_folder(
     ``seed``. Raises MissingSource, WrongShape (an image of another size), BadValue (more than 8 bits, animations, more
     pixels than there is memory), CorruptFile.
     """
+    if resize is not None and resize < 1:
+        raise UsageError(f"Images of {resize} pixels are impossible.", "Give --resize of 1 or more.")
     notes: list[str] = []
     found = listing(folder)
     files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)

@@ -138,7 +138,7 @@ def _file(path: Path, options: Options) -> Raw:
     if unread := formats.unread(path.name, head):
         raise CorruptFile(f"{path} is in a format that is not read (.{unread}).", formats.conversion(unread, str(path)))
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    if suffix in ("jsonl", "ndjson"):
+    if suffix in ("jsonl", "ndjson") or (head[:1] == b"{" and not path.suffix and options.kind in (None, "text")):
         return text.from_jsonl(path, options.text)
     if f".{suffix}" in audio.SUFFIXES:
         return excerpts(audio.from_file(path, options.audio), SECONDS * RATE, options.audio.like)
