@@ -179,7 +179,7 @@ def load(
 
     Args:
         source: a path (CSV, TSV, Parquet, Arrow, .npy, .npz, a folder of PNG and JPEG with sub-folders as
-            labels, MNIST's IDX files; text and IDX also as .gz; a pipe of any of these), a NumPy array, tensor, pandas or polars
+            labels, MNIST's IDX files; text and IDX also as .gz; or a pipe), a NumPy array, tensor, pandas or polars
             frame, pyarrow Table, or the name of a built-in set ("digits", "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
