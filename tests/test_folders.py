@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 import pofx
 from pofx.core.errors import CorruptFile, EmptyData, MissingSource, RaggedTable, UsageError
 from pofx.core.space import Text
-from pofx.data import formats, pipes
+from pofx.data import foreign, pipes
 from pofx.data.folders import listing
 
 rng = np.random.default_rng(0)
@@ -105,16 +105,16 @@ def test_formats_that_are_not_read_are_named(tmp_path: Path, suffix: str, said: 
 def test_formats_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     for kind in ("webp", "gif", "tiff"):
         Pillow.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "x", kind)
-        assert formats.unread("x", (tmp_path / "x").read_bytes()[: formats.HEAD]) == kind
+        assert foreign.unread("x", (tmp_path / "x").read_bytes()[: foreign.HEAD]) == kind
     for kind, content in (
         ("xz", lzma.compress(b"a")),
         ("bz2", bz2.compress(b"a")),
         ("pkl", pickle.dumps({"a": 1})),
         ("pkl", pickle.dumps([1.5], protocol=2)),
     ):
-        assert formats.unread("data", content[: formats.HEAD]) == kind
+        assert foreign.unread("data", content[: foreign.HEAD]) == kind
     for content in (b"a,b\n1,2\n", b"\x93NUMPY\1\0", b"PAR1\0\0\0\0", "\ufeffa,b".encode("utf-16"), b"\x1f\x8b\x08\0"):
-        assert formats.unread("data", content) is None
+        assert foreign.unread("data", content) is None
 
 
 def test_folders_of_what_is_no_data(tmp_path: Path) -> None:

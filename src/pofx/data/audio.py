@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.space import Audio, Label, Space
-from pofx.data import formats
+from pofx.data import foreign
 from pofx.data.folders import listing
 from pofx.data.image import by_folder, by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
@@ -110,7 +110,7 @@ def from_folder(folder: Path, how: Reading, max_rows: int | None = None, seed: i
     found = listing(folder)
     files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
     if not files:
-        remedy = formats.advice(found.files, f"Give a folder with {', '.join(SUFFIXES)} files.")
+        remedy = foreign.advice(found.files, f"Give a folder with {', '.join(SUFFIXES)} files.")
         raise EmptyData(f"{folder} holds no sounds.", remedy)
     part, label = by_folder(folder, files, notes)
     drawn = pick(len(files), max_rows, seed)

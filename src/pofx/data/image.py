@@ -21,7 +21,7 @@ from PIL import Image as Pillow
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.core.space import Image
-from pofx.data import formats
+from pofx.data import foreign
 from pofx.data.folders import listing
 from pofx.data.packed import unpacked
 from pofx.data.split import TEST, TRAIN, VALID, pick
@@ -261,7 +261,7 @@ def from_folder(
     found = listing(folder)
     files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
     if not files:
-        remedy = formats.advice(found.files, "Give a folder that does.")
+        remedy = foreign.advice(found.files, "Give a folder that does.")
         raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
     part, label = by_folder(folder, files, notes)
     drawn = pick(len(files), max_rows, seed)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from pofx.core.errors import CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
-from pofx.data import archives, audio, builtin, columnar, delimited, formats, image, pipes, sequences, text
+from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, listed, listing
 from pofx.data.ragged import RawRagged, excerpts
@@ -124,19 +124,19 @@ def _nothing_read(found: Listing) -> MissingSource:
     if not found.files:
         return MissingSource(f"{problem}: it is empty.", "Give a folder of such files.")
     problem = f"{problem}; its files are {listed(found.kinds(found.files))}."
-    return MissingSource(problem, formats.advice(found.files, f"Give one of its files, for example {found.files[0]}."))
+    return MissingSource(problem, foreign.advice(found.files, f"Give one of its files, for example {found.files[0]}."))
 
 
 def _file(path: Path, options: Options) -> Raw:
     try:
         with path.open("rb") as file:
-            head = file.read(formats.HEAD)
+            head = file.read(foreign.HEAD)
     except OSError as e:
         raise _shut(path, e) from e
     if not head:
         raise EmptyData(f"{path} is empty.", "Give a file with rows.")
-    if unread := formats.unread(path.name, head):
-        raise CorruptFile(f"{path} is in a format that is not read (.{unread}).", formats.conversion(unread, str(path)))
+    if unread := foreign.unread(path.name, head):
+        raise CorruptFile(f"{path} is in a format that is not read (.{unread}).", foreign.conversion(unread, str(path)))
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "ndjson") or (head[:1] == b"{" and not path.suffix and options.kind in (None, "text")):
         return text.from_jsonl(path, options.text)
