@@ -132,6 +132,37 @@ def _(f):
     return ["data", csv(f, "PAR1 not really", "t.parquet")]
 
 
+@case("damaged Arrow", 3, "CorruptFile")
+def _(f):
+    return ["data", csv(f, "ARROW1 not really", "t.arrow")]
+
+
+@case("a number that overflows", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, "a,b\n" + "".join(f"{k * 0.37},{k}\n" for k in range(30)) + "1.7e308,3\n")]
+
+
+@case("a wrong name of an array", 2, "UsageError")
+def _(f):
+    np.savez(f / "t.npz", small=np.ones((30, 4, 4), np.uint8), large=np.ones((30, 9, 9), np.uint8))
+    return ["data", str(f / "t.npz"), "--arrays", "smal"]
+
+
+@case("arrays of a file that has none", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--arrays", "a"]
+
+
+@case("an archive under a password", 3, "CorruptFile")
+def _(f):
+    np.savez(f / "t.npz", x=np.ones((30, 2)))
+    packed = bytearray((f / "t.npz").read_bytes())
+    packed[6] |= 1
+    packed[packed.find(b"PK\1\2") + 8] |= 1
+    (f / "t.npz").write_bytes(packed)
+    return ["data", str(f / "t.npz")]
+
+
 @case("truncated checkpoint", 5, "CorruptCheckpoint")
 def _(f):
     weights = fitted(f) / "weights.safetensors"
@@ -320,7 +351,7 @@ def _(f):
     return ["data", str(f)]
 
 
-@case("file of another format", 3, "CorruptFile")
+@case("file of another format", 3, "UnknownFormat")
 def _(f):
     return ["data", csv(f, "no sound", "t.opus")]
 

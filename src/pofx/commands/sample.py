@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import sys
@@ -260,6 +261,12 @@ def _decoding(args: Sample) -> Any:
     return None if found == Decoding() else found
 
 
+def _pair(pair: str, names: list[str]) -> tuple[str, str]:
+    """A column, whose name may hold '=' itself, and its value."""
+    name = next((n for n in sorted(names, key=len, reverse=True) if pair.startswith(f"{n}=")), None)
+    return (name, pair[len(name) + 1 :]) if name is not None else (pair.partition("=")[0], pair.partition("=")[2])
+
+
 def _context(run: Run, given: str | None) -> torch.Tensor | None:
     """One context from its spelling on the command line."""
     import torch
@@ -279,6 +286,9 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
             raise UsageError(f"There is no class {given!r}.", f"Classes: {', '.join(context.values)}.")
         return torch.tensor(context.values.index(given))
     if isinstance(context, Table):
-        values = dict(pair.partition("=")[::2] for pair in given.split(","))
-        return encode_row(context, values)
+        # 'a=1,b=2', where quotes stand around what holds a comma itself; a single column needs none
+        names = [c.name for c in context.columns]
+        alone = given.partition("=")[0] in names and len(names) == 1
+        pairs = [given] if alone else next(csv.reader([given], skipinitialspace=True))
+        return encode_row(context, dict(_pair(pair, names) for pair in pairs))
     raise UsageError("An image as context cannot be spelt on the command line.", "Use Python: model.given(image).")

@@ -45,6 +45,16 @@ class Source:
     """Seed of the split into training, validation and test rows."""
     max_rows: int | None = None
     """Use only so many rows, drawn at random."""
+    header: bool = False
+    """The first line of a CSV file holds names, whatever it looks like."""
+    no_header: bool = False
+    """The first line of a CSV file holds values, whatever it looks like."""
+    names: str | None = None
+    """Names of all columns of a CSV file, 'a,b,c', in place of those of a header."""
+    missing: list[str] | None = None
+    """The spellings in a CSV file that mean missing, besides empty fields ['': none; default: NA, NaN, null, ? ...]."""
+    formats: Annotated[list[str], arg(metavar="COLUMN=FORMAT")] = dataclasses.field(default_factory=list)
+    """How columns of a CSV file are written, if unclear: point (1,234.5), comma (1.234,5), dmy, mdy or ymd (dates)."""
     shape: tuple[int, ...] | None = None
     """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
     resize: int | None = None
@@ -67,8 +77,12 @@ class Source:
     """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
     order: str | None = None
     """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
-    arrays: list[str] = dataclasses.field(default_factory=list)
-    """Of an archive of sequences, the arrays that make up a step."""
+    arrays: Annotated[list[str], tyro.conf.UseAppendAction, arg(metavar="NAME")] = dataclasses.field(
+        default_factory=list
+    )
+    """Of an archive of several arrays, the one that is the data, or those that make up columns: --arrays a,b."""
+    label_array: str | None = None
+    """Of an archive, the array that holds each row's class."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares that train, validate and test; long texts are split by place, in this order."""
 
@@ -86,21 +100,21 @@ class Output:
 def load_source(args: Source) -> Data:
     from pofx.data.base import load
 
-    types = {}
-    for entry in args.types:
-        column, equals, kind = entry.partition("=")
-        if not (column and equals and kind):
-            raise UsageError(f"--types takes COLUMN=TYPE; {entry!r} is not.", "For example: --types age=integer.")
-        types[column] = kind
+    if args.header and args.no_header:
+        raise UsageError("The first line holds names or it does not.", "Give --header or --no-header.")
     return load(
         args.source,
         given=args.given,
         label=args.label,
         target=args.target,
-        types=types or None,
+        types=_pairs(args.types, "types", "TYPE", "age=integer") or None,
         drop=tuple(args.drop),
         seed=args.split_seed,
         max_rows=args.max_rows,
+        header=True if args.header else False if args.no_header else None,
+        names=args.names,
+        missing=args.missing,
+        formats=_pairs(args.formats, "formats", "FORMAT", "when=dmy") or None,
         shape=args.shape,
         resize=args.resize,
         kind=args.kind,
@@ -112,9 +126,23 @@ def load_source(args: Source) -> Data:
         levels=args.levels,
         sequence=args.sequence,
         order=args.order,
-        arrays=args.arrays,
+        arrays=[name for names in args.arrays for name in names.split(",")],
+        label_array=args.label_array,
         split=args.split,
     )
+
+
+def _pairs(entries: list[str], option: str, what: str, example: str) -> dict[str, str]:
+    """COLUMN=WORD by column, whose name may hold '=' itself."""
+    pairs = {}
+    for entry in entries:
+        column, _, word = entry.rpartition("=")
+        if not (column and word):
+            raise UsageError(
+                f"--{option} takes COLUMN={what}; {entry!r} is not.", f"For example: --{option} {example}."
+            )
+        pairs[column] = word
+    return pairs
 
 
 def parse(kind: Any, argv: list[str], command: str) -> Any:
@@ -123,7 +151,7 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
 
 def positional(argv: list[str], index: int) -> str:
     """The ``index``-th argument that is neither an option nor an option's value."""
-    flags = {"--overwrite", "--json", "--quiet", "--help", "-h"}
+    flags = {"--overwrite", "--json", "--quiet", "--header", "--no-header", "--help", "-h"}
     found, skip = [], False
     for a in argv:
         if skip:

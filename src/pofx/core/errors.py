@@ -4,6 +4,7 @@ PofxError
 ├── UsageError          exit 2   an argument that cannot work (unknown family, impossible budget)
 ├── DataError           exit 3   a source that cannot be read or does not fit its space
 │   ├── MissingSource · EmptyData · RaggedTable · CorruptFile
+│   ├── UnknownFormat   a file of a kind that no reader is for
 │   ├── BadValue        NaN, infinity, out of range, unknown category or label
 │   └── WrongShape      shape or dtype of another space
 ├── Unsupported         exit 4   a family that does not serve this space, context or operation
@@ -50,6 +51,10 @@ class RaggedTable(DataError):
 
 
 class CorruptFile(DataError):
+    pass
+
+
+class UnknownFormat(DataError):
     pass
 
 

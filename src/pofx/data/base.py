@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class Data:
     split: str = ""  # how the parts were made, in words
     seed: int = 0
     notes: tuple[str, ...] = ()
+    dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
 
     def describe(self) -> list[dict[str, str]]:
@@ -162,6 +164,10 @@ def load(
     seed: int = 0,
     name: str | None = None,
     max_rows: int | None = None,
+    header: bool | None = None,
+    names: str | Sequence[str] | None = None,
+    missing: Sequence[str] | None = None,
+    formats: Mapping[str, str] | None = None,
     shape: Sequence[int] | None = None,
     resize: int | None = None,
     kind: str | None = None,
@@ -174,6 +180,7 @@ def load(
     sequence: str | None = None,
     order: str | None = None,
     arrays: Sequence[str] = (),
+    label_array: str | None = None,
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
@@ -194,6 +201,12 @@ def load(
         seed: of the split, of ``max_rows`` and of synthetic sources.
         name: what to call the data; else from the source.
         max_rows: use only so many rows, drawn at random.
+        header: does the first line of a CSV file hold names? Told from its content, unless said.
+        names: of all columns of a CSV file ("a,b,c" or a list), in place of those of a header.
+        missing: the spellings in a CSV file that mean missing, besides empty fields; [""] for none. Unless said: NA,
+            N/A, NaN, null, ? and a few more, where they stand without quotes.
+        formats: how columns of a CSV file write numbers ("point": 1,234.5, "comma": 1.234,5) or dates ("dmy", "mdy",
+            "ymd"), where that is not clear from all their values.
         shape: of one image where an array is flat or bit-packed, e.g. (28, 28).
         resize: crop the middle square of each image of a folder and scale it to so many pixels.
         kind: "table", "text", "audio" or "sequence", where a source could be several.
@@ -204,12 +217,17 @@ def load(
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
         order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
             a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.
-        arrays: of an archive of sequences, those that make up a step.
+        arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
+            those that make up the columns of a table or a step of a sequence.
+        label_array: of an archive, the array that holds each row's class.
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
     """
+    from pofx.data.archives import is_archive
+    from pofx.data.dependence import relations
+    from pofx.data.formats import FORMATS
     from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
 
@@ -217,10 +235,12 @@ def load(
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
     if max_rows is not None and max_rows < 3:
         raise UsageError(f"{max_rows} rows cannot be split.", "Give max_rows of at least 3, or none.")
-    shares, columns = shares_of(split), _names(given)
+    if unknown := [f for f in (formats or {}).values() if f not in FORMATS]:
+        raise UsageError(f"There is no format {unknown[0]!r}.", f"Known: {', '.join(FORMATS)}.")
+    shares = shares_of(split)
     options: dict[str, Any] = {
         "target": target,
-        "given": columns,
+        "given": [given] if isinstance(given, str) else given,  # an array's name; names of columns are told below
         "label": label,
         "types": dict(types or {}),
         "drop": list(drop),
@@ -228,6 +248,10 @@ def load(
         "seed": seed,
         "name": name,
         "max_rows": max_rows,
+        "header": header,
+        "names": _names(names),
+        "missing": None if missing is None else list(missing),
+        "formats": dict(formats or {}),
         "shape": None if shape is None else list(shape),
         "resize": resize,
         "kind": kind,
@@ -240,16 +264,26 @@ def load(
         "sequence": sequence,
         "order": order,
         "arrays": list(arrays),
+        "label_array": label_array,
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
+    if (arrays or label_array) and not is_archive(source):
+        raise UsageError("Only a .npz file holds arrays by names.", "Leave arrays and label_array out.")
     texts = [c for c, t in options["types"].items() if "category" in t]
-    raw = read(source, reading(options, texts))
+    texts += [text] if text is not None else []
+    how = reading(options, texts)
+    raw = read(source, how)
     if order is not None and not isinstance(raw.space if isinstance(raw, RawRagged) else None, Steps):
         raise UsageError(
             "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
         )
+    told = [k for k in ("header", "names", "missing", "formats") if options[k] not in (None, {})]
+    if told and not how.delimited.decided:
+        raise UsageError(f"Only delimited text is read by {told[0]}; this source is none.", "Leave it out.")
+    options |= how.delimited.decided
+    columns = options["given"] = _names(given, raw.columns if isinstance(raw, RawTable) else ())
     notes = list(raw.notes)
     space: Space
     rows: Any
@@ -279,6 +313,19 @@ def load(
     )
     if isinstance(rows, Tensor):
         notes += repeats(rows, indices)
+    dependent: tuple[str, ...] = ()
+    if not isinstance(roles.space, Label) and isinstance(table := getattr(space, "step", space), Table):
+        # what is wholly given cannot collapse
+        given_names = {c.name for c in roles.context.columns} if isinstance(roles.context, Table) else set()
+        values = rows.numpy() if isinstance(rows, Tensor) else rows.values
+        related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
+        dependent = tuple(r.column for r in related)
+        if related:
+            notes.append(
+                f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
+                "measure how far a family has collapsed. Leave out what others determine: "
+                f"--drop {' '.join(dependent)}."
+            )
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
@@ -293,6 +340,7 @@ def load(
         split=words,
         seed=seed,
         notes=tuple(notes),
+        dependent=dependent,
         options=options,
     )
 
@@ -315,42 +363,52 @@ def reading(
     known: Image | None = None,
     alone: bool = False,
     like: Space | None = None,
+    context: Space | None = None,
 ) -> ReadOptions:
-    """What ``load`` was told, as the readers of each kind of source take it; ``like``: the space of new rows."""
+    """What ``load`` was told, as the readers of each kind of source take it; ``like``, ``context``: of new rows."""
     from pofx.data import audio, sequences, text
-    from pofx.data.raw import Options
+    from pofx.data.raw import Delimited, Options
 
     get = options.get
+    known_names = [] if like is None else [c.name for s in (like, context) if isinstance(s, Table) for c in s.columns]
     shape, kind = get("shape"), get("kind")
     if isinstance(like, Ragged):
         kind = type(like).__name__.lower()
     return Options(
         texts, None if shape is None else tuple(shape), get("resize"), known, alone,
-        None if alone else get("max_rows"), get("seed", 0), kind,
+        None if alone else get("max_rows"), get("seed", 0), kind, tuple(get("arrays", ())), get("label_array"),
+        Delimited(get("header"), get("names"), get("missing"), get("formats", {}), known_names),
         text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
         audio.Reading(
             get("rate"), get("law", "linear"), get("levels"), _classes_of_sounds(options),
             like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
-            get("sequence"), get("order"), tuple(get("arrays", ())), get("types", {}), tuple(get("drop", ())),
-            like if isinstance(like, Steps) else None,
+            get("sequence"), get("order"), tuple(get("arrays", ())), get("label_array"), get("types", {}),
+            tuple(get("drop", ())), like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
 
 
 def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:
     """The array of an archive that is wanted for labels: it may be named as the label, or as what is given."""
-    named = [options.get("label"), *(options.get("given") or ())]
+    named = [options.get("label_array"), options.get("label"), *(options.get("given") or ())]
     return next((name for name in named if name not in (None, "label")), None)
 
 
-def _names(columns: str | Iterable[str] | None) -> list[str] | None:
+def _names(columns: str | Iterable[str] | None, known: Container[str] = ()) -> list[str] | None:
+    """Names as a list; of a string those between its commas, unless it is a known name, or quotes stand around them."""
     if columns is None:
         return None
-    names = [c.strip() for c in columns.split(",")] if isinstance(columns, str) else list(columns)
-    if not all(names) or len(set(names)) < len(names):
-        raise UsageError(f"Columns {columns!r} are not distinct names.", "Write given='a,b'.")
+    if isinstance(columns, str):
+        words = [columns] if columns in known else next(csv.reader([columns], skipinitialspace=True), [])
+        names = [c.strip() for c in words]
+    else:
+        names = list(columns)
+    if not all(names) or not names or len(set(names)) < len(names):
+        raise UsageError(
+            f"Columns {columns!r} are not distinct names.", "Write 'a,b', and '\"a, b\",c' for a, b and c."
+        )
     return names
 
 
@@ -368,6 +426,7 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
     rows = x.numpy()
     columns: list[Column] = []
     rounded: dict[str, int] = {}
+    codes: list[str] = []
     for name in wanted:
         array = raw.columns[name]()
         if name in raw.types and name not in specs:
@@ -377,6 +436,8 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
             found = infer(name, array, specs.get(name))
             if found.note:
                 notes.append(found.note)
+            if found.code:
+                codes.append(f"{name} ({found.code!r})")
             if found.column is None:
                 continue
             column = found.column
@@ -399,6 +460,7 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
             "On no common grid, so values were rounded to a resolution (change it with --types COLUMN=real:STEP)",
             [f"{count} of {name}" for name, count in rounded.items()],
         ),
+        ("Codes by their spelling, so not taken for numbers (they are with --types COLUMN=integer or real)", codes),
     ):
         if items:
             notes.append(f"{title}: {_listed(items, 12)}.")

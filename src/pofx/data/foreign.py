@@ -1,4 +1,4 @@
-"""Formats that pofx does not read, by suffix or first bytes, and how to convert each."""
+"""Images, sounds and films in formats that pofx does not read, by suffix or first bytes, and how to convert them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ IMAGES = (
 )  # fmt: skip
 SOUNDS = ("mp3", "m4a", "aac", "opus", "wma", "aif", "aiff", "au", "amr")
 FILMS = ("mp4", "mov", "avi", "mkv", "webm")
-PACKED = {
-    "xz": "unxz",
-    "bz2": "bunzip2",
-    "zst": "unzstd",
-    "tar": "tar -xf",
-    "tgz": "tar -xf",
-    "7z": "7z x",
-    "rar": "unrar x",
-}
-PICKLES = ("pkl", "pickle", "joblib", "pt", "pth")
 
 STARTS = (  # of files whose suffix says nothing
     (rb"RIFF....WEBP", "webp"),
@@ -30,20 +20,13 @@ STARTS = (  # of files whose suffix says nothing
     (rb"....ftyp(avif|avis)", "avif"),
     (rb"....ftyp(heic|heix|mif1)", "heic"),
     (rb"(ID3[\x02-\x04]\0|\xff[\xfb\xf3\xf2])", "mp3"),
-    (rb"\xfd7zXZ\0", "xz"),
-    (rb"BZh[1-9]1AY&SY", "bz2"),
-    (rb"\x28\xb5\x2f\xfd", "zst"),
-    (rb"7z\xbc\xaf\x27\x1c", "7z"),
-    (rb"Rar!\x1a\x07", "rar"),
-    (rb"\x80[\x02-\x05][\x95c}\](]", "pkl"),
 )
-HEAD = 16  # bytes by which a file is judged
 
 
 def unread(name: str, head: bytes = b"") -> str | None:
     """The format of a file, named as its usual suffix, if it is one that is not read."""
     suffix = Path(name.lower().removesuffix(".gz")).suffix[1:]
-    if suffix in (*IMAGES, *SOUNDS, *FILMS, *PACKED, *PICKLES):
+    if suffix in (*IMAGES, *SOUNDS, *FILMS):
         return suffix
     return next((kind for start, kind in STARTS if re.match(start, head, re.DOTALL)), None)
 
@@ -55,11 +38,7 @@ def conversion(kind: str, example: str) -> str:
         return f"pofx reads PNG and JPEG: convert them, for example: magick {example} {stem}.png"
     if kind in SOUNDS:
         return f"pofx reads WAV, FLAC and Ogg: convert them, for example: ffmpeg -i {example} {stem}.wav"
-    if kind in FILMS:
-        return f"Take out pictures or sound, for example: ffmpeg -i {example} {stem}.wav"
-    if kind in PACKED:
-        return f"Unpack it, for example: {PACKED[kind]} {example}"
-    return "Pickles run code when they are opened, so pofx opens none: save arrays as .npz, tables as Parquet."
+    return f"Take out pictures or sound, for example: ffmpeg -i {example} {stem}.wav"
 
 
 def advice(files: Iterable[Path], otherwise: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData
 from pofx.core.space import Column, Image
@@ -38,6 +38,27 @@ Raw: TypeAlias = RawTable | RawImages | RawRagged
 
 
 @dataclass(frozen=True)
+class Delimited:
+    """How text of delimited fields is read; ``decided`` receives what the reader told from the text itself.
+
+    Attributes:
+        header: does the first line hold names? None: told from the text.
+        names: of all columns.
+        missing: the spellings that mean missing, besides empty fields, quoted or not; None: the usual ones, where they
+            stand without quotes.
+        formats: how columns are written, one of ``formats.FORMATS`` each.
+        columns: those that new rows must have; none while data are loaded.
+    """
+
+    header: bool | None = None
+    names: Sequence[str] | None = None
+    missing: Sequence[str] | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
+    columns: Collection[str] = ()
+    decided: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Options:
     """How to read: what ``pofx.load`` was told, and for new rows the space they must be of."""
 
@@ -49,6 +70,9 @@ class Options:
     max_rows: int | None = None  # of a folder; all other sources are read whole
     seed: int = 0  # of max_rows and of synthetic sources
     kind: str | None = None  # "table", "text", "audio" or "sequence", whatever a source looks like
+    arrays: Collection[str] = ()  # of an archive, those that are the data
+    label_array: str | None = None  # of an archive, the one that holds each row's class
+    delimited: Delimited = field(default_factory=Delimited)
     text: text.Reading = field(default_factory=text.Reading)
     audio: audio.Reading = field(default_factory=audio.Reading)
     steps: sequences.Reading = field(default_factory=sequences.Reading)
@@ -69,8 +93,12 @@ def table_of(names: Iterable[str], column: Callable[[int], Array], rows: int, wh
         # a separator at the end of every line makes a column without name and values
         if not name and getattr(column(j), "null_count", 0) == rows:
             notes.append(f"Column {j + 1} was left out: it has neither a name nor a value.")
-        else:
-            columns[name or f"column{j + 1}"] = partial(column, j)
+            continue
+        if not name:
+            free = (f"column{j + 1}" + "_" * k for k in range(len(names) + 1))
+            name = next(n for n in free if n not in names)
+            notes.append(f"Column {j + 1} has no name: it is called {name!r} here.")
+        columns[name] = partial(column, j)
     return RawTable(columns, rows, notes=notes)
 
 

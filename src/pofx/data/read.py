@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pofx.core.errors import CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
+from pofx.core.errors import EmptyData, MissingSource, UnknownFormat, UsageError, WrongShape
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, listed, listing
@@ -35,20 +36,23 @@ def read(source: Any, options: Options) -> Raw:
         if name in SOURCES or name in SKLEARN:
             return builtin.from_source(name, options) if name in SOURCES else builtin.from_sklearn(name, options)
         raise _missing(str(source))
+    if isinstance(source, pa.RecordBatchReader):
+        source = source.read_all()
     if isinstance(source, pa.Table | pa.RecordBatch):
         return columnar.from_arrow(pa.table(source) if isinstance(source, pa.RecordBatch) else source)
     if isinstance(source, torch.Tensor):
-        return archives.from_array(source.detach().cpu().numpy(), "the tensor", options)
+        return archives.from_tensor(source, options)
     if isinstance(source, np.ndarray):
         return archives.from_array(source, "the array", options)
     library = type(source).__module__.partition(".")[0]
-    if library == "pandas":
+    if library == "pandas" and hasattr(source, "iloc"):
         return columnar.from_pandas(source)
-    if library == "polars":
-        return columnar.from_arrow(source.to_arrow())
+    if library == "polars" and type(source).__name__ in ("DataFrame", "LazyFrame", "Series"):
+        return columnar.from_polars(source)
     raise UsageError(
         f"Cannot load a {type(source).__name__}.",
-        "Give a path, a built-in name, an array, a tensor, a pandas or polars frame, or a pyarrow Table.",
+        "Give a path, a built-in name, an array (of a sparse matrix its .toarray()), a tensor, a pandas or polars "
+        "frame, or a pyarrow Table.",
     )
 
 
@@ -130,13 +134,13 @@ def _nothing_read(found: Listing) -> MissingSource:
 def _file(path: Path, options: Options) -> Raw:
     try:
         with path.open("rb") as file:
-            head = file.read(foreign.HEAD)
+            head = file.read(512)
     except OSError as e:
         raise _shut(path, e) from e
     if not head:
         raise EmptyData(f"{path} is empty.", "Give a file with rows.")
-    if unread := foreign.unread(path.name, head):
-        raise CorruptFile(f"{path} is in a format that is not read (.{unread}).", foreign.conversion(unread, str(path)))
+    if kind := foreign.unread(path.name, head):
+        raise UnknownFormat(f"{path} is a .{kind} file, which pofx does not read.", foreign.conversion(kind, str(path)))
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "ndjson") or (head[:1] == b"{" and not path.suffix and options.kind in (None, "text")):
         return text.from_jsonl(path, options.text)
@@ -171,7 +175,59 @@ def _text_column(raw: Raw, options: Options) -> RawRagged:
     return text.from_documents(texts, options.text, f"column {name!r}", raw.label, raw.part)
 
 
+# how files begin that no reader is for, what they are, and what reads them
+FOREIGN = (
+    (rb"\s*(\{\s*[\"}]|\[\s*[\[{])", "JSON", "read_json"),
+    (rb"\s*<\?xml", "XML", "read_xml"),
+    (rb"(?i)\s*<(!doctype html|html|head|table)", "HTML", "read_html"),
+    (rb"\xd0\xcf\x11\xe0", "an Excel sheet", "read_excel"),
+    (rb"SQLite format 3", "an SQLite database", "read_sql"),
+    (rb"\x89HDF", "HDF5", "read_hdf"),
+    (rb"ORC", "ORC", "read_orc"),
+    (rb"Obj\x01", "Avro", ""),
+    (rb"MATLAB 5", "a MATLAB file", ""),
+    (rb"<stata_dta>", "a Stata file", "read_stata"),
+    (rb"\$FL[23]", "an SPSS file", "read_spss"),
+    (rb"\x80[\x02-\x05]", "a Python pickle, which could run any code", ""),
+    (rb"%PDF", "PDF", ""),
+    (rb"(?s).{257}ustar", "a tar archive", "unpack"),
+    (rb"BZh[1-9]", "packed by bzip2", "unpack"),
+    (rb"\xfd7zXZ", "packed by xz", "unpack"),
+    (rb"\x28\xb5\x2f\xfd", "packed by Zstandard", "unpack"),
+    (rb"\x04\x22\x4d\x18", "packed by LZ4", "unpack"),
+    (rb"7z\xbc\xaf", "a 7z archive", "unpack"),
+    (rb"Rar!", "a RAR archive", "unpack"),
+)
+# the same of zip archives, by a name inside
+ZIPPED = (
+    (r"xl/workbook", "an Excel sheet", "read_excel"),
+    (r"content\.xml$", "an OpenDocument sheet", "read_excel"),
+    (r"word/document", "a Word document", ""),
+    (r"data\.pkl$", "a file of PyTorch, which could run any code", ""),
+)
+
+
+def _refuse_foreign(path: Path, head: bytes, suffix: str) -> None:
+    """Raises UnknownFormat, with the way in, for a file of a known kind that no reader is for."""
+    kinds = [(kind, reader) for begin, kind, reader in FOREIGN if re.match(begin, head)]
+    if suffix in ("json", "geojson", "ipynb"):
+        kinds = [("JSON", "read_json")]
+    if head[:4] == b"PK\x03\x04" and suffix != "npz" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        kinds = [(kind, reader) for inside, kind, reader in ZIPPED if any(re.search(inside, n) for n in names)]
+        if not kinds and not any(n.endswith(".npy") for n in names):
+            kinds = [("a zip archive", "unpack")]
+    if kinds:
+        kind, reader = kinds[0]
+        remedy = "Unpack it first." if reader == "unpack" else "Save it as CSV, Parquet or .npz"
+        if reader.startswith("read"):
+            remedy += f", or give pofx.load the frame of pandas.{reader}"
+        raise UnknownFormat(f"{path} is {kind}, which pofx does not read.", f"{remedy.rstrip('.')}.")
+
+
 def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
+    _refuse_foreign(path, head, suffix)
     if head[:4] == b"PAR1" or suffix in ("parquet", "pq"):
         return columnar.from_parquet(path)
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):
@@ -179,7 +235,7 @@ def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     if head[:4] == b"PK\x03\x04":
         return archives.from_npz(path, options)
     if head[:6] == b"\x93NUMPY" or suffix in ("npy", "npz"):
-        return archives.from_array(archives.load_arrays(path), path.name, options)
+        return archives.from_array(archives.load_array(path), path.name, options)
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or head[:3] == b"\0\0\x08":
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):

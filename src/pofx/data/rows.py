@@ -45,7 +45,7 @@ def read_rows(
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
     known = next((s for s in spaces if isinstance(s, Image)), None)
-    raw = read(source, reading(options, texts, known=known, alone=True, like=space))
+    raw = read(source, reading(options, texts, known=known, alone=True, like=space, context=context))
     label = raw.label
     if isinstance(raw, RawTable):
         names = (options.get("target"), options.get("label"), "label")
@@ -119,7 +119,7 @@ def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
     """
     import pyarrow as pa
 
-    from pofx.data.tabular import encode
+    from pofx.data.tabular import MISSING, encode
 
     names = [c.name for c in space.columns]
     for name in values:
@@ -129,9 +129,12 @@ def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
     for col in space.columns:
         if col.name not in values and not col.nullable:
             raise UsageError(f"Column {col.name!r} is lacking.", f"Give all of: {', '.join(names)}.")
-        array = pa.chunked_array([pa.array([values.get(col.name)], pa.string())])
-        if isinstance(col, Integer) and col.date and col.name in values:
-            array = _date(col.name, values[col.name])
+        value = values.get(col.name)
+        if value in MISSING and not (isinstance(col, Category) and value in col.values):
+            value = None
+        array = pa.chunked_array([pa.array([value], pa.string())])
+        if isinstance(col, Integer) and col.date and value is not None:
+            array = _date(col.name, value)
         row.append(float(encode(col, array)[0]))
     return torch.tensor(row, dtype=torch.float64)
 

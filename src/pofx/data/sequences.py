@@ -45,6 +45,7 @@ class Reading:
         order: the column that puts the rows of a sequence in order; "rows" for that of the source; None for a column
             of time or steps, where one tells.
         arrays: of an archive, in this order; none for all of floats (of any numbers, where none are floats).
+        label: the array that holds each sequence's class; None for the first that can.
         types, drop: of the columns of a step, as for tables.
         like: the space that new sequences are to be of; it says columns and types.
     """
@@ -52,6 +53,7 @@ class Reading:
     sequence: str | None = None
     order: str | None = None
     arrays: Listed[str] = ()
+    label: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     drop: Listed[str] = ()
     like: Sequence | None = None
@@ -109,7 +111,9 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
         table, values = _table(columns, len(joined[chosen[0]]), how, name, notes)
     raw = _raw(table, values, starts + before, ends + before, name)
     raw.part = None if parts == [None] else np.repeat(np.array(parts), [len(offsets[p]) - 1 for p in parts])
-    label = next((k for k in whole if k in LABELS), None)
+    label = how.label or next((k for k in whole if k in LABELS), None)
+    if how.label is not None and how.label not in whole:
+        raise UsageError(f"{name} has no array {how.label!r} of labels.", f"There are: {', '.join(whole)}.")
     if label is not None and sum(len(arrays[whole[label][p]]) for p in parts) == len(ends):
         raw.label = np.concatenate([arrays[whole[label][p]] for p in parts])
     raw.notes = notes

@@ -28,7 +28,7 @@ from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
 from pofx.data.audio import check_sounds, write_audio
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
-from pofx.data.tabular import decode
+from pofx.data.tabular import MISSING, decode
 from pofx.data.text import ENDOFTEXT, TEXT, unescaped
 
 BETWEEN = "\n" + "-" * 40 + "\n"
@@ -83,8 +83,14 @@ def write_rows(
 ) -> None:
     """Rows x [N, *E], and their contexts c [N, *Ec], as files that ``load`` and ``read_rows`` understand.
 
-    Names and separators are those of ``options``, with which the data were loaded. Raises UsageError for a suffix that
-    does not fit, CannotSave where the place cannot be written.
+    A table becomes CSV, TSV, Parquet or Arrow by the suffix of ``to`` (or CSV on an open text stream):
+    categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
+    context's columns come after (a label as the column "label"). Images become a folder of PNG files
+    (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
+    Texts become a .txt file, JSON lines, or lines on a stream; sounds WAV files; sequences a table whose first
+    column numbers them. Names and separators are those of ``options``, with which the data were loaded.
+
+    Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
     options = options or {}
     if isinstance(space, Image):
@@ -179,11 +185,15 @@ def _write_table(table: pa.Table, to: str | os.PathLike[str] | TextIO) -> None:
 
 
 def _csv(table: pa.Table, delimiter: str) -> bytes:
-    """CSV with quotes only around text that needs them, which pyarrow does for all text or for none."""
+    """CSV with quotes only around text that needs them, which pyarrow does for all text or for none.
+
+    Text that would be taken for missing without them needs them, too.
+    """
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\n").writerow(table.column_names)
     texts = [c.unique().to_pylist() for c in table.columns if pa.types.is_string(c.type)]
-    special = any(set('"\r\n' + delimiter) & set(v or "") for values in texts for v in values)
+    marks = set('"\r\n' + delimiter)
+    special = any(marks & set(v) or v in MISSING for values in texts for v in values if v is not None)
     options = pa.csv.WriteOptions(
         include_header=False, delimiter=delimiter, quoting_style="needed" if special else "none"
     )
