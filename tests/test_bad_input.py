@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -415,6 +416,66 @@ def _(f):
     whole = (f / "sounds" / "2.flac").read_bytes()
     (f / "sounds" / "2.flac").write_bytes(whole[: len(whole) // 2])
     return ["data", str(f / "sounds")]
+
+
+@case("truncated compressed text", 3, "CorruptFile")
+def _(f):
+    (f / "t.md.gz").write_bytes(gzip.compress(b"so much text\n" * 300)[:-12])
+    return ["data", str(f / "t.md.gz")]
+
+
+@case("half a character in JSON lines", 3, "BadValue")
+def _(f):
+    return ["data", csv(f, '{"text": "\\udcba"}\n' * 20, "t.ndjson")]
+
+
+@case("folder of another format", 3, "MissingSource")
+def _(f):
+    for k in range(4):
+        csv(f, "no picture", f"{k}.heic")
+    return ["data", str(f)]
+
+
+@case("file of another format", 3, "UnknownFormat")
+def _(f):
+    return ["data", csv(f, "no sound", "t.opus")]
+
+
+@case("a device", 2, "UsageError")
+def _(f):
+    return ["data", "/dev/urandom"]
+
+
+@case("a sound of an impossible rate", 3, "BadValue")
+def _(f):
+    sound(f / "a.wav")
+    whole = bytearray((f / "a.wav").read_bytes())
+    whole[24:28] = (2**30).to_bytes(4, "little")
+    (f / "a.wav").write_bytes(whole)
+    return ["data", str(f / "a.wav")]
+
+
+@case("images of no size", 2, "UsageError")
+def _(f):
+    return ["data", pictures(f, [(8, 8)] * 9), "--resize", "0"]
+
+
+@case("new images of another size", 3, "WrongShape")
+def _(f):
+    args = ["fit", pictures(f, [(8, 8)] * 9), "independent", "--out", str(f / "run"), "--quiet"]
+    assert main(args) == 0
+    (f / "new").mkdir()
+    return ["log-prob", str(f / "run"), pictures(f / "new", [(9, 8)] * 3)]
+
+
+@case("a table for a family of sequences", 4, "--sequence COLUMN")
+def _(f):
+    return ["fit", good_csv(f), "rnn", "--steps", "1", "--out", str(f / "run"), "--quiet"]
+
+
+@case("an order that is none", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--sequence", "b", "--order", "c"]
 
 
 def answer(arguments: Arguments) -> tuple[int, str]:

@@ -10,14 +10,17 @@ import pyarrow as pa
 import pytest
 import torch
 
+import pofx
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
-from pofx.core.space import Category, Integer, Real, Sequence
+from pofx.core.space import Category, Integer, Real, Sequence, Table
 from pofx.data import sequences
 from pofx.data.ragged import RawRagged
 from pofx.data.raw import Options, RawTable
 from pofx.data.read import read
+from pofx.data.rows import read_rows
 from pofx.data.sequences import Reading, from_arrays, from_table
 from pofx.data.split import TEST, TRAIN, VALID
+from pofx.data.write import write_rows
 
 rng = np.random.default_rng(0)
 
@@ -183,10 +186,96 @@ def test_a_time_series_is_one_sequence() -> None:
     assert [c.name for c in kept.space.step.columns] == ["date", "v"]
     # dates that say more than the order stay
     shuffled = table(date=pa.array(rng.permutation(hours).astype("datetime64[s]")), v=v + 0)
-    assert "date" in [c.name for c in from_table(shuffled, Reading(sequence="rows")).space.step.columns]
+    kept = from_table(shuffled, Reading(sequence="rows", order="rows"))
+    assert "date" in [c.name for c in kept.space.step.columns]
     # within each sequence from the beginning
     twice = table(date=pa.array(np.tile(hours[:25], 2).astype("datetime64[s]")), v=v, s=[0] * 25 + [1] * 25)
     assert [c.name for c in from_table(twice, Reading(sequence="s")).space.step.columns] == ["v"]
+
+
+def shuffled(clock: object, **options: object) -> tuple[RawRagged, np.ndarray]:
+    """Three sequences of eight steps whose rows stand in any order, and their values in the order of time."""
+    draw = np.random.default_rng(1)
+    v = draw.normal(size=24)
+    mixed = draw.permutation(24)
+    source = table(**{"who": np.array(list("abc")).repeat(8)[mixed], "v": v[mixed], **clock(mixed)})  # type: ignore
+    raw = from_table(source, Reading(sequence="who", **options))  # type: ignore[arg-type]
+    first = mixed[:1]  # sequences are in the order in which they appear
+    for row in mixed:
+        if row // 8 not in first // 8:
+            first = np.append(first, row)
+    return raw, np.concatenate([v[row // 8 * 8 :][:8] for row in first])
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "ns"])
+def test_steps_are_put_in_the_order_of_time(unit: str) -> None:
+    def dates(rows: np.ndarray) -> dict[str, object]:
+        day = pa.array((np.datetime64("2021-05-01", unit) + rows % 8 * 3), pa.date32() if unit == "D" else None)
+        return {"when": day, "born": pa.array(np.datetime64("1990-01-01", "D") - rows // 8)}
+
+    raw, want = shuffled(dates)
+    assert np.array_equal(np.concatenate(steps_of(raw))[:, -1], want)
+    assert any("Rows were put in the order of 'when' within each sequence" in n for n in raw.notes)
+    assert "when" not in [c.name for c in raw.space.step.columns]
+    raw, want = shuffled(dates, order="rows", types={"when": "drop", "born": "drop"})
+    assert not np.array_equal(np.concatenate(steps_of(raw))[:, -1], want)
+    assert not any("were put in the order" in n for n in raw.notes)
+
+
+@pytest.mark.parametrize("name", ["step", "Time", "t"])
+def test_steps_are_put_in_the_order_of_their_numbers(name: str) -> None:
+    raw, want = shuffled(lambda rows: {name: rows % 8})
+    columns = [c.name for c in raw.space.step.columns]
+    assert np.array_equal(np.concatenate(steps_of(raw))[:, columns.index("v")], want)
+    assert name in columns  # a number may say more than the order
+
+
+def test_only_what_tells_the_order_orders() -> None:
+    # numbers that repeat within a sequence are no clock; neither are numbers of another name
+    for clock in (lambda rows: {"time": rows % 8 // 2}, lambda rows: {"weight": rows % 8}):
+        raw, want = shuffled(clock)
+        columns = [c.name for c in raw.space.step.columns]
+        assert not np.array_equal(np.concatenate(steps_of(raw))[:, columns.index("v")], want)
+        assert not any("were put in the order" in n for n in raw.notes)
+    raw, want = shuffled(lambda rows: {"weight": rows % 8}, order="weight")
+    assert [c.name for c in raw.space.step.columns] == ["v"]
+    assert np.array_equal(np.concatenate(steps_of(raw))[:, 0], want)
+    # of two clocks that disagree none is chosen
+    raw, _ = shuffled(lambda rows: {"step": rows % 8, "tick": -rows})
+    assert any("'step' and 'tick' go up and down" in n and "--order COLUMN" in n for n in raw.notes)
+    with pytest.raises(UsageError, match="'kind' does not hold a date or a number in every row"):
+        shuffled(lambda rows: {"kind": np.array(["x", "y"])[rows % 2]}, order="kind")
+    with pytest.raises(UsageError, match="no column 'day' to put rows in order. Columns: v, weight"):
+        shuffled(lambda rows: {"weight": rows}, order="day")
+    with pytest.raises(UsageError, match="in the order of the arrays"):
+        from_arrays({"x": np.zeros(3), "offsets": np.array([0, 3])}, "a.npz", Reading(order="x"))
+    with pytest.raises(UsageError, match="Only sequences of a table have steps to put in order"):
+        pofx.load("iris", order="species")
+
+
+@pytest.mark.parametrize("sequence", ["who", None])
+def test_sampled_sequences_are_read_back(tmp_path: Path, sequence: str | None) -> None:
+    """With the options of the data alone, and as they are: few or many, long or short."""
+    kind = np.array(list("ab"))[rng.integers(0, 2, 5000)]
+    source = table(who=np.arange(5000) // 5, step=np.tile(np.arange(5), 1000), v=rng.normal(size=5000), kind=kind)
+    space = from_table(source, Reading(sequence="who", order="step")).space
+    options = {"sequence": sequence, "order": "step"}
+    for lengths in ([3, 1, 300], [2] * 20):
+        x = torch.full((len(lengths), max(lengths), 2), math.inf, dtype=torch.float64)
+        for row, length in zip(x, lengths, strict=True):
+            row[:length] = torch.from_numpy(np.stack([rng.normal(size=length), rng.integers(0, 2, length)], 1))
+        for suffix in (".csv", ".parquet"):
+            write_rows(space, x, tmp_path / f"s{suffix}", options=options)
+            assert pofx.load(tmp_path / f"s{suffix}", sequence=sequence or "sequence", types={"kind": "category"})
+            back = read_rows(space, None, tmp_path / f"s{suffix}", options=options)
+            assert torch.equal(back.x[:], x)
+    # a step that has such a column itself
+    named = Sequence(Table((Real("sequence"), Real("v"))), True, 300)
+    write_rows(named, x, tmp_path / "s.csv")
+    assert torch.equal(read_rows(named, None, tmp_path / "s.csv").x[:], x)
+    (tmp_path / "s.csv").write_text("v,kind\n1.5,a\n")
+    with pytest.raises(UsageError, match="Add it to the columns|number the sequences in a column 'sequence'"):
+        read_rows(space, None, tmp_path / "s.csv", options=options)
 
 
 def test_tables_that_do_not_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,55 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for wrong in (Reading(law="a"), Reading(levels=1), Reading(levels=10**6), Reading(rate=0)):
         with pytest.raises(UsageError):
             from_file(tmp_path / "a.wav", wrong)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_what_is_clipped_is_counted(tmp_path: Path, subtype: str) -> None:
+    loud = np.array([0.5, -1.0, 1.0, 1.5, -2.25, 3.0])
+    write(tmp_path / "quiet.wav", loud / 4, subtype=subtype)
+    assert not any("clipped" in n for n in from_folder(tmp_path, Reading()).notes)
+    write(tmp_path / "loud.wav", loud, subtype=subtype)
+    said = "lie beyond -1 to 1 (up to 3) and were clipped. To keep them, scale the sounds down."
+    assert f"3 samples of 1 of 2 sounds {said}" in from_folder(tmp_path, Reading()).notes
+    arrays = {"audio": np.concatenate([loud, loud / 4]), "offsets": np.array([0, 6, 12]), "sample_rate": np.array(8000)}
+    assert f"3 samples of 1 of 2 sounds {said}" in from_arrays(arrays, "a.npz", Reading()).notes
+
+
+def head(rate: int) -> bytes:
+    """A WAV file of 16-bit samples by its specification, whatever rate its header claims."""
+    body = samples(500).tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate % 2**32, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", 36 + len(body), b"WAVE") + form + struct.pack("<4sI", b"data", 1000) + body
+
+
+def test_rates_that_no_recording_has(tmp_path: Path) -> None:
+    for rate, to, said in (
+        (1_000_001, None, "says 1000001 samples per second; 1 to 1000000 are read"),
+        (2**31 - 1, 8000, "says 2147483647 samples per second"),
+        (3, 8000, r"has 3 samples per second: brought to 8000, each would become 2667 \(at most 100\)"),
+    ):
+        (tmp_path / "a.wav").write_bytes(head(rate))
+        with pytest.raises(BadValue, match=said):
+            from_file(tmp_path / "a.wav", Reading(rate=to))
+    with pytest.raises(UsageError, match="Give 1 to 1000000"):
+        from_file(tmp_path / "a.wav", Reading(rate=10**9))
+    (tmp_path / "a.wav").write_bytes(head(3))
+    assert from_file(tmp_path / "a.wav", Reading()).space.rate == 3
+    for rate in (0, -5, 10**7, np.nan, np.inf):
+        arrays = {"audio": samples(60), "offsets": np.array([0, 20, 60]), "sample_rate": np.array(rate)}
+        with pytest.raises(BadValue, match=r"a.npz.*(samples per second)"):
+            from_arrays(arrays, "a.npz", Reading())
+
+
+def test_sounds_unpack_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "silence.flac", np.zeros(300_000, np.int16))
+    assert from_file(path, Reading()).space.length == 300_000
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 1000)
+    with pytest.raises(
+        CorruptFile, match=r"silence.flac .*holds more than \d+ samples, the limit for a file of its size"
+    ):
+        from_file(path, Reading())
+    assert from_file(write(tmp_path / "noise.wav", samples(5000)), Reading()).space.length == 5000  # a large file may
 
 
 # -- arrays ---------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pofx.core.space import Label, Text
 from pofx.data import text
 from pofx.data.ragged import RaggedRows
 from pofx.data.rows import read_rows
+from pofx.data.write import write_texts
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
@@ -148,6 +149,127 @@ def test_json_lines_and_columns(tmp_path: Path) -> None:
     path.write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(CorruptFile, match=r"line 2 is not JSON"):
         pofx.load(path)
+
+
+ENDS_OF_LINES = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r")  # of str.splitlines
+
+
+@pytest.mark.parametrize("end", ENDS_OF_LINES)
+def test_lines_end_at_a_line_feed_alone(tmp_path: Path, end: str) -> None:
+    documents = [f"{line}{end}and{end}" for line in lines(40)]
+    for between in ("\n", "\r\n"):
+        content = between.join(
+            '{"text": "' + d.replace("\r", "\\r").replace(end, end if end > "\x1f" else f"\\u{ord(end):04x}") + '"}'
+            for d in documents
+        )
+        (tmp_path / "a.jsonl").write_bytes(content.encode())
+        assert sorted(every(pofx.load(tmp_path / "a.jsonl"))) == sorted(documents)
+    (tmp_path / "a.txt").write_bytes("\n".join(documents).encode())
+    assert sorted(every(pofx.load(tmp_path / "a.txt", separator="\\n", kind="text"))) == sorted(documents)
+
+
+def test_json_lines_that_are_no_texts_are_named_or_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = "".join(json.dumps({"body": t}) + "\n" for t in lines(40))
+    for line, said in (
+        ('{"body": "ab\\udc9fc"}', r"line 41: 'body' holds '.udc9f', half of a character"),
+        ('{"body": 12}', r"line 41: 'body' is a number, not a text"),
+        ('{"body": ["a"]}', r"line 41: 'body' is a list"),
+        ("[" * 10**5, r"line 41 is not JSON: maximum recursion"),
+        ("7", r"line 41 has no text 'body'; it has a number"),
+    ):
+        path.write_text(f"{good}{line}\n{good}")
+        with pytest.raises((BadValue, CorruptFile, WrongShape), match=said):
+            pofx.load(path, text="body")
+    path.write_text(good + '{"body": null}\n' * 3 + good + '{"body": "\\ud83d\\ude00", "id": ' + "9" * 9000 + "}\n")
+    data = pofx.load(path, text="body")
+    assert sorted(every(data)) == sorted([*lines(40), *lines(40), "\U0001f600"])
+    assert "3 lines whose 'body' is null were left out, the first: line 41." in data.notes
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"text": "one"}\n')
+    with pytest.raises(WrongShape, match=r"it has text. Give lines with a text 'body'"):
+        read_rows(data.space, None, new, options=data.options)
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_texts_of_other_encodings(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [f"naïve {line} ☃\U0001f600" for line in lines(40)]
+    mark = "\ufeff" if code == "utf-16-be" else ""
+    (tmp_path / "a.txt").write_bytes((mark + "\r\n".join(documents)).encode(code))
+    monkeypatch.setattr(text, "IN_MEMORY", 500)  # too large for the memory: yet no file of UTF-16 can stay bytes
+    data = pofx.load(tmp_path / "a.txt", separator="\\r\\n", kind="text")
+    assert sorted(every(data)) == sorted(documents)
+    if code != "utf-8-sig":
+        (tmp_path / "b.txt").write_bytes((mark + "one two").encode(code)[:-1])
+        with pytest.raises(BadValue, match="begins as UTF-16 does, but byte"):
+            pofx.load(tmp_path / "b.txt")
+        (tmp_path / "c.txt").write_bytes("one two".encode("utf-16-le"))
+        with pytest.raises(BadValue, match="is binary: byte 1 is 0.*iconv -f utf-16le"):
+            pofx.load(tmp_path / "c.txt")
+
+
+def test_a_folder_of_compressed_files(tmp_path: Path) -> None:
+    for i, line in enumerate(lines(40)):
+        (tmp_path / f"{i:02}.txt.gz").write_bytes(gzip.compress(line.encode()))
+    assert sorted(every(pofx.load(tmp_path))) == sorted(lines(40))
+    whole = (tmp_path / "07.txt.gz").read_bytes()
+    (tmp_path / "07.txt.gz").write_bytes(whole[:-9])
+    with pytest.raises(CorruptFile, match=r"07.txt.gz cannot be read as gzip"):
+        pofx.load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md", "jsonl"])
+def test_damaged_gzip_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}.gz"
+    whole = gzip.compress(("\n".join(lines(400))).encode(), mtime=0)
+    middle = len(whole) // 2
+    for damaged in (whole[:-3], whole[:middle], whole[:10] + b"\xff" + whole[11:], whole[:-8] + b"1234" + whole[-4:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptFile, match="cannot be read as gzip"):
+            pofx.load(path)
+
+
+def test_a_large_compressed_text_stays_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(lines(200)).encode()))
+    data = pofx.load(tmp_path / "a.txt.gz", separator="\\n", kind="text")
+    assert isinstance(data.space, Text)
+    assert data.space.alphabet == ""
+    assert sorted(every(data)) == sorted(lines(200))
+    assert any("were unpacked, and stay bytes" in n for n in data.notes)
+
+
+# --------------------------------------------------------------------------------- what is sampled is read
+
+ANY = ["a\u2028b\x85", "tab\tand\x0cfeed", 'quo"te \\', "\r\n crlf", "\U0001f600 ☃", "\x1b]52;c;\x07", "a,b\nc", " x "]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+@pytest.mark.parametrize("options", [{}, {"text": "body"}, {"separator": "§"}, {"separator": "\\n\\n"}])
+def test_texts_are_written_as_they_are_read(tmp_path: Path, suffix: str, options: dict[str, str]) -> None:
+    documents = ANY * 5
+    source = tmp_path / "source.jsonl"
+    source.write_text("".join(json.dumps({"text": t, "body": t}) + "\n" for t in documents))
+    data = pofx.load(source, **options)
+    assert isinstance(data.space, Text)
+    out = tmp_path / f"out{suffix}"
+    write_texts(documents, out, data.options)
+    back = read_rows(data.space, None, out, options=data.options)
+    assert spelled(data.space, back.x) == documents
+
+
+def test_texts_that_a_plain_file_cannot_hold(tmp_path: Path) -> None:
+    for texts, options in (
+        (["a\nb", "c"], {"separator": "\\n"}),
+        (["\0"], {}),
+        (["\ufeffa"], {}),
+        (["<|endoftext|>"], {}),
+    ):
+        with pytest.raises(UsageError, match=r"cannot hold these texts.*End it in .jsonl"):
+            write_texts(texts, tmp_path / "out.txt", options)
+        write_texts(texts, tmp_path / "out.jsonl", options)
+    with pytest.raises(UsageError, match="no place for texts"):
+        write_texts(["a"], tmp_path / "out.csv")
 
 
 def test_compressed_files(tmp_path: Path) -> None:

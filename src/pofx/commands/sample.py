@@ -7,6 +7,7 @@ import dataclasses
 import io
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +39,8 @@ class Sample(Output):
     n: Annotated[Positional[int], arg(metavar="N")] = 16
     """How many (for each context, for each prompt, for each image that is completed)."""
     out: Path | None = None
-    """File (.csv, .parquet, .npz, .txt, .jsonl) or folder for PNG files; without it, rows and texts are printed."""
+    """File (.csv, .parquet, .npz, .txt, .jsonl, .wav) or folder (PNG, WAV); without it, all but images and sounds is
+    printed."""
     given: str | None = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
     sampler: str | None = None
@@ -92,10 +94,12 @@ def sample(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.core.model import Sampler
-    from pofx.core.space import Table, Text
-    from pofx.data.write import write_rows
+    from pofx.core.space import Sequence, Text
+    from pofx.data.write import check_place, write_rows
 
     run = read_model(args.run)
+    check_place(run.model.space, args.n, args.out)
+    options = run.info["data"].get("options", {})
     stands = tell_standing(run.info, run.log, args.run)
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
     prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
@@ -106,19 +110,19 @@ def sample(argv: list[str]) -> int:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
     if isinstance(space, Text):
-        return _texts(args, space, prompts, given, sampler, generator, stands)
+        return _texts(args, space, options, prompts, given, sampler, generator, stands)
     started = time.perf_counter()
     if part is None:
         x = given.sample(args.n, generator=generator, sampler=sampler)
     else:
         x = _completed(given, part.x, args, generator)
     seconds = time.perf_counter() - started
+    if isinstance(space, Sequence) and (empty := int((space.lengths(x) == 0).sum())):
+        err.print(f"{empty} of {len(x)} sequences have no step, and so no row in a table", highlight=False)
     if args.out is None:
-        if not isinstance(space, Table):
-            raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
-        write_rows(space, x, sys.stdout)
+        write_rows(space, x, sys.stdout, options=options)
         return 0
-    write_rows(space, x, args.out)
+    write_rows(space, x, args.out, options=options)
     if args.json:
         print_json({"run": str(args.run), **stands, "samples": len(x), "seconds": seconds, "out": str(args.out)})
     else:
@@ -172,6 +176,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 def _texts(
     args: Sample,
     space: Text,
+    options: Mapping[str, Any],
     prompts: list[str],
     given: Conditional,
     sampler: Sampler,
@@ -205,8 +210,11 @@ def _texts(
         assert not isinstance(found, Unavailable)
         about["log_prob"] = found.nats.movedim(0, -1).flatten().tolist()
     if args.out is not None:
-        write_texts(texts, args.out)
+        write_texts(texts, args.out, options)
         about["out"] = str(args.out)
+        rows = drawn.flatten(0, 1)
+        if broken := sum(space.read([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
+            err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �", highlight=False)
     if args.json:
         print_json(about if args.out is not None else about | {"texts": texts})
         return 0
@@ -224,7 +232,7 @@ def _prompts(args: Sample) -> list[str]:
     if args.prompts is None:
         return args.prompt
     try:
-        lines = args.prompts.read_text().splitlines()
+        lines = args.prompts.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MissingSource(f"{args.prompts} cannot be read: {error}.", "Give a text file.") from error
     found = [*args.prompt, *(line for line in lines if line)]

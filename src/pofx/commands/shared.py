@@ -77,6 +77,8 @@ class Source:
     """How many levels a sample of sound has."""
     sequence: str | None = None
     """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
+    order: str | None = None
+    """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
     arrays: Annotated[list[str], tyro.conf.UseAppendAction, arg(metavar="NAME")] = dataclasses.field(
         default_factory=list
     )
@@ -125,6 +127,7 @@ def load_source(args: Source) -> Data:
         law=args.law,
         levels=args.levels,
         sequence=args.sequence,
+        order=args.order,
         arrays=[name for names in args.arrays for name in names.split(",")],
         label_array=args.label_array,
         split=args.split,

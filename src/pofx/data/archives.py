@@ -163,11 +163,11 @@ def from_npz(path: Path, options: Options) -> Raw:
     if options.arrays and (options.kind == "audio" or audio.is_audio(arrays)):
         arrays = _renamed(arrays, [*options.arrays], "audio", path)
     if audio.is_audio(arrays):
-        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE)
+        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE, options.audio.like)
     if options.kind == "audio":
         raise WrongShape(f"{path.name} holds no sounds ({_shown(arrays)}).", "Add offsets [N + 1] and sample_rate.")
     if sequences.is_sequences(arrays):
-        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS)
+        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS, options.steps.like)
     xs, ys = _roles(arrays)
     if options.arrays:
         chosen = [_named(arrays, name, path) for name in options.arrays]

@@ -8,8 +8,10 @@ import os
 import struct
 import wave
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Listed
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,20 @@ from torch import Tensor
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.files import replacing
 from pofx.core.space import Audio, Label, Space
-from pofx.data.image import by_folder, by_part, files_below
+from pofx.data import foreign
+from pofx.data.folders import listing
+from pofx.data.image import by_folder, by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.split import pick
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 LAWS = {"linear": 65536, "mu": 256}  # and their usual numbers of levels
 MOST_LEVELS = 65536
+MOST_RATE = 1_000_000  # samples per second: some ten times what the fastest recorders of bats take
+MOST_UPSAMPLING = 100  # samples that one may become
+MOST_SAMPLES = 2**26  # of a file of any size; of larger ones, MOST_RATIO samples a byte
+MOST_RATIO = 20
+BLOCK = 2**20  # samples that are decoded together
 LABELS = ("label", "labels", "y", "target", "class", "digit", "word")
 
 
@@ -58,8 +67,8 @@ class Reading:
         levels = LAWS[self.law] if self.levels is None else self.levels
         if not 2 <= levels <= MOST_LEVELS:
             raise UsageError(f"A sample of {levels} levels is impossible.", f"Give 2 to {MOST_LEVELS}.")
-        if self.rate is not None and self.rate < 1:
-            raise UsageError(f"A rate of {self.rate} samples per second is impossible.", "Give 1 or more.")
+        if self.rate is not None and not 1 <= self.rate <= MOST_RATE:
+            raise UsageError(f"A rate of {self.rate} samples per second is impossible.", f"Give 1 to {MOST_RATE}.")
         return self.law, levels
 
 
@@ -98,10 +107,12 @@ def from_folder(folder: Path, how: Reading, max_rows: int | None = None, seed: i
     Of more than ``max_rows`` files so many are read, drawn by ``seed``. Raises EmptyData, WrongShape (a file of
     another rate), CorruptFile.
     """
-    files = files_below(folder, SUFFIXES)
-    if not files:
-        raise EmptyData(f"{folder} holds no sounds.", f"Give a folder with {', '.join(SUFFIXES)} files.")
     notes: list[str] = []
+    found = listing(folder)
+    files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
+    if not files:
+        remedy = foreign.advice(found.files, f"Give a folder with {', '.join(SUFFIXES)} files.")
+        raise EmptyData(f"{folder} holds no sounds.", remedy)
     part, label = by_folder(folder, files, notes)
     drawn = pick(len(files), max_rows, seed)
     numbers = np.arange(len(files)) if drawn is None else drawn.numpy()
@@ -139,16 +150,55 @@ def _sounds(files: list[Path], how: Reading, notes: list[str]) -> tuple[list[NDA
                 )
         if several := sum(head.channels > 1 for head in heads):
             notes.append(f"The channels of {several} of {len(files)} sounds were mixed to one.")
+        for file, head in zip(files, heads, strict=True):
+            _check_rates(head.samplerate, rate, str(file))
         if resampled := sum(count for r, count in rates.items() if r != rate):
             notes.append(f"{resampled} of {len(files)} sounds were resampled to {rate} Hz.")
         fine = sum(head.subtype not in ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "VORBIS") for head in heads)
         if fine and (law, levels) == ("linear", 65536):
             notes.append(f"The samples of {fine} of {len(files)} sounds are finer than 16 bits: they were rounded.")
 
-        def sound(file: Path, head: Any) -> NDArray:
-            return encode(_resampled(_amplitude(file, head), head.samplerate, rate), law, levels)
+        def sound(file: Path, head: Any) -> Clipped:
+            return _clipped(_resampled(_amplitude(file, head), head.samplerate, rate), law, levels)
 
-        return list(pool.map(sound, files, heads)), rate
+        return _said(list(pool.map(sound, files, heads)), notes), rate
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The levels of a sound, how many of its samples lay beyond [-1, 1], and how far."""
+
+    levels: NDArray
+    count: int
+    furthest: float
+
+
+def _clipped(amplitude: NDArray, law: str, levels: int) -> Clipped:
+    size = np.abs(amplitude)
+    return Clipped(encode(amplitude, law, levels), int((size > 1).sum()), float(size.max(initial=0)))
+
+
+def _said(sounds: Listed[Clipped], notes: list[str]) -> list[NDArray]:
+    """The levels of sounds; a note counts what was clipped."""
+    if count := sum(s.count for s in sounds):
+        several, furthest = sum(s.count > 0 for s in sounds), max(s.furthest for s in sounds)
+        notes.append(
+            f"{count} samples of {several} of {len(sounds)} sounds lie beyond -1 to 1 (up to {furthest:.4g}) and were "
+            "clipped. To keep them, scale the sounds down."
+        )
+    return [s.levels for s in sounds]
+
+
+def _check_rates(rate: int, to: int, where: str) -> None:
+    """Raises BadValue where a header gives a rate that no recording has, or that is far from the wanted one."""
+    if not 1 <= rate <= MOST_RATE:
+        raise BadValue(f"{where} says {rate} samples per second; 1 to {MOST_RATE} are read.", "Write the sound again.")
+    if to > rate * MOST_UPSAMPLING:
+        raise BadValue(
+            f"{where} has {rate} samples per second: brought to {to}, each would become {to / rate:.0f} "
+            f"(at most {MOST_UPSAMPLING}).",
+            "Correct its header, or the rate that is wanted.",
+        )
 
 
 def _soundfile() -> Any:
@@ -163,15 +213,22 @@ def _corrupt(path: Path, why: object) -> CorruptFile:
     return CorruptFile(f"{path} cannot be read as a sound: {why}.".replace("..", "."), "Fetch or write the file again.")
 
 
-def _head(path: Path) -> Any:
-    """What soundfile says of the file: samplerate, channels, frames, subtype."""
+@contextmanager
+def _decoding(path: Path) -> Iterator[Any]:
+    """The package soundfile. Raises CorruptFile, by whatever name it reports what is wrong with a file."""
     soundfile = _soundfile()
     try:
+        yield soundfile
+    except (soundfile.SoundFileError, OSError, ValueError, OverflowError) as e:
+        raise _corrupt(path, getattr(e, "error_string", e)) from e
+
+
+def _head(path: Path) -> Any:
+    """What soundfile says of the file: samplerate, channels, frames, subtype."""
+    with _decoding(path) as soundfile:
         head = soundfile.info(str(path))
         with path.open("rb") as file:
             kind, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-    except (soundfile.LibsndfileError, OSError) as e:
-        raise _corrupt(path, getattr(e, "error_string", e)) from e
     # libsndfile takes a WAV file that was cut off for a shorter one; sizes that writers to pipes leave say nothing
     if kind == b"RIFF" and 0 < size < 2**32 - 2**16 and path.stat().st_size < size:
         raise _corrupt(path, f"it has {path.stat().st_size} bytes where its header says {size + 8}")
@@ -179,17 +236,20 @@ def _head(path: Path) -> Any:
 
 
 def _amplitude(path: Path, head: Any) -> NDArray:
-    """The mean of all channels, float64 [L]."""
-    soundfile = _soundfile()
-    try:
-        samples, _ = soundfile.read(str(path), dtype="float64", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as e:
-        raise _corrupt(path, getattr(e, "error_string", e)) from e
-    if len(samples) != head.frames:
-        raise _corrupt(path, f"it has {len(samples)} samples where its header says {head.frames}")
-    if not np.isfinite(samples).all():
+    """The mean of all channels, float64 [L]: decoded block by block, whatever length the header claims."""
+    most, blocks, length = max(MOST_SAMPLES, MOST_RATIO * path.stat().st_size), [np.zeros(0)], 0
+    with _decoding(path) as soundfile, soundfile.SoundFile(str(path)) as file:
+        while len(samples := file.read(max(1, BLOCK // file.channels), dtype="float64", always_2d=True)):
+            length += len(samples)
+            if length * file.channels > most:
+                raise _corrupt(path, f"it holds more than {most} samples, the limit for a file of its size")
+            blocks.append(samples[:, 0] if samples.shape[1] == 1 else samples.mean(1))
+    if length != head.frames:
+        raise _corrupt(path, f"it has {length} samples where its header says {head.frames}")
+    amplitude = np.concatenate(blocks)
+    if not np.isfinite(amplitude).all():
         raise BadValue(f"{path} holds samples that are no finite numbers.", "Write the file again.")
-    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
+    return amplitude
 
 
 def _resampled(amplitude: NDArray, rate: int, to: int) -> NDArray:
@@ -242,13 +302,14 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
         sounds += np.split(values, offsets)[1:-1]
     rate = _rate(arrays, name, how)
     to = how.like.rate if how.like else how.rate or rate
+    _check_rates(rate, to, name)
     notes = [] if rate == to else [f"All sounds were resampled from {rate} to {to} Hz."]
     law, levels = how.coding()
     kept = [i for i, s in enumerate(sounds) if len(s)]
     if len(kept) < len(sounds):
         notes.append(f"{len(sounds) - len(kept)} sounds of no samples were left out.")
-    coded = [encode(_resampled(_scaled(sounds[i], name), rate, to), law, levels) for i in kept]
-    raw = _raw(coded, to, how, name, notes)
+    coded = [_clipped(_resampled(_scaled(sounds[i], name), rate, to), law, levels) for i in kept]
+    raw = _raw(_said(coded, notes), to, how, name, notes)
     if parts != [None]:
         raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])[kept]
     if (found := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
@@ -262,8 +323,11 @@ def _listed(keys: Mapping[int | None, str]) -> str:
 
 def _rate(arrays: Mapping[str, NDArray], name: str, how: Reading) -> int:
     for key in ("sample_rate", "rate", "samplerate", "sr"):
-        if key in arrays and arrays[key].size == 1:
-            return int(arrays[key].item())
+        if key in arrays and arrays[key].size == 1 and arrays[key].dtype.kind in "iuf":
+            rate = arrays[key].item()
+            if not math.isfinite(rate):
+                raise BadValue(f"{name}: {key} is {rate}.", "Give samples per second.")
+            return int(rate)
     if how.like is None and how.rate is None:
         raise WrongShape(f"{name} does not say how many samples a second has.", "Add sample_rate, or give --rate.")
     return how.like.rate if how.like else how.rate or 0
@@ -323,6 +387,17 @@ def wav(samples: NDArray, rate: int) -> bytes:
     return out.getvalue()
 
 
+def check_sounds(n: int, path: Path) -> None:
+    """Can n sounds be written there? Raises UsageError, or CannotSave for what is there already."""
+    if path.suffix.lower() in SUFFIXES:
+        if n != 1:
+            raise UsageError(f"{n} sounds do not go into one file.", "Give a folder.")
+    elif path.suffix:
+        raise UsageError(f"{path} is no place for sounds.", f"Give a folder or a {', '.join(SUFFIXES)} file.")
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+
+
 def write_audio(
     space: Audio, x: Tensor, to: str | os.PathLike[str], context: Space | None = None, c: Tensor | None = None
 ) -> None:
@@ -339,16 +414,11 @@ def write_audio(
         except soundfile.LibsndfileError as e:
             raise CannotSave(f"Cannot write {path}: {e.error_string}", "Choose another place or format.") from e
 
-    if path.suffix.lower() in SUFFIXES:
-        if len(sounds) != 1:
-            raise UsageError(f"{len(sounds)} sounds do not go into one file.", "Give a folder.")
+    check_sounds(len(sounds), path)
+    if path.suffix:
         with replacing(path) as scratch:
             write(scratch, sounds[0])
         return
-    if path.suffix:
-        raise UsageError(f"{path} is no place for sounds.", f"Give a folder or a {', '.join(SUFFIXES)} file.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
     label = c.cpu().reshape(-1).tolist() if isinstance(context, Label) and c is not None else None
     digits = max(5, len(str(len(sounds))))
     with replacing(path) as scratch:

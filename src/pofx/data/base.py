@@ -190,6 +190,7 @@ def load(
     law: str = "linear",
     levels: int | None = None,
     sequence: str | None = None,
+    order: str | None = None,
     arrays: Sequence[str] = (),
     label_array: str | None = None,
 ) -> Data:
@@ -197,8 +198,8 @@ def load(
 
     Args:
         source: a path (CSV, TSV, Parquet, Arrow, .npy, .npz, a folder of PNG and JPEG with sub-folders as
-            labels, MNIST's IDX files; text and IDX also as .gz), a NumPy array (what a mask hides is missing),
-            tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set ("digits",
+            labels, MNIST's IDX files; text and IDX also as .gz; or a pipe), a NumPy array (what a mask hides is
+            missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set ("digits",
             "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
@@ -227,6 +228,8 @@ def load(
         symbols: what a text is made of: "characters", "bytes", or "auto".
         rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
+        order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
+            a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.
         arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
             those that make up the columns of a table or a step of a sequence.
         label_array: of an archive, the array that holds each row's class.
@@ -272,6 +275,7 @@ def load(
         "law": law,
         "levels": levels,
         "sequence": sequence,
+        "order": order,
         "arrays": list(arrays),
         "label_array": label_array,
     }
@@ -284,6 +288,10 @@ def load(
     texts += [text] if text is not None else []
     how = reading(options, texts)
     raw = read(source, how)
+    if order is not None and not isinstance(raw.space if isinstance(raw, RawRagged) else None, Steps):
+        raise UsageError(
+            "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
+        )
     told = [k for k in ("header", "names", "missing", "formats") if options[k] not in (None, {})]
     if told and not how.delimited.decided:
         raise UsageError(f"Only delimited text is read by {told[0]}; this source is none.", "Leave it out.")
@@ -336,7 +344,7 @@ def load(
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
     return Data(
         name=name or stem or str(source),
-        source=IN_MEMORY if not is_path else os.path.abspath(source) if os.path.exists(source) else str(source),
+        source=_found_again(source) if is_path else IN_MEMORY,
         space=roles.space,
         train=train,
         valid=valid,
@@ -349,6 +357,18 @@ def load(
         dependent=dependent,
         options=options,
     )
+
+
+def _found_again(source: str | os.PathLike[str]) -> str:
+    """Where a later command finds a source: its path, the name of a built-in set, or nowhere for a pipe."""
+    from pofx.data.raw import IN_MEMORY
+
+    if not os.path.exists(source):
+        return str(source)
+    path = os.path.abspath(source)
+    if path.startswith(("/dev/", "/proc/")):  # what this process alone calls so
+        path = os.path.realpath(path)
+    return path if os.path.isfile(path) or os.path.isdir(path) else IN_MEMORY
 
 
 def reading(
@@ -378,8 +398,8 @@ def reading(
             like if isinstance(like, Audio) else None,
         ),
         sequences.Reading(
-            get("sequence"), tuple(get("arrays", ())), get("label_array"), get("types", {}), tuple(get("drop", ())),
-            like if isinstance(like, Steps) else None,
+            get("sequence"), get("order"), tuple(get("arrays", ())), get("label_array"), get("types", {}),
+            tuple(get("drop", ())), like if isinstance(like, Steps) else None,
         ),
     )  # fmt: skip
 

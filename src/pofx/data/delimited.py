@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,8 +81,13 @@ def is_table(path: Path) -> bool:
     """Do the first lines of a text file have as many fields each, most of them numbers?"""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        lines = [line for line in file.read(1 << 14).decode(errors="replace").splitlines() if line.strip()][1:50]
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(1 << 14)
+    except (EOFError, OSError, zlib.error):
+        return False  # whoever reads it as text says what is wrong with it
+    code = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    lines = [line for line in head.decode(code, errors="replace").splitlines() if line.strip()][1:50]
     if not lines:
         return False
     delimiter = _delimiter(lines)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
+import math
+import os
 import re
+import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import ExifTags, ImageOps
 from PIL import Image as Pillow
-from PIL import ImageOps
 
-from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, WrongShape
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.core.space import Image
+from pofx.data import foreign
+from pofx.data.folders import listing
+from pofx.data.packed import unpacked
 from pofx.data.split import TEST, TRAIN, VALID, pick
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
@@ -29,6 +35,11 @@ PARTS = {
 }
 FEW_LEVELS = 64  # whole-numbered images below this level have levels 0 .. their maximum
 SUFFIXES = (".png", ".jpg", ".jpeg")
+READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of up to 8 bits per channel
+OPENED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # by content, whatever the suffix says
+TURNED = range(5, 9)  # EXIF orientations that exchange width and height
+MOST_DIMS = 8  # of an IDX file
+COPIES = 3  # of all pixels that are held at once, while they are sorted and split
 
 
 def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
@@ -157,16 +168,19 @@ def _levels(x: NDArray, notes: list[str]) -> int:
 def read_idx(path: Path) -> NDArray:
     """One IDX file (LeCun et al.: two zero bytes, type, dimensions, big-endian sizes, values), also .gz."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, OSError, zlib.error) as e:
-        raise CorruptFile(f"{path} cannot be unpacked: {e}.", "Fetch the file again.") from e
+        data = unpacked(path)
+    except OSError as e:
+        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Fetch the file again.") from e
     kinds = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in kinds or len(data) < 4 + 4 * data[3]:
         raise CorruptFile(f"{path} does not begin as an IDX file does.", "Fetch the file again.")
     dims = data[3]
-    shape = np.frombuffer(data, ">i4", dims, 4)
+    shape = struct.unpack_from(f">{dims}i", data, 4)
+    if not 1 <= dims <= MOST_DIMS or min(shape) < 0:
+        sizes = "×".join(map(str, shape[:MOST_DIMS]))
+        raise CorruptFile(f"{path} has an impossible header: {dims} dimensions of {sizes}.", "Fetch the file again.")
     body = data[4 + 4 * dims :]
-    want = int(np.prod(shape, dtype=np.int64)) * np.dtype(kinds[data[2]]).itemsize
+    want = math.prod(shape) * np.dtype(kinds[data[2]]).itemsize
     if len(body) != want:
         raise CorruptFile(f"{path} holds {len(body)} bytes of values; its header says {want}.", "Fetch the file again.")
     return np.frombuffer(body, kinds[data[2]]).reshape(shape)
@@ -213,18 +227,6 @@ def from_idx(path: Path, known: Image | None = None, alone: bool = False) -> Raw
 # --------------------------------------------------------------------------------------------- folders
 
 
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """All files of these kinds below a folder in natural order, hidden ones left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-    visible = [p for p in found if not any(s.startswith((".", "__")) for s in p.relative_to(folder).parts)]
-    return sorted(visible, key=lambda p: [_numbered(s) for s in p.relative_to(folder).parts])
-
-
-def _numbered(text: str) -> list[tuple[int, int, str]]:
-    """The parts of a file name, so that img10 comes after img9."""
-    return [(0, int(s), "") if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", text) if s]
-
-
 def by_folder(folder: Path, files: list[Path], notes: list[str]) -> tuple[NDArray | None, NDArray | None]:
     """(part, label) [N] of each file by its place: train / valid / test at the top are parts, sub-folders labels."""
     places = [f.relative_to(folder).parts[:-1] for f in files]
@@ -248,16 +250,19 @@ def from_folder(
 ) -> RawImages:
     """PNG and JPEG files; sub-folders are labels; train / valid / test at the top are the official split.
 
-    Grey and colour together become RGB; transparency is laid on white. ``resize`` crops the middle
-    square and scales it. Of more than ``max_rows`` files so many are read, drawn by ``seed``.
-    Raises MissingSource, WrongShape (an image of another size), CorruptFile.
+    Grey and colour together become RGB; transparency is laid on white; a photo is turned as its EXIF data say.
+    ``resize`` crops the middle square and scales it. Of more than ``max_rows`` files so many are read, drawn by
+    ``seed``. Raises MissingSource, WrongShape (an image of another size), BadValue (more than 8 bits, animations, more
+    pixels than there is memory), CorruptFile.
     """
-    files = files_below(folder, SUFFIXES)
-    if not files:
-        others = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))[:3]
-        remedy = f"Give one of its files: {', '.join(others)}." if others else "Give a folder that does."
-        raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
+    if resize is not None and resize < 1:
+        raise UsageError(f"Images of {resize} pixels are impossible.", "Give --resize of 1 or more.")
     notes: list[str] = []
+    found = listing(folder)
+    files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
+    if not files:
+        remedy = foreign.advice(found.files, "Give a folder that does.")
+        raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
     part, label = by_folder(folder, files, notes)
     drawn = pick(len(files), max_rows, seed)
     chosen = None if drawn is None else drawn.numpy()
@@ -271,63 +276,129 @@ def from_folder(
     return raw
 
 
+@dataclass(frozen=True)
+class Head:
+    """What the header of an image file says: its size as it is to be seen, and how its pixels have to change."""
+
+    size: tuple[int, int]  # width, height
+    grey: bool
+    turned: bool = False
+    transparent: bool = False
+    cmyk: bool = False
+    several: bool = False  # a photo that holds others, such as a preview
+
+
 def decode(files: list[Path], resize: int | None, known: Image | None, notes: list[str]) -> NDArray:
-    """Files as uint8 [N, H, W, C], all of the first one's size (or of ``known``)."""
+    """Files as uint8 [N, H, W, C], all of the commonest size (or of that of ``known``)."""
     with ThreadPoolExecutor() as pool:
         heads = list(pool.map(_head, files))
-        colour = sum(grey is False for _, grey in heads)
+        colour = sum(not head.grey for head in heads)
         channels = known.channels if known else 3 if colour else 1
         if 0 < colour < len(files) and known is None:
             notes.append(f"{colour} of {len(files)} images have colour: all were read as RGB.")
-        sizes = Counter(size for size, _ in heads)
+        for count, what in (
+            (sum(head.turned for head in heads), "were turned as their EXIF data say"),
+            (sum(head.transparent for head in heads), "have transparency: they were laid on white"),
+            (sum(head.cmyk for head in heads), "have the colours of print (CMYK): they were read as RGB"),
+            (sum(head.several for head in heads), "hold further pictures (previews, depth): the first was read"),
+        ):
+            if count:
+                notes.append(f"{count} of {len(files)} images {what}.")
         if resize is not None:
             width = height = resize
             notes.append(f"Images were cropped to their middle square and scaled to {resize}×{resize}.")
         elif known is not None:
             width, height = known.width, known.height
         else:
-            width, height = sizes.most_common(1)[0][0]
-        for file, (size, _) in zip(files, heads, strict=True):
+            width, height = Counter(head.size for head in heads).most_common(1)[0][0]
+
+        def check(file: Path, size: tuple[int, int]) -> None:
             if resize is None and size != (width, height):
+                found = f"{file} is {size[0]}×{size[1]} pixels (width×height)"
+                if known is not None:
+                    problem = f"{found}; this space takes {width}×{height}."
+                    raise WrongShape(problem, f"Bring it to {width}×{height} first, or remove it.")
                 raise WrongShape(
-                    f"{file} is {size[0]}×{size[1]} pixels (width×height); the others are {width}×{height}."
-                    if known is None
-                    else f"{file} is {size[0]}×{size[1]} pixels (width×height); this space takes {width}×{height}.",
+                    f"{found}; the others are {width}×{height}.",
                     "Resize or remove it, or give --resize 32 to bring all images to one size.",
                 )
-        out = np.empty((len(files), height, width, channels), np.uint8)
+
+        for file, head in zip(files, heads, strict=True):
+            check(file, head.size)
+        shape = len(files), height, width, channels
+        needed = math.prod(shape) * COPIES
+        if needed > memory():
+            raise BadValue(
+                f"{len(files)} images of {width}×{height}×{channels} take {needed / 2**30:.1f} GiB while they are "
+                f"read; this machine has {memory() / 2**30:.1f} GiB.",
+                "Give fewer at a time." if known else "Give --max-rows, or --resize 32.",
+            )
+        out = np.empty(shape, np.uint8)
 
         def fill(i: int) -> None:
-            out[i] = _pixels(files[i], "L" if channels == 1 else "RGB", resize)
+            pixels = _pixels(files[i], "L" if channels == 1 else "RGB", resize)
+            check(files[i], (pixels.shape[1], pixels.shape[0]))
+            out[i] = pixels
 
         list(pool.map(fill, range(len(files))))
     return out
 
 
-def _head(file: Path) -> tuple[tuple[int, int], bool]:
-    """(width, height) and whether the image is grey, from its header."""
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Pillow.Image]:
+    """An image file by its content. Raises CorruptFile, by whatever name Pillow reports what is wrong with it."""
     try:
-        with Pillow.open(file) as image:
-            if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-                raise BadValue(
-                    f"{file} has pixels of more than 8 bits (mode {image.mode}).", "Convert it to 8 bits per channel."
-                )
-            return image.size, image.mode in ("1", "L", "LA")
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as e:
-        raise CorruptFile(f"{file} cannot be read as an image: {e}.", "Fetch the file again, or remove it.") from e
+        with Pillow.open(file, formats=OPENED) as image:
+            yield image
+    except (
+        OSError, SyntaxError, TypeError, ValueError, OverflowError, struct.error, zlib.error,
+        Pillow.DecompressionBombError,
+    ) as e:  # fmt: skip
+        why = str(e) or type(e).__name__
+        raise CorruptFile(f"{file} cannot be read as an image: {why}.", "Fetch the file again, or remove it.") from e
+
+
+def _head(file: Path) -> Head:
+    with _opened(file) as image:
+        pictures = getattr(image, "n_frames", 1)
+        if pictures > 1 and image.format != "MPO":
+            raise BadValue(
+                f"{file} holds {pictures} pictures (animated or of several pages).",
+                "Write each picture to a file of its own, or remove it.",
+            )
+        if image.mode not in READ or ";16" in str(getattr(image, "tile", "")):
+            raise BadValue(
+                f"{file} has pixels of more than 8 bits per channel.",
+                f"Convert it, for example: magick {file} -depth 8 NEW.png",
+            )
+        # what stands before the pixels; PNG may say it after them, which _pixels finds
+        orientation = Pillow.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        width, height = image.size
+        return Head(
+            (height, width) if orientation in TURNED else (width, height),
+            image.mode in ("1", "L", "LA"),
+            orientation in range(2, 9),
+            image.has_transparency_data,
+            image.mode == "CMYK",
+            pictures > 1,
+        )
 
 
 def _pixels(file: Path, mode: str, resize: int | None) -> NDArray:
-    try:
-        with Pillow.open(file) as image:
-            if image.has_transparency_data:
-                back = Pillow.new("RGBA", image.size, "white")
-                plain = Pillow.alpha_composite(back, image.convert("RGBA")).convert(mode)
-            else:
-                plain = image.convert(mode)
+    """uint8 [H, W, C]"""
+    with _opened(file) as image:
+        seen = ImageOps.exif_transpose(image)
+        if seen.has_transparency_data:
+            back = Pillow.new("RGBA", seen.size, "white")
+            plain = Pillow.alpha_composite(back, seen.convert("RGBA")).convert(mode)
+        else:
+            plain = seen.convert(mode)
         if resize is not None:
             plain = ImageOps.fit(plain, (resize, resize), Pillow.Resampling.LANCZOS)
         pixels = np.asarray(plain)
         return pixels if pixels.ndim == 3 else pixels[..., None]
-    except (OSError, SyntaxError, ValueError, zlib.error) as e:
-        raise CorruptFile(f"{file} cannot be read as an image: {e}.", "Fetch the file again, or remove it.") from e

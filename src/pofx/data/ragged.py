@@ -127,10 +127,13 @@ class RawRagged:
 FEW = 10  # rows; fewer cannot be split into parts as they are
 
 
-def excerpts(raw: RawRagged, size: int) -> RawRagged:
-    """A few long rows cut into excerpts of ``size`` steps, each with as many before it; many rows as they are."""
+def excerpts(raw: RawRagged, size: int, like: Audio | Sequence | None = None) -> RawRagged:
+    """A few long rows cut into excerpts of ``size`` steps, each with as many before it; many rows as they are.
+
+    New rows of a known space stay as they are where those of that space have an end.
+    """
     rows, space = raw.rows, raw.space
-    if len(rows) >= FEW or raw.part is not None:
+    if (like is not None and like.ends) or len(rows) >= FEW or raw.part is not None:
         return raw
     cuts = [
         (start, place, min(place + size, end))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow as pa
 import torch
 
 from pofx.core.errors import EmptyData, MissingSource, UnknownFormat, UsageError, WrongShape
-from pofx.data import archives, audio, builtin, columnar, delimited, image, sequences, text
+from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
+from pofx.data.folders import Listing, listed, listing
 from pofx.data.ragged import RawRagged, excerpts
 from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Options, Raw, RawTable
 from pofx.data.synthetic import SOURCES
@@ -25,8 +27,9 @@ def read(source: Any, options: Options) -> Raw:
     """Raises DataError by name where the source is missing, empty, ragged, corrupt or unclear."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.exists():
-            return _folder(path, options) if path.is_dir() else _file(path, options)
+        mode = _mode(path)
+        if mode is not None:
+            return _of_path(path, mode, options)
         name = str(source).replace("_", "-").lower()
         if name == STANDARD_LIBRARY:
             return text.from_standard_library(options.text)
@@ -53,11 +56,42 @@ def read(source: Any, options: Options) -> Raw:
     )
 
 
+def _mode(path: Path) -> int | None:
+    """What kind of file a path leads to, or None where it leads nowhere. Raises MissingSource for what is shut off."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as e:
+        raise _shut(path, e) from e
+    except (OSError, ValueError):  # not there, a name too long, a link to itself, a zero byte
+        return None
+
+
+def _of_path(path: Path, mode: int, options: Options) -> Raw:
+    if stat.S_ISDIR(mode):
+        return _folder(path, options)
+    if stat.S_ISFIFO(mode):
+        with pipes.copied(path) as copy:
+            return _file(copy, options)
+    if not stat.S_ISREG(mode):
+        what = "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise UsageError(f"{path} is {what}, not a file.", "Give a file, a folder or a pipe.")
+    return _file(path, options)
+
+
+def _shut(path: Path, error: OSError) -> MissingSource:
+    return MissingSource(f"{path} cannot be opened: {error.strerror}.", "Check its permissions.")
+
+
 def _missing(name: str) -> MissingSource:
     if name == IN_MEMORY:
-        return MissingSource("These data were given in memory, not in a file.", "Give the same data again.")
+        return MissingSource(
+            "These data were given in memory or through a pipe, not in a file.", "Give the same data again."
+        )
+    if os.path.islink(name):
+        return MissingSource(f"{name} is a link to {os.readlink(name)}, which is not there.", "Give the file itself.")
     folder = Path(name).parent
-    beside = [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    readable = os.path.isdir(folder) and os.access(folder, os.R_OK)
+    beside = [str(folder / p.name) for p in folder.iterdir()] if readable else []
     near = difflib.get_close_matches(name, [*SOURCES, *SKLEARN, STANDARD_LIBRARY, *beside], n=3, cutoff=0.6)
     built_in = ", ".join([*SKLEARN, STANDARD_LIBRARY, *SOURCES])
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Built-in sets: {built_in}."
@@ -65,14 +99,36 @@ def _missing(name: str) -> MissingSource:
 
 
 def _folder(path: Path, options: Options) -> Raw:
+    found = listing(path)
     if image.idx_files(path):
         return image.from_idx(path, options.known, options.alone)
-    kind = options.kind or _most_files(path)
+    kind = options.kind or _most_files(found)
     if kind == "text":
         return text.from_folder(path, options.text)
     if kind == "audio":
-        return excerpts(audio.from_folder(path, options.audio, options.max_rows, options.seed), SECONDS * RATE)
+        raw = audio.from_folder(path, options.audio, options.max_rows, options.seed)
+        return excerpts(raw, SECONDS * RATE, options.audio.like)
     return image.from_folder(path, options.resize, options.known, options.max_rows, options.seed)
+
+
+def _most_files(found: Listing) -> str:
+    """Of which kind are most of the files of a folder? Raises MissingSource where none is read."""
+    counts = {
+        "image": sum(p.suffix.lower() in image.SUFFIXES for p in found.files),
+        "audio": sum(p.suffix.lower() in audio.SUFFIXES for p in found.files),
+        "text": sum(map(text.is_text, found.files)),
+    }
+    if not any(counts.values()):
+        raise _nothing_read(found)
+    return max(counts, key=lambda kind: counts[kind])
+
+
+def _nothing_read(found: Listing) -> MissingSource:
+    problem = f"{found.folder} holds no images, sounds, texts or IDX files"
+    if not found.files:
+        return MissingSource(f"{problem}: it is empty.", "Give a folder of such files.")
+    problem = f"{problem}; its files are {listed(found.kinds(found.files))}."
+    return MissingSource(problem, foreign.advice(found.files, f"Give one of its files, for example {found.files[0]}."))
 
 
 def _file(path: Path, options: Options) -> Raw:
@@ -80,35 +136,32 @@ def _file(path: Path, options: Options) -> Raw:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as e:
-        raise MissingSource(f"{path} cannot be opened: {e.strerror}.", "Check its permissions.") from e
+        raise _shut(path, e) from e
     if not head:
         raise EmptyData(f"{path} is empty.", "Give a file with rows.")
+    if kind := foreign.unread(path.name, head):
+        raise UnknownFormat(f"{path} is a .{kind} file, which pofx does not read.", foreign.conversion(kind, str(path)))
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    if suffix in ("jsonl", "ndjson"):
+    if suffix in ("jsonl", "ndjson") or (head[:1] == b"{" and not path.suffix and options.kind in (None, "text")):
         return text.from_jsonl(path, options.text)
     if f".{suffix}" in audio.SUFFIXES:
-        return excerpts(audio.from_file(path, options.audio), SECONDS * RATE)
-    if options.text.column is None and (
-        options.kind == "text" or (options.kind is None and text.is_text(path) and not delimited.is_table(path))
-    ):
+        return excerpts(audio.from_file(path, options.audio), SECONDS * RATE, options.audio.like)
+    if _is_plain_text(path, options):
         return text.from_file(path, options.text)
     raw = _by_content(path, head, suffix, options)
     if options.text.column is not None:
         return _text_column(raw, options)
     if isinstance(raw, RawTable) and (options.kind == "sequence" or options.steps.sequence is not None):
-        return excerpts(sequences.from_table(raw, options.steps, str(path)), STEPS)
+        return excerpts(sequences.from_table(raw, options.steps, str(path)), STEPS, options.steps.like)
     return raw
 
 
-def _most_files(path: Path) -> str:
-    """Of which kind are most of the first files that the folder and its sub-folders hold?"""
-    files = [p for p, _ in zip((p for p in path.rglob("*") if p.is_file()), range(1000), strict=False)]
-    counts = {
-        "image": sum(p.suffix.lower() in (".png", ".jpg", ".jpeg") for p in files),
-        "audio": sum(p.suffix.lower() in audio.SUFFIXES for p in files),
-        "text": sum(map(text.is_text, files)),
-    }
-    return max(counts, key=lambda kind: counts[kind])
+def _is_plain_text(path: Path, options: Options) -> bool:
+    """Is a file a text as it stands, rather than a table (of texts, perhaps)?"""
+    plain = text.is_text(path) and not delimited.is_table(path)
+    if options.text.column is not None:  # texts of a table; what pofx has sampled of it may be plain all the same
+        return plain and options.text.like is not None
+    return options.kind == "text" or (options.kind is None and plain)
 
 
 def _text_column(raw: Raw, options: Options) -> RawRagged:

@@ -25,7 +25,9 @@ from pofx.data.tabular import encode_rows
 if TYPE_CHECKING:
     from pofx.data.raw import RawTable
 
-ROWS = "rows"  # the whole table is one sequence
+ROWS = "rows"  # the whole table is one sequence, or: in the order of the table's rows
+NUMBER = "sequence"  # the column that numbers sampled sequences, unless the data's own has a name
+CLOCKS = ("time", "timestamp", "datetime", "date", "day", "t", "step", "timestep", "time_step", "tick", "frame")
 STARTS, ENDS = "offsets", ("episode_ends", "ends")  # arrays that say where sequences begin, or end
 LABELS = ("y", "label", "labels", "target", "targets")
 PENS = ("dx", "dy", "pen")
@@ -40,6 +42,8 @@ class Reading:
 
     Attributes:
         sequence: the column of a table whose value tells the sequences apart, or "rows": all rows are one.
+        order: the column that puts the rows of a sequence in order; "rows" for that of the source; None for a column
+            of time or steps, where one tells.
         arrays: of an archive, in this order; none for all of floats (of any numbers, where none are floats).
         label: the array that holds each sequence's class; None for the first that can.
         types, drop: of the columns of a step, as for tables.
@@ -47,6 +51,7 @@ class Reading:
     """
 
     sequence: str | None = None
+    order: str | None = None
     arrays: Listed[str] = ()
     label: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +76,8 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
 
     Raises WrongShape (bounds that fit no array), UsageError (no such array), EmptyData.
     """
+    if how.order not in (None, ROWS):
+        raise UsageError(f"Steps of {name} are in the order of the arrays, not of {how.order!r}.", "Leave out order.")
     keys = by_part(arrays)
     bound = next((b for b in (STARTS, *ENDS) if b in keys), None)
     if bound is None:
@@ -165,31 +172,27 @@ def _columns(arrays: Mapping[str, NDArray], given: list[str]) -> Columns:
 
 
 def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagged:
-    """Rows of a table as steps: those of one value of a column are a sequence, in their order, or all rows are.
+    """Rows of a table as steps: those of one value of a column are a sequence, or all rows are, in their order in time.
 
-    A column of dates that only go up within each sequence is left out, unless its type is declared. Raises UsageError
-    (no such column), BadValue (a row that belongs to no sequence).
+    What orders the rows, and a column of dates that only go up within each sequence, is left out unless its type is
+    declared. Raises UsageError (no such column), BadValue (a row that belongs to no sequence, or has no time).
     """
     columns: Columns = dict(raw.columns)
-    order, starts = np.arange(raw.n), np.array([0])
-    if how.sequence is None or (how.sequence != ROWS and how.sequence not in columns):
-        raise UsageError(
-            f"There is no column {how.sequence!r} that tells the sequences of {name} apart."
-            if how.sequence
-            else f"Nothing tells the sequences of {name} apart.",
-            f"Name a column (of {', '.join([*columns][:20])}), or 'rows' for one long sequence.",
-        )
-    if how.sequence in columns:
-        codes = _codes(how.sequence, columns.pop(how.sequence)())
-        order = np.argsort(codes, kind="stable")
-        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    apart = _apart(columns, how, name)
+    codes = np.zeros(raw.n, np.int64) if apart == ROWS else _codes(apart, columns.pop(apart)())
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     ends = np.append(starts[1:], raw.n)
     notes = list(raw.notes)
     if (np.diff(order) < 0).any():
-        notes.append(f"Rows of one {how.sequence!r} do not follow each other everywhere: they were brought together.")
+        notes.append(f"Rows of one {apart!r} do not follow each other everywhere: they were brought together.")
+    clocks = {c: found for c in columns if (found := _clock(c, columns[c](), how)) is not None}
+    if (by := _ordering(columns, clocks, how, order, starts, notes)) is not None:
+        order = np.lexsort((clocks[by].times, codes))
     if how.like is None:
-        for column in [c for c in columns if c not in how.types and c not in how.drop]:
-            if _rises(columns[column](), order, starts):
+        for column in [c for c in clocks if c not in how.types and c not in how.drop]:
+            steps = clocks[column].steps(order, starts)
+            if column == how.order or (clocks[column].date and len(steps) > 0 and bool((steps >= 0).all())):
                 columns.pop(column)
                 notes.append(
                     f"{column!r} only goes up within sequences: it was left out (keep it: --types {column}=integer)."
@@ -200,6 +203,33 @@ def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagge
     out.part, out.label = (None if a is None else a[first] for a in (raw.part, raw.label))
     out.notes = notes
     return out
+
+
+def _apart(columns: Columns, how: Reading, name: str) -> str:
+    """The column that tells sequences apart, or "rows"."""
+    if how.sequence in columns:
+        return how.sequence
+    if how.like is not None and number_of(how.like) in columns:  # as sampled sequences are written
+        return number_of(how.like)
+    if how.sequence == ROWS:
+        return ROWS
+    known = ", ".join([*columns][:20])
+    raise UsageError(
+        f"There is no column {how.sequence!r} that tells the sequences of {name} apart."
+        if how.sequence
+        else f"Nothing tells the sequences of {name} apart.",
+        f"Name a column (of {known}), or 'rows' for one long sequence."
+        if how.like is None
+        else f"Add it to the columns ({known}), or number the sequences in a column {number_of(how.like)!r}.",
+    )
+
+
+def number_of(space: Sequence) -> str:
+    """The column that numbers sequences where their own has no name."""
+    name = NUMBER
+    while name in {c.name for c in space.step.columns}:
+        name += "_"
+    return name
 
 
 def _codes(name: str, array: Any) -> NDArray:
@@ -214,18 +244,76 @@ def _codes(name: str, array: Any) -> NDArray:
     return first.argsort().argsort()[codes]
 
 
-def _rises(array: Any, order: NDArray, starts: NDArray) -> bool:
-    """Do dates never fall within a sequence?"""
+@dataclass(frozen=True)
+class Clock:
+    """A column that may tell the order of rows: its values [T] as they sort, and whether they are dates."""
+
+    times: NDArray
+    date: bool
+
+    def steps(self, order: NDArray, starts: NDArray) -> NDArray:
+        """From each row of a sequence to the next."""
+        inside = np.ones(len(order) - 1, bool)
+        inside[starts[1:] - 1] = False
+        return np.diff(self.times[order])[inside]
+
+
+def _clock(name: str, array: Any, how: Reading) -> Clock | None:
+    """A column of dates, or of numbers that is named like a clock or by ``how.order``, of which no value is missing."""
     if isinstance(array, np.ndarray):
-        dates = array if array.dtype.kind == "M" else None
+        date, number, values = array.dtype.kind == "M", array.dtype.kind in "iuf", array
     else:
         kind = array.type
-        dates = array.to_numpy() if pa.types.is_date(kind) or pa.types.is_timestamp(kind) else None
-    if dates is None or np.isnat(dates := dates.astype("datetime64[s]")).any():
-        return False
-    steps = np.diff(dates[order].astype(np.int64))
-    steps[starts[1:] - 1] = 0
-    return len(steps) > 0 and bool((steps >= 0).all())
+        date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if array.null_count or not (date or number):
+            return None
+        values = array.to_numpy()
+    if not date and not (number and (name == how.order or name.lower() in CLOCKS)):
+        return None
+    if date:
+        return None if np.isnat(values).any() else Clock(values.astype(np.int64), True)
+    times = values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+    return None if np.isnan(times).any() else Clock(times, False)
+
+
+def _ordering(
+    columns: Columns, clocks: Mapping[str, Clock], how: Reading, order: NDArray, starts: NDArray, notes: list[str]
+) -> str | None:
+    """The column by which rows have to be put in order, or None where they are, or nothing tells. Raises UsageError."""
+    if how.order == ROWS:
+        return None
+    if how.order is not None:
+        if how.order in clocks:
+            return how.order
+        if how.order in columns:
+            problem = f"Column {how.order!r} does not hold a date or a number in every row: it puts none in order."
+            raise UsageError(problem, "Choose a column of times or steps, or 'rows' for the order of the source.")
+        if how.like is None:
+            raise UsageError(
+                f"There is no column {how.order!r} to put rows in order.", f"Columns: {', '.join([*columns][:20])}."
+            )
+        return None  # as in what is sampled: steps in their order, without times
+    found = {c: clock.steps(order, starts) for c, clock in clocks.items()}
+    # a date that never changes within a sequence orders nothing; numbers that repeat there may be anything
+    moving = {c: s for c, s in found.items() if s.any() and (clocks[c].date or _distinct(clocks[c], order, starts))}
+    if not moving or any((s >= 0).all() for s in moving.values()):
+        return None
+    names = " and ".join(map(repr, moving))
+    if len(moving) > 1:
+        choose = "" if how.like else " (choose one: --order COLUMN)"
+        notes.append(f"{names} go up and down within sequences: rows stay in the source's order{choose}.")
+        return None
+    keep = "" if how.like else " (to keep the source's: --order rows)"
+    notes.append(f"Rows were put in the order of {names} within each sequence{keep}.")
+    return next(iter(moving))
+
+
+def _distinct(clock: Clock, order: NDArray, starts: NDArray) -> bool:
+    """Does no value occur twice in a sequence?"""
+    number = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
+    times = clock.times[order]
+    return bool(Clock(times, False).steps(np.lexsort((times, number)), starts).all())
 
 
 # ------------------------------------------------------------------------------------------- both

@@ -7,11 +7,10 @@ A plain file of more than IN_MEMORY bytes stays on disk, documents and all; JSON
 
 from __future__ import annotations
 
-import gzip
+import codecs
 import json
 import re
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,9 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.space import Text, unknown_character
+from pofx.data.folders import listing
 from pofx.data.image import PARTS
+from pofx.data.packed import unpacked
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 
 SUFFIXES = (
@@ -36,7 +37,10 @@ MOST_CHARACTERS = 256  # distinct ones up to which a text is read as characters
 IN_MEMORY = 2**26  # bytes of one file up to which it is decoded; a larger one stays on disk, as bytes
 HEAD = 2**20  # of a file, by which it is judged
 CHUNK = 2**20  # bytes of a large file that are looked at together
-BOM = b"\xef\xbb\xbf"  # what some programs write before UTF-8
+BOM = codecs.BOM_UTF8  # what some programs write before UTF-8
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+TEXT = "text"  # the key of JSON lines that holds the text, unless another is named
+LONE = re.compile("[\ud800-\udfff]")
 ENDOFTEXT = "<|endoftext|>"  # the separator that corpora of documents are published with
 
 
@@ -67,24 +71,26 @@ class Reading:
         if self.separator == "":
             raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
         found = self.separator is None and ENDOFTEXT in beginning[:HEAD]
-        return ENDOFTEXT if found else None if self.separator is None else _unescaped(self.separator)
+        return ENDOFTEXT if found else None if self.separator is None else unescaped(self.separator)
 
 
 def from_file(path: Path, how: Reading) -> RawRagged:
     """A text file (.gz too): one document, or several. A large one is mapped into memory and never read as a whole."""
-    if path.suffix != ".gz" and path.stat().st_size > IN_MEMORY and how.large_as_bytes:
-        return _from_large_file(path, how)
-    text = _decode(_bytes(path), path)
+    on_disk = path.suffix != ".gz" and path.stat().st_size > IN_MEMORY
+    data = np.memmap(path, np.uint8, "r") if on_disk else np.frombuffer(_bytes(path), np.uint8)
+    if len(data) > IN_MEMORY and how.large_as_bytes and data[:2].tobytes() not in UTF16:
+        note = f"{len(data)} bytes stay on disk." if on_disk else f"{len(data)} bytes were unpacked, and stay bytes."
+        return _from_large(data, path, how, note)
+    text = _decode(data.tobytes(), path)
     separator = how.between(text)
     documents = [text] if separator is None else text.split(separator)
     return from_documents(documents, how, str(path))
 
 
-def _from_large_file(path: Path, how: Reading) -> RawRagged:
-    """Bytes that stay on disk: only the first of them must be UTF-8."""
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    separator, values = how.between(_decode(head, path, whole=False)), np.memmap(path, np.uint8, "r")
+def _from_large(values: NDArray, path: Path, how: Reading, note: str) -> RawRagged:
+    """Bytes that stay where they are: only the first of them must be UTF-8."""
+    head = values[:HEAD].tobytes()
+    separator = how.between(_decode(head, path, whole=False))
     starts, ends = np.array([len(BOM) if head.startswith(BOM) else 0]), np.array([len(values)])
     if separator is not None:
         found = _places(values, separator.encode())
@@ -92,7 +98,7 @@ def _from_large_file(path: Path, how: Reading) -> RawRagged:
     blank = np.array([_blank(values[a:b]) for a, b in zip(starts, ends, strict=True)])
     if blank.all():
         raise _no_text(str(path))
-    notes = [f"{len(values)} bytes stay on disk.", *_left_out(int(blank.sum()))]
+    notes = [note, *_left_out(int(blank.sum()))]
     return _raw(values, starts[~blank], ends[~blank], "", how, notes)
 
 
@@ -114,31 +120,53 @@ def _blank(values: NDArray) -> bool:
 
 def from_folder(path: Path, how: Reading) -> RawRagged:
     """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and is_text(p) and not p.name.startswith("."))
+    notes: list[str] = []
+    files = sorted(listing(path).chosen(is_text, notes))
     documents = [_decode(_bytes(p), p) for p in files]
     first = [p.relative_to(path).parts[0].lower() if len(p.relative_to(path).parts) > 1 else "" for p in files]
     part = np.array([PARTS[f] for f in first]) if files and all(f in PARTS for f in first) else None
     label = np.array(first) if part is None and all(first) and len(set(first)) > 1 else None
     raw = from_documents(documents, how, str(path), label, part)
-    raw.notes.insert(0, f"{len(files)} text files were found.")
+    raw.notes[:0] = [f"{len(files)} text files were found.", *notes]
     return raw
 
 
 def from_jsonl(path: Path, how: Reading) -> RawRagged:
-    """One JSON object a line, its text under ``how.column`` ("text" unless said)."""
-    documents, key = [], how.column or "text"
-    for number, line in enumerate(_decode(_bytes(path), path).splitlines(), 1):
-        if not line.strip():
+    """One JSON object a line, its text under ``how.column`` ("text" unless said). Lines end at \\n and nowhere else."""
+    documents, null, key = [], [], how.column or TEXT
+    remedy = f"Give lines with a text {key!r}." if how.like else "Name it: --text COLUMN."
+    for number, line in enumerate(_decode(_bytes(path), path).split("\n"), 1):
+        if not line.strip(" \t\r"):
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as e:
+            entry = json.loads(line, parse_int=float)  # numbers are not used, whatever their size
+        except (ValueError, RecursionError) as e:
             raise CorruptFile(f"{path}, line {number} is not JSON: {e}.", "Correct or remove the line.") from e
-        if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-            keys = ", ".join(entry) if isinstance(entry, dict) else type(entry).__name__
-            raise WrongShape(f"{path}, line {number} has no text {key!r}; it has {keys}.", "Name it: --text COLUMN.")
-        documents.append(entry[key])
-    return from_documents(documents, how, str(path))
+        if not isinstance(entry, dict) or key not in entry:
+            keys = ", ".join(entry) if isinstance(entry, dict) else _kind(entry)
+            raise WrongShape(f"{path}, line {number} has no text {key!r}; it has {keys}.", remedy)
+        text = entry[key]
+        if text is None:
+            null.append(number)
+        elif not isinstance(text, str):
+            raise WrongShape(f"{path}, line {number}: {key!r} is {_kind(text)}, not a text.", remedy)
+        elif lone := LONE.search(text):
+            raise BadValue(
+                f"{path}, line {number}: {key!r} holds {lone[0]!r}, half of a character (a lone surrogate).",
+                "Correct or remove the line.",
+            )
+        else:
+            documents.append(text)
+    raw = from_documents(documents, how, str(path))
+    if null:
+        raw.notes.append(f"{len(null)} lines whose {key!r} is null were left out, the first: line {null[0]}.")
+    return raw
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    names = {bool: "true or false", float: "a number", list: "a list", dict: "an object", str: "a string"}
+    return names.get(type(value), "null")
 
 
 def from_standard_library(how: Reading) -> RawRagged:
@@ -206,21 +234,24 @@ def encode(text: str, alphabet: str) -> NDArray:
     if not alphabet:
         return np.frombuffer(text.encode(), np.uint8)
     known = np.frombuffer(alphabet.encode("utf-32-le"), np.uint32)
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     order = np.argsort(known)
-    place = np.searchsorted(known[order], points).clip(max=len(known) - 1)
-    number = order[place]
-    if (wrong := known[number] != points).any():
-        i = int(wrong.argmax())
-        raise unknown_character(Text(alphabet), text[i], i)
-    return number.astype(np.uint8 if len(alphabet) <= 256 else np.uint16)
+    out = np.empty(len(text), np.uint8 if len(alphabet) <= 256 else np.uint16)
+    for start in range(0, len(text), CHUNK):  # a long text takes little more memory than its numbers
+        points = np.frombuffer(text[start : start + CHUNK].encode("utf-32-le"), np.uint32)
+        place = np.searchsorted(known[order], points).clip(max=len(known) - 1)
+        number = order[place]
+        if (wrong := known[number] != points).any():
+            i = start + int(wrong.argmax())
+            raise unknown_character(Text(alphabet), text[i], i)
+        out[start : start + CHUNK] = number
+    return out
 
 
 def is_text(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").rpartition(".")[2] in SUFFIXES
 
 
-def _unescaped(separator: str) -> str:
+def unescaped(separator: str) -> str:
     """A separator as it is typed, with \\n and the like as what they mean."""
     return separator.encode("latin-1", "backslashreplace").decode("unicode_escape")
 
@@ -286,17 +317,26 @@ def _join(parts: Iterator[NDArray]) -> tuple[NDArray, NDArray]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, OSError, zlib.error) as e:
-        raise CorruptFile(f"{path} cannot be read: {e}.", "Fetch or write the file again.") from e
+        return unpacked(path)
+    except OSError as e:
+        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Check its permissions, or fetch it again.") from e
 
 
 def _decode(data: bytes, path: Path, whole: bool = True) -> str:
-    """UTF-8 text with line ends as they are. Raises BadValue for a binary file."""
+    """UTF-8 text with line ends as they are; UTF-16 where its mark stands first. Raises BadValue for a binary file."""
+    if data[:2] in UTF16:
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as e:
+            raise BadValue(
+                f"{path} begins as UTF-16 does, but byte {e.start} is {e.reason}.", "Give a text file."
+            ) from e
     data = data.removeprefix(BOM)
     if b"\0" in data[: 1 << 16]:
-        raise BadValue(f"{path} is binary: byte {data.index(0)} is 0.", "Give a text file.")
+        raise BadValue(
+            f"{path} is binary: byte {data.index(0)} is 0.",
+            "Give a text file (UTF-16 without its mark is converted so: iconv -f utf-16le -t utf-8 OLD > NEW).",
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as e:

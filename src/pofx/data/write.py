@@ -23,16 +23,41 @@ from torch import Tensor
 from pofx.core.errors import CannotSave, UsageError
 from pofx.core.files import replacing
 from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
-from pofx.data.audio import write_audio
+from pofx.data.audio import check_sounds, write_audio
 from pofx.data.image import full_scale
+from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
+from pofx.data.text import ENDOFTEXT, TEXT, unescaped
 
 BETWEEN = "\n" + "-" * 40 + "\n"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
+def check_place(space: Space, n: int, to: Path | None) -> None:
+    """Can n rows be written there (None: to a stream)? Raises UsageError, or CannotSave for what is there already."""
+    if isinstance(space, Image):
+        if to is None:
+            raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
+        _check_images(space, to)
+    elif isinstance(space, Audio):
+        if to is None:
+            raise UsageError("Sounds need a place to be written.", "Say --out folder/, or for one --out sound.wav.")
+        check_sounds(n, to)
+    elif to is not None and isinstance(space, Text):
+        if to.suffix not in (".txt", ".jsonl"):
+            raise UsageError(f"{to} is no place for texts.", "End it in .txt or .jsonl.")
+    elif to is not None:
+        _check_table(to)
+
+
 def write_rows(
-    space: Space, x: Tensor, to: str | os.PathLike[str] | TextIO, context: Space | None = None, c: Tensor | None = None
+    space: Space,
+    x: Tensor,
+    to: str | os.PathLike[str] | TextIO,
+    context: Space | None = None,
+    c: Tensor | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Rows x [N, *E], and their contexts c [N, *Ec], as files that ``load`` and ``read_rows`` understand.
 
@@ -41,17 +66,18 @@ def write_rows(
     context's columns come after (a label as the column "label"). Images become a folder of PNG files
     (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
     Texts become a .txt file, JSON lines, or lines on a stream; sounds WAV files; sequences a table whose first
-    column numbers them.
+    column numbers them. Names and separators are those of ``options``, with which the data were loaded.
 
     Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
+    options = options or {}
     if isinstance(space, Image):
         if not isinstance(to, str | os.PathLike):
             raise UsageError("Images cannot go to a text stream.", "Give a folder or an .npz file.")
         _write_images(space, x, Path(to), context, c)
         return
     if isinstance(space, Text):
-        write_texts([space.spell(row) for row in x], to)
+        write_texts([space.spell(row) for row in x], to, options)
         return
     if isinstance(space, Audio):
         if not isinstance(to, str | os.PathLike):
@@ -59,10 +85,12 @@ def write_rows(
         write_audio(space, x, Path(to), context, c)
         return
     if isinstance(space, Sequence):  # one table, whose first column numbers the sequences
+        name = options.get("sequence")
+        name = number_of(space) if name in (None, ROWS) else name
         number = torch.arange(len(x)).repeat_interleave(space.lengths(x)).numpy()
         inside = x.flatten(0, 1)
         inside = inside[~inside[:, 0].isinf()]
-        _write_table(pa.table({"sequence": number} | _columns(space.step, inside)), to)
+        _write_table(pa.table({name: number} | _columns(space.step, inside)), to)
         return
     columns = _columns(space, x)
     if context is not None and c is not None:
@@ -70,17 +98,30 @@ def write_rows(
     _write_table(pa.table(columns), to)
 
 
-def write_texts(texts: Listed[str], to: str | os.PathLike[str] | TextIO) -> None:
-    """To a stream or a .txt file with a line of dashes between them, or as JSON lines ("text")."""
+def write_texts(
+    texts: Listed[str], to: str | os.PathLike[str] | TextIO, options: Mapping[str, Any] | None = None
+) -> None:
+    """To a stream with a line of dashes between them, or to a file that is read back as these texts.
+
+    A .txt file has between texts what stands between those of the data (``options`` of ``load``), or ENDOFTEXT; JSON
+    lines have their key. Raises UsageError for texts that a .txt file cannot tell apart.
+    """
     if not isinstance(to, str | os.PathLike):
         to.write(BETWEEN.join(texts) + "\n")
         return
-    path = Path(to)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UsageError(f"{path} is no place for texts.", "End it in .txt or .jsonl.")
+    path, options = Path(to), options or {}
+    check_place(Text(), len(texts), path)
+    if path.suffix == ".jsonl":
+        key = options.get("text") or TEXT
+        content = "".join(json.dumps({key: t}, ensure_ascii=False) + "\n" for t in texts)
+    else:
+        separator = unescaped(options.get("separator") or ENDOFTEXT)
+        content = separator.join(texts)
+        if content.split(separator) != [*texts] or content.startswith("\ufeff") or "\0" in content:
+            what = f"{separator!r}, a zero or a byte order mark"
+            raise UsageError(f"{path} cannot hold these texts: some hold {what}.", "End it in .jsonl.")
     with replacing(path) as scratch:
-        lines = (json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
-        scratch.write_text("".join(lines) if path.suffix == ".jsonl" else BETWEEN.join(texts) + "\n")
+        scratch.write_bytes(content.encode())
 
 
 def write_scores(
@@ -100,13 +141,17 @@ def _columns(space: Space, x: Tensor) -> dict[str, pa.Array]:
     raise UsageError("Images have no place in a table.", "Write the images themselves to a folder.")
 
 
+def _check_table(path: Path) -> None:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise UsageError(f"{path} does not say which format.", f"End it in {', '.join(TABLE_SUFFIXES)}.")
+
+
 def _write_table(table: pa.Table, to: str | os.PathLike[str] | TextIO) -> None:
     if not isinstance(to, str | os.PathLike):
         to.write(_csv(table, ",").decode())
         return
     path = Path(to)
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        raise UsageError(f"{path} does not say which format.", f"End it in {', '.join(TABLE_SUFFIXES)}.")
+    _check_table(path)
     with replacing(path) as scratch:
         if path.suffix == ".parquet":
             pa.parquet.write_table(table, scratch)
@@ -135,7 +180,19 @@ def _csv(table: pa.Table, delimiter: str) -> bytes:
     return out.getvalue().encode() + body.getvalue().to_pybytes()
 
 
+def _check_images(space: Image, path: Path) -> None:
+    if path.suffix == ".npz":
+        return
+    if path.suffix:
+        raise UsageError(f"{path} is no place for images.", "Give a folder or an .npz file.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+    if space.channels not in (1, 3, 4):
+        raise UsageError(f"PNG has no form for {space.channels} channels.", "Write to an .npz file.")
+
+
 def _write_images(space: Image, x: Tensor, path: Path, context: Space | None, c: Tensor | None) -> None:
+    _check_images(space, path)
     pixels = np.moveaxis(x.detach().cpu().reshape(-1, *space.event_shape).numpy(), 1, -1)
     label = c.cpu().reshape(-1).numpy() if isinstance(context, Label) and c is not None else None
     if path.suffix == ".npz":
@@ -145,12 +202,6 @@ def _write_images(space: Image, x: Tensor, path: Path, context: Space | None, c:
         with replacing(path) as scratch:
             np.savez_compressed(scratch, **arrays)
         return
-    if path.suffix:
-        raise UsageError(f"{path} is no place for images.", "Give a folder or an .npz file.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
-    if space.channels not in (1, 3, 4):
-        raise UsageError(f"PNG has no form for {space.channels} channels.", "Write to an .npz file.")
     digits = max(5, len(str(len(pixels))))
     with replacing(path) as scratch:
         scratch.mkdir()

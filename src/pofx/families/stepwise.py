@@ -102,7 +102,9 @@ class Stepwise(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if isinstance(space, Table | Label | Image):
+        if isinstance(space, Table):
+            return "rows of a table have no order of steps. --sequence COLUMN makes sequences of them; or fit a made."
+        if isinstance(space, Label | Image):
             return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
         if isinstance(context, Ragged):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."

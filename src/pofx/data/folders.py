@@ -1,0 +1,84 @@
+"""Folders: which of their files are read, in which order, and what is said of all others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pofx.core.errors import MissingSource
+
+
+@dataclass
+class Listing:
+    """The files below a folder.
+
+    Attributes:
+        folder: where they lie.
+        files: those that can be seen, in natural order (img9 before img10).
+        aside: what is never read: "hidden", "broken link", "no file" (sockets, pipes, devices), and how many of each.
+    """
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)
+
+    def chosen(self, wanted: Callable[[Path], bool], notes: list[str]) -> list[Path]:
+        """The files that are wanted; a note counts all others by their kinds."""
+        found = [p for p in self.files if wanted(p)]
+        others = self.kinds(p for p in self.files if not wanted(p)) + self.aside
+        if others:
+            total = others.total()
+            notes.append(f"{total} {'files were' if total > 1 else 'file was'} left out: {listed(others)}.")
+        return found
+
+    @staticmethod
+    def kinds(files: Iterable[Path]) -> Counter[str]:
+        return Counter(p.suffix.lower() or "without suffix" for p in files)
+
+
+def listed(counts: Counter[str], most: int = 5) -> str:
+    """``10 .webp, 2 .db``: the commonest first."""
+    shown = [f"{n} {kind}" for kind, n in counts.most_common(most)]
+    rest = counts.total() - sum(n for _, n in counts.most_common(most))
+    return ", ".join([*shown, f"{rest} more"] if rest else shown)
+
+
+def listing(folder: Path) -> Listing:
+    """All that lies below a folder, links to folders followed once. Raises MissingSource for one that cannot be opened.
+
+    Hidden are names that begin with a dot, and folders that begin with two underscores (__MACOSX, __pycache__).
+    """
+    found, seen = Listing(folder), set[tuple[int, int]]()
+
+    def walk(place: Path) -> None:
+        about = place.stat()
+        if (about.st_dev, about.st_ino) in seen:
+            return
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or (entry.name.startswith("__") and entry.is_dir()):
+                    found.aside["hidden"] += 1
+                elif entry.is_dir():
+                    walk(place / entry.name)
+                elif entry.is_file():
+                    found.files.append(place / entry.name)
+                else:
+                    broken = entry.is_symlink() and not os.path.exists(entry.path)
+                    found.aside["broken link" if broken else "no file"] += 1
+
+    try:
+        walk(folder)
+    except OSError as e:
+        raise MissingSource(f"{e.filename} cannot be opened: {e.strerror}.", "Check its permissions.") from e
+    found.files.sort(key=lambda p: [_numbered(s) for s in p.relative_to(folder).parts])
+    return found
+
+
+def _numbered(text: str) -> list[tuple[int, int, str]]:
+    """The parts of a file name, so that img10 comes after img9."""
+    return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", text) if s]
