@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -148,8 +148,12 @@ def print_json(value: Any) -> None:
 
 
 def tell_notes(data: Data, args: Output) -> None:
+    tell(data.notes, args)
+
+
+def tell(notes: Iterable[str], args: Output) -> None:
     if not args.quiet and not args.json:
-        for note in data.notes:
+        for note in notes:
             err.print(f"· {escape(note)}", highlight=False)
 
 

@@ -100,6 +100,7 @@ class Model(nn.Module):
         if reason := self.refuses(space, context, config):
             raise Unsupported(f"{self.name} does not serve {space}: {reason}", "See 'pofx families'.")
         self.config, self.space, self.context = config, space, context
+        self.remarks: list[str] = []  # of ``prepare``: what the data made it do that nobody asked for, in sentences
 
     # -- what a family declares ---------------------------------------------------------------------
 

@@ -286,6 +286,7 @@ def _fit(
         "status": run.status,
         "parameters": run.model.parameter_count(),
         "memory": plain(memory),
+        "remarks": run.model.remarks,
     }
     return run, figures
 

@@ -1,4 +1,5 @@
-"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms.
+"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms, and N of the
+tails in ``nn.tails``: no value is out of the question.
 
     realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
     maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
@@ -25,11 +26,13 @@ from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.tails import lengthen, normal_log_prob
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
-from pofx.transforms.preprocess import HALF_LOG_2PI
 from pofx.transforms.spline import Spline
+
+TOLD = 0.05  # the least shrinkage of a covariance that is told
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,22 @@ class Flow(Continuous):
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
         if self.whiten is not None:
-            self.whiten.whiten(self.noisy_split(x, generator).y)
+            shrinkage = self.whiten.whiten(self.noisy_split(x, generator).y)
+            if shrinkage >= TOLD:
+                self.remarks = [
+                    f"{len(x):,} rows are few for {self.dim} columns: {self.name} starts from their covariance shrunk by "
+                    f"{shrinkage:.0%} towards independent columns."
+                ]
 
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
     def density(self, y: Tensor, h: Tensor | None, budget: Budget, generator: torch.Generator) -> Exact:
         z, log_det = self.flow(y, h)
-        return Exact(log_det - 0.5 * z.square().sum(1) - self.dim * HALF_LOG_2PI, Measure.lebesgue(self.dim))
+        return Exact(log_det + normal_log_prob(z).sum(1), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
-        return self.flow.inverse(z, h)
+        return self.flow.inverse(lengthen(z), h)
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.density(y, h, Budget(), generator).nats

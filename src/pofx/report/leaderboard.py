@@ -100,6 +100,7 @@ def likelihood(row: Row, scored: int) -> Cell:
     notes += [f"n {lik['n']:,}"] if lik["n"] < scored else []
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
     why += [f"Scored the first {lik['n']:,} of {scored:,} rows."] if lik["n"] < scored else []
+    why += row.get("fit", {}).get("remarks", [])
     return Cell(
         f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
     )

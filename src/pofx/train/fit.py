@@ -30,7 +30,7 @@ from pofx.core.model import Model, replace_config
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
 from pofx.train import run as folder
-from pofx.train.checkpoint import load_into, load_tree, save_tree
+from pofx.train.checkpoint import load_into, load_tree, save_tree, write_json
 from pofx.train.compiling import Trial
 from pofx.train.run import Run
 
@@ -183,6 +183,10 @@ def fit(
     if path is not None:
         folder.create(path, info, overwrite)
     model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
+    if model.remarks:
+        about["notes"] += model.remarks
+        if path is not None:
+            write_json(path / "config.json", info)
     return _launch(model, info, data, path, target, progress)
 
 
