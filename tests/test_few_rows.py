@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_many_rows_speak_for_themselves() -> None:
     assert pseudo_rows(10, 8) == 8
     assert pseudo_rows(5000, 20) == pytest.approx(20 * 20 / 5000)
     weights = [pseudo_rows(n, 30) / n for n in range(1, 5000)]
-    assert all(a >= b for a, b in zip(weights, weights[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(weights))
     x = np.random.default_rng(3).normal(size=(6000, 20)) @ np.random.default_rng(4).normal(size=(20, 20))
     data = pofx.load(x)
     train, test = (part.read().x for part in (data.train, data.test))
@@ -130,7 +131,7 @@ def test_a_mixture_with_tails_sums_to_one_and_knows_its_score() -> None:
 
     near = float(model.location + REACH * model.scale)
     edges = [-math.inf, -near, 0.0, near, math.inf]
-    total = sum(integrate.quad(density, a, b, limit=200)[0] for a, b in zip(edges, edges[1:], strict=False))
+    total = sum(integrate.quad(density, a, b, limit=200)[0] for a, b in pairwise(edges))
     assert total == pytest.approx(1, abs=1e-6)
     far = torch.tensor([-1e4, -30.0, -2.0, 1.0, 25.0, 1e3], dtype=torch.float64)
     step = 1e-5 * far.abs()

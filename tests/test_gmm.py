@@ -569,7 +569,7 @@ def test_a_label_given_columns_is_discriminant_analysis() -> None:
 
 
 def test_grid_columns_are_bounded_from_below() -> None:
-    """On integers, before the tails: E[nats] is at most the log of the Gaussian's mass on the cell; an atom's is exact."""
+    """On integers, before the tails: E[nats] is at most the log of the Gaussian's mass on the cell."""
     g = generator()
     x = (torch.randn(4000, 1, generator=g, dtype=torch.float64) * 3 + 10).round()
     model = Gaussian(GaussianConfig(), Table((Integer("n", 0, 30),)))

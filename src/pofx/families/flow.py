@@ -97,8 +97,8 @@ class Flow(Continuous):
             shrinkage = self.whiten.whiten(self.noisy_split(x, generator).y)
             if shrinkage >= TOLD:
                 self.remarks = [
-                    f"{len(x):,} rows are few for {self.dim} columns: {self.name} starts from their covariance shrunk by "
-                    f"{shrinkage:.0%} towards independent columns."
+                    f"{len(x):,} rows are few for {self.dim} columns: {self.name} starts from their covariance, shrunk "
+                    f"by {shrinkage:.0%} towards independent columns."
                 ]
 
     # -- hooks of Continuous ------------------------------------------------------------------------------

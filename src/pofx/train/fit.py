@@ -173,7 +173,7 @@ def fit(
 
     with seeded(seed):
         model = cls(config, data.space, data.context)
-    about = {
+    about: dict[str, Any] = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
