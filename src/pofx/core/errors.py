@@ -16,8 +16,6 @@ PofxError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class PofxError(Exception):
     """What went wrong (with the value and the limit), then what to do about it."""
@@ -103,9 +101,3 @@ class Diverged(TrainingError):
 
 class Incomparable(PofxError):
     exit_code = 7
-
-
-def below_one(config: object, options: Iterable[str]) -> str | None:
-    """Which of some options that count is impossible, in words, or None."""
-    wrong = ((name, getattr(config, name)) for name in options if getattr(config, name) < 1)
-    return next((f"{name}={value} is impossible. Give 1 or more." for name, value in wrong), None)

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
+from pofx.core.options import Options
 from pofx.core.space import Ragged, Space, join
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Options):
     """What one likelihood may cost.
 
     ``estimator`` is one of the model's ``estimators`` (the first is the default), ``draws`` the Monte
@@ -44,7 +45,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Options):
     """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default).
 
     ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.

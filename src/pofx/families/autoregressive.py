@@ -14,25 +14,28 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from pofx.core.errors import below_one
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
 from pofx.nn.sites import Heads, ImageKind, heads_for
 
+Order = Literal["raster", "reverse", "random"]
+MOST_ORDERS = at_least(1, 1024)
+SEED = at_least(0, 2**31)  # of NumPy's RandomState, which shuffles
 MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh the rest of it
 
 
 @dataclass(frozen=True)
-class AutoregressiveConfig:
+class AutoregressiveConfig(Options):
     """Options of every autoregressive family.
 
     Attributes:
@@ -61,7 +64,6 @@ class Autoregressive(Model):
 
     taxonomy = "explicit density / tractable / autoregressive"
     claims = frozenset({Exact})
-    counts: ClassVar[tuple[str, ...]] = ("components", "atoms", "hidden", "layers")  # options of 1 or more
     orders: int = 1
     config: Any
 
@@ -79,7 +81,7 @@ class Autoregressive(Model):
             return "a label is a single value. Fit a classifier, or independent."
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
-        return below_one(config, cls.counts)
+        return None
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
@@ -192,9 +194,11 @@ class MadeConfig(AutoregressiveConfig):
 
     hidden: int = 512
     layers: int = 2
-    order: str = "raster"
+    order: Order = "raster"
     orders: int = 1
     order_seed: int = 0
+
+    ranges = {"orders": MOST_ORDERS, "order_seed": SEED}
 
 
 class Made(Autoregressive):
@@ -217,14 +221,6 @@ class Made(Autoregressive):
             residual=True,
             direct=sum(features) * sum(params) <= MOST_DIRECT,
         )
-
-    @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := below_one(config, ("orders",)):
-            return reason
-        if config.order not in ("raster", "reverse", "random"):
-            return f"there is no order {config.order!r}. Use raster, reverse or random."
-        return super().refuses(space, context, config)
 
     @classmethod
     def tiny(cls, space: Space) -> MadeConfig:
@@ -261,6 +257,8 @@ class WindowMlpConfig(AutoregressiveConfig):
     layers: int = 3
     embedding: int = 16
 
+    ranges = {"radius": at_least(1, 64)}
+
 
 class WindowMlp(Autoregressive):
     name = "window-mlp"
@@ -285,12 +283,6 @@ class WindowMlp(Autoregressive):
             embedding=embedding,
             context=self.width,
         )
-
-    @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := below_one(config, ("window", "radius", "embedding")):
-            return reason
-        return super().refuses(space, context, config)
 
     @classmethod
     def tiny(cls, space: Space) -> WindowMlpConfig:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Model
@@ -190,9 +189,3 @@ def _given_bins(config: Any, context: Space | None) -> int:
     """Intervals of a number that is conditioned on: fewer, down to 2, where many columns are."""
     few = [b for b in range(2, config.given_bins + 1) if context and math.prod(sizes(context, b)) <= CONTEXTS]
     return max(few, default=min(2, config.given_bins))
-
-
-def at_least(config: Any, **limits: int) -> None:
-    for name, limit in limits.items():
-        if (value := getattr(config, name)) < limit:
-            raise UsageError(f"{name} is {value}; it must be at least {limit}.", f"Set {name} to {limit} or more.")

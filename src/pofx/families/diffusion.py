@@ -26,6 +26,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
+from pofx.core.options import POSITIVE
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
@@ -74,6 +75,15 @@ class PathConfig(ContinuousConfig):
     draws: int = 32
     score_noise: float = 0.1
 
+    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.smallest < self.largest:
+            raise UsageError(
+                f"The noise cannot rise from {self.smallest:g} to {self.largest:g}.", "Swap smallest and largest."
+            )
+
 
 class PathModel(Continuous):
     """The one implementation behind the presets."""
@@ -106,8 +116,6 @@ class PathModel(Continuous):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if config.net == "unet" and not isinstance(space, Image):
             return "a U-Net is for images. Leave net at auto."
-        if not 0 < config.smallest < config.largest:
-            return f"the noise cannot rise from {config.smallest:g} to {config.largest:g}. Swap smallest and largest."
         return super().refuses(space, context, config)
 
     @classmethod

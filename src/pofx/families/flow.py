@@ -24,13 +24,14 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
+from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.tails import lengthen, normal_log_prob
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
-from pofx.transforms.spline import Spline
+from pofx.transforms.spline import MOST_BINS, Spline
 
 TOLD = 0.05  # the least shrinkage of a covariance that is told
 
@@ -50,6 +51,8 @@ class FlowConfig(ContinuousConfig):
     hidden: int = 128
     blocks: int = 2
     linear_up_to: int = 1024
+
+    ranges = {"linear_up_to": AMOUNT}
 
 
 class Flow(Continuous):
@@ -184,6 +187,8 @@ class NsfConfig(FlowConfig):
 
     kind: Literal["coupling", "autoregressive"] = "autoregressive"
     bins: int = 8
+
+    ranges = {"bins": at_least(1, MOST_BINS)}
 
 
 class Nsf(Flow):

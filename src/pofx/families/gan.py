@@ -24,6 +24,7 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.options import BELOW_ONE, POSITIVE, Options
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -31,7 +32,7 @@ from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class GanConfig:
+class GanConfig(Options):
     """Options of a GAN.
 
     Attributes:
@@ -59,6 +60,8 @@ class GanConfig:
     channels: int = 32
     temperature: float = 0.7
     ema: float = 0.998
+
+    ranges = {"temperature": POSITIVE, "ema": BELOW_ONE}
 
 
 class ImageCodec(nn.Module):
@@ -243,10 +246,6 @@ class Gan(Model):
             return "a label needs no generator. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):
             return "net=conv is for images. Use net=mlp."
-        if config.noise < 1 or (config.critic_steps is not None and config.critic_steps < 1):
-            return f"noise={config.noise}, critic_steps={config.critic_steps}; both need at least 1."
-        if not 0 <= config.ema < 1 or not config.temperature > 0:
-            return f"ema={config.ema:g}, temperature={config.temperature:g}; they need 0 <= ema < 1, temperature > 0."
         return None
 
     @classmethod

@@ -13,17 +13,18 @@ joint likelihood p(c, x). With a Label (or categories in the context's table) th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from pofx.core.errors import BadValue, Unsupported, UsageError
+from pofx.core.errors import BadValue, Unsupported
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
@@ -39,7 +40,7 @@ TOLD = 0.05  # the least share of a prior in a covariance that is told
 
 
 @dataclass(frozen=True)
-class Options:
+class MixtureOptions(Options):
     """What both families take. Prior strengths are numbers of pseudo-rows; at 0 the fit is maximum likelihood."""
 
     covariance: Literal["auto", "full", "tied", "diag", "spherical"] = "auto"
@@ -58,16 +59,11 @@ class Options:
     dtype: Literal["float64", "float32"] = "float64"
     """of the arithmetic on rows; float32 is up to twice as fast, and right to about 4 digits"""
 
-    def __post_init__(self) -> None:
-        least = {"components": 1, "restarts": 1, "floor": 1e-8, "smoothing": 1e-6}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, int | float) and not value >= least.get(f.name, 0):
-                raise UsageError(f"{f.name} is {value}; it must be {least.get(f.name, 0):g} or more.")
+    ranges = {"floor": at_least(1e-8, 1), "smoothing": at_least(1e-6)}
 
 
 @dataclass(frozen=True)
-class GaussianConfig(Options):
+class GaussianConfig(MixtureOptions):
     """Options of ``gaussian``."""
 
     components: ClassVar[int] = 1
@@ -77,7 +73,7 @@ class GaussianConfig(Options):
 
 
 @dataclass(frozen=True)
-class MixtureConfig(Options):
+class MixtureConfig(MixtureOptions):
     """Options of ``gmm``."""
 
     components: int = 10

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Space
 from pofx.families.autoregressive import Autoregressive, Steps
 from pofx.nn.heads import LevelLogistics
@@ -32,7 +34,7 @@ from pofx.nn.sites import Heads, ImageKind, heads_for
 
 
 @dataclass(frozen=True)
-class PixelConfig:
+class PixelConfig(Options):
     """Options of every family here.
 
     Attributes:
@@ -52,7 +54,6 @@ class PixelConfig:
 class Pixel(Autoregressive):
     """Base of the families here; a subclass builds ``net``."""
 
-    counts = ("components", "hidden", "layers")
     net: PixelNet
     config: PixelConfig
 
@@ -69,9 +70,6 @@ class Pixel(Autoregressive):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if not isinstance(space, Image):
             return "it models images. Fit made or window-mlp."
-        kernel = getattr(config, "kernel", 3)
-        if kernel < 3 or kernel % 2 == 0:
-            return f"kernel={kernel} is no odd number of 3 or more. Leave out kernel."
         return super().refuses(space, context, config)
 
     @classmethod
@@ -115,6 +113,13 @@ class PixelCnnConfig(PixelConfig):
     """
 
     kernel: int = 7
+
+    ranges = {"kernel": at_least(3, 127)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UsageError(f"kernel is {self.kernel}; it must be odd.", "Leave it out for 7.")
 
 
 class PixelCnnFamily(Pixel):
@@ -167,12 +172,6 @@ class PixelRnnFamily(Pixel):
     paper = "van den Oord, Kalchbrenner & Kavukcuoglu 2016, Pixel recurrent neural networks"
     Config = PixelRnnConfig
     config: PixelRnnConfig
-
-    @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.kind not in get_args(RnnKind):
-            return f"there is no kind {config.kind!r}. Use row-lstm or diagonal-bilstm."
-        return super().refuses(space, context, config)
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pofx.core.errors import below_one
 from pofx.core.learner import Recipe
+from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
 from pofx.core.space import Audio, Space
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
@@ -20,7 +20,7 @@ from pofx.nn.wavenet import WaveNet
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(Options):
     """Options of how a step enters and leaves any of the nets.
 
     Attributes:
@@ -38,6 +38,8 @@ class StepOptions:
     components: int = 8
     prediction: int = 16
     inner_width: int = 128
+
+    ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024)}
 
 
 # ----------------------------------------------------------------------------------------------- gpt
@@ -92,11 +94,7 @@ class RnnConfig(StepOptions):
     dropout: float = 0.0
     block: int = 128
 
-    def wrong(self) -> str | None:
-        """Why there is no such net, or None."""
-        if reason := below_one(self, ("width", "layers", "block")):
-            return reason
-        return None if 0 <= self.dropout < 1 else f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
+    ranges = {"dropout": BELOW_ONE}
 
 
 class Rnn(Stepwise):
@@ -141,9 +139,7 @@ class WaveNetConfig(StepOptions):
     block: int = 1024
     components: int = 10
 
-    def wrong(self) -> str | None:
-        """Why there is no such net, or None."""
-        return below_one(self, ("width", "depth", "stacks", "residual", "skip", "block"))
+    ranges = {"depth": at_least(1, 20)}  # dilations double
 
 
 class WaveNetFamily(Stepwise):

@@ -105,13 +105,11 @@ class Stepwise(Model):
             return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
         if isinstance(context, Ragged):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
-        if config.prediction < 0:
-            return f"prediction={config.prediction} is impossible. Give 0 or more samples before."
         if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
         if not config.marginal and not isinstance(space, Text):
             return "marginal=False goes with texts. Leave it out."
-        return config.wrong()
+        return None
 
     # -- training -------------------------------------------------------------------------------------------
 

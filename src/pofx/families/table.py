@@ -12,8 +12,9 @@ from torch import Tensor
 from pofx.core.learner import Batch, Local, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Space
-from pofx.families.counting import Counting, at_least, contexts, join, split
+from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import sizes
 
@@ -105,7 +106,7 @@ class Chain(Counting):
 
 
 @dataclass(frozen=True)
-class IndependentConfig:
+class IndependentConfig(Options):
     """Options of ``independent``.
 
     Attributes:
@@ -118,9 +119,6 @@ class IndependentConfig:
     bins: int = 256
     given_bins: int = 4
     limit: int = 10_000_000
-
-    def __post_init__(self) -> None:
-        at_least(self, bins=1, given_bins=1, limit=1)
 
 
 class Independent(Chain):
@@ -153,7 +151,7 @@ class Independent(Chain):
 
 
 @dataclass(frozen=True)
-class MarkovConfig:
+class MarkovConfig(Options):
     """Options of ``markov``.
 
     Attributes:
@@ -174,8 +172,7 @@ class MarkovConfig:
     given_bins: int = 4
     limit: int = 10_000_000
 
-    def __post_init__(self) -> None:
-        at_least(self, order=1, bins=1, history=2, given_bins=1, limit=1)
+    ranges = {"order": at_least(1, 64), "history": at_least(2)}
 
 
 class Markov(Chain):
@@ -213,7 +210,7 @@ class Markov(Chain):
 
 
 @dataclass(frozen=True)
-class HistogramConfig:
+class HistogramConfig(Options):
     """Options of ``histogram``.
 
     Attributes:
@@ -227,8 +224,7 @@ class HistogramConfig:
     given_bins: int = 4
     limit: int = 4_000_000
 
-    def __post_init__(self) -> None:
-        at_least(self, bins=2, given_bins=1, limit=1)
+    ranges = {"bins": at_least(2)}
 
 
 class Histogram(Counting):

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
+from pofx.core.options import SHARE, Options, at_least
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -35,7 +37,7 @@ PASS = 2**21  # numbers of decoder output that one pass may hold
 
 
 @dataclass(frozen=True)
-class VaeConfig:
+class VaeConfig(Options):
     """Options of a VAE.
 
     Attributes:
@@ -68,6 +70,15 @@ class VaeConfig:
     beta: float = 1.0
     warmup: float = 0.1
     draws: int = 64
+
+    ranges = {"warmup": SHARE, "draws": at_least(2)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "iwae" and self.train_draws < 2:
+            raise UsageError(
+                f"The IWAE bound of train_draws={self.train_draws} is the ELBO.", "Give 2 or more, or objective=elbo."
+            )
 
 
 @dataclass(frozen=True)
@@ -182,11 +193,6 @@ class Vae(Model):
             return "a label has no latent structure. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):
             return "net=conv is for images. Use net=mlp."
-        for option, least in {"latent": 1, "train_draws": 1, "prior": 1, "components": 1, "draws": 2}.items():
-            if getattr(config, option) < least:
-                return f"{option}={getattr(config, option)}; it needs at least {least}."
-        if config.beta < 0 or not 0 <= config.warmup <= 1:
-            return f"beta={config.beta:g}, warmup={config.warmup:g}; give beta >= 0 and a warmup between 0 and 1."
         return None
 
     @classmethod

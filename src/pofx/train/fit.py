@@ -27,6 +27,7 @@ from pofx.core.errors import Diverged, EmptyData, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model, replace_config
+from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
 from pofx.train import run as folder
@@ -40,26 +41,27 @@ if TYPE_CHECKING:
 PROBE = 32  # rows of the first, timed validation
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
+SEEDS = at_least(0, 2**63 - 1)
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(Options):
     """The budget of a fit, in exactly one unit."""
 
     seconds: float | None = None
     steps: int | None = None
     epochs: int | None = None
 
+    ranges = {"seconds": POSITIVE}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) != 1:
             raise UsageError(f"A budget has one unit; given: {given or 'none'}.", "Give seconds, steps or epochs.")
-        ((unit, value),) = given.items()
-        if not (value > 0 and math.isfinite(value)):
-            raise UsageError(f"A budget of {value} {unit} is impossible.", f"Give more than 0 {unit}.")
 
     def progress(self, state: State, per_epoch: int) -> float:
         """How much of the budget is used, from 0 to 1 (or beyond)."""
@@ -161,6 +163,16 @@ def fit(
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
         if value not in known:
             raise UsageError(f"{name}={value!r} is not offered.", f"Give {' or '.join(map(repr, known))}.")
+    for argument, given, kind, limits in (
+        ("seed", seed, int, SEEDS),
+        ("checks", checks, int, None),
+        ("patience", patience, int | None, None),
+        ("valid_rows", valid_rows, int, None),
+        ("save_every", save_every, float, None),
+        ("processes", processes, int, None),
+        ("target_weight", target_weight, float, None),
+    ):
+        check(argument, given, kind, limits)
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
