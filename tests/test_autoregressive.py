@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pofx.core.errors import Unsupported
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
@@ -319,9 +319,9 @@ def test_training_on_a_mixed_table(cls: type[Autoregressive]) -> None:
 
 def test_refusals_say_what_to_do() -> None:
     for options, word in [({"orders": 0}, "orders"), ({"order": "spiral"}, "spiral"), ({"hidden": 0}, "hidden")]:
-        with pytest.raises(Unsupported, match=word):
+        with pytest.raises(UsageError, match=word):
             Made(MadeConfig(**options), Image(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(Unsupported, match="radius"):
+    with pytest.raises(UsageError, match="radius"):
         WindowMlp(WindowMlpConfig(radius=0), Image(2, 2))
     with pytest.raises(Unsupported, match="classifier"):
         Made(MadeConfig(), LABEL)

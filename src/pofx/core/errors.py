@@ -10,7 +10,8 @@ PofxError
 ├── RunError            exit 5   run folders and checkpoints
 │   ├── RunExists · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
 ├── TrainingError       exit 6   training that cannot go on
-│   └── Diverged
+│   ├── Diverged
+│   └── NotANumber      a model whose answer is NaN or infinite
 └── Incomparable        exit 7   numbers of different measures
 """
 
@@ -96,6 +97,10 @@ class TrainingError(PofxError):
 
 
 class Diverged(TrainingError):
+    pass
+
+
+class NotANumber(TrainingError):
     pass
 
 

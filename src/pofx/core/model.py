@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
+from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
 from pofx.core.options import Options
-from pofx.core.space import Ragged, Space, join
+from pofx.core.space import Ragged, Sequence, Space, Table, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pofx.core.learner import Learner, Material, Recipe
 
@@ -109,6 +109,11 @@ class Model(nn.Module):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         """Why this family cannot serve the space and context (a sentence with the remedy), or None."""
         raise NotImplementedError
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        """Options that change nothing on this space, beside the others: ``fit`` refuses them where they are set."""
+        return ()
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
@@ -305,6 +310,8 @@ class Conditional:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
+        if not isinstance(lik, Unavailable):
+            _check_nats(model, lik.nats)
         return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(_batch(model.space, x)), lik)
 
     def log_probs(self, x: Tensor, *, budget: Budget | None = None) -> Tensor:
@@ -358,6 +365,7 @@ class Conditional:
                 else:
                     parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
         x = join(model.space, parts)
+        _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
     def stream(self, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Iterator[str]:
@@ -476,6 +484,32 @@ def _batch(space: Space, x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape[: x.ndim - len(space.event_shape)])
 
 
+def _check_nats(model: Model, nats: Tensor) -> None:
+    """A row may be impossible (-inf); NaN and +inf are no log-probabilities."""
+    bad = nats.isnan() | (nats == math.inf)
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise NotANumber(
+            f"{model.name} answers {nats[row].item()} nats for row {row} ({int(bad.sum())} of {len(nats)} alike).",
+            "Its weights are no longer numbers, or the row is too extreme for them: look at it, or fit again.",
+        )
+
+
+def _check_draws(model: Model, x: Tensor) -> None:
+    """Draws [n, ...] of a table's columns are NaN where these are nullable alone (infinity ends a sequence)."""
+    table = model.space.step if isinstance(model.space, Sequence) else model.space
+    if not isinstance(table, Table):
+        return
+    bad = x.isnan() & ~torch.tensor([c.nullable for c in table.columns], device=x.device)
+    bad = bad if isinstance(model.space, Sequence) else bad | x.isinf()
+    if bad.any():
+        name = table.columns[int(bad.nonzero()[0, -1])].name
+        raise NotANumber(
+            f"{model.name} draws a {x[bad][0].item()} in column {name!r}.",
+            "Its weights are no longer numbers: fit again.",
+        )
+
+
 def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
     if n < 0:
         raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
@@ -503,6 +537,19 @@ def _check_budget(model: Model, budget: Budget) -> None:
     if budget.stride is not None and (budget.stride < 1 or not model.uses_stride):
         limit = "needs a stride of at least 1" if model.uses_stride else "has no window that moves"
         raise UsageError(f"{model.name} {limit}; a stride of {budget.stride} was asked for.")
+
+
+def idle(cls: type[Model], space: Space, context: Space | None, config: Any) -> list[str]:
+    """The options of ``config`` that are not at their default and change nothing on this space."""
+    default = {f.name: f.default for f in dataclasses.fields(config)}
+    return [name for name in cls.idle(space, context, config) if getattr(config, name) != default[name]]
+
+
+def serving(cls: type[Model], space: Space, **options: Any) -> Any:
+    """A Config of the options that mean something on this space."""
+    config = cls.Config(**options)
+    unset = set(idle(cls, space, None, config))
+    return cls.Config(**{name: value for name, value in options.items() if name not in unset})
 
 
 def replace_config(config: Any, changes: dict[str, Any]) -> Any:

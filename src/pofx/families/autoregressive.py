@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,12 +22,12 @@ from torch import Tensor
 
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Label, Space, free_length
+from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.sites import Heads, ImageKind, heads_for
+from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
 
 Order = Literal["raster", "reverse", "random"]
 MOST_ORDERS = at_least(1, 1024)
@@ -82,6 +83,15 @@ class Autoregressive(Model):
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not isinstance(space, Image):
+            yield "head"
+        if not mixes(space, config.head):
+            yield "components"
+        if not (isinstance(space, Table) and any(getattr(c, "step", None) is not None for c in space.columns)):
+            yield "atoms"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
@@ -223,8 +233,14 @@ class Made(Autoregressive):
         )
 
     @classmethod
-    def tiny(cls, space: Space) -> MadeConfig:
-        return MadeConfig(hidden=64, layers=2, components=4, atoms=16, orders=2)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if config.order != "random" and config.orders == 1:
+            yield "order_seed"
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, hidden=64, layers=2, components=4, atoms=16, orders=2)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -285,8 +301,13 @@ class WindowMlp(Autoregressive):
         )
 
     @classmethod
-    def tiny(cls, space: Space) -> WindowMlpConfig:
-        return WindowMlpConfig(hidden=64, layers=2, components=4, atoms=16, radius=3)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        yield from ("window", "embedding") if isinstance(space, Image) else ("radius",)
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, hidden=64, layers=2, components=4, atoms=16, radius=3)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

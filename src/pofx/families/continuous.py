@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -78,6 +79,18 @@ class Continuous(Model):
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not isinstance(space, Image):
+            yield "logit"
+        if not isinstance(space, Table | Image):
+            return
+        pre = preprocess(space)
+        if not pre.code_sizes:
+            yield "codes_hidden"
+        if pre.kind is Exact:
+            yield "draws"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.preprocess.fit(x, weight, generator)

@@ -8,7 +8,7 @@ class has a table of its own, smoothed towards the pooled one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -90,6 +90,11 @@ class Counting(Model):
             spelled = f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"
             return f"its table would hold {spelled} counts (limit {config.limit:,}); {cls.remedy}."
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None or all(isinstance(c, Category) for c in getattr(context, "columns", ())):
+            yield "given_bins"
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

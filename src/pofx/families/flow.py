@@ -23,7 +23,7 @@ from pofx.core.errors import Unsupported
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
@@ -92,7 +92,7 @@ class Flow(Continuous):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(layers=2, hidden=32, blocks=1, codes_hidden=32)
+        return serving(cls, space, layers=2, hidden=32, blocks=1, codes_hidden=32)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)

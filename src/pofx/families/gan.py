@@ -13,6 +13,7 @@ discrete on the way out of the generator, and their gradient passes straight thr
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.options import BELOW_ONE, POSITIVE, Options
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
@@ -249,8 +250,18 @@ class Gan(Model):
         return None
 
     @classmethod
-    def tiny(cls, space: Space) -> GanConfig:
-        return GanConfig(noise=8, hidden=64, channels=16, ema=0.98)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not conv_shape(config, space):
+            yield "channels"
+        chosen = isinstance(space, Image) and space.levels == 2
+        if isinstance(space, Table):
+            chosen = any(isinstance(c, Category) or c.nullable for c in space.columns)
+        if not chosen:
+            yield "temperature"
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, noise=8, hidden=64, channels=16, ema=0.98)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

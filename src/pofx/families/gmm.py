@@ -13,8 +13,9 @@ joint likelihood p(c, x). With a Label (or categories in the context's table) th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -146,6 +147,16 @@ class Mixture(Model):
                 f"(limit {LARGEST_COVARIANCE:,}); set covariance=diag."
             )
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        joint = Joint(space, context, config.per_class)
+        if joint.dim == 0:
+            yield from ("covariance", "floor", "normal_prior", "wishart_prior")
+        if not joint.codes:
+            yield "smoothing"
+        if isinstance(config, MixtureConfig) and not class_sizes(space, context):
+            yield "per_class"
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

@@ -17,6 +17,7 @@ model of its own, and their mixture is as exact as each of them (Uria, Murray & 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Sampler
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Image, Ragged, Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
@@ -136,8 +137,17 @@ class ImageGpt(Stepwise):
         return None
 
     @classmethod
-    def tiny(cls, space: Space) -> ImageGptConfig:
-        return ImageGptConfig(width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield "block"  # the number of patches
+        if config.orders == 1 and config.order != "random":
+            yield "order_seed"
+        one = config.palette or (config.patch == 1 and space.event_shape[0] == 1 and config.head != "logistic")
+        if one:
+            yield from ("components", "inner_width", "inner_layers")
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

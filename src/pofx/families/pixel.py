@@ -14,6 +14,7 @@ place, and the nets start at zero. Sampling computes every feature once (``nn.pi
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
+from pofx.core.model import serving
 from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Space
 from pofx.families.autoregressive import Autoregressive, Steps
@@ -30,7 +32,7 @@ from pofx.nn.pixel import PixelNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import PixelRnn, RnnKind
-from pofx.nn.sites import Heads, ImageKind, heads_for
+from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,17 @@ class Pixel(Autoregressive):
         return super().refuses(space, context, config)
 
     @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not mixes(space, config.head):
+            yield "components"
+
+    @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
         return heads_for(space, image=config.head, components=config.components)
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=8, layers=1, components=4)
+        return serving(cls, space, hidden=8, layers=1, components=4)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -202,6 +209,11 @@ class PixelCnnPlusFamily(Pixel):
         if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
             return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
         return super().refuses(space, context, config)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if isinstance(space, Image) and space.channels == 1:
+            yield from super().idle(space, context, config)
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:

@@ -8,8 +8,10 @@ wavenet     dilated causal convolutions (van den Oord et al. 2016)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pofx.core.learner import Recipe
+from pofx.core.model import serving
 from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
 from pofx.core.space import Audio, Space
 from pofx.families.stepwise import Stepwise
@@ -66,8 +68,8 @@ class Gpt(Stepwise):
         return learned(self.config)
 
     @classmethod
-    def tiny(cls, space: Space) -> GptConfig:
-        return GptConfig(width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -109,8 +111,8 @@ class Rnn(Stepwise):
         return Lstm(config.width, config.layers, config.dropout)
 
     @classmethod
-    def tiny(cls, space: Space) -> RnnConfig:
-        return RnnConfig(width=32, layers=1, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=1, block=32, components=4, inner_width=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -154,8 +156,10 @@ class WaveNetFamily(Stepwise):
         return WaveNet(config.width, config.depth, config.stacks, config.residual, config.skip)
 
     @classmethod
-    def tiny(cls, space: Space) -> WaveNetConfig:
-        return WaveNetConfig(width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(
+            cls, space, width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32
+        )
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pofx.core.errors import Diverged, EmptyData, Unsupported, UsageError
+from pofx.core.errors import Diverged, EmptyData, NotANumber, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
-from pofx.core.model import Model, replace_config
+from pofx.core.model import Model, idle, replace_config
 from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
@@ -158,6 +158,12 @@ def fit(
     config = replace_config(cls.Config(), options or {})
     if reason := cls.refuses(data.space, data.context, config):
         raise Unsupported(f"{cls.name} does not serve {data.space}: {reason}", "See 'pofx families'.")
+    if unused := idle(cls, data.space, data.context, config):
+        raise Unsupported(
+            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in unused)} changes nothing in a {cls.name} of this "
+            f"{data.space}.",
+            f"Leave out {' and '.join(unused)}.",
+        )
     rec = replace_config(cls.recipe(data.space), recipe or {})
     limit = Limit(seconds, steps, rec.epochs if seconds is None and steps is None and epochs is None else epochs)
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
@@ -437,12 +443,6 @@ class _Loop:
         if isinstance(lik, Unavailable):
             return None
         number = float(lik.nats.double().mean())
-        if math.isnan(number):
-            self._keep_last_good()
-            raise Diverged(
-                f"{self.model.name} diverged by step {self.state.step}: its validation number is NaN.",
-                "The last good weights are kept. Lower --recipe.lr.",
-            )
         # minus infinity is an honest number (a datum that the model holds impossible) but not JSON
         entry["valid"] = number if math.isfinite(number) else None
         entry["kind"] = type(lik).__name__
@@ -453,9 +453,16 @@ class _Loop:
         part = self.data.valid[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
-        with torch.no_grad():
-            given = self.model.given(c, before=part.before)
-            return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+        given = self.model.given(c, before=part.before)
+        try:
+            with torch.no_grad():
+                return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+        except NotANumber as error:
+            self._keep_last_good()
+            raise Diverged(
+                f"{self.model.name} diverged by step {self.state.step}: {error.problem}",
+                "The last good weights are kept. Lower --recipe.lr, or look for extreme values.",
+            ) from error
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
