@@ -11,9 +11,9 @@ import torch
 from scipy import integrate
 
 import pofx
-from pofx.core.likelihood import Exact
-from pofx.core.registry import family
-from pofx.core.space import Real, Table
+from pofx.core.likelihood import Exact, Unavailable
+from pofx.core.registry import families, family
+from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Space, Table, Text
 from pofx.data.base import Data, Part
 from pofx.families.gmm import GaussianMixture, MixtureConfig
 from pofx.nn.tails import REACH, lengthen, normal_log_prob, shorten
@@ -147,3 +147,32 @@ def test_a_column_of_one_value_has_a_scale() -> None:
         options = vars(family(name).tiny(data.space))
         model = pofx.fit(data, name, steps=5, options=options).model
         assert model.log_prob(data.test.read().x).nats.min() > -1000
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_the_least_of_data_ends_in_numbers(name: str) -> None:
+    """One row, one image, one class, one text, one sound: finite numbers, or a named error."""
+    cls, f64 = family(name), torch.float64
+    plane, generator = Table((Real("a"), Real("b"))), torch.Generator().manual_seed(0)
+    mixed = Table((Real("a", nullable=True), Integer("n", 0, 9), Category("k", ("u", "v"))))
+    row, label = torch.randn(6, 2, generator=generator, dtype=f64), torch.zeros(6, dtype=torch.int64)
+    least: list[tuple[Space, Space | None, torch.Tensor, torch.Tensor | None]] = [
+        (plane, None, row[:1], None),
+        (mixed, None, torch.tensor([[math.nan, 3, 1]], dtype=f64), None),
+        (Image(8, 8, 1, 16), None, torch.randint(16, (1, 1, 8, 8), generator=generator).to(torch.uint8), None),
+        (Image(1, 1, 1, 256), None, torch.full((3, 1, 1, 1), 7, dtype=torch.uint8), None),
+        (plane, Label(("only",)), row, label),
+        (Label(("only",)), plane, label, row),
+        (Text("abc", True, 6), None, torch.tensor([[0, 1, 2, 0, -1, -1]]), None),
+        (Audio(8000, 256, ends=True, length=50), None, torch.randint(256, (1, 50), generator=generator), None),
+    ]
+    for space, context, x, c in least:
+        config = cls.tiny(space)
+        if cls.refuses(space, context, config) is not None:
+            continue
+        parts = (Part(x, c), Part(x[:1], None if c is None else c[:1]), Part(x, c))
+        data = Data("least", "memory", space, *parts, context=context)
+        model = pofx.fit(data, name, steps=2, options=vars(config), checks=1).model
+        lik = model.given(c).log_prob(x)
+        assert isinstance(lik, Unavailable) or lik.nats.isfinite().all(), space
+        space.check(model.given(None if c is None else c[0]).sample(2))

@@ -23,6 +23,7 @@ from pofx.nn.backoff import Backoff
 from pofx.nn.cells import cells, sizes
 
 CONTEXTS = 10_000  # cells of the context that get a table of their own
+MANY = 1000  # columns: of more, numbers of intervals are not tried in turn, which takes ten times as long
 CHOICE_ROWS = 100_000  # rows on which the number of intervals is chosen
 
 
@@ -127,6 +128,8 @@ class Counting(Model):
     def targets(self) -> list[int | None]:
         """The numbers of intervals to try for all numbers at once; None is the best for each column alone."""
         largest = self.bins(self.config, self.space, self.context)
+        if self.space.dims > MANY:
+            return [None]
         if not isinstance(self.space, Table) or all(isinstance(c, Category) for c in self.space.columns):
             return [None]
         return [None, *(largest // 2**i for i in range(largest.bit_length() - 1))]

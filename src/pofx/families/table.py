@@ -13,7 +13,7 @@ from pofx.core.learner import Batch, Local, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Space
+from pofx.core.space import Image, Space, Table
 from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import sizes
@@ -143,7 +143,7 @@ class Independent(Chain):
 
     @classmethod
     def smallest(cls, config: IndependentConfig, space: Space, context: Space | None) -> int:
-        return _width(config, space, context)
+        return _width(config, space, context, config.bins)
 
     @classmethod
     def history(cls, config: IndependentConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
@@ -156,8 +156,8 @@ class MarkovConfig(Options):
 
     Attributes:
         order: how many earlier columns or pixels one looks at.
-        bins: largest number of intervals of a number (fewer where leave-one-out prefers), or groups of
-            levels of a pixel.
+        bins: largest number of intervals of a number (fewer where leave-one-out prefers, or columns are many), or
+            groups of levels of a pixel.
         history: largest number of symbols by which an earlier column or pixel is told apart; lowered
             where the table would exceed ``limit``.
         shared: one table for all pixels of a channel, instead of one for each pixel.
@@ -200,13 +200,28 @@ class Markov(Chain):
 
     @classmethod
     def smallest(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
-        return _width(config, space, context, config.shared) * 2**config.order
+        return cls._width(config, space, context, 2 if isinstance(space, Table) else config.bins) * 2**config.order
+
+    @classmethod
+    def bins(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
+        """Fewer where a table has so many columns that they leave no room for two symbols of history."""
+        bins, symbols = config.bins, 2
+        while isinstance(space, Table) and bins > 2:
+            if cls._width(config, space, context, bins) * symbols**config.order <= config.limit:
+                break
+            bins, symbols = max(2, bins // 2), config.history
+        return bins
 
     @classmethod
     def history(cls, config: MarkovConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
-        room = config.limit / _width(config, space, context, config.shared)
+        bins = cls.bins(config, space, context)
+        room = config.limit / cls._width(config, space, context, bins)
         fits = int(room ** (1 / config.order) + 1e-9)
-        return config.order, min(config.history, fits, max(sizes(space, config.bins))), config.shared
+        return config.order, min(config.history, fits, max(sizes(space, bins))), config.shared
+
+    @classmethod
+    def _width(cls, config: MarkovConfig, space: Space, context: Space | None, bins: int) -> int:
+        return _width(config, space, context, bins, config.shared)
 
 
 @dataclass(frozen=True)
@@ -297,9 +312,9 @@ class Histogram(Counting):
         return self.contexts * (math.prod((self.base > 0).sum(1).tolist()) - 1)
 
 
-def _width(config: Any, space: Space, context: Space | None, shared: bool = False) -> int:
+def _width(config: Any, space: Space, context: Space | None, bins: int, shared: bool = False) -> int:
     """Counts per symbol of history: groups × symbols × contexts."""
-    of = sizes(space, config.bins)
+    of = sizes(space, bins)
     groups = space.channels if shared and isinstance(space, Image) else len(of)
     return groups * max(of) * contexts(config, context)
 

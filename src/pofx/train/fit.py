@@ -31,7 +31,7 @@ from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
 from pofx.train import run as folder
-from pofx.train.checkpoint import load_into, load_tree, save_tree, write_json
+from pofx.train.checkpoint import load_into, load_tree, put, save_tree, write_json
 from pofx.train.compiling import Trial
 from pofx.train.run import Run
 
@@ -518,7 +518,7 @@ class _Loop:
 
     def _finish(self) -> Run:
         if self.best is not None:
-            self.model.load_state_dict(self.best)
+            put(self.model, self.best)
         self.model.eval()
         self._save()
         return Run(self.model, self.info, self.log, self.path)

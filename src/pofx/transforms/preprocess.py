@@ -220,7 +220,9 @@ class ImagePreprocess(Preprocess):
         per_pixel = 1 / self.dim if self.shared_scale else 1.0
         loc = (w * v).sum(dims) * per_pixel
         self.loc.copy_(loc.expand(self.dim))
-        self.scale.copy_(((w * (v - loc).square()).sum(dims) * per_pixel).sqrt().expand(self.dim))
+        scale = ((w * (v - loc).square()).sum(dims) * per_pixel).sqrt()
+        # the noise within a cell has a deviation of 0.29 / levels: few images, or a single one, may show less
+        self.scale.copy_(scale.clamp(min=0.1 / self.levels).expand(self.dim))
 
     def _unit(self, x: Tensor, u: Tensor | float) -> tuple[Tensor, Tensor]:
         """(x + u) / levels [N, d] and its logit where asked, with log |dv / dx| [N] (float64)."""
