@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pofx.core.errors import Unsupported
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
@@ -164,6 +164,17 @@ def test_masks_follow_the_order_and_the_dtype() -> None:
     assert net(torch.zeros(2, 3).double()).dtype == torch.float64
 
 
+def test_no_mask_of_connections_that_are_not_there() -> None:
+    """It would hold sum(features) sum(params) numbers: of 2,000 columns, as many as 23 GB of them."""
+    net = MaskedMlp((1,) * 50, (24,) * 50, (8,), direct=False)
+    assert sum(m.numel() for m in net.masks()) == 8 * 50 + 50 * 24 * 8
+    wide = Table(tuple(Real(f"x{i}") for i in range(1200)))
+    model = Made(MadeConfig(hidden=16), wide)
+    x = torch.randn(3, 1200, generator=generator(), dtype=torch.float64)
+    assert model.log_prob(x).nats.isfinite().all()
+    assert sum(m.numel() for m in model.net.masks()) < 1_000_000
+
+
 def test_orders() -> None:
     assert site_order("raster", 4) == [0, 1, 2, 3]
     assert site_order("reverse", 4) == [3, 2, 1, 0]
@@ -308,9 +319,9 @@ def test_training_on_a_mixed_table(cls: type[Autoregressive]) -> None:
 
 def test_refusals_say_what_to_do() -> None:
     for options, word in [({"orders": 0}, "orders"), ({"order": "spiral"}, "spiral"), ({"hidden": 0}, "hidden")]:
-        with pytest.raises(Unsupported, match=word):
+        with pytest.raises(UsageError, match=word):
             Made(MadeConfig(**options), Image(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(Unsupported, match="radius"):
+    with pytest.raises(UsageError, match="radius"):
         WindowMlp(WindowMlpConfig(radius=0), Image(2, 2))
     with pytest.raises(Unsupported, match="classifier"):
         Made(MadeConfig(), LABEL)

@@ -14,7 +14,7 @@ import torch
 from pofx.cli import main
 from pofx.core import likelihood as lk
 from pofx.core import registry
-from pofx.core.errors import BadValue, Incomparable, PofxError, UsageError, WrongShape
+from pofx.core.errors import BadValue, Incomparable, NotANumber, PofxError, UsageError, WrongShape
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.measure import Measure
@@ -190,6 +190,34 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr(Moments, "rows_per_pass", lambda self: 7)
     assert torch.equal(whole, model.log_prob(x).nats)
     assert model.sample(50).shape == (50, 2)
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf])
+def test_no_number_is_refused_by_name(monkeypatch, answer):
+    """A family that answers NaN (or an infinite probability) is named with the row; an impossible row is none."""
+    model, x = fitted(), torch.zeros(20, 2, dtype=torch.float64)
+    monkeypatch.setattr(Moments, "rows_per_pass", lambda self: 7)
+    nats = torch.zeros(20, dtype=torch.float64)
+    rows = iter(nats.split(7))
+    monkeypatch.setattr(Moments, "rows_log_prob", lambda self, *_: Exact(next(rows), self.space.measure))
+    nats[3] = -math.inf
+    assert model.log_prob(x).nats[3] == -math.inf
+    rows = iter(nats.split(7))
+    nats[16] = answer
+    with pytest.raises(NotANumber, match=rf"{model.name} answers {answer} nats for row 16 \(1 of 20"):
+        model.log_prob(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_draws_that_are_no_numbers_are_refused(monkeypatch, value):
+    model = fitted()
+    x = torch.tensor([[0.5, 1.0], [value, 2.0]], dtype=torch.float64)
+    monkeypatch.setattr(Moments, "rows_sample", lambda self, *_: x)
+    with pytest.raises(NotANumber, match=f"draws a {value} in column"):
+        model.sample(2)
+    model.space = Table(tuple(Real(c.name, nullable=True) for c in model.space.columns))
+    if math.isnan(value):  # missing
+        assert model.sample(2).isnan().sum() == 1
 
 
 @pytest.mark.parametrize(

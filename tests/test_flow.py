@@ -223,8 +223,8 @@ def test_refusals():
         flow(flow.Config(), all_category)
     with pytest.raises(Unsupported, match="classifier"):
         flow(flow.Config(), Label(("a", "b")))
-    with pytest.raises(Unsupported, match="logit"):
-        flow(dataclasses.replace(flow.Config(), logit=0.05), PLANE)
+    with pytest.raises(UsageError, match="logit"):
+        dataclasses.replace(flow.Config(), logit=0.5)
     exact = build("maf", PLANE, curve(100))
     with pytest.raises(UsageError, match="takes no draws"):
         exact.log_prob(curve(5), budget=Budget(draws=4))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.mixture import GaussianMixture as Peer
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from torch.nn import functional as F
 
 from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Batch
@@ -302,19 +303,66 @@ def test_a_gaussian_is_done_at_once() -> None:
 
 
 def test_map_of_a_gaussian_in_closed_form() -> None:
-    """Sigma = (N S + kappa N / (kappa + N) m m' + w P) / (N + w), P of S less a little correlation, m = 0."""
+    """Sigma = (N S + kappa N / (kappa + N) m m' + w P) / (N + w + 1), P of S less a little correlation, m = 0."""
     x = blobs(200, 2, 1)
     model = Gaussian(GaussianConfig(wishart_prior=50.0, normal_prior=3.0), reals(2))
     model.prepare(x, None, None, generator())
     run(model, x, 1)
     own = x.T.cov(correction=0)
     pooled = torch.lerp(own.diagonal().diag(), own, 200 / 202)
-    assert torch.allclose(model.covariances[0], (200 * own + 50 * pooled) / 250, atol=1e-10)
+    assert torch.allclose(model.covariances[0], (200 * own + 50 * pooled) / 251, atol=1e-10)
     mixture = model_at("full", x, 2, wishart_prior=50.0)
     run(mixture, x, 30)
     floor = 50 / 2 / (200 + 50)  # w / K^(2/d) over all rows: the least that the prior allows
     whitened = mixture.factor @ mixture.factor.mT
     assert (torch.linalg.eigvalsh(whitened) > floor).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_map_is_the_mode_that_a_search_finds(kind: str, k: int) -> None:
+    """Of log-likelihood plus the log-densities of the docstring's priors, over means, Cholesky factors and weights."""
+    x, d = blobs(40, 2, 2, seed=8, spread=2.0), 2
+    kappa, w, a, s = 4.0, 7.0, 2.0, k ** (-2 / d)
+    # of a fresh model the coordinates are the raw ones
+    config = MixtureConfig(
+        components=k, covariance=kind, floor=1e-8, tol=0.0, normal_prior=kappa, wishart_prior=w, dirichlet_prior=a
+    )  # type: ignore[arg-type]
+    model = GaussianMixture(config, reals(d))
+    model.start_at(*start(kind, x, k))
+    run(model, x, 400)
+
+    def unpacked(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights [k], means [k, d], Cholesky factors: one for each component, or a single one."""
+        weight, mean = torch.cat([p[: k - 1], p.new_zeros(1)]).softmax(0), p[k - 1 :][: k * d].view(k, d)
+        rest = p[k - 1 + k * d :]
+        if kind in ("full", "tied"):
+            lower, diagonal = rest.view(-1, 3)[:, 0], rest.view(-1, 3)[:, 1:].exp()
+            return weight, mean, diagonal.diag_embed() + F.pad(lower[:, None, None], (0, 1, 1, 0))
+        return weight, mean, rest.view(k, -1).exp().expand(k, d).diag_embed()
+
+    def loss(p: Tensor) -> Tensor:
+        weight, mean, factor = unpacked(p)
+        each = MultivariateNormal(mean, scale_tril=factor.expand(k, d, d), validate_args=False)
+        log_lik = (each.log_prob(x[:, None]) + weight.log()).logsumexp(1).sum()
+        means = MultivariateNormal(torch.zeros_like(mean), scale_tril=factor / math.sqrt(kappa)).log_prob(mean).sum()
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum()
+        trace = torch.linalg.inv(factor).square().sum()
+        return -(log_lik + a * weight.log().sum() + means - w / 2 * log_det - w * s / 2 * trace)
+
+    def slope(p: np.ndarray) -> tuple[float, np.ndarray]:
+        t = torch.tensor(p, requires_grad=True)
+        value = loss(t)
+        return float(value.detach()), torch.autograd.grad(value, t)[0].numpy()
+
+    size = {"full": 3 * k, "tied": 3, "diag": k * d, "spherical": k}[kind]
+    first = np.concatenate([np.zeros(k - 1), x[:k].flatten().numpy(), np.zeros(size)])
+    found = optimize.minimize(slope, first, jac=True, method="BFGS", options={"gtol": 1e-9})
+    weight, mean, factor = unpacked(torch.tensor(found.x))
+    assert torch.allclose(model.weights, weight, atol=1e-5)
+    assert torch.allclose(model.means, mean, atol=1e-5)
+    own = model.covariances if kind in ("full", "tied") else model.covariances.diag_embed()
+    assert torch.allclose(own, (factor @ factor.mT).view_as(own), atol=1e-5)
 
 
 def test_fewer_rows_than_columns() -> None:
@@ -450,7 +498,8 @@ def test_a_conditional_is_a_ratio_of_joints(kind: str) -> None:
     both = GaussianMixture(options, Table((*reals(2, nullable=True).columns, Real("y"))))
     both.load_state_dict(model.state_dict())
     one = GaussianMixture(options, reals(2, nullable=True))
-    state = {k: v for k, v in model.state_dict().items() if k not in ("location", "scale", "pooled", "mean", "factor")}
+    own = ("location", "scale", "reach", "pooled", "mean", "factor")
+    state = {k: v for k, v in model.state_dict().items() if k not in own}
     one.load_state_dict(state, strict=False)
     for name in ("location", "scale"):
         getattr(one, name).copy_(getattr(model, name)[:2])
@@ -520,18 +569,18 @@ def test_a_label_given_columns_is_discriminant_analysis() -> None:
 
 
 def test_grid_columns_are_bounded_from_below() -> None:
-    """On integers: E[nats] is at most the log of the Gaussian's mass on the cell; an atom's own is exact."""
+    """On integers, before the tails: E[nats] is at most the log of the Gaussian's mass on the cell."""
     g = generator()
     x = (torch.randn(4000, 1, generator=g, dtype=torch.float64) * 3 + 10).round()
     model = Gaussian(GaussianConfig(), Table((Integer("n", 0, 30),)))
     model.prepare(x, None, None, generator())
     run(model, x, 1)
-    cells = torch.arange(-10, 31, dtype=torch.float64)[:, None]
+    cells = torch.arange(-4, 25, dtype=torch.float64)[:, None]
     lik = model.log_prob(cells, budget=Budget(draws=400), generator=generator())
     assert isinstance(lik, LowerBound)
     assert lik.draws == 400
     mean, deviation = float(model.means), float(model.covariances.sqrt())
-    mass = np.diff(stats.norm.cdf(np.arange(-10.5, 31), mean, deviation))
+    mass = np.diff(stats.norm.cdf(np.arange(-4.5, 25), mean, deviation))
     value = model.table.exp()[0, 0]  # the code "a value, no atom"
     gap = torch.from_numpy(np.log(mass)) + value.log() - lik.nats
     assert (gap > -4 * lik.mc_se).all()

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from pofx.commands.shared import Output, Source, load_source, out, parse, positional, print_json, progress, tell_notes
+from pofx.commands.shared import (
+    Output,
+    Source,
+    load_source,
+    out,
+    parse,
+    positional,
+    print_json,
+    progress,
+    tell_notes,
+)
 
 if TYPE_CHECKING:
     from pofx.data.base import Data
@@ -157,6 +167,7 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
     from pofx.evaluate.likelihood import score
     from pofx.train.compiling import told
 
+    tell_notes(run.model.remarks, args)
     result = score(run.model, data.test)
     assert run.path is not None
     if args.json:

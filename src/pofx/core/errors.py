@@ -12,15 +12,14 @@ PofxError
 ├── RunError            exit 5   run folders and checkpoints
 │   ├── RunExists · RunBusy · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
 ├── TrainingError       exit 6   training that cannot go on
-│   └── Diverged · OutOfMemory
+│   ├── Diverged · OutOfMemory
+│   └── NotANumber      a model whose answer is NaN or infinite
 └── Incomparable        exit 7   numbers of different measures
 
 Stopped (exit 128 + the signal) is no PofxError but a KeyboardInterrupt: nothing that catches errors holds it up.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 
 class PofxError(Exception):
@@ -121,6 +120,10 @@ class OutOfMemory(TrainingError):
     pass
 
 
+class NotANumber(TrainingError):
+    pass
+
+
 class Incomparable(PofxError):
     exit_code = 7
 
@@ -132,9 +135,3 @@ class Stopped(KeyboardInterrupt):
         self.number, self.problem, self.remedy = number, problem, remedy
         self.exit_code = 128 + number
         super().__init__(f"{problem} {remedy}".strip())
-
-
-def below_one(config: object, options: Iterable[str]) -> str | None:
-    """Which of some options that count is impossible, in words, or None."""
-    wrong = ((name, getattr(config, name)) for name in options if getattr(config, name) < 1)
-    return next((f"{name}={value} is impossible. Give 1 or more." for name, value in wrong), None)

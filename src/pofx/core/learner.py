@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pofx.core.errors import CorruptCheckpoint, OlderFormat, UsageError
 from pofx.core.muon import Muon
+from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, Options, Range
 
 
 def _option(default: Any, text: str) -> Any:
@@ -23,7 +24,7 @@ def _option(default: Any, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """How to train by gradient: plain values, stored with the run.
 
     ``schedule`` runs over the *progress* of the budget (0 at the start, 1 at its end), whatever its unit.
@@ -46,6 +47,16 @@ class Recipe:
     prior_scale: float | None = _option(None, "MAP: every parameter has the prior N(0, scale^2)")
     accumulate: int = _option(1, "parts of a batch that go through the net one after the other, to save memory")
     epochs: int = _option(100, "the budget where none is given")
+
+    ranges = {
+        "lr": POSITIVE,
+        "betas": BELOW_ONE,
+        "decay": Range(0, 1, above=True),
+        "warmup": AMOUNT,
+        "clip": POSITIVE,
+        "ema": BELOW_ONE,
+        "prior_scale": POSITIVE,
+    }
 
 
 @dataclass(frozen=True)

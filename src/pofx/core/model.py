@@ -18,19 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
+from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
 from pofx.core.noise import RowNoise, row_keys, seed_of
-from pofx.core.space import Ragged, Space, join, take
+from pofx.core.options import Options
+from pofx.core.space import Ragged, Sequence, Space, Table, join, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pofx.core.learner import Learner, Material, Recipe
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Options):
     """What one likelihood may cost.
 
     ``estimator`` is one of the model's ``estimators`` (the first is the default), ``draws`` the Monte
@@ -46,7 +47,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Options):
     """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default).
 
     ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.
@@ -103,6 +104,7 @@ class Model(nn.Module):
         if reason := self.refuses(space, context, config):
             raise Unsupported(f"{self.name} does not serve {space}: {reason}", "See 'pofx families'.")
         self.config, self.space, self.context = config, space, context
+        self.remarks: list[str] = []  # of ``prepare``: what the data made it do that nobody asked for, in sentences
 
     # -- what a family declares ---------------------------------------------------------------------
 
@@ -110,6 +112,11 @@ class Model(nn.Module):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         """Why this family cannot serve the space and context (a sentence with the remedy), or None."""
         raise NotImplementedError
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        """Options that change nothing on this space, beside the others: ``fit`` refuses them where they are set."""
+        return ()
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
@@ -323,7 +330,10 @@ class Conditional:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
-        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.reshape(batch), lik)
+        if isinstance(lik, Unavailable):
+            return lik
+        _check_nats(model, lik.nats)
+        return per_row(lambda t: t.reshape(batch), lik)
 
     def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
@@ -376,6 +386,7 @@ class Conditional:
                 else:
                     parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
         x = join(model.space, parts)
+        _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
     def stream(self, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Iterator[str]:
@@ -523,6 +534,32 @@ def _fill(space: Space) -> float | None:
     return space.fill if isinstance(space, Ragged) else None
 
 
+def _check_nats(model: Model, nats: Tensor) -> None:
+    """A row may be impossible (-inf); NaN and +inf are no log-probabilities."""
+    bad = nats.isnan() | (nats == math.inf)
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise NotANumber(
+            f"{model.name} answers {nats[row].item()} nats for row {row} ({int(bad.sum())} of {len(nats)} alike).",
+            "Its weights are no longer numbers, or the row is too extreme for them: look at it, or fit again.",
+        )
+
+
+def _check_draws(model: Model, x: Tensor) -> None:
+    """Draws [n, ...] of a table's columns are NaN where these are nullable alone (infinity ends a sequence)."""
+    table = model.space.step if isinstance(model.space, Sequence) else model.space
+    if not isinstance(table, Table):
+        return
+    bad = x.isnan() & ~torch.tensor([c.nullable for c in table.columns], device=x.device)
+    bad = bad if isinstance(model.space, Sequence) else bad | x.isinf()
+    if bad.any():
+        name = table.columns[int(bad.nonzero()[0, -1])].name
+        raise NotANumber(
+            f"{model.name} draws a {x[bad][0].item()} in column {name!r}.",
+            "Its weights are no longer numbers: fit again.",
+        )
+
+
 def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
     if n < 0:
         raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
@@ -550,6 +587,19 @@ def _check_budget(model: Model, budget: Budget) -> None:
     if budget.stride is not None and (budget.stride < 1 or not model.uses_stride):
         limit = "needs a stride of at least 1" if model.uses_stride else "has no window that moves"
         raise UsageError(f"{model.name} {limit}; a stride of {budget.stride} was asked for.")
+
+
+def idle(cls: type[Model], space: Space, context: Space | None, config: Any) -> list[str]:
+    """The options of ``config`` that are not at their default and change nothing on this space."""
+    default = {f.name: f.default for f in dataclasses.fields(config)}
+    return [name for name in cls.idle(space, context, config) if getattr(config, name) != default[name]]
+
+
+def serving(cls: type[Model], space: Space, **options: Any) -> Any:
+    """A Config of the options that mean something on this space."""
+    config = cls.Config(**options)
+    unset = set(idle(cls, space, None, config))
+    return cls.Config(**{name: value for name, value in options.items() if name not in unset})
 
 
 def replace_config(config: Any, changes: dict[str, Any]) -> Any:

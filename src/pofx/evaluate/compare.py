@@ -421,6 +421,7 @@ def _fitted(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "status": run.status,
         "parameters": run.model.parameter_count(),
+        "remarks": run.model.remarks,
     }
 
 

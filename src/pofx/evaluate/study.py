@@ -16,6 +16,7 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model, Sampler
+from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
 from pofx.core.space import Label, Ragged, Space, Table, Text, join
 from pofx.data.base import Data, Part
 from pofx.data.rows import read_rows
@@ -37,7 +38,7 @@ CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """What a comparison was asked for (see ``compare``)."""
 
     seconds: float = 30.0
@@ -47,13 +48,11 @@ class Settings:
     max_test: int = 2000
     device: str = "cpu"
 
+    ranges = {"seconds": POSITIVE, "seed": AMOUNT, "samples": at_least(2), "max_test": at_least(2)}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         recommend.check(self.needs)
-        if not 0 < self.seconds < float("inf"):
-            raise UsageError(f"A budget of {self.seconds} seconds is impossible.", "Give more than 0.")
-        for what in ("samples", "max_test"):
-            if getattr(self, what) < 2:
-                raise UsageError(f"{what}={getattr(self, what)} is too few.", "Give at least 2.")
 
     @property
     def limit(self) -> float:

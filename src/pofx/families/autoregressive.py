@@ -13,27 +13,31 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from pofx.core.errors import below_one
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
-from pofx.core.space import Image, Label, Space, free_length
+from pofx.core.options import Options, at_least
+from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.sites import Heads, ImageKind, heads_for
+from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
 
+Order = Literal["raster", "reverse", "random"]
+MOST_ORDERS = at_least(1, 1024)
+SEED = at_least(0, 2**31)  # of NumPy's RandomState, which shuffles
 MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh the rest of it
 
 
 @dataclass(frozen=True)
-class AutoregressiveConfig:
+class AutoregressiveConfig(Options):
     """Options of every autoregressive family.
 
     Attributes:
@@ -62,7 +66,6 @@ class Autoregressive(Model):
 
     taxonomy = "explicit density / tractable / autoregressive"
     claims = frozenset({Exact})
-    counts: ClassVar[tuple[str, ...]] = ("components", "atoms", "hidden", "layers")  # options of 1 or more
     orders: int = 1
     config: Any
 
@@ -80,7 +83,16 @@ class Autoregressive(Model):
             return "a label is a single value. Fit a classifier, or independent."
         if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
-        return below_one(config, cls.counts)
+        return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not isinstance(space, Image):
+            yield "head"
+        if not mixes(space, config.head):
+            yield "components"
+        if not (isinstance(space, Table) and any(getattr(c, "step", None) is not None for c in space.columns)):
+            yield "atoms"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
@@ -193,9 +205,11 @@ class MadeConfig(AutoregressiveConfig):
 
     hidden: int = 512
     layers: int = 2
-    order: str = "raster"
+    order: Order = "raster"
     orders: int = 1
     order_seed: int = 0
+
+    ranges = {"orders": MOST_ORDERS, "order_seed": SEED}
 
 
 class Made(Autoregressive):
@@ -220,16 +234,14 @@ class Made(Autoregressive):
         )
 
     @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := below_one(config, ("orders",)):
-            return reason
-        if config.order not in ("raster", "reverse", "random"):
-            return f"there is no order {config.order!r}. Use raster, reverse or random."
-        return super().refuses(space, context, config)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if config.order != "random" and config.orders == 1:
+            yield "order_seed"
 
     @classmethod
-    def tiny(cls, space: Space) -> MadeConfig:
-        return MadeConfig(hidden=64, layers=2, components=4, atoms=16, orders=2)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, hidden=64, layers=2, components=4, atoms=16, orders=2)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -262,6 +274,8 @@ class WindowMlpConfig(AutoregressiveConfig):
     layers: int = 3
     embedding: int = 16
 
+    ranges = {"radius": at_least(1, 64)}
+
 
 class WindowMlp(Autoregressive):
     name = "window-mlp"
@@ -288,14 +302,13 @@ class WindowMlp(Autoregressive):
         )
 
     @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := below_one(config, ("window", "radius", "embedding")):
-            return reason
-        return super().refuses(space, context, config)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        yield from ("window", "embedding") if isinstance(space, Image) else ("radius",)
 
     @classmethod
-    def tiny(cls, space: Space) -> WindowMlpConfig:
-        return WindowMlpConfig(hidden=64, layers=2, components=4, atoms=16, radius=3)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, hidden=64, layers=2, components=4, atoms=16, radius=3)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

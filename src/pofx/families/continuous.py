@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
+from pofx.core.options import Options, Range, at_least
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
@@ -30,7 +32,7 @@ from pofx.transforms.preprocess import Parts, preprocess
 
 
 @dataclass(frozen=True)
-class ContinuousConfig:
+class ContinuousConfig(Options):
     """Options of every family on R^d; a family's own Config inherits them.
 
     Attributes:
@@ -42,6 +44,8 @@ class ContinuousConfig:
     draws: int = 8
     logit: float = 0.0
     codes_hidden: int = 128
+
+    ranges = {"draws": at_least(2), "logit": Range(0, 0.5, below=True)}
 
 
 class Continuous(Model):
@@ -73,13 +77,21 @@ class Continuous(Model):
             return "it models a density on R^d. Fit a classifier for labels."
         if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
-        if config.logit and not (isinstance(space, Image) and 0 < config.logit < 0.5):
-            return f"logit={config.logit:g} is for images only, above 0 and below 0.5. Leave it out."
-        if config.draws < 2:
-            return f"draws={config.draws}; a Monte Carlo error needs at least 2."
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not isinstance(space, Image):
+            yield "logit"
+        if not isinstance(space, Table | Image):
+            return
+        pre = preprocess(space)
+        if not pre.code_sizes:
+            yield "codes_hidden"
+        if pre.kind is Exact:
+            yield "draws"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.preprocess.fit(x, weight, generator)

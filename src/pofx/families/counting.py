@@ -8,14 +8,13 @@ class has a table of its own, smoothed towards the pooled one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Model
@@ -24,6 +23,7 @@ from pofx.nn.backoff import Backoff
 from pofx.nn.cells import cells, sizes
 
 CONTEXTS = 10_000  # cells of the context that get a table of their own
+MANY = 1000  # columns: of more, numbers of intervals are not tried in turn, which takes ten times as long
 CHOICE_ROWS = 100_000  # rows on which the number of intervals is chosen
 
 
@@ -93,6 +93,11 @@ class Counting(Model):
         return None
 
     @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None or all(isinstance(c, Category) for c in getattr(context, "columns", ())):
+            yield "given_bins"
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(epochs=1)
 
@@ -123,6 +128,8 @@ class Counting(Model):
     def targets(self) -> list[int | None]:
         """The numbers of intervals to try for all numbers at once; None is the best for each column alone."""
         largest = self.bins(self.config, self.space, self.context)
+        if self.space.dims > MANY:
+            return [None]
         if not isinstance(self.space, Table) or all(isinstance(c, Category) for c in self.space.columns):
             return [None]
         return [None, *(largest // 2**i for i in range(largest.bit_length() - 1))]
@@ -190,9 +197,3 @@ def _given_bins(config: Any, context: Space | None) -> int:
     """Intervals of a number that is conditioned on: fewer, down to 2, where many columns are."""
     few = [b for b in range(2, config.given_bins + 1) if context and math.prod(sizes(context, b)) <= CONTEXTS]
     return max(few, default=min(2, config.given_bins))
-
-
-def at_least(config: Any, **limits: int) -> None:
-    for name, limit in limits.items():
-        if (value := getattr(config, name)) < limit:
-            raise UsageError(f"{name} is {value}; it must be at least {limit}.", f"Set {name} to {limit} or more.")

@@ -15,6 +15,7 @@ our defaults reach a higher likelihood in fewer steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +26,9 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
+from pofx.core.options import POSITIVE
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
@@ -75,6 +77,15 @@ class PathConfig(ContinuousConfig):
     draws: int = 32
     score_noise: float = 0.1
 
+    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.smallest < self.largest:
+            raise UsageError(
+                f"The noise cannot rise from {self.smallest:g} to {self.largest:g}.", "Swap smallest and largest."
+            )
+
 
 class PathModel(Continuous):
     """The one implementation behind the presets."""
@@ -92,7 +103,8 @@ class PathModel(Continuous):
         super().__init__(config, space, context)
         self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         self.ends: dict[str, Any] = {"smallest": config.smallest, "largest": config.largest}
-        if isinstance(space, Image) and (config.net == "unet" or (config.net == "auto" and _side(space) >= 8)):
+        if self.convolves(config, space):
+            assert isinstance(space, Image)
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
             patch = 2 if _side(space) >= 16 else 1
             levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
@@ -104,16 +116,27 @@ class PathModel(Continuous):
         self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
 
     @classmethod
+    def convolves(cls, config: PathConfig, space: Space) -> bool:
+        """Is the network a U-Net?"""
+        large = isinstance(space, Image) and _side(space) >= 8
+        return config.net == "unet" or (config.net == "auto" and large)
+
+    @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if config.net == "unet" and not isinstance(space, Image):
             return "a U-Net is for images. Leave net at auto."
-        if not 0 < config.smallest < config.largest:
-            return f"the noise cannot rise from {config.smallest:g} to {config.largest:g}. Swap smallest and largest."
         return super().refuses(space, context, config)
 
     @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
+        yield "hidden" if cls.convolves(config, space) else "channels"
+
+    @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=16)
+        return serving(
+            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=16
+        )
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

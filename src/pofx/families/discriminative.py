@@ -17,13 +17,14 @@ from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
+from pofx.core.options import BELOW_ONE, Options
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Options):
     """Options of ``classifier``."""
 
     width: int = 128
@@ -34,6 +35,8 @@ class ClassifierConfig:
     """residual blocks of the MLP."""
     smoothing: float = 0.01
     """label smoothing: the share of probability that training spreads over all classes."""
+
+    ranges = {"smoothing": BELOW_ONE}
 
 
 class Classifier(Model):

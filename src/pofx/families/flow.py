@@ -1,4 +1,5 @@
-"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms.
+"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms, and N of the
+tails in ``nn.tails``: no value is out of the question.
 
     realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
     maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
@@ -22,15 +23,18 @@ from pofx.core.errors import Unsupported
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
+from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Image, Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.tails import lengthen, normal_log_prob
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
-from pofx.transforms.preprocess import HALF_LOG_2PI
-from pofx.transforms.spline import Spline
+from pofx.transforms.spline import MOST_BINS, Spline
+
+TOLD = 0.05  # the least shrinkage of a covariance that is told
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class FlowConfig(ContinuousConfig):
     hidden: int = 128
     blocks: int = 2
     linear_up_to: int = 1024
+
+    ranges = {"linear_up_to": AMOUNT}
 
 
 class Flow(Continuous):
@@ -87,26 +93,31 @@ class Flow(Continuous):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(layers=2, hidden=32, blocks=1, codes_hidden=32)
+        return serving(cls, space, layers=2, hidden=32, blocks=1, codes_hidden=32)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
         if self.whiten is not None:
-            self.whiten.whiten(self.noisy_split(x, RowNoise.by_place(len(x), generator)).y)
+            shrinkage = self.whiten.whiten(self.noisy_split(x, RowNoise.by_place(len(x), generator)).y)
+            if shrinkage >= TOLD:
+                self.remarks = [
+                    f"{len(x):,} rows are few for {self.dim} columns: {self.name} starts from their covariance, shrunk "
+                    f"by {shrinkage:.0%} towards independent columns."
+                ]
 
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
     def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
         """log p(y | h) [N] of y [N, d]."""
         z, log_det = self.flow(y, h)
-        return log_det - 0.5 * z.square().sum(1) - self.dim * HALF_LOG_2PI
+        return log_det + normal_log_prob(z).sum(1)
 
     def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
-        return self.flow.inverse(z, h)
+        return self.flow.inverse(lengthen(z), h)
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
@@ -181,6 +192,8 @@ class NsfConfig(FlowConfig):
 
     kind: Literal["coupling", "autoregressive"] = "autoregressive"
     bins: int = 8
+
+    ranges = {"bins": at_least(1, MOST_BINS)}
 
 
 class Nsf(Flow):

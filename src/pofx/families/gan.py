@@ -13,6 +13,7 @@ discrete on the way out of the generator, and their gradient passes straight thr
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,8 +24,9 @@ from torch.nn import functional as F
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
+from pofx.core.options import BELOW_ONE, POSITIVE, Options
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -32,7 +34,7 @@ from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class GanConfig:
+class GanConfig(Options):
     """Options of a GAN.
 
     Attributes:
@@ -60,6 +62,8 @@ class GanConfig:
     channels: int = 32
     temperature: float = 0.7
     ema: float = 0.998
+
+    ranges = {"temperature": POSITIVE, "ema": BELOW_ONE}
 
 
 class ImageCodec(nn.Module):
@@ -244,15 +248,21 @@ class Gan(Model):
             return "a label needs no generator. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):
             return "net=conv is for images. Use net=mlp."
-        if config.noise < 1 or (config.critic_steps is not None and config.critic_steps < 1):
-            return f"noise={config.noise}, critic_steps={config.critic_steps}; both need at least 1."
-        if not 0 <= config.ema < 1 or not config.temperature > 0:
-            return f"ema={config.ema:g}, temperature={config.temperature:g}; they need 0 <= ema < 1, temperature > 0."
         return None
 
     @classmethod
-    def tiny(cls, space: Space) -> GanConfig:
-        return GanConfig(noise=8, hidden=64, channels=16, ema=0.98)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not conv_shape(config, space):
+            yield "channels"
+        chosen = isinstance(space, Image) and space.levels == 2
+        if isinstance(space, Table):
+            chosen = any(isinstance(c, Category) or c.nullable for c in space.columns)
+        if not chosen:
+            yield "temperature"
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, noise=8, hidden=64, channels=16, ema=0.98)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

@@ -5,38 +5,44 @@ column (mixture/joint.py says which is which), models the *joint* vector of cont
 
     p(x | c) = p(c, x) / p(c) = sum_j pi_j p_j(c) p_j(x | c) / sum_j pi_j p_j(c),
 
-exact, as are marginals: conditioning reweights the components and conditions each Gaussian. EM raises the
+exact, as are marginals (of coordinates with the tails of ``nn.tails``, which begin beyond all training rows, five
+standard deviations away or more): conditioning reweights the components and conditions each Gaussian. EM raises the
 joint likelihood p(c, x). With a Label (or categories in the context's table) there is one mixture per class.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from pofx.core.errors import BadValue, Unsupported, UsageError
+from pofx.core.errors import BadValue, Unsupported
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
 from pofx.families.mixture.joint import Joint, class_sizes
+from pofx.nn.tails import REACH, lengthen, shorten
+from pofx.transforms.base import pseudo_rows
 
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
 MOST_CLASSES = 64  # made by the categories of a context
 START_ROWS = 20_000  # k-means looks at so many rows, or at 100 a component
 DRAWS = 8
+TOLD = 0.05  # the least share of a prior in a covariance that is told
 
 
 @dataclass(frozen=True)
-class Options:
+class MixtureOptions(Options):
     """What both families take. Prior strengths are numbers of pseudo-rows; at 0 the fit is maximum likelihood."""
 
     covariance: Literal["auto", "full", "tied", "diag", "spherical"] = "auto"
@@ -48,23 +54,18 @@ class Options:
     normal_prior: float = 0.0
     """of means, at the mean of the data"""
     wishart_prior: float | None = None
-    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007); None: d min(1, K d / N), so that few
-    rows N in many dimensions leave no direction without variance, and many rows speak for themselves"""
+    """of covariances, at that of the data over K^(2/d) (Fraley, Raftery 2007); None: by the rows N, with q = K d / N
+    d min(1, max(q, 25 q^2)), so that few rows in many dimensions leave no direction without variance"""
     tol: float = 1e-5
     """EM stops when a sweep gains less than this, in nats per datum"""
     dtype: Literal["float64", "float32"] = "float64"
     """of the arithmetic on rows; float32 is up to twice as fast, and right to about 4 digits"""
 
-    def __post_init__(self) -> None:
-        least = {"components": 1, "restarts": 1, "floor": 1e-8, "smoothing": 1e-6}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, int | float) and not value >= least.get(f.name, 0):
-                raise UsageError(f"{f.name} is {value}; it must be {least.get(f.name, 0):g} or more.")
+    ranges = {"floor": at_least(1e-8, 1), "smoothing": at_least(1e-6)}
 
 
 @dataclass(frozen=True)
-class GaussianConfig(Options):
+class GaussianConfig(MixtureOptions):
     """Options of ``gaussian``."""
 
     components: ClassVar[int] = 1
@@ -74,7 +75,7 @@ class GaussianConfig(Options):
 
 
 @dataclass(frozen=True)
-class MixtureConfig(Options):
+class MixtureConfig(MixtureOptions):
     """Options of ``gmm``."""
 
     components: int = 10
@@ -99,6 +100,7 @@ class Mixture(Model):
     quick = Budget(draws=2)
 
     training_rows: Tensor
+    reach: Tensor
     location: Tensor
     scale: Tensor
     pooled: Tensor
@@ -115,6 +117,7 @@ class Mixture(Model):
         self.kind = _covariance(config, d, k)
         whole = d if self.kind in ("full", "tied") else 0
         self.register_buffer("training_rows", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("reach", torch.full((d,), REACH, dtype=torch.float64))  # of the tails, in scales
         self.register_buffer("location", torch.zeros(d, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
         self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
@@ -145,6 +148,16 @@ class Mixture(Model):
                 f"(limit {LARGEST_COVARIANCE:,}); set covariance=diag."
             )
         return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        joint = Joint(space, context, config.per_class)
+        if joint.dim == 0:
+            yield from ("covariance", "floor", "normal_prior", "wishart_prior")
+        if not joint.codes:
+            yield "smoothing"
+        if isinstance(config, MixtureConfig) and not class_sizes(space, context):
+            yield "per_class"
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -184,7 +197,7 @@ class Mixture(Model):
         o, wishart = self.config, self.config.wishart_prior
         if wishart is None:
             free = self.joint.dim if self.kind in ("full", "tied") else 1  # columns that share a covariance
-            wishart = free * min(1.0, o.components * self.joint.groups * free / max(1.0, float(self.training_rows)))
+            wishart = pseudo_rows(float(self.training_rows), free, o.components * self.joint.groups)
         return em.Prior(self.base, o.smoothing, o.floor, o.dirichlet_prior, o.normal_prior, wishart, self.joint.groups)
 
     @property
@@ -252,7 +265,35 @@ class Mixture(Model):
         for name, value in vars(Frame.of(y, w, self.kind)).items():
             if value is not None:
                 getattr(self, name).copy_(value)
+        self.reach.fill_(REACH)
+        for rows in y.split(8192):
+            v = ((rows - self.location) / self.scale).nan_to_num_().abs_()
+            self.reach.copy_(torch.maximum(self.reach, v.amax(0)))
+        self.remarks = self._remarks(len(x))
         return y, codes, w
+
+    def _remarks(self, n: int) -> list[str]:
+        """That covariances are shrunk, where rows are few."""
+        d, k, extra = self.joint.dim, len(self.mean), self.prior().wishart
+        if d == 0 or self.config.wishart_prior is not None or extra < TOLD * (extra + n / k):
+            return []
+        return [
+            f"{n:,} rows are few for {d} columns{f' and {k} components' if k > 1 else ''}: every covariance of "
+            f"{self.name} is shrunk as by {extra:.3g} more rows in which columns do not depend (wishart_prior)."
+        ]
+
+    def _shortened(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw y [N, c] of the first c coordinates with the tails of ``nn.tails``, and the log slopes [N, c].
+
+        The tails begin beyond all training rows, so that EM never meets them.
+        """
+        c = y.shape[1]
+        location, scale = self.location[:c], self.scale[:c]
+        v = (y - location) / scale
+        if not bool((v.abs() > self.reach[:c]).any()):  # nearly always
+            return y, torch.zeros_like(y)
+        s, log_slope = shorten(v, self.reach[:c])
+        return torch.where(log_slope < 0, location + scale * s, y), log_slope
 
     def _start(self, y: Tensor, codes: Tensor, weight: Tensor, generator: torch.Generator) -> Components:
         frame, prior, groups = self.frame(), self.prior(), self.joint.groups
@@ -288,7 +329,10 @@ class Mixture(Model):
         return self.frame().rows(y, codes, weight, getattr(torch, self.config.dtype))
 
     def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
-        return sweep.log_density(self.components(), self.rows(y, codes), self.frame())
+        """Of the context and the datum, in the datum's raw units: the context's slopes cancel in p(x | c)."""
+        y, log_slope = self._shortened(y)
+        log_p = sweep.log_density(self.components(), self.rows(y, codes), self.frame())
+        return log_p + log_slope[:, self.joint.given_dim :].sum(1)
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
@@ -307,13 +351,18 @@ class Mixture(Model):
         return LowerBound(log_p.mean(0) + cells - given, self.space.measure, se, draws)
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """sum_j p(j | c, x) Sigma_j^-1 (mu_j - (c, x)), its entries for x."""
+        """sum_j p(j | c, x) Sigma_j^-1 (mu_j - s(c, x)) through the tails s, its entries for x."""
         if not isinstance(self.space, Table) or any(col.measure == "counting" for col in self.space.columns):
             raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
-        rows = self.frame().rows(*self.joint.split(x, c), None, torch.float64, scatter=False)
-        return sweep.gradient(self.components(), rows, self.frame())[:, self.joint.given_dim :]
+        y, codes = self.joint.split(x, c)
+        y, log_slope = self._shortened(y)
+        rows = self.frame().rows(y, codes, None, torch.float64, scatter=False)
+        score = sweep.gradient(self.components(), rows, self.frame()) * log_slope.exp()
+        s = (y - self.location) / self.scale  # of log ds/dv the derivative is -(s + 1 / s) ds/dv
+        score -= torch.where(log_slope < 0, log_slope.exp() * (s + 1 / s) / self.scale, 0.0)
+        return score[:, self.joint.given_dim :]
 
     @torch.no_grad()
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -323,7 +372,8 @@ class Mixture(Model):
         if c is None:
             label = torch.multinomial(self.weights, n, replacement=True, generator=generator) if n else e.new_empty(0)
         else:
-            rows = frame.rows(*self.joint.split_given(c), None, torch.float64, scatter=False)
+            y, given = self.joint.split_given(c)
+            rows = frame.rows(self._shortened(y)[0], given, None, torch.float64, scatter=False)
             label = torch.multinomial(sweep.posterior(components, rows, frame), 1, generator=generator).squeeze(1)
             e = sweep.condition(components, rows, frame, e, label)
         codes = torch.zeros(n, len(self.joint.codes), dtype=torch.int64, device=self.device)
@@ -335,7 +385,8 @@ class Mixture(Model):
                 if not code.given:
                     p = self.table[j, int(self.joint.offset[i]) :][: code.size].exp()
                     codes[mine, i] = torch.multinomial(p, len(mine), replacement=True, generator=generator)
-        return self.joint.join(frame.raw(z), codes)
+        v = lengthen((frame.raw(z) - self.location) / self.scale, self.reach)
+        return self.joint.join(self.location + self.scale * v, codes)
 
     # -- criteria -------------------------------------------------------------------------------------------
 
@@ -392,7 +443,8 @@ class GaussianMixture(Mixture):
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         """p(component | c, x), grid values taken at the middle of their cells."""
-        rows = self.rows(*self.joint.split(x, c))
+        y, codes = self.joint.split(x, c)
+        rows = self.rows(self._shortened(y)[0], codes)
         return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.frame()))
 
 

@@ -17,6 +17,7 @@ model of its own, and their mixture is as exact as each of them (Uria, Murray & 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 
 from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Material, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Sampler
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
+from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Image, Ragged, Space
+from pofx.families.autoregressive import MOST_ORDERS, SEED
 from pofx.families.stepwise import LOOK, Reader, Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, Sites, Symbols
@@ -35,7 +38,7 @@ from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.palette import CUBE, Palette
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
-from pofx.nn.steps import ORDERS, Patches
+from pofx.nn.steps import Patches, PatchOrder
 from pofx.nn.transformer import Positions, Shape, Transformer
 
 SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
@@ -61,7 +64,7 @@ class ImageGptConfig(Shape):
 
     positions: Positions = "learned"
     patch: int = 0
-    order: str = "raster"
+    order: PatchOrder = "raster"
     orders: int = 1
     order_seed: int = 0
     scans: int = 1
@@ -71,6 +74,14 @@ class ImageGptConfig(Shape):
     components: int = 8
     inner_width: int = 256
     inner_layers: int = 2
+
+    ranges = {
+        "patch": AMOUNT,
+        "orders": MOST_ORDERS,
+        "order_seed": SEED,
+        "scans": at_least(1, SCANS),
+        "palette": AMOUNT,
+    }
 
 
 class ImageGpt(Stepwise):
@@ -108,14 +119,10 @@ class ImageGpt(Stepwise):
         side = config.patch or 1
         if space.height % side or space.width % side:
             return f"{space.height}×{space.width} pixels are not made of patches of {side}. Choose a divisor."
-        if config.order not in ORDERS:
-            return f"there is no order {config.order!r}. Use {', '.join(ORDERS)}."
         most = SCANS if space.height == space.width else SCANS // 2
-        if not 1 <= config.scans <= most:
+        if config.scans > most:
             return f"scans={config.scans} is impossible. Give 1 to {most}."
-        if config.orders < 1:
-            return f"orders={config.orders} is impossible. Give 1 or more."
-        return cls._wrong_palette(space, config) or config.wrong()
+        return cls._wrong_palette(space, config)
 
     @classmethod
     def _wrong_palette(cls, space: Image, config: ImageGptConfig) -> str | None:
@@ -131,8 +138,17 @@ class ImageGpt(Stepwise):
         return None
 
     @classmethod
-    def tiny(cls, space: Space) -> ImageGptConfig:
-        return ImageGptConfig(width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield "block"  # the number of patches
+        if config.orders == 1 and config.order != "random":
+            yield "order_seed"
+        one = config.palette or (config.patch == 1 and space.event_shape[0] == 1 and config.head != "logistic")
+        if one:
+            yield from ("components", "inner_width", "inner_layers")
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

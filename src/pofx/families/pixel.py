@@ -14,13 +14,17 @@ place, and the nets start at zero. Sampling computes every feature once (``nn.pi
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
+from pofx.core.model import serving
+from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Space
 from pofx.families.autoregressive import Autoregressive, Steps
 from pofx.nn.heads import LevelLogistics
@@ -28,11 +32,11 @@ from pofx.nn.pixel import PixelNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import PixelRnn, RnnKind
-from pofx.nn.sites import Heads, ImageKind, heads_for
+from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
 
 
 @dataclass(frozen=True)
-class PixelConfig:
+class PixelConfig(Options):
     """Options of every family here.
 
     Attributes:
@@ -52,7 +56,6 @@ class PixelConfig:
 class Pixel(Autoregressive):
     """Base of the families here; a subclass builds ``net``."""
 
-    counts = ("components", "hidden", "layers")
     net: PixelNet
     config: PixelConfig
 
@@ -69,10 +72,12 @@ class Pixel(Autoregressive):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if not isinstance(space, Image):
             return "it models images. Fit made or window-mlp."
-        kernel = getattr(config, "kernel", 3)
-        if kernel < 3 or kernel % 2 == 0:
-            return f"kernel={kernel} is no odd number of 3 or more. Leave out kernel."
         return super().refuses(space, context, config)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not mixes(space, config.head):
+            yield "components"
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
@@ -80,7 +85,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(hidden=8, layers=1, components=4)
+        return serving(cls, space, hidden=8, layers=1, components=4)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -115,6 +120,13 @@ class PixelCnnConfig(PixelConfig):
     """
 
     kernel: int = 7
+
+    ranges = {"kernel": at_least(3, 127)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UsageError(f"kernel is {self.kernel}; it must be odd.", "Leave it out for 7.")
 
 
 class PixelCnnFamily(Pixel):
@@ -168,12 +180,6 @@ class PixelRnnFamily(Pixel):
     Config = PixelRnnConfig
     config: PixelRnnConfig
 
-    @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.kind not in get_args(RnnKind):
-            return f"there is no kind {config.kind!r}. Use row-lstm or diagonal-bilstm."
-        return super().refuses(space, context, config)
-
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
         return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
@@ -203,6 +209,11 @@ class PixelCnnPlusFamily(Pixel):
         if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
             return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
         return super().refuses(space, context, config)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if isinstance(space, Image) and space.channels == 1:
+            yield from super().idle(space, context, config)
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:

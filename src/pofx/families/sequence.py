@@ -8,9 +8,11 @@ wavenet     dilated causal convolutions (van den Oord et al. 2016)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from pofx.core.errors import below_one
 from pofx.core.learner import Recipe
+from pofx.core.model import serving
+from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
 from pofx.core.space import Audio, Space
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
@@ -20,7 +22,7 @@ from pofx.nn.wavenet import WaveNet
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(Options):
     """Options of how a step enters and leaves any of the nets.
 
     Attributes:
@@ -38,6 +40,8 @@ class StepOptions:
     components: int = 8
     prediction: int = 16
     inner_width: int = 128
+
+    ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024)}
 
 
 # ----------------------------------------------------------------------------------------------- gpt
@@ -64,8 +68,8 @@ class Gpt(Stepwise):
         return learned(self.config)
 
     @classmethod
-    def tiny(cls, space: Space) -> GptConfig:
-        return GptConfig(width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -92,11 +96,7 @@ class RnnConfig(StepOptions):
     dropout: float = 0.0
     block: int = 128
 
-    def wrong(self) -> str | None:
-        """Why there is no such net, or None."""
-        if reason := below_one(self, ("width", "layers", "block")):
-            return reason
-        return None if 0 <= self.dropout < 1 else f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
+    ranges = {"dropout": BELOW_ONE}
 
 
 class Rnn(Stepwise):
@@ -111,8 +111,8 @@ class Rnn(Stepwise):
         return Lstm(config.width, config.layers, config.dropout)
 
     @classmethod
-    def tiny(cls, space: Space) -> RnnConfig:
-        return RnnConfig(width=32, layers=1, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, width=32, layers=1, block=32, components=4, inner_width=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -141,9 +141,7 @@ class WaveNetConfig(StepOptions):
     block: int = 1024
     components: int = 10
 
-    def wrong(self) -> str | None:
-        """Why there is no such net, or None."""
-        return below_one(self, ("width", "depth", "stacks", "residual", "skip", "block"))
+    ranges = {"depth": at_least(1, 20)}  # dilations double
 
 
 class WaveNetFamily(Stepwise):
@@ -158,8 +156,10 @@ class WaveNetFamily(Stepwise):
         return WaveNet(config.width, config.depth, config.stacks, config.residual, config.skip)
 
     @classmethod
-    def tiny(cls, space: Space) -> WaveNetConfig:
-        return WaveNetConfig(width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32)
+    def tiny(cls, space: Space) -> Any:
+        return serving(
+            cls, space, width=32, depth=3, stacks=1, residual=16, skip=32, block=32, components=4, inner_width=32
+        )
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

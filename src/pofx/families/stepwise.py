@@ -16,7 +16,7 @@ stride, and samples them in the same windows, so what is sampled is what is scor
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -108,13 +108,18 @@ class Stepwise(Model):
             return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
         if isinstance(context, Ragged):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
-        if config.prediction < 0:
-            return f"prediction={config.prediction} is impossible. Give 0 or more samples before."
         if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
-        if not config.marginal and not isinstance(space, Text):
-            return "marginal=False goes with texts. Leave it out."
-        return config.wrong()
+        return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if isinstance(space, Text):
+            yield from ("components", "inner_width")
+        else:
+            yield from ("vocabulary", "tied", "marginal")
+        if not isinstance(space, Audio):
+            yield "prediction"
 
     # -- training -------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from pofx.core.learner import Batch, Local, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.space import Image, Space
-from pofx.families.counting import Counting, at_least, contexts, join, split
+from pofx.core.options import Options, at_least
+from pofx.core.space import Image, Space, Table
+from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import sizes
 
@@ -106,7 +107,7 @@ class Chain(Counting):
 
 
 @dataclass(frozen=True)
-class IndependentConfig:
+class IndependentConfig(Options):
     """Options of ``independent``.
 
     Attributes:
@@ -119,9 +120,6 @@ class IndependentConfig:
     bins: int = 256
     given_bins: int = 4
     limit: int = 10_000_000
-
-    def __post_init__(self) -> None:
-        at_least(self, bins=1, given_bins=1, limit=1)
 
 
 class Independent(Chain):
@@ -146,7 +144,7 @@ class Independent(Chain):
 
     @classmethod
     def smallest(cls, config: IndependentConfig, space: Space, context: Space | None) -> int:
-        return _width(config, space, context)
+        return _width(config, space, context, config.bins)
 
     @classmethod
     def history(cls, config: IndependentConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
@@ -154,13 +152,13 @@ class Independent(Chain):
 
 
 @dataclass(frozen=True)
-class MarkovConfig:
+class MarkovConfig(Options):
     """Options of ``markov``.
 
     Attributes:
         order: how many earlier columns or pixels one looks at.
-        bins: largest number of intervals of a number (fewer where leave-one-out prefers), or groups of
-            levels of a pixel.
+        bins: largest number of intervals of a number (fewer where leave-one-out prefers, or columns are many), or
+            groups of levels of a pixel.
         history: largest number of symbols by which an earlier column or pixel is told apart; lowered
             where the table would exceed ``limit``.
         shared: one table for all pixels of a channel, instead of one for each pixel.
@@ -175,8 +173,7 @@ class MarkovConfig:
     given_bins: int = 4
     limit: int = 10_000_000
 
-    def __post_init__(self) -> None:
-        at_least(self, order=1, bins=1, history=2, given_bins=1, limit=1)
+    ranges = {"order": at_least(1, 64), "history": at_least(2)}
 
 
 class Markov(Chain):
@@ -204,17 +201,32 @@ class Markov(Chain):
 
     @classmethod
     def smallest(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
-        return _width(config, space, context, config.shared) * 2**config.order
+        return cls._width(config, space, context, 2 if isinstance(space, Table) else config.bins) * 2**config.order
+
+    @classmethod
+    def bins(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
+        """Fewer where a table has so many columns that they leave no room for two symbols of history."""
+        bins, symbols = config.bins, 2
+        while isinstance(space, Table) and bins > 2:
+            if cls._width(config, space, context, bins) * symbols**config.order <= config.limit:
+                break
+            bins, symbols = max(2, bins // 2), config.history
+        return bins
 
     @classmethod
     def history(cls, config: MarkovConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
-        room = config.limit / _width(config, space, context, config.shared)
+        bins = cls.bins(config, space, context)
+        room = config.limit / cls._width(config, space, context, bins)
         fits = int(room ** (1 / config.order) + 1e-9)
-        return config.order, min(config.history, fits, max(sizes(space, config.bins))), config.shared
+        return config.order, min(config.history, fits, max(sizes(space, bins))), config.shared
+
+    @classmethod
+    def _width(cls, config: MarkovConfig, space: Space, context: Space | None, bins: int) -> int:
+        return _width(config, space, context, bins, config.shared)
 
 
 @dataclass(frozen=True)
-class HistogramConfig:
+class HistogramConfig(Options):
     """Options of ``histogram``.
 
     Attributes:
@@ -228,8 +240,7 @@ class HistogramConfig:
     given_bins: int = 4
     limit: int = 4_000_000
 
-    def __post_init__(self) -> None:
-        at_least(self, bins=2, given_bins=1, limit=1)
+    ranges = {"bins": at_least(2)}
 
 
 class Histogram(Counting):
@@ -302,9 +313,9 @@ class Histogram(Counting):
         return self.contexts * (math.prod((self.base > 0).sum(1).tolist()) - 1)
 
 
-def _width(config: Any, space: Space, context: Space | None, shared: bool = False) -> int:
+def _width(config: Any, space: Space, context: Space | None, bins: int, shared: bool = False) -> int:
     """Counts per symbol of history: groups × symbols × contexts."""
-    of = sizes(space, config.bins)
+    of = sizes(space, bins)
     groups = space.channels if shared and isinstance(space, Image) else len(of)
     return groups * max(of) * contexts(config, context)
 

@@ -13,30 +13,33 @@ pixel (nn/heads.py), proper in raw data space, so a bound is in the data's own m
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
+from pofx.core.options import SHARE, Options, at_least
 from pofx.core.space import Image, Label, Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
-from pofx.nn.sites import ImageKind, heads_for
+from pofx.nn.sites import ImageKind, heads_for, mixes
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold
 
 
 @dataclass(frozen=True)
-class VaeConfig:
+class VaeConfig(Options):
     """Options of a VAE.
 
     Attributes:
@@ -69,6 +72,15 @@ class VaeConfig:
     beta: float = 1.0
     warmup: float = 0.1
     draws: int = 64
+
+    ranges = {"warmup": SHARE, "draws": at_least(2)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "iwae" and self.train_draws < 2:
+            raise UsageError(
+                f"The IWAE bound of train_draws={self.train_draws} is the ELBO.", "Give 2 or more, or objective=elbo."
+            )
 
 
 @dataclass(frozen=True)
@@ -155,9 +167,7 @@ class Vae(Model):
         self.heads = heads_for(space, image=config.image, components=config.components)
         self.condition = None if context is None else encoder(context)
         known = 0 if self.condition is None else self.condition.width
-        self.conv = isinstance(space, Image) and (
-            config.net == "conv" or (config.net == "auto" and min(space.height, space.width) >= 16)
-        )
+        self.conv = self.convolves(config, space)
         self.encoder: nn.Module
         self.decoder: nn.Module
         hidden, blocks, codes = config.hidden, config.blocks, config.latent + known
@@ -176,6 +186,12 @@ class Vae(Model):
         self.prior = StandardNormal(config.latent) if config.prior == 1 else MixturePrior(config.latent, config.prior)
 
     @classmethod
+    def convolves(cls, config: VaeConfig, space: Space) -> bool:
+        """Are the nets convolutional?"""
+        large = isinstance(space, Image) and min(space.height, space.width) >= 16
+        return config.net == "conv" or (config.net == "auto" and large)
+
+    @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
         if reason := free_length(space, context):
             return reason
@@ -183,16 +199,20 @@ class Vae(Model):
             return "a label has no latent structure. Fit a classifier or a histogram."
         if config.net == "conv" and not isinstance(space, Image):
             return "net=conv is for images. Use net=mlp."
-        for option, least in {"latent": 1, "train_draws": 1, "prior": 1, "components": 1, "draws": 2}.items():
-            if getattr(config, option) < least:
-                return f"{option}={getattr(config, option)}; it needs at least {least}."
-        if config.beta < 0 or not 0 <= config.warmup <= 1:
-            return f"beta={config.beta:g}, warmup={config.warmup:g}; give beta >= 0 and a warmup between 0 and 1."
         return None
 
     @classmethod
-    def tiny(cls, space: Space) -> VaeConfig:
-        return VaeConfig(latent=4, hidden=64, channels=8, warmup=0.2, draws=32)
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if not cls.convolves(config, space):
+            yield "channels"
+        if not isinstance(space, Image):
+            yield "image"
+        if not mixes(space, config.image):
+            yield "components"
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, latent=4, hidden=64, channels=8, warmup=0.2, draws=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

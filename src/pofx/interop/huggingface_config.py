@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pofx.core.errors import CorruptCheckpoint, Unsupported
+from pofx.core.errors import CorruptCheckpoint, Unsupported, UsageError
 from pofx.nn.transformer import Bias, Shape
 
 CLASSES = {
@@ -29,7 +29,7 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
         get.only("scale_attn_weights", True, default=True)
         get.only("scale_attn_by_inverse_layer_idx", False, default=False)
         get.only("add_cross_attention", False, default=False)
-        shape = Shape(
+        shape = dict(
             width=get.size("n_embd"),
             layers=get.size("n_layer"),
             heads=get.size("n_head"),
@@ -44,7 +44,7 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
         )
     else:
         get.only("hidden_act", "silu", default="silu")
-        shape = Shape(
+        shape = dict(
             width=get.size("hidden_size"),
             layers=get.size("num_hidden_layers"),
             heads=get.size("num_attention_heads"),
@@ -61,9 +61,10 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
             bias=_bias(kind, get),
             window=_window(kind, get),
         )
-    if reason := shape.wrong():
-        raise CorruptCheckpoint(f"{folder / 'config.json'}: {reason}")
-    return shape, get.size("vocab_size"), tied
+    try:
+        return Shape(**shape), get.size("vocab_size"), tied
+    except UsageError as error:
+        raise CorruptCheckpoint(f"{folder / 'config.json'}: {error}") from error
 
 
 def _theta(get: _Getter) -> float:

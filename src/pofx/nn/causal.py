@@ -90,7 +90,7 @@ class MaskedMlp(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
         """x [N, sum(features)], h [N, context] -> [N, sum(params)], under the order of that index."""
-        *_, direct, out = self.masks(order)
+        *_, out, direct = self.masks(order)
         p = F.linear(self._hidden(x, h, order), self.out.weight * out, self.out.bias)
         if self.direct is not None:
             p = p + F.linear(x, self.direct.weight * direct)
@@ -98,7 +98,7 @@ class MaskedMlp(nn.Module):
 
     def features_first(self, x: Tensor, h: Tensor | None = None, order: int = 0) -> Tensor:
         """The same as [sum(params), N]: the matrix product writes it so at no cost, a transposition would."""
-        *_, direct, out = self.masks(order)
+        *_, out, direct = self.masks(order)
         p = torch.addmm(self.out.bias[:, None], self.out.weight * out, self._hidden(x, h, order).T)
         if self.direct is not None:
             p = torch.addmm(p, self.direct.weight * direct, x.T)
@@ -121,7 +121,10 @@ class MaskedMlp(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def masks(self, order: int = 0) -> list[Tensor]:
-        """0/1 masks of the hidden layers, the direct connections and the output; those of one order are kept."""
+        """0/1 masks of the hidden layers, the output and the direct connections; those of one order are kept.
+
+        Where there are no direct connections their mask is empty: it would be as large as they.
+        """
         weight = self.out.weight
         known, masks = self._masks
         if known != order or masks[0].device != weight.device or masks[0].dtype != weight.dtype:
@@ -130,7 +133,8 @@ class MaskedMlp(nn.Module):
             inputs, degrees = inputs[: self.inputs], self.degrees
             masks = [degrees[0][:, None] > inputs]
             masks += [b[:, None] >= a for a, b in pairwise(degrees)]
-            masks += [outputs[:, None] > inputs, outputs[:, None] >= degrees[-1]]
+            masks += [outputs[:, None] >= degrees[-1]]
+            masks += [outputs[:, None] > inputs if self.direct is not None else weight.new_empty(0)]
             masks = [m.to(weight) for m in masks]
             self._masks = order, masks
         return masks

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.nn.tails import lengthen, normal_log_prob
+
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
 ATOM_SHARE = 0.005  # a grid value is an atom where at least this share of the rows has it
 WIDE, UNSEEN = 0.3, 1e-3  # scale (levels are -1 to 1) of a site's wide components, and their least weights
@@ -187,7 +189,10 @@ class _Standardised(Head):
 
 
 class MixtureOfGaussians(_Standardised):
-    """A density on R: sum_m w_m N(y; mu_m, s_m^2) of y = (x - location) / scale, less log scale."""
+    """A density on R: sum_m w_m N(y; mu_m, s_m^2) of y = (x - location) / scale, less log scale.
+
+    Every N has the tails of ``nn.tails``: a narrow component does not forbid what lies far from it.
+    """
 
     def __init__(self, components: int = 8, sites: tuple[int, ...] = ()) -> None:
         super().__init__(components, sites)
@@ -196,12 +201,12 @@ class MixtureOfGaussians(_Standardised):
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         log_w, mean, log_s = mixture(params, self.components)
         z = (self.standardise(x, params.dtype)[..., None] - mean) * (-log_s).exp()
-        log_p = (log_w - log_s - 0.5 * z.square()).logsumexp(-1) - 0.5 * math.log(2 * math.pi)
+        log_p = (log_w - log_s + normal_log_prob(z)).logsumexp(-1)
         return log_p - self.scale.log().to(log_p.dtype)
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         mean, log_s = one_component(*mixture(params, self.components), generator)
-        noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+        noise = lengthen(torch.randn(mean.shape, generator=generator, device=generator.device).to(mean))
         return (mean + log_s.exp() * noise).double() * self.scale + self.location
 
 

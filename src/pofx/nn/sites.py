@@ -32,6 +32,13 @@ def image_head(kind: ImageKind, levels: int, *, components: int = 8, sites: tupl
     raise UsageError(f"There is no image head {kind!r}.", "Use auto, bernoulli, categorical or logistic.")
 
 
+def mixes(space: Space, kind: ImageKind) -> bool:
+    """Has any site of a table or an image a mixture as its head?"""
+    if isinstance(space, Image):
+        return kind == "logistic" or (kind == "auto" and space.levels > FEW_LEVELS)
+    return isinstance(space, Table) and any(not isinstance(c, Category) for c in space.columns)
+
+
 class Heads(nn.Module):
     """The heads of all sites of a space, grouped by type; net inputs and outputs stand in site order.
 

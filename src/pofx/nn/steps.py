@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from pofx.core.space import Audio, Image, Ragged, Text
 from pofx.nn.causal import site_order
 from pofx.nn.predict import LinearPrediction, image_errors, image_restored
 
-ORDERS = ("raster", "column", "spiral", "reverse", "random")  # of patches
+PatchOrder = Literal["raster", "column", "spiral", "reverse", "random"]
 
 Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
 Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pofx.core.errors import UsageError, below_one
+from pofx.core.errors import UsageError
+from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, Options
 from pofx.nn.emission import START
 from pofx.nn.sequence import Cache, SequenceNet
 
@@ -35,7 +36,7 @@ Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(Options):
     """Sizes and variants of a transformer.
 
     Attributes:
@@ -72,6 +73,16 @@ class Shape:
     dropout: float = 0.0
     recompute: bool = False
 
+    ranges = {
+        "head_width": AMOUNT,
+        "kv_heads": AMOUNT,
+        "theta": POSITIVE,
+        "eps": POSITIVE,
+        "hidden": AMOUNT,
+        "window": AMOUNT,
+        "dropout": BELOW_ONE,
+    }
+
     @property
     def each(self) -> int:
         """The width of one head."""
@@ -89,19 +100,18 @@ class Shape:
             return self.hidden
         return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
 
-    def wrong(self) -> str | None:
-        """Why there is no such transformer, or None."""
-        if reason := below_one(self, ("width", "layers", "heads", "block")):
-            return reason
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.head_width and self.width % self.heads:
-            return f"a width of {self.width} is not shared evenly by {self.heads} heads. Give a multiple."
+            raise UsageError(f"A width of {self.width} is not shared evenly by {self.heads} heads.", "Give a multiple.")
         if self.heads % self.groups:
-            return f"{self.heads} heads cannot share {self.groups} heads of keys evenly. Give a divisor."
+            raise UsageError(
+                f"{self.heads} heads cannot share {self.groups} heads of keys evenly.", "Give a divisor as kv_heads."
+            )
         if self.positions == "rotary" and self.each % 2:
-            return f"rotary positions need heads of even width, not {self.each}. Change width or heads."
-        if not 0 <= self.dropout < 1:
-            return f"a dropout of {self.dropout} is impossible. Give 0 or more, below 1."
-        return None
+            raise UsageError(
+                f"Rotary positions need heads of even width, not {self.each}.", "Change width, heads or head_width."
+            )
 
 
 class Transformer(SequenceNet):

@@ -102,6 +102,7 @@ def likelihood(row: Row, scored: int) -> Cell:
     why += [f"Scored the first {lik['n']:,} of {scored:,} rows."] if lik["n"] < scored else []
     why += [f"{lik['text']}."] if lik.get("impossible") else []
     why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
+    why += row.get("fit", {}).get("remarks", [])
     return Cell(
         f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
     )

@@ -204,8 +204,21 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Tree:
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """``load_state_dict`` with a named error where the tensors are not those of the model."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CorruptCheckpoint(f"{path} does not fit its config.json: {error}.", "Fit again.") from error
+    """Copy the tensors of ``state`` into the model. Raises CorruptCheckpoint where they are not those of the model."""
+    if wrong := put(model, state):
+        raise CorruptCheckpoint(f"{path} does not fit its config.json: {wrong}.", "Fit again.")
+
+
+def put(model: torch.nn.Module, state: dict[str, Tensor]) -> str | None:
+    """``load_state_dict`` that takes as long as there are tensors: torch's own looks at all of them for every module,
+    and a wide table has a module for every column. What does not fit, in words, or None where all was copied."""
+    own = model.state_dict(keep_vars=True)
+    if differ := sorted(own.keys() ^ state.keys()):
+        return f"{differ[0]} is {'missing' if differ[0] in own else 'not of this model'}"
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            return f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+    return None

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pofx.core.errors import CannotSave, Diverged, EmptyData, Stopped, Unsupported, UsageError
+from pofx.core.errors import CannotSave, Diverged, EmptyData, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
-from pofx.core.model import Model, replace_config
+from pofx.core.model import Model, idle, replace_config
+from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part
 from pofx.train import run as folder
-from pofx.train.checkpoint import load_into, load_tree, save_tree
+from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
 from pofx.train.memory import building, check_training, enough
 from pofx.train.run import Run
@@ -43,26 +44,27 @@ PROBE = 32  # rows of the first, timed validation
 SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
+SEEDS = at_least(0, 2**63 - 1)
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(Options):
     """The budget of a fit, in exactly one unit."""
 
     seconds: float | None = None
     steps: int | None = None
     epochs: int | None = None
 
+    ranges = {"seconds": POSITIVE}
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = {k: v for k, v in vars(self).items() if v is not None}
         if len(given) != 1:
             raise UsageError(f"A budget has one unit; given: {given or 'none'}.", "Give seconds, steps or epochs.")
-        ((unit, value),) = given.items()
-        if not (value > 0 and math.isfinite(value)):
-            raise UsageError(f"A budget of {value} {unit} is impossible.", f"Give more than 0 {unit}.")
 
     def progress(self, state: State, per_epoch: int) -> float:
         """How much of the budget is used, from 0 to 1 (or beyond)."""
@@ -160,11 +162,27 @@ def fit(
     config = replace_config(cls.Config(), options or {})
     if reason := cls.refuses(data.space, data.context, config):
         raise Unsupported(f"{cls.name} does not serve {data.space}: {reason}", "See 'pofx families'.")
+    if unused := idle(cls, data.space, data.context, config):
+        raise Unsupported(
+            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in unused)} changes nothing in a {cls.name} of this "
+            f"{data.space}.",
+            f"Leave out {' and '.join(unused)}.",
+        )
     rec = replace_config(cls.recipe(data.space), recipe or {})
     limit = Limit(seconds, steps, rec.epochs if seconds is None and steps is None and epochs is None else epochs)
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
         if value not in known:
             raise UsageError(f"{name}={value!r} is not offered.", f"Give {' or '.join(map(repr, known))}.")
+    for argument, given, kind, limits in (
+        ("seed", seed, int, SEEDS),
+        ("checks", checks, int, None),
+        ("patience", patience, int | None, None),
+        ("valid_rows", valid_rows, int, None),
+        ("save_every", save_every, float, None),
+        ("processes", processes, int, None),
+        ("target_weight", target_weight, float, None),
+    ):
+        check(argument, given, kind, limits)
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
@@ -177,7 +195,7 @@ def fit(
 
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
-    about = {
+    about: dict[str, Any] = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}, "digest": data.digest,
@@ -188,6 +206,10 @@ def fit(
         if path is not None:
             folder.create(path, info, overwrite)
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
+        if model.remarks:
+            about["notes"] += model.remarks
+            if path is not None:
+                folder.write_config(path, info)
         return _launch(model, info, data, path, target, progress, watch)
 
 
@@ -479,12 +501,6 @@ class _Loop:
         if isinstance(lik, Unavailable):
             return None
         number = float(lik.nats.double().mean())
-        if math.isnan(number):
-            self._keep_last_good()
-            raise Diverged(
-                f"{self.model.name} diverged by step {self.state.step}: its validation number is NaN.",
-                self._remedy(),
-            )
         # minus infinity is an honest number (a datum that the model holds impossible) but not JSON
         entry["valid"] = number if math.isfinite(number) else None
         entry["kind"] = type(lik).__name__
@@ -496,9 +512,14 @@ class _Loop:
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         alone = self.fabric.world_size == 1  # other processes would wait for one that leaves
-        with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
-            given = self.model.given(c, before=part.before)
-            return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+        given = self.model.given(c, before=part.before)
+        try:
+            with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
+                return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+        except NotANumber as error:
+            self._keep_last_good()
+            problem = f"{self.model.name} diverged by step {self.state.step}: {error.problem}"
+            raise Diverged(problem, self._remedy()) from error
 
     def _affordable(self) -> int:
         """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
@@ -563,7 +584,7 @@ class _Loop:
 
     def _finish(self) -> Run:
         if self.best is not None:
-            self.model.load_state_dict(self.best)
+            put(self.model, self.best)
         self.model.eval()
         self._save()
         return Run(self.model, self.info, self.log, self.path)

@@ -21,6 +21,16 @@ from pofx.core.likelihood import Exact, Kind, join
 SHRINKAGE = 1e-4
 
 
+def pseudo_rows(n: float, d: int, components: int = 1) -> float:
+    """Rows of the prior, in which columns do not depend, that n rows of d columns need to fix their covariance.
+
+    With q = components d / n parameters a row (up to a constant): d min(1, max(q, 25 q^2)). As many as d where rows
+    are fewer than 5 d a component: they leave directions without variance. Many rows speak for themselves.
+    """
+    q = components * d / max(1.0, n)
+    return d * min(1.0, max(q, (5 * q) ** 2))
+
+
 class Transform(nn.Module):
     """z = f(x; h). ``kind`` says what the log-density through it is worth: Exact, or a bound."""
 
@@ -111,18 +121,24 @@ class LuLinear(Transform):
         one = torch.ones_like(self.bias).diag()
         return self.packed.tril(-1) + one, self.packed.triu(1) + self.packed.diagonal().exp().diag()
 
-    def whiten(self, x: Tensor) -> None:
-        """Start as the map that gives x [N, d] mean 0 and covariance I: a Cholesky factor's inverse."""
+    def whiten(self, x: Tensor) -> float:
+        """Start as the map that gives x [N, d] mean 0 and covariance I: a Cholesky factor's inverse.
+
+        Returns how far the covariance was shrunk towards its diagonal.
+        """
         x = x[:, self.permutation].double()
         loc = x.mean(0)
         cov = (x - loc).T @ (x - loc) / len(x)
-        # shrunk a little towards the diagonal: a singular covariance has no inverse
-        cov = (1 - SHRINKAGE) * cov + SHRINKAGE * cov.diagonal().clamp_min(SHRINKAGE).diag()
+        # shrunk towards the diagonal, a little at the least: a singular covariance has no inverse
+        extra = pseudo_rows(len(x), x.shape[1])
+        shrinkage = max(SHRINKAGE, extra / (len(x) + extra))
+        cov = (1 - shrinkage) * cov + shrinkage * cov.diagonal().clamp_min(SHRINKAGE).diag()
         white = torch.linalg.inv(torch.linalg.cholesky(cov))
         scale = white.diagonal()
         with torch.no_grad():
             self.packed.copy_((white / scale).tril(-1) + scale.log().diag())  # L = W diag(W)^-1, U = diag(W)
             self.bias.copy_(-white @ loc)
+        return shrinkage
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         lower, upper = self.factors()

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Category, Image, Integer, Real, Space, Table
+from pofx.nn.tails import REACH, lengthen, shorten
 
 ATOMS = 8  # at most so many per column
 ATOM_DENSITY = 4.0  # in standardised units: ten times the peak of a normal curve
@@ -107,6 +108,7 @@ class TablePreprocess(Preprocess):
     step: Tensor
     origin: Tensor
     atoms: Tensor
+    reach: Tensor
 
     def __init__(self, space: Table) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class TablePreprocess(Preprocess):
         self.register_buffer("origin", torch.tensor([c.origin for _, c in numeric], **f64), persistent=False)
         self.register_buffer("loc", torch.zeros(self.dim, **f64))
         self.register_buffer("scale", torch.ones(self.dim, **f64))
+        self.register_buffer("reach", torch.full((self.dim,), REACH, **f64))  # of the tails, in units of scale
         self.register_buffer("atoms", torch.full((self.dim, ATOMS), math.nan, **f64))  # NaN: unused
 
     def fit(self, x: Tensor, weight: Tensor | None, generator: torch.Generator) -> None:
@@ -137,18 +140,21 @@ class TablePreprocess(Preprocess):
         for i, j in enumerate(self.numeric):
             keep = ~torch.isnan(x[:, j])
             v, wv = x[keep, j], w[keep]
+            if len(v) == 0:
+                continue  # every value is missing: the density here is of noise alone
             step = self.step[i].item()
             if step:
                 found = find_atoms(v, wv, step)
                 self.atoms[i, : len(found)] = found
-                keep = ~torch.isin(v, found)
-                v, wv = v[keep], wv[keep]
-            if len(v) == 0:
-                continue  # every value is an atom, or missing: the density here is of noise alone
+                rest = ~torch.isin(v, found)
+                if rest.any():  # else a new value would lie near the atoms
+                    v, wv = v[rest], wv[rest]
             loc = (wv * v).sum() / wv.sum()
             var = (wv * (v - loc).square()).sum() / wv.sum() + step**2 / 12  # Var of U[0, step) is step^2 / 12
             self.loc[i] = loc
-            self.scale[i] = var.sqrt() if var > 0 else 1.0
+            # a constant column leaves only rounding: any scale serves it
+            self.scale[i] = var.sqrt() if var.sqrt() > 1e-12 * loc.abs() else 1.0
+            self.reach[i] = (((v - loc).abs().max() + step / 2) / self.scale[i]).clamp(min=REACH)
 
     def split(self, x: Tensor, u: Tensor | None = None, e: Tensor | None = None) -> Parts:
         v = x[:, self.numeric].double()
@@ -168,16 +174,16 @@ class TablePreprocess(Preprocess):
             codes.append(code)
         if u is not None:
             v = v + self.step * (u - 0.5)
-        y = (v - self.loc) / self.scale
+        y, log_slope = shorten((v - self.loc) / self.scale, self.reach)
         noise = torch.zeros_like(y) if e is None else e.double()
         y = torch.where(absent, noise, y)
         cell = torch.where(self.step > 0, self.step, 1.0)
-        log_jacobian = torch.where(absent, 0.5 * noise.square() + HALF_LOG_2PI, (cell / self.scale).log())
+        log_jacobian = torch.where(absent, 0.5 * noise.square() + HALF_LOG_2PI, (cell / self.scale).log() + log_slope)
         stacked = torch.stack(codes, 1) if codes else torch.zeros(len(x), 0, dtype=torch.int64, device=x.device)
         return Parts(stacked, y, log_jacobian.sum(1))
 
     def join(self, codes: Tensor, y: Tensor) -> Tensor:
-        v = y.double() * self.scale + self.loc
+        v = lengthen(y.double(), self.reach) * self.scale + self.loc
         k = ((v - self.origin) / torch.where(self.step > 0, self.step, 1.0)).round()
         v = torch.where(self.step > 0, self.origin + k * self.step, v)
         x = torch.empty(len(y), self.columns, dtype=torch.float64, device=y.device)
@@ -214,7 +220,9 @@ class ImagePreprocess(Preprocess):
         per_pixel = 1 / self.dim if self.shared_scale else 1.0
         loc = (w * v).sum(dims) * per_pixel
         self.loc.copy_(loc.expand(self.dim))
-        self.scale.copy_(((w * (v - loc).square()).sum(dims) * per_pixel).sqrt().expand(self.dim))
+        scale = ((w * (v - loc).square()).sum(dims) * per_pixel).sqrt()
+        # the noise within a cell has a deviation of 0.29 / levels: few images, or a single one, may show less
+        self.scale.copy_(scale.clamp(min=0.1 / self.levels).expand(self.dim))
 
     def _unit(self, x: Tensor, u: Tensor | float) -> tuple[Tensor, Tensor]:
         """(x + u) / levels [N, d] and its logit where asked, with log |dv / dx| [N] (float64)."""

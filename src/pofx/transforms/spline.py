@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 BOUND = 5.0  # B: outside it a spline is the identity
 FLOOR = 1e-3  # of 2B: the smallest width and height of a bin
+MOST_BINS = 500  # of which the smallest take half of 2B
 SLOPE = math.log(1e3)  # inner slopes lie in (1e-3, 1e3)
 
 

@@ -5,10 +5,10 @@ where the data have mean 0 and covariance I. Each strength is a number of pseudo
 
     pi ~ Dirichlet(1 + a),   mu_j ~ N(0, Sigma_j / kappa),   p(Sigma_j) ~ |Sigma_j|^(-w/2) exp(-w s tr(Sigma_j^-1) / 2),
 
-an inverse Wishart with its mode at s I, s = K^(-2/d). With all strengths at 0 this is maximum likelihood under
-Sigma_j >= floor I (Hathaway 1985); without a floor there is none, as a component on one datum has infinite
-density. Raising the eigenvalues of the free maximiser to the floor maximises under the constraint, so the
-likelihood still rises in every step.
+an inverse Wishart with its mode at s I, s = K^(-2/d); at kappa = 0 means are uniform, whatever Sigma_j. With all
+strengths at 0 this is maximum likelihood under Sigma_j >= floor I (Hathaway 1985); without a floor there is none, as
+a component on one datum has infinite density. Raising the eigenvalues of the free maximiser to the floor maximises
+under the constraint, so the likelihood still rises in every step.
 """
 
 from __future__ import annotations
@@ -80,29 +80,31 @@ def maximise(components: Components, stats: Stats, prior: Prior) -> Components:
     squares, pull = n * step.square().sum(1), prior.normal * n / (n + prior.normal)
     spread, factor = prior.spread(components), components.factor
     d = components.mean.shape[1]
-    # variance = (N_j S_j + pull x x' + w s I) / (N_j + w), with S_j about the new mean and x = that mean
+    # variance = (N_j S_j + pull x x' + w s I) / (N_j + w + 1), with S_j about the mean of the rows and x = that mean;
+    # the 1 is of the mean's prior, whose own density falls with |Sigma_j|^(1/2), and is there where that prior is
+    means = 1.0 if prior.normal else 0.0
     if components.kind in ("full", "tied"):
         x = components.mean + (factor @ step[..., None]).squeeze(-1)
         if components.kind == "full":
             inner = stats.second - n[:, None, None] * step[:, :, None] * step[:, None, :]
             variance = factor @ inner @ factor.mT + pull[:, None, None] * x[:, :, None] * x[:, None, :]
             variance.diagonal(dim1=1, dim2=2).add_(spread)
-            variance /= (n + prior.wishart)[:, None, None]
+            variance /= (n + prior.wishart + means)[:, None, None]
         else:
             inner = stats.second - (step * n[:, None]).T @ step
             variance = factor @ inner @ factor.T + (x * pull[:, None]).T @ x
             variance.diagonal().add_(spread)
-            variance /= n.sum() + prior.wishart
+            variance /= n.sum() + prior.wishart + means * len(n)  # one covariance, K means
         new = _cholesky(variance, prior.floor)
     else:
         x = components.mean + components.deviation() * step
         if components.kind == "diag":
             inner = stats.second - n[:, None] * step.square()
             variance = inner * factor.square() + pull[:, None] * x.square() + spread
-            variance /= (n + prior.wishart)[:, None]
+            variance /= (n + prior.wishart + means)[:, None]
         else:
             variance = (stats.second - squares) * factor.square() + pull * x.square().sum(1) + d * spread
-            variance /= max(d, 1) * (n + prior.wishart)
+            variance /= max(d, 1) * (n + prior.wishart + means)
         new = variance.clamp(min=prior.floor).sqrt()
     if components.kind != "tied":
         new = torch.where(alive.view(-1, *[1] * (new.ndim - 1)), new, factor)
@@ -161,6 +163,8 @@ def log_prior(components: Components, prior: Prior) -> Tensor:
             log_det = 2 * deviation.log().sum()
             trace, pulled = deviation.square().reciprocal().sum(), (mean / deviation).square().sum()
         total -= 0.5 * (prior.wishart * log_det + prior.spread(components) * trace + prior.normal * pulled)
+        if prior.normal:  # |Sigma_j|^(-1/2) of every mean
+            total -= 0.5 * log_det * (len(mean) if components.kind == "tied" else 1)
     weight = components.log_weight.view(prior.groups, -1)
     share = weight.logsumexp(1, keepdim=True)
     total = total + prior.dirichlet * (weight - share).sum()
