@@ -423,7 +423,7 @@ def test_overwriting_takes_what_was_measured_along(assessed, data, tmp_path):
     run = Path(shutil.copytree(assessed, tmp_path / "run"))
     fit(data, NoisyGaussian, steps=3, out=run, overwrite=True)
     left = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
-    assert left == {"config.json", "log.jsonl", "resume.safetensors", "weights.safetensors", "report.html"}
+    assert left == {"config.json", "log.jsonl", "resume.safetensors", "weights.safetensors"}
 
 
 def test_what_a_kill_left_is_removed_by_the_next_write(tmp_path):

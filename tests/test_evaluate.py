@@ -907,7 +907,7 @@ def test_a_failing_sampler_spares_the_rest(plane):
 def test_mistakes_are_named_before_anything_runs(plane, tmp_path):
     for wrong, match in (
         ({"needs": ["world-peace"]}, "Known needs"),
-        ({"seconds": 0}, "impossible"),
+        ({"seconds": 0}, "seconds is 0"),
         ({"families": ["test-bel"]}, "no family"),
         ({"families": ["test-bell"], "options": {"made": {}}}, "not compared"),
         ({"anomaly": "middle"}, "no class"),

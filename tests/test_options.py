@@ -22,7 +22,7 @@ from pofx.core.learner import Recipe
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model, Sampler, idle
 from pofx.core.options import COUNT, Options, Range, at_least, check
-from pofx.core.registry import families, family
+from pofx.core.registry import BUILT_IN, family
 from pofx.data.base import Data
 from pofx.evaluate.study import Settings
 from pofx.train.fit import Limit
@@ -80,7 +80,7 @@ def options_of(cls: type) -> Iterator[tuple[str, Any]]:
             yield f.name, value
 
 
-OURS = sorted(families())
+OURS = sorted(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", OURS)

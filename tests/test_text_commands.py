@@ -362,7 +362,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
         (["book", "--greedy", "--top-k", "3"], "cannot change"),
         (["book", "--beams", "2", "--stop", "x"], "do not go together"),
         (["book", "--beams", "1"], None),
-        (["book", "--length", "0"], "length 0"),
+        (["book", "--length", "0"], "length is 0"),
         (["book", "--sampler", "ddim"], "no sampler"),
         (["book", "--prompts", "nowhere.txt"], "cannot be read"),
         (["book", "--draft-symbols", "3"], "without draft"),

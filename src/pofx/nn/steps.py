@@ -350,11 +350,6 @@ class Subwords(Codec):
         found: list[Any] = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return found
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.learned = torch.empty_like(state[f"{prefix}learned"])  # as long as it is
-        self._made = None
-        super()._load_from_state_dict(state, prefix, *args)
-
 
 class Foreign(Subwords):
     """Subwords of another project's tokenizer. It may lose something of a text, which is then an error."""
