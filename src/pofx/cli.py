@@ -68,14 +68,15 @@ def _run(args: list[str]) -> int:
         return 2
     from pofx import commands
     from pofx.core.errors import PofxError, Stopped
+    from pofx.core.spelling import visible
 
     try:
         return commands.run(args[0], args[1:]) or 0
     except PofxError as error:
-        print(f"pofx: {type(error).__name__}: {commands.elsewhere(str(error), args[0])}", file=sys.stderr)
+        print(f"pofx: {type(error).__name__}: {visible(commands.elsewhere(str(error), args[0]))}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        print(f"pofx: {stopped}", file=sys.stderr)
+        print(f"pofx: {visible(str(stopped))}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
 from rich.table import Table as RichTable
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -101,7 +100,7 @@ def interrupted(where: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (where / "comparison.json").exists():
-            err.print(f"· the comparison goes on with: pofx resume {escape(str(where))}", highlight=False)
+            err.print(f"· the comparison goes on with: pofx resume {where!s}")
         raise
 
 
@@ -116,9 +115,9 @@ def show(result: Comparison, page: Path, args: Output) -> None:
         if row["status"] != "ok":
             silent.setdefault(f"{row['status']}: {row['reason']}", []).append(row["family"])
     for reason, names in silent.items():
-        out.print(escape(elsewhere(f"{', '.join(names)} {reason}", "compare")), highlight=False)
-    out.print(escape(result.recommendation), highlight=False)
-    out.print(f"report: {page}", highlight=False)
+        out.print(elsewhere(f"{', '.join(names)} {reason}", "compare"))
+    out.print(result.recommendation)
+    out.print(f"report: {page}")
 
 
 def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
@@ -163,7 +162,7 @@ def _comparison_table(result: Any) -> RichTable:
             cells = [row[header.index(name)] for name in _SHOWN]
             cells[1] = (cells[1] if row[0] in told else cells[1].split(" (")[0]).replace(" nats", "")
             cells[2] = cells[2].removesuffix(" bits/dim").split(" ±")[0]  # its error is that of the nats
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
     return table
 
 
@@ -198,15 +197,13 @@ def report(argv: list[str]) -> int:
     if (args.folder / "comparison.json").exists():
         stands = {"not_reached": unreached(read_comparison(args.folder).record)}
         if names := stands["not_reached"]:
-            err.print(
-                f"· not reached: {', '.join(names)}; 'pofx resume {escape(str(args.folder))}' goes on", highlight=False
-            )
+            err.print(f"· not reached: {', '.join(names)}; 'pofx resume {args.folder!s}' goes on")
     notes = tell_notes(notes, args)
     page = build(args.folder, out=args.out, notes=notes)
     if args.json:
         print_json({"report": str(page), **stands, "notes": notes})
     else:
-        out.print(f"report: {page}", highlight=False)
+        out.print(f"report: {page}")
     return 0
 
 

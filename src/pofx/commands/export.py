@@ -49,7 +49,7 @@ def export(argv: list[str]) -> int:
     if args.json:
         print_json({"run": str(args.run), "folder": str(args.folder), "format": args.format, "note": note})
         return 0
-    out.print(f"exported for {args.format}: {args.folder}", highlight=False)
+    out.print(f"exported for {args.format}: {args.folder}")
     if note:
-        err.print(f"· {note}", highlight=False, markup=False)
+        err.print(f"· {note}")
     return 0

@@ -180,6 +180,6 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
         f"{run.model.parameter_count():,} fitted numbers"
     )
     if compiling := told(run.log):
-        out.print(f"torch.compile: {compiling}", highlight=False, markup=False)
-    out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}", highlight=False)
-    out.print(f"run folder: {run.path}", highlight=False)
+        out.print(f"torch.compile: {compiling}")
+    out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}")
+    out.print(f"run folder: {run.path}")

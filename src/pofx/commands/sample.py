@@ -118,15 +118,17 @@ def sample(argv: list[str]) -> int:
         x = _completed(given, part.x, args, generator)
     seconds = time.perf_counter() - started
     if isinstance(space, Sequence) and (empty := int((space.lengths(x) == 0).sum())):
-        err.print(f"{empty} of {len(x)} sequences have no step, and so no row in a table", highlight=False)
+        err.print(f"{empty} of {len(x)} sequences have no step, and so no row in a table")
     if args.out is None:
-        write_rows(space, x, sys.stdout, options=options)
+        page = io.StringIO()
+        write_rows(space, x, page, options=options)
+        sys.stdout.write(visible(page.getvalue()) if sys.stdout.isatty() else page.getvalue())
         return 0
     write_rows(space, x, args.out, options=options)
     if args.json:
         print_json({"run": str(args.run), **stands, "samples": len(x), "seconds": seconds, "out": str(args.out)})
     else:
-        err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}", highlight=False)
+        err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}")
     return 0
 
 
@@ -214,16 +216,16 @@ def _texts(
         about["out"] = str(args.out)
         rows = drawn.flatten(0, 1)
         if broken := sum(space.read([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
-            err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �", highlight=False)
+            err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �")
     if args.json:
         print_json(about if args.out is not None else about | {"texts": texts})
         return 0
     if args.out is None:
         write_texts([visible(t) for t in texts] if sys.stdout.isatty() else texts, sys.stdout)
     else:
-        err.print(f"{len(texts)} samples in {seconds:.2f} s: {args.out}", highlight=False)
+        err.print(f"{len(texts)} samples in {seconds:.2f} s: {args.out}")
     for i, value in enumerate(about.get("log_prob", ()), 1):
-        err.print(f"text {i}: log p = {value:.2f} nats", highlight=False)
+        err.print(f"text {i}: log p = {value:.2f} nats")
     return 0
 
 

@@ -103,19 +103,19 @@ def log_prob(argv: list[str]) -> int:
         return 0
     if of_text is None or len(part) > 1:
         line = f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}"
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
     else:
-        out.print(f"log p(x) {result.text}", highlight=False)
+        out.print(f"log p(x) {result.text}")
     if of_text is not None:
-        out.print(of_text.text, highlight=False, markup=False)
-        out.print(of_text.window_text, highlight=False, soft_wrap=True)
+        out.print(of_text.text)
+        out.print(of_text.window_text, soft_wrap=True)
     for marks in shown:
         out.rule()
         show(out, marks)
     if shown and out.color_system is not None:
         out.print(legend())
     if args.out is not None:
-        err.print(f"one line per row, in the input's order: {args.out}", highlight=False)
+        err.print(f"one line per row, in the input's order: {args.out}")
     return 0
 
 
@@ -175,7 +175,7 @@ def _marks(run: Run, part: Part, args: LogProb) -> list[list[Mark]]:
             args.stride,
         )
         if len(x) > SHOWN:  # the end is not there
-            err.print(f"text {i + 1}: its first {SHOWN} of {len(x)} symbols are shown", highlight=False)
+            err.print(f"text {i + 1}: its first {SHOWN} of {len(x)} symbols are shown")
             each = [mark for mark in each if mark.text]
         found.append(each)
     return found
@@ -206,7 +206,7 @@ def encode(argv: list[str]) -> int:
         about = {"rows": len(part), "latents": z.shape[1], "out": str(where), "notes": notes}
         print_json({"run": str(args.run), **stands, **about})
     else:
-        out.print(f"{len(part)} rows, {z.shape[1]} latents each: {where}", highlight=False)
+        out.print(f"{len(part)} rows, {z.shape[1]} latents each: {where}")
     return 0
 
 

@@ -13,18 +13,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text as Words
 from tyro.conf import Positional, arg
 
 from pofx.commands import RUN, elsewhere
 from pofx.core.errors import UsageError
+from pofx.core.spelling import visible
 
 if TYPE_CHECKING:
     from pofx.data.base import Data
 
-out = Console()
-err = Console(stderr=True)
+
+class Terminal(Console):
+    """Words as they are: brackets are no markup, and what would steer the screen is spelt out."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False)
+
+    def render_str(self, text: str, **how: Any) -> Words:
+        return super().render_str(visible(text), **how)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
 
 
 @dataclass(kw_only=True)
@@ -186,7 +198,7 @@ def tell_notes(notes: Iterable[str], args: Output) -> list[str]:
     told = [elsewhere(note, command) for note in notes]
     if not args.quiet and not args.json:
         for note in told:
-            err.print(f"· {escape(note)}", highlight=False)
+            err.print(f"· {note}")
     return told
 
 
@@ -196,7 +208,7 @@ def tell_standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -
 
     words = standing(info, log, path)
     if words is not None:
-        err.print(f"· {escape(words)}", highlight=False, soft_wrap=True)
+        err.print(f"· {words}", soft_wrap=True)
     return {"status": status(log), "steps": log[-1]["step"] if log else 0} if "budget" in info else {}
 
 
@@ -206,20 +218,25 @@ def progress(args: Output, title: str) -> Iterator[Any]:
     if args.quiet or args.json:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[status]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+    )
     with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task: TaskID = bar.add_task(escape(title), total=1.0, status="")
+        task: TaskID = bar.add_task(visible(title), total=1.0, status="")
         valid = ""
 
         def report(entry: dict[str, Any]) -> None:
             nonlocal valid
             if "note" in entry:
-                err.print(f"· {escape(entry['note'])}", highlight=False)
+                err.print(f"· {entry['note']}")
                 return
             if entry.get("valid") is not None:
                 valid = f"valid {entry['symbol']} {entry['valid']:.3f} nats ({entry['kind']})"
             if "title" in entry:
-                bar.update(task, description=escape(entry["title"]))
+                bar.update(task, description=visible(entry["title"]))
             done = 1.0 if "status" in entry else entry.get("progress")
             loss = f"step {entry['step']}" if "step" in entry else ""
             bar.update(task, completed=done, status=f"{loss} {valid}".strip())

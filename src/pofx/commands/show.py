@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from pofx.commands.shared import Output, Source, load_source, out, parse, print_json
@@ -39,8 +38,8 @@ def families(argv: list[str]) -> int:
         table.add_row(cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary)
     out.print(table)
     legend = {"=": "exact", "≥": "lower bound", "≤": "upper bound", "≈": "estimate", "—": "no likelihood"}
-    out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()), highlight=False)
-    out.print("'pofx fit SOURCE FAMILY --help' shows a family's options.", highlight=False)
+    out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()))
+    out.print("'pofx fit SOURCE FAMILY --help' shows a family's options.")
     return 0
 
 
@@ -74,17 +73,17 @@ def data(argv: list[str]) -> int:
         about = {"name": loaded.name, "space": loaded.space.to_json(), "rows": counts, "split": loaded.split}
         print_json(about | {"notes": list(loaded.notes), "columns": rows})
         return 0
-    out.print(f"{loaded.name}: {loaded.space}", highlight=False)
+    out.print(f"{loaded.name}: {loaded.space}")
     given = "" if loaded.context is None else f", given {loaded.context}"
-    out.print(f"measure: {loaded.space.measure}{given}", highlight=False)
-    out.print(", ".join(f"{n} {part}" for part, n in counts.items()) + f" rows; {loaded.split}", highlight=False)
+    out.print(f"measure: {loaded.space.measure}{given}")
+    out.print(", ".join(f"{n} {part}" for part, n in counts.items()) + f" rows; {loaded.split}")
     if rows:
         table = RichTable(box=None, header_style="bold", pad_edge=False)
         for column in rows[0]:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(v)) for v in row.values()))
+            table.add_row(*(str(v) for v in row.values()))
         out.print(table)
     for note in loaded.notes:
-        out.print(f"· {escape(note)}", highlight=False)
+        out.print(f"· {note}")
     return 0

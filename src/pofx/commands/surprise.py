@@ -25,7 +25,7 @@ def show(console: Console, marks: Sequence[Mark]) -> None:
     """Print a text coloured by the surprise of its symbols, and their sum; a list where there are no colours."""
     if console.color_system is None:
         for mark in marks:
-            console.print(f"{mark.bits:8.3f}  '{shown(mark.text).strip()}'", highlight=False, markup=False)
+            console.print(f"{mark.bits:8.3f}  '{shown(mark.text).strip()}'")
     else:
         line = Text()
         for mark in marks:
@@ -36,8 +36,6 @@ def show(console: Console, marks: Sequence[Mark]) -> None:
     console.print(
         f"{bits:.2f} bits over {count} symbols{', the end included' if marks[-1].text == '' else ''}, "
         f"{bits / count:.3f} each; the most surprising is '{shown(most.text).strip()}' with {most.bits:.2f}",
-        highlight=False,
-        markup=False,
         soft_wrap=True,
     )
 
