@@ -103,13 +103,13 @@ def draws(lik: Available) -> int:
     return 0 if isinstance(lik, Exact) else lik.draws
 
 
-def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
-    """Monte Carlo standard error of the mean over data [N], weighted where there are weights.
+def noise_of_mean(mc_se: Tensor, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
+    """Monte Carlo standard error of the mean over data of errors [N], weighted where there are weights.
 
     Data of equal ``keys`` (``Conditional.keys``) share their draws: their errors are one and the same, and add up.
     Without keys all errors are independent.
     """
-    noise = mc_se(lik).double().flatten()
+    noise = mc_se.double().flatten()
     each = noise / len(noise) if weight is None else noise * weight / weight.sum()
     if keys is not None:
         _, copy = torch.unique(keys, return_inverse=True)
@@ -117,11 +117,11 @@ def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | N
     return each.square().sum().sqrt().item()
 
 
-def noise_of_copies(lik: Available, keys: Tensor | None, weight: Tensor | None = None) -> float:
+def noise_of_copies(mc_se: Tensor, keys: Tensor | None, weight: Tensor | None = None) -> float:
     """What sharing draws adds to the variance of that mean: no spread between data shows it."""
     if keys is None:
         return 0.0
-    return max(0.0, noise_of_mean(lik, keys, weight) ** 2 - noise_of_mean(lik, None, weight) ** 2)
+    return max(0.0, noise_of_mean(mc_se, keys, weight) ** 2 - noise_of_mean(mc_se, None, weight) ** 2)
 
 
 def join(a: Kind, b: Kind) -> Kind:
@@ -189,7 +189,7 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, keys: Tensor | None
     # mc_se is noise of the scores on top of the spread between data, which already contains it: the
     # sample variance of the differences counts both once; what copies share is more than that.
     mean, se = diff.mean().item(), (diff.var(unbiased=True) / n).sqrt().item() if n > 1 else math.inf
-    se = math.sqrt(se**2 + sum(noise_of_copies(lik, keys) for lik in (a, b)))
+    se = math.sqrt(se**2 + sum(noise_of_copies(mc_se(lik), keys) for lik in (a, b)))
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", mean, se, "an estimate bounds nothing on either side")
     a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)

@@ -208,13 +208,13 @@ def summarise(
     def error(residual: Tensor) -> float:
         # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
         spread = (w.square() * residual.square()).sum().mul(n / (n - 1)).item() if n > 1 else math.nan
-        return math.sqrt(spread + noise_of_copies(lik, keys, w))
+        return math.sqrt(spread + noise_of_copies(mc_se(lik), keys, w))
 
     return Score(
         kind=type(lik).__name__,
         nats=mean.item(),
         se=error(nats - mean),
-        mc_se=noise_of_mean(lik, keys, w),
+        mc_se=noise_of_mean(mc_se(lik), keys, w),
         n=n,
         draws=draws(lik),
         measure=space.measure,
