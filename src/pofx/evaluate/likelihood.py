@@ -53,7 +53,7 @@ class Score:
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
-        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn).
+        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn, or there are none).
     """
 
     kind: str
@@ -181,7 +181,8 @@ def score(
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
     size = torch.cat(counted)
-    same = torch.cat(keys).unique(return_inverse=True)[1] if keys else None
+    values, same = torch.unique(torch.cat(keys or [torch.empty(0)]), return_inverse=True)
+    same = None if len(values) == len(same) else same
     return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second, same)
 
 
