@@ -277,3 +277,23 @@ def test_units_and_text():
     assert str(h) == "= 0.693147 nats (closed form)"
     assert str(info.entropy(Independent(Normal(torch.zeros(2), 1.0), 1))).startswith("= 2.83788")
     assert str(info.entropy(Poisson(3.0))).startswith("≈ 1.9")
+
+
+class Shaken(Known):
+    """A bound that is off by 0.5 times a standard normal number."""
+
+    name = "shaken"
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        off = 0.5 * noise.randn().double()
+        return make(LowerBound, off - math.log(9), self.space.measure, torch.full_like(off, 0.5), 8)
+
+
+def test_noise_that_equal_draws_share_is_in_the_error() -> None:
+    """Over seeds: 9 values drawn 400 times have 9 noises, not 400."""
+    seeds = [torch.Generator().manual_seed(k) for k in range(40)]
+    found = [info.cross_entropy(Known(1, LowerBound), Shaken(2, LowerBound), draws=400, generator=g) for g in seeds]
+    spread = torch.stack([f.value for f in found]).std()
+    said = torch.stack([f.mc_se for f in found]).square().mean().sqrt()
+    assert 0.7 < spread / said < 1.4
+    assert said > 4 * 0.5 / 400**0.5

@@ -222,19 +222,19 @@ def test_the_error_of_a_mean_counts_the_noise_of_copies_once():
     said = torch.tensor([f.mc_se for f in found]).square().mean().sqrt()
     assert 0.7 < spread / said < 1.4
     assert all(f.se > 0.9 * f.mc_se for f in found)
-    alone = noise_of_mean(found[0].rows)
+    alone = noise_of_mean(found[0].rows.mc_se)
     assert said > 3 * alone
     again = Score.from_json(found[0].to_json())
     assert torch.equal(again.keys, found[0].keys)
-    assert noise_of_mean(again.rows, again.keys) == pytest.approx(found[0].mc_se, rel=1e-2)
+    assert noise_of_mean(again.rows.mc_se, again.keys) == pytest.approx(found[0].mc_se, rel=1e-2)
 
 
 def test_weights_and_copies_together():
     se = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
     lik = LowerBound(torch.zeros(3, dtype=torch.float64), MIXED.measure, se, 8)
     weight, keys = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64), torch.tensor([5, 5, 9])
-    assert noise_of_mean(lik, keys, weight) == pytest.approx(math.hypot(0.3 * 3 / 8, 0.4 * 5 / 8))
-    assert noise_of_mean(lik, None, weight) == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
+    assert noise_of_mean(lik.mc_se, keys, weight) == pytest.approx(math.hypot(0.3 * 3 / 8, 0.4 * 5 / 8))
+    assert noise_of_mean(lik.mc_se, None, weight) == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
 
 
 def test_copies_make_no_verdict():

@@ -103,13 +103,13 @@ def draws(lik: Available) -> int:
     return 0 if isinstance(lik, Exact) else lik.draws
 
 
-def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
-    """Monte Carlo standard error of the mean over data [N], weighted where there are weights.
+def noise_of_mean(mc_se: Tensor, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
+    """Monte Carlo standard error of the mean over data of errors [N], weighted where there are weights.
 
     Data of equal ``keys`` (``Conditional.keys``) share their draws: their errors are one and the same, and add up.
     Without keys all errors are independent.
     """
-    noise = mc_se(lik).double().flatten()
+    noise = mc_se.double().flatten()
     each = noise / len(noise) if weight is None else noise * weight / weight.sum()
     if keys is not None:
         _, copy = torch.unique(keys, return_inverse=True)
@@ -117,11 +117,11 @@ def noise_of_mean(lik: Available, keys: Tensor | None = None, weight: Tensor | N
     return each.square().sum().sqrt().item()
 
 
-def noise_of_copies(lik: Available, keys: Tensor | None, weight: Tensor | None = None) -> float:
+def noise_of_copies(mc_se: Tensor, keys: Tensor | None, weight: Tensor | None = None) -> float:
     """What sharing draws adds to the variance of that mean: no spread between data shows it."""
     if keys is None:
         return 0.0
-    return max(0.0, noise_of_mean(lik, keys, weight) ** 2 - noise_of_mean(lik, None, weight) ** 2)
+    return max(0.0, noise_of_mean(mc_se, keys, weight) ** 2 - noise_of_mean(mc_se, None, weight) ** 2)
 
 
 def join(a: Kind, b: Kind) -> Kind:
@@ -208,7 +208,7 @@ def compare(
         )
     if a.nats.shape != b.nats.shape:
         raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
-    copies = sum(noise_of_copies(lik, keys, weight) for lik in (a, b))
+    copies = sum(noise_of_copies(mc_se(lik), keys, weight) for lik in (a, b))
     mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight, copies)
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", mean, se, sign, "an estimate bounds nothing on either side")

@@ -55,7 +55,7 @@ class Score:
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
-        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn).
+        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn, or there are none).
     """
 
     kind: str
@@ -200,7 +200,8 @@ def score(
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
     size = torch.cat(counted)
-    same = torch.cat(keys).unique(return_inverse=True)[1] if keys else None
+    values, same = torch.unique(torch.cat(keys or [torch.empty(0)]), return_inverse=True)
+    same = None if len(values) == len(same) else same
     return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second, same)
 
 
@@ -231,14 +232,14 @@ def summarise(
         if n == 1 or not math.isfinite(mean):
             return None
         spread = torch.where(w > 0, w * residual, 0.0).square().sum().mul(n / (n - 1)).item()
-        return math.sqrt(spread + noise_of_copies(lik, keys, w))
+        return math.sqrt(spread + noise_of_copies(mc_se(lik), keys, w))
 
     rate_se = error(nats - mean / each * counted)
     return Score(
         kind=type(lik).__name__,
         nats=mean,
         se=error(nats - mean),
-        mc_se=noise_of_mean(lik, keys, w) if math.isfinite(mean) else None,
+        mc_se=noise_of_mean(mc_se(lik), keys, w) if math.isfinite(mean) else None,
         n=n,
         draws=draws(lik),
         measure=space.measure,

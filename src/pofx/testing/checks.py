@@ -159,7 +159,7 @@ def above_the_truth(s: Subject) -> tuple[float, float, type[Available]]:
     if isinstance(lik, UpperBound):
         raise NotApplicable
     gap = lik.nats.double() - s.case.truth(test)
-    shared = noise_of_copies(lik, s.given(test).keys(test.x))
+    shared = noise_of_copies(mc_se(lik), s.given(test).keys(test.x))
     return float(gap.mean()), math.sqrt(float(gap.var()) / len(gap) + shared), type(lik)
 
 
@@ -178,7 +178,7 @@ def training_helps(s: Subject) -> None:
     gain = float((lik.nats - before.nats).double().mean())
     short = float((s.case.truth(s.test) - lik.nats).mean())
     keys = s.given(s.test).keys(s.test.x)
-    noise = 3 * math.hypot(noise_of_mean(lik, keys), noise_of_mean(before, keys))
+    noise = 3 * math.hypot(noise_of_mean(mc_se(lik), keys), noise_of_mean(mc_se(before), keys))
     assert gain + noise > 0.02 or short - noise < 0.1, (
         f"training gained {gain:.3f} nats and is {short:.3f} below the truth"
     )
@@ -218,7 +218,7 @@ def context_matters(s: Subject) -> None:
     assert s.test.c is not None
     wrong = s.available(Part(s.test.x, s.test.c.roll(1, 0)))
     gain = float((right.nats - wrong.nats).double().mean())
-    noise = 3 * math.hypot(*(noise_of_mean(lik, s.given(s.test).keys(s.test.x)) for lik in (right, wrong)))
+    noise = 3 * math.hypot(*(noise_of_mean(mc_se(lik), s.given(s.test).keys(s.test.x)) for lik in (right, wrong)))
     assert gain + noise > 0.05, f"the right context is worth only {gain:.3f} nats"
 
 
