@@ -82,6 +82,12 @@ def test_what_few_rows_change_is_told(name: str) -> None:
         assert notes == run.model.remarks
 
 
+def test_diagonal_covariances_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pofx.families.gmm.LARGEST_COVARIANCE", 99)
+    run = pofx.fit(pofx.load(np.random.default_rng(0).normal(size=(500, 10))), "gaussian")
+    assert "diagonal" in run.model.remarks[0]
+
+
 def test_many_rows_speak_for_themselves() -> None:
     """The prior of few rows is gone by 25 rows a parameter of a column: a covariance is the data's own."""
     assert pseudo_rows(10, 8) == 8

@@ -273,8 +273,10 @@ class Mixture(Model):
         return y, codes, w
 
     def _remarks(self, n: int) -> list[str]:
-        """That covariances are shrunk, where rows are few."""
+        """That covariances are diagonal, where columns are many, or shrunk, where rows are few."""
         d, k, extra = self.joint.dim, len(self.mean), self.prior().wishart
+        if self.config.covariance == "auto" and self.kind == "diag":
+            return [f"{d:,} columns are many: the covariances of {self.name} are diagonal (covariance=full is not)."]
         if d == 0 or self.config.wishart_prior is not None or extra < TOLD * (extra + n / k):
             return []
         return [
