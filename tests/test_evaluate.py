@@ -911,7 +911,7 @@ def test_mistakes_are_named_before_anything_runs(plane, tmp_path):
         ({"families": ["test-bel"]}, "no family"),
         ({"families": ["test-bell"], "options": {"made": {}}}, "not compared"),
         ({"anomaly": "middle"}, "no class"),
-        ({"samples": 1}, "too few"),
+        ({"samples": 1}, "samples is 1"),
         ({"outliers": Data("x", "m", Table((Real("z"),)), *[Part(torch.zeros(3, 1).double())] * 3)}, "same space"),
     ):
         with pytest.raises(UsageError, match=match):

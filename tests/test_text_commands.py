@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.csv
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from pofx.cli import main
+from pofx.commands.shared import Terminal
 from pofx.commands.surprise import COLOURS, legend, show, style_of
 from pofx.core.errors import PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Unavailable
@@ -308,7 +308,7 @@ def test_the_terminal_shows_what_cannot_be_seen() -> None:
     assert shown("\r\t") == "\\r⇥\t"
     assert shown("") == "∎"
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, color_system="truecolor", width=80)
+    console = Terminal(file=stream, force_terminal=True, color_system="truecolor", width=80)
     show(console, [Mark("[b]q", 0.5), Mark("\x1b", 9.0), Mark("", 3.0)])
     told = stream.getvalue()
     assert "[b]q" in told

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Terminal(Console):
     """Words as they are: brackets are no markup, and what would steer the screen is spelt out."""
 
-    def __init__(self, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, highlight=False)
+    def __init__(self, **how: Any) -> None:
+        super().__init__(markup=False, highlight=False, **how)
 
     def render_str(self, text: str, **how: Any) -> Words:
         return super().render_str(visible(text), **how)
