@@ -328,11 +328,11 @@ def test_discrete_bound_rises_to_the_truth_with_its_steps() -> None:
     truth = data.log_prob(x).mean()
     gaps = []
     for steps in (20, 100, 500, 2500):
-        nats, se = run_bound(data, x, draws=32, steps=steps)
+        nats, se = run_bound(data, x, draws=256, steps=steps)
         gaps.append((truth - nats.mean()).item())
         assert gaps[-1] > -4 * (se.square().sum().sqrt() / len(x)).item()
     assert gaps == sorted(gaps, reverse=True)
-    assert gaps[-1] < 0.06 + 4 * (se.square().sum().sqrt() / len(x)).item()
+    assert gaps[-1] < 0.06
 
 
 def test_bound_is_the_same_on_all_paths() -> None:

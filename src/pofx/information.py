@@ -34,11 +34,9 @@ from pofx.core.likelihood import (
     UpperBound,
     join,
     mc_se,
-    noise_of_copies,
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Conditional, Model
-from pofx.core.noise import row_keys
 from pofx.core.space import Category, Image, Label, Space, Table
 
 Density: TypeAlias = Distribution | Conditional | Model
@@ -245,12 +243,8 @@ def _mean(points: _Points, f: Tensor, se: Tensor, kind: Kind) -> Information:
         error = torch.where(w > 0, w * se, 0.0).square().sum(0).sqrt()
         return Information(value, kind, error.detach(), 0, f"sum over {n} values")
     value = f.mean(0)
-    # equal draws share the noise of their log-probabilities
-    keys = row_keys(points.x.detach().reshape(f.numel(), -1)).view(n, -1)
-    shared = [noise_of_copies(*column) for column in zip(se.reshape(n, -1).T, keys.T, strict=True)]
-    spread = f.var(0) / n + torch.tensor(shared).to(f).reshape(value.shape)
     # one draw that q rules out settles it: an infinite mean has no Monte Carlo error
-    error = torch.where(value.isinf(), 0.0, spread.sqrt()).detach()
+    error = torch.where(value.isinf(), 0.0, (f.var(0) / n).sqrt()).detach()
     return Information(value, Estimate if kind is Exact else kind, error, n, f"Monte Carlo, {n} draws")
 
 

@@ -103,25 +103,11 @@ def draws(lik: Available) -> int:
     return 0 if isinstance(lik, Exact) else lik.draws
 
 
-def noise_of_mean(mc_se: Tensor, keys: Tensor | None = None, weight: Tensor | None = None) -> float:
-    """Monte Carlo standard error of the mean over data of errors [N], weighted where there are weights.
-
-    Data of equal ``keys`` (``Conditional.keys``) share their draws: their errors are one and the same, and add up.
-    Without keys all errors are independent.
-    """
+def noise_of_mean(mc_se: Tensor, weight: Tensor | None = None) -> float:
+    """Monte Carlo standard error of the mean over data of errors [N], weighted where there are weights."""
     noise = mc_se.double().flatten()
     each = noise / len(noise) if weight is None else noise * weight / weight.sum()
-    if keys is not None:
-        _, copy = torch.unique(keys, return_inverse=True)
-        each = torch.zeros_like(each).index_add_(0, copy, each)
     return each.square().sum().sqrt().item()
-
-
-def noise_of_copies(mc_se: Tensor, keys: Tensor | None, weight: Tensor | None = None) -> float:
-    """What sharing draws adds to the variance of that mean: no spread between data shows it."""
-    if keys is None:
-        return 0.0
-    return max(0.0, noise_of_mean(mc_se, keys, weight) ** 2 - noise_of_mean(mc_se, None, weight) ** 2)
 
 
 def join(a: Kind, b: Kind) -> Kind:
@@ -181,9 +167,7 @@ class Comparison:
     why: str
 
 
-def compare(
-    a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None, keys: Tensor | None = None
-) -> Comparison:
+def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
     """Is ``a`` better than ``b`` on these data (same rows, in the same order; ``weight`` [N] weighs them)?
 
     ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or upper bound)
@@ -196,8 +180,7 @@ def compare(
       deviation of the scores of the steadier model): however far the other one's scores spread, which is what makes
       the error of the mean large, no row comes near to changing the sign.
 
-    Of one or two rows there is no error to compare with. ``keys`` [N] tell which data share their draws (see
-    ``noise_of_mean``). Raises Incomparable when the measures differ.
+    Of one or two rows there is no error to compare with. Raises Incomparable when the measures differ.
     """
     if isinstance(a, Unavailable) or isinstance(b, Unavailable):
         return Comparison("undecided", math.nan, None, 0, "there is no likelihood to compare")
@@ -208,8 +191,7 @@ def compare(
         )
     if a.nats.shape != b.nats.shape:
         raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
-    copies = sum(noise_of_copies(mc_se(lik), keys, weight) for lik in (a, b))
-    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight, copies)
+    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight)
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", mean, se, sign, "an estimate bounds nothing on either side")
     a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)
@@ -225,13 +207,8 @@ def compare(
     return Comparison("undecided", mean, se, sign, "the gap of the bound may explain the difference")
 
 
-def _difference(
-    x: Tensor, y: Tensor, z: float, weight: Tensor | None, copies: float
-) -> tuple[float, float | None, int, str]:
-    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why.
-
-    ``copies`` is what draws that data share add to the variance of the mean.
-    """
+def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[float, float | None, int, str]:
+    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why."""
     w = torch.ones_like(x) if weight is None else weight.to(x)
     x, y, w = x[w > 0], y[w > 0], w[w > 0] / w.sum()
     lost = [int((v == -math.inf).sum()) for v in (x, y)]
@@ -247,9 +224,9 @@ def _difference(
     if len(w) == 1:
         return mean, None, 0, "the error of a difference on one row is unknown"
     # mc_se is noise of the scores on top of the spread between data, which already contains it: the
-    # sample variance of the differences counts both once; what copies share is more than that.
+    # sample variance of the differences counts both once.
     scale = len(w) / (len(w) - 1)
-    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item() + copies)
+    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item())
     if len(w) < FEWEST:
         return mean, se, 0, f"{len(w)} rows are too few to tell the error of their difference"
     counting = 1 / w.square().sum().item()  # rows: as many as there are, where all weigh the same (Kish, 1965)

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
-from pofx.core.noise import RowNoise, row_keys, seed_of
+from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
 from pofx.core.options import Options
 from pofx.core.space import Ragged, Sequence, Space, Table, join, take
 
@@ -301,7 +301,14 @@ class Conditional:
             return tuple(self.before.shape[: self.before.ndim - len(self.model.space.event_shape)])
         return ()
 
-    def log_prob(self, x: Any, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def log_prob(
+        self,
+        x: Any,
+        *,
+        budget: Budget | None = None,
+        generator: torch.Generator | None = None,
+        copies: Copies | None = None,
+    ) -> Likelihood:
         """log p(x | c) in nats per datum in raw data space.
 
         Args:
@@ -309,6 +316,7 @@ class Conditional:
             budget: what the likelihood may cost, where it is not exact.
             generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
                 a datum follows from that seed, the datum and its context, whatever else is scored with it.
+            copies: of data that are scored in several calls with one seed, what tells equal ones apart.
 
         Returns:
             A Likelihood with nats [*S, *C], of a kind in ``model.claims``.
@@ -319,12 +327,13 @@ class Conditional:
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
         before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
+        copies = Copies() if copies is None else copies
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
-                    noise = RowNoise(seed, partial(self._keys, rows, given))
+                    noise = RowNoise(seed, partial(self._keys, copies, rows, given))
                     parts.append(model.rows_log_prob(rows, given, budget, noise))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
@@ -478,18 +487,13 @@ class Conditional:
         flat = x.reshape(math.prod(batch), *x.shape[len(batch) :]).to(self.model.device)
         return flat, self._contexts(batch), batch
 
-    def keys(self, x: Any) -> Tensor:
-        """What data x [*S, *C, *E] are told apart by, int64 [*S, *C]: those with equal keys get equal draws."""
-        flat, c, batch = self._flat(x)
-        return self._keys(flat, c).reshape(batch)
-
-    def _keys(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """``keys`` of flat rows."""
+    def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
+        """What flat rows are told apart by, int64 [N]."""
         parts = [row_keys(x, _fill(self.model.space))]
         if c is not None:
             assert self.model.context is not None
             parts.append(row_keys(c, _fill(self.model.context)))
-        return parts[0] if c is None else row_keys(torch.stack(parts, 1))
+        return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""

@@ -1,8 +1,8 @@
 """Random numbers that belong to rows: what a row gets follows from a seed and the row, not from its batch.
 
 A likelihood that draws (a bound, an estimate) is then the same number for a row wherever it stands: in any order,
-in batches of any size, alone or among others. A row is its values and its context, so rows that are equal to
-the last bit get equal noise, and an error of a mean counts it once for all of them (``likelihood.noise_of_mean``).
+in batches of any size, alone or among others. A row is its values and its context; of rows that are equal to the last
+bit the first, the second and so on are told apart (``Copies``), so that the errors of all rows are independent.
 
 The numbers are a hash of the seed, the row and the place in the row's own stream, by SplitMix64's finaliser with the
 constants of Stafford's variant 13 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
@@ -75,6 +75,24 @@ class RowNoise:
         for block, streams in zip(torch.split(out, rows), torch.split(self._streams, rows), strict=True):
             write(_mix(streams[:, None] ^ salts).view(len(block), draws, width), block)
         return out[..., :size].reshape(len(out), *shape)
+
+
+class Copies:
+    """Tells equal rows apart, over all that are scored together: the k-th copy of a row has noise of its own."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}  # key -> how often
+
+    def apart(self, keys: Tensor) -> Tensor:
+        """Keys [N] that differ where ``keys`` do, and between copies; the first copy of a row keeps its own."""
+        values, which, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+        order = which.argsort(stable=True)
+        starts = (counts.cumsum(0) - counts)[which[order]]
+        number = torch.empty_like(which)
+        number[order] = torch.arange(len(keys), device=keys.device) - starts
+        before = [self._seen.get(v, 0) for v in values.tolist()]
+        self._seen.update(zip(values.tolist(), (torch.tensor(before) + counts.cpu()).tolist(), strict=True))
+        return keys + (number + torch.tensor(before, device=keys.device)[which]) * GOLDEN
 
 
 def seed_of(generator: torch.Generator) -> int:

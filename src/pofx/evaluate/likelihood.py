@@ -27,12 +27,12 @@ from pofx.core.likelihood import (
     draws,
     make,
     mc_se,
-    noise_of_copies,
     noise_of_mean,
     per_row,
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
+from pofx.core.noise import Copies
 from pofx.core.space import Space, unit, units
 from pofx.data.base import Part
 from pofx.evaluate.cost import grow
@@ -55,7 +55,6 @@ class Score:
         note: an estimate's caveat, or why there is no number.
         seconds: it took; rows_per_second: throughput of the density evaluation.
         rows: the likelihood per row, in the part's order (None where only the mean is known).
-        keys: equal where rows are copies, whose draws are the same (None where nothing was drawn, or there are none).
     """
 
     kind: str
@@ -73,7 +72,6 @@ class Score:
     seconds: float = 0.0
     rows_per_second: float = math.nan
     rows: Available | None = None
-    keys: Tensor | None = None
 
     @property
     def available(self) -> bool:
@@ -120,7 +118,7 @@ class Score:
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
-        plain = {k: encode(v) for k, v in vars(self).items() if k not in ("rows", "keys", "measure")}
+        plain = {k: encode(v) for k, v in vars(self).items() if k not in ("rows", "measure")}
         out = plain | {
             "measure": str(self.measure),
             "measure_parts": [list(p) for p in self.measure.parts],
@@ -134,7 +132,6 @@ class Score:
             out["rows"] = {
                 "nats": [encode(float(f"{v:.9g}")) for v in self.rows.nats.tolist()],
                 "mc_se": [encode(float(f"{v:.3g}")) for v in mc_se(self.rows).tolist()] if self.draws else None,
-                "keys": None if self.keys is None else self.keys.tolist(),
             }
         return out
 
@@ -143,9 +140,7 @@ class Score:
         """The inverse of ``to_json``, with or without rows."""
         measure = Measure(tuple((name, count) for name, count in data["measure_parts"]))
         rows: Available | None = None
-        keys = None
         if data.get("rows"):
-            keys = data["rows"].get("keys") and torch.tensor(data["rows"]["keys"])
             nats = torch.tensor([decode(v) for v in data["rows"]["nats"]], dtype=torch.float64)
             se = data["rows"]["mc_se"]
             errors = None if se is None else torch.tensor([decode(v) for v in se], dtype=torch.float64)
@@ -155,7 +150,7 @@ class Score:
         fields |= {k: decode(data[k]) for k in ("nats", "seconds", "rows_per_second")}
         fields |= {k: None if data[k] is None else decode(data[k]) for k in ("se", "mc_se", "rate_se")}
         impossible = data.get("impossible", 0)  # which older files do not say
-        return Score(**fields, impossible=impossible, measure=measure, rows=rows, keys=keys)
+        return Score(**fields, impossible=impossible, measure=measure, rows=rows)
 
 
 def score(
@@ -184,7 +179,7 @@ def score(
     gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
     state = gen.get_state()
     counted: list[Tensor] = []
-    keys: list[Tensor] = []
+    copies = Copies()
 
     def block(start: int, size: int) -> Likelihood:
         rows = part[start : start + size].read()
@@ -192,17 +187,12 @@ def score(
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
-            lik = _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen))
-        if not isinstance(lik, Unavailable) and draws(lik):
-            keys.append(given.keys(rows.x).cpu())
-        return lik
+            return _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen, copies=copies))
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
     size = torch.cat(counted)
-    values, same = torch.unique(torch.cat(keys or [torch.empty(0)]), return_inverse=True)
-    same = None if len(values) == len(same) else same
-    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second, same)
+    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second)
 
 
 def summarise(
@@ -212,12 +202,8 @@ def summarise(
     weight: Tensor | None = None,
     seconds: float = 0.0,
     rows_per_second: float = math.nan,
-    keys: Tensor | None = None,
 ) -> Score:
-    """The Score of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean.
-
-    ``keys`` [N] are equal where rows share their draws.
-    """
+    """The Score of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean."""
     if isinstance(lik, Unavailable):
         return unavailable(lik.reason, space)
     nats = lik.nats.double()
@@ -231,15 +217,14 @@ def summarise(
         # linearisation of the weighted mean; n / (n - 1) makes it the usual one where weights are equal
         if n == 1 or not math.isfinite(mean):
             return None
-        spread = torch.where(w > 0, w * residual, 0.0).square().sum().mul(n / (n - 1)).item()
-        return math.sqrt(spread + noise_of_copies(mc_se(lik), keys, w))
+        return torch.where(w > 0, w * residual, 0.0).square().sum().mul(n / (n - 1)).sqrt().item()
 
     rate_se = error(nats - mean / each * counted)
     return Score(
         kind=type(lik).__name__,
         nats=mean,
         se=error(nats - mean),
-        mc_se=noise_of_mean(mc_se(lik), keys, w) if math.isfinite(mean) else None,
+        mc_se=noise_of_mean(mc_se(lik), w) if math.isfinite(mean) else None,
         n=n,
         draws=draws(lik),
         measure=space.measure,
@@ -252,7 +237,6 @@ def summarise(
         seconds=seconds,
         rows_per_second=rows_per_second,
         rows=lik,
-        keys=keys,
     )
 
 
@@ -284,8 +268,7 @@ def _verdict(a: Score, b: Score, weight: Tensor | None, z: float) -> dict[str, A
         return _plain(Comparison("undecided", math.nan, None, 0, reason or "the likelihood per row is not known"), 0)
     n = min(a.n, b.n)
     ours, theirs = per_row(lambda t: t[:n], a.rows), per_row(lambda t: t[:n], b.rows)
-    keys = next((s.keys[:n] for s in (a, b) if s.keys is not None), None)
-    return _plain(compare(ours, theirs, z=z, weight=None if weight is None else weight[:n], keys=keys), n)
+    return _plain(compare(ours, theirs, z=z, weight=None if weight is None else weight[:n]), n)
 
 
 def _plain(c: Comparison, n: int) -> dict[str, Any]:
