@@ -36,6 +36,7 @@ from pofx.train.compiling import Trial
 from pofx.train.memory import building, check_training, enough
 from pofx.train.run import Run
 from pofx.train.signals import Watch
+from pofx.train.threads import Threads
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -125,7 +126,8 @@ def fit(
         data: a ``Data``, or anything that ``pofx.load`` takes.
         family: a registered name, or a Model class.
         seconds, steps, epochs: the budget, in one unit (default: the recipe's epochs). Steps and epochs
-            reproduce bit for bit on one CPU thread; seconds depend on the machine's speed.
+            reproduce bit for bit on one CPU thread; seconds depend on the machine's speed, and may be spent on fewer
+            threads than torch has, where that is faster.
         out: the run folder; None keeps the run in memory only.
         overwrite: replace the run that ``out`` holds.
         seed: of initial weights, shuffles and noise.
@@ -261,7 +263,11 @@ def _launch(
     n = training["processes"]
     if n == 1:
         fabric = Fabric(accelerator=training["device"], devices=1, precision=training["precision"])
-        return _Loop(fabric, model, info, data, path, target, progress, watch).run()
+        threads = torch.get_num_threads()
+        try:
+            return _Loop(fabric, model, info, data, path, target, progress, watch).run()
+        finally:
+            torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as temporary:
         # Processes hand their result over in a run folder.
         place = path or Path(temporary)
@@ -319,6 +325,11 @@ class _Loop:
             self.learner.target_weight = self.training["target_weight"]
         compiling = self.training.get("compile", "never") == "auto"  # an older run does not say
         self.trial = Trial(self.learner, fabric.world_size) if compiling else None
+        several = fabric.device.type == "cpu" and fabric.world_size == 1 and torch.get_num_threads() > 1
+        if several and self.limit.seconds is not None and self.learner.sweep == "minibatch" and self.trial is None:
+            self.threads: Threads | None = Threads(torch.get_num_threads())
+        else:
+            self.threads = None
         self.material = self.model.material(data.train.x)
         # the part may be sorted, and a head of it would hold a few classes
         self.scored = data.valid.draw(self.training["valid_rows"], _mix(self.seed, SCORED))
@@ -363,10 +374,12 @@ class _Loop:
                 break
             batch = self._batch(done)
             self.noise.manual_seed(_mix(self.seed, state.step))
-            if self.trial is None:
-                terms = self.learner.step(batch, self.noise)
-            else:
+            if self.trial is not None:
                 terms = self.trial.step(batch, self.noise, partial(self.limit.left, state, self.per_epoch))
+            elif self.threads is not None:
+                terms = self.threads.run(partial(self.learner.step, batch, self.noise))
+            else:
+                terms = self.learner.step(batch, self.noise)
             self._guard(terms)
             if self.average is not None:
                 self.average.update(state.step)
