@@ -534,3 +534,31 @@ def test_options_of_delimited_text(tmp_path: Path, capsys: pytest.CaptureFixture
     for option in (["--names", "a,b"], ["--missing", "NA"], ["--formats", "a=dmy"], ["--no-header"]):
         assert main(["data", "digits", *option]) == 2  # what has no delimited text takes none of them
         assert option[0].lstrip("-").replace("no-", "") in capsys.readouterr().err
+
+
+def test_a_zero_before_the_mark_is_no_thousand(tmp_path):
+    """In a source with decimal commas "2.500" may be a thousand, but no "0.500" is."""
+    lines = [f"{k}.{100 + k},50 €;0.{500 + k}" for k in range(1, 10)]
+    path = tmp_path / "t.csv"
+    path.write_text("price;share\n" + "\n".join(lines * 3))
+    data = pofx.load(path)
+    x = torch.cat([p.x for p in (data.train, data.valid, data.test)])
+    assert x[:, 0].max() == 9109.5
+    assert x[:, 1].max() == 0.509
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_empty_lines_between_rows_are_counted(tmp_path, end):
+    path = tmp_path / "t.csv"
+    path.write_bytes(end.join(["a,b", *(["1,2.5", "", "2,3.5", "", "", "3,4.5"] * 5), "", ""]).encode())
+    data = pofx.load(path)
+    assert sum(map(len, (data.train, data.valid, data.test))) == 15
+    assert "15 empty lines hold no row." in data.notes
+
+
+def test_a_word_among_numbers_is_told(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("v,w\n" + "".join(f"{k % 7}.5,{k}\n" for k in range(40)) + "n/m,3\n")
+    notes = " ".join(pofx.load(path).notes)
+    assert "Column 'v' is text (numbers or dates, but 'n/m' in row 40)" in notes
+    assert "--missing 'n/m'" in notes

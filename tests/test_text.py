@@ -184,7 +184,7 @@ def test_json_lines_that_are_no_texts_are_named_or_counted(tmp_path: Path) -> No
     path.write_text(good + '{"body": null}\n' * 3 + good + '{"body": "\\ud83d\\ude00", "id": ' + "9" * 9000 + "}\n")
     data = pofx.load(path, text="body")
     assert sorted(every(data)) == sorted([*lines(40), *lines(40), "\U0001f600"])
-    assert "3 lines whose 'body' is null were left out, the first: line 41." in data.notes
+    assert "Left out: 3 lines whose 'body' is null, the first: line 41." in data.notes
     new = tmp_path / "new.jsonl"
     new.write_text('{"text": "one"}\n')
     with pytest.raises(WrongShape, match=r"it has text. Give lines with a text 'body'"):

@@ -34,6 +34,7 @@ SAMPLE = 1 << 16  # characters of the first lines from which the layout of a fil
 LINES = 20
 ALONE = "\x1f"  # the separator of a file of one column: one that text does not hold
 BREAKS = re.compile(rb"\r\n?|\n")
+EMPTY = re.compile(rb"(?>\r\n|\n|\r)(?=[\r\n])")
 QUOTED = re.compile(b'"(?:' + b"|".join(re.escape(m.encode()) for m in MISSING if m) + b')"')
 
 
@@ -344,6 +345,9 @@ def _fields(
     quotes = b'"' in data
     if quotes and (odd := _check_quotes(path, layout)):
         notes.append(f"{odd} fields go on behind their closing quote; they were read without it.")
+    doubled = width > 1 and not quotes and any(pair in data for pair in (b"\n\n", b"\n\r", b"\r\r"))
+    if doubled and (empty := len(EMPTY.findall(data.rstrip(b"\r\n")))):
+        notes.append(f"{empty} empty line{'s hold' if empty > 1 else ' holds'} no row.")
     names = [str(j) for j in range(width)]
     first = BREAKS.search(data)
     row = first.end() if first else len(data)

@@ -176,9 +176,9 @@ def _marks(body: pa.Array) -> list[tuple[str, str]]:
         for group, pattern in GROUPS.items():
             if group == mark:
                 continue
-            whole = rf"\d{{1,3}}(?:{pattern}\d{{3}})+" if group else r"\d+"
+            whole = rf"(?:[1-9]|\d{{2,3}})(?:{pattern}\d{{3}})+" if group else r"\d+"  # 0.545 is no thousand
             if group == ",":
-                whole = r"\d{1,3}(?:,\d{2,3})*,\d{3}"  # lakhs and crores, too
+                whole = r"(?:[1-9]|\d{2,3})(?:,\d{2,3})*,\d{3}"  # lakhs and crores, too
             if _match(body, rf"^(?i:inf(?:inity)?)$|^(?:\d+|{whole})(?:[{mark}]\d*)?$|^[{mark}]\d+$"):
                 fits.append((mark, group))
                 break  # a mark of thousands that no number needs is none

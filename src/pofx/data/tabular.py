@@ -345,20 +345,22 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
         raise _all_missing(name)
     if spec.kind != "category" and (distinct > MOST_CATEGORIES or (n > 100 and distinct > n / 2)):
         note = f"Column {name!r} was left out: text with {distinct} distinct values in {n} rows"
-        return Inferred(None, None, note + _almost_numbers(name, text))
+        strays = _strays(text)
+        return Inferred(None, None, note + (f" ({strays}" if strays else f"; keep it with --types {name}=category."))
+    note = f"Column {name!r} is text ({strays}" if spec.kind is None and (strays := _strays(text)) else ""
     column = Category(name, tuple(text.spellings), nullable=missing or spec.nullable)
     values = np.where(text.codes < 0, math.nan, text.codes.astype(np.float64))
-    return Inferred(column, values)
+    return Inferred(column, values, note)
 
 
-def _almost_numbers(name: str, text: Text) -> str:
-    """What the user can do about a text column of too many values."""
+def _strays(text: Text) -> str:
+    """What keeps a text column from being numbers or dates, where that is little, and what to do about it."""
     odd = formats.strays(text.spellings)
-    if 0 < len(odd) <= max(3, len(text.spellings) // 100):
-        row, word = text.first_text()
-        remedy = f"leave those fields empty, or say so of a CSV file: --missing {word!r}."
-        return f" (numbers or dates, but {word!r} in row {row}); if that means missing, {remedy}"
-    return f"; keep it with --types {name}=category."
+    if not 0 < len(odd) <= max(3, len(text.spellings) // 100) or len(text.spellings) < 3 * len(odd):
+        return ""
+    row, word = text.first_text()
+    remedy = f"leave those fields empty, or say so of a CSV file: --missing {word!r}."
+    return f"numbers or dates, but {word!r} in row {row}); if that means missing, {remedy}"
 
 
 def _all_missing(name: str) -> BadValue:

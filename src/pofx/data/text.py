@@ -159,7 +159,8 @@ def from_jsonl(path: Path, how: Reading) -> RawRagged:
             documents.append(text)
     raw = from_documents(documents, how, str(path))
     if null:
-        raw.notes.append(f"{len(null)} lines whose {key!r} is null were left out, the first: line {null[0]}.")
+        lines = "1 line" if len(null) == 1 else f"{len(null)} lines"
+        raw.notes.append(f"Left out: {lines} whose {key!r} is null, the first: line {null[0]}.")
     return raw
 
 
