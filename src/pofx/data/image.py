@@ -358,6 +358,7 @@ def _opened(file: Path) -> Iterator[Pillow.Image]:
     except (
         OSError, SyntaxError, TypeError, ValueError, OverflowError, struct.error, zlib.error,
         Pillow.DecompressionBombError,
+        MemoryError,  # a damaged length makes room for gigabytes, which the file does not hold
     ) as e:  # fmt: skip
         why = str(e) or type(e).__name__
         raise CorruptFile(f"{file} cannot be read as an image: {why}.", "Fetch the file again, or remove it.") from e
