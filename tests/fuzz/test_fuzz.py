@@ -1,6 +1,7 @@
 """A short run of the fuzzers, each in a process of its own, and their sandbox."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_the_sandbox_tells_what_happened():
 
     done = sandbox.trial(lambda: "done")
     assert (done.kind, done.text) == ("right", "done")
-    assert sandbox.trial(os.abort).text == "SIGABRT"
+    assert sandbox.trial(lambda: os.kill(os.getpid(), signal.SIGKILL)).text == "SIGKILL"
     assert sandbox.trial(hang, seconds=0.2).kind == "hang"
     assert sandbox.trial(eat).kind == "memory"
     assert sandbox.trial(lambda: str(1 / 0)).kind == "traceback"
