@@ -285,16 +285,18 @@ class Mixture(Model):
         ]
 
     def _shortened(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw y [N, c] of the first c coordinates with the tails of ``nn.tails``, and the log slopes [N, c].
+        """Raw y [N, c] of the first c coordinates with the tails of ``nn.tails``, and the log slopes [N or 1, c].
 
         The tails begin beyond all training rows, so that EM never meets them.
         """
         c = y.shape[1]
         location, scale = self.location[:c], self.scale[:c]
-        v = (y - location) / scale
-        if not bool((v.abs() > self.reach[:c]).any()):  # nearly always
-            return y, torch.zeros_like(y)
-        s, log_slope = shorten(v, self.reach[:c])
+        reach = self.reach[:c]
+        if c and len(y):
+            low, high = y.aminmax(dim=0)
+            if bool((((low - location) / scale >= -reach) & ((high - location) / scale <= reach)).all()):
+                return y, y.new_zeros(1, c)  # nearly always
+        s, log_slope = shorten((y - location) / scale, reach)
         return torch.where(log_slope < 0, location + scale * s, y), log_slope
 
     def _start(self, y: Tensor, codes: Tensor, weight: Tensor, generator: torch.Generator) -> Components:
