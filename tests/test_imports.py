@@ -12,6 +12,7 @@ TOP = {"cli", "commands", "web", "interop"}
 MAY = {
     "core": set(),
     "information": {"core"},
+    "cluster": {"core"},
     "nn": {"core"},
     "decode": {"core", "nn"},
     "transforms": {"core", "nn"},
@@ -20,7 +21,7 @@ MAY = {
     "families": {"core", "nn", "transforms", "paths", "mcmc", "decode"},
     "data": {"core"},
     "train": {"core", "data"},
-    "evaluate": {"core", "data", "train", "information"},
+    "evaluate": {"core", "data", "train", "information", "cluster"},
     "uses": {"core", "data", "train", "evaluate"},
     "report": {"core", "data", "train", "evaluate"},
     "testing": {"core", "data", "train", "evaluate"},
