@@ -359,7 +359,7 @@ def _plus(value: tuple[float, float]) -> str:
 
 
 def amount(value: float) -> str:
-    """A size or rate to two digits: 0.31, 12, 1.2k, 3.4M; ∞."""
+    """A size or rate to three digits: 0.314, 12, 1.23k, 3.4M; ∞."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
