@@ -2,6 +2,8 @@
 
 import pytest
 
+import pofx
+from pofx.core.errors import UsageError
 from pofx.testing.conformance import CHECKS, Subject, check_family, run_check, served
 from pofx.testing.wrong import RIGHT, WRONG
 from pofx.testing.wrong_sequence import WRONG_SEQUENCE, Bigrams
@@ -27,3 +29,8 @@ def test_every_check_of_the_suite_catches_something_or_is_named():
     tripped = set().union(*ALL_WRONG.values())
     interface = {"samples resemble the data", "every parameter learns", "encoding has its shape", "bad input is named"}
     assert set(CHECKS) - tripped == interface
+
+
+def test_a_case_that_there_is_not_is_named():
+    with pytest.raises(UsageError, match="There is no case 'gray image'"):
+        check_family(pofx.family("independent"), ["gray image"])

@@ -17,6 +17,11 @@ class Measure:
     Parts: ``counting`` (a probability), ``lebesgue`` (a density in the column's raw unit) and
     ``atom+lebesgue`` (a nullable real: missing is an atom, the rest has a density). A star marks a measure
     that is taken once for every step of a sequence, however many it has: ``lebesgue*``.
+
+    Example:
+        >>> mixed = Measure.of(["counting", "counting", "lebesgue"])
+        >>> print(mixed, "of", mixed.dims, "columns; discrete:", mixed.discrete)
+        counting^2 × lebesgue of 3 columns; discrete: False
     """
 
     parts: tuple[tuple[str, int], ...]

@@ -38,6 +38,10 @@ class Budget(Options):
     Carlo draws per datum, ``steps`` the solver steps, ``stride`` how far the window of a net of limited context
     moves over a long datum; None leaves the family's own default. A family raises UsageError for a field
     that it cannot use.
+
+    Example:
+        >>> Budget(estimator="iwae", draws=500)
+        Budget(estimator='iwae', draws=500, steps=None, stride=None)
     """
 
     estimator: str | None = None
@@ -52,6 +56,10 @@ class Sampler(Options):
 
     ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.
     ``decoding`` are options of a symbol-by-symbol sampler that change the distribution (``decode.Decoding``).
+
+    Example:
+        >>> Sampler(name="heun", steps=20).steps
+        20
     """
 
     name: str | None = None

@@ -68,7 +68,15 @@ _hints = cache(typing.get_type_hints)
 
 def check(name: str, value: Any, kind: Any, limit: Range | None = None, remedy: str = "") -> None:
     """Raise UsageError unless ``value`` is of a type (int, float, bool, str, a Literal, a tuple, or one of several)
-    and within its limit, by default COUNT of whole numbers and AMOUNT of others."""
+    and within its limit, by default COUNT of whole numbers and AMOUNT of others.
+
+    Example:
+        >>> check("draws", 8, int, at_least(2))
+        >>> check("draws", 1, int, at_least(2))
+        Traceback (most recent call last):
+        ...
+        pofx.core.errors.UsageError: draws is 1; it must be a finite number, 2 or more.
+    """
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return

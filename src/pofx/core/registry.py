@@ -63,7 +63,12 @@ def register(cls: type[Model]) -> None:
 
 
 def families() -> dict[str, str]:
-    """All known family names with their import strings: our own, then those of entry points, then the registered."""
+    """All known family names with their import strings: our own, then those of entry points, then the registered.
+
+    Example:
+        >>> "gmm" in families()
+        True
+    """
     return _installed() | {name: f"{cls.__module__}:{cls.__qualname__}" for name, cls in _REGISTERED.items()}
 
 
@@ -82,7 +87,16 @@ def _installed() -> dict[str, str]:
 
 
 def family(name: str) -> type[Model]:
-    """The class of family ``name``. Raises UsageError with the nearest names where there is none."""
+    """The class of family ``name``. Raises UsageError with the nearest names where there is none.
+
+    Example:
+        >>> family("nsf").__name__
+        'Nsf'
+        >>> family("nfs")
+        Traceback (most recent call last):
+        ...
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf?
+    """
     if name in _REGISTERED:
         return _REGISTERED[name]
     known = families()

@@ -98,7 +98,13 @@ Column: TypeAlias = Real | Integer | Category
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of typed columns; one event is a float64 vector [D]."""
+    """Rows of typed columns; one event is a float64 vector [D].
+
+    Example:
+        >>> table = Table((Real("height"), Integer("children", 0, 9), Category("eyes", ("blue", "brown"))))
+        >>> str(table.measure)
+        'lebesgue × counting^2'
+    """
 
     columns: tuple[Column, ...]
 
@@ -165,7 +171,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """Images [C, H, W] of integer levels 0 .. levels-1 (levels at most 256)."""
+    """Images [C, H, W] of integer levels 0 .. levels-1 (levels at most 256).
+
+    Example:
+        >>> digits = Image(28, 28, 1, 256)
+        >>> digits.event_shape, digits.dims, str(digits.measure)
+        ((1, 28, 28), 784, 'counting^784')
+    """
 
     height: int
     width: int
@@ -203,7 +215,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Label:
-    """One of K classes; one event is an int64 scalar."""
+    """One of K classes; one event is an int64 scalar.
+
+    Example:
+        >>> Label(("cat", "dog")).dims
+        1
+    """
 
     values: tuple[str, ...]
 

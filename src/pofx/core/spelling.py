@@ -8,7 +8,12 @@ END = "∎"
 
 
 def visible(text: str) -> str:
-    """The text with ``\\x1b``, ``\\u202e`` and the like in place of characters that steer a screen."""
+    """The text with ``\\x1b``, ``\\u202e`` and the like in place of characters that steer a screen.
+
+    Example:
+        >>> visible("red:" + chr(27) + "[31m") == "red:" + chr(92) + "x1b[31m"
+        True
+    """
     return "".join(c if c in "\n\t" or not _steers(c) else _escape(c) for c in text)
 
 

@@ -78,6 +78,14 @@ class Data:
 
     The split is the same for every family: a permutation by ``seed`` unless the source brings its own
     test part. ``notes`` tells in sentences what was inferred, dropped or decided.
+
+    Example:
+        >>> import pofx
+        >>> for column in pofx.load("two-moons", max_rows=300).describe():
+        ...     print(column["column"], column["role"], column["type"])
+        x1 x real
+        x2 x real
+        label for probes label
     """
 
     name: str
@@ -237,6 +245,16 @@ def load(
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
         CorruptFile, BadValue, WrongShape, each naming the place in the source.
+
+    Example:
+        >>> import numpy as np, pofx
+        >>> rows = np.random.default_rng(0).normal(size=(100, 2))
+        >>> data = pofx.load(rows)
+        >>> len(data.train), len(data.valid), len(data.test), str(data.space.measure)
+        (80, 10, 10, 'lebesgue^2')
+        >>> digits = pofx.load("digits", given="label")
+        >>> digits.test.x.shape[1:], digits.context
+        (torch.Size([1, 8, 8]), Label(values=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')))
     """
     from pofx.data.archives import is_archive
     from pofx.data.dependence import relations

@@ -31,6 +31,10 @@ class Decoding:
         draft_symbols: how many it writes ahead; 4 unless said.
 
     Raises UsageError for values that cannot be, and for options that have no effect beside others.
+
+    Example:
+        >>> Decoding(temperature=0.8, top_p=0.95).processor.processors
+        (Temperature(value=0.8), TopP(mass=0.95))
     """
 
     temperature: float | None = None

@@ -30,7 +30,14 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Temperature:
-    """Logits divided by ``value`` > 0: below 1 sharper, above 1 flatter."""
+    """Logits divided by ``value`` > 0: below 1 sharper, above 1 flatter.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> Temperature(0.5)(logits, torch.empty(1, 0, dtype=torch.int64)).softmax(-1)
+        tensor([[0.9074, 0.0741, 0.0185]])
+    """
 
     value: float
 
@@ -47,7 +54,14 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``k`` likeliest symbols, and those exactly as likely as the k-th; all of them where k > V."""
+    """The ``k`` likeliest symbols, and those exactly as likely as the k-th; all of them where k > V.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> TopK(2)(logits, torch.empty(1, 0, dtype=torch.int64)).softmax(-1)
+        tensor([[0.7778, 0.2222, 0.0000]])
+    """
 
     k: int
 
@@ -66,6 +80,12 @@ class TopP:
 
     The mass left out is summed from the unlikely end, where floating point keeps its digits. At 1 only
     symbols go whose probability underflows to zero.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> TopP(0.6)(logits, torch.empty(1, 0, dtype=torch.int64)).softmax(-1)
+        tensor([[1., 0., 0.]])
     """
 
     mass: float
@@ -85,7 +105,14 @@ class TopP:
 
 @dataclass(frozen=True)
 class MinP:
-    """Symbols of at least ``share`` in [0, 1] of the likeliest symbol's probability."""
+    """Symbols of at least ``share`` in [0, 1] of the likeliest symbol's probability.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.7, 0.2, 0.1]]).log()
+        >>> MinP(0.2)(logits, torch.empty(1, 0, dtype=torch.int64)).softmax(-1)  # 0.2 of 0.7 is 0.14
+        tensor([[0.7778, 0.2222, 0.0000]])
+    """
 
     share: float
 
@@ -102,7 +129,14 @@ class MinP:
 
 @dataclass(frozen=True)
 class Typical:
-    """Symbols in the order of |surprise - entropy| until they hold ``mass`` in (0, 1): the likeliest may go."""
+    """Symbols in the order of |surprise - entropy| until they hold ``mass`` in (0, 1): the likeliest may go.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()  # entropy 1.28 nats; surprises 0.92, 1.20, 1.61, 2.30
+        >>> Typical(0.25)(logits, torch.empty(1, 0, dtype=torch.int64)).softmax(-1)
+        tensor([[0., 1., 0., 0.]])
+    """
 
     mass: float
 
@@ -129,6 +163,11 @@ class Repetition:
 
     Unlike the others it depends on where the logits have their zero, which a softmax does not see. Symbols
     outside 0 .. V-1 in the history are passed over.
+
+    Example:
+        >>> import torch
+        >>> Repetition(2.0)(torch.tensor([[1.0, -1.0, 0.5]]), torch.tensor([[0, 1]]))
+        tensor([[ 0.5000, -2.0000,  0.5000]])
     """
 
     penalty: float
@@ -180,6 +219,10 @@ def processors(
     """Those that are named, in the order in which transformers' ``generate`` applies them.
 
     Raises UsageError for a value that cannot be.
+
+    Example:
+        >>> processors(temperature=0.8, top_k=40).processors
+        (Temperature(value=0.8), TopK(k=40))
     """
     made: list[Processor] = []
     if repetition is not None:

@@ -107,7 +107,16 @@ def sample(
     end: int | None = None,
     stop: Stop | None = None,
 ) -> Tensor:
-    """New symbols [N, t], t <= most, -1 after the end of a row. Arguments as for ``stream``."""
+    """New symbols [N, t], t <= most, -1 after the end of a row. Arguments as for ``stream``.
+
+    Example:
+        >>> import torch
+        >>> class Coin:
+        ...     def logits(self): return torch.zeros(3, 2)
+        ...     def push(self, symbol): pass
+        >>> sample(Coin(), 4, torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 4])
+    """
     return collect(stream(decoder, most, generator, processor=processor, history=history, end=end, stop=stop))
 
 
@@ -120,7 +129,18 @@ def greedy(
     end: int | None = None,
     stop: Stop | None = None,
 ) -> Tensor:
-    """The likeliest symbol each time, [N, t], -1 after the end of a row. Arguments as for ``stream``."""
+    """The likeliest symbol each time, [N, t], -1 after the end of a row. Arguments as for ``stream``.
+
+    Example:
+        >>> import torch
+        >>> class Counts:  # after symbol s comes s + 1, in all likelihood
+        ...     def __init__(self, last): self.last = last
+        ...     def logits(self): return 5.0 * torch.eye(4)[(self.last + 1).clamp(max=3)]
+        ...     def push(self, symbol): self.last = symbol
+        >>> greedy(Counts(torch.tensor([0, 1])), 5, end=3)
+        tensor([[ 1,  2,  3],
+                [ 2,  3, -1]])
+    """
     return collect(stream(decoder, most, None, processor=processor, history=history, end=end, stop=stop))
 
 
@@ -129,6 +149,12 @@ def stop_strings(text: Callable[[list[int]], str], strings: Sequence[str]) -> St
 
     Args:
         text: symbols to text.
+
+    Example:
+        >>> import torch
+        >>> stop = stop_strings(lambda symbols: "".join("ab."[s] for s in symbols), ["b."])
+        >>> stop(torch.tensor([[0, 1, 2], [1, 0, 2]]))
+        tensor([ True, False])
     """
     if not strings or not all(strings):
         raise UsageError(f"A stop string needs at least one character; got {list(strings)}.", "Leave out empty ones.")

@@ -173,6 +173,13 @@ def score(
 
     Raises:
         EmptyData where there are no rows; the model's own errors.
+
+    Example:
+        >>> import pofx
+        >>> data = pofx.load("two-moons", max_rows=600)
+        >>> found = score(pofx.fit(data, "gaussian", steps=1).model, data.test)
+        >>> found.symbol, found.n
+        ('=', 60)
     """
     if len(part) == 0:
         raise EmptyData("There are no held-out rows to score.", "Choose a split with a test part.")
@@ -295,6 +302,10 @@ def with_error(value: float, se: float | None) -> str:
     """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
 
     Without the error where that is not known, and infinity as its sign.
+
+    Example:
+        >>> with_error(85.3214, 1.234), with_error(0.157, 0.0042)
+        ('85.3 ± 1.2', '0.1570 ± 0.0042')
     """
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"

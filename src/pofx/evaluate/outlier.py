@@ -47,6 +47,11 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
     The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
     outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988). Where all of
     them are equal, as of few rows that are all in order, it would be 0: then it is that of a share of the fewer rows.
+
+    Example:
+        >>> import torch
+        >>> auroc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])).auroc  # 5 of 6 pairs in order
+        0.833...
     """
     if min(len(inliers), len(outliers)) < 2:
         raise UsageError(
@@ -112,6 +117,13 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
     a model of independent columns scores 0.5). Texts, sounds and sequences: each keeps its steps in another order.
     Images: cut into a 4 x 4 grid of blocks that change places
     within each image (textures stay, the whole is lost), each image by an order of its own.
+
+    Example:
+        >>> import pofx, torch
+        >>> data = pofx.load("two-moons", max_rows=600)
+        >>> shuffled, words = corrupt(data.space, data.test, torch.Generator().manual_seed(0))
+        >>> torch.equal(shuffled.x.sort(0).values, data.test.x.sort(0).values)  # each column keeps its values
+        True
     """
     if isinstance(space, Ragged):
         part = part.read()

@@ -359,7 +359,12 @@ def _plus(value: tuple[float, float]) -> str:
 
 
 def amount(value: float) -> str:
-    """A size or rate to three digits: 0.314, 12, 1.23k, 3.4M; ∞."""
+    """A size or rate to three digits: 0.314, 12, 1.23k, 3.4M; ∞.
+
+    Example:
+        >>> amount(0.314), amount(1234), amount(3.4e6)
+        ('0.314', '1.23k', '3.4M')
+    """
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

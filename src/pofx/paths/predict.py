@@ -30,7 +30,16 @@ PREDICTIONS = ("eps", "x0", "v", "velocity", "score")
 
 
 def target(kind: str, x: Tensor, eps: Tensor, p: Point) -> Tensor:
-    """What the network is to predict for data x and noise eps [N, *E] at path points p [N, 1, ...]."""
+    """What the network is to predict for data x and noise eps [N, *E] at path points p [N, 1, ...].
+
+    Example:
+        >>> import torch
+        >>> from pofx.paths.schedule import Linear
+        >>> x, eps = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
+        >>> p = point(Linear(), torch.tensor([0.5]), x)
+        >>> target("velocity", x, eps, p)  # eps - x on the straight line
+        tensor([[-3.]])
+    """
     if kind == "x0":
         return x
     if kind == "eps":
@@ -51,7 +60,17 @@ def wiener(kind: str, z: Tensor, p: Point, gaussian: Gaussian) -> Tensor:
 
 
 def to_x0(kind: str, out: Tensor, z: Tensor, p: Point) -> Tensor:
-    """The datum that a prediction ``out`` at z stands for."""
+    """The datum that a prediction ``out`` at z stands for.
+
+    Example:
+        >>> import torch
+        >>> from pofx.paths.schedule import Cosine
+        >>> x, eps = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
+        >>> p = point(Cosine(), torch.tensor([0.5]), x)
+        >>> z = p.alpha * x + p.sigma * eps
+        >>> [round(to_x0(kind, target(kind, x, eps, p), z, p).item(), 4) for kind in PREDICTIONS]
+        [2.0, 2.0, 2.0, 2.0, 2.0]
+    """
     if kind == "x0":
         return out
     if kind == "eps":

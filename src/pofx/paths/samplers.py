@@ -75,6 +75,16 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generat
 
     On the linear path these are Heun steps in t, on the exploding path in sigma (Karras et al. 2022). Two
     denoisings a step; ``generator`` is not drawn from.
+
+    Example:
+        >>> import torch
+        >>> from pofx.paths.schedule import Linear
+        >>> schedule = Linear()
+        >>> times = schedule.times(10, 1e-3, 1e3)
+        >>> z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+        >>> x = heun(lambda z, t: torch.full_like(z, 3.0), schedule, times, z, torch.Generator())
+        >>> bool((x - 3).abs().max() < 0.01)  # all data lie at 3
+        True
     """
     points = _points(schedule, times, z)
     for i, (t, s) in enumerate(pairwise(points)):

@@ -66,7 +66,14 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class LinearBeta(Schedule):
-    """Variance preserving with rate beta(t) = beta0 + (beta1 - beta0) t: alpha^2 = exp(-integral of beta)."""
+    """Variance preserving with rate beta(t) = beta0 + (beta1 - beta0) t: alpha^2 = exp(-integral of beta).
+
+    Example:
+        >>> import torch
+        >>> p = LinearBeta()(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        >>> (p.alpha**2 + p.sigma**2).round(decimals=12).tolist()
+        [1.0, 1.0]
+    """
 
     beta0: float = 0.1
     beta1: float = 20.0
@@ -126,7 +133,14 @@ class Exploding(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """alpha = 1 - t, sigma = t: each datum moves on a straight line to its noise."""
+    """alpha = 1 - t, sigma = t: each datum moves on a straight line to its noise.
+
+    Example:
+        >>> import torch
+        >>> p = Linear()(torch.tensor(0.25, dtype=torch.float64))
+        >>> p.alpha.item(), p.sigma.item()
+        (0.75, 0.25)
+    """
 
     def __call__(self, t: Tensor) -> Point:
         one = torch.ones_like(t)

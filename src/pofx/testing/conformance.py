@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pofx.core.errors import UsageError
 from pofx.core.model import Model
 from pofx.testing import checks, checks_sequence  # noqa: F401, both fill CHECKS
 from pofx.testing.oracles import Case, cases
@@ -57,13 +58,23 @@ def served(cls: type[Model]) -> list[Case]:
 
 
 def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0) -> list[Result]:
-    """Every check on every case that the family serves. Raises AssertionError listing what failed.
+    """Every check on every case that the family serves.
+
+    Raises AssertionError listing what failed, UsageError for a case that there is not.
 
     Args:
         cls: the family; it is registered under its name, so that its runs can be read back.
         names: of cases, to run only those.
+
+    Example:
+        >>> import pofx
+        >>> results = check_family(pofx.family("independent"), ["categories"])
+        >>> sorted({r.outcome for r in results})
+        ['passed', 'skipped']
     """
     wanted = None if names is None else set(names)
+    if unknown := sorted((wanted or set()) - {c.name for c in cases()}):
+        raise UsageError(f"There is no case {unknown[0]!r}.", f"Cases: {', '.join(c.name for c in cases())}.")
     subjects = [Subject(cls, case, seed) for case in served(cls) if wanted is None or case.name in wanted]
     results = [run_check(subject, name) for subject in subjects for name in CHECKS]
     failed = [r for r in results if r.outcome == "failed"]

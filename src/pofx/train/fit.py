@@ -153,6 +153,13 @@ def fit(
         UsageError, DataError, Unsupported, RunExists, RunBusy, CannotSave; Diverged, when the loss or its
         gradient is no longer finite (the last good weights are kept); Stopped (a KeyboardInterrupt), when Ctrl-C,
         SIGTERM or SIGHUP ends a fit that has a run folder: the step in progress is finished and saved first.
+
+    Example:
+        >>> import pofx
+        >>> data = pofx.load("two-moons", max_rows=600)
+        >>> run = pofx.fit(data, "gmm", steps=20, options={"components": 4})
+        >>> run.status, run.model.sample(5).shape
+        ('finished', torch.Size([5, 2]))
     """
     if not isinstance(data, Data):
         from pofx.data.base import load
@@ -224,6 +231,14 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
 
     Raises NoRun, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the source's own
     errors, or Stopped.
+
+    Example:
+        >>> import pofx, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = pofx.load("two-moons", max_rows=300)
+        ...     done = pofx.fit(data, "gmm", steps=5, out=f"{folder}/run")
+        ...     resume(f"{folder}/run", data=data).steps  # nothing is left to do
+        5
     """
     path = Path(path)
     info = folder.read_info(path)

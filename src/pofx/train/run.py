@@ -124,6 +124,13 @@ def read_run(path: str | Path) -> Run:
     """Read a run folder: the model with its weights, ready to sample and score.
 
     Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat.
+
+    Example:
+        >>> import pofx, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fitted = pofx.fit(pofx.load("two-moons", max_rows=300), "gaussian", steps=1, out=f"{folder}/run")
+        ...     read_run(f"{folder}/run").model.name
+        'gaussian'
     """
     path = Path(path)
     info = read_info(path)

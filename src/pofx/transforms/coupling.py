@@ -23,6 +23,15 @@ class Coupling(Transform):
         scalar: the monotone map g.
         context: width of h; 0 for none.
         hidden, blocks: size of the residual net.
+
+    Example:
+        >>> import torch
+        >>> from pofx.transforms.base import Affine
+        >>> layer = Coupling(torch.tensor([False, True]), Affine(), context=0, hidden=8, blocks=1)
+        >>> x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+        >>> z, log_det = layer(x)
+        >>> torch.equal(z[:, 0], x[:, 0]), torch.allclose(layer.inverse(z), x, atol=1e-6)
+        (True, True)
     """
 
     changed: Tensor

@@ -24,6 +24,15 @@ class MaskedAutoregressive(Transform):
         context: width of h; 0 for none.
         hidden, blocks: width and number of the hidden layers.
         reverse: entry i sees those after it, instead of those before.
+
+    Example:
+        >>> import torch
+        >>> from pofx.transforms.spline import Spline
+        >>> layer = MaskedAutoregressive(3, Spline(bins=4), context=0, hidden=8, blocks=1)
+        >>> x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+        >>> z, log_det = layer(x)
+        >>> torch.allclose(layer.inverse(z), x, atol=1e-5)
+        True
     """
 
     def __init__(

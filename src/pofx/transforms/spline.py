@@ -46,6 +46,13 @@ def spline(x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
     """y and log dy/dx, each [M], of scalars x [M] under unconstrained parameters ``raw`` [3K - 1, M].
 
     ``raw`` = 0 is the identity.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([-7.0, 0.3, 2.0])
+        >>> y, log_slope = spline(x, torch.zeros(11, 3))  # 4 bins; zeros are the identity
+        >>> torch.allclose(y, x), torch.allclose(log_slope, torch.zeros(3), atol=1e-6)
+        (True, True)
     """
     y, log_slope = _Spline.apply(x, raw)
     return y, log_slope
