@@ -261,8 +261,13 @@ class Model(nn.Module):
         """Fitted numbers: trainable parameters, or what a counting family counts."""
         return sum(p.numel() for p in self.parameters())
 
+    def __repr__(self) -> str:
+        """One line; ``model.children()`` are its parts."""
+        of = f"p(x), x: {self.space}" if self.context is None else f"p(x | c), x: {self.space}, c: {self.context}"
+        return f"{self.name}: {of}; {self.parameter_count():,} fitted numbers"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Conditional:
     """p(x | c) for a context batch c [*C, *Ec] (or p(x) when the model takes none): light, immutable.
 
@@ -291,6 +296,12 @@ class Conditional:
                 raise Unsupported(f"{self.model.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
             self.model.space.check(self.before)
 
+    def __repr__(self) -> str:
+        given = [] if self.c is None else ["c"]
+        given += [] if self.before is None else ["before"]
+        of = f"p(x | {', '.join(given)}) of batch shape {list(self.batch_shape)}" if given else "p(x)"
+        return f"{of}, by {self.model!r}"
+
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """*C"""
@@ -310,6 +321,10 @@ class Conditional:
         copies: Copies | None = None,
     ) -> Likelihood:
         """log p(x | c) in nats per datum in raw data space.
+
+        The nats carry a gradient where x, c or a parameter asks for one (``requires_grad``), as everywhere in torch.
+        The models of runs ask for none, so that ``.nats.numpy()`` works; ``model.requires_grad_()`` makes their
+        parameters ask. What is drawn does not move with x. Monte Carlo errors, samples and scores carry no gradient.
 
         Args:
             x: [*S, *C, *E], checked against the space.
@@ -334,7 +349,8 @@ class Conditional:
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
                     noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    parts.append(model.rows_log_prob(rows, given, budget, noise))
+                    lik = model.rows_log_prob(rows, given, budget, noise)
+                    parts.append(_carrying(lik, rows, given))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
@@ -463,7 +479,7 @@ class Conditional:
     def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
         flat, c, batch = self._flat(x)
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():
             return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
 
     def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
@@ -475,7 +491,7 @@ class Conditional:
         seen.
         """
         flat, c, batch = self._flat(x)
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():
             return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
 
     def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
@@ -489,10 +505,10 @@ class Conditional:
 
     def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
         """What flat rows are told apart by, int64 [N]."""
-        parts = [row_keys(x, _fill(self.model.space))]
+        parts = [row_keys(x.detach(), _fill(self.model.space))]
         if c is not None:
             assert self.model.context is not None
-            parts.append(row_keys(c, _fill(self.model.context)))
+            parts.append(row_keys(c.detach(), _fill(self.model.context)))
         return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
@@ -536,6 +552,15 @@ def _generator(generator: torch.Generator | None, device: torch.device) -> torch
 def _fill(space: Space) -> float | None:
     """What stands after the end of a datum of free length."""
     return space.fill if isinstance(space, Ragged) else None
+
+
+def _carrying(lik: Likelihood, *asking: Tensor | None) -> Likelihood:
+    """A gradient also by what asks for one and moves no number, such as where in its bin a value is: zero."""
+    for t in asking:
+        if t is not None and t.requires_grad and not isinstance(lik, Unavailable):
+            zero = 0.0 * t.nan_to_num(0.0, 0.0, 0.0).flatten(1).sum(1)
+            lik = dataclasses.replace(lik, nats=lik.nats + zero)
+    return lik
 
 
 def _check_nats(model: Model, nats: Tensor) -> None:

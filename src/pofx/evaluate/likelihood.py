@@ -25,10 +25,12 @@ from pofx.core.likelihood import (
     cat,
     compare,
     draws,
+    lost,
     make,
     mc_se,
     noise_of_mean,
     per_row,
+    with_error,
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
@@ -92,14 +94,13 @@ class Score:
         if not self.available:
             return f"{self.symbol} ({self.note})"
         noise = f" (mc {self.mc_se:.2g})" if self.draws and self.mc_se is not None else ""
-        lost = f" ({self.lost})" if self.impossible else ""
-        return f"{self.symbol} {with_error(self.nats, self.se)}{self._alone} nats{noise}{lost}"
+        impossible = f" ({self.lost})" if self.impossible else ""
+        return f"{self.symbol} {with_error(self.nats, self.se)}{self._alone} nats{noise}{impossible}"
 
     @property
     def lost(self) -> str:
         """Of how many rows the number is -inf, and what that means of its kind."""
-        what = {"LowerBound": "without a bound", "Estimate": "estimated as impossible"}.get(self.kind, "impossible")
-        return f"{self.impossible:,} of {self.n:,} row{'s' * (self.n > 1)} {what}"
+        return lost(KINDS[self.kind], self.impossible, self.n)
 
     @property
     def _alone(self) -> str:
@@ -288,23 +289,7 @@ def _on_cpu(lik: Likelihood) -> Likelihood:
     return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
 
-# -- numbers as text and as JSON -------------------------------------------------------------------------
-
-
-def with_error(value: float, se: float | None) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
-
-    Without the error where that is not known, and infinity as its sign.
-    """
-    if not math.isfinite(value):
-        return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    known = se is not None and math.isfinite(se)
-    if abs(value) >= 1e9:
-        return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
-    if se is None or not known:
-        return f"{value:.2f}"
-    places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
-    return f"{value:.{places}f} ± {se:.{places}f}"
+# -- numbers as JSON -------------------------------------------------------------------------
 
 
 def encode(value: Any) -> Any:

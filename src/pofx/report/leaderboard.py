@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pofx.core.likelihood import SYMBOL, Unavailable
-from pofx.evaluate.likelihood import beyond, decode, with_error
+from pofx.core.likelihood import SYMBOL, Unavailable, with_error
+from pofx.evaluate.likelihood import beyond, decode
 from pofx.evaluate.recommend import amount
 from pofx.report import plots
 
