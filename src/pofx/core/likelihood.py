@@ -133,7 +133,7 @@ def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
     return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se))
 
 
-def cat(parts: Sequence[Likelihood]) -> Likelihood:
+def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
     """Concatenate the rows of likelihoods of one kind and measure."""
     first = parts[0]
     if isinstance(first, Unavailable):
@@ -141,10 +141,15 @@ def cat(parts: Sequence[Likelihood]) -> Likelihood:
     for p in parts:
         if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
             raise Incomparable("Rows of different kinds or measures cannot be joined.")
-    nats = torch.cat([p.nats for p in parts])  # type: ignore[union-attr]
-    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts]).detach()  # type: ignore[arg-type]
+    nats = torch.cat([p.nats for p in parts], dim)  # type: ignore[union-attr]
+    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts], dim).detach()  # type: ignore[arg-type]
     caveat = first.caveat if isinstance(first, Estimate) else ""
     return make(type(first), nats, first.measure, se, draws(first), caveat)
+
+
+def stack(parts: Sequence[Likelihood]) -> Likelihood:
+    """Likelihoods of one kind and measure side by side: nats [..., K] of K parts."""
+    return cat([p if isinstance(p, Unavailable) else per_row(lambda t: t[..., None], p) for p in parts], dim=-1)
 
 
 # -- as text -----------------------------------------------------------------------------------------------

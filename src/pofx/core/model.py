@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
+from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
 from pofx.core.options import Options
-from pofx.core.space import Ragged, Sequence, Space, Table, join, take
+from pofx.core.space import Label, Ragged, Sequence, Space, Table, join, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -153,6 +153,12 @@ class Model(nn.Module):
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
+
+    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
+        assert isinstance(self.space, Label)
+        every = [torch.full((n,), k, device=self.device) for k in range(len(self.space.values))]
+        return stack([self.rows_log_prob(y, c, budget, noise) for y in every])
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
         """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
@@ -359,6 +365,31 @@ class Conditional:
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(batch), lik)
+
+    def classes(self, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+        """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
+
+        It is ``log_prob`` of all classes, in one pass where the family can.
+        """
+        model, budget = self.model, budget or Budget()
+        if not isinstance(model.space, Label):
+            raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
+        _check_budget(model, budget)
+        batch = self.batch_shape
+        c, n, seed = self._contexts(batch), math.prod(batch), seed_of(_generator(generator, model.device))
+        if n == 0:
+            raise EmptyData("There are no rows to classify.", "Give at least one context.")
+        with evaluating(model):
+            size, parts, copies = model.rows_per_pass(), [], Copies()
+            for i in range(0, n, size):
+                m, given = min(size, n - i), None if c is None else c[i : i + size]
+                keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
+                parts.append(model.rows_classes(m, given, budget, RowNoise(seed, keys)))
+        lik = cat(parts)
+        if isinstance(lik, Unavailable):
+            return lik
+        _check_nats(model, lik.nats)
+        return per_row(lambda t: t.reshape(*batch, -1), lik)
 
     def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].

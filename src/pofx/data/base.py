@@ -139,6 +139,14 @@ class Data:
         return rows
 
 
+def class_counts(data: Data) -> list[int] | None:
+    """How many training rows each class has, where labels are modelled or given; else None."""
+    for space, code in ((data.space, data.train.x), (data.context, data.train.c)):
+        if isinstance(space, Label):
+            return torch.bincount(code, minlength=len(space.values)).tolist()
+    return None
+
+
 def _entry(name: str, role: str, kind: str, values: str, missing: str = "", note: str = "") -> dict[str, str]:
     return {"column": name, "role": role, "type": kind, "values": values, "missing": missing, "note": note}
 

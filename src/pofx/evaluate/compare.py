@@ -507,7 +507,7 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 HEADER = [
     "family", "log p(x) per datum", "per dimension", "fit", "parameters", "memory", "densities/s", "one sample",
-    "samples/s", "C2ST", "coverage", "copying", "probe", "outliers",
+    "samples/s", "C2ST", "coverage", "copying", "probe", "outliers", "accuracy",
 ]  # fmt: skip
 
 
@@ -537,6 +537,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         cell(quality.get("memorisation"), "auroc", lambda a: f"{a:.2f}"),
         cell(row["latents"].get("probe"), "accuracy", lambda a: f"{a:.1%}"),
         " ".join(areas) or "—",
+        cell(row.get("accuracy"), "accuracy", lambda a: f"{a:.1%}"),
     ]
 
 

@@ -112,10 +112,22 @@ class Score:
         """Such as "≤ 0.1570 ± 0.0004 bits/dim": a lower bound on log p is an upper bound on bits."""
         if not self.available:
             return self.symbol
+        return self._surprise(math.log(2), "bits")
+
+    @property
+    def loss_text(self) -> str:
+        """Of labels their log-loss, such as "= 0.112 ± 0.041 nats/label, = 0.161 ± 0.059 bits/label"."""
+        if not self.available:
+            return self.text
+        lost = f" ({self.lost})" if self.impossible else ""
+        return f"{self._surprise(1.0, 'nats')}, {self._surprise(math.log(2), 'bits')}{lost}"
+
+    def _surprise(self, size: float, name: str) -> str:
+        """The mean surprise per unit in what has ``size`` nats."""
         flip: dict[str, Kind] = {"LowerBound": UpperBound, "UpperBound": LowerBound}
         symbol = SYMBOL[flip.get(self.kind, KINDS[self.kind])]
-        error = None if self.rate_se is None else self.rate_se / math.log(2)
-        return f"{symbol} {with_error(self.bits_per_dim, error)}{self._alone} bits/{self.unit}"
+        error = None if self.rate_se is None else self.rate_se / size
+        return f"{symbol} {with_error(-self.nats / self.dims / size, error)}{self._alone} {name}/{self.unit}"
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
@@ -128,6 +140,8 @@ class Score:
             "bits_per_dim": encode(self.bits_per_dim),
             "bits_text": self.bits_text,
         }
+        if self.unit == "label":
+            out |= {"log_loss": encode(-self.nats), "loss_text": self.loss_text}
         if rows and self.rows is not None:
             # float32 digits: a likelihood carries no more
             out["rows"] = {
