@@ -74,7 +74,7 @@ def predict(argv: list[str]) -> int:
     return 0
 
 
-def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor | None, torch.Tensor]:
+def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor | None, Any]:
     """What classes are told from, the classes where the rows have them, and the rows' numbers."""
     from pofx.core.space import Label
     from pofx.data.rows import read_rows
