@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import pofx
 from pofx.cli import main
 from pofx.core import likelihood as lk
 from pofx.core import registry
@@ -472,6 +473,67 @@ def test_the_remedies_work():
     space = Table((Real("a"), Category("k", ("low", "high"))))
     frame = pa.table({"k": ["high", "low"], "a": [0.5, 1.5]})
     assert read_rows(space, None, frame).x.tolist() == [[0.5, 1.0], [1.5, 0.0]]
+
+
+def noisy(values, errors, kind=LowerBound, **more):
+    return kind(torch.tensor(values), ONE, torch.tensor(errors), 8, **more)
+
+
+@pytest.mark.parametrize(
+    ("lik", "words"),
+    [
+        (exact([-3.25, -3.15, -3.23]), "= -3.210 ± 0.031 nats (3 rows)"),  # sqrt(0.0056 / 2 / 3)
+        (exact([[-1.0, -2.0], [-1.0, -2.0]]), "= -1.50 ± 0.29 nats (4 rows)"),
+        (exact(-3.21), "= -3.21 nats"),
+        (exact([-3.21]), "= -3.21 nats"),
+        (exact([-1.0, -math.inf]), "= −∞ nats (1 of 2 rows impossible)"),
+        (exact([]), "= (no rows)"),
+        (noisy([-85.0, -86.0], [0.3, 0.4]), "≥ -85.50 ± 0.50 nats (2 rows; mc 0.25)"),
+        (noisy([-85.0, -86.0], [0.003, 0.004]), "≥ -85.50 ± 0.50 nats (2 rows)"),
+        (noisy(-85.0, 0.02), "≥ -85.00 nats (mc 0.02)"),
+        (noisy([-math.inf], [0.0]), "≥ −∞ nats (1 of 1 row without a bound)"),
+        (noisy(-85.0, 0.02, UpperBound), "≤ -85.00 nats (mc 0.02)"),
+        (noisy([-1.0, -3.0], [0.0, 0.0], Estimate, caveat="an ODE"), "≈ -2.0 ± 1.0 nats (2 rows; an ODE)"),
+        (Unavailable("a GAN has no density"), "— (a GAN has no density)"),
+    ],
+    ids=str,
+)
+def test_a_likelihood_prints_as_what_it_is(lik, words):
+    assert repr(lik) == str(lik) == words
+
+
+def test_a_likelihood_that_carries_a_gradient_prints():
+    assert repr(exact([-1.0, -2.0])) == repr(Exact(torch.tensor([-1.0, -2.0], requires_grad=True), ONE))
+
+
+def test_models_data_and_runs_print_in_a_line(tmp_path):
+    data = pofx.load("two-moons", max_rows=100)
+    assert repr(data).startswith("two-moons: table of 2 columns: 2 real; rows: 80 train, 10 valid, 10 test\n· ")
+    assert repr(data.test[:1]) == "1 row: x [1, 2], label [1], rows [1]"
+    run = pofx.fit(data, "gaussian", out=tmp_path / "run")
+    about = "gaussian: p(x), x: table of 2 columns: 2 real; 5 fitted numbers"
+    assert repr(run.model) == about
+    assert repr(run.model.given()) == f"p(x), by {about}"
+    assert repr(run).startswith(f"{about}; fitted to two-moons: finished after 1 steps, ")
+    assert repr(run).endswith(f"; in {tmp_path / 'run'}")
+    given = chain().given(torch.tensor([0, 1]))
+    assert repr(given).startswith("p(x | c) of batch shape [2], by right chain: p(x | c), x: table of 3 columns")
+    assert "c: label of 2 classes; " in repr(given)
+
+
+@pytest.mark.parametrize("family", ["made", "vae", "gmm", "nsf", "ddpm", "histogram"])
+def test_the_numbers_of_a_run_are_arrays_until_somebody_asks_for_gradients(family):
+    data = pofx.load("two-moons", max_rows=200)
+    model = pofx.fit(data, family, steps=3).model
+    x = data.test.x[:4]
+    assert model.log_prob(x).nats.numpy().shape == (4,)
+    assert model.log_prob(x.clone().requires_grad_()).nats.requires_grad
+    with torch.no_grad():
+        assert not model.log_prob(x.clone().requires_grad_()).nats.requires_grad
+    if [*model.parameters()]:
+        model.requires_grad_()
+        model.log_prob(x).nats.mean().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 NAMED = Table((Real("a"), Category("k", ("low", "high")), Integer("n", 0, 9, nullable=True)))

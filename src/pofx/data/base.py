@@ -142,8 +142,8 @@ class Data:
 def class_counts(data: Data) -> list[int] | None:
     """How many training rows each class has, where labels are modelled or given; else None."""
     for space, code in ((data.space, data.train.x), (data.context, data.train.c)):
-        if isinstance(space, Label):
-            return [int((code == k).sum()) for k in range(len(space.values))]
+        if isinstance(space, Label) and isinstance(code, Tensor):
+            return [int(n) for n in torch.bincount(code, minlength=len(space.values))]
     return None
 
 

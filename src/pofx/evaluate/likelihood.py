@@ -40,7 +40,7 @@ from pofx.data.base import Part
 from pofx.evaluate.cost import grow
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Score:
     """Mean log-likelihood of held-out rows.
 
@@ -74,6 +74,9 @@ class Score:
     seconds: float = 0.0
     rows_per_second: float = math.nan
     rows: Available | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.text}, {self.bits_text}" if self.available else self.text
 
     @property
     def available(self) -> bool:

@@ -79,11 +79,11 @@ class Prediction:
 
     def __repr__(self) -> str:
         found = torch.bincount(self.label[self.label >= 0], minlength=len(self.classes)).tolist()
-        seen = ", ".join(f"{count:,} {name}" for name, count in zip(self.classes, found, strict=True) if count)
-        return f"{len(self.nats):,} row{'s' * (len(self.nats) != 1)}, most likely: {seen or 'none'}"
+        seen = ", ".join(f"{name}: {count:,}" for name, count in zip(self.classes, found, strict=True) if count)
+        return f"{len(self.nats):,} row{'s' * (len(self.nats) != 1)}, by their most likely class: {seen or 'none'}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accuracy:
     """The share of n rows of which the most likely class is the right one, and its standard error.
 
@@ -101,6 +101,9 @@ class Accuracy:
         """Such as "96.7% ± 3.4% (always 'setosa': 33.3%)"."""
         beside = "" if self.majority is None else f" (always {self.commonest!r}: {self.majority:.1%})"
         return f"{self.accuracy:.1%} ± {self.se:.1%}{beside}"
+
+    def __repr__(self) -> str:
+        return self.text
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
