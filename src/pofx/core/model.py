@@ -226,7 +226,7 @@ class Model(nn.Module):
     # -- what a user calls ------------------------------------------------------------------------------
 
     def given(self, c: Any = None, *, before: Any = None) -> Conditional:
-        """p(. | c) for c [*C, *Ec], or p(.) for a model without context.
+        """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
         ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
         sampled then comes after them. Without a context they alone make up the batch *C.
@@ -277,8 +277,8 @@ class Model(nn.Module):
 class Conditional:
     """p(x | c) for a context batch c [*C, *Ec] (or p(x) when the model takes none): light, immutable.
 
-    Data x are a tensor of the space's dtype, or of another dtype, an array or nested lists with values that this one
-    holds unchanged (``space.take``).
+    Data x (and contexts c) are a tensor, array or nested lists of any dtype whose values the space holds unchanged;
+    frames and dictionaries with the columns by name; strings, of texts and labels (``space.take``).
     """
 
     model: Model
