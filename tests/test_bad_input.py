@@ -137,6 +137,28 @@ def _(f):
     return ["log-prob", str(run), csv(f, "a,c\n0.1,x\n", "new.csv")]
 
 
+@case("classes of a run that knows of none", 4, "Unsupported")
+def _(f):
+    return ["predict", str(fitted(f)), str(f / "good.csv")]
+
+
+def classified(folder: Path) -> str:
+    """A small classifier of good.csv's c."""
+    args = ["fit", good_csv(folder), "classifier", "--target", "c", "--steps", "2", "--out", str(folder / "run")]
+    assert main([*args, "--quiet"]) == 0
+    return str(folder / "run")
+
+
+@case("a column that classes are told from is missing", 3, "WrongShape")
+def _(f):
+    return ["predict", classified(f), csv(f, "a,c\n0.1,x\n", "new.csv")]
+
+
+@case("predictions of no known format", 2, "UsageError")
+def _(f):
+    return ["predict", classified(f), str(f / "good.csv"), "--out", str(f / "p.xlsx")]
+
+
 @case("wrong label", 2, "UsageError")
 def _(f):
     args = ["fit", "digits", "independent", "--given", "label", "--epochs", "1", "--out", str(f / "run"), "--quiet"]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import pofx
 from pofx.cli import main
 from pofx.core import likelihood as lk
 from pofx.core import registry
@@ -441,7 +442,8 @@ PICTURE = Image(1, 2, 1, 16)
         (PICTURE, torch.tensor([[[math.nan, 3]]]), BadValue, "value nan"),
         (PICTURE, [[[16.0, 3.0]]], BadValue, "level 16"),
         (Label(("a", "b")), [0.5], BadValue, "value 0.5.*Give whole numbers"),
-        (Label(("a", "b")), ["a"], WrongShape, "dtype <U1.*read_rows"),
+        (Label(("a", "b")), ["a", "c"], BadValue, "no class 'c'.*Classes: a, b"),
+        (Label(("a", "b")), [["a"]], WrongShape, "dtype <U1"),
         (Table((Real("a"),)), torch.tensor([[BIG]]), BadValue, f"value {BIG} of torch.int64"),
         (Table((Real("a"),)), np.array([[BIG]], np.uint64), BadValue, f"value {BIG}"),
         (Table((Real("a"),)), np.array([[2**63]], np.uint64), BadValue, "beyond int64"),
@@ -449,10 +451,15 @@ PICTURE = Image(1, 2, 1, 16)
         (Table((Real("a"),)), np.array([[None]]), WrongShape, "dtype object"),
         (Table((Real("a"),)), np.ma.masked_array([[1.0]], mask=True), BadValue, "NaN"),
         (Table((Real("a"),)), torch.ones(1, 1, dtype=torch.complex64), WrongShape, "complex64"),
-        (Table((Real("a"),)), {"a": [1.0]}, WrongShape, "dtype object"),
-        (Table((Real("a"),)), pa.table({"a": [1.0]}), WrongShape, "A Table is no array.*read_rows"),
-        (Text("ab"), ["ab"], WrongShape, "space.read"),
-        (Text("ab"), "ab", WrongShape, "space.read"),
+        (Table((Real("a"),)), [["x"]], WrongShape, "dtype <U1.*by name"),
+        (Table((Real("a"),)), {"aa": [1.0]}, WrongShape, "no column 'a'.*nearest is 'aa'"),
+        (Table((Real("a"), Real("b"))), {"a": [1.0, 2.0], "b": 1.0}, WrongShape, "'b' is a single value"),
+        (Table((Real("a"), Real("b"))), {"a": [1.0, 2.0], "b": [1.0]}, WrongShape, "no table"),
+        (Table((Real("a"),)), {"b": 1.0}, UsageError, "no column 'b'"),
+        (Table((Real("a"),)), pa.table({"b": [1.0]}), WrongShape, "no column 'a'"),
+        (Table((Category("k", ("low", "high")),)), pa.table({"k": ["mid"]}), BadValue, "'mid' in row 0"),
+        (PICTURE, pa.table({"a": [1.0]}), WrongShape, "holds a table of 1 columns; expected"),
+        (Text("ab"), ["abc"], BadValue, "'c'"),
     ],
 )  # fmt: skip
 def test_a_value_that_would_change_is_refused_with_what_to_do(space, x, error, words):
@@ -466,4 +473,105 @@ def test_the_remedies_work():
     space = Table((Real("a"), Category("k", ("low", "high"))))
     frame = pa.table({"k": ["high", "low"], "a": [0.5, 1.5]})
     assert read_rows(space, None, frame).x.tolist() == [[0.5, 1.0], [1.5, 0.0]]
-    assert take(Text("ab"), Text("ab").read(["ab"])).tolist() == [[0, 1]]
+
+
+def noisy(values, errors, kind=LowerBound, **more):
+    return kind(torch.tensor(values), ONE, torch.tensor(errors), 8, **more)
+
+
+@pytest.mark.parametrize(
+    ("lik", "words"),
+    [
+        (exact([-3.25, -3.15, -3.23]), "= -3.210 ± 0.031 nats (3 rows)"),  # sqrt(0.0056 / 2 / 3)
+        (exact([[-1.0, -2.0], [-1.0, -2.0]]), "= -1.50 ± 0.29 nats (4 rows)"),
+        (exact(-3.21), "= -3.21 nats"),
+        (exact([-3.21]), "= -3.21 nats"),
+        (exact([-1.0, -math.inf]), "= −∞ nats (1 of 2 rows impossible)"),
+        (exact([]), "= (no rows)"),
+        (noisy([-85.0, -86.0], [0.3, 0.4]), "≥ -85.50 ± 0.50 nats (2 rows; mc 0.25)"),
+        (noisy([-85.0, -86.0], [0.003, 0.004]), "≥ -85.50 ± 0.50 nats (2 rows)"),
+        (noisy(-85.0, 0.02), "≥ -85.00 nats (mc 0.02)"),
+        (noisy([-math.inf], [0.0]), "≥ −∞ nats (1 of 1 row without a bound)"),
+        (noisy(-85.0, 0.02, UpperBound), "≤ -85.00 nats (mc 0.02)"),
+        (noisy([-1.0, -3.0], [0.0, 0.0], Estimate, caveat="an ODE"), "≈ -2.0 ± 1.0 nats (2 rows; an ODE)"),
+        (Unavailable("a GAN has no density"), "— (a GAN has no density)"),
+    ],
+    ids=str,
+)
+def test_a_likelihood_prints_as_what_it_is(lik, words):
+    assert repr(lik) == str(lik) == words
+
+
+def test_a_likelihood_that_carries_a_gradient_prints():
+    assert repr(exact([-1.0, -2.0])) == repr(Exact(torch.tensor([-1.0, -2.0], requires_grad=True), ONE))
+
+
+def test_models_data_and_runs_print_in_a_line(tmp_path):
+    data = pofx.load("two-moons", max_rows=100)
+    assert repr(data).startswith("two-moons: table of 2 columns: 2 real; rows: 80 train, 10 valid, 10 test\n· ")
+    assert repr(data.test[:1]) == "1 row: x [1, 2], label [1], rows [1]"
+    run = pofx.fit(data, "gaussian", out=tmp_path / "run")
+    about = "gaussian: p(x), x: table of 2 columns: 2 real; 5 fitted numbers"
+    assert repr(run.model) == about
+    assert repr(run.model.given()) == f"p(x), by {about}"
+    assert repr(run).startswith(f"{about}; fitted to two-moons: finished after 1 steps, ")
+    assert repr(run).endswith(f"; in {tmp_path / 'run'}")
+    given = chain().given(torch.tensor([0, 1]))
+    assert repr(given).startswith("p(x | c) of batch shape [2], by right chain: p(x | c), x: table of 3 columns")
+    assert "c: label of 2 classes; " in repr(given)
+
+
+@pytest.mark.parametrize("family", ["made", "vae", "gmm", "nsf", "ddpm", "histogram"])
+def test_the_numbers_of_a_run_are_arrays_until_somebody_asks_for_gradients(family):
+    data = pofx.load("two-moons", max_rows=200)
+    model = pofx.fit(data, family, steps=3).model
+    x = data.test.x[:4]
+    assert model.log_prob(x).nats.numpy().shape == (4,)
+    assert model.log_prob(x.clone().requires_grad_()).nats.requires_grad
+    with torch.no_grad():
+        assert not model.log_prob(x.clone().requires_grad_()).nats.requires_grad
+    if [*model.parameters()]:
+        model.requires_grad_()
+        model.log_prob(x).nats.mean().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+NAMED = Table((Real("a"), Category("k", ("low", "high")), Integer("n", 0, 9, nullable=True)))
+COLUMNS = {"k": ["high", "low"], "spare": [1, 2], "n": [3, None], "a": [0.5, 1.5]}
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow", "dictionary", "tensors"])
+def test_what_has_columns_by_name_goes_in_by_name(library):
+    if library == "dictionary":
+        frame = COLUMNS
+    elif library == "tensors":
+        frame = COLUMNS | {"n": np.array([3, math.nan]), "a": torch.tensor([0.5, 1.5])}
+    elif library == "pyarrow":
+        frame = pa.table(COLUMNS)
+    else:
+        frame = pytest.importorskip(library).DataFrame(COLUMNS)
+    want = torch.tensor([[0.5, 1, 3], [1.5, 0, math.nan]], dtype=torch.float64)
+    assert torch.equal(take(NAMED, frame).nan_to_num(-1), want.nan_to_num(-1))
+
+
+def test_strings_and_single_rows_go_in():
+    assert take(Text("ab"), ["ab", "b"]).tolist() == [[0, 1], [1, -1]]
+    assert take(Text("ab"), "ba").tolist() == [1, 0]
+    label = Label(("a", "b"))
+    assert take(label, "b").tolist() == 1
+    for spelt in (["b", "a"], np.array(["b", "a"]), np.array(["b", "a"], object), pa.table({"any": ["b", "a"]})):
+        assert take(label, spelt).tolist() == [1, 0]
+    row = take(NAMED, {"k": "high", "a": 0.5})
+    assert row[:2].tolist() == [0.5, 1.0]
+    assert row[2].isnan()
+
+
+def test_a_model_takes_frames_as_data_and_as_contexts():
+    pd = pytest.importorskip("pandas")
+    model = chain()
+    model.learn(WHOLE, torch.tensor([1, 0]))
+    spelt = [["abcd"[v] for v in row] for row in WHOLE.tolist()]
+    frame = pd.DataFrame(spelt, columns=["x", "y", "z"])[["z", "x", "y"]].assign(label=["right", "left"])
+    want = model.given(torch.tensor([1, 0])).log_prob(WHOLE).nats
+    assert torch.equal(model.given(frame).log_prob(frame).nats, want)
+    assert torch.equal(model.given(frame["label"]).log_prob(frame.drop(columns="label")).nats, want)

@@ -825,7 +825,9 @@ def test_the_folder_holds_all_that_a_report_needs(comparison):
     assert "NaN" not in text
     again = read_comparison(out)
     assert again.table() == result.table()
-    assert {len(cells) for cells in again.table()} == {14}
+    assert {len(cells) for cells in again.table()} == {15}
+    assert repr(again).startswith("family ")
+    assert repr(again).endswith(again.recommendation)
     scores = json.loads((out / "runs/test-bell/scores.json").read_text())
     assert len(Score.from_json(scores["likelihood"]).rows.nats) == scores["likelihood"]["n"] == 1000
     drawn = np.load(out / "runs/test-bell/samples/samples.npz", allow_pickle=False)

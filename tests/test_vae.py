@@ -62,7 +62,8 @@ def pca(shift: float = 0.0, factor: float = 1.0) -> Vae:
 
 
 def bound(model: Vae, x: Tensor, estimator: str, draws: int, seed: int = 0) -> LowerBound:
-    lik = model.log_prob(x, budget=Budget(estimator, draws), generator=seeded(seed))
+    with torch.no_grad():
+        lik = model.log_prob(x, budget=Budget(estimator, draws), generator=seeded(seed))
     assert isinstance(lik, LowerBound)
     assert lik.draws == draws
     return lik

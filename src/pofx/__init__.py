@@ -10,6 +10,7 @@ _PUBLIC = {
     "load": "pofx.data.base",
     "fit": "pofx.train.fit",
     "compare": "pofx.evaluate.compare",
+    "predict": "pofx.evaluate.predict",
     "resume_comparison": "pofx.evaluate.compare",
     "read_run": "pofx.train.run",
     "resume": "pofx.train.fit",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from pofx.decode.decoding import Decoding as Decoding
     from pofx.evaluate.compare import compare as compare
     from pofx.evaluate.compare import resume_comparison as resume_comparison
+    from pofx.evaluate.predict import predict as predict
     from pofx.train.fit import fit as fit
     from pofx.train.fit import resume as resume
     from pofx.train.run import read_run as read_run

@@ -1,4 +1,4 @@
-"""The command line: ``pofx fit | sample | log-prob | encode | compare | report | export | families | data | resume``.
+"""The command line: ``pofx COMMAND``, a command of ``COMMANDS``.
 
 Each command is one function below; its signature is its options (parsed and documented by tyro) and its
 docstring its help. Results go to standard output (one JSON object with ``--json``), progress and notes
@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": "fit one family to data; leaves a run folder",
     "sample": "draw samples from a run",
     "log-prob": "score rows: log p(x) in nats, with its kind",
+    "predict": "probabilities of the classes of rows",
     "encode": "latents of rows",
     "compare": "fit every family that serves the data, at equal time, and say which to take",
     "report": "write a run's or a comparison's report as one HTML file",

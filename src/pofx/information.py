@@ -137,7 +137,8 @@ def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator
 
     With p the data and q the model this is the *forward* direction (what maximum likelihood lowers): q
     pays without limit for values of p that it misses, so the best q *covers* all modes of p. The other
-    direction is ``reverse_kl``. Differentiable in q; in p where closed, summed, or p has ``rsample``.
+    direction is ``reverse_kl``. Differentiable in q (of a model, in parameters that ask for it); in p where closed,
+    summed, or p has ``rsample``.
 
     Example:
         >>> import torch

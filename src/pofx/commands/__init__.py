@@ -12,6 +12,7 @@ RUN = {
     "resume": ("fit", "resume", "Resume"),
     "sample": ("sample", "sample", "Sample"),
     "log-prob": ("score", "log_prob", "LogProb"),
+    "predict": ("predict", "predict", "Predict"),
     "encode": ("score", "encode", "Encode"),
     "compare": ("compare", "compare", "Compare"),
     "report": ("compare", "report", "Report"),

@@ -142,6 +142,7 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
 _SHOWN = {
     "family": "family", "log p(x) per datum": "log p(x), nats", "per dimension": "bits/dim", "fit": "fit",
     "one sample": "one sample", "samples/s": "samples/s", "C2ST": "C2ST", "outliers": "outliers",
+    "accuracy": "accuracy",
 }  # fmt: skip
 
 
@@ -149,7 +150,10 @@ def _comparison_table(result: Any) -> RichTable:
     """The columns that fit a terminal, their units in the header; the report has them all."""
     header, *rows = result.table()
     table = RichTable(box=None, header_style="bold", pad_edge=False)
-    for head in _SHOWN.values():
+    shown = {k: v for k, v in _SHOWN.items() if k != "accuracy" or any(r.get("accuracy") for r in result.rows)}
+    unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
+    for head in shown.values():
+        head = head.replace("/dim", f"/{unit}")
         table.add_column(head, justify="left" if head == "family" else "right", no_wrap=head == "family")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     told = {  # what stands in brackets matters: noise, or how many rows are impossible
@@ -159,9 +163,9 @@ def _comparison_table(result: Any) -> RichTable:
     }
     for row in rows:
         if row[0] not in silent:
-            cells = [row[header.index(name)] for name in _SHOWN]
+            cells = [row[header.index(name)] for name in shown]
             cells[1] = (cells[1] if row[0] in told else cells[1].split(" (")[0]).replace(" nats", "")
-            cells[2] = cells[2].removesuffix(" bits/dim").split(" ±")[0]  # its error is that of the nats
+            cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             table.add_row(*cells)
     return table
 

@@ -164,16 +164,20 @@ def _resume_comparison(args: Resume) -> int:
 
 def _finish_fit(run: Run, data: Data, args: Output) -> None:
     """Score the test part and say what came out."""
+    from pofx.core.space import Label
     from pofx.evaluate.likelihood import score
+    from pofx.evaluate.predict import predict
     from pofx.train.compiling import told
 
     tell_notes(run.model.remarks, args)
-    result = score(run.model, data.test)
+    result, accuracy = score(run.model, data.test), None
+    if isinstance(data.space, Label):
+        accuracy = predict(run, data.test.c).accuracy(data.test.x)
     assert run.path is not None
     if args.json:
         print_json({"run": str(run.path), "status": run.status, "seconds": run.seconds, "steps": run.steps,
                      "parameters": run.model.parameter_count(), "compile": told(run.log) or None,
-                     "test": result.to_json(rows=False)})  # fmt: skip
+                     "test": result.to_json(rows=False), "accuracy": accuracy and accuracy.to_json()})  # fmt: skip
         return
     out.print(
         f"{run.model.name}: {run.status} after {run.steps} steps, {run.seconds:.1f} s, "
@@ -181,5 +185,9 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
     )
     if compiling := told(run.log):
         out.print(f"torch.compile: {compiling}")
-    out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}")
+    if accuracy is not None:
+        out.print(f"accuracy on {len(data.test)} test rows: {accuracy.text}")
+        out.print(f"log-loss: {result.loss_text}")
+    else:
+        out.print(f"log p(x) on {len(data.test)} test rows: {result.text} per row, {result.bits_text}")
     out.print(f"run folder: {run.path}")

@@ -65,7 +65,7 @@ def log_prob(argv: list[str]) -> int:
     from pofx.commands.model import read_model
     from pofx.core.likelihood import Exact
     from pofx.core.model import Budget
-    from pofx.core.space import Text
+    from pofx.core.space import Label, Text
     from pofx.data.write import write_scores
     from pofx.evaluate.likelihood import score
     from pofx.evaluate.text import rates
@@ -101,7 +101,9 @@ def log_prob(argv: list[str]) -> int:
             found["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
         print_json(found)
         return 0
-    if of_text is None or len(part) > 1:
+    if isinstance(model.space, Label):
+        out.print(f"log-loss on {len(part)} rows: {result.loss_text}", soft_wrap=True)
+    elif of_text is None or len(part) > 1:
         line = f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}"
         out.print(line, soft_wrap=True)
     else:

@@ -21,8 +21,15 @@ from pofx.core.errors import Incomparable, UsageError
 from pofx.core.measure import Measure
 
 
-@dataclass(frozen=True, eq=False)
-class Exact:
+class _Printed:
+    """Prints as what it is (``text``), in a notebook, too."""
+
+    def __repr__(self) -> str:
+        return text(self)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Exact(_Printed):
     """log p(x) in closed form, to rounding.
 
     Example:
@@ -37,8 +44,8 @@ class Exact:
     measure: Measure
 
 
-@dataclass(frozen=True, eq=False)
-class LowerBound:
+@dataclass(frozen=True, eq=False, repr=False)
+class LowerBound(_Printed):
     """E[nats] <= log p(x). ``draws=0`` is deterministic; else ``mc_se`` is the error per datum."""
 
     nats: Tensor
@@ -47,8 +54,8 @@ class LowerBound:
     draws: int
 
 
-@dataclass(frozen=True, eq=False)
-class UpperBound:
+@dataclass(frozen=True, eq=False, repr=False)
+class UpperBound(_Printed):
     """E[nats] >= log p(x)."""
 
     nats: Tensor
@@ -57,8 +64,8 @@ class UpperBound:
     draws: int
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(_Printed):
     """nats is near log p(x), with no one-sided guarantee; ``caveat`` names what limits it."""
 
     nats: Tensor
@@ -68,8 +75,8 @@ class Estimate:
     caveat: str
 
 
-@dataclass(frozen=True)
-class Unavailable:
+@dataclass(frozen=True, repr=False)
+class Unavailable(_Printed):
     """There is no number; ``reason`` says why, and what to do instead."""
 
     reason: str
@@ -149,7 +156,7 @@ def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
     return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se))
 
 
-def cat(parts: Sequence[Likelihood]) -> Likelihood:
+def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
     """Concatenate the rows of likelihoods of one kind and measure."""
     first = parts[0]
     if isinstance(first, Unavailable):
@@ -157,11 +164,70 @@ def cat(parts: Sequence[Likelihood]) -> Likelihood:
     for p in parts:
         if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
             raise Incomparable("Rows of different kinds or measures cannot be joined.")
-    nats = torch.cat([p.nats for p in parts])  # type: ignore[union-attr]
-    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts])  # type: ignore[arg-type]
+    nats = torch.cat([p.nats for p in parts], dim)  # type: ignore[union-attr]
+    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts], dim).detach()  # type: ignore[arg-type]
     caveat = first.caveat if isinstance(first, Estimate) else ""
     return make(type(first), nats, first.measure, se, draws(first), caveat)
 
+
+def stack(parts: Sequence[Likelihood]) -> Likelihood:
+    """Likelihoods of one kind and measure side by side: nats [..., K] of K parts."""
+    return cat([p if isinstance(p, Unavailable) else per_row(lambda t: t[..., None], p) for p in parts], dim=-1)
+
+
+# -- as text -----------------------------------------------------------------------------------------------
+
+
+def text(lik: Likelihood) -> str:
+    """Such as "= -3.210 ± 0.040 nats (30 rows)", "≥ -85.32 nats (mc 0.02)" of one row, or "— (reason)".
+
+    It is the mean over all rows with their standard error; where the Monte Carlo error is not small beside that one,
+    where rows are impossible and what limits an estimate stand in brackets.
+    """
+    if isinstance(lik, Unavailable):
+        return f"{SYMBOL[Unavailable]} ({lik.reason})"
+    nats = lik.nats.detach().double().flatten()
+    n, impossible = len(nats), int((nats == -math.inf).sum())
+    if n == 0:
+        return f"{SYMBOL[type(lik)]} (no rows)"
+    mean = nats.mean().item()
+    se = (nats.std() / math.sqrt(n)).item() if n > 1 and math.isfinite(mean) else None
+    about = [f"{n:,} rows"] if n > 1 and not impossible else []
+    about += [lost(type(lik), impossible, n)] if impossible else []
+    if draws(lik) and math.isfinite(mean) and ((noise := noise_of_mean(mc_se(lik))) > (se or 0.0) / 3):
+        about.append(f"mc {noise:.2g}")  # a smaller one hardly widens the error
+    about += [lik.caveat] if isinstance(lik, Estimate) and lik.caveat else []
+    brackets = f" ({'; '.join(about)})" if about else ""
+    return f"{SYMBOL[type(lik)]} {with_error(mean, se)} nats{brackets}"
+
+
+def lost(kind: Kind, impossible: int, n: int) -> str:
+    """Of how many of n rows the number is -inf, and what that means of its kind."""
+    meaning: dict[Kind, str] = {LowerBound: "without a bound", Estimate: "estimated as impossible"}
+    return f"{impossible:,} of {n:,} row{'s' * (n > 1)} {meaning.get(kind, 'impossible')}"
+
+
+def with_error(value: float, se: float | None) -> str:
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
+
+    Without the error where that is not known, and infinity as its sign.
+
+    Example:
+        >>> with_error(85.3214, 1.234), with_error(0.157, 0.0042)
+        ('85.3 ± 1.2', '0.1570 ± 0.0042')
+    """
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    known = se is not None and math.isfinite(se)
+    if abs(value) >= 1e9:
+        return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
+    if se is None or not known:
+        return f"{value:.2f}"
+    places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
+    return f"{value:.{places}f} ± {se:.{places}f}"
+
+
+# -- comparison ----------------------------------------------------------------------------------------------
 
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 

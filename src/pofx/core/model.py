@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row
+from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
 from pofx.core.options import Options
-from pofx.core.space import Ragged, Sequence, Space, Table, join, take
+from pofx.core.space import Label, Ragged, Sequence, Space, Table, join, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -162,6 +162,12 @@ class Model(nn.Module):
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
 
+    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
+        assert isinstance(self.space, Label)
+        every = [torch.full((n,), k, device=self.device) for k in range(len(self.space.values))]
+        return stack([self.rows_log_prob(y, c, budget, noise) for y in every])
+
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
         """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
 
@@ -228,7 +234,7 @@ class Model(nn.Module):
     # -- what a user calls ------------------------------------------------------------------------------
 
     def given(self, c: Any = None, *, before: Any = None) -> Conditional:
-        """p(. | c) for c [*C, *Ec], or p(.) for a model without context.
+        """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
         ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
         sampled then comes after them. Without a context they alone make up the batch *C.
@@ -269,13 +275,18 @@ class Model(nn.Module):
         """Fitted numbers: trainable parameters, or what a counting family counts."""
         return sum(p.numel() for p in self.parameters())
 
+    def __repr__(self) -> str:
+        """One line; ``model.children()`` are its parts."""
+        of = f"p(x), x: {self.space}" if self.context is None else f"p(x | c), x: {self.space}, c: {self.context}"
+        return f"{self.name}: {of}; {self.parameter_count():,} fitted numbers"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Conditional:
     """p(x | c) for a context batch c [*C, *Ec] (or p(x) when the model takes none): light, immutable.
 
-    Data x are a tensor of the space's dtype, or of another dtype, an array or nested lists with values that this one
-    holds unchanged (``space.take``).
+    Data x (and contexts c) are a tensor, array or nested lists of any dtype whose values the space holds unchanged;
+    frames and dictionaries with the columns by name; strings, of texts and labels (``space.take``).
     """
 
     model: Model
@@ -299,6 +310,12 @@ class Conditional:
                 raise Unsupported(f"{self.model.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
             self.model.space.check(self.before)
 
+    def __repr__(self) -> str:
+        given = [] if self.c is None else ["c"]
+        given += [] if self.before is None else ["before"]
+        of = f"p(x | {', '.join(given)}) of batch shape {list(self.batch_shape)}" if given else "p(x)"
+        return f"{of}, by {self.model!r}"
+
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """*C"""
@@ -318,6 +335,10 @@ class Conditional:
         copies: Copies | None = None,
     ) -> Likelihood:
         """log p(x | c) in nats per datum in raw data space.
+
+        The nats carry a gradient where x, c or a parameter asks for one (``requires_grad``), as everywhere in torch.
+        The models of runs ask for none, so that ``.nats.numpy()`` works; ``model.requires_grad_()`` makes their
+        parameters ask. What is drawn does not move with x. Monte Carlo errors, samples and scores carry no gradient.
 
         Args:
             x: [*S, *C, *E], checked against the space.
@@ -342,7 +363,8 @@ class Conditional:
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
                     noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    parts.append(model.rows_log_prob(rows, given, budget, noise))
+                    lik = model.rows_log_prob(rows, given, budget, noise)
+                    parts.append(_carrying(lik, rows, given))
                 else:
                     each = model.rows_log_probs(rows, given, before[i : i + size], budget)
                     parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
@@ -351,6 +373,31 @@ class Conditional:
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(batch), lik)
+
+    def classes(self, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+        """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
+
+        It is ``log_prob`` of all classes, in one pass where the family can.
+        """
+        model, budget = self.model, budget or Budget()
+        if not isinstance(model.space, Label):
+            raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
+        _check_budget(model, budget)
+        batch = self.batch_shape
+        c, n, seed = self._contexts(batch), math.prod(batch), seed_of(_generator(generator, model.device))
+        if n == 0:
+            raise EmptyData("There are no rows to classify.", "Give at least one context.")
+        with evaluating(model):
+            size, parts, copies = model.rows_per_pass(), [], Copies()
+            for i in range(0, n, size):
+                m, given = min(size, n - i), None if c is None else c[i : i + size]
+                keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
+                parts.append(model.rows_classes(m, given, budget, RowNoise(seed, keys)))
+        lik = cat(parts)
+        if isinstance(lik, Unavailable):
+            return lik
+        _check_nats(model, lik.nats)
+        return per_row(lambda t: t.reshape(*batch, -1), lik)
 
     def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
@@ -471,7 +518,7 @@ class Conditional:
     def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
         flat, c, batch = self._flat(x)
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():
             return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
 
     def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
@@ -483,7 +530,7 @@ class Conditional:
         seen.
         """
         flat, c, batch = self._flat(x)
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():
             return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
 
     def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
@@ -497,10 +544,10 @@ class Conditional:
 
     def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
         """What flat rows are told apart by, int64 [N]."""
-        parts = [row_keys(x, _fill(self.model.space))]
+        parts = [row_keys(x.detach(), _fill(self.model.space))]
         if c is not None:
             assert self.model.context is not None
-            parts.append(row_keys(c, _fill(self.model.context)))
+            parts.append(row_keys(c.detach(), _fill(self.model.context)))
         return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
@@ -544,6 +591,15 @@ def _generator(generator: torch.Generator | None, device: torch.device) -> torch
 def _fill(space: Space) -> float | None:
     """What stands after the end of a datum of free length."""
     return space.fill if isinstance(space, Ragged) else None
+
+
+def _carrying(lik: Likelihood, *asking: Tensor | None) -> Likelihood:
+    """A gradient also by what asks for one and moves no number, such as where in its bin a value is: zero."""
+    for t in asking:
+        if t is not None and t.requires_grad and not isinstance(lik, Unavailable):
+            zero = 0.0 * t.nan_to_num(0.0, 0.0, 0.0).flatten(1).sum(1)
+            lik = dataclasses.replace(lik, nats=lik.nats + zero)
+    return lik
 
 
 def _check_nats(model: Model, nats: Tensor) -> None:

@@ -22,9 +22,10 @@ does. Else the data are excerpts of something longer, and their lengths are give
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -240,6 +241,14 @@ class Label:
 
     def __str__(self) -> str:
         return f"label of {len(self.values)} classes"
+
+    def read(self, spellings: list[str]) -> Tensor:
+        """Classes by their names, as one batch [N]. Raises BadValue for a name that is none of them."""
+        number = {value: k for k, value in enumerate(self.values)}
+        if unknown := [s for s in spellings if s not in number]:
+            known = ", ".join(self.values[:20]) + (", …" if len(self.values) > 20 else "")
+            raise BadValue(f"There is no class {unknown[0]!r}.", f"Classes: {known}.")
+        return torch.tensor([number[s] for s in spellings])
 
     def check(self, x: Tensor) -> None:
         _check_shape(self, x)
@@ -495,18 +504,25 @@ def from_json(data: dict[str, Any]) -> Space:
     )
 
 
-READ = (
-    "Give numbers; rows as files and frames have them become x and c by "
-    "pofx.data.rows.read_rows(model.space, model.context, rows)."
-)
+READ = "Give numbers; what has names, such as categories, goes in as a frame or a dictionary with the columns by name."
+FRAMES = "pofx.data.rows"  # reads what has columns by name; met by its own name, as families are: core has no readers
 
 
 def take(space: Space, x: Any) -> Tensor:
-    """x as a tensor of the space's dtype: a tensor or array of any dtype, or nested lists, whose values it can hold.
+    """x as a tensor of the space's dtype [*S, *E].
+
+    A tensor or array of any dtype, or nested lists, whose values it can hold; of texts and labels strings, too; of a
+    table what has its columns by name, in any order and beside others, with categories as they are spelt: a pandas or
+    polars frame, an Arrow table, a dictionary of columns, each [N, D], or a dictionary of one row's values [D].
 
     No value changes: raises BadValue for one that would, WrongShape where x is no array of numbers. (``space.check``
     then says whether they are data of this space.)
     """
+    if _has_names(x):
+        read: Callable[[Space, Any], Tensor] = import_module(FRAMES).of_names
+        return read(space, x)
+    if isinstance(space, Label | Text) and (strings := _strings(x)):
+        return space.read(strings)[0] if isinstance(x, str) else space.read(strings)
     given: Tensor = x if isinstance(x, Tensor) else _from_array(space, x)
     if given.dtype == space.dtype:
         return given
@@ -534,12 +550,23 @@ def _remedy(space: Space) -> str:
     return "Give whole numbers."
 
 
+def _has_names(x: Any) -> bool:
+    """Are its columns known by name, not by place?"""
+    return isinstance(x, Mapping) or hasattr(x, "columns") or hasattr(x, "column_names")
+
+
+def _strings(x: Any) -> list[str]:
+    """A string, or a list, array or column of strings as a list; an empty one where x is anything else."""
+    if isinstance(x, str):
+        return [x]
+    if isinstance(x, Tensor) or not isinstance(x, Iterable) or getattr(x, "ndim", 1) != 1:
+        return []
+    values = [*x]
+    return [str(v) for v in values] if all(isinstance(v, str) for v in values) else []
+
+
 def _from_array(space: Space, x: Any) -> Tensor:
     """A NumPy array, or what becomes one, with its own dtype."""
-    if hasattr(x, "columns") or hasattr(x, "column_names"):  # a frame: its columns are known by name, not by place
-        raise WrongShape(f"A {type(x).__name__} is no array; {space} takes {space.dtype}.", READ)
-    if isinstance(space, Text) and (isinstance(x, str) or (isinstance(x, list) and x and isinstance(x[0], str))):
-        raise WrongShape("Texts are given as numbers of symbols.", "Convert: model.space.read([text, ...]).")
     if isinstance(x, np.ma.MaskedArray):
         x = np.ma.filled(x.astype(np.float64), math.nan)
     try:
@@ -571,8 +598,8 @@ def free_length(space: Space, context: Space | None) -> str | None:
 
 
 def unit(space: Space) -> str:
-    """What a rate of this space is told per: a dimension, or the unit of data of free length."""
-    return space.unit if isinstance(space, Ragged) else "dim"
+    """What a rate of this space is told per: a dimension, a label, or the unit of data of free length."""
+    return space.unit if isinstance(space, Ragged) else "label" if isinstance(space, Label) else "dim"
 
 
 def units(space: Space, x: Tensor) -> Tensor:

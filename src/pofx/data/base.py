@@ -29,7 +29,7 @@ KINDS = (None, "table", "text", "audio", "sequence")
 SYMBOLS = ("auto", "characters", "bytes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Part:
     """Rows of one split.
 
@@ -48,6 +48,15 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        """Such as "30 rows: x [30, 13], c [30]"."""
+
+        def shape(v: Any) -> str:
+            return str(list(v.shape)) if isinstance(v, Tensor) else "of any length"
+
+        held = [f"{k} {shape(v)}" for k, v in vars(self).items() if v is not None]
+        return f"{len(self):,} row{'s' * (len(self) != 1)}: {', '.join(held)}"
 
     def __getitem__(self, index: Tensor | slice) -> Part:
         """The rows at ``index``, in its order; rows of free length are still not read."""
@@ -72,7 +81,7 @@ class Part:
         return dataclasses.replace(self, x=x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Data:
     """A loaded source: what one x is, and which rows train, validate and test.
 
@@ -102,6 +111,12 @@ class Data:
     options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
     dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
 
+    def __repr__(self) -> str:
+        """What it holds and how it is split, then one line for each note; ``describe()`` tells of columns."""
+        given = "" if self.context is None else f", given {self.context}"
+        rows = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "valid", "test"))
+        return "\n".join([f"{self.name}: {self.space}{given}; rows: {rows}", *(f"· {note}" for note in self.notes)])
+
     @cached_property
     def digest(self) -> dict[str, str]:
         """What these data are, in four short hashes (see ``data.digest``): a run remembers them."""
@@ -130,6 +145,14 @@ class Data:
         if self.labels is not None and not any(r["type"] == "label" for r in rows):
             rows.append(_entry("label", "for probes", "label", _listed(self.labels)))
         return rows
+
+
+def class_counts(data: Data) -> list[int] | None:
+    """How many training rows each class has, where labels are modelled or given; else None."""
+    for space, code in ((data.space, data.train.x), (data.context, data.train.c)):
+        if isinstance(space, Label) and isinstance(code, Tensor):
+            return [int(n) for n in torch.bincount(code, minlength=len(space.values))]
+    return None
 
 
 def _entry(name: str, role: str, kind: str, values: str, missing: str = "", note: str = "") -> dict[str, str]:

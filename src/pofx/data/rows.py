@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,12 +76,44 @@ def read_rows(
     if code is None and labels is not None and label is not None:
         try:
             code = _new_labels(labels, label)
-        except BadValue:  # another data set's classes: these labels are only for probes
-            code = None
+        except BadValue as error:  # another data set's classes
+            raw.notes.append(f"The labels of the source are left aside. {error.problem}")
     if notes is not None:
         notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
     return Part(x, c, code, rows=torch.arange(len(x)), before=before)
+
+
+def of_names(space: Space, rows: Any) -> Tensor:
+    """Rows [N, *E] of what has its columns by name, or the row [D] of a dictionary of values; see ``space.take``.
+
+    Of a label the column "label", or the only one. Raises as ``read_rows`` and ``encode_row`` do.
+    """
+    if isinstance(rows, Mapping):
+        columns = {k: v for k, v in rows.items() if isinstance(v, Iterable) and not isinstance(v, str)}
+        if not columns:
+            if not isinstance(space, Table):
+                raise WrongShape(f"A dictionary of values is the row of a table; expected {space}.", "Give an array.")
+            return encode_row(space, {str(k): str(v) for k, v in rows.items() if v is not None})
+        if len(columns) < len(rows):
+            single = next(k for k in rows if k not in columns)
+            raise WrongShape(f"Column {single!r} is a single value beside others of many.", "Give one for each row.")
+        rows = _arrow(columns)
+    names = getattr(rows, "column_names", None) or [str(c) for c in rows.columns]
+    alone = names[0] if isinstance(space, Label) and len(names) == 1 else None
+    x: Tensor = read_rows(space, None, rows, options={"label": alone}).x
+    return x
+
+
+def _arrow(columns: Mapping[str, Any]) -> Any:
+    """Columns of equal length, of lists or arrays, as an Arrow table."""
+    import pyarrow as pa
+
+    try:
+        plain = {str(k): v.numpy(force=True) if isinstance(v, Tensor) else v for k, v in columns.items()}
+        return pa.table({k: pa.array(v, from_pandas=True) for k, v in plain.items()})
+    except (pa.ArrowException, TypeError, ValueError) as e:
+        raise WrongShape(f"The columns make up no table: {e}.", "Give lists or arrays of equal length.") from e
 
 
 def _held(raw: Raw) -> str:

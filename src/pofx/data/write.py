@@ -125,9 +125,9 @@ def write_texts(
 
 
 def write_scores(
-    to: str | os.PathLike[str], columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Listed[Any]]
+    to: str | os.PathLike[str] | TextIO, columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Listed[Any]]
 ) -> None:
-    """Columns of equal length as CSV or Parquet: one line per row, in the order given."""
+    """Columns of equal length as CSV or Parquet, or CSV on a stream: one line per row, in the order given."""
     arrays = {k: pa.array(v.detach().cpu().numpy() if isinstance(v, Tensor) else v) for k, v in columns.items()}
     _write_table(pa.table(arrays), to)
 

@@ -69,7 +69,7 @@ Progress = Callable[[dict[str, Any]], None]
 """Called at each stage and with the fit's own entries; every call has family, stage and title."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A finished comparison: ``record`` is what comparison.json holds, ``runs`` the fits of this process."""
 
@@ -94,6 +94,15 @@ class Comparison:
     def table(self) -> list[list[str]]:
         """The comparison as text: a header, then one list of cells per family and baseline."""
         return [HEADER, *map(_cells, self.rows), *(_baseline_cells(*item) for item in self.record["baselines"].items())]
+
+    def __repr__(self) -> str:
+        """The first columns of ``table()``, and the recommendation."""
+        rows = [row[:4] for row in self.table()]
+        figures = [row for row in rows if row[2] not in ("", "—")]  # the others have a sentence
+        widths = [max(map(len, column)) for column in zip(*figures, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in figures]
+        lines += [f"{name}: {why}" for name, why, *_ in rows if [name, why, *_] not in figures]
+        return "\n".join([*lines, "", self.recommendation])
 
     def to_json(self) -> dict[str, Any]:
         return self.record
@@ -498,7 +507,7 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 HEADER = [
     "family", "log p(x) per datum", "per dimension", "fit", "parameters", "memory", "densities/s", "one sample",
-    "samples/s", "C2ST", "coverage", "copying", "probe", "outliers",
+    "samples/s", "C2ST", "coverage", "copying", "probe", "outliers", "accuracy",
 ]  # fmt: skip
 
 
@@ -528,6 +537,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         cell(quality.get("memorisation"), "auroc", lambda a: f"{a:.2f}"),
         cell(row["latents"].get("probe"), "accuracy", lambda a: f"{a:.1%}"),
         " ".join(areas) or "—",
+        cell(row.get("accuracy"), "accuracy", lambda a: f"{a:.1%}"),
     ]
 
 

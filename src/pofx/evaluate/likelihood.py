@@ -25,10 +25,12 @@ from pofx.core.likelihood import (
     cat,
     compare,
     draws,
+    lost,
     make,
     mc_se,
     noise_of_mean,
     per_row,
+    with_error,
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
@@ -38,7 +40,7 @@ from pofx.data.base import Part
 from pofx.evaluate.cost import grow
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Score:
     """Mean log-likelihood of held-out rows.
 
@@ -73,6 +75,9 @@ class Score:
     rows_per_second: float = math.nan
     rows: Available | None = None
 
+    def __repr__(self) -> str:
+        return f"{self.text}, {self.bits_text}" if self.available else self.text
+
     @property
     def available(self) -> bool:
         return self.kind != Unavailable.__name__
@@ -92,14 +97,13 @@ class Score:
         if not self.available:
             return f"{self.symbol} ({self.note})"
         noise = f" (mc {self.mc_se:.2g})" if self.draws and self.mc_se is not None else ""
-        lost = f" ({self.lost})" if self.impossible else ""
-        return f"{self.symbol} {with_error(self.nats, self.se)}{self._alone} nats{noise}{lost}"
+        impossible = f" ({self.lost})" if self.impossible else ""
+        return f"{self.symbol} {with_error(self.nats, self.se)}{self._alone} nats{noise}{impossible}"
 
     @property
     def lost(self) -> str:
         """Of how many rows the number is -inf, and what that means of its kind."""
-        what = {"LowerBound": "without a bound", "Estimate": "estimated as impossible"}.get(self.kind, "impossible")
-        return f"{self.impossible:,} of {self.n:,} row{'s' * (self.n > 1)} {what}"
+        return lost(KINDS[self.kind], self.impossible, self.n)
 
     @property
     def _alone(self) -> str:
@@ -111,10 +115,22 @@ class Score:
         """Such as "≤ 0.1570 ± 0.0004 bits/dim": a lower bound on log p is an upper bound on bits."""
         if not self.available:
             return self.symbol
+        return self._surprise(math.log(2), "bits")
+
+    @property
+    def loss_text(self) -> str:
+        """Of labels their log-loss, such as "= 0.112 ± 0.041 nats/label, = 0.161 ± 0.059 bits/label"."""
+        if not self.available:
+            return self.text
+        lost = f" ({self.lost})" if self.impossible else ""
+        return f"{self._surprise(1.0, 'nats')}, {self._surprise(math.log(2), 'bits')}{lost}"
+
+    def _surprise(self, size: float, name: str) -> str:
+        """The mean surprise per unit in what has ``size`` nats."""
         flip: dict[str, Kind] = {"LowerBound": UpperBound, "UpperBound": LowerBound}
         symbol = SYMBOL[flip.get(self.kind, KINDS[self.kind])]
-        error = None if self.rate_se is None else self.rate_se / math.log(2)
-        return f"{symbol} {with_error(self.bits_per_dim, error)}{self._alone} bits/{self.unit}"
+        error = None if self.rate_se is None else self.rate_se / size
+        return f"{symbol} {with_error(-self.nats / self.dims / size, error)}{self._alone} {name}/{self.unit}"
 
     def to_json(self, *, rows: bool = True) -> dict[str, Any]:
         """Plain data with the printed forms beside the numbers; ``rows`` adds the likelihood per row."""
@@ -127,6 +143,8 @@ class Score:
             "bits_per_dim": encode(self.bits_per_dim),
             "bits_text": self.bits_text,
         }
+        if self.unit == "label":
+            out |= {"log_loss": encode(-self.nats), "loss_text": self.loss_text}
         if rows and self.rows is not None:
             # float32 digits: a likelihood carries no more
             out["rows"] = {
@@ -295,27 +313,7 @@ def _on_cpu(lik: Likelihood) -> Likelihood:
     return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
 
-# -- numbers as text and as JSON -------------------------------------------------------------------------
-
-
-def with_error(value: float, se: float | None) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
-
-    Without the error where that is not known, and infinity as its sign.
-
-    Example:
-        >>> with_error(85.3214, 1.234), with_error(0.157, 0.0042)
-        ('85.3 ± 1.2', '0.1570 ± 0.0042')
-    """
-    if not math.isfinite(value):
-        return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
-    known = se is not None and math.isfinite(se)
-    if abs(value) >= 1e9:
-        return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
-    if se is None or not known:
-        return f"{value:.2f}"
-    places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
-    return f"{value:.{places}f} ± {se:.{places}f}"
+# -- numbers as JSON -------------------------------------------------------------------------
 
 
 def encode(value: Any) -> Any:

@@ -18,7 +18,7 @@ from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model, Sampler
 from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
 from pofx.core.space import Label, Ragged, Space, Table, Text, join
-from pofx.data.base import Data, Part
+from pofx.data.base import Data, Part, class_counts
 from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
@@ -26,8 +26,9 @@ from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
+from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc, share_error
+from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
 RATE_ROWS = 1024  # rows over which throughput is measured
@@ -153,7 +154,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
         tell("dependent columns")
         found["dependent"] = _dependent(study, model, 0.1 * limit)
     if isinstance(space, Label):
-        found["accuracy"] = guarded(lambda: _accuracy(study, model, space))
+        found["accuracy"] = guarded(lambda: _accuracy(study, model))
     if isinstance(space, Text):
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
     return found, lik, fake
@@ -284,19 +285,11 @@ def _surprise(study: Study, model: Model) -> list[list[tuple[str, float]]]:
     return out
 
 
-def _accuracy(study: Study, model: Model, space: Label) -> dict[str, Any] | Unavailable:
+def _accuracy(study: Study, model: Model) -> dict[str, Any]:
     """How often the most probable class is the right one, beside always guessing the commonest."""
-    test, classes = study.test, len(space.values)
-    labels = torch.arange(classes)[:, None].expand(classes, len(test))
-    with torch.no_grad():
-        lik = model.given(test.c).log_prob(labels, generator=study.settings.generator(8, model.device))
-    if isinstance(lik, Unavailable):
-        return lik
-    right = (lik.nats.argmax(0).cpu() == test.x).double()
-    commonest = study.data.train.x.bincount(minlength=classes).argmax()
-    majority = float((test.x == commonest).double().mean())
-    accuracy, n = float(right.mean()), len(right)
-    return {"accuracy": accuracy, "se": share_error(accuracy, n), "majority": majority, "n": n}
+    generator = study.settings.generator(8, model.device)
+    found = predict(model, study.test.c, counts=class_counts(study.data), generator=generator)
+    return found.accuracy(study.test.x).to_json()
 
 
 def _split_by_class(data: Data, test: Part, name: str) -> tuple[Part, Part]:

@@ -223,7 +223,10 @@ class PathModel(Continuous):
         y = y.double().reshape(-1, *self.shape)
         signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
         probe = None if exact else signs.transpose(0, 1).reshape(probes, *y.shape)
-        nats, se = ode(self.denoiser(h), self.gaussian, self.schedule, y, steps=steps, probe=probe, **self.ends)
+        asking = [y, *self.parameters(), *([] if h is None else [h])]
+        graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
+        denoise = self.denoiser(h)
+        nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph, **self.ends)
         trace = "exact divergence" if exact else f"Hutchinson's divergence, {probes} probes a solution"
         caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {c.smallest:g}"
         return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Exact, Kind, Likelihood
+from pofx.core.likelihood import Exact, Kind, Likelihood, per_row
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, Options
@@ -92,9 +92,13 @@ class Classifier(Model):
         return GradientLearner(self, recipe, objective)
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        every = self.rows_classes(len(x), c, budget, noise)
+        assert isinstance(every, Exact)
+        return per_row(lambda t: t.gather(-1, x[:, None])[:, 0], every)
+
+    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         assert c is not None
-        nats = F.log_softmax(self.logits(c).double(), -1).gather(-1, x[:, None])[:, 0]
-        return Exact(nats, self.space.measure)
+        return Exact(F.log_softmax(self.logits(c).double(), -1), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         assert c is not None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, OneHotCategorical
 
 from pofx.core.errors import BadValue, Unsupported
@@ -335,7 +336,7 @@ class Mixture(Model):
     def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
         """Of the context and the datum, in the datum's raw units: the context's slopes cancel in p(x | c)."""
         y, log_slope = self._shortened(y)
-        log_p = sweep.log_density(self.components(), self.rows(y, codes), self.frame())
+        log_p: Tensor = _Density.apply(y, codes, self)
         return log_p + log_slope[:, self.joint.given_dim :].sum(1)
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
@@ -450,6 +451,25 @@ class GaussianMixture(Mixture):
         y, codes = self.joint.split(x, c)
         rows = self.rows(self._shortened(y)[0], codes)
         return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.frame()))
+
+
+class _Density(torch.autograd.Function):
+    """log p [N] of coordinates y [N, c] and their codes, whose gradient has a closed form: the sweep works in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, codes: Tensor, model: Mixture) -> Tensor:
+        ctx.model = model
+        ctx.save_for_backward(y, codes)
+        return sweep.log_density(model.components(), model.rows(y, codes), model.frame())
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
+        y, codes = ctx.saved_tensors
+        frame = ctx.model.frame()
+        rows = frame.rows(y, codes, None, torch.float64, scatter=False)
+        slope = sweep.gradient(ctx.model.components(), rows, frame)[:, : y.shape[1]]
+        return weight[:, None] * slope, None, None
 
 
 def _covariance(config: Config, d: int, k: int) -> Covariance:

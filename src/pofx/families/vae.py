@@ -273,7 +273,6 @@ class Vae(Model):
     def rows_per_pass(self) -> int:
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
-    @torch.no_grad()
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         config, n = self.config, len(x)
         k = budget.draws or config.draws

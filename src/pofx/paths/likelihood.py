@@ -97,6 +97,7 @@ def ode(
     largest: float,
     steps: int,
     probe: Tensor | None = None,
+    graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log-density of the probability flow ODE at x (Song et al. 2021, section 4.3), an estimate.
 
@@ -110,6 +111,7 @@ def ode(
         steps: of the solver, four denoisings each.
         probe: random signs [probes, N, *E] for Hutchinson's estimate of the divergence, the same along a whole path
             (Grathwohl et al. 2019); None takes the exact trace, at the cost of d backward passes.
+        graph: the nats are to carry a gradient, which goes through all passes of the solver.
 
     Returns:
         nats [N] and the standard error [N] that the probes leave: zero for the exact trace, NaN (unknown)
@@ -124,12 +126,12 @@ def ode(
         scale = schedule(t).scale.to(z)
         cos, sin = math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam)))
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
+            z = z if graph and z.requires_grad else z.detach().requires_grad_()
             x_hat = denoise(scale * z, t)
             eps_hat = (z - cos * x_hat) / sin
             v = (sin * x_hat - cos * eps_hat) * (sin * cos / 2)  # d(phi)/d(lambda) = -sin cos / 2
-            parts = [torch.autograd.grad(v, z, e, retain_graph=True)[0] * e for e in along]
-        return v.detach(), torch.stack(parts).flatten(2).sum(2)
+            parts = [torch.autograd.grad(v, z, e, retain_graph=True, create_graph=graph)[0] * e for e in along]
+        return v if graph else v.detach(), torch.stack(parts).flatten(2).sum(2)
 
     start, end = -2 * math.log(smallest), -2 * math.log(largest)
     h = (end - start) / steps

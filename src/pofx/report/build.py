@@ -152,7 +152,7 @@ def _baseline(column: Column, row: Mapping[str, Any], scored: int) -> Cell:
     """A compressor has a likelihood and nothing else."""
     if column.head == "log p(x)":
         return leaderboard.likelihood(row, scored)
-    return leaderboard.bits(row) if column.head == "bits / dim" else Cell()
+    return leaderboard.bits(row) if column.head.startswith(leaderboard.PER) else Cell()
 
 
 def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:

@@ -10,14 +10,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pofx.core.likelihood import SYMBOL, Unavailable
-from pofx.evaluate.likelihood import beyond, decode, with_error
+from pofx.core.likelihood import SYMBOL, Unavailable, with_error
+from pofx.evaluate.likelihood import beyond, decode
 from pofx.evaluate.recommend import amount
 from pofx.report import plots
 
 Row = Mapping[str, Any]
 GUARANTEES = ("Exact", "LowerBound")
 NONE = SYMBOL[Unavailable]
+PER = "bits / "
 
 
 @dataclass
@@ -116,7 +117,8 @@ def _compact(value: float, se: float) -> str:
 
 
 def bits(row: Row) -> Cell:
-    text, number = row["likelihood"]["bits_text"].removesuffix(" bits/dim"), decode(row["likelihood"]["bits_per_dim"])
+    text, _, _ = row["likelihood"]["bits_text"].partition(" bits/")
+    number = decode(row["likelihood"]["bits_per_dim"])
     if math.isfinite(number) and abs(number) >= 1e5:
         text = f"{text[:1]} {amount(number)}"
     value, _, error = text.partition(" ± ")
@@ -189,6 +191,8 @@ def columns(rows: Sequence[Row], scored: int) -> list[Column]:
     """The columns of the main table; those that no family has a figure for are left out."""
     found = [decode(r["likelihood"]["nats"]) for r in rows if r["likelihood"]["kind"] in plots.KINDS]
     low, top = plots.floor(found), max(filter(math.isfinite, found), default=0.0)
+    unit = rows[0]["likelihood"]["unit"] if rows else "dim"
+    what = "dimension" if unit == "dim" else unit
     low -= 0.04 * max(top - low, 1e-9)
 
     def scale(row: Row) -> Cell:
@@ -200,7 +204,7 @@ def columns(rows: Sequence[Row], scored: int) -> list[Column]:
     out = [
         Column("log p(x)", "Mean over held-out rows, nats per datum. More is better.", lambda r: likelihood(r, scored)),
         *([Column("", "The same on one scale, with two standard errors.", scale)] if len(rows) > 1 else []),
-        Column("bits / dim", "Mean surprise per dimension: less is better. Lower bounds turn into upper ones.", bits),
+        Column(f"{PER}{unit}", f"Mean surprise per {what}: less is better. Lower bounds turn into upper ones.", bits),
         *COSTS,
         _C2ST,
         _COVERAGE,

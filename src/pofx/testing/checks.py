@@ -22,7 +22,7 @@ from pofx.core.likelihood import (
     mc_se,
 )
 from pofx.core.model import Budget, Model
-from pofx.core.noise import row_keys
+from pofx.core.noise import RowNoise, row_keys
 from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
 from pofx.data.base import Part
 from pofx.data.synthetic import Gaussian
@@ -99,6 +99,54 @@ def global_state_is_untouched(s: Subject) -> None:
     with seeded(12345):
         again = draw(s, 5, seed=0)
     assert same(first, again), "samples depend on the global random state"
+
+
+@check
+def gradients_are_for_those_who_ask(s: Subject) -> None:
+    """Nats carry a gradient where x, c or a parameter asks for one, and of x the right one; else none."""
+    part = s.test[:12].read()
+    for name in s.cls.estimators or (None,):
+        budget = Budget(estimator=name, steps=4 if s.cls.uses_steps else None)
+
+        def nats(model: Model, x: Tensor, c: Tensor | None, budget: Budget = budget) -> Tensor:
+            lik = model.given(c).log_prob(x, budget=budget, generator=generator(0))
+            if isinstance(lik, Unavailable):
+                raise NotApplicable
+            return lik.nats
+
+        assert not nats(s.model, part.x, part.c).requires_grad, f"a gradient that nobody asked for ({name})"
+        asking = copy.deepcopy(s.model).requires_grad_()
+        if any(True for _ in asking.parameters()):
+            assert nats(asking, part.x, part.c).requires_grad, f"no gradient for parameters that ask ({name})"
+        if part.c is not None and part.c.is_floating_point():
+            c = part.c.clone().requires_grad_()
+            assert nats(s.model, part.x, c).requires_grad, f"no gradient for a context that asks ({name})"
+        gradient_of_x(s, part, budget)
+
+
+def gradient_of_x(s: Subject, part: Part, budget: Budget) -> None:
+    """The gradient of x is the slope between neighbours, what is drawn being the same for both."""
+    step = s.case.space.step if isinstance(s.case.space, Sequence) else s.case.space
+    if not isinstance(step, Table) or any("counting" in column.measure for column in step.columns):
+        return
+    x = part.x.clone().requires_grad_()
+    inside = part.x.isfinite()  # neither missing nor after the end
+    scale = part.x[inside].std()
+    along = torch.where(inside, 1e-2 * scale * (1 - 2 * torch.rand(x.shape, generator=generator(2))).sign(), 0.0)
+
+    def nats(x: Tensor) -> Tensor:
+        lik = s.model.rows_log_prob(x, part.c, budget, RowNoise.by_place(len(x), generator(1)))
+        assert not isinstance(lik, Unavailable)
+        return lik.nats.double()
+
+    values, got = nats(x), torch.zeros_like(x)
+    if values.requires_grad:  # else no number moves with x, as the slopes then say, too
+        (got,) = torch.autograd.grad(values.sum(), x)
+    got = torch.where(inside, got * along, 0.0).flatten(1).sum(1)
+    wide, narrow = ((nats(part.x + k * along) - nats(part.x - k * along)) / (2 * k) for k in (1, 0.3))
+    smooth = (wide - narrow).abs() < 0.02 * (1e-2 + wide.abs())  # no edge of a bin, no kink between the neighbours
+    off = smooth & ((got - narrow).abs() > 0.05 * (1e-2 + narrow.abs()))
+    assert off.sum() <= 0.3 * smooth.sum(), f"{int(off.sum())} of {int(smooth.sum())} gradients by x are wrong"
 
 
 @check

@@ -347,6 +347,24 @@ class ScoreWithoutNoise(Moments):
         return self.rows_score(x, c)
 
 
+class NoGradient(Moments):
+    """A density that cuts the graph between x and its number."""
+
+    name = "wrong: no gradient for an x that asks"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(x.detach())
+
+
+class UnaskedGradient(Moments):
+    """A density that carries a gradient whoever asks."""
+
+    name = "wrong: a gradient that nobody asked for"
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return super().log_density(x) + torch.zeros((), requires_grad=True)
+
+
 class NeverLearns(Moments):
     """A learner that does nothing."""
 
@@ -454,6 +472,8 @@ WRONG: dict[type[Model], set[str]] = {
     UnclaimedKind: {"kind is claimed"},
     ScoreSign: {"score is the gradient"},
     ScoreWithoutNoise: {"noised score is the gradient"},
+    NoGradient: {"gradients are for those who ask"},
+    UnaskedGradient: {"gradients are for those who ask"},
     NeverLearns: {"training helps"},
     UnseededTraining: {"training is reproducible"},
     LeakingMask: {"sums to one"},

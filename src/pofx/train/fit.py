@@ -29,7 +29,7 @@ from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model, idle, replace_config
 from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
-from pofx.data.base import Data, Part
+from pofx.data.base import Data, Part, class_counts
 from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
@@ -208,6 +208,7 @@ def fit(
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}, "digest": data.digest,
+        "counts": class_counts(data),
     }  # fmt: skip
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training)
     path = None if out is None else Path(out)

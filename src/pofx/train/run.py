@@ -51,14 +51,23 @@ ENDS = ("finished", "stopped early")  # of training that came to its end
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}  # of file systems without them
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
-    """One fit: the model as it should be used, and how it came about."""
+    """One fit: the model as it should be used, whose parameters ask for no gradient, and how it came about."""
 
     model: Model
     info: dict[str, Any]  # what config.json holds
     log: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.model.requires_grad_(False)
+
+    def __repr__(self) -> str:
+        """One line; ``log`` and ``info`` have the details."""
+        fitted = f"; fitted to {self.info['data']['name']}" if "name" in self.info["data"] else ""
+        how = f": {self.status} after {self.steps:,} steps, {self.seconds:.1f} s" if self.log else ""
+        return f"{self.model!r}{fitted}{how}" + ("" if self.path is None else f"; in {self.path}")
 
     @property
     def status(self) -> str:

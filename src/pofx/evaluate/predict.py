@@ -1,0 +1,181 @@
+"""Probabilities of classes p(y | x): of a model of labels as they are, of a model given labels by Bayes' rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import Unsupported, UsageError
+from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
+from pofx.core.measure import Measure
+from pofx.core.model import Budget, Model
+from pofx.core.space import Label, Space, take
+from pofx.evaluate.likelihood import Score, summarise
+from pofx.evaluate.two_sample import share_error
+from pofx.train.run import Run
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """p(y | x) of every class y, for each of N rows.
+
+    Attributes:
+        classes: the K classes by name.
+        nats: log p(y | x) [N, K], float64; NaN in a row that the model holds impossible under every class.
+        kind: Exact, or Estimate where the probabilities are made of bounds or estimates; ``caveat`` then says of which.
+        counts: how often training has seen each class; None where that is not known.
+    """
+
+    classes: tuple[str, ...]
+    nats: Tensor
+    kind: Kind
+    caveat: str = ""
+    counts: tuple[float, ...] | None = None
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N, K]; each row sums to one."""
+        return self.nats.exp()
+
+    @property
+    def label(self) -> Tensor:
+        """The most likely class of each row [N] int64; -1 where there are no probabilities."""
+        return torch.where(self.nats.isnan().any(1), -1, self.nats.nan_to_num().argmax(1))
+
+    @property
+    def names(self) -> list[str | None]:
+        """The most likely class of each row by name."""
+        return [None if k < 0 else self.classes[k] for k in self.label.tolist()]
+
+    def columns(self) -> dict[str, Any]:
+        """What a table of the predictions holds: the most likely class, then the probability of each class by name."""
+        name = "class"
+        while name in self.classes:
+            name += "_"
+        return {name: self.names} | {k: self.probabilities[:, j] for j, k in enumerate(self.classes)}
+
+    def likelihood(self, label: Tensor) -> Available:
+        """log p(label | x) of a class for each row [N]."""
+        nats = self.nats.gather(1, label.to(self.nats.device)[:, None])[:, 0].nan_to_num(nan=-math.inf)
+        return make(self.kind, nats, Measure.counting(1), caveat=self.caveat)
+
+    def score(self, label: Tensor) -> Score:
+        """The mean of log p(label | x) [N]; ``loss_text`` of it is the log-loss."""
+        return summarise(self.likelihood(label), Label(self.classes), torch.ones(len(label), dtype=torch.float64))
+
+    def accuracy(self, label: Tensor) -> Accuracy:
+        """How often the most likely class is the right one [N]."""
+        right = (self.label.cpu() == label.cpu()).double().mean().item()
+        commonest = None if self.counts is None else max(range(len(self.counts)), key=self.counts.__getitem__)
+        majority = None if commonest is None else (label == commonest).double().mean().item()
+        name = None if commonest is None else self.classes[commonest]
+        return Accuracy(right, share_error(right, len(label)), majority, name, len(label))
+
+    def __repr__(self) -> str:
+        found = torch.bincount(self.label[self.label >= 0], minlength=len(self.classes)).tolist()
+        seen = ", ".join(f"{name}: {count:,}" for name, count in zip(self.classes, found, strict=True) if count)
+        return f"{len(self.nats):,} row{'s' * (len(self.nats) != 1)}, by their most likely class: {seen or 'none'}"
+
+
+@dataclass(frozen=True, repr=False)
+class Accuracy:
+    """The share of n rows of which the most likely class is the right one, and its standard error.
+
+    ``majority`` is what always saying the commonest class of the training rows would reach on the same rows.
+    """
+
+    accuracy: float
+    se: float
+    majority: float | None
+    commonest: str | None
+    n: int
+
+    @property
+    def text(self) -> str:
+        """Such as "96.7% ± 3.4% (always 'setosa': 33.3%)"."""
+        beside = "" if self.majority is None else f" (always {self.commonest!r}: {self.majority:.1%})"
+        return f"{self.accuracy:.1%} ± {self.se:.1%}{beside}"
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def predict(
+    run: Run | Model,
+    x: Any,
+    *,
+    counts: Sequence[float] | None = None,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+) -> Prediction:
+    """p(y | x) of every class y: what a model of labels says, or what Bayes' rule makes of a model p(x | y).
+
+    Args:
+        run: of a space or a context of labels. A generative model p(x | y) classifies by
+            p(y | x) = p(x | y) p(y) / sum of the same over all y, with p(y) the frequencies of the training rows.
+        x: what the label is told from, [N, *E]: an array, a tensor, a frame, whatever ``log_prob`` takes.
+        counts: [K] how often each class is seen, in any unit (default: those of the run's training rows).
+        budget: of the likelihood, where it is not exact.
+        generator: gives the seed of Monte Carlo draws; the same draws for all classes.
+
+    Raises Unsupported where the model knows of no label, or has no likelihood; UsageError where frequencies are needed
+    and not known, and the errors of ``log_prob``.
+    """
+    model = run.model if isinstance(run, Run) else run
+    if counts is None and isinstance(run, Run):
+        counts = run.info["data"].get("counts")
+    known = None if counts is None else tuple(map(float, counts))
+    classes = classes_of(model)
+    if known is not None and (len(known) != len(classes) or min(known) < 0 or sum(known) <= 0):
+        raise UsageError(f"counts are {list(known)}; there are {len(classes)} classes.", "Give a count for each.")
+    with torch.no_grad():
+        if isinstance(model.space, Label):
+            c = None if model.context is None else take(model.context, x)
+            lik = model.given(c).classes(budget=budget, generator=generator)
+        else:
+            if known is None:
+                raise UsageError(
+                    f"p(x | y) says nothing of y without the frequencies of its {len(classes)} classes.",
+                    "Give counts, in Python; runs that are fitted from now on have them.",
+                )
+            seed, parts = generator or torch.Generator(model.device).manual_seed(0), []
+            x, state = take(model.space, x), seed.get_state()
+            for k in range(len(classes)):
+                seed.set_state(state)
+                parts.append(model.given(torch.tensor(k)).log_prob(x, budget=budget, generator=seed))
+            lik = stack(parts)
+    if isinstance(lik, Unavailable):
+        raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")
+    nats = lik.nats.double()
+    if not isinstance(model.space, Label):
+        assert known is not None
+        nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).log()
+    exact = isinstance(lik, Exact)
+    bound = "a lower bound" if isinstance(lik, LowerBound) else "an upper bound"
+    what = lik.caveat if isinstance(lik, Estimate) else f"made of {bound} for each class"
+    return Prediction(classes, nats.log_softmax(1).cpu(), Exact if exact else Estimate, "" if exact else what, known)
+
+
+def classes_of(model: Model) -> tuple[str, ...]:
+    """The classes that a model tells apart. Raises Unsupported where it knows of none."""
+    for space in (model.space, model.context):
+        if isinstance(space, Label):
+            return space.values
+    raise Unsupported(
+        f"This {model.name} models {model.space} and knows of no classes.",
+        "Fit a classifier (--target COLUMN), or a model given its classes (--given label).",
+    )
+
+
+def told_from(model: Model) -> Space | None:
+    """What the classes are told from: the other one of space and context."""
+    return model.context if isinstance(model.space, Label) else model.space
