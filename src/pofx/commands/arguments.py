@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
-import io
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from pofx.commands.terminal import Terminal
 from pofx.core.errors import UsageError
+from pofx.core.spelling import join
 
 Takes = Literal["nothing", "value", "names", "numbers", "texts"]
 """What follows an option."""
@@ -190,9 +190,3 @@ def _list(
 def split(text: str) -> list[str]:
     """The values of 'a,b', of which one with a comma in it stands in quotes."""
     return next(csv.reader([text], skipinitialspace=True), None) or [""]
-
-
-def join(values: list[str]) -> str:
-    page = io.StringIO()
-    csv.writer(page, lineterminator="").writerow(values)
-    return page.getvalue()

@@ -165,6 +165,8 @@ class Resume(Output):
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or that of a comparison: its finished families stay, the others follow."""
+    device: str | None = None
+    """Where to go on: auto, cpu, cuda or mps [default: as it was asked for at first]."""
 
 
 def resume(argv: list[str]) -> int:
@@ -178,7 +180,7 @@ def resume(argv: list[str]) -> int:
     data, unsure = read_data(info, str(args.run))
     tell_notes([] if unsure is None else [unsure], args)
     with progress(args, f"{info['family']} on {data.name}") as report:
-        run = go_on(args.run, data=data, progress=report)
+        run = go_on(args.run, data=data, device=args.device, progress=report)
     _finish_fit(run, data, args)
     return 0
 
@@ -189,7 +191,7 @@ def _resume_comparison(args: Resume) -> int:
     from pofx.report.build import build
 
     with progress(args, f"comparing in {args.run.name}") as report, interrupted(args.run):
-        result = resume_comparison(args.run, progress=report)
+        result = resume_comparison(args.run, device=args.device, progress=report)
     show(result, build(args.run), args)
     return 0
 

@@ -40,7 +40,7 @@ class Tables(Group):
     types: Annotated[list[str], arg(metavar="COLUMN=TYPE,...")] = dataclasses.field(default_factory=list)
     """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
     drop: Annotated[list[str], arg(metavar="COLUMN,...")] = dataclasses.field(default_factory=list)
-    """Columns to leave out."""
+    """Columns to leave out; quotes stand around a name with a comma: '"a, b",c'."""
     header: bool = False
     """The first line of a CSV file holds names, whatever it looks like."""
     no_header: bool = False
