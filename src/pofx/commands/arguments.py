@@ -58,7 +58,7 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
 
 
 def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """The options as --name=value, each list in one; the other arguments; the options that ``kind`` lacks.
+    """The options with their values behind =, each list in one; the other arguments; the options that ``kind`` lacks.
 
     Those are taken to have a value.
     """

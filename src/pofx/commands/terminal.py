@@ -18,7 +18,7 @@ GAP = 2  # spaces between columns
 NARROWEST = 24  # of a column whose cells break over lines
 # Spaces at which no line breaks: inside 'log p(x)', and inside a number with its symbol, its error and its unit.
 INSIDE = re.compile(
-    r"(?<=log) (?=p\()|(?<=[=≥≤≈±<>]) (?=\S)| (?=±)|(?<=\d) (?=[a-zµ])|(?<=\d[kMGT%]) (?=[a-zµ])|(?<=\(mc) (?=\d)"
+    r"(?<=log) (?=p\()|(?<=[=≥≤≈±<>]) (?=\S)| (?=±)|(?<=[\d∞]) (?=[a-zµ])|(?<=\d[kMGT%]) (?=[a-zµ])|(?<=\(mc) (?=\d)"
 )
 
 
@@ -103,32 +103,29 @@ def fold(text: str, width: int) -> list[str]:
     start = len(text) - len(text.lstrip(" "))
     hang = " " * (start + 2 if start or text.startswith("· ") else 0)
     lines, line = [], text[:start]
-    for word in re.findall(r"\S+ *", INSIDE.sub("\0", text[start:])):
+    for word in _words(text[start:]):
         if line.strip() and cell_len((line + word).rstrip()) > width:
             lines.append(line.rstrip())
             line = hang
-        line += word.replace("\0", " ")
+        line += word
     return [*lines, line.rstrip()]
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, each with the spaces after it; a number with its symbol, error and unit is one."""
+    return [word.replace("\0", " ") for word in re.findall(r"\S+ *", INSIDE.sub("\0", text))]
 
 
 def _fit(cell: str, width: int) -> list[str]:
     """The lines of a cell of this width; a longer word breaks anywhere."""
-    pieces, line = [], ""
-    for word in INSIDE.sub("\0", cell).split(" "):
-        longer = f"{line} {word}" if line else word
-        if cell_len(longer) <= width:
-            line = longer
-            continue
-        *full, line = [*([line] if line else []), *(chop_cells(word, width) or [""])]
-        pieces += full
-    return [piece.replace("\0", " ") for piece in (*pieces, line)]
+    return [piece for line in fold(cell, width) for piece in chop_cells(line, width) or [""]]
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """The widths of columns that together fit; None where they do not."""
     least, most = [], []
     for k, column in enumerate(columns):
-        heading = max(map(cell_len, INSIDE.sub("\0", column.name).split(" ")))
+        heading = max(cell_len(word.rstrip()) for word in _words(column.name))
         longest = max([heading, *(cell_len(row[k]) for row in rows)])
         most.append(longest)
         least.append(max(heading, min(longest, NARROWEST)) if column.wraps else longest)

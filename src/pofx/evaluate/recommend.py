@@ -15,6 +15,7 @@ from typing import Any
 
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+from pofx.core.spelling import listed
 from pofx.evaluate.likelihood import beyond, decode
 
 Row = Mapping[str, Any]
