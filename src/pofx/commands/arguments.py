@@ -4,6 +4,7 @@ A command's options are the fields of a dataclass, which ``tyro`` reads. Lists a
 
     list[str]                    --drop a,b or --drop a --drop b; what holds a comma stands in quotes: --drop '"a,b",c'
     tuple[int, ...] and others   --shape 28,28 or --shape 28 28
+    Annotated[str, COMMAS]       the same, as it is written
     UseAppendAction[list[str]]   texts, whose commas are their own: --stop . --stop ', and'
 """
 
@@ -27,6 +28,8 @@ from pofx.core.spelling import join
 
 Takes = Literal["nothing", "value", "names", "numbers", "texts"]
 """What follows an option."""
+COMMAS = "commas"
+"""A mark of a str that holds a list, which whoever gets it takes apart: its repeats are joined."""
 HELP = ("-h", "--help")
 LISTS = ConstructorRegistry()
 
@@ -144,6 +147,8 @@ def _kind_of_list(hint: Any) -> Takes:
     plain = bare(hint)
     if plain is bool:
         return "nothing" if hint is bool else "value"  # one that may be None is spelt out
+    if COMMAS in marks(hint):
+        return "names"
     if typing.get_origin(plain) is list:
         return "texts" if UseAppendAction in marks(hint) else "names"
     return "numbers" if typing.get_origin(plain) is tuple else "value"

@@ -18,6 +18,7 @@ from rich.text import Text as Words
 from tyro.conf import Positional, arg
 
 from pofx.commands import RUN, elsewhere
+from pofx.commands.arguments import COMMAS
 from pofx.commands.arguments import parse as parse
 from pofx.commands.terminal import Column as Column
 from pofx.commands.terminal import Terminal as Terminal
@@ -45,7 +46,7 @@ class Tables(Group):
     """The first line of a CSV file holds names, whatever it looks like."""
     no_header: bool = False
     """The first line of a CSV file holds values, whatever it looks like."""
-    names: Annotated[str | None, arg(metavar="NAME,...")] = None
+    names: Annotated[str | None, COMMAS, arg(metavar="NAME,...")] = None
     """Names of all columns of a CSV file, 'a,b,c', in place of those of a header."""
     missing: Annotated[list[str] | None, arg(metavar="SPELLING,...")] = None
     """The spellings in a CSV file that mean missing, besides empty fields; '': none [default: NA, NaN, null, ? ...]."""
@@ -107,7 +108,7 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
-    given: Annotated[str | None, arg(metavar="COLUMN,...")] = None
+    given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...")] = None
     """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
