@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction
 from pofx.cli import main
 from pofx.commands import RUN, options
 from pofx.commands.arguments import COMMAS, arrange, bare, hints, marks, parse
-from pofx.commands.compare import Compare
+from pofx.commands.compare import Compare, _family_options
 from pofx.commands.export import Export
 from pofx.commands.fit import Fit, _kind
 from pofx.commands.sample import Sample
@@ -133,6 +133,11 @@ def test_names_with_commas_stand_in_quotes():
     assert parse(ShowData, ["--missing", "", "x"], "data").missing == [""]
     assert parse(ShowData, ["x"], "data").missing is None
     assert [listed(["a", "b"]), listed(["it's"]), listed(["a b"])] == ["a,b", "'it'\"'\"'s'", "'a b'"]
+
+
+def test_options_of_families_are_spelt_out():
+    found = _family_options(["gmm.components=50", "gmm.per_class=False", "made.orders=3"])
+    assert (found["gmm"]["components"], found["gmm"]["per_class"], found["made"]["orders"]) == (50, False, 3)
 
 
 def test_wrong_numbers_in_a_list(capsys):

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -60,6 +60,13 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
         )
 
 
+def read(kind: Any, values: Sequence[tuple[str, str]], command: str) -> Any:
+    """An instance of ``kind`` of these fields and their values as they are spelt, True and False among them."""
+    with LISTS:
+        args = [f"--{name}={value}" for name, value in values]
+        return tyro.cli(kind, args=args, prog=command, config=(tyro.conf.FlagConversionOff,))
+
+
 def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]]:
     """The options with their values behind =, each list in one; the other arguments; the options that ``kind`` lacks.
 
@@ -70,8 +77,6 @@ def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]
     lists: dict[str, list[str]] = {}
     rest = list(argv)
     while rest:
-        name, equals, value = rest[0].partition("=")
-        name = name.replace("_", "-") if name.startswith("--") else name
         token = rest.pop(0)
         if token == "--":
             positional, rest = positional + rest, []
@@ -79,7 +84,8 @@ def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]
         if not token.startswith("--"):
             (unknown if re.match("-[a-zA-Z]", token) else positional).append(token)
             continue
-        how = takes.get(name)
+        name, equals, value = token.partition("=")
+        how = takes.get(name := name.replace("_", "-"))
         if how is None:
             unknown.append(name)
         missing = not equals and (not rest or rest[0].startswith("--"))
@@ -101,7 +107,7 @@ def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(text) and all(map(lambda part: float(part) is not None, text.split(",")))
+        return bool([float(part) for part in text.split(",")])
     except ValueError:
         return False
 

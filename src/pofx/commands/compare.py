@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from pofx.commands import elsewhere
+from pofx.commands.arguments import read
 from pofx.commands.shared import (
     Column,
     Output,
@@ -122,7 +123,7 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
     """gmm.components=50 -> {"gmm": its options}, each value read as the family's Config types it."""
     from pofx.core.registry import family
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for entry in entries:
         option, equals, value = entry.partition("=")
         name, dot, field = option.partition(".")
@@ -133,8 +134,8 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
         known = [f.name for f in dataclasses.fields(family(name).Config)]
         if field.replace("-", "_") not in known:
             raise UsageError(f"{name} has no option {field!r}.", f"It has: {', '.join(known)}.")
-        found.setdefault(name, []).append(f"--{field}={value}")
-    return {name: dataclasses.asdict(parse(family(name).Config, args, name)) for name, args in found.items()}
+        found.setdefault(name, []).append((field, value))
+    return {name: dataclasses.asdict(read(family(name).Config, values, name)) for name, values in found.items()}
 
 
 _SHOWN = {  # a column of Comparison.table and how it is shown, its unit in the heading
