@@ -326,6 +326,11 @@ def _(f):
     return ["fit", good_csv(f), "--drop", "a", "b", "gmm"]
 
 
+@case("no source", 2, "UsageError")
+def _(f):
+    return ["data", "--drop", "a"]
+
+
 @case("no family", 2, "UsageError")
 def _(f):
     return ["fit", good_csv(f)]

@@ -47,6 +47,9 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
         hint = f"Did you mean {' or '.join(near)}?" if near else f"See 'pofx {command} --help'."
         raise UsageError(f"'pofx {command}' has no option {unknown[0]!r}.", hint)
     places = [name.upper() for name, hint in hints(kind) if Positional in marks(hint)]
+    needed = [f.name.upper() for f in dataclasses.fields(kind) if f.name.upper() in places and _has_no_default(f)]
+    if missing := needed[len(positional) :]:
+        raise UsageError(f"'pofx {command}' needs {' and '.join(missing)}.", f"See 'pofx {command} --help'.")
     if len(positional) > len(places):
         raise UsageError(
             f"'pofx {command}' takes {' '.join(places) or 'options only'}; there are {len(positional)} arguments: "
@@ -103,6 +106,10 @@ def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]
         else:
             options.append(f"{name}={value}")
     return options + [f"{name}={','.join(values)}" for name, values in lists.items()], positional, unknown
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _is_number(text: str) -> bool:
