@@ -127,7 +127,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
     for k, column in enumerate(columns):
         heading = max(cell_len(word.rstrip()) for word in _words(column.name))
         longest = max([heading, *(cell_len(row[k]) for row in rows)])
-        most.append(longest)
+        most.append(max(longest, cell_len(column.name)))
         least.append(max(heading, min(longest, NARROWEST)) if column.wraps else longest)
     room = width - sum(least) - GAP * (len(columns) - 1)
     if room < 0:
