@@ -205,3 +205,8 @@ def test_options_stand_in_groups(capsys, monkeypatch):
     own = page(["fit", "gmm"], capsys, monkeypatch)
     assert re.findall(r"(?m)^([a-z].*):$", own)[:3] == ["arguments", "gmm's own", "training by gradients"]
     assert {f.name for f in dataclasses.fields(Source)} <= {f.name for f in dataclasses.fields(Fit)}
+
+
+def test_the_first_page_fits(capsys):
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.split("\n"))) <= 80
