@@ -28,7 +28,7 @@ LONG = "--recipe.warmup 100 --recipe.ema 0.999"
 SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
 
 FSDD = "{data}/audio/fsdd/fsdd_8k_5speakers.npz"
-PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz gpt --arrays action state"
+PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz gpt --arrays action,state"
 GPT = "--options.width 192 --options.layers 4 --options.heads 6"
 PATCHES = "--options.width 128 --options.layers 6 --options.heads 4 --options.patch 4"
 

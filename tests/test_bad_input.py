@@ -328,6 +328,41 @@ def _(f):
     return ["fit", good_csv(f), "indpendent"]
 
 
+@case("misspelt option", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "gmm", "--secnds", "3"]
+
+
+@case("misspelt option of a family", 2, "UsageError")
+def _(f):
+    return ["fit", "--options.componets", "3", good_csv(f), "gmm"]
+
+
+@case("an option without its value", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--drop"]
+
+
+@case("a list over several arguments", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "--drop", "a", "b", "gmm"]
+
+
+@case("no source", 2, "UsageError")
+def _(f):
+    return ["data", "--drop", "a"]
+
+
+@case("no family", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f)]
+
+
+@case("a device that is none", 2, "UsageError")
+def _(f):
+    return ["fit", good_csv(f), "gmm", "--device", "abacus", "--quiet"]
+
+
 @case("misspelt command", 2, "")
 def _(f):
     return ["fitt", good_csv(f)]

@@ -506,7 +506,7 @@ def test_a_column_name_with_a_comma(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [c.name for c in pofx.load(path, given="height, m").context.columns] == ["height, m"]
     assert [c.name for c in pofx.load(path, given='"height, m",n').context.columns] == ["height, m", "n"]
     assert [c.name for c in pofx.load(path, given="n,a=b").context.columns] == ["n", "a=b"]
-    assert main(["data", str(path), "--drop", "height, m", "--types", "a=b=category"]) == 0
+    assert main(["data", str(path), "--drop", '"height, m"', "--types", "a=b=category"]) == 0
     run = str(tmp_path / "run")
     assert main(["fit", str(path), "gaussian", "--given", "height, m", "--out", run, "--quiet"]) == 0
     assert main(["sample", run, "2", "--given", "height, m=171.5"]) == 0

@@ -88,6 +88,16 @@ def test_the_options_of_commands_are_those_that_they_take(capsys):
         assert taken <= printed, command
 
 
+@pytest.mark.parametrize("command", RUN)
+def test_a_misspelt_option_draws_options_of_that_command(command, capsys):
+    for option in sorted(options(command) - {f"--{name}" for name in POSITIONAL}):
+        assert main([command, "somewhere", "gmm", f"{option}x", "3"]) == 2
+        said = capsys.readouterr().err
+        assert f"{option}x" in said
+        advised = set(OPTION.findall(said)) - {f"{option}x", "--help"}
+        assert {o.partition(".")[0] for o in advised} <= options(command), said
+
+
 POSITIONAL = ("source", "family", "run", "n", "folder")
 
 

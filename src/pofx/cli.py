@@ -16,9 +16,9 @@ COMMANDS = {
     "log-prob": "score rows: log p(x) in nats, with its kind",
     "predict": "probabilities of the classes of rows",
     "encode": "latents of rows",
-    "compare": "fit every family that serves the data, at equal time, and say which to take",
+    "compare": "fit every family that serves, at equal time, and say which to take",
     "report": "write a run's or a comparison's report as one HTML file",
-    "export": "write a language model for transformers, or one step of it for torch.export",
+    "export": "write a language model for transformers, or a step for torch.export",
     "families": "the families, what each claims, and its options",
     "data": "what a source holds: types, missing values, splits",
     "resume": "continue a fit or a comparison that was interrupted",
@@ -26,19 +26,22 @@ COMMANDS = {
 
 USAGE = """usage: pofx COMMAND ... [--help]
 
-Model p(x), the probability of data, in every way the field knows, behind one honest contract.
+Model p(x), the probability of data, in every way the field knows, behind one
+honest contract.
 
 {commands}
 
 examples:
-  pofx data wine.csv                          what is in the file, as pofx reads it
-  pofx compare wine.csv --seconds 30          which family to take, in comparable numbers
-  pofx fit wine.csv nsf --out runs/wine       fit one family
+  pofx data wine.csv                       what is in the file, as pofx reads it
+  pofx compare wine.csv --seconds 30       which family to take
+  pofx fit wine.csv nsf --out runs/wine    fit one family
   pofx log-prob runs/wine new.csv --out scores.csv
   pofx sample runs/wine 1000 --out synthetic.csv
-  pofx fit book.txt gpt --out runs/book && pofx sample runs/book 1 --prompt 'Once upon'
+  pofx fit book.txt gpt --out runs/book
+  pofx sample runs/book 1 --prompt 'Once upon'
 
-'pofx COMMAND --help' tells a command's options; 'pofx fit SOURCE FAMILY --help' a family's own."""
+'pofx COMMAND --help' tells a command's options, and
+'pofx fit SOURCE FAMILY --help' a family's own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,19 +71,19 @@ def _run(args: list[str]) -> int:
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
     from pofx import commands
+    from pofx.commands.terminal import Terminal
     from pofx.core.errors import PofxError, Stopped
-    from pofx.core.spelling import visible
 
     try:
         return commands.run(args[0], args[1:]) or 0
     except PofxError as error:
-        print(f"pofx: {type(error).__name__}: {visible(commands.elsewhere(str(error), args[0]))}", file=sys.stderr)
+        Terminal(stderr=True).print(f"pofx: {type(error).__name__}: {commands.elsewhere(str(error), args[0])}")
         return error.exit_code
     except Stopped as stopped:
-        print(f"pofx: {visible(str(stopped))}", file=sys.stderr)
+        Terminal(stderr=True).print(f"pofx: {stopped}")
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.", file=sys.stderr)
+        Terminal(stderr=True).print("pofx: interrupted. An unfinished run goes on with 'pofx resume RUN'.")
         return 130
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table as RichTable
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
 from pofx.commands import elsewhere
+from pofx.commands.arguments import read
 from pofx.commands.shared import (
+    Column,
     Output,
     Source,
     err,
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 class Compare(Source, Output):
     """Fit every family that serves the data, each with the same wall-clock budget and split, and compare them."""
 
-    families: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
-    """Only these families, one --families NAME each [default: all that fit]."""
+    families: Annotated[list[str], arg(metavar="FAMILY,...")] = dataclasses.field(default_factory=list)
+    """Only these families [default: all that fit]."""
     seconds: float = 30.0
     """Wall-clock budget of each fit."""
-    need: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
-    """What you need, one --need each: exact-likelihood, fast-sampling, latents, outliers, ..."""
+    need: list[str] = dataclasses.field(default_factory=list)
+    """What you need: exact-likelihood, fast-sampling, latents, outliers, ..."""
     out: Path | None = None
     """Folder for the runs and the report [default: runs/compare-<data>]."""
     overwrite: bool = False
@@ -51,16 +52,14 @@ class Compare(Source, Output):
     """Samples per family for the quality measures."""
     max_test: int = 2000
     """Test rows that every family scores, at most."""
-    outliers: str | None = None
+    outliers: Annotated[str | None, arg(metavar="SOURCE")] = None
     """Rows that are none of these data (a file like SOURCE): how well does each family tell them apart?"""
-    anomaly: str | None = None
+    anomaly: Annotated[str | None, arg(metavar="CLASS")] = None
     """Or the class whose test rows are the outliers."""
-    option: Annotated[UseAppendAction[list[str]], arg(metavar="FAMILY.NAME=VALUE")] = dataclasses.field(
-        default_factory=list
-    )
-    """A family's own option, one --option each: --option gmm.components=50."""
-    device: str = "cpu"
-    """cpu, cuda, mps, ..."""
+    option: Annotated[list[str], arg(metavar="FAMILY.NAME=VALUE,...")] = dataclasses.field(default_factory=list)
+    """A family's own options: --option gmm.components=50,nsf.bins=4."""
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu), cpu, cuda, or mps, which lacks the float64 that some families need."""
 
 
 def compare(argv: list[str]) -> int:
@@ -109,7 +108,7 @@ def show(result: Comparison, page: Path, args: Output) -> None:
     if args.json:
         print_json(result.to_json())
         return
-    out.print(_comparison_table(result))
+    out.table(*_comparison_table(result), "the report and --json have them")
     silent: dict[str, list[str]] = {}  # families that said the same, together
     for row in result.rows:
         if row["status"] != "ok":
@@ -124,7 +123,7 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
     """gmm.components=50 -> {"gmm": its options}, each value read as the family's Config types it."""
     from pofx.core.registry import family
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for entry in entries:
         option, equals, value = entry.partition("=")
         name, dot, field = option.partition(".")
@@ -135,39 +134,48 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
         known = [f.name for f in dataclasses.fields(family(name).Config)]
         if field.replace("-", "_") not in known:
             raise UsageError(f"{name} has no option {field!r}.", f"It has: {', '.join(known)}.")
-        found.setdefault(name, []).append(f"--{field}={value}")
-    return {name: dataclasses.asdict(parse(family(name).Config, args, name)) for name, args in found.items()}
+        found.setdefault(name, []).append((field, value))
+    return {name: dataclasses.asdict(read(family(name).Config, values, name)) for name, values in found.items()}
 
 
-_SHOWN = {
-    "family": "family", "log p(x) per datum": "log p(x), nats", "per dimension": "bits/dim", "fit": "fit",
-    "one sample": "one sample", "samples/s": "samples/s", "C2ST": "C2ST", "outliers": "outliers",
-    "accuracy": "accuracy",
-}  # fmt: skip
+_SHOWN = {  # a column of Comparison.table and how it is shown, its unit in the heading
+    "family": Column("family", wraps=True),
+    "log p(x) per datum": Column("log p(x), nats", right=True),
+    "per dimension": Column("bits/dim", 4, right=True),
+    "fit": Column("fit", 3, right=True),
+    "parameters": Column("parameters", 8, right=True),
+    "memory": Column("memory", 9, right=True),
+    "densities/s": Column("densities/s", 7, right=True),
+    "one sample": Column("one sample", 6, right=True),
+    "samples/s": Column("samples/s", 1, right=True),
+    "C2ST": Column("C2ST", 2, right=True),
+    "coverage": Column("coverage", 10, right=True),
+    "copying": Column("copying", 12, right=True),
+    "probe": Column("probe", 11, right=True),
+    "outliers": Column("outliers", 5, right=True),
+    "accuracy": Column("accuracy", right=True),
+}
 
 
-def _comparison_table(result: Any) -> RichTable:
-    """The columns that fit a terminal, their units in the header; the report has them all."""
+def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
+    """Its columns, and the cells of the families that have a likelihood and of the baselines."""
     header, *rows = result.table()
-    table = RichTable(box=None, header_style="bold", pad_edge=False)
     shown = {k: v for k, v in _SHOWN.items() if k != "accuracy" or any(r.get("accuracy") for r in result.rows)}
     unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
-    for head in shown.values():
-        head = head.replace("/dim", f"/{unit}")
-        table.add_column(head, justify="left" if head == "family" else "right", no_wrap=head == "family")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     told = {  # what stands in brackets matters: noise, or how many rows are impossible
         r["family"]
         for r in result.rows
         if r["status"] == "ok" and (noise_matters(r["likelihood"]) or r["likelihood"]["impossible"])
     }
+    found = []
     for row in rows:
         if row[0] not in silent:
             cells = [row[header.index(name)] for name in shown]
             cells[1] = (cells[1] if row[0] in told else cells[1].split(" (")[0]).replace(" nats", "")
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
-            table.add_row(*cells)
-    return table
+            found.append(cells)
+    return [dataclasses.replace(c, name=c.name.replace("/dim", f"/{unit}")) for c in shown.values()], found
 
 
 def noise_matters(likelihood: dict[str, Any]) -> bool:

@@ -11,52 +11,50 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from pofx.commands.arguments import HELP, arrange
 from pofx.commands.shared import (
     Output,
     Source,
     load_source,
     out,
     parse,
-    positional,
     print_json,
     progress,
     tell_notes,
 )
+from pofx.commands.usage import Group
+from pofx.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from pofx.core.model import Model
     from pofx.data.base import Data
     from pofx.train.run import Run
 
 
 @dataclass(kw_only=True)
-class Fit(Source, Output):
-    """Fit one family to data and leave a run folder.
+class Budget(Group):
+    """budget, in one unit"""
 
-    A family's own options follow as --options.NAME, its training's as --recipe.NAME.
-    """
-
-    family: Annotated[Positional[str], arg(metavar="FAMILY")]
-    """The family's name (see 'pofx families')."""
     seconds: float | None = None
-    """Budget in wall-clock seconds, validation included."""
+    """Wall-clock seconds, validation included."""
     steps: int | None = None
-    """Budget in steps (sweeps, for EM)."""
+    """Steps (sweeps, for EM)."""
     epochs: int | None = None
-    """Budget in passes over the training rows."""
-    out: Path | None = None
-    """Run folder [default: runs/<data>-<family>]."""
-    overwrite: bool = False
-    """Replace the run that the folder holds."""
-    seed: int = 0
-    """Seed of initial weights, shuffles and noise."""
+    """Passes over the training rows [default: as many as the family's recipe says]."""
+
+
+@dataclass(kw_only=True)
+class Training(Group):
+    """training"""
+
+    device: str = "auto"
+    """auto (cuda where there is one, else cpu), cpu, cuda, or mps, which lacks the float64 that some families need."""
     checks: int = 20
     """Validations over the whole budget."""
     patience: int | None = None
     """Stop after so many validations without improvement."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
-    device: str = "cpu"
-    """cpu, cuda, mps, ..."""
     processes: int = 1
     """Processes of data-parallel training; any number computes the same steps."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -65,40 +63,74 @@ class Fit(Source, Output):
     """auto: try torch.compile where four minutes or more are left, and keep its steps if they are faster."""
 
 
+@dataclass(kw_only=True)
+class Fit(Budget, Training, Source, Output):
+    """Fit one family to data and leave a run folder.
+
+    'pofx fit SOURCE FAMILY --help' also tells the family's own options (--options.NAME) and those of its training by
+    gradients (--recipe.NAME).
+    """
+
+    family: Annotated[Positional[str], arg(metavar="FAMILY")]
+    """The family's name (see 'pofx families')."""
+    out: Path | None = None
+    """Run folder [default: runs/<data>-<family>]."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+    seed: int = 0
+    """Seed of initial weights, shuffles and noise."""
+
+
+def _generally(default: Any) -> str:
+    return "" if default is None else f"; generally {default}"
+
+
 @functools.cache
 def _overrides(cls: type) -> type:
     """A dataclass like ``cls`` whose every field may be left out (None): what the user chose to change."""
-    hints = typing.get_type_hints(cls)
-    fields = []
-    for f in dataclasses.fields(cls):
-        text = f"{f.metadata['help']} [default: the family's own; generally {f.default}]"
-        fields.append((f.name, Annotated[hints[f.name] | None, arg(help=text)], dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass("Training", fields)
-    made.__doc__ = "How it is trained by gradients."
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    made = dataclasses.make_dataclass(
+        "Training", [(f.name, hints[f.name] | None, dataclasses.field(default=None)) for f in fields]
+    )
+    made.__doc__ = "\n".join(
+        ["What the family's recipe says, unless it is given.", "", "Attributes:"]
+        + [f"    {f.name}: {f.metadata['help']} [default: the family's{_generally(f.default)}]" for f in fields]
+    )
     return made
 
 
-def fit(argv: list[str]) -> int:
+def _kind(argv: list[str]) -> Any:
+    """The options of fit with those of the family, which are known only once it is named."""
+    from pofx.core.registry import families, family
+
+    named = [a for a in dict.fromkeys(argv) if a in families()]
+    if any(h in argv for h in HELP):
+        return _of_family(family(named[0])) if named else Fit
+    for name in named:  # a source, or the value of an option, may be called like a family
+        kind = _of_family(family(name))
+        _, places, _ = arrange(kind, argv)
+        if places[1:2] == [name]:
+            return kind
+    _, places, _ = arrange(Fit, argv)
+    if not named and len(places) < 2:
+        raise UsageError("Which family? Usage: pofx fit SOURCE FAMILY.", "See 'pofx families'.")
+    return _of_family(family(named[-1] if named else places[1]))
+
+
+def _of_family(cls: type[Model]) -> type:
     from pofx.core.learner import Recipe
-    from pofx.core.registry import family
+
+    more = (("options", cls.Config, f"{cls.name}'s own"), ("recipe", _overrides(Recipe), "training by gradients"))
+    fields = [(n, k, dataclasses.field(default_factory=k, metadata={"title": title})) for n, k, title in more]
+    kind = dataclasses.make_dataclass("Fit", fields, bases=(Fit,), kw_only=True)
+    kind.__doc__ = f"Fit {cls.name}: {cls.summary}\n\nPaper: {cls.paper}"
+    return kind
+
+
+def fit(argv: list[str]) -> int:
     from pofx.train.fit import fit as train
 
-    named = [a for a in argv if not a.startswith("-")]
-    kind: Any = Fit
-    if len(named) >= 2:
-        # The family's own options are known only once it is named.
-        cls = family(positional(argv, 1))
-        kind = dataclasses.make_dataclass(
-            "Fit",
-            [
-                ("options", cls.Config, dataclasses.field(default_factory=cls.Config)),
-                ("recipe", _overrides(Recipe), dataclasses.field(default_factory=_overrides(Recipe))),
-            ],
-            bases=(Fit,),
-            kw_only=True,
-        )
-        kind.__doc__ = f"Fit {cls.name}: {cls.summary}\n\nPaper: {cls.paper}"
-    args = parse(kind, argv, "fit")
+    args = parse(_kind(argv), argv, "fit")
     data = load_source(args)
     tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"{data.name}-{args.family}"
@@ -133,6 +165,8 @@ class Resume(Output):
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or that of a comparison: its finished families stay, the others follow."""
+    device: str | None = None
+    """Where to go on: auto, cpu, cuda or mps [default: as it was asked for at first]."""
 
 
 def resume(argv: list[str]) -> int:
@@ -146,7 +180,7 @@ def resume(argv: list[str]) -> int:
     data, unsure = read_data(info, str(args.run))
     tell_notes([] if unsure is None else [unsure], args)
     with progress(args, f"{info['family']} on {data.name}") as report:
-        run = go_on(args.run, data=data, progress=report)
+        run = go_on(args.run, data=data, device=args.device, progress=report)
     _finish_fit(run, data, args)
     return 0
 
@@ -157,7 +191,7 @@ def _resume_comparison(args: Resume) -> int:
     from pofx.report.build import build
 
     with progress(args, f"comparing in {args.run.name}") as report, interrupted(args.run):
-        result = resume_comparison(args.run, progress=report)
+        result = resume_comparison(args.run, device=args.device, progress=report)
     show(result, build(args.run), args)
     return 0
 

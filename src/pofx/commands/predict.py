@@ -70,7 +70,7 @@ def predict(argv: list[str]) -> int:
         write_scores(page, columns)
         sys.stdout.write(visible(page.getvalue()) if sys.stdout.isatty() else page.getvalue())
     for line in told:
-        (err if args.out is None else out).print(line, soft_wrap=True)
+        (err if args.out is None else out).print(line)
     return 0
 
 

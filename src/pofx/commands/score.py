@@ -102,15 +102,14 @@ def log_prob(argv: list[str]) -> int:
         print_json(found)
         return 0
     if isinstance(model.space, Label):
-        out.print(f"log-loss on {len(part)} rows: {result.loss_text}", soft_wrap=True)
+        out.print(f"log-loss on {len(part)} rows: {result.loss_text}")
     elif of_text is None or len(part) > 1:
-        line = f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}"
-        out.print(line, soft_wrap=True)
+        out.print(f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}")
     else:
         out.print(f"log p(x) {result.text}")
     if of_text is not None:
         out.print(of_text.text)
-        out.print(of_text.window_text, soft_wrap=True)
+        out.print(of_text.window_text)
     for marks in shown:
         out.rule()
         show(out, marks)

@@ -8,16 +8,21 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.cells import cell_len
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text as Words
 from tyro.conf import Positional, arg
 
 from pofx.commands import RUN, elsewhere
+from pofx.commands.arguments import COMMAS
+from pofx.commands.arguments import parse as parse
+from pofx.commands.terminal import Column as Column
+from pofx.commands.terminal import Terminal as Terminal
+from pofx.commands.usage import Group
 from pofx.core.errors import UsageError
 from pofx.core.spelling import visible
 
@@ -25,85 +30,103 @@ if TYPE_CHECKING:
     from pofx.data.base import Data
 
 
-class Terminal(Console):
-    """Words as they are: brackets are no markup, and what would steer the screen is spelt out."""
-
-    def __init__(self, **how: Any) -> None:
-        super().__init__(markup=False, highlight=False, **how)
-
-    def render_str(self, text: str, **how: Any) -> Words:
-        return super().render_str(visible(text), **how)
-
-
 out = Terminal()
 err = Terminal(stderr=True)
 
 
 @dataclass(kw_only=True)
-class Source:
-    """Where data come from and how they are read."""
+class Tables(Group):
+    """tables"""
 
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
-    given: str | None = None
-    """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
-    label: str | None = None
-    """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
-    target: str | None = None
-    """Model this column (or 'label') given all the rest: a classifier's task."""
-    types: Annotated[list[str], arg(metavar="COLUMN=TYPE")] = dataclasses.field(default_factory=list)
+    types: Annotated[list[str], arg(metavar="COLUMN=TYPE,...")] = dataclasses.field(default_factory=list)
     """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
-    drop: list[str] = dataclasses.field(default_factory=list)
-    """Columns to leave out."""
-    split_seed: int = 0
-    """Seed of the split into training, validation and test rows."""
-    max_rows: int | None = None
-    """Use only so many rows, drawn at random."""
+    drop: Annotated[list[str], arg(metavar="COLUMN,...")] = dataclasses.field(default_factory=list)
+    """Columns to leave out; quotes stand around a name with a comma: '"a, b",c'."""
     header: bool = False
     """The first line of a CSV file holds names, whatever it looks like."""
     no_header: bool = False
     """The first line of a CSV file holds values, whatever it looks like."""
-    names: str | None = None
+    names: Annotated[str | None, COMMAS, arg(metavar="NAME,...")] = None
     """Names of all columns of a CSV file, 'a,b,c', in place of those of a header."""
-    missing: list[str] | None = None
-    """The spellings in a CSV file that mean missing, besides empty fields ['': none; default: NA, NaN, null, ? ...]."""
-    formats: Annotated[list[str], arg(metavar="COLUMN=FORMAT")] = dataclasses.field(default_factory=list)
+    missing: Annotated[list[str] | None, arg(metavar="SPELLING,...")] = None
+    """The spellings in a CSV file that mean missing, besides empty fields; '': none [default: NA, NaN, null, ? ...]."""
+    formats: Annotated[list[str], arg(metavar="COLUMN=FORMAT,...")] = dataclasses.field(default_factory=list)
     """How columns of a CSV file are written, if unclear: point (1,234.5), comma (1.234,5), dmy, mdy or ymd (dates)."""
+    arrays: list[str] = dataclasses.field(default_factory=list)
+    """Of an archive of several arrays, the one that is the data, or those that make up columns: --arrays a,b."""
+    label_array: str | None = None
+    """Of an archive, the array that holds each row's class."""
+
+
+@dataclass(kw_only=True)
+class Images(Group):
+    """images"""
+
     shape: tuple[int, ...] | None = None
-    """Of one image, where an array holds them flat or bit-packed: --shape 28 28."""
+    """Of one image, where an array holds them flat or bit-packed: --shape 28,28."""
     resize: int | None = None
     """Crop the middle square of each image of a folder and scale it to so many pixels."""
-    kind: Literal["table", "text", "audio", "sequence"] | None = None
-    """Read the source as this [default: by its content]."""
-    text: str | None = None
+
+
+@dataclass(kw_only=True)
+class Texts(Group):
+    """texts"""
+
+    text: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column of a table, or the key of JSON lines, that holds texts."""
-    separator: str | None = None
+    separator: Annotated[str | None, arg(metavar="TEXT")] = None
     """What stands between the documents of a text file: --separator '\\n' where each line is one."""
     symbols: Literal["auto", "characters", "bytes"] = "auto"
     """What texts are made of."""
+
+
+@dataclass(kw_only=True)
+class Sounds(Group):
+    """sounds"""
+
     rate: int | None = None
     """Samples per second to bring all sounds to."""
     law: Literal["linear", "mu"] = "linear"
     """Levels of sounds: linear (16 bits) or mu-law (8 bits), unless --levels says how many."""
     levels: int | None = None
     """How many levels a sample of sound has."""
-    sequence: str | None = None
-    """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
-    order: str | None = None
-    """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
-    arrays: Annotated[list[str], tyro.conf.UseAppendAction, arg(metavar="NAME")] = dataclasses.field(
-        default_factory=list
-    )
-    """Of an archive of several arrays, the one that is the data, or those that make up columns: --arrays a,b."""
-    label_array: str | None = None
-    """Of an archive, the array that holds each row's class."""
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares that train, validate and test; long texts are split by place, in this order."""
 
 
 @dataclass(kw_only=True)
-class Output:
-    """How results are shown."""
+class Sequences(Group):
+    """sequences"""
+
+    sequence: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
+    order: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
+
+
+@dataclass(kw_only=True)
+class Source(Tables, Images, Texts, Sounds, Sequences):
+    """Where data come from and how they are read."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
+    given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...")] = None
+    """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
+    label: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
+    target: Annotated[str | None, arg(metavar="COLUMN")] = None
+    """Model this column (or 'label') given all the rest: a classifier's task."""
+    kind: Literal["table", "text", "audio", "sequence"] | None = None
+    """Read the source as this [default: by its content]."""
+    max_rows: int | None = None
+    """Use only so many rows, drawn at random."""
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares that train, validate and test; long texts are split by place, in this order."""
+    split_seed: int = 0
+    """Seed of the split into training, validation and test rows."""
+
+
+@dataclass(kw_only=True)
+class Output(Group):
+    """output"""
 
     json: bool = False
     """Print one JSON object on standard output."""
@@ -140,7 +163,7 @@ def load_source(args: Source) -> Data:
         levels=args.levels,
         sequence=args.sequence,
         order=args.order,
-        arrays=[name for names in args.arrays for name in names.split(",")],
+        arrays=args.arrays,
         label_array=args.label_array,
         split=args.split,
     )
@@ -157,26 +180,6 @@ def _pairs(entries: list[str], option: str, what: str, example: str) -> dict[str
             )
         pairs[column] = word
     return pairs
-
-
-def parse(kind: Any, argv: list[str], command: str) -> Any:
-    return tyro.cli(kind, args=argv, prog=f"pofx {command}", config=(tyro.conf.FlagCreatePairsOff,))
-
-
-def positional(argv: list[str], index: int) -> str:
-    """The ``index``-th argument that is neither an option nor an option's value."""
-    flags = {"--overwrite", "--json", "--quiet", "--header", "--no-header", "--help", "-h"}
-    found, skip = [], False
-    for a in argv:
-        if skip:
-            skip = False
-        elif a.startswith("-"):
-            skip = "=" not in a and a not in flags
-        else:
-            found.append(a)
-    if index >= len(found):
-        raise UsageError("Which family? Usage: pofx fit SOURCE FAMILY.", "See 'pofx families'.")
-    return found[index]
 
 
 def print_json(value: Any) -> None:
@@ -208,37 +211,48 @@ def tell_standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -
 
     words = standing(info, log, path)
     if words is not None:
-        err.print(f"· {words}", soft_wrap=True)
+        err.print(f"· {words}")
     return {"status": status(log), "steps": log[-1]["step"] if log else 0} if "budget" in info else {}
+
+
+class _State(ProgressColumn):
+    """How a task stands, in as many of its words as there is room for: a number is whole or not there."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def render(self, task: Task) -> Words:
+        words = [visible(task.description), task.fields["valid"], task.fields["step"]]
+        words.append(str(timedelta(seconds=int(task.elapsed or 0))))
+        while len(words) > 1 and cell_len("  ".join(filter(None, words))) > self.room:
+            words.pop()
+        return Words("  ".join(filter(None, words)))
+
+
+BAR = 24  # cells of a progress bar, where there is room for one
 
 
 @contextmanager
 def progress(args: Output, title: str) -> Iterator[Any]:
-    """A bar on standard error with the step, the loss and the current validation number and its kind."""
+    """A line on standard error with the current validation number and its kind, the step, the time, and a bar."""
     if args.quiet or args.json:
         yield None
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[status]}", markup=False),
-    )
+    bars = [BarColumn(BAR)] if err.width >= 4 * BAR else []
+    columns = (_State(err.width - len(bars) * (BAR + 1)), *bars)
     with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task: TaskID = bar.add_task(visible(title), total=1.0, status="")
-        valid = ""
+        task: TaskID = bar.add_task(title, total=1.0, valid="", step="")
 
         def report(entry: dict[str, Any]) -> None:
-            nonlocal valid
             if "note" in entry:
                 err.print(f"· {entry['note']}")
                 return
             if entry.get("valid") is not None:
-                valid = f"valid {entry['symbol']} {entry['valid']:.3f} nats ({entry['kind']})"
+                bar.update(task, valid=f"valid {entry['symbol']} {entry['valid']:.3f} nats")
             if "title" in entry:
-                bar.update(task, description=visible(entry["title"]))
+                bar.update(task, description=entry["title"])
             done = 1.0 if "status" in entry else entry.get("progress")
-            loss = f"step {entry['step']}" if "step" in entry else ""
-            bar.update(task, completed=done, status=f"{loss} {valid}".strip())
+            bar.update(task, completed=done, step=f"step {entry['step']}" if "step" in entry else "")
 
         yield report

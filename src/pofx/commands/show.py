@@ -6,9 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table as RichTable
-
-from pofx.commands.shared import Output, Source, load_source, out, parse, print_json
+from pofx.commands.shared import Column, Output, Source, load_source, out, parse, print_json
 
 if TYPE_CHECKING:
     from pofx.core.model import Model
@@ -29,14 +27,20 @@ def families(argv: list[str]) -> int:
     if args.json:
         print_json([_about(cls) for cls in classes])
         return 0
-    table = RichTable(box=None, header_style="bold", pad_edge=False)
-    for column in ("family", "log p(x)", "latents", "score", "taxonomy", "how it models p(x)"):
-        table.add_column(column, overflow="fold")
+    columns = (
+        Column("family"),
+        Column("log p(x)", 1),
+        Column("latents", 3),
+        Column("score", 4),
+        Column("taxonomy", 5),
+        Column("how it models p(x)", 2, wraps=True),
+    )
+    rows = []
     for cls in sorted(classes, key=lambda c: c.taxonomy):
         symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims)
         score = "yes" if cls.has_score else "noised" if cls.has_noised_score else ""
-        table.add_row(cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary)
-    out.print(table)
+        rows.append((cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary))
+    out.table(columns, rows, "--json has it all")
     legend = {"=": "exact", "≥": "lower bound", "≤": "upper bound", "≈": "estimate", "—": "no likelihood"}
     out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()))
     out.print("'pofx fit SOURCE FAMILY --help' shows a family's options.")
@@ -64,6 +68,16 @@ class ShowData(Source, Output):
     """What a source holds: column types, ranges, missing values, splits, and what pofx decided about them."""
 
 
+_COLUMNS = {  # of ``Data.describe``
+    "column": Column("column", wraps=True),
+    "role": Column("role", 5),
+    "type": Column("type", 1),
+    "values": Column("values", 2, wraps=True),
+    "missing": Column("missing", 3),
+    "note": Column("note", 4, wraps=True),
+}
+
+
 def data(argv: list[str]) -> int:
     args = parse(ShowData, argv, "data")
     loaded = load_source(args)
@@ -78,12 +92,7 @@ def data(argv: list[str]) -> int:
     out.print(f"measure: {loaded.space.measure}{given}")
     out.print(", ".join(f"{n} {part}" for part, n in counts.items()) + f" rows; {loaded.split}")
     if rows:
-        table = RichTable(box=None, header_style="bold", pad_edge=False)
-        for column in rows[0]:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(v) for v in row.values()))
-        out.print(table)
+        out.table([_COLUMNS[name] for name in rows[0]], [list(row.values()) for row in rows], "--json has it all")
     for note in loaded.notes:
         out.print(f"· {note}")
     return 0

@@ -35,8 +35,7 @@ def show(console: Console, marks: Sequence[Mark]) -> None:
     most = max(marks, key=lambda m: m.bits)
     console.print(
         f"{bits:.2f} bits over {count} symbols{', the end included' if marks[-1].text == '' else ''}, "
-        f"{bits / count:.3f} each; the most surprising is '{shown(most.text).strip()}' with {most.bits:.2f}",
-        soft_wrap=True,
+        f"{bits / count:.3f} each; the most surprising is '{shown(most.text).strip()}' with {most.bits:.2f}"
     )
 
 

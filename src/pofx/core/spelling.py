@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import shlex
 import unicodedata
+from collections.abc import Iterable
 
 END = "∎"
 
@@ -21,6 +25,18 @@ def shown(text: str) -> str:
     """A stretch of text of which every character can be seen; the empty one is the end of a text."""
     seen = ({"\n": "↵\n", "\t": "⇥\t"}.get(c) or (_escape(c) if _steers(c) else c) for c in text)
     return "".join(seen) or END
+
+
+def join(values: Iterable[str]) -> str:
+    """A list as options take it: a,b, where quotes stand around what holds a comma."""
+    page = io.StringIO()
+    csv.writer(page, lineterminator="").writerow(values)
+    return page.getvalue()
+
+
+def listed(values: Iterable[str]) -> str:
+    """A list as it is typed after an option."""
+    return shlex.quote(join(values))
 
 
 def _steers(character: str) -> bool:

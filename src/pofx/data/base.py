@@ -17,6 +17,7 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, UsageError
 from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
 from pofx.core.space import Sequence as Steps
+from pofx.core.spelling import listed
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.roles import no_column, roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
@@ -379,7 +380,7 @@ def load(
             notes.append(
                 f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
                 "measure how far a family has collapsed. Leave out what others determine: "
-                f"--drop {' '.join(dependent)}."
+                f"--drop {listed(dependent)}."
             )
     is_path = isinstance(source, str | os.PathLike)
     stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.space import Category, Column, Integer, Real
+from pofx.core.spelling import listed
 from pofx.data import formats
 from pofx.data.formats import EXACT
 
@@ -205,7 +206,7 @@ def _plain(name: str, array: Array) -> Text | Numbers:
 
 def _no_plain(name: str, kind: object) -> BadValue:
     return BadValue(
-        f"Column {name!r} holds {kind} values.", f"Make plain columns of it, or leave it out: --drop {name}."
+        f"Column {name!r} holds {kind} values.", f"Make plain columns of it, or leave it out: --drop {listed([name])}."
     )
 
 
@@ -323,7 +324,7 @@ def _dates(name: str, array: pa.ChunkedArray) -> Numbers:
         raise BadValue(
             f"Column {name!r} holds the date {np.datetime64(int(seconds[row]), 's')} in row {row}; dates are of the "
             "years 1 to 9999.",
-            f"Correct the row, or leave the column out: --drop {name}.",
+            f"Correct the row, or leave the column out: --drop {listed([name])}.",
         )
     notes = ["fractions of a second were cut off"] if rest.any() else []
     zone = getattr(array.type, "tz", None)
@@ -364,7 +365,7 @@ def _strays(text: Text) -> str:
 
 
 def _all_missing(name: str) -> BadValue:
-    return BadValue(f"Column {name!r} has no value in any row.", f"Leave it out: --drop {name}.")
+    return BadValue(f"Column {name!r} has no value in any row.", f"Leave it out: --drop {listed([name])}.")
 
 
 def _numeric(name: str, found: Numbers, spec: Spec) -> Inferred:
@@ -438,12 +439,12 @@ def _check_size(name: str, v: Floats, distinct: Floats) -> None:
         row = int((np.abs(v) > LARGEST).argmax())
         raise BadValue(
             f"Column {name!r} holds {v[row]:.6g} in row {row}; numbers go up to {LARGEST:g}.",
-            f"{IF_MISSING}; else divide the column, or leave it out: --drop {name}.",
+            f"{IF_MISSING}; else divide the column, or leave it out: --drop {listed([name])}.",
         )
     if 0 < top < 1 / LARGEST:
         raise BadValue(
             f"Column {name!r} holds nothing larger than {top:.6g}; numbers begin at {1 / LARGEST:g}.",
-            f"Multiply the column, or leave it out: --drop {name}.",
+            f"Multiply the column, or leave it out: --drop {listed([name])}.",
         )
 
 
@@ -470,7 +471,7 @@ def _real(
         raise BadValue(
             f"Column {name!r} holds {low:.6g} to {high:.6g}, so far apart that at its resolution ({step:.3g}) most "
             "values would be one.",
-            f"{IF_MISSING}; else leave the column out: --drop {name}.",
+            f"{IF_MISSING}; else leave the column out: --drop {listed([name])}.",
         )
     moved = int((np.abs(snapped - v) > 0.1 * step).sum())  # less is the error of a stored form such as float32
     return Inferred(Real(name, nullable, step, origin, low, high), snapped, rounded=moved)

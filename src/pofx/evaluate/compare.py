@@ -61,6 +61,7 @@ from pofx.evaluate.likelihood import Score, decode, verdicts
 from pofx.evaluate.recommend import amount, recommend
 from pofx.evaluate.study import Settings, Study, evaluate, plain, reason, shown
 from pofx.train.checkpoint import read_sealed, write_arrays, write_sealed
+from pofx.train.device import choose
 from pofx.train.fit import fit, resume
 from pofx.train.run import Run, clear, ended, read_data, read_run, remove, tuples
 
@@ -122,7 +123,7 @@ def compare(
     outliers: Data | Part | Any = None,
     anomaly: str | None = None,
     options: Mapping[str, dict[str, Any]] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Comparison:
     """Fit and evaluate families on one data set.
@@ -144,7 +145,7 @@ def compare(
         outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
         anomaly: the class whose test rows are outliers; the others are then the inliers.
         options: family -> options of its Config.
-        device: where to fit and evaluate.
+        device: where to fit and evaluate: "auto" (cuda where there is one, else cpu), "cpu", "cuda" or "mps".
         progress: called with what is happening.
 
     Returns:
@@ -154,6 +155,7 @@ def compare(
         UsageError (unknown family, need or class, impossible budget), DataError, RunExists, CannotSave.
     """
     settings = Settings(seconds, seed, tuple(needs), samples, max_test, device)
+    choose(device)  # raises where there is none such
     names = _names(families)
     if unknown := sorted(set(options or {}) - set(names)):
         raise UsageError(f"Options for {unknown[0]!r}, which is not compared.", f"Compared: {', '.join(names)}.")
@@ -201,13 +203,19 @@ def compare(
 
 
 def resume_comparison(
-    path: str | Path, data: Data | None = None, *, outliers: Any = None, progress: Progress | None = None
+    path: str | Path,
+    data: Data | None = None,
+    *,
+    outliers: Any = None,
+    device: str | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Go on with a comparison that was interrupted; one that is complete is read and left as it is.
 
     Args:
         path: the folder of the comparison.
         data, outliers: needed where these were given in memory; else their sources are read again.
+        device: where to go on; None as it was asked for at first.
         progress: called with what is happening.
 
     Raises NoRun, CorruptCheckpoint, NewerFormat, OlderFormat, DataChanged, or the source's own errors.
@@ -224,6 +232,7 @@ def resume_comparison(
             raise UsageError(f"The outliers of {path} were given in memory.", "Give them again: outliers=ROWS.")
     options = {name: tuples(values) for name, values in plan["options"].items()}
     asked = {key: plan[key] for key in ("seconds", "seed", "needs", "samples", "max_test", "anomaly", "device")}
+    asked["device"] = asked["device"] if device is None else device
     return compare(data, plan["families"], out=path, outliers=outliers, options=options, progress=progress, **asked)
 
 
@@ -287,9 +296,9 @@ _ELSEWHERE = "Choose another --out, or say --overwrite to begin anew."
 
 
 def _same_plan(there: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> None:
-    """Raises RunExists, naming what is not the same."""
+    """Raises RunExists, naming what is not the same. A comparison may go on on another device."""
     for key, value in plan.items():
-        if there[key] != value:
+        if key != "device" and there[key] != value:
             what = "other rows" if key == "outlier_rows" else f"{there[key]}, not {value}"
             raise RunExists(
                 f"{path} already holds a comparison, with {key.replace('_', ' ')} {what}.",
@@ -406,9 +415,9 @@ def _fit(
         unknown = {"unavailable": "The fit was over before the comparison was interrupted."}
         return run, _fitted(run) | {"wall_seconds": None, "memory": unknown}
     begun = place is not None and (place / "config.json").exists()
-    with peak_memory(settings.device) as memory:
+    with peak_memory(choose(settings.device)) as memory:
         if place is not None and begun:
-            run = resume(place, data=study.data, progress=progress)
+            run = resume(place, data=study.data, device=settings.device, progress=progress)
         else:
             run = fit(
                 study.data,
@@ -429,6 +438,7 @@ def _fitted(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "steps": run.steps,
         "status": run.status,
+        "device": run.info["device"],
         "parameters": run.model.parameter_count(),
         "remarks": run.model.remarks,
     }
@@ -576,6 +586,7 @@ def _about_data(data: Data) -> dict[str, Any]:
 def _about_settings(study: Study, names: Sequence[str]) -> dict[str, Any]:
     return plain(study.settings) | {
         "families": list(names),
+        "device": choose(study.settings.device),
         "test_rows": len(study.test),
         "evaluation_limit": study.settings.limit,
         "quality_rows": study.settings.quality_rows,

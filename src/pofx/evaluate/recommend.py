@@ -9,13 +9,13 @@ is recommended. Where that does not single one out, the answer says so.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+from pofx.core.spelling import listed
 from pofx.evaluate.likelihood import beyond, decode
 
 Row = Mapping[str, Any]
@@ -145,12 +145,12 @@ def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], se
 
 def _without_limit(field: Sequence[Row], needs: tuple[str, ...], columns: tuple[str, ...]) -> Recommendation:
     """No family, and why: a higher likelihood may only tell of a density collapsed further onto what is determined."""
-    listed = _and([repr(c) for c in columns[:6]]) + (f" and {len(columns) - 6} more" if len(columns) > 6 else "")
+    some = _and([repr(c) for c in columns[:6]]) + (f" and {len(columns) - 6} more" if len(columns) > 6 else "")
     them = "them" if len(columns) > 1 else "it"
     sentences = [
-        f"No family can be recommended for {_and(needs)}: other columns determine {listed}, and along {them} a density "
+        f"No family can be recommended for {_and(needs)}: other columns determine {some}, and along {them} a density "
         "can grow without limit, the more the longer a family is fitted.",
-        f"Leave {them} out and compare again: --drop {' '.join(map(shlex.quote, columns))}",
+        f"Leave {them} out and compare again: --drop {listed(columns)}",
     ]
     for row in field:
         parts = [

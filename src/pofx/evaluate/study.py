@@ -47,7 +47,7 @@ class Settings(Options):
     needs: tuple[str, ...] = ()
     samples: int = 2000
     max_test: int = 2000
-    device: str = "cpu"
+    device: str = "auto"
 
     ranges = {"seconds": POSITIVE, "seed": AMOUNT, "samples": at_least(2), "max_test": at_least(2)}
 

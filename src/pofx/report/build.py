@@ -430,7 +430,7 @@ def _run_facts(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> lis
         ("Seed", str(info["seed"])),
         (
             "Device",
-            f"{training['device']}, processes: {training['processes']}, {training['precision']}",
+            f"{info['device']}, processes: {training['processes']}, {training['precision']}",
         ),
         ("torch.compile", told(log)),
         ("Versions", f"pofx {info['pofx']}, torch {info['torch']}, Python {info['python']}"),

@@ -33,6 +33,7 @@ from pofx.data.base import Data, Part, class_counts
 from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
+from pofx.train.device import choose
 from pofx.train.memory import building, check_training, enough
 from pofx.train.run import Run
 from pofx.train.signals import Watch
@@ -114,7 +115,7 @@ def fit(
     patience: int | None = None,
     valid_rows: int = 2000,
     save_every: float = 60.0,
-    device: str = "cpu",
+    device: str = "auto",
     processes: int = 1,
     precision: str = "32-true",
     compile: str = "never",
@@ -139,7 +140,8 @@ def fit(
         valid_rows: validation uses so many rows of the validation part, drawn by ``seed``, the same ones each time;
             fewer where a budget in seconds has no time for them.
         save_every: seconds between checkpoints.
-        device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
+        device: "auto" (cuda where there is one, else cpu), "cpu", "cuda", or "mps", which lacks the float64 that some
+            families need. The run records what was asked for and what it was.
         processes: of data-parallel training; any number computes the same steps within rounding.
         precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
@@ -192,6 +194,7 @@ def fit(
         ("target_weight", target_weight, float, None),
     ):
         check(argument, given, kind, limits)
+    place = choose(device, processes)
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
@@ -210,7 +213,7 @@ def fit(
         "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}, "digest": data.digest,
         "counts": class_counts(data),
     }  # fmt: skip
-    info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training)
+    info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training) | {"device": place}
     path = None if out is None else Path(out)
     with _folder(path) as watch, enough(cls.name):
         if path is not None:
@@ -223,15 +226,18 @@ def fit(
         return _launch(model, info, data, path, target, progress, watch)
 
 
-def resume(path: str | Path, *, data: Data | None = None, progress: Progress | None = None) -> Run:
+def resume(
+    path: str | Path, *, data: Data | None = None, device: str | None = None, progress: Progress | None = None
+) -> Run:
     """Continue a fit that was killed, from its last checkpoint, as if nothing had happened.
 
     Args:
         path: the run folder.
         data: needed where the run was fitted on data in memory; else the source is read again.
+        device: where to go on; None as it was asked for at first, which "auto" chooses anew on another machine.
 
-    Raises NoRun, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the source's own
-    errors, or Stopped.
+    Raises NoRun, UsageError, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the
+    source's own errors, or Stopped.
 
     Example:
         >>> import pofx, tempfile
@@ -245,13 +251,15 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
     info = folder.read_info(path)
     if info["training"]["target_weight"]:
         raise UsageError("A fit with a target distribution cannot be resumed.", "Fit again.")
+    training = info["training"]
+    info["device"] = choose(training["device"] if device is None else device, training["processes"])
     data, _ = folder.read_data(info, str(path), data)
     with seeded(info["seed"]):
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
     with _folder(path) as watch, enough(model.name):
-        folder.write_config(path, info)  # as it is: a folder that cannot be written is found before training
+        folder.write_config(path, info)  # now: a folder that cannot be written is found before training
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
         return _launch(model, info, data, path, None, progress, watch)
 
@@ -278,7 +286,7 @@ def _launch(
     training = info["training"]
     n = training["processes"]
     if n == 1:
-        fabric = Fabric(accelerator=training["device"], devices=1, precision=training["precision"])
+        fabric = Fabric(accelerator=info["device"], devices=1, precision=training["precision"])
         threads = torch.get_num_threads()
         try:
             return _Loop(fabric, model, info, data, path, target, progress, watch).run()
@@ -289,9 +297,7 @@ def _launch(
         place = path or Path(temporary)
         if path is None:
             folder.create(place, info, overwrite=False)
-        fabric = Fabric(
-            accelerator=training["device"], devices=n, strategy="ddp_spawn", precision=training["precision"]
-        )
+        fabric = Fabric(accelerator=info["device"], devices=n, strategy="ddp_spawn", precision=training["precision"])
         watch.patient = watch.processes = True
         fabric.launch(partial(_in_process, model, info, data, place, target, torch.get_num_threads()))
         if watch.asked is not None:

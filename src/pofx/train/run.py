@@ -126,7 +126,9 @@ def recipe_of(info: dict[str, Any]) -> Recipe:
 
 def read_info(path: Path) -> dict[str, Any]:
     """config.json, checked. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
-    return read_sealed(path / "config.json", FORMAT)
+    info = read_sealed(path / "config.json", FORMAT)
+    info.setdefault("device", info["training"]["device"])  # an older run only tells what was asked for
+    return info
 
 
 def read_run(path: str | Path) -> Run:
