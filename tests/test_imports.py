@@ -1,6 +1,8 @@
 """Imports run one way: core <- nn, transforms <- paths, mcmc <- families; the rest meets families by registry."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,16 @@ def test_imports_run_one_way(path):
         return
     wrong = set(imported(path)) - MAY[package] - {package}
     assert not wrong, f"{path.relative_to(ROOT)} must not import {wrong}"
+
+
+HEAVY = {"torch._dynamo", "torch._inductor", "sympy", "lightning_fabric", "sklearn", "scipy", "matplotlib", "ray"}
+
+
+def test_first_answers_wait_for_nothing_that_they_do_not_use(tmp_path):
+    """Looking at a table and fitting a mixture import no compiler, no plots: each takes as long as all the rest."""
+    table, run = tmp_path / "small.csv", tmp_path / "run"
+    table.write_text("a,kind\n" + "".join(f"{i * i % 97 / 10},{'xy'[i % 3 % 2]}\n" for i in range(200)))
+    words = [["data", str(table)], ["fit", str(table), "gmm", "--steps", "2", "--out", str(run)]]
+    code = f"import sys; from pofx.cli import main; assert not any(map(main, {words})); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split("\n")[-2].split())

@@ -34,6 +34,7 @@ from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
 from pofx.train.device import choose
+from pofx.train.machine import Alone, one_process
 from pofx.train.memory import building, check_training, enough
 from pofx.train.run import Run
 from pofx.train.signals import Watch
@@ -281,17 +282,17 @@ def _launch(
     watch: Watch,
 ) -> Run:
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
-    from lightning_fabric import Fabric
-
     training = info["training"]
     n = training["processes"]
     if n == 1:
-        fabric = Fabric(accelerator=info["device"], devices=1, precision=training["precision"])
+        fabric = one_process(info["device"], training["precision"])
         threads = torch.get_num_threads()
         try:
             return _Loop(fabric, model, info, data, path, target, progress, watch).run()
         finally:
             torch.set_num_threads(threads)
+    from lightning_fabric import Fabric
+
     with tempfile.TemporaryDirectory() as temporary:
         # Processes hand their result over in a run folder.
         place = path or Path(temporary)
@@ -321,7 +322,7 @@ class _Loop:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: Fabric | Alone,
         model: Model,
         info: dict[str, Any],
         data: Data,
@@ -628,7 +629,7 @@ class _Loop:
 class _FabricRuntime:
     """What a learner's step may ask of the machine."""
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric | Alone) -> None:
         self.fabric = fabric
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -67,6 +67,11 @@ class _Checked(TorchDispatchMode):
         self.what, self.free, self.before = what, available(), _resident()
         self.made, self.looked = 0, 0  # bytes made so far, and when we last looked
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: without this torch imports its compiler, for a second, to keep it away."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         shape, usual = _made(func._schema, args)

@@ -86,7 +86,7 @@ def expect(components: Components, rows: list[Rows], frame: Frame) -> Stats:
         for piece, r, sums, log_p, hot in _posteriors(part, kernel, components.table):
             if part.weight is None:
                 total[0] += log_p.sum(dtype=torch.float64)
-                r.div_(sums)
+                r.mul_(sums.reciprocal_())
             else:
                 w = part.weight[piece]
                 total[0] += (w * log_p).sum(dtype=torch.float64)
