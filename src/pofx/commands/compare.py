@@ -115,7 +115,9 @@ def interrupted(where: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (where / "comparison.json").exists():
-            err.print(f"· the comparison goes on with the same command, here or on a cluster, or: pofx resume {where!s}")
+            err.print(
+                f"· the comparison goes on with the same command, here or on a cluster, or: pofx resume {where!s}"
+            )
         raise
 
 

@@ -219,7 +219,10 @@ def compare(
                     clear(path / "runs" / name)
             save_shown(path / "data_sample.npz", study)
         race.run(time.perf_counter() - started)
-    return Comparison(record, path, {k: r.run for k, r in race.results.items() if r.run is not None})
+    fits = {name: result.run for name, result in race.results.items() if result.run is not None}
+    if path is None:  # the folders by which they were handed over are gone
+        fits = {name: dataclasses.replace(run, path=None) for name, run in fits.items()}
+    return Comparison(record, path, fits)
 
 
 def resume_comparison(

@@ -22,6 +22,7 @@ from pofx.cluster import connected
 from pofx.core import registry
 from pofx.core.errors import PofxError, UsageError
 from pofx.core.files import write_atomic
+from pofx.core.model import Model
 from pofx.evaluate.entrant import Entrant, Result, Tell
 from pofx.evaluate.study import Study
 from pofx.train.run import clear, read_run
@@ -111,7 +112,6 @@ class Cluster:
             while pending:
                 for done in ray.wait(list(pending), timeout=1.0)[0]:  # with Ctrl-C between
                     entrant = pending.pop(done)
-                    tell(entrant.name)("done")
                     yield entrant.name, self._received(done, entrant, place(entrant.name))
         finally:
             for task in pending:
@@ -130,7 +130,7 @@ class Cluster:
             if isinstance(error.cause, PofxError):
                 raise error.cause from error
             raise UsageError(
-                f"The cluster cannot run {entrant.name}: {type(error.cause).__name__}: {error.cause}.",
+                f"A node of the cluster cannot run {entrant.name}: {type(error.cause).__name__}: {error.cause}.",
                 "Install the same pofx on all of its nodes, and the packages of your own families.",
             ) from error
         except RayError as error:
@@ -162,9 +162,10 @@ def _task(
 
 
 def _registered(ray: Any, names: Sequence[str]) -> bytes:
-    """The classes of those families that this process alone knows, with the modules that define them."""
+    """The classes of those families that this process alone knows, with all that their modules define."""
     own = [cls for name, cls in registry.registered().items() if name in names]
-    modules = {sys.modules[cls.__module__] for cls in own if cls.__module__ != "__main__"}
+    bases = {base.__module__ for cls in own for base in cls.__mro__ if issubclass(base, Model)}
+    modules = [sys.modules[name] for name in bases if name != "__main__" and not name.startswith("pofx.")]
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)
     try:

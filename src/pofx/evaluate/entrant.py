@@ -70,7 +70,6 @@ class Entrant:
         row["run"] = None if place is None else f"runs/{self.name}"
         found = _judge(study, run, row, place, tell)
         row["times"] = self._times(started, spent, row["evaluation_seconds"])
-        tell("done")
         return Result(row, found, run=run)
 
     def _times(self, started: float, fitting: float, evaluating: float) -> dict[str, float]:
@@ -143,9 +142,8 @@ def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell
 def _valid(study: Study, run: Run) -> Score:
     """The likelihood of the validation rows on which clear losers are found, the same ones for all."""
     settings, model = study.settings, run.model
-    rows = study.data.valid.draw(settings.max_test, settings.seed)
     try:
-        return score(model, rows, generator=settings.generator(11, model.device), seconds=settings.within(0.1))
+        return score(model, study.valid, generator=settings.generator(11, model.device), seconds=settings.within(0.1))
     except Exception as error:
         return unavailable(reason(error), model.space)
 

@@ -65,15 +65,19 @@ class Race:
                     self.entrants[name] = dataclasses.replace(self.entrants[name], row=result.row)
                 else:
                     self._settle({name: result})
+                    self._say(name)
         if until < 1:
             self.record["rounds"] += 1
-            self._settle({name: Result(row) for name, row in self._dropped(reached).items()})
+            lost = {name: Result(row) for name, row in self._dropped(reached).items()}
+            self._settle(lost)
+            for name in lost:
+                self._say(name)
 
     def _dropped(self, reached: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
         """The rows of those that lost this round; one that has ended its fit is not stopped."""
         running = [name for name, r in reached.items() if r.row["fit"]["status"] not in ENDS]
         scores = {name: r.valid for name, r in reached.items() if r.valid is not None}
-        lost = losers(scores, running, None)
+        lost = losers(scores, running, self.study.valid.weight)
         rows = {name: reached[name].row for name in lost}
         why = {name: f"after {rows[name]['fit']['seconds']:.3g} s, {lost[name]}" for name in lost}
         return {name: row | {"status": "dropped", "reason": why[name]} for name, row in rows.items()}
@@ -89,6 +93,14 @@ class Race:
         self.record["times"] = times | {"preparing": round(self.before["preparing"], 3), "wall": round(wall, 3)}
         if self.path is not None:
             write_sealed(self.path / "comparison.json", self.record)
+
+    def _say(self, name: str) -> None:
+        """A line for a family that has its row, and how many have."""
+        row, done, of = self.results[name].row, len(self.results), len(self.entrants)
+        words = row["likelihood"]["text"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+        self._tell(name)("done", {"note": f"{name}: {words}"})
+        if self.progress is not None:
+            self.progress({"family": "", "stage": "waiting", "title": f"{done} of {of} done", "progress": done / of})
 
     def _place(self, name: str) -> Path | None:
         return None if self.runs is None else self.runs / name

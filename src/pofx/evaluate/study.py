@@ -132,6 +132,11 @@ class Study:
         near = nearest(real, known)
         return Study(data, settings, test, features, train, real, known, near, ((words, shuffled), *found))
 
+    @property
+    def valid(self) -> Part:
+        """Validation rows, as many as test rows are scored at most: what may be decided before these are seen."""
+        return self.data.valid.draw(self.settings.max_test, self.settings.seed)
+
     def reference(self) -> dict[str, Any]:
         """The two-sample tests with training rows for samples: what a perfect model would score."""
         if self.features is None:
