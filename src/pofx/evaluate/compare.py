@@ -1,4 +1,4 @@
-"""Every family that serves the data, at equal wall-clock budget, on the same rows, in comparable numbers.
+"""Every family that serves the data, at equal budget, on the same rows, in comparable numbers.
 
 A comparison leaves a folder
 
@@ -14,9 +14,11 @@ the fit that was interrupted is resumed. comparison.json holds
     plan         what was asked for: the arguments of ``compare``; families without a row were not reached yet
     data         name, source, space, context, columns, dependent, notes, split, rows, labels, measure, dims,
                  and the options and digest by which they are read again
-    settings     seconds, seed, needs, limits, machine, versions
-    rows         one per family, each with family, status (ok, refused, failed), reason, fit, likelihood,
-                 sampling, quality, latents, outliers, accuracy, abilities. Sampling of data of free length
+    settings     seconds or steps and cores of each fit, seed, needs, limits, machine, versions
+    rounds       where losers are dropped: how many rounds have been decided
+    times        seconds of all families together: fitting, evaluating, else; preparing what they share; wall
+    rows         one per family, each with family, status (ok, dropped, refused, failed), reason, fit, likelihood,
+                 sampling, quality, latents, outliers, accuracy, abilities, times. Sampling of data of free length
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
                  samples were cut for lack of time, or null; where columns determine others there is "dependent",
                  what each of those adds to the likelihood given all others (``dependent.Share``)

@@ -155,16 +155,16 @@ class Study:
 def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Score, Part | None]:
     """All figures of a fitted model as plain data, its Score with the rows, and its samples.
 
-    ``tell`` is called with the name of each stage. The likelihood may take 25% of the time limit, sampling
+    ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
     20% and what that left over, its speed over length 10%, outliers 10%; the rest, some 30%, is bounded by its number
     of rows. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
     """
     settings, space = study.settings, study.data.space
     tell("likelihood")
-    lik = _likelihood(study, model, settings.within(0.25))
+    lik = _likelihood(study, model, settings.within(0.35))
     found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
     tell("sampling")
-    drawing = 0.2 * settings.limit + max(0.0, 0.25 * settings.limit - lik.seconds)
+    drawing = 0.2 * settings.limit + max(0.0, 0.35 * settings.limit - lik.seconds)
     try:
         found["sampling"], fake = _sample(study, model, drawing)
     except Exception as error:
@@ -191,7 +191,7 @@ def _likelihood(study: Study, model: Model, seconds: float | None) -> Score:
         found = score(model, test, generator=generator, seconds=seconds)
         if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: score them again and again
             many = test[torch.arange(RATE_ROWS) % len(test)]
-            rate = score(model, many, generator=generator, seconds=0.025 * study.settings.limit).rows_per_second
+            rate = score(model, many, generator=generator, seconds=0.035 * study.settings.limit).rows_per_second
             found = dataclasses.replace(found, rows_per_second=rate)
         return found
     except Exception as error:
