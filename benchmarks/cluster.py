@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from timing import Results
-
 import pofx
 from pofx.evaluate.compare import Comparison
+from timing import Results
 
 FAMILIES = ["nsf", "maf", "realnvp", "vae", "window-mlp", "made"]  # and the two baselines
 WORKERS = 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_a_worker_that_dies_in_a_fit_is_tried_again(bell, tmp_path):
     asked = SMALL | {"options": {"test-mortal": {"mark": str(tmp_path / "mark")}}}
     there = compare(bell, ["test-mortal"], cluster="local", **asked)
     assert int((tmp_path / "mark").read_text()) != os.getpid()
+    assert not list(Path(tempfile.gettempdir()).glob("pofx-test-mortal-*")), "what the dead one left is gone"
     here = compare(bell, ["test-mortal"], **asked)  # it has died already
     assert numbers(there) == numbers(here)
     assert there.path is None

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ import pofx
 from pofx.cluster import connected
 from pofx.core import registry
 from pofx.core.errors import PofxError, UsageError
-from pofx.core.files import write_atomic
+from pofx.core.files import scratch, write_atomic
 from pofx.core.model import Model
 from pofx.evaluate.entrant import Entrant, Result, Tell
 from pofx.evaluate.study import Study
@@ -154,8 +154,8 @@ def _task(
     study, own = common
     for cls in cloudpickle.loads(own):
         registry.register(cls)
-    with TemporaryDirectory(prefix="pofx-") as temporary, limited(cores):
-        place = Path(temporary) / entrant.name
+    with scratch(Path(gettempdir()), f"pofx-{entrant.name}-") as folder, limited(cores):
+        place = folder / entrant.name
         write_files(place, files)
         result = entrant.run(study, place, lambda *_: None, until)
         return dataclasses.replace(result, run=None), read_files(place)
