@@ -149,3 +149,16 @@ def test_what_a_cluster_cannot_give_is_said(bell, monkeypatch):
     monkeypatch.setattr(pofx, "__version__", "0.0.1")
     with pytest.raises(UsageError, match="Use one version"):
         compare(bell, [], cluster="local", **SMALL)
+
+
+def test_losers_are_dropped_on_a_cluster_as_in_one_process(bell, tmp_path):
+    """A run goes to and fro between rounds, by its files."""
+    asked = SMALL | {"halving": True, "steps": 40, "options": {"made": {"hidden": 4}}}
+    there = compare(bell, ["made", "noisy-gaussian"], cluster="local", out=tmp_path, **asked)
+    here = compare(bell, ["made", "noisy-gaussian"], **asked)
+    status = [{row["family"]: row["status"] for row in found.rows} for found in (there, here)]
+    assert status[0] == status[1]
+    assert there.verdicts == here.verdicts
+    assert "dropped" in status[0].values()
+    steps = {row["family"]: row["fit"]["steps"] for row in there.rows}
+    assert steps == {row["family"]: row["fit"]["steps"] for row in here.rows}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Compare(Source, Output):
-    """Fit every family that serves the data, each with the same wall-clock budget and split, and compare them."""
+    """Fit every family that serves the data, each with the same budget and split, and compare them."""
 
     families: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
     """Only these families, one --families NAME each [default: all that fit]."""
