@@ -323,6 +323,21 @@ def _(f):
     return ["fit", good_csv(f), "independent", "--seconds", "5", "--epochs", "2", "--out", str(f / "run"), "--quiet"]
 
 
+@case("two budgets of a comparison", 2, "UsageError")
+def _(f):
+    return ["compare", good_csv(f), "--seconds", "5", "--minutes", "1", "--out", str(f / "c"), "--quiet"]
+
+
+@case("too few minutes for a comparison", 2, "UsageError")
+def _(f):
+    return ["compare", good_csv(f), "--minutes", "0.1", "--out", str(f / "c"), "--quiet"]
+
+
+@case("no cores for a family", 2, "UsageError")
+def _(f):
+    return ["compare", good_csv(f), "--cores", "0", "--out", str(f / "c"), "--quiet"]
+
+
 @case("misspelt family", 2, "UsageError")
 def _(f):
     return ["fit", good_csv(f), "indpendent"]

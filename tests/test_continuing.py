@@ -20,7 +20,7 @@ import pofx
 from pofx.cli import main
 from pofx.core.errors import DataChanged, Diverged, MissingSource, NoRun, OlderFormat, RunExists
 from pofx.data.digest import digest
-from pofx.evaluate import compare as comparing
+from pofx.evaluate import entrant
 from pofx.evaluate.compare import assess, compare, read_comparison, resume_comparison, unreached
 from pofx.families.gmm import Gaussian
 from pofx.train.checkpoint import load_tree
@@ -302,7 +302,7 @@ def test_finished_families_are_kept_and_the_others_follow(bell, tmp_path):
 
 
 def test_a_fit_that_was_cut_off_is_resumed_inside(bell, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "fit", partial(fit, save_every=0.0))
+    monkeypatch.setattr(entrant, "fit", partial(fit, save_every=0.0))
     out = tmp_path / "c"
     cut_off(bell, out, "made", step=3, seconds=2.0)
     reached = load_tree(out / "runs" / "made" / "resume.safetensors")["state"]["step"]
@@ -410,14 +410,14 @@ def test_commands_go_on_with_a_comparison(tmp_path, capsys, monkeypatch, at, don
     small = ["--seconds", "0.4", "--samples", "60", "--quiet"]
     asked = ["compare", str(source), "--families", "gmm", "--out", str(out), *small]
 
-    def interrupted(study, name, *rest):
-        if name == at:
+    def interrupted(self, *rest):
+        if self.name == at:
             raise KeyboardInterrupt
-        return result(study, name, *rest)
+        return run(self, *rest)
 
-    result = comparing._result
+    run = entrant.Entrant.run
     with monkeypatch.context() as patch:
-        patch.setattr(comparing, "_result", interrupted)
+        patch.setattr(entrant.Entrant, "run", interrupted)
         assert main(asked) == 130
     assert f"pofx resume {out}" in " ".join(capsys.readouterr().err.split())
     assert main(["report", str(out)]) == 0

@@ -117,7 +117,7 @@ class Bounded(Moments):
 def test_impossible_rows_reach_table_report_and_json(alone, tmp_path, monkeypatch):
     monkeypatch.setitem(registry._REGISTERED, Bounded.name, Bounded)
     if alone:  # nothing else has a number, so there is no finite one to scale a plot by
-        monkeypatch.setattr("pofx.evaluate.compare.MODELS", ())
+        monkeypatch.setattr("pofx.evaluate.plan.MODELS", ())
     data = pairs_of_gaussians(0.5, ())
     found = compare(data, [Bounded.name], seconds=0.1, samples=50, needs=["likelihood"], out=tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)

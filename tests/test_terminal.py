@@ -20,6 +20,15 @@ CLIPBOARD = "\x1b]52;c;cm0=\x07"  # OSC 52 writes the clipboard
 COLUMNS = [column for name, column in _SHOWN.items() if name != "accuracy"]  # of the recorded comparison
 
 
+@pytest.fixture(autouse=True)
+def _width_is_asked_for():
+    """What COLUMNS said when the consoles were made (xdist sets it) does not count."""
+    with pytest.MonkeyPatch.context() as patch:
+        for console in (shared.out, shared.err):
+            patch.setattr(console, "_width", None)
+        yield
+
+
 @pytest.fixture
 def rows(tmp_path):
     """A table whose names and values would steer a screen."""

@@ -21,6 +21,7 @@ def connected(address: str) -> Iterator[Any]:
 
     Raises UsageError where Ray is not installed, or no cluster answers.
     """
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # news of dead workers would go to standard output
     try:
         import ray
     except ImportError as error:

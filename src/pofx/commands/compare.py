@@ -34,12 +34,22 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Compare(Source, Output):
-    """Fit every family that serves the data, each with the same wall-clock budget and split, and compare them."""
+    """Fit every family that serves the data, each with the same budget and split, and compare them."""
 
     families: Annotated[list[str], arg(metavar="FAMILY,...")] = dataclasses.field(default_factory=list)
     """Only these families [default: all that fit]."""
-    seconds: float = 30.0
-    """Wall-clock budget of each fit."""
+    seconds: float | None = None
+    """Wall-clock budget of each fit [default: 30, unless --minutes or --steps is given]."""
+    minutes: float | None = None
+    """Or that of everything, divided among the families, with their evaluation."""
+    steps: int | None = None
+    """Or the steps of each fit: on the same --cores the same numbers to the bit."""
+    halving: bool = False
+    """Drop families that are clearly worse than half of the others after a quarter, and after half, of the budget."""
+    cluster: str | None = None
+    """Run the families as tasks on a Ray cluster: its address, or 'local' for all cores of this machine."""
+    cores: int | None = None
+    """Cores of each family [default: 1 on a cluster, else all of this machine]."""
     need: list[str] = dataclasses.field(default_factory=list)
     """What you need: exact-likelihood, fast-sampling, latents, outliers, ..."""
     out: Path | None = None
@@ -76,6 +86,11 @@ def compare(argv: list[str]) -> int:
             data,
             args.families or None,
             seconds=args.seconds,
+            minutes=args.minutes,
+            steps=args.steps,
+            halving=args.halving,
+            cluster=args.cluster,
+            cores=args.cores,
             seed=args.seed,
             out=where,
             overwrite=args.overwrite,
@@ -99,7 +114,9 @@ def interrupted(where: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (where / "comparison.json").exists():
-            err.print(f"· the comparison goes on with: pofx resume {where!s}")
+            err.print(
+                f"· the comparison goes on with the same command, here or on a cluster, or: pofx resume {where!s}"
+            )
         raise
 
 
@@ -116,6 +133,8 @@ def show(result: Comparison, page: Path, args: Output) -> None:
     for reason, names in silent.items():
         out.print(elsewhere(f"{', '.join(names)} {reason}", "compare"))
     out.print(result.recommendation)
+    if result.times:
+        out.print(result.times)
     out.print(f"report: {page}")
 
 

@@ -28,26 +28,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises CannotSave where the place cannot be written or the disk is full.
     """
-    scratch: Path | None = None
-    held: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            _remove_if_left(old)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        with suppress(OSError):  # a file system without locks: nothing is taken for left behind there
-            held = lock(scratch)
-        yield scratch / path.name
-        os.replace(scratch / path.name, path)
+        with scratch(path.parent, f".{path.name}.") as folder:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
     except OSError as e:
         what = "Free some space" if e.errno in FULL else "Check the folder and its permissions"
         raise CannotSave(
             f"Could not write {path}: {e.strerror or e}.",
             f"{what}, or write elsewhere; what was there before still is.",
         ) from e
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder of this process, gone at the end. What a killed process has left under this prefix is removed first."""
+    for old in parent.glob(f"{glob.escape(prefix)}*"):
+        _remove_if_left(old)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    held: int | None = None
+    try:
+        with suppress(OSError):  # a file system without locks: nothing is taken for left behind there
+            held = lock(folder)
+        yield folder
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
 
@@ -69,12 +75,12 @@ def lock(path: Path) -> int | None:
     return handle
 
 
-def _remove_if_left(scratch: Path) -> None:
+def _remove_if_left(folder: Path) -> None:
     """Whoever writes holds a lock on the scratch folder: what is not locked was left by a killed process."""
     with suppress(OSError):
-        held = lock(scratch)
+        held = lock(folder)
         if held is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             os.close(held)
 
 

@@ -62,6 +62,11 @@ def register(cls: type[Model]) -> None:
         )
 
 
+def registered() -> dict[str, type[Model]]:
+    """The families that ``register`` made known, which no other process knows."""
+    return dict(_REGISTERED)
+
+
 def families() -> dict[str, str]:
     """All known family names with their import strings: our own, then those of entry points, then the registered.
 

@@ -76,7 +76,7 @@ def recommend(
     rows: Sequence[Row],
     verdicts: Verdicts,
     needs: Sequence[str] = (),
-    seconds: float = 0,
+    budget: str = "",
     dependent: Sequence[str] = (),
 ) -> Recommendation:
     """The family for ``needs`` among the rows of a comparison; without needs, one sentence per common need.
@@ -85,7 +85,7 @@ def recommend(
         rows: of every family, fitted or not.
         verdicts: paired differences of held-out likelihood (``likelihood.verdicts``).
         needs: names in ``NEEDS``.
-        seconds: the budget of every fit, for the words.
+        budget: of every fit, in words; those that were dropped had less.
         dependent: real columns that others determine (``Data.dependent``): a density can grow along them without limit,
             so no family is recommended for its likelihood.
     """
@@ -96,27 +96,27 @@ def recommend(
     if dependent and LIKELIHOODS.intersection(needs):
         return _without_limit(field, tuple(needs), tuple(dependent))
     if needs:
-        advice = _decide(field, verdicts, tuple(needs), seconds)
-        return replace(advice, sentences=(*advice.sentences, *_far_below(fitted)))
+        advice = _decide(field, verdicts, tuple(needs), budget)
+        return replace(advice, sentences=(*advice.sentences, *_far_below(fitted), *_dropped(rows)))
     sentences = ["No need was stated; one family per common need:"]
     for need in ("likelihood", "sample-quality", "fast-sampling", "latents", "outliers"):
         if dependent and need in LIKELIHOODS:
             without = _without_limit(field, (need,), tuple(dependent))
             sentences += [f"  {need}: {without.sentences[0]}", *without.sentences[1:]]
             continue
-        answer = _decide(field, verdicts, (need,), seconds)
+        answer = _decide(field, verdicts, (need,), budget)
         names = [answer.family] if answer.family else list(answer.tied)
         by_name = {r["family"]: r for r in field}
         figures = [f"{name} ({NEEDS[need].figure(by_name[name])})" for name in names[:3]]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         tie = " (undecided)" if len(names) > 1 else ""
         sentences.append(f"  {need}: {' or '.join(figures)}{more}{tie}." if names else f"  {need}: none can.")
-    sentences += _far_below(fitted)
+    sentences += [*_far_below(fitted), *_dropped(rows)]
     sentences.append("State needs (--need) for one recommendation with its reasons.")
     return Recommendation((), None, (), {}, {}, tuple(sentences))
 
 
-def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], seconds: float) -> Recommendation:
+def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], budget: str) -> Recommendation:
     excluded: dict[str, str] = {}
     for row in field:
         lacks = [f"{need}: {why}" for need in needs if (why := NEEDS[need].lacks(row))]
@@ -139,7 +139,7 @@ def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], se
     best = [r for r in able if beaten[r["family"]] == fewest]
     names = tuple(r["family"] for r in best)
     family, tied = (names[0], ()) if len(best) == 1 else (None, names)
-    sentences = _words(needs, best, able, beaten, verdicts, excluded, seconds)
+    sentences = _words(needs, best, able, beaten, verdicts, excluded, budget)
     return Recommendation(needs, family, tied, excluded, beaten, tuple(sentences))
 
 
@@ -191,7 +191,7 @@ def _words(
     beaten: Mapping[str, int],
     verdicts: Verdicts,
     excluded: Mapping[str, str],
-    seconds: float,
+    budget: str,
 ) -> list[str]:
     """Recommendation, reasons, the next best, who was left out, and what the figures do not show."""
     others = sorted((r for r in able if r not in best), key=lambda r: beaten[r["family"]])
@@ -211,9 +211,15 @@ def _words(
     out += [f"  Left out, {name}: {why}." for name, why in excluded.items()]
     if "likelihood" in needs:
         out += _estimates_above(best, able)
-    if seconds:
-        out.append(f"All had {seconds:g} s to fit; a longer budget can change the order.")
+    if budget:
+        out.append(f"All had {budget} to fit; a longer budget can change the order.")
     return out
+
+
+def _dropped(rows: Sequence[Row]) -> list[str]:
+    """Who had a shorter budget than all others."""
+    early = [f"{r['family']} after {r['fit']['seconds']:.3g} s" for r in rows if r["status"] == "dropped"]
+    return [f"Dropped before the budget was spent, and not judged: {', '.join(early)}."] if early else []
 
 
 def _estimates_above(best: Sequence[Row], able: Sequence[Row]) -> list[str]:

@@ -28,7 +28,8 @@ from pofx.evaluate.likelihood import Score, encode, score, unavailable
 from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, prdc
+from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, nearest, prdc
+from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
 RATE_ROWS = 1024  # rows over which throughput is measured
@@ -36,13 +37,18 @@ SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is k
 SHOWN_BYTES, SHOWN_ROWS = 4 * 2**20, 4  # of samples and of data kept for reports, about; the fewest rows
 DEPENDENT = 4  # columns that others determine, whose share of the likelihood is measured
 CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
+EVALUATION = 0.25  # of the time of a fit, which evaluation may take,
+SHORTEST = 5.0  # seconds, but never less than these: fewer rows would make figures of noise
+USUAL = 30.0  # seconds of a fit whose evaluation that of a budget in steps is like
 
 
 @dataclass(frozen=True)
 class Settings(Options):
-    """What a comparison was asked for (see ``compare``)."""
+    """What a comparison was asked for (see ``compare``); the budget of each fit in seconds or in steps."""
 
-    seconds: float = 30.0
+    seconds: float | None = USUAL
+    steps: int | None = None
+    cores: int | None = None  # of each family; None for as many threads as torch has
     seed: int = 0
     needs: tuple[str, ...] = ()
     samples: int = 2000
@@ -57,13 +63,23 @@ class Settings(Options):
 
     @property
     def limit(self) -> float:
-        """Seconds for the evaluation of one family: as long as the fit, at least 5."""
-        return max(5.0, self.seconds)
+        """Seconds for the evaluation of one family."""
+        return max(SHORTEST, EVALUATION * (self.seconds or USUAL))
+
+    def within(self, share: float) -> float | None:
+        """Seconds that a likelihood may take: a share of the limit, or any time where the budget is in steps, whose
+        numbers depend on no clock."""
+        return None if self.seconds is None else share * self.limit
 
     @property
     def quality_rows(self) -> int:
-        """Rows of each side in two-sample tests; their cost is fixed by it (some 4 s at 1000)."""
-        return 1000 if self.limit >= 10 else 400
+        """Rows of each side in two-sample tests; their cost is fixed by it (some 2 s at 1000)."""
+        return 1000 if (self.seconds or USUAL) >= USUAL else 400
+
+    @property
+    def budget(self) -> str:
+        """Of each fit, in words."""
+        return f"{self.seconds:g} s" if self.steps is None else f"{self.steps:,} steps"
 
     def generator(self, purpose: int, device: torch.device | str = "cpu") -> torch.Generator:
         """One stream of draws per purpose."""
@@ -79,6 +95,7 @@ class Study:
         features: the map of the two-sample tests (None over labels: there is nothing to look at).
         train: training rows in random order, at most ``TRAIN_ROWS``.
         real, known: the features of test rows and of these training rows.
+        near: the distance of each of ``real`` to the nearest of ``known``.
         outliers: (what they are in words, rows).
     """
 
@@ -89,6 +106,7 @@ class Study:
     train: Part
     real: Tensor
     known: Tensor
+    near: Tensor
     outliers: tuple[tuple[str, Part], ...]
 
     @staticmethod
@@ -106,12 +124,19 @@ class Study:
         test = test[: settings.max_test]
         train = data.train[torch.randperm(len(data.train), generator=settings.generator(2))[:TRAIN_ROWS]]
         if isinstance(data.space, Label):
-            return Study(data, settings, test, None, train, torch.empty(0), torch.empty(0), tuple(found))
+            empty = torch.empty(0)
+            return Study(data, settings, test, None, train, empty, empty, empty, tuple(found))
         shuffled, words = corrupt(data.space, test, settings.generator(1))
         some = test[: settings.quality_rows]
         features = Features(data.space, train, data.context, seed=settings.seed)
         real, known = features.of(some), features.of(train)
-        return Study(data, settings, test, features, train, real, known, ((words, shuffled), *found))
+        near = nearest(real, known)
+        return Study(data, settings, test, features, train, real, known, near, ((words, shuffled), *found))
+
+    @property
+    def valid(self) -> Part:
+        """Validation rows, as many as test rows are scored at most: what may be decided before these are seen."""
+        return self.data.valid.draw(self.settings.max_test, self.settings.seed)
 
     def reference(self) -> dict[str, Any]:
         """The two-sample tests with training rows for samples: what a perfect model would score."""
@@ -132,14 +157,15 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     """All figures of a fitted model as plain data, its Score with the rows, and its samples.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
-    30% and what that left over, its speed over length 10%, outliers 15%; the rest is bounded by its number of rows.
+    20% and what that left over, its speed over length 10%, outliers 10%; the rest, some 30%, is bounded by its number
+    of rows. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
     """
-    limit, space = study.settings.limit, study.data.space
+    settings, space = study.settings, study.data.space
     tell("likelihood")
-    lik = _likelihood(study, model, 0.35 * limit)
+    lik = _likelihood(study, model, settings.within(0.35))
     found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
     tell("sampling")
-    drawing = 0.3 * limit + max(0.0, 0.35 * limit - lik.seconds)
+    drawing = 0.2 * settings.limit + max(0.0, 0.35 * settings.limit - lik.seconds)
     try:
         found["sampling"], fake = _sample(study, model, drawing)
     except Exception as error:
@@ -149,10 +175,10 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     tell("latents")
     found["latents"] = _latents(study, model)
     tell("outliers")
-    found["outliers"] = _outliers(study, model, lik, 0.15 * limit)
+    found["outliers"] = _outliers(study, model, lik, settings.within(0.1))
     if study.data.dependent:
         tell("dependent columns")
-        found["dependent"] = _dependent(study, model, 0.1 * limit)
+        found["dependent"] = _dependent(study, model, settings.within(0.05))
     if isinstance(space, Label):
         found["accuracy"] = guarded(lambda: _accuracy(study, model))
     if isinstance(space, Text):
@@ -160,13 +186,13 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     return found, lik, fake
 
 
-def _likelihood(study: Study, model: Model, seconds: float) -> Score:
+def _likelihood(study: Study, model: Model, seconds: float | None) -> Score:
     generator, test = study.settings.generator(5, model.device), study.test
     try:
         found = score(model, test, generator=generator, seconds=seconds)
         if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: score them again and again
             many = test[torch.arange(RATE_ROWS) % len(test)]
-            rate = score(model, many, generator=generator, seconds=0.1 * seconds).rows_per_second
+            rate = score(model, many, generator=generator, seconds=0.035 * study.settings.limit).rows_per_second
             found = dataclasses.replace(found, rows_per_second=rate)
         return found
     except Exception as error:
@@ -189,9 +215,8 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
         c = contexts[torch.arange(start, start + size) % len(contexts)]
         return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
 
-    sampler = Sampler()
+    sampler, timed = Sampler(), study.settings.generator(9, model.device)
     if isinstance(space, Ragged):
-        timed = study.settings.generator(9, model.device)
 
         def steps(rows: int, length: int) -> int:
             return int(space.lengths(draw(0, rows, Sampler(length=length), timed).x).max())
@@ -200,7 +225,7 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
         # a single draw, twice at most, and the first block, which ``grow`` takes for 2.75 of them
         sampler = Sampler(length=_affordable(curve, space.length, seconds / 5))
         figures["speed"] = plain(curve)
-    one = latency(lambda: draw(0, 1, sampler, generator), seconds=0.1 * seconds)
+    one = latency(lambda: draw(0, 1, sampler, timed), seconds=0.1 * seconds)
     grown = grow(
         lambda start, size: draw(start, size, sampler, generator),
         study.settings.samples,
@@ -230,12 +255,13 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
         return Unavailable("Labels have no sample quality.")
     if fake is None:
         return Unavailable("There are no samples.")
-    real, known = study.real, study.known
+    real, known, near = study.real, study.known, study.near
     if cut is not None:
         real, known = (study.features.of(part.cut(cut)) for part in (study.test[: len(real)], study.train))
+        near = nearest(real, known)
     drawn = study.features.of(fake[: len(real)])
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
-    copying = guarded(lambda: memorisation(known, real, drawn))
+    copying = guarded(lambda: memorisation(known, real, drawn, near=near))
     return about | study.two_sample(real, drawn) | {"memorisation": copying}
 
 
@@ -249,9 +275,9 @@ def _latents(study: Study, model: Model) -> dict[str, Any]:
     }
 
 
-def _outliers(study: Study, model: Model, inliers: Score, seconds: float) -> list[dict[str, Any]]:
+def _outliers(study: Study, model: Model, inliers: Score, seconds: float | None) -> list[dict[str, Any]]:
     generator = study.settings.generator(7, model.device)
-    share = seconds / max(1, len(study.outliers))
+    share = None if seconds is None else seconds / max(1, len(study.outliers))
 
     def one(words: str, rows: Part) -> dict[str, Any]:
         return guarded(lambda: detect(model, inliers, rows, words, generator=generator, seconds=share))
@@ -259,16 +285,17 @@ def _outliers(study: Study, model: Model, inliers: Score, seconds: float) -> lis
     return [{"outliers": words} | one(words, rows) for words, rows in study.outliers]
 
 
-def _dependent(study: Study, model: Model, seconds: float) -> list[dict[str, Any]]:
+def _dependent(study: Study, model: Model, seconds: float | None) -> list[dict[str, Any]]:
     """What the columns that others determine add to the likelihood, each given all others; of the first few."""
     names = [c.name for c in study.data.space.columns] if isinstance(study.data.space, Table) else []
     columns = [name for name in study.data.dependent if name in names][:DEPENDENT]
     generator = study.settings.generator(10, model.device)
+    each = None if seconds is None else seconds / max(1, len(columns))
 
     def one(name: str) -> dict[str, Any]:
         values = study.train.x[:, names.index(name)]
         spread = float(values[~values.isnan()].std())
-        return guarded(lambda: share(model, study.test, name, spread, generator, seconds / len(columns)))
+        return guarded(lambda: share(model, study.test, name, spread, generator, each))
 
     return [{"column": name} | one(name) for name in columns]
 
@@ -346,6 +373,18 @@ def guarded(measure: Callable[[], Any]) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     """Our own errors explain themselves; others are named."""
     return str(error) if isinstance(error, PofxError) else f"{type(error).__name__}: {error}"
+
+
+def save_shown(path: Path, study: Study) -> None:
+    """Some test rows, and x of some training rows, for reports."""
+    space = study.data.space
+    save_rows(path, shown(study.test, space), train_x=shown(study.train, space).x)
+
+
+def save_rows(path: Path, part: Part, **more: Tensor) -> None:
+    """x, c and label of a part, and more arrays, in one .npz file."""
+    arrays = {"x": part.x, "c": part.c, "label": part.label, **more}
+    write_arrays(path, {k: v.numpy() for k, v in arrays.items() if v is not None})
 
 
 def shown(part: Part, space: Space) -> Part:

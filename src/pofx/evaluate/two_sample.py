@@ -405,17 +405,21 @@ class Memorisation:
     n_train: int
 
 
-def memorisation(train: Tensor, held_out: Tensor, fake: Tensor, *, cap: int = 20_000) -> Memorisation:
+def memorisation(
+    train: Tensor, held_out: Tensor, fake: Tensor, *, cap: int = 20_000, near: Tensor | None = None
+) -> Memorisation:
     """Data-copying test (Meehan et al., 2020, without its cells) on features [N, F] of the three sets.
 
-    At most ``cap`` training rows: a sample that copies another one is missed.
+    At most ``cap`` training rows: a sample that copies another one is missed. ``near``: what ``nearest`` gives of the
+    held-out rows, where that is known.
     """
     from scipy.stats import ks_2samp
 
     from pofx.evaluate.outlier import auroc
 
     n, train = _same_size(held_out, fake, at_least=2), _some(train, cap)
-    ours, theirs = nearest(_some(fake, n), train), nearest(_some(held_out, n), train)
+    ours = nearest(_some(fake, n), train)
+    theirs = nearest(_some(held_out, n), train) if near is None else _some(near, n)
     area = auroc(-theirs.double(), -ours.double())
     ks = ks_2samp(ours.numpy(), theirs.numpy())
     median = float(theirs.median())

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
 from pofx.core.space import Audio, Image, Ragged, Space, Table, Text, from_json
-from pofx.evaluate.compare import read_comparison, unreached
+from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
 from pofx.report import exhibits, leaderboard, plots
@@ -86,7 +86,7 @@ def _comparison(folder: Path) -> Page:
         "name": data["name"],
         "eyebrow": "Comparison of generative models",
         "lead": f"{len(rows)} of {len(settings['families'])} families fitted to {data['rows']['train']:,} rows "
-        f"({data['space_text']}{context}). Each had {duration(settings['seconds'])}; all are judged on the same "
+        f"({data['space_text']}{context}). Each had {_budget(record)}; all are judged on the same "
         f"{scored:,} held-out rows.{_not_reached(record, folder)}",
         "advice": _advice(record["recommendation"]),
         "board": _board(rows, record, scored),
@@ -298,6 +298,14 @@ def _surprise(found: Mapping[str, Any]) -> str:
     return f"Median surprise {inside:.4g} bits of held-out rows, {outside:.4g} bits of outliers."
 
 
+def _budget(record: Mapping[str, Any]) -> str:
+    """What each fit had, and who had less."""
+    settings = record["settings"]
+    each = f"{settings['steps']:,} steps" if settings.get("steps") else duration(settings["seconds"])
+    early = [f"{r['family']} {duration(r['fit']['seconds'])}" for r in record["rows"] if r["status"] == "dropped"]
+    return f"{each} ({', '.join(early)}, and was dropped)" if early else each
+
+
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, s = record["data"], record["settings"]
     rows = data["rows"]
@@ -308,7 +316,9 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Base measure", leaderboard.superscript(data["measure"])),
         ("Split", f"{data['split']}: {rows['train']:,} training, {rows['valid']:,} validation, {rows['test']:,} test"),
         ("Scored", f"{s['test_rows']:,} test rows; {s['quality_rows']:,} of each side in two-sample tests"),
-        ("Budget", f"{duration(s['seconds'])} to fit, {duration(s['evaluation_limit'])} to evaluate, per family"),
+        ("Budget", f"{_budget(record)} to fit, {duration(s['evaluation_limit'])} to evaluate, per family"),
+        *([("Cores", f"{s['cores']} per family")] if s.get("cores") else []),
+        *([("Time", spent)] if (spent := Comparison(dict(record)).times) else []),
         ("Seeds", f"data {data['seed']}, fits and draws {s['seed']}"),
         ("Machine", f"{s['machine']}, device {s['device']}"),
         ("Versions", f"pofx {record['pofx']}, torch {s['torch']}, Python {s['python']}, {s['system']}"),

@@ -27,7 +27,7 @@ from pofx.core.errors import CannotSave, Diverged, EmptyData, NotANumber, Stoppe
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model, idle, replace_config
-from pofx.core.options import POSITIVE, Options, at_least, check
+from pofx.core.options import POSITIVE, Options, Range, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.base import Data, Part, class_counts
 from pofx.train import run as folder
@@ -48,6 +48,7 @@ SCORED = -(2**40)  # the number of the draw of validation rows: steps are counte
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
 SEEDS = at_least(0, 2**63 - 1)
+PART = Range(0, 1, above=True)  # of a budget
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
@@ -120,6 +121,7 @@ def fit(
     processes: int = 1,
     precision: str = "32-true",
     compile: str = "never",
+    until: float = 1.0,
     progress: Progress | None = None,
 ) -> Run:
     """Fit one family to data.
@@ -148,6 +150,7 @@ def fit(
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
             so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
             agree within rounding, not bit for bit, with those of "never".
+        until: stop at this share of the budget; ``resume`` goes on in the run folder, as if nothing had been.
 
     Returns:
         The Run, its model carrying the best validated weights.
@@ -193,6 +196,7 @@ def fit(
         ("save_every", save_every, float, None),
         ("processes", processes, int, None),
         ("target_weight", target_weight, float, None),
+        ("until", until, float, PART),
     ):
         check(argument, given, kind, limits)
     place = choose(device, processes)
@@ -201,6 +205,8 @@ def fit(
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
         "compile": compile,
     }  # fmt: skip
+    if until < 1 and (out is None or processes > 1):
+        raise UsageError(f"until={until}: only one process with a run folder can go on.", "Give out=FOLDER.")
     if target is not None and target.space != data.space:
         raise UsageError(f"The target models {target.space}, the data are {data.space}.", "Use one space.")
     if target is not None and (target.context is not None or data.context is not None):
@@ -224,11 +230,16 @@ def fit(
             about["notes"] += model.remarks
             if path is not None:
                 folder.write_config(path, info)
-        return _launch(model, info, data, path, target, progress, watch)
+        return _launch(model, info, data, path, target, progress, watch, until)
 
 
 def resume(
-    path: str | Path, *, data: Data | None = None, device: str | None = None, progress: Progress | None = None
+    path: str | Path,
+    *,
+    data: Data | None = None,
+    device: str | None = None,
+    until: float = 1.0,
+    progress: Progress | None = None,
 ) -> Run:
     """Continue a fit that was killed, from its last checkpoint, as if nothing had happened.
 
@@ -236,6 +247,7 @@ def resume(
         path: the run folder.
         data: needed where the run was fitted on data in memory; else the source is read again.
         device: where to go on; None as it was asked for at first, which "auto" chooses anew on another machine.
+        until: as of ``fit``.
 
     Raises NoRun, UsageError, RunBusy, CorruptCheckpoint, OlderFormat, NewerFormat, DataChanged, CannotSave, the
     source's own errors, or Stopped.
@@ -262,7 +274,7 @@ def resume(
     with _folder(path) as watch, enough(model.name):
         folder.write_config(path, info)  # now: a folder that cannot be written is found before training
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
-        return _launch(model, info, data, path, None, progress, watch)
+        return _launch(model, info, data, path, None, progress, watch, until)
 
 
 @contextmanager
@@ -280,6 +292,7 @@ def _launch(
     target: Model | None,
     progress: Progress | None,
     watch: Watch,
+    until: float,
 ) -> Run:
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
     training = info["training"]
@@ -288,7 +301,7 @@ def _launch(
         fabric = one_process(info["device"], training["precision"])
         threads = torch.get_num_threads()
         try:
-            return _Loop(fabric, model, info, data, path, target, progress, watch).run()
+            return _Loop(fabric, model, info, data, path, target, progress, watch).run(until)
         finally:
             torch.set_num_threads(threads)
     from lightning_fabric import Fabric
@@ -376,7 +389,7 @@ class _Loop:
     # -- the loop ---------------------------------------------------------------------------------------
 
     @torch.enable_grad()  # also where the caller has switched gradients off
-    def run(self) -> Run:
+    def run(self, until: float = 1.0) -> Run:
         state, started = self.state, time.perf_counter() - self.state.seconds
         saved = shown = time.perf_counter()
         self.model.train()
@@ -392,6 +405,9 @@ class _Loop:
                 raise self.watch.stopped(f"after step {state.step}, which is saved")
             if state.step > 0 and self._check_due(done):
                 self._check()
+            if done >= until and self.path is not None:
+                self._save()
+                return folder.read_run(self.path)
             if patience is not None and self.log and state.stale >= patience:
                 status = "stopped early"
                 break
