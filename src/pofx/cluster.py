@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pofx.core.errors import UsageError
@@ -40,9 +40,10 @@ def connected(address: str) -> Iterator[Any]:
         _answers(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU keeps what it sees
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-    with _own_place() if local else nullcontext({}) as place:
+    place: AbstractContextManager[dict[str, Any]] = _own_place() if local else nullcontext({})
+    with place as how:
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **place)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **how)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise _silent(address, error) from error
         try:
