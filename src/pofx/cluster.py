@@ -75,9 +75,10 @@ def _answers(address: str) -> None:
             raise _silent(address, error) from error
     if address.startswith("ray://"):  # its client waits for no more than half a minute
         return
-    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    there = os.environ | {"RAY_ADDRESS": address}
     try:
-        done = subprocess.run(check, capture_output=True, text=True, timeout=HEALTH)
+        done = subprocess.run(check, env=there, capture_output=True, text=True, timeout=HEALTH)
     except subprocess.TimeoutExpired as error:
         raise _silent(address, "nothing that listens there is a Ray cluster") from error
     if done.returncode:

@@ -57,8 +57,8 @@ class Fit(Source, Output):
     """Seconds between checkpoints."""
     device: str = "cpu"
     """cpu, cuda, mps, ..."""
-    processes: int = 1
-    """Processes of data-parallel training; any number computes the same steps."""
+    processes: int | None = None
+    """Processes of data-parallel training; any number computes the same steps [default: 1, or those of torchrun]."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the networks."""
     compile: Literal["never", "auto"] = "never"
@@ -82,6 +82,7 @@ def fit(argv: list[str]) -> int:
     from pofx.core.learner import Recipe
     from pofx.core.registry import family
     from pofx.train.fit import fit as train
+    from pofx.train.processes import is_first
 
     named = [a for a in argv if not a.startswith("-")]
     kind: Any = Fit
@@ -99,6 +100,7 @@ def fit(argv: list[str]) -> int:
         )
         kind.__doc__ = f"Fit {cls.name}: {cls.summary}\n\nPaper: {cls.paper}"
     args = parse(kind, argv, "fit")
+    args.quiet = args.quiet or not is_first()
     data = load_source(args)
     tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"{data.name}-{args.family}"
@@ -140,7 +142,10 @@ def resume(argv: list[str]) -> int:
     if (args.run / "comparison.json").exists():
         return _resume_comparison(args)
     from pofx.train.fit import resume as go_on
+    from pofx.train.processes import is_first
     from pofx.train.run import read_data, read_info
+
+    args.quiet = args.quiet or not is_first()
 
     info = read_info(args.run)
     data, unsure = read_data(info, str(args.run))
@@ -166,7 +171,10 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
     """Score the test part and say what came out."""
     from pofx.evaluate.likelihood import score
     from pofx.train.compiling import told
+    from pofx.train.processes import is_first
 
+    if not is_first():
+        return
     tell_notes(run.model.remarks, args)
     result = score(run.model, data.test)
     assert run.path is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 import tempfile
 import time
@@ -34,6 +35,7 @@ from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
 from pofx.train.memory import building, check_training, enough
+from pofx.train.processes import agree, count, is_first, torchrun, whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
 from pofx.train.threads import Threads
@@ -115,7 +117,7 @@ def fit(
     valid_rows: int = 2000,
     save_every: float = 60.0,
     device: str = "cpu",
-    processes: int = 1,
+    processes: int | None = None,
     precision: str = "32-true",
     compile: str = "never",
     progress: Progress | None = None,
@@ -140,7 +142,9 @@ def fit(
             fewer where a budget in seconds has no time for them.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", ... (lightning-fabric's accelerator names).
-        processes: of data-parallel training; any number computes the same steps within rounding.
+        processes: of data-parallel training; any number computes the same steps within rounding. Unless said, 1, or all
+            that torchrun has started, each with the same call: they may be on several machines, which read the same
+            source; the first one alone writes.
         precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
             so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
@@ -181,10 +185,11 @@ def fit(
         ("patience", patience, int | None, None),
         ("valid_rows", valid_rows, int, None),
         ("save_every", save_every, float, None),
-        ("processes", processes, int, None),
+        ("processes", processes, int | None, None),
         ("target_weight", target_weight, float, None),
     ):
         check(argument, given, kind, limits)
+    processes = count(processes)
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
@@ -205,12 +210,12 @@ def fit(
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training)
     path = None if out is None else Path(out)
     with _folder(path) as watch, enough(cls.name):
-        if path is not None:
+        if path is not None and is_first():
             folder.create(path, info, overwrite)
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
         if model.remarks:
             about["notes"] += model.remarks
-            if path is not None:
+            if path is not None and is_first():
                 folder.write_config(path, info)
         return _launch(model, info, data, path, target, progress, watch)
 
@@ -229,13 +234,16 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
     info = folder.read_info(path)
     if info["training"]["target_weight"]:
         raise UsageError("A fit with a target distribution cannot be resumed.", "Fit again.")
+    if torchrun() is not None:
+        info["training"]["processes"] = count(None)
     data, _ = folder.read_data(info, str(path), data)
     with seeded(info["seed"]):
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
     with _folder(path) as watch, enough(model.name):
-        folder.write_config(path, info)  # as it is: a folder that cannot be written is found before training
+        if is_first():
+            folder.write_config(path, info)  # a folder that cannot be written is found before training
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
         return _launch(model, info, data, path, None, progress, watch)
 
@@ -243,7 +251,8 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
 @contextmanager
 def _folder(path: Path | None) -> Iterator[Watch]:
     """Inside, the run folder is this process's own, and signals are watched."""
-    with nullcontext() if path is None else folder.claimed(path), Watch(path).installed() as watch:
+    claimed = nullcontext() if path is None or not is_first() else folder.claimed(path)
+    with claimed, Watch(path).installed() as watch:
         yield watch
 
 
@@ -259,8 +268,17 @@ def _launch(
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
     from lightning_fabric import Fabric
 
-    training = info["training"]
+    training, world = info["training"], torchrun()
     n = training["processes"]
+    if world is not None:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # each process would say that it has started
+        fabric = Fabric(
+            accelerator=training["device"], devices=world.here, num_nodes=world.nodes, strategy="ddp",
+            precision=training["precision"],
+        )  # fmt: skip
+        fabric.launch()
+        agree(fabric, model, data.digest)
+        return _Loop(fabric, model, info, data, path, target, progress if world.rank == 0 else None, watch).run()
     if n == 1:
         fabric = Fabric(accelerator=training["device"], devices=1, precision=training["precision"])
         threads = torch.get_num_threads()
@@ -347,8 +365,10 @@ class _Loop:
         self.valid_cost = 0.0  # seconds of the last validation
         self.sums: dict[str, Tensor] = {}  # of step figures since the last log entry
         self.summed = 0
-        if path is not None and (path / "resume.safetensors").exists():
-            self._restore(load_tree(path / "resume.safetensors"), path)
+        kept = None if path is None or not fabric.is_global_zero else path / "resume.safetensors"
+        tree = whole(fabric, load_tree(kept) if kept is not None and kept.exists() else None)
+        if tree is not None and path is not None:
+            self._restore(tree, path)
 
     # -- the loop ---------------------------------------------------------------------------------------
 
