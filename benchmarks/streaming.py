@@ -86,10 +86,14 @@ def run(argv: list[str], kill: bool = False) -> dict[str, object]:
             os.kill(at_work[0], signal.SIGKILL)
             killed = True
         time.sleep(0.2)
-    said = process.stderr.read().decode() if process.stderr else ""
+    printed = b"".join(process.communicate()).decode()
     if process.returncode:
-        raise SystemExit(said)
-    found: dict[str, object] = {"seconds": round(time.perf_counter() - started, 1), "peak_gb": round(own, 3)}
+        raise SystemExit(printed)
+    found: dict[str, object] = {
+        "printed_lines": len(printed.splitlines()),
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_gb": round(own, 3),
+    }
     if "--cluster" in argv:
         found |= {"peak_gb_of_a_worker": round(others, 3)}
     return found | ({"killed": killed} if kill else {})

@@ -14,6 +14,8 @@ from typing import Any
 
 from pofx.core.errors import UsageError
 
+# what the machines of a cluster print on the terminal, even without logs, while what they tell of is put right
+TOLD = "A worker died or was killed|task will be retried|killed due to memory pressure|marked dead|cannot be scheduled"
 ANSWER, HEALTH = 5.0, 20.0  # seconds in which a port has to open, and a cluster behind it to say that it is one
 
 
@@ -28,6 +30,7 @@ def connected(address: str) -> Iterator[Any]:
 
     Raises UsageError where Ray is not installed, or no cluster answers.
     """
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", TOLD)  # read when Ray is imported
     try:
         import ray
     except ImportError as error:

@@ -183,8 +183,9 @@ def in_order(
                         raise answer
                     yield answer
         except ray.exceptions.RayError as error:
+            first = str(error).partition("\n\nThe above exception")[0]  # what came of what follows below it
             raise UsageError(
-                f"The cluster could not do it: {str(error).strip().splitlines()[-1]}",
+                f"The cluster could not do it: {first.strip().splitlines()[-1].rstrip('.')}.",
                 "Each of its machines needs this pofx, and the files by the same path or address.",
             ) from error
 
@@ -216,4 +217,4 @@ def _settle(ray: Any, context: Any) -> None:
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD)
     context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # errors are raised as well
