@@ -159,6 +159,27 @@ def _(f):
     return ["predict", classified(f), str(f / "good.csv"), "--out", str(f / "p.xlsx")]
 
 
+@case("a pattern that no file fits", 3, "MissingSource")
+def _(f):
+    return ["log-prob", str(fitted(f)), str(f / "*.parquet")]
+
+
+@case("a folder without tables", 3, "MissingSource")
+def _(f):
+    run = fitted(f)
+    return ["log-prob", str(run), pictures(f, [(8, 8)] * 3)]
+
+
+@case("a cluster that is not there", 2, "UsageError")
+def _(f):
+    return ["sample", str(fitted(f)), "2", "--cluster", "127.0.0.1:1"]
+
+
+@case("a cluster for what is no table", 2, "UsageError")
+def _(f):
+    return ["log-prob", str(fitted(f)), "digits", "--cluster", "local"]
+
+
 @case("wrong label", 2, "UsageError")
 def _(f):
     args = ["fit", "digits", "independent", "--given", "label", "--epochs", "1", "--out", str(f / "run"), "--quiet"]

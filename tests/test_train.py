@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -187,6 +188,36 @@ def test_two_processes_compute_what_one_does(tmp_path):
     two = read_run(tmp_path / "two")
     assert torch.allclose(weights(one), weights(two), atol=1e-5)
     assert not torch.equal(weights(one), weights(fit(data, NoisyGaussian, steps=40, seed=1)))
+
+
+def test_torchrun_on_two_nodes_computes_what_one_process_does(tmp_path):
+    """Two launchers stand for two machines. The first process alone writes; another number than theirs is named."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "fit.py").write_text(
+        "import os, sys\n"
+        "from toys import NoisyGaussian, gaussian_data\nfrom pofx.core.errors import UsageError\n"
+        "from pofx.train.fit import fit\n"
+        "place = sys.argv[1] + os.environ['RANK']\n"
+        "try:\n    fit(gaussian_data(100), NoisyGaussian, steps=1, processes=3)\n"
+        "except UsageError as error:\n    print(error)\n"
+        "run = fit(gaussian_data(weight=True), NoisyGaussian, steps=5, out=place)\n"
+        "print(run.model.mean.tolist())\n"
+    )
+    nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "pofx"]
+    where = ["--rdzv-endpoint", f"127.0.0.1:{port}", str(tmp_path / "fit.py"), str(tmp_path / "run")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((HERE, os.environ.get("PYTHONPATH", "")))}
+    start = [sys.executable, "-m", "torch.distributed.run", *nodes, *where]
+    launchers = [subprocess.Popen(start, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate()[0].splitlines() for process in launchers]
+    assert [process.returncode for process in launchers] == [0, 0]
+    assert printed[0] == printed[1]
+    assert printed[0][0].startswith("torchrun has started 2 processes; 3 were asked for.")
+    assert (tmp_path / "run0" / "weights.safetensors").exists()
+    assert not (tmp_path / "run1").exists()
+    one = fit(gaussian_data(weight=True), NoisyGaussian, steps=5)
+    assert torch.allclose(weights(one), weights(read_run(tmp_path / "run0")), atol=1e-6)
 
 
 def test_fitting_needs_no_gradient_mode_of_the_caller(data):

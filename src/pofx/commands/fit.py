@@ -55,8 +55,8 @@ class Training(Group):
     """Stop after so many validations without improvement."""
     save_every: float = 60.0
     """Seconds between checkpoints."""
-    processes: int = 1
-    """Processes of data-parallel training; any number computes the same steps."""
+    processes: int | None = None
+    """Processes of data-parallel training; any number computes the same steps [default: 1, or those of torchrun]."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the networks."""
     compile: Literal["never", "auto"] = "never"
@@ -129,8 +129,10 @@ def _of_family(cls: type[Model]) -> type:
 
 def fit(argv: list[str]) -> int:
     from pofx.train.fit import fit as train
+    from pofx.train.processes import is_first
 
     args = parse(_kind(argv), argv, "fit")
+    args.quiet = args.quiet or not is_first()
     data = load_source(args)
     tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"{data.name}-{args.family}"
@@ -174,7 +176,10 @@ def resume(argv: list[str]) -> int:
     if (args.run / "comparison.json").exists():
         return _resume_comparison(args)
     from pofx.train.fit import resume as go_on
+    from pofx.train.processes import is_first
     from pofx.train.run import read_data, read_info
+
+    args.quiet = args.quiet or not is_first()
 
     info = read_info(args.run)
     data, unsure = read_data(info, str(args.run))
@@ -202,7 +207,10 @@ def _finish_fit(run: Run, data: Data, args: Output) -> None:
     from pofx.evaluate.likelihood import score
     from pofx.evaluate.predict import predict
     from pofx.train.compiling import told
+    from pofx.train.processes import is_first
 
+    if not is_first():
+        return
     tell_notes(run.model.remarks, args)
     result, accuracy = score(run.model, data.test), None
     if isinstance(data.space, Label):

@@ -7,7 +7,8 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,8 @@ class Sample(Output):
     """Solver steps, for families that sample in steps."""
     seed: int = 0
     """Seed of the draws."""
+    cluster: str | None = None
+    """Draw on all cores of a Ray cluster: its address, or 'local'. The same draws."""
     complete: str | None = None
     """Images, or rows of a table: a part of each is kept (--known) and the rest is drawn, each value given all before
     it in the model's order (the first of several). From p(rest | known) where the kept come first in that order."""
@@ -96,6 +99,7 @@ def sample(argv: list[str]) -> int:
     from pofx.core.model import Sampler
     from pofx.core.space import Sequence, Text
     from pofx.data.write import check_place, write_rows
+    from pofx.evaluate.stream import Drawing, draw
 
     run = read_model(args.run)
     check_place(run.model.space, args.n, args.out)
@@ -109,26 +113,38 @@ def sample(argv: list[str]) -> int:
         if args.known is not None or args.rows is not None:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
+    if args.cluster is not None and (part is not None or isinstance(space, Text)):
+        raise UsageError("--cluster draws whole data, not texts or what completes given ones.", "Leave it out.")
     if isinstance(space, Text):
         return _texts(args, space, options, prompts, given, sampler, generator, stands)
-    started = time.perf_counter()
+    started, count, empty = time.perf_counter(), 0, 0
     if part is None:
-        x = given.sample(args.n, generator=generator, sampler=sampler)
+        blocks = draw(Drawing(given, sampler, args.seed), args.n, args.cluster)
     else:
-        x = _completed(given, part.x, args, generator)
-    seconds = time.perf_counter() - started
-    if isinstance(space, Sequence) and (empty := int((space.lengths(x) == 0).sum())):
-        err.print(f"{empty} of {len(x)} sequences have no step, and so no row in a table")
+        blocks = (_completed(given, p.x, args, generator) for p in [part])
+
+    def counted() -> Iterator[torch.Tensor]:
+        nonlocal count, empty
+        for x in blocks:
+            count += len(x)
+            empty += int((space.lengths(x) == 0).sum()) if isinstance(space, Sequence) else 0
+            yield x
+
+    shown = sys.stdout.isatty() and args.out is None
+    page = io.StringIO()
+    with closing(blocks):
+        write_rows(space, counted(), args.out or (page if shown else sys.stdout), options=options)
+    if shown:
+        sys.stdout.write(visible(page.getvalue()))
+    if empty:
+        err.print(f"{empty} of {count} sequences have no step, and so no row in a table")
     if args.out is None:
-        page = io.StringIO()
-        write_rows(space, x, page, options=options)
-        sys.stdout.write(visible(page.getvalue()) if sys.stdout.isatty() else page.getvalue())
         return 0
-    write_rows(space, x, args.out, options=options)
+    seconds = time.perf_counter() - started
     if args.json:
-        print_json({"run": str(args.run), **stands, "samples": len(x), "seconds": seconds, "out": str(args.out)})
+        print_json({"run": str(args.run), **stands, "samples": count, "seconds": seconds, "out": str(args.out)})
     else:
-        err.print(f"{len(x)} samples in {seconds:.2f} s: {args.out}")
+        err.print(f"{count} samples in {seconds:.2f} s: {args.out}")
     return 0
 
 

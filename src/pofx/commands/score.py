@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,10 @@ from pofx.core.errors import Unsupported, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from pofx.core.likelihood import Available
+    from pofx.core.model import Budget
     from pofx.data.base import Part
+    from pofx.evaluate.likelihood import Score
     from pofx.evaluate.text import Mark
     from pofx.train.run import Run
 
@@ -41,7 +46,9 @@ class Rows(Output):
 class LogProb(Rows):
     """log p(x) of rows in nats per row, with its kind (exact, bound or estimate) and errors.
 
-    Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show).
+    Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
+    files of a table, of any number and size ('folder/*.parquet', or the folder), are scored block by block; --out may
+    then be a folder, which gets a file of scores for each.
     """
 
     estimator: str | None = None
@@ -56,6 +63,8 @@ class LogProb(Rows):
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: str | None = None
     """Score and show this text, in place of a SOURCE."""
+    cluster: str | None = None
+    """Score files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
 
 
 def log_prob(argv: list[str]) -> int:
@@ -63,9 +72,9 @@ def log_prob(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.core.likelihood import Exact
     from pofx.core.model import Budget
     from pofx.core.space import Label, Text
+    from pofx.data.pieces import is_streamed
     from pofx.data.write import write_scores
     from pofx.evaluate.likelihood import score
     from pofx.evaluate.text import rates
@@ -75,9 +84,16 @@ def log_prob(argv: list[str]) -> int:
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
+    budget = Budget(args.estimator, args.draws, args.steps, args.stride)
+    if args.source is not None and is_streamed(model.space, model.context, args.source, args.cluster):
+        return _streamed(run, args, budget, stands)
+    if args.cluster is not None:
+        raise UsageError(
+            f"--cluster scores files of a table; {args.source or 'what there is without a SOURCE'} is none.",
+            "Leave it out, or name Parquet or CSV files.",
+        )
     part = _part(run, args, notes) if args.say is None else _said(run, args)
     notes = tell_notes(notes, args)
-    budget = Budget(args.estimator, args.draws, args.steps, args.stride)
     generator = torch.Generator().manual_seed(args.seed)
     result = score(model, part, budget=budget, generator=generator)
     rows = result.rows
@@ -85,9 +101,8 @@ def log_prob(argv: list[str]) -> int:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
     of_text = rates(model, part, result, args.stride) if texts else None
     if args.out is not None:
-        columns: dict[str, Any] = {"row": part.rows, "log_prob": rows.nats, "kind": [type(rows).__name__] * len(part)}
-        if not isinstance(rows, Exact):
-            columns["mc_se"] = rows.mc_se
+        assert part.rows is not None
+        columns = _columns(part.rows, rows)
         if texts:
             columns |= _per_byte(run, part, rows.nats)
         write_scores(args.out, columns)
@@ -104,7 +119,7 @@ def log_prob(argv: list[str]) -> int:
     if isinstance(model.space, Label):
         out.print(f"log-loss on {len(part)} rows: {result.loss_text}")
     elif of_text is None or len(part) > 1:
-        out.print(f"log p(x) on {len(part)} rows: {result.text} per row, {result.bits_text}")
+        _say(result)
     else:
         out.print(f"log p(x) {result.text}")
     if of_text is not None:
@@ -117,6 +132,64 @@ def log_prob(argv: list[str]) -> int:
         out.print(legend())
     if args.out is not None:
         err.print(f"one line per row, in the input's order: {args.out}")
+    return 0
+
+
+def _say(result: Score) -> None:
+    out.print(f"log p(x) on {result.n} rows: {result.text} per row, {result.bits_text}")
+
+
+def _columns(number: torch.Tensor, rows: Available) -> dict[str, Any]:
+    """What is written of each row: its number, its log p, what that is, and its Monte Carlo error where it has one."""
+    import pyarrow as pa
+
+    from pofx.core.likelihood import Exact
+
+    columns = {"row": number, "log_prob": rows.nats, "kind": pa.repeat(type(rows).__name__, len(number))}
+    return columns if isinstance(rows, Exact) else columns | {"mc_se": rows.mc_se}
+
+
+def _streamed(run: Run, args: LogProb, budget: Budget, stands: dict[str, Any]) -> int:
+    """Score files of a table block by block, in memory that does not grow with their number or size."""
+    import torch
+
+    from pofx.data.pieces import files_of, pieces_of
+    from pofx.data.write import write_parts, write_scores
+    from pofx.evaluate.stream import Scoring, Stream
+
+    model, about, notes = run.model, run.info["data"], list[str]()
+    files = files_of(str(args.source), notes)
+    pieces = pieces_of(files, model.space, model.context)
+    scoring = Scoring(model, budget, args.seed, about.get("labels"), about.get("options", {}))
+    stream = Stream(scoring, pieces, args.cluster, notes)
+
+    parts = args.out is not None and not args.out.suffix
+
+    def scores() -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """The number of the file, and columns of scores; rows are numbered through all files, or in each part."""
+        before = 0
+        for piece, rows in stream:
+            first = piece.first if parts else before
+            yield piece.number, _columns(torch.arange(first, first + len(rows.nats)), rows)
+            before += len(rows.nats)
+
+    with closing(scores()) as blocks:
+        if args.out is None:
+            for _ in blocks:
+                pass
+        elif parts:
+            write_parts(args.out, files, blocks)
+        else:
+            write_scores(args.out, (columns for _, columns in blocks))
+    result, told = stream.score(), tell_notes(stream.notes, args)
+    if args.json:
+        where = args.out and str(args.out)
+        found = {"run": str(args.run), **stands, "files": len(files), "rows": result.n, "out": where, "notes": told}
+        print_json(found | result.to_json(rows=False))
+        return 0
+    _say(result)
+    if args.out is not None:
+        err.print(f"one line per row, in the input's order{', in a file for each' if parts else ''}: {args.out}")
     return 0
 
 

@@ -31,6 +31,9 @@ class PofxError(Exception):
         self.problem, self.remedy = problem, remedy
         super().__init__(f"{problem} {remedy}".strip())
 
+    def __reduce__(self) -> tuple[object, ...]:  # between processes both stay what they are
+        return type(self), (self.problem, self.remedy)
+
 
 class UsageError(PofxError):
     exit_code = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ def read_rows(
     labels: Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     notes: list[str] | None = None,
+    first: int = 0,
 ) -> Part:
     """All rows of ``source`` in its order, as rows of a known space (and context).
 
@@ -36,6 +37,7 @@ def read_rows(
         labels: the classes of the data that the model was fitted to, to read ``Part.label`` by.
         options: what ``load`` was called with then.
         notes: gets what reading changed, in sentences; without it, values that were rounded draw a warning.
+        first: the number of the first row, where the source is a part of a larger one.
 
     Raises:
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
@@ -51,11 +53,9 @@ def read_rows(
     raw = read(source, reading(options, texts, known=known, alone=True, like=space, context=context))
     label = raw.label
     if isinstance(raw, RawTable):
-        names = (options.get("target"), options.get("label"), "label")
-        used = {*names, *(c.name for s in spaces if isinstance(s, Table) for c in s.columns)}
-        if others := [c for c in raw.columns if c not in used]:
-            raw.notes.append(f"Columns not used: {', '.join(others[:12])}{', …' * (len(others) > 12)}.")
-        label = next((raw.columns[n]() for n in names if n and n in raw.columns), label)
+        used = names_used(space, context, options)
+        raw.notes += unused(raw.columns, used)
+        label = next((raw.columns[n]() for n in _labels(options) if n in raw.columns), label)
 
     def rows(s: Space) -> Any:
         if isinstance(s, Ragged):
@@ -65,23 +65,39 @@ def read_rows(
         if isinstance(s, Image):
             return _new_images(s, raw)
         if isinstance(s, Table):
-            return _new_table(s, raw, notes)
+            return _new_table(s, raw, notes, first)
         if label is None:
             raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
-        return _new_labels(s.values, label)
+        return _new_labels(s.values, label, first)
 
     x = rows(space)
     c = None if context is None else rows(context)
     code = x if isinstance(space, Label) else c if isinstance(context, Label) else None
     if code is None and labels is not None and label is not None:
         try:
-            code = _new_labels(labels, label)
+            code = _new_labels(labels, label, first)
         except BadValue as error:  # another data set's classes
             raw.notes.append(f"The labels of the source are left aside. {error.problem}")
     if notes is not None:
         notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
-    return Part(x, c, code, rows=torch.arange(len(x)), before=before)
+    return Part(x, c, code, rows=torch.arange(first, first + len(x)), before=before)
+
+
+def names_used(space: Space, context: Space | None, options: Mapping[str, Any]) -> list[str]:
+    """The columns of a table that rows of the space and context are made of, and those that may hold a label."""
+    return [*_labels(options), *(c.name for s in (space, context) if isinstance(s, Table) for c in s.columns)]
+
+
+def _labels(options: Mapping[str, Any]) -> list[str]:
+    """The columns that may hold a label: the first that is there does."""
+    return [name for name in (options.get("target"), options.get("label"), "label") if name]
+
+
+def unused(columns: Iterable[str], used: Collection[str]) -> list[str]:
+    """A note on the columns that are left aside, where there are any."""
+    others = [c for c in columns if c not in used]
+    return [f"Columns not used: {', '.join(others[:12])}{', …' * (len(others) > 12)}."] if others else []
 
 
 def of_names(space: Space, rows: Any) -> Tensor:
@@ -130,7 +146,7 @@ def _new_images(space: Image, raw: Raw) -> Tensor:
     return torch.from_numpy(raw.x)
 
 
-def _new_table(space: Table, raw: Raw, notes: list[str] | None) -> Tensor:
+def _new_table(space: Table, raw: Raw, notes: list[str] | None, first: int) -> Tensor:
     from pofx.data.raw import RawTable
     from pofx.data.tabular import encode_rows
 
@@ -142,15 +158,15 @@ def _new_table(space: Table, raw: Raw, notes: list[str] | None) -> Tensor:
             found = f"The nearest is {near[0]!r}." if near else f"Its columns: {', '.join([*raw.columns][:20])}."
             raise WrongShape(f"The source has no column {col.name!r}.", f"{found} Rename or add it.")
     tell = warnings.warn if notes is None else notes.append
-    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell))
+    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell, first))
 
 
-def _new_labels(values: Sequence[str], label: Any) -> Tensor:
+def _new_labels(values: Sequence[str], label: Any, first: int) -> Tensor:
     from pofx.data.tabular import encode
 
     missing = "(missing)" in values  # a class of its own, see _classes
     column = Category("label", tuple(v for v in values if v != "(missing)"), nullable=missing)
-    return torch.from_numpy(encode(column, label)).nan_to_num(len(column.values)).long()
+    return torch.from_numpy(encode(column, label, first=first)).nan_to_num(len(column.values)).long()
 
 
 def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:

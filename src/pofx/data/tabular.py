@@ -168,7 +168,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.match(formats.PLAIN, text) else None
 
 
-def _plain(name: str, array: Array) -> Text | Numbers:
+def _plain(name: str, array: Array, first: int = 0) -> Text | Numbers:
     """Any Arrow or NumPy column as numbers or as text. Raises BadValue for lists, objects and the like."""
     if isinstance(array, np.ndarray):
         kind, mask = array.dtype.kind, np.ma.getmaskarray(array) if np.ma.isMaskedArray(array) else None
@@ -181,20 +181,20 @@ def _plain(name: str, array: Array) -> Text | Numbers:
         array = array.cast(array.type.value_type)
     of, kind = pa.types, array.type
     if _is_text(kind):
-        return _text(name, array)
+        return _text(name, array, first)
     if of.is_boolean(kind):
-        return _text(name, array.cast(pa.string()))
+        return _text(name, array.cast(pa.string()), first)
     if of.is_integer(kind):
         low, high = pc.min_max(array).as_py().values()
         if low is not None and max(abs(low), abs(high)) > EXACT:
-            return _text(name, array.cast(pa.string()))  # identifiers: float64 would merge neighbours
+            return _text(name, array.cast(pa.string()), first)  # identifiers: float64 would merge neighbours
         return Numbers(_floats(array.cast(pa.float64())))
     if of.is_floating(kind):
         return Numbers(_floats(array.cast(pa.float64())), _rounding(kind.bit_width // 8))
     if of.is_decimal(kind):
         return _decimals(name, array)
     if of.is_date(kind) or of.is_timestamp(kind):
-        return _dates(name, array)
+        return _dates(name, array, first)
     if of.is_time(kind):
         return Numbers(_in_seconds(*_ticks(array)), note="times of day became seconds since midnight")
     if of.is_duration(kind):
@@ -272,7 +272,7 @@ def _floats(array: pa.ChunkedArray) -> Floats:
     return cast(Floats, array.to_numpy())
 
 
-def _text(name: str, array: pa.ChunkedArray) -> Text:
+def _text(name: str, array: pa.ChunkedArray, first: int = 0) -> Text:
     array = array.dictionary_encode().unify_dictionaries()
     raw: list[Any] = array.chunk(0).dictionary.to_pylist() if array.num_chunks else []
     chunks = [np.asarray(pc.fill_null(c.indices, len(raw)), dtype=np.int64) for c in array.chunks]
@@ -282,7 +282,7 @@ def _text(name: str, array: pa.ChunkedArray) -> Text:
             try:
                 raw[k] = value.decode()
             except UnicodeDecodeError:
-                row = int((codes == k).argmax())
+                row = first + int((codes == k).argmax())
                 raise BadValue(
                     f"Column {name!r} holds bytes that are not UTF-8 in row {row}: {value!r}.",
                     "Convert the file, for example: iconv -f latin1 -t utf-8 OLD > NEW.",
@@ -314,7 +314,7 @@ def _in_seconds(counts: np.ndarray[Any, Any], missing: np.ndarray[Any, Any], per
     return np.where(missing, math.nan, seconds + rest / per_second)
 
 
-def _dates(name: str, array: pa.ChunkedArray) -> Numbers:
+def _dates(name: str, array: pa.ChunkedArray, first: int = 0) -> Numbers:
     """Whole days since 1970 if no value has a time of day, else seconds (UTC), cut to whole ones."""
     counts, missing, per_second = _ticks(array)
     seconds, rest = np.divmod(counts, per_second)
@@ -322,8 +322,8 @@ def _dates(name: str, array: pa.ChunkedArray) -> Numbers:
     if beyond.any():
         row = int(beyond.argmax())
         raise BadValue(
-            f"Column {name!r} holds the date {np.datetime64(int(seconds[row]), 's')} in row {row}; dates are of the "
-            "years 1 to 9999.",
+            f"Column {name!r} holds the date {np.datetime64(int(seconds[row]), 's')} in row {first + row}; dates are "
+            "of the years 1 to 9999.",
             f"Correct the row, or leave the column out: --drop {listed([name])}.",
         )
     notes = ["fractions of a second were cut off"] if rest.any() else []
@@ -571,25 +571,54 @@ def spell(value: float) -> str:
 Tell: TypeAlias = Callable[[str], object]
 
 
-def encode(column: Column, array: Array, tell: Tell = warnings.warn) -> Floats:
+class Rounded(str):
+    """What is told of values that were moved onto their column's grid; what is told of several blocks adds up."""
+
+    def __new__(cls, column: str, step: float, moved: int, of: int, value: float, row: int) -> Rounded:
+        """``moved`` of so many values; the first was ``value`` in ``row``."""
+        said = super().__new__(
+            cls,
+            f"Column {column!r}: {moved} of {of} values were rounded to its resolution {step:.6g} "
+            f"(the first: {value:.10g} in row {row}).",
+        )
+        said.column, said.parts = column, (column, step, moved, of, value, row)
+        return said
+
+    column: str
+    parts: tuple[str, float, int, int, float, int]
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.parts
+
+    def and_of(self, later: Rounded) -> Rounded:
+        """What is told of this block and of a later one."""
+        column, step, moved, of, value, row = self.parts
+        return Rounded(column, step, moved + later.parts[2], of + later.parts[3], value, row)
+
+
+def encode(column: Column, array: Array, tell: Tell = warnings.warn, first: int = 0) -> Floats:
     """Numbers [N] of new values of a known column, NaN where missing.
 
-    Values of a grid column are rounded to the grid; ``tell`` is told where that moves them by more than
-    a hundredth of a step. Raises BadValue, naming column, value and row, for what the column cannot hold.
+    Values of a grid column are rounded to the grid; ``tell`` is told (``Rounded``) where that moves them by more than
+    a hundredth of a step. Raises BadValue, naming column, value and row, for what the column cannot hold. ``first`` is
+    the number of the first row.
     """
-    found = _plain(column.name, array)
-    values = _encode_category(column, found) if isinstance(column, Category) else _encode_number(column, found, tell)
+    found = _plain(column.name, array, first)
+    if isinstance(column, Category):
+        values = _encode_category(column, found, first)
+    else:
+        values = _encode_number(column, found, tell, first)
     missing = np.isnan(values)
     if missing.any() and not column.nullable:
         row = int(missing.argmax())
         raise BadValue(
-            f"Column {column.name!r} is missing in row {row}; it had no missing values when its type was set.",
+            f"Column {column.name!r} is missing in row {first + row}; it had no missing values when its type was set.",
             "Correct or remove the row.",
         )
     return values
 
 
-def _encode_category(column: Category, found: Text | Numbers) -> Floats:
+def _encode_category(column: Category, found: Text | Numbers, first: int) -> Floats:
     if isinstance(found, Numbers):
         distinct, inverse = np.unique(found.values, return_inverse=True)
         codes = np.where(np.isnan(found.values), -1, inverse)
@@ -611,31 +640,32 @@ def _encode_category(column: Category, found: Text | Numbers) -> Floats:
         row = int((codes == -2).argmax())
         shown = ", ".join(column.values[:8]) + (", ..." if len(column.values) > 8 else "")
         raise BadValue(
-            f"Column {column.name!r} holds {found.spellings[found.codes[row]]!r} in row {row}, which is none of its "
-            f"{len(column.values)} values ({shown}).",
+            f"Column {column.name!r} holds {found.spellings[found.codes[row]]!r} in row {first + row}, which is "
+            f"none of its {len(column.values)} values ({shown}).",
             "Correct or remove the row, or load and fit again with it.",
         )
     return cast(Floats, np.where(codes < 0, math.nan, codes.astype(np.float64)))
 
 
-def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell) -> Floats:
+def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell, first: int) -> Floats:
     name = column.name
     if isinstance(found, Text):
         read = formats.read(found.spellings)
         if not isinstance(read, formats.Spelled) and found.spellings:
             row, text = found.first_text()
             kind = "a date" if isinstance(column, Integer) and column.date else "a number"
-            raise BadValue(f"Column {name!r} holds {text!r} in row {row}; it takes {kind}.", "Correct the row.")
+            raise BadValue(f"Column {name!r} holds {text!r} in row {first + row}; it takes {kind}.", "Correct the row.")
         none = Numbers(np.full(len(found.codes), math.nan))
         found = Numbers(found.of(read.values), date=read.date) if isinstance(read, formats.Spelled) else none
     v = found.values
     if np.isinf(v).any():
         row = int(np.isinf(v).argmax())
-        raise BadValue(f"Column {name!r} is infinite ({v[row]}) in row {row}.", "Correct or remove the row.")
+        raise BadValue(f"Column {name!r} is infinite ({v[row]}) in row {first + row}.", "Correct or remove the row.")
     if (np.abs(v) > LARGEST).any():
         row = int((np.abs(v) > LARGEST).argmax())
         raise BadValue(
-            f"Column {name!r} holds {v[row]:.6g} in row {row}; numbers go up to {LARGEST:g}.", "Correct the row."
+            f"Column {name!r} holds {v[row]:.6g} in row {first + row}; numbers go up to {LARGEST:g}.",
+            "Correct the row.",
         )
     if isinstance(column, Integer):
         if column.date and found.date is None and not np.isnan(v).all():
@@ -643,7 +673,7 @@ def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell) ->
         if (np.abs(v) > EXACT).any():
             row = int((np.abs(v) > EXACT).argmax())
             raise BadValue(
-                f"Column {name!r} holds {v[row]:.17g} in row {row}; whole numbers are exact up to 2^53.",
+                f"Column {name!r} holds {v[row]:.17g} in row {first + row}; whole numbers are exact up to 2^53.",
                 "Correct the row.",
             )
         if column.date == "s" and found.date == "d":
@@ -654,7 +684,7 @@ def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell) ->
         if odd.any():
             row = int(odd.argmax())
             value = "a time of day" if column.date else f"{v[row]:.10g}"
-            raise BadValue(f"Column {name!r} holds {value} in row {row}; it takes whole numbers.", "Round it.")
+            raise BadValue(f"Column {name!r} holds {value} in row {first + row}; it takes whole numbers.", "Round it.")
         return v
     if column.step is None:
         return v
@@ -662,10 +692,7 @@ def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell) ->
     moved = np.abs(snapped - v) > 0.01 * column.step
     if moved.any():
         row = int(moved.argmax())
-        tell(
-            f"Column {name!r}: {int(moved.sum())} of {len(v)} values were rounded to its resolution {column.step:.6g} "
-            f"(the first: {v[row]:.10g} in row {row})."
-        )
+        tell(Rounded(name, column.step, int(moved.sum()), len(v), float(v[row]), first + row))
     return snapped
 
 
@@ -700,10 +727,10 @@ def show(column: Column, value: float) -> str:
 
 
 def encode_rows(
-    columns: Sequence[Column], get: Callable[[str], Array], rows: int, tell: Tell = warnings.warn
+    columns: Sequence[Column], get: Callable[[str], Array], rows: int, tell: Tell = warnings.warn, first: int = 0
 ) -> Floats:
-    """New rows [rows, D] of known columns; ``tell`` as in ``encode``."""
+    """New rows [rows, D] of known columns; ``tell`` and ``first`` as in ``encode``."""
     out = np.empty((rows, len(columns)))
     for j, column in enumerate(columns):
-        out[:, j] = encode(column, get(column.name), tell)
+        out[:, j] = encode(column, get(column.name), tell, first)
     return out

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from pofx.core.errors import CannotSave, UsageError
 from pofx.core.files import replacing
-from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text
+from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text, join
 from pofx.data.audio import check_sounds, write_audio
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
@@ -52,7 +53,7 @@ def check_place(space: Space, n: int, to: Path | None) -> None:
 
 def write_rows(
     space: Space,
-    x: Tensor,
+    x: Tensor | Iterable[Tensor],
     to: str | os.PathLike[str] | TextIO,
     context: Space | None = None,
     c: Tensor | None = None,
@@ -60,6 +61,8 @@ def write_rows(
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Rows x [N, *E], and their contexts c [N, *Ec], as files that ``load`` and ``read_rows`` understand.
+
+    Rows may come in blocks, without contexts: those of tables are written as they come, and then forgotten.
 
     A table becomes CSV, TSV, Parquet or Arrow by the suffix of ``to`` (or CSV on an open text stream):
     categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
@@ -71,31 +74,39 @@ def write_rows(
     Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
     options = options or {}
-    if isinstance(space, Image):
-        if not isinstance(to, str | os.PathLike):
-            raise UsageError("Images cannot go to a text stream.", "Give a folder or an .npz file.")
-        _write_images(space, x, Path(to), context, c)
+    blocks = [x] if isinstance(x, Tensor) else x
+    if not isinstance(space, Image | Text | Audio):
+        _write_tables(_tables(space, blocks, context, c, options), to)
         return
+    x = join(space, [*blocks])
     if isinstance(space, Text):
         write_texts([space.spell(row) for row in x], to, options)
         return
-    if isinstance(space, Audio):
-        if not isinstance(to, str | os.PathLike):
-            raise UsageError("Sounds cannot go to a text stream.", "Give a folder or a .wav file.")
+    if not isinstance(to, str | os.PathLike):
+        place = "a folder or an .npz file" if isinstance(space, Image) else "a folder or a .wav file"
+        raise UsageError(f"{type(space).__name__} data cannot go to a text stream.", f"Give {place}.")
+    if isinstance(space, Image):
+        _write_images(space, x, Path(to), context, c)
+    else:
         write_audio(space, x, Path(to), context, c)
-        return
-    if isinstance(space, Sequence):  # one table, whose first column numbers the sequences
-        name = options.get("sequence")
-        name = number_of(space) if name in (None, ROWS) else name
-        number = torch.arange(len(x)).repeat_interleave(space.lengths(x)).numpy()
-        inside = x.flatten(0, 1)
-        inside = inside[~inside[:, 0].isinf()]
-        _write_table(pa.table({name: number} | _columns(space.step, inside)), to)
-        return
-    columns = _columns(space, x)
-    if context is not None and c is not None:
-        columns |= _columns(context, c)
-    _write_table(pa.table(columns), to)
+
+
+def _tables(
+    space: Space, blocks: Iterable[Tensor], context: Space | None, c: Tensor | None, options: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    """Blocks of rows as tables; of sequences all steps, and a first column that numbers them."""
+    first = 0
+    for x in blocks:
+        if isinstance(space, Sequence):
+            name = options.get("sequence")
+            name = number_of(space) if name in (None, ROWS) else name
+            number = torch.arange(first, first + len(x)).repeat_interleave(space.lengths(x)).numpy()
+            inside = x.flatten(0, 1)
+            columns = {name: number} | _columns(space.step, inside[~inside[:, 0].isinf()])
+        else:
+            columns = _columns(space, x) | ({} if context is None or c is None else _columns(context, c))
+        yield pa.table(columns)
+        first += len(x)
 
 
 def write_texts(
@@ -124,12 +135,36 @@ def write_texts(
         scratch.write_bytes(content.encode())
 
 
-def write_scores(
-    to: str | os.PathLike[str] | TextIO, columns: Mapping[str, Tensor | np.ndarray[Any, Any] | Listed[Any]]
-) -> None:
-    """Columns of equal length as CSV or Parquet, or CSV on a stream: one line per row, in the order given."""
-    arrays = {k: pa.array(v.detach().cpu().numpy() if isinstance(v, Tensor) else v) for k, v in columns.items()}
-    _write_table(pa.table(arrays), to)
+Scores: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
+
+
+def write_scores(to: str | os.PathLike[str] | TextIO, columns: Scores | Iterable[Scores]) -> None:
+    """Columns of equal length as CSV or Parquet, or CSV on a stream: one line per row, in the order given.
+
+    They come all at once or in blocks.
+    """
+    blocks = [columns] if isinstance(columns, Mapping) else columns
+    _write_tables((pa.table({k: _array(v) for k, v in block.items()}) for block in blocks), to)
+
+
+def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Scores]]) -> None:
+    """A folder with a Parquet file for each of ``files`` that has rows, named and placed as these are to each other.
+
+    Blocks come with the number of their file, in order.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CannotSave(f"{to} exists and is not an empty folder.", "Choose another place.")
+    root = os.path.commonpath([os.path.dirname(f) for f in files])
+    with replacing(to) as scratch:
+        scratch.mkdir()
+        for number, rows in itertools.groupby(blocks, key=lambda block: block[0]):
+            name = os.path.relpath(files[number], root)
+            name = name if name.endswith(".parquet") else f"{name}.parquet"
+            write_scores(scratch / name, (columns for _, columns in rows))
+
+
+def _array(values: Any) -> pa.Array:
+    return pa.array(values.detach().cpu().numpy() if isinstance(values, Tensor) else values)
 
 
 def _columns(space: Space, x: Tensor) -> dict[str, pa.Array]:
@@ -146,38 +181,50 @@ def _check_table(path: Path) -> None:
         raise UsageError(f"{path} does not say which format.", f"End it in {', '.join(TABLE_SUFFIXES)}.")
 
 
-def _write_table(table: pa.Table, to: str | os.PathLike[str] | TextIO) -> None:
+def _write_tables(tables: Iterable[pa.Table], to: str | os.PathLike[str] | TextIO) -> None:
+    """Tables of the same columns, one below the other, each as it comes; there is at least one."""
     if not isinstance(to, str | os.PathLike):
-        to.write(_csv(table, ",").decode())
+        for text in _csv(tables, ","):
+            to.write(text.decode())
         return
     path = Path(to)
     _check_table(path)
+    suffix = path.suffix.lower()
     with replacing(path) as scratch:
-        if path.suffix == ".parquet":
-            pa.parquet.write_table(table, scratch)
-        elif path.suffix in (".arrow", ".feather"):
-            with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+        if suffix in (".csv", ".tsv"):
+            with open(scratch, "wb") as file:
+                file.writelines(_csv(tables, "\t" if suffix == ".tsv" else ","))
+            return
+        rest = iter(tables)
+        first = next(rest)
+        if suffix == ".parquet":
+            writer = pa.parquet.ParquetWriter(scratch, first.schema)
         else:
-            scratch.write_bytes(_csv(table, "\t" if path.suffix == ".tsv" else ","))
+            writer = pa.ipc.new_file(str(scratch), first.schema)
+        with writer:
+            for table in itertools.chain([first], rest):
+                writer.write_table(table)
 
 
-def _csv(table: pa.Table, delimiter: str) -> bytes:
+def _csv(tables: Iterable[pa.Table], delimiter: str) -> Iterator[bytes]:
     """CSV with quotes only around text that needs them, which pyarrow does for all text or for none.
 
     Text that would be taken for missing without them needs them, too.
     """
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerow(table.column_names)
-    texts = [c.unique().to_pylist() for c in table.columns if pa.types.is_string(c.type)]
-    marks = set('"\r\n' + delimiter)
-    special = any(marks & set(v) or v in MISSING for values in texts for v in values if v is not None)
-    options = pa.csv.WriteOptions(
-        include_header=False, delimiter=delimiter, quoting_style="needed" if special else "none"
-    )
-    body = pa.BufferOutputStream()
-    pa.csv.write_csv(table, body, options)
-    return out.getvalue().encode() + body.getvalue().to_pybytes()
+    for k, table in enumerate(tables):
+        if k == 0:
+            header = io.StringIO()
+            csv.writer(header, delimiter=delimiter, lineterminator="\n").writerow(table.column_names)
+            yield header.getvalue().encode()
+        texts = [c.unique().to_pylist() for c in table.columns if pa.types.is_string(c.type)]
+        marks = set('"\r\n' + delimiter)
+        special = any(marks & set(v) or v in MISSING for values in texts for v in values if v is not None)
+        options = pa.csv.WriteOptions(
+            include_header=False, delimiter=delimiter, quoting_style="needed" if special else "none"
+        )
+        body = pa.BufferOutputStream()
+        pa.csv.write_csv(table, body, options)
+        yield body.getvalue().to_pybytes()
 
 
 def _check_images(space: Image, path: Path) -> None:

@@ -265,6 +265,57 @@ def summarise(
     )
 
 
+class Tally:
+    """The Score of rows that come in blocks, of a space whose data all have one size: to rounding that of all at once.
+
+    Means and squared deviations of blocks are merged by Chan, Golub & LeVeque 1983, which loses no digits.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.n = self.impossible = 0
+        self.mean = self.squares = self.noise = 0.0
+        self.last: Available | None = None
+
+    def add(self, lik: Available) -> None:
+        """The next rows [m]."""
+        self.last = per_row(lambda t: t[:0], lik)
+        self.impossible += int((lik.nats == -math.inf).sum())
+        if self.impossible:  # minus infinity is the mean, whatever else there is
+            self.n += len(lik.nats)
+            return
+        nats = lik.nats.double()
+        m, mean = len(nats), nats.mean().item()
+        apart, n = mean - self.mean, self.n + m
+        self.squares += (nats - mean).square().sum().item() + apart**2 * self.n * m / n
+        self.mean += apart * m / n
+        self.noise += mc_se(lik).double().square().sum().item()
+        self.n = n
+
+    def score(self, seconds: float = 0.0) -> Score:
+        """Of the rows so far, of which there is at least one."""
+        assert self.last is not None
+        n, dims = self.n, units(self.space, self.last.nats.new_zeros(1)).item()
+        known = n > 1 and not self.impossible
+        se = math.sqrt(self.squares / n / (n - 1)) if known else None
+        return Score(
+            kind=type(self.last).__name__,
+            nats=-math.inf if self.impossible else self.mean,
+            se=se,
+            mc_se=None if self.impossible else math.sqrt(self.noise) / n,
+            n=n,
+            draws=draws(self.last),
+            measure=self.space.measure,
+            dims=round(dims, 6),
+            unit=unit(self.space),
+            rate_se=None if se is None else se / dims,
+            impossible=self.impossible,
+            note=self.last.caveat if isinstance(self.last, Estimate) else "",
+            seconds=seconds,
+            rows_per_second=n / seconds if seconds else math.nan,
+        )
+
+
 def unavailable(reason: str, space: Space) -> Score:
     """No number, and why."""
     return Score(Unavailable.__name__, math.nan, None, None, 0, 0, space.measure, space.dims, unit(space), note=reason)

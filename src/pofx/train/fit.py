@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 import tempfile
 import time
@@ -36,6 +37,7 @@ from pofx.train.compiling import Trial
 from pofx.train.device import choose
 from pofx.train.machine import Alone, one_process
 from pofx.train.memory import building, check_training, enough
+from pofx.train.processes import agree, count, is_first, on_this_machine, torchrun, whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
 from pofx.train.threads import Threads
@@ -118,7 +120,7 @@ def fit(
     valid_rows: int = 2000,
     save_every: float = 60.0,
     device: str = "auto",
-    processes: int = 1,
+    processes: int | None = None,
     precision: str = "32-true",
     compile: str = "never",
     until: float = 1.0,
@@ -145,7 +147,9 @@ def fit(
         save_every: seconds between checkpoints.
         device: "auto" (cuda where there is one, else cpu), "cpu", "cuda", or "mps", which lacks the float64 that some
             families need. The run records what was asked for and what it was.
-        processes: of data-parallel training; any number computes the same steps within rounding.
+        processes: of data-parallel training; any number computes the same steps within rounding. Unless said, 1, or all
+            that torchrun has started, each with the same call: they may be on several machines, which read the same
+            source; the first one alone writes.
         precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
             so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
@@ -194,12 +198,13 @@ def fit(
         ("patience", patience, int | None, None),
         ("valid_rows", valid_rows, int, None),
         ("save_every", save_every, float, None),
-        ("processes", processes, int, None),
+        ("processes", processes, int | None, None),
         ("target_weight", target_weight, float, None),
         ("until", until, float, PART),
     ):
         check(argument, given, kind, limits)
-    place = choose(device, processes)
+    processes = count(processes)
+    place = choose(device, on_this_machine(processes))
     training = {
         "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
         "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
@@ -223,12 +228,12 @@ def fit(
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training) | {"device": place}
     path = None if out is None else Path(out)
     with _folder(path) as watch, enough(cls.name):
-        if path is not None:
+        if path is not None and is_first():
             folder.create(path, info, overwrite)
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
         if model.remarks:
             about["notes"] += model.remarks
-            if path is not None:
+            if path is not None and is_first():
                 folder.write_config(path, info)
         return _launch(model, info, data, path, target, progress, watch, until)
 
@@ -265,14 +270,17 @@ def resume(
     if info["training"]["target_weight"]:
         raise UsageError("A fit with a target distribution cannot be resumed.", "Fit again.")
     training = info["training"]
-    info["device"] = choose(training["device"] if device is None else device, training["processes"])
+    if torchrun() is not None:
+        training["processes"] = count(None)
+    info["device"] = choose(training["device"] if device is None else device, on_this_machine(training["processes"]))
     data, _ = folder.read_data(info, str(path), data)
     with seeded(info["seed"]):
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
     with _folder(path) as watch, enough(model.name):
-        folder.write_config(path, info)  # now: a folder that cannot be written is found before training
+        if is_first():
+            folder.write_config(path, info)  # a folder that cannot be written is found before training
         model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
         return _launch(model, info, data, path, None, progress, watch, until)
 
@@ -280,7 +288,8 @@ def resume(
 @contextmanager
 def _folder(path: Path | None) -> Iterator[Watch]:
     """Inside, the run folder is this process's own, and signals are watched."""
-    with nullcontext() if path is None else folder.claimed(path), Watch(path).installed() as watch:
+    claimed = nullcontext() if path is None or not is_first() else folder.claimed(path)
+    with claimed, Watch(path).installed() as watch:
         yield watch
 
 
@@ -295,13 +304,24 @@ def _launch(
     until: float,
 ) -> Run:
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
-    training = info["training"]
+    training, world = info["training"], torchrun()
     n = training["processes"]
+    if world is not None:
+        from lightning_fabric import Fabric
+
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # each process would say that it has started
+        fabric = Fabric(
+            accelerator=info["device"], devices=world.here, num_nodes=world.nodes, strategy="ddp",
+            precision=training["precision"],
+        )  # fmt: skip
+        fabric.launch()
+        agree(fabric, model, data.digest)
+        return _Loop(fabric, model, info, data, path, target, progress if world.rank == 0 else None, watch).run(until)
     if n == 1:
-        fabric = one_process(info["device"], training["precision"])
+        alone = one_process(info["device"], training["precision"])
         threads = torch.get_num_threads()
         try:
-            return _Loop(fabric, model, info, data, path, target, progress, watch).run(until)
+            return _Loop(alone, model, info, data, path, target, progress, watch).run(until)
         finally:
             torch.set_num_threads(threads)
     from lightning_fabric import Fabric
@@ -383,8 +403,10 @@ class _Loop:
         self.valid_cost = 0.0  # seconds of the last validation
         self.sums: dict[str, Tensor] = {}  # of step figures since the last log entry
         self.summed = 0
-        if path is not None and (path / "resume.safetensors").exists():
-            self._restore(load_tree(path / "resume.safetensors"), path)
+        kept = None if path is None or not fabric.is_global_zero else path / "resume.safetensors"
+        tree = whole(fabric, load_tree(kept) if kept is not None and kept.exists() else None)
+        if tree is not None and path is not None:
+            self._restore(tree, path)
 
     # -- the loop ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,220 @@
+"""Scores and samples of any number of rows, block by block: in this process, or by the workers of a Ray cluster.
+
+``in_order`` maps a function over jobs and gives its answers in the jobs' order, whoever computes them. What a job
+answers follows from the job alone (its block boundaries, its seed), so both engines give the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pofx.cluster import connected
+from pofx.core.errors import NotANumber, PofxError, Unsupported, UsageError
+from pofx.core.likelihood import Available, Likelihood, Unavailable, cat
+from pofx.core.model import Budget, Conditional, Model, Sampler
+from pofx.data.pieces import Piece, blocks
+from pofx.data.tabular import Rounded
+from pofx.evaluate.likelihood import Score, Tally
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+AHEAD = 2**28  # bytes of answers that may wait in a cluster for those before them
+TRIES = 3  # times that a job whose worker dies is given to another one
+DRAWN = 2**16  # rows that are drawn at once, of data of few numbers each
+
+
+# -- scores ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is known of the rows of one piece: their likelihood [n], and what reading them had to tell."""
+
+    piece: Piece
+    likelihood: Likelihood
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """log p of the rows of a piece. Callable, so that it and its model travel to workers as one object.
+
+    Attributes:
+        seed: of Monte Carlo draws. A block has the seed that follows from this one and from where it begins (the first
+            one this very seed): rows that are equal have noise of their own, in other blocks, too.
+        labels, options: of the run's data, to read rows by.
+    """
+
+    model: Model
+    budget: Budget
+    seed: int
+    labels: Sequence[str] | None
+    options: Mapping[str, Any]
+
+    def __call__(self, piece: Piece) -> Scored:
+        model, notes, found, first = self.model, list[str](), list[Likelihood](), piece.first
+        how: Any = {"labels": self.labels, "options": self.options, "notes": notes}
+        for part in blocks(piece, model.space, model.context, **how):
+            generator = torch.Generator(model.device).manual_seed(_seed(self.seed, piece.number, first))
+            try:
+                with torch.no_grad():
+                    found.append(model.given(part.c).log_prob(part.x, budget=self.budget, generator=generator))
+            except NotANumber as error:
+                place = f"{piece.file}, counted from its row {first}"
+                raise NotANumber(f"{place}: {error.problem}", error.remedy) from error
+            first += len(part)
+        return Scored(piece, cat(found), notes)
+
+
+@dataclass
+class Stream:
+    """The rows of pieces as they are scored, in order; ``tally`` and ``notes`` have grown when all have been taken."""
+
+    scoring: Scoring
+    pieces: Sequence[Piece]
+    cluster: str | None = None
+    notes: list[str] = field(default_factory=list)
+    tally: Tally = field(init=False)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.scoring.model.space)
+
+    def __iter__(self) -> Generator[tuple[Piece, Available], None, None]:
+        """The likelihood of each piece's rows. Raises Unsupported where there is none."""
+        with closing(in_order(self.scoring, self.pieces, self.cluster)) as answers:
+            for scored in answers:
+                lik = scored.likelihood
+                if isinstance(lik, Unavailable):
+                    raise Unsupported(f"{self.scoring.model.name} has no likelihood: {lik.reason}")
+                tell_once(self.notes, scored.notes)
+                self.tally.add(lik)
+                yield scored.piece, lik
+
+    def score(self) -> Score:
+        """Of the rows so far."""
+        return self.tally.score(time.perf_counter() - self.started)
+
+
+def tell_once(told: list[str], notes: Sequence[str]) -> None:
+    """Add to what is told what is not yet; values that were rounded add up by column."""
+    for note in notes:
+        same = [i for i, t in enumerate(told) if isinstance(t, Rounded) and isinstance(note, Rounded)
+                and t.column == note.column]  # fmt: skip
+        if same and isinstance(note, Rounded):
+            told[same[0]] = told[same[0]].and_of(note)  # type: ignore[attr-defined]
+        elif note not in told:
+            told.append(note)
+
+
+# -- samples -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws of one block: job (b, n) is n rows by a generator that follows from the seed and b (of the first: it)."""
+
+    given: Conditional
+    sampler: Sampler
+    seed: int
+
+    def __call__(self, job: tuple[int, int]) -> Tensor:
+        number, n = job
+        generator = torch.Generator(self.given.model.device).manual_seed(_seed(self.seed, number))
+        return self.given.sample(n, generator=generator, sampler=self.sampler)
+
+
+def draw(drawing: Drawing, n: int, cluster: str | None = None) -> Generator[Tensor, None, None]:
+    """n rows in blocks [m, *C, *E], the same on any engine."""
+    dims = drawing.given.model.space.dims * max(1, int(np.prod(drawing.given.batch_shape)))
+    size = max(1, min(DRAWN, 2**24 // max(1, dims)))
+    jobs = [(b, min(size, n - b * size)) for b in range(max(1, -(-n // size)))]
+    return in_order(drawing, jobs, cluster)
+
+
+def _seed(seed: int, *place: int) -> int:
+    """``seed`` itself for the first place, and one that is well spread for each other."""
+    if not any(place):
+        return seed
+    return int(np.random.SeedSequence([seed % 2**64, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# -- engines -----------------------------------------------------------------------------------------------
+
+
+def in_order(
+    work: Callable[[Job], Answer], jobs: Sequence[Job], cluster: str | None = None
+) -> Generator[Answer, None, None]:
+    """``work`` of each job, in their order: here, or by as many workers of a Ray cluster as it has cores.
+
+    Raises what ``work`` raises (of several, the first in order), UsageError where the cluster cannot do it.
+    """
+    if cluster is None:
+        yield from map(work, jobs)
+        return
+    with connected(cluster) as ray:
+        import ray.data
+
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        items = ray.data.from_items([{"job": i} for i in range(len(jobs))], override_num_blocks=len(jobs))
+        _settle(ray, items.context)
+        what = ray.put((work, list(jobs)))
+        at_most = max(1, min(cores, len(jobs)))
+        answers = items.map_batches(
+            partial(_answer, what), batch_size=None, concurrency=at_most, num_cpus=1, max_retries=TRIES
+        )
+        try:
+            for batch in answers.iter_batches(batch_size=None, prefetch_batches=1):
+                for packed in batch["answer"]:
+                    answer = pickle.loads(packed)
+                    if isinstance(answer, PofxError):
+                        raise answer
+                    yield answer
+        except ray.exceptions.RayError as error:
+            first = str(error).partition("\n\nThe above exception")[0]  # what came of what follows below it
+            raise UsageError(
+                f"The cluster could not do it: {first.strip().splitlines()[-1].rstrip('.')}.",
+                "Each of its machines needs this pofx, and the files by the same path or address.",
+            ) from error
+
+
+def _answer(what: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What a worker does: the jobs of a batch. An error is an answer, too, which waits for those before it."""
+    work, jobs = _held(what)
+    answers: list[Any] = []
+    for i in batch["job"]:
+        try:
+            answers.append(work(jobs[i]))
+        except PofxError as error:
+            answers.append(error)
+    # packed, since Ray Data would make one array of several tensors
+    return {"answer": [pickle.dumps(answer) for answer in answers]}
+
+
+@lru_cache(maxsize=1)
+def _held(what: Any) -> Any:
+    """The work, with its model, and its jobs: fetched once by each worker."""
+    import ray
+
+    torch.set_num_threads(1)  # a worker has one core
+    return ray.get(what)
+
+
+def _settle(ray: Any, context: Any) -> None:
+    """How one data set is worked on: in order, off the terminal, and with few answers held back."""
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # errors are raised as well
