@@ -97,6 +97,8 @@ class Source:
     """Of an archive of several arrays, the one that is the data, or those that make up columns: --arrays a,b."""
     label_array: str | None = None
     """Of an archive, the array that holds each row's class."""
+    memory: str | None = None
+    """The most that a table may take: --memory 4GB; a larger one is read in blocks [default: what is free]."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares that train, validate and test; long texts are split by place, in this order."""
 
@@ -142,6 +144,7 @@ def load_source(args: Source) -> Data:
         order=args.order,
         arrays=[name for names in args.arrays for name in names.split(",")],
         label_array=args.label_array,
+        memory=args.memory,
         split=args.split,
     )
 

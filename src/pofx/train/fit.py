@@ -41,6 +41,7 @@ from pofx.train.threads import Threads
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+LOOK = 2**25  # numbers of a sample that stands for rows beyond memory before training: 256 MiB
 PROBE = 32  # rows of the first, timed validation
 SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -195,6 +196,11 @@ def fit(
     if target is not None and (target.context is not None or data.context is not None):
         raise UsageError("A target distribution goes with models of p(x) only.", "Drop the context.")
 
+    if processes > 1 and data.train.beyond_memory:
+        raise UsageError(
+            f"The data do not fit into memory; they are read in blocks by one process, not by {processes}.",
+            "Leave processes at 1.",
+        )
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
     about: dict[str, Any] = {
@@ -207,7 +213,7 @@ def fit(
     with _folder(path) as watch, enough(cls.name):
         if path is not None:
             folder.create(path, info, overwrite)
-        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
+        _prepare(model, data.train, seed)
         if model.remarks:
             about["notes"] += model.remarks
             if path is not None:
@@ -236,8 +242,19 @@ def resume(path: str | Path, *, data: Data | None = None, progress: Progress | N
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
     with _folder(path) as watch, enough(model.name):
         folder.write_config(path, info)  # as it is: a folder that cannot be written is found before training
-        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
+        _prepare(model, data.train, info["seed"])
         return _launch(model, info, data, path, None, progress, watch)
+
+
+def _prepare(model: Model, train: Part, seed: int) -> None:
+    """Let the model look at the training rows; of more than memory holds, at a sample, where it needs them at once."""
+    n = len(train)
+    if sampled := train.beyond_memory and not model.in_blocks:
+        train = train.draw(LOOK // max(1, model.space.dims), seed).read()
+    model.prepare(train.x, train.c, train.weight, torch.Generator().manual_seed(seed))
+    if sampled:
+        words = f"{model.name} took its scales and start from {len(train):,} of the {n:,} training rows, drawn by seed"
+        model.remarks = [*model.remarks, f"{words} {seed}: all do not fit into memory."]
 
 
 @contextmanager
@@ -419,7 +436,8 @@ class _Loop:
         train, state, world, rank = self.data.train, self.state, self.fabric.world_size, self.fabric.global_rank
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
         if self.learner.sweep == "dataset":
-            part = (train if world == 1 else train[slice(start, end)]).read()
+            part = train if world == 1 else train[slice(start, end)]
+            part = part if self.model.in_blocks and part.beyond_memory else part.read()
         else:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:
@@ -432,8 +450,7 @@ class _Loop:
             given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
             part = Part(self.material[index], *given)
         device = self.fabric.device
-        x, c, weight = (None if t is None else t.to(device) for t in (part.x, part.c, part.weight))
-        assert x is not None
+        x, c, weight = (t.to(device) if isinstance(t, Tensor) else t for t in (part.x, part.c, part.weight))
         return Batch(x, c, weight, start, self.batch, done, state.step)
 
     def _guard(self, terms: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pofx.core.errors import OutOfMemory
 from pofx.core.learner import Recipe
+from pofx.core.memory import available, gigabytes
 
 NOTED = 2**28  # bytes of new tensors between two looks at what is taken
 COPIES = 4  # of a model: itself, its gradient or counts, the best weights, what is written
 MOMENTS = {"adam": 2, "muon": 1, "sgd": 0}  # that an optimizer keeps of every weight
-GROUPS = (  # of processes, which may have less than the machine: limit and use, in either version
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
-
-def available() -> int:
-    """Bytes of memory that a process may still take: of the machine and, in a container, of its share."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, KeyError):  # on another system than Linux
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    for most, used in GROUPS:
-        with suppress(OSError, ValueError):  # no such group, or no limit ("max")
-            found.append(int(Path(most).read_text()) - int(Path(used).read_text()))
-    return min(found)
 
 
 @contextmanager
@@ -109,10 +94,6 @@ def check_training(model: nn.Module, recipe: Recipe, what: str) -> None:
     size, free = weights * (2 + MOMENTS[recipe.optimizer]), available()
     if size > free:
         raise _too_much(what, f"training takes {gigabytes(size)} beside the weights, of {gigabytes(free)} free")
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
 
 
 def _too_much(what: str, reason: str) -> OutOfMemory:
