@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,10 @@ class Part:
     def beyond_memory(self) -> bool:
         """Are these rows of a table that is too large to be read at once?"""
         return isinstance(self.x, BlockRows) or isinstance(self.c, BlockRows)
+
+    def in_memory(self) -> Part:
+        """The same with tensors where it is of such a table: a few of its rows fit."""
+        return self.read() if self.beyond_memory else self
 
     def cut(self, length: int) -> Part:
         """Data of free length up to their first ``length`` steps; what is not read yet is still not read."""
@@ -357,7 +362,7 @@ def load(
                 f"--drop {' '.join(dependent)}."
             )
     is_path = isinstance(source, str | os.PathLike)
-    stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
+    stem = _stem(source) if is_path else type(source).__name__.lower()
     return Data(
         name=name or stem or str(source),
         source=_found_again(source) if is_path else IN_MEMORY,
@@ -375,12 +380,19 @@ def load(
     )
 
 
+def _stem(source: str | os.PathLike[str]) -> str:
+    """What to call a file or folder: its name without suffixes; of a pattern its folder's."""
+    parts = [p for p in Path(source).parts if not glob.has_magic(p)]
+    return parts[-1].partition(".")[0] if parts else ""
+
+
 def _found_again(source: str | os.PathLike[str]) -> str:
     """Where a later command finds a source: its path, the name of a built-in set, or nowhere for a pipe."""
     from pofx.data.raw import IN_MEMORY
 
     if not os.path.exists(source):
-        return str(source)
+        pattern = glob.has_magic(str(source)) and "://" not in str(source)
+        return os.path.abspath(source) if pattern else str(source)
     path = os.path.abspath(source)
     if path.startswith(("/dev/", "/proc/")):  # what this process alone calls so
         path = os.path.realpath(path)

@@ -102,5 +102,5 @@ def table_of(names: Iterable[str], column: Callable[[int], Array], rows: int, wh
     return RawTable(columns, rows, notes=notes)
 
 
-def corrupt(path: Path, kind: str, why: object) -> CorruptFile:
+def corrupt(path: Path | str, kind: str, why: object) -> CorruptFile:
     return CorruptFile(f"{path} cannot be read as {kind}: {why}.".replace("..", "."), "Fetch or write the file again.")

@@ -250,7 +250,7 @@ def _prepare(model: Model, train: Part, seed: int) -> None:
     """Let the model look at the training rows; of more than memory holds, at a sample, where it needs them at once."""
     n = len(train)
     if sampled := train.beyond_memory and not model.in_blocks:
-        train = train.draw(LOOK // max(1, model.space.dims), seed).read()
+        train = train.draw(LOOK // max(1, model.space.dims), seed).in_memory()
     model.prepare(train.x, train.c, train.weight, torch.Generator().manual_seed(seed))
     if sampled:
         words = f"{model.name} took its scales and start from {len(train):,} of the {n:,} training rows, drawn by seed"
