@@ -38,16 +38,15 @@ def beyond(rows: int, columns: int, memory: str | int | None) -> str | None:
     limit, size = available() if memory is None else parse(memory), 8 * rows * columns
     if COPIES * size <= limit:
         return None
-    what = "may be taken (--memory)" if memory is not None else "are free"
+    known = f"{gigabytes(limit)} that are {'free' if memory is None else 'allowed'}"
     if WORKING * 8 * rows > limit:
         raise OutOfMemory(
-            f"{rows:,} rows are too many: to read one column of them takes {gigabytes(WORKING * 8 * rows)}, of "
-            f"{gigabytes(limit)} that {what}.",
+            f"{rows:,} rows are too many: one column of them takes {gigabytes(WORKING * 8 * rows)}, of the {known}.",
             "Give a part of the rows, or more memory.",
         )
     return (
-        f"{rows:,} rows of {columns} columns make {gigabytes(size)}, and {COPIES} copies are not within the "
-        f"{gigabytes(limit)} that {what}: they are read in blocks from a temporary file in {tempfile.gettempdir()}."
+        f"{rows:,} rows of {columns} columns are {gigabytes(size)}, with the copies that a fit takes more than the "
+        f"{known}: they are read in blocks from a temporary file in {tempfile.gettempdir()}."
     )
 
 
@@ -70,9 +69,8 @@ class ColumnFile:
                 "Make room there, or name another folder by the environment variable TMPDIR.",
             ) from error
 
-    def read(self, column: int, start: int, stop: int) -> Floats:
-        """Values start .. stop of a column, by plain reads: address space may be limited, too."""
-        out = np.empty(stop - start)
+    def read(self, column: int, start: int, out: Floats) -> Floats:
+        """Values of a column from ``start`` on, as many as ``out`` holds; plain reads take no address space."""
         left, place = out.data.cast("B"), 8 * (column * self.rows + start)
         while left:
             count = os.preadv(self.file.fileno(), [left], place)
@@ -120,16 +118,20 @@ class BlockRows:
         if isinstance(index, tuple):
             return torch.from_numpy(self._column(*index))
         where = self._places(index)
-        out = np.empty((len(where), len(self.columns)))
-        if len(where):
-            first, last = int(where.min()), int(where.max()) + 1
-            near = last - first <= SPARSE * len(where)
-            for k, j in enumerate(self.columns):
-                out[:, k] = self.file.read(j, first, last)[where - first] if near else self.file.fetch(j, where)
-        return torch.from_numpy(out)
+        out = np.empty((len(self.columns), len(where)))  # columns lie together, as they do in the file
+        first, last = (int(where.min()), int(where.max()) + 1) if len(where) else (0, 0)
+        if last - first > SPARSE * len(where):
+            for into, j in zip(out, self.columns, strict=True):
+                into[:] = self.file.fetch(j, where)
+        else:
+            where, span = where - first, np.empty(last - first)
+            for into, j in zip(out, self.columns, strict=True):
+                np.take(self.file.read(j, first, span), where, out=into, mode="clip")
+        rows = torch.from_numpy(out).T
+        return rows if isinstance(index, slice) else rows.contiguous()
 
     def _column(self, rows: slice, column: int) -> Floats:
-        values = self.file.read(self.columns[column], 0, self.file.rows)
+        values = self.file.read(self.columns[column], 0, np.empty(self.file.rows))
         return values[rows] if self.index is None else values[self.index[rows]]
 
     def _places(self, index: Any) -> Index:
@@ -138,4 +140,8 @@ class BlockRows:
             index = np.arange(*index.indices(len(self)), dtype=np.int64)
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index
-        return index if self.index is None else self.index[index]
+        if self.index is not None:
+            return self.index[index]
+        if len(index) and not 0 <= index.min() <= index.max() < self.file.rows:
+            raise IndexError(f"Rows {index.min()} to {index.max()} of {self.file.rows}.")
+        return index
