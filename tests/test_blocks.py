@@ -162,6 +162,13 @@ def test_a_full_disk_is_named(file, monkeypatch):
         pofx.load(file, memory=LITTLE)
 
 
+def test_text_that_does_not_fit_is_named_before_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("a,b\n" + "1.5,2.5\n" * 100)
+    monkeypatch.setattr(pofx.data.read, "available", lambda: 500)
+    with pytest.raises(OutOfMemory, match="t.csv is .* of text, .*Write it as Parquet"):
+        pofx.load(tmp_path / "t.csv")
+
+
 def test_only_tables_have_blocks():
     with pytest.raises(UsageError, match="Only tables are read in blocks"):
         pofx.load("digits", memory="4GB")

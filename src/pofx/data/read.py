@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pofx.core.errors import EmptyData, MissingSource, UnknownFormat, UsageError, WrongShape
+from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
+from pofx.core.memory import available, gigabytes
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, listed, listing, natural
@@ -288,4 +289,9 @@ def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):
         raise WrongShape(f"{path} is a single image.", "Give the folder that holds the images.")
+    if (size := path.stat().st_size) > (free := available()):
+        raise OutOfMemory(
+            f"{path} is {gigabytes(size)} of text, which is read at once, and {gigabytes(free)} are free.",
+            "Write it as Parquet, which is read in blocks: pyarrow.dataset.write_dataset, duckdb or polars do so.",
+        )
     return delimited.from_csv(path, options)
