@@ -77,11 +77,12 @@ def split_by_place(index: Tensor, shares: tuple[float, float, float]) -> tuple[l
 def repeats(x: Any, indices: list[Tensor]) -> list[str]:
     """A note where whole rows of x occur more than once, and how many test rows also occur in training."""
     keys = torch.cat([row_keys(x[i : i + BLOCK]) for i in range(0, len(x), BLOCK)])
-    train, _, test = (keys[i] for i in indices)
-    used = torch.cat([keys[i] for i in indices])
-    repeats = len(used) - len(used.unique())
+    used = torch.cat([keys[i] for i in indices]).numpy()
+    used.sort()  # in place: memory may have room for little more
+    repeats = int((used[1:] == used[:-1]).sum())
     if not repeats:
         return []
+    train, _, test = (keys[i] for i in indices)
     leaked = int(torch.isin(test, train).sum())
     note = f"{repeats} of {len(used)} rows repeat an earlier row"
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]
