@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -192,7 +193,8 @@ def test_a_folder_and_a_pattern_are_one_table(folder, both):
         assert data.digest == both[0].digest, source
         assert data.name == folder.name.partition(".")[0] or "://" in str(source)
     (folder / "notes.txt").write_text("not a table")
-    assert any("1 of 4 files were left out" in note for note in pofx.load(f"{folder}/*").notes)
+    (folder / "_temporary.parquet").write_text("what a writer left")
+    assert any("2 of 5 files were left out" in note for note in pofx.load(f"{folder}/*").notes)
 
 
 def test_an_address_of_fsspec(file, both):
@@ -258,6 +260,8 @@ def test_a_net_looks_at_a_sample_and_trains_on_all_rows(file, monkeypatch):
 def test_processes_do_not_share_blocks(file):
     with pytest.raises(UsageError, match="by one process, not by 2"):
         pofx.fit(pofx.load(file, memory=LITTLE), "gmm", processes=2)
+    with pytest.raises(UsageError, match="stay in the process"):
+        pickle.dumps(pofx.load(file, memory=LITTLE).train)
 
 
 def test_commands_work_on_blocks(file, tmp_path, capsys):

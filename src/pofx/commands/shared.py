@@ -44,7 +44,10 @@ class Source:
     """Where data come from and how they are read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name.
+
+    Many Parquet files are one table: their folder, a pattern, or an address such as 's3://bucket/*.parquet'.
+    """
     given: str | None = None
     """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
     label: str | None = None

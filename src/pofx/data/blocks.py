@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.errors import CannotSave, OutOfMemory
+from pofx.core.errors import CannotSave, OutOfMemory, UsageError
 from pofx.core.memory import available, gigabytes, parse
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
@@ -68,6 +68,9 @@ class ColumnFile:
                 f"Could not write a column of {gigabytes(8 * self.rows)} to {tempfile.gettempdir()}: {error.strerror}.",
                 "Make room there, or name another folder by the environment variable TMPDIR.",
             ) from error
+
+    def __reduce__(self) -> Any:
+        raise UsageError("Rows that are read in blocks stay in the process that read them.", "Work in one process.")
 
     def read(self, column: int, start: int, out: Floats) -> Floats:
         """Values of a column from ``start`` on, as many as ``out`` holds; plain reads take no address space."""

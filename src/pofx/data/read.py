@@ -83,8 +83,9 @@ def _address(address: str) -> RawTable:
 
 
 def _parquet(files: Mapping[str, Callable[[], Any]], where: str) -> RawTable:
-    """Those of the files that are Parquet, in their order, as one table."""
-    found = {name: files[name] for name in sorted(files, key=natural) if name.lower().endswith(PARQUET)}
+    """Those of the files that are Parquet, in their order, as one table; "_" and "." begin what writers keep beside."""
+    names = [n for n in files if n.lower().endswith(PARQUET) and not n.rpartition("/")[2].startswith(("_", "."))]
+    found = {name: files[name] for name in sorted(names, key=natural)}
     if not files:
         raise MissingSource(f"There is no file {where}.", "Check the address, or the pattern.")
     if not found:
