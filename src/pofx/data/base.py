@@ -213,9 +213,9 @@ def load(
     Args:
         source: a path (CSV, TSV, Parquet, Arrow, .npy, .npz, a folder of PNG and JPEG with sub-folders as
             labels, MNIST's IDX files; text and IDX also as .gz; or a pipe), many Parquet files as one table (their
-            folder, a pattern, or an address of fsspec such as s3://bucket/*.parquet), a NumPy array (what a mask hides is
-            missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set ("digits",
-            "two-moons", ...).
+            folder, a pattern, or an address of fsspec such as s3://bucket/*.parquet), a NumPy array (what a mask hides
+            is missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set
+            ("digits", "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
             model is p(x | given).
