@@ -25,7 +25,6 @@ from typing import Any
 
 from timing import Results
 
-SWEEPS = 5
 COMPONENTS = 10
 BLOCK = 250_000
 
@@ -55,7 +54,7 @@ def status(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def fit(path: str, memory: int) -> dict[str, float | bool]:
+def fit(path: str, memory: int, count: int) -> dict[str, float | bool]:
     """Load and fit in this process, whose address space is at most ``memory``."""
     import torch
 
@@ -77,7 +76,7 @@ def fit(path: str, memory: int) -> dict[str, float | bool]:
     data = pofx.load(path)
     loaded = time.perf_counter()
     run = pofx.fit(
-        data, "gmm", steps=SWEEPS, checks=1, options={"components": COMPONENTS, "covariance": "full", "tol": 0.0}
+        data, "gmm", steps=count, checks=1, options={"components": COMPONENTS, "covariance": "full", "tol": 0.0}
     )
     n = len(data.train)
     return {
@@ -101,12 +100,13 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=28)
     parser.add_argument("--memory", type=float, nargs="+", default=[4.0], help="GB")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: a temporary one)")
+    parser.add_argument("--sweeps", type=int, default=5, help="at least 2: the first is not counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="do not keep the results")
     parser.add_argument("--fit", metavar="FILE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.fit:
-        print(json.dumps(fit(args.fit, int(args.memory[0] * 1e9))))
+        print(json.dumps(fit(args.fit, int(args.memory[0] * 1e9), args.sweeps)))
         return
     results = Results(args.quick, seed=args.seed, threads=1, components=COMPONENTS)
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -117,6 +117,7 @@ def main() -> None:
             write(file, rows, args.columns, args.seed)
             for memory in args.memory:
                 command = [sys.executable, __file__, "--fit", str(file), "--memory", str(memory)]
+                command += ["--sweeps", str(args.sweeps)]
                 done = subprocess.run(
                     command, check=True, stdout=subprocess.PIPE, env=os.environ | environment, text=True
                 )

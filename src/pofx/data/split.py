@@ -76,7 +76,9 @@ def split_by_place(index: Tensor, shares: tuple[float, float, float]) -> tuple[l
 
 def repeats(x: Any, indices: list[Tensor]) -> list[str]:
     """A note where whole rows of x occur more than once, and how many test rows also occur in training."""
-    keys = torch.cat([row_keys(x[i : i + BLOCK]) for i in range(0, len(x), BLOCK)])
+    keys = torch.empty(len(x), dtype=torch.int64)  # at once: pieces kept between the blocks would scatter the memory
+    for i in range(0, len(x), BLOCK):
+        keys[i : i + BLOCK] = row_keys(x[i : i + BLOCK])
     used = torch.cat([keys[i] for i in indices]).numpy()
     used.sort()  # in place: memory may have room for little more
     repeats = int((used[1:] == used[:-1]).sum())
