@@ -170,6 +170,16 @@ def test_text_that_does_not_fit_is_named_before_it_is_read(tmp_path, monkeypatch
         pofx.load(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc failed"), MemoryError("too much")])
+def test_memory_that_runs_out_is_named(file, monkeypatch, error):
+    def read(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "read", read)
+    with pytest.raises(OutOfMemory, match="Reading the data needs more memory than there is: .*in blocks"):
+        pofx.load(file)
+
+
 def test_only_tables_have_blocks():
     with pytest.raises(UsageError, match="Only tables are read in blocks"):
         pofx.load("digits", memory="4GB")

@@ -1,13 +1,16 @@
-"""How much memory a process may still take, and amounts of memory in words."""
+"""Memory: how much a process may still take, the error where it runs out, and amounts in words."""
 
 from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pofx.core.errors import UsageError
+import torch
+
+from pofx.core.errors import OutOfMemory, UsageError
 
 GROUPS = (  # of processes, which may have less than the machine: limit and use, in either version
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -32,6 +35,24 @@ def available() -> int:
         if limit != resource.RLIM_INFINITY:
             found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
     return min(found)
+
+
+@contextmanager
+def enough(what: str, remedy: str = "Make it smaller, by its --options.") -> Iterator[None]:
+    """Raises OutOfMemory where memory runs out inside: of a tensor that is built, before it is."""
+    try:
+        yield
+    except MemoryError as error:
+        raise too_much(what, str(error), remedy) from error
+    except RuntimeError as error:
+        said = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in said:
+            raise
+        raise too_much(what, said[said.find("you tried") :].partition("\n")[0], remedy) from error
+
+
+def too_much(what: str, reason: str, remedy: str = "Make it smaller, by its --options.") -> OutOfMemory:
+    return OutOfMemory(f"{what} needs more memory than there is: {reason}.", remedy)
 
 
 def gigabytes(size: int) -> str:

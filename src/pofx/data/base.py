@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
+from pofx.core.memory import enough
 from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
 from pofx.core.space import Sequence as Steps
 from pofx.data.blocks import BlockRows, ColumnFile, beyond
@@ -177,6 +178,7 @@ def _listed(values: Sequence[str], most: int = 6) -> str:
 # ---------------------------------------------------------------------------------------------- load
 
 
+@enough("Reading the data", "Give fewer rows or columns; a table can be read in blocks: --memory 1GB.")
 def load(
     source: Any,
     *,
@@ -253,7 +255,7 @@ def load(
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
-        CorruptFile, BadValue, WrongShape, each naming the place in the source.
+        CorruptFile, BadValue, WrongShape, each naming the place in the source. OutOfMemory.
     """
     from pofx.data.archives import is_archive
     from pofx.data.dependence import relations

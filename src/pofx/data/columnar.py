@@ -61,6 +61,8 @@ def _column(name: str, file: Callable[[], Any], head: Any, column: str) -> pa.Ta
     try:
         table = pa.parquet.ParquetFile(file(), metadata=head).read(columns=[column])
         table.validate(full=True)
+    except MemoryError:  # which Arrow's own is as well
+        raise
     except DAMAGE as e:
         raise corrupt(name, "Parquet", e) from e
     if len(table) != head.num_rows or table.column_names != [column]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from pofx.core.errors import CannotSave, Diverged, EmptyData, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
+from pofx.core.memory import enough
 from pofx.core.model import Model, idle, replace_config
 from pofx.core.options import POSITIVE, Options, at_least, check
 from pofx.core.registry import family as find_family
@@ -33,7 +34,7 @@ from pofx.data.base import Data, Part
 from pofx.train import run as folder
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
-from pofx.train.memory import building, check_training, enough
+from pofx.train.memory import building, check_training
 from pofx.train.run import Run
 from pofx.train.signals import Watch
 from pofx.train.threads import Threads
