@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
@@ -203,6 +205,36 @@ def _(f):
 @case("corrupt Parquet", 3, "CorruptFile")
 def _(f):
     return ["data", csv(f, "PAR1 not really", "t.parquet")]
+
+
+@case("a folder of Parquet files with other columns", 3, "RaggedTable")
+def _(f):
+    place = f / "parts"
+    place.mkdir()
+    for name in ("a", "b"):
+        pq.write_table(pa.table({name: [1.5, 2.5]}), place / f"{name}.parquet")
+    return ["data", str(place)]
+
+
+@case("an address that nothing is at", 3, "MissingSource")
+def _(f):
+    pytest.importorskip("fsspec")
+    return ["data", f"file://{f}/nothing-*.parquet"]
+
+
+@case("no amount of memory", 2, "UsageError")
+def _(f):
+    return ["data", good_csv(f), "--memory", "much"]
+
+
+@case("memory for what is no table", 2, "UsageError")
+def _(f):
+    return ["data", pictures(f, [(4, 4)] * 12), "--memory", "4GB"]
+
+
+@case("too many rows for the memory", 6, "OutOfMemory")
+def _(f):
+    return ["data", good_csv(f), "--memory", "1KB"]
 
 
 @case("damaged Arrow", 3, "CorruptFile")

@@ -272,7 +272,9 @@ def encode(argv: list[str]) -> int:
     part = _part(run, args, notes)
     notes = tell_notes(notes, args)
     with torch.no_grad():
-        z = run.model.given(part.c).encode(part.x).mean
+        size = run.model.rows_per_pass()
+        parts = (part[i : i + size].read() for i in range(0, len(part), size))
+        z = torch.cat([run.model.given(rows.c).encode(rows.x).mean for rows in parts])
     where = args.out or args.run / "latents.parquet"
     columns: dict[str, Any] = {"row": part.rows} | {f"z{k}": z[:, k] for k in range(z.shape[1])}
     write_scores(where, columns)

@@ -42,6 +42,8 @@ class Tables(Group):
     """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
     drop: Annotated[list[str], arg(metavar="COLUMN,...")] = dataclasses.field(default_factory=list)
     """Columns to leave out; quotes stand around a name with a comma: '"a, b",c'."""
+    memory: str | None = None
+    """The most that a table may take: --memory 4GB; a larger one is read in blocks [default: what is free]."""
     header: bool = False
     """The first line of a CSV file holds names, whatever it looks like."""
     no_header: bool = False
@@ -107,7 +109,10 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
     """Where data come from and how they are read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name."""
+    """CSV/TSV, Parquet, Arrow, .npy/.npz, text, sound, a folder of images, texts or sounds, IDX, or a built-in name.
+
+    Many Parquet files are one table: their folder, a pattern, or an address such as 's3://bucket/*.parquet'.
+    """
     given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...")] = None
     """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
@@ -165,6 +170,7 @@ def load_source(args: Source) -> Data:
         order=args.order,
         arrays=args.arrays,
         label_array=args.label_array,
+        memory=args.memory,
         split=args.split,
     )
 

@@ -67,8 +67,8 @@ class Batch:
     own, so that any number of processes computes the same step.
     """
 
-    x: Tensor  # [B, *E]
-    c: Tensor | None = None  # [B, *Ec]
+    x: Any  # [B, *E]: a tensor; in a sweep over data beyond memory Rows (core.model), where the family works in_blocks
+    c: Any = None  # [B, *Ec]
     weight: Tensor | None = None  # [B]
     start: int = 0
     total: int = 0  # rows of the whole batch over all processes

@@ -69,7 +69,10 @@ class Sampler(Options):
 
 
 class Rows(Protocol):
-    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor."""
+    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor.
+
+    Those of a table give a single column [N] as well: ``rows[:, j]``.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Any) -> Tensor:
@@ -98,6 +101,7 @@ class Model(nn.Module):
     uses_draws: ClassVar[bool] = False  # Budget.draws means something
     uses_steps: ClassVar[bool] = False  # Budget.steps and Sampler.steps mean something
     uses_stride: ClassVar[bool] = False  # Budget.stride means something
+    in_blocks: ClassVar[bool] = False  # prepare and sweeps take x and c as Rows, which memory may not hold all at once
     decodes: ClassVar[bool] = False  # symbol by symbol: Sampler.decoding means something
     continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
     latent: ClassVar[bool] = False  # rows_encode exists
@@ -136,8 +140,11 @@ class Model(nn.Module):
         """How this family is trained on ``space`` unless the user says otherwise."""
         raise NotImplementedError
 
-    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
-        """Look at the training data once, before training: scales, bins, start values into buffers."""
+    def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
+        """Look at the training data once, before training: scales, bins, start values into buffers.
+
+        x and c are tensors; of data beyond memory Rows where the family works ``in_blocks``, else a sample of rows.
+        """
 
     def learner(self, recipe: Recipe) -> Learner:
         """Everything that differs between families in training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
+from pofx.core.memory import enough
 from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
 from pofx.core.space import Sequence as Steps
 from pofx.core.spelling import listed
+from pofx.data.blocks import BlockRows, ColumnFile, beyond
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.roles import no_column, roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
@@ -28,20 +32,21 @@ if TYPE_CHECKING:
 
 KINDS = (None, "table", "text", "audio", "sequence")
 SYMBOLS = ("auto", "characters", "bytes")
+UNREAD = (RaggedRows, BlockRows)  # rows that are read when asked for
 
 
 @dataclass(frozen=True, repr=False)
 class Part:
     """Rows of one split.
 
-    x [N, *E] of the space's dtype, or rows of free length that are read when asked for; c [N, *Ec] the contexts
-    (None for p(x)); label [N] int64 the class of each row where the source has one (for probes and colours,
-    never seen by training unless it is the context); weight [N]; rows [N] int64, the row's number in its
-    source; before: what precedes each x, where rows are excerpts of something longer.
+    x [N, *E] of the space's dtype, or rows that are read when asked for (of free length, or of a table beyond memory);
+    c [N, *Ec] the contexts (None for p(x)), such rows, too; label [N] int64 the class of each row where the source has
+    one (for probes and colours, never seen by training unless it is the context); weight [N]; rows [N] int64, the
+    row's number in its source; before: what precedes each x, where rows are excerpts of something longer.
     """
 
     x: Any
-    c: Tensor | None = None
+    c: Any = None
     label: Tensor | None = None
     weight: Tensor | None = None
     rows: Tensor | None = None
@@ -60,10 +65,10 @@ class Part:
         return f"{len(self):,} row{'s' * (len(self) != 1)}: {', '.join(held)}"
 
     def __getitem__(self, index: Tensor | slice) -> Part:
-        """The rows at ``index``, in its order; rows of free length are still not read."""
+        """The rows at ``index``, in its order; what is not read yet is still not read."""
 
         def pick(v: Any) -> Any:
-            return v.take(index) if isinstance(v, RaggedRows) else None if v is None else v[index]
+            return v.take(index) if isinstance(v, UNREAD) else None if v is None else v[index]
 
         return Part(**{k: pick(v) for k, v in vars(self).items()})
 
@@ -72,9 +77,18 @@ class Part:
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]]
 
     def read(self) -> Part:
-        """The same with x and before as tensors."""
-        x, before = (v[:] if isinstance(v, RaggedRows) else v for v in (self.x, self.before))
-        return dataclasses.replace(self, x=x, before=before)
+        """The same with x, c and before as tensors."""
+        x, c, before = (v[:] if isinstance(v, UNREAD) else v for v in (self.x, self.c, self.before))
+        return dataclasses.replace(self, x=x, c=c, before=before)
+
+    @property
+    def beyond_memory(self) -> bool:
+        """Are these rows of a table that is too large to be read at once?"""
+        return isinstance(self.x, BlockRows) or isinstance(self.c, BlockRows)
+
+    def in_memory(self) -> Part:
+        """The same with tensors where it is of such a table: a few of its rows fit."""
+        return self.read() if self.beyond_memory else self
 
     def cut(self, length: int) -> Part:
         """Data of free length up to their first ``length`` steps; what is not read yet is still not read."""
@@ -196,6 +210,7 @@ def _listed(values: Sequence[str], most: int = 6) -> str:
 # ---------------------------------------------------------------------------------------------- load
 
 
+@enough("Reading the data", "Give fewer rows or columns; a table can be read in blocks: --memory 1GB.")
 def load(
     source: Any,
     *,
@@ -225,14 +240,16 @@ def load(
     order: str | None = None,
     arrays: Sequence[str] = (),
     label_array: str | None = None,
+    memory: str | int | None = None,
 ) -> Data:
     """Load a table or images, infer what one x is, and split the rows.
 
     Args:
         source: a path (CSV, TSV, Parquet, Arrow, .npy, .npz, a folder of PNG and JPEG with sub-folders as
-            labels, MNIST's IDX files; text and IDX also as .gz; or a pipe), a NumPy array (what a mask hides is
-            missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set ("digits",
-            "two-moons", ...).
+            labels, MNIST's IDX files; text and IDX also as .gz; or a pipe), many Parquet files as one table (their
+            folder, a pattern, or an address of fsspec such as s3://bucket/*.parquet), a NumPy array (what a mask hides
+            is missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set
+            ("digits", "two-moons", ...).
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
             model is p(x | given).
@@ -265,10 +282,12 @@ def load(
         arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
             those that make up the columns of a table or a step of a sequence.
         label_array: of an archive, the array that holds each row's class.
+        memory: the most that the rows of a table, and what is made of them, may take: "4GB" (None: what is free). A
+            larger table is read in blocks, from a temporary file that its numbers are written to.
 
     Raises:
         UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
-        CorruptFile, BadValue, WrongShape, each naming the place in the source.
+        CorruptFile, BadValue, WrongShape, each naming the place in the source. OutOfMemory.
 
     Example:
         >>> import numpy as np, pofx
@@ -320,6 +339,7 @@ def load(
         "order": order,
         "arrays": list(arrays),
         "label_array": label_array,
+        "memory": memory,
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
@@ -343,7 +363,11 @@ def load(
     space: Space
     rows: Any
     if isinstance(raw, RawTable):
-        space, rows = typed(raw, options["types"], options["drop"], notes)
+        large = beyond(raw.n, len({*raw.columns} - {*drop}), memory)
+        notes += [large] if large else []
+        space, rows = typed(raw, options["types"], options["drop"], notes, in_file=large is not None)
+    elif memory is not None:
+        raise UsageError("Only tables are read in blocks, so memory means nothing.", "Leave it out.")
     elif (options["types"] or drop) and not isinstance(raw.space, Steps):
         raise UsageError("Only tables have columns, so types and drop mean nothing.", "Leave them out.")
     else:
@@ -355,25 +379,25 @@ def load(
         notes.append(f"{len(index)} rows were drawn at random from the source.")
     excerpts = isinstance(raw, RawRagged) and raw.before is not None
     indices, words = split_by_place(index, shares) if excerpts else split_rows(index, raw.part, shares, seed)
-    numbers = torch.arange(raw.n) if raw.numbers is None else torch.from_numpy(raw.numbers)
+    numbers = None if raw.numbers is None else torch.from_numpy(raw.numbers)
     train, valid, test = (
         Part(
             x=roles.take_x(i),
             c=None if roles.take_c is None else roles.take_c(i),
             label=None if roles.code is None else roles.code[i],
-            rows=numbers[i],
+            rows=i if numbers is None else numbers[i],
             before=raw.before.take(i) if isinstance(raw, RawRagged) and raw.before is not None else None,
         )
         for i in indices
     )
-    if isinstance(rows, Tensor):
+    if not isinstance(rows, RaggedRows):
         notes += repeats(rows, indices)
     notes += scarce(len(train), len(test), roles.space.dims if isinstance(roles.space, Table) else 0)
     dependent: tuple[str, ...] = ()
     if not isinstance(roles.space, Label) and isinstance(table := getattr(space, "step", space), Table):
         # what is wholly given cannot collapse
         given_names = {c.name for c in roles.context.columns} if isinstance(roles.context, Table) else set()
-        values = rows.numpy() if isinstance(rows, Tensor) else rows.values
+        values = rows.values if isinstance(rows, RaggedRows) else rows
         related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
         dependent = tuple(r.column for r in related)
         if related:
@@ -383,7 +407,7 @@ def load(
                 f"--drop {listed(dependent)}."
             )
     is_path = isinstance(source, str | os.PathLike)
-    stem = Path(source).name.partition(".")[0] if is_path else type(source).__name__.lower()
+    stem = _stem(source) if is_path else type(source).__name__.lower()
     return Data(
         name=name or stem or str(source),
         source=_found_again(source) if is_path else IN_MEMORY,
@@ -401,12 +425,19 @@ def load(
     )
 
 
+def _stem(source: str | os.PathLike[str]) -> str:
+    """What to call a file or folder: its name without suffixes; of a pattern its folder's."""
+    parts = [p for p in Path(source).parts if not glob.has_magic(p)]
+    return parts[-1].partition(".")[0] if parts else ""
+
+
 def _found_again(source: str | os.PathLike[str]) -> str:
     """Where a later command finds a source: its path, the name of a built-in set, or nowhere for a pipe."""
     from pofx.data.raw import IN_MEMORY
 
     if not os.path.exists(source):
-        return str(source)
+        pattern = glob.has_magic(str(source)) and "://" not in str(source)
+        return os.path.abspath(source) if pattern else str(source)
     path = os.path.abspath(source)
     if path.startswith(("/dev/", "/proc/")):  # what this process alone calls so
         path = os.path.realpath(path)
@@ -468,8 +499,10 @@ def _names(columns: str | Iterable[str] | None, known: Container[str] = ()) -> l
     return names
 
 
-def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: list[str]) -> tuple[Table, Tensor]:
-    """The types of all columns that stay, and all rows [N, D]."""
+def typed(
+    raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: list[str], in_file: bool = False
+) -> tuple[Table, Any]:
+    """The types of all columns that stay, and all rows [N, D]: a tensor, or BlockRows where they go into a file."""
     from pofx.data.tabular import Spec, encode, infer
 
     for what, named in (("types", types), ("drop", drop)):
@@ -478,8 +511,8 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
                 raise no_column(name, raw.columns, what)
     specs = {c: Spec.parse(c, t) for c, t in types.items()}
     wanted = [c for c in raw.columns if c not in drop and not (c in specs and specs[c].kind == "drop")]
-    x = torch.empty(raw.n, len(wanted), dtype=torch.float64)
-    rows = x.numpy()
+    file = ColumnFile(raw.n) if in_file else None
+    x = torch.empty(0 if in_file else raw.n, len(wanted), dtype=torch.float64)
     columns: list[Column] = []
     rounded: dict[str, int] = {}
     codes: list[str] = []
@@ -487,20 +520,23 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
         array = raw.columns[name]()
         if name in raw.types and name not in specs:
             column = raw.types[name]
-            rows[:, len(columns)] = encode(column, array)
+            values = encode(column, array)
         else:
             found = infer(name, array, specs.get(name))
             if found.note:
                 notes.append(found.note)
             if found.code:
                 codes.append(f"{name} ({found.code!r})")
-            if found.column is None:
+            if found.column is None or found.values is None:
                 continue
-            column = found.column
+            column, values = found.column, found.values
             if found.rounded:
                 rounded[name] = found.rounded
-            rows[:, len(columns)] = found.values
-        if isinstance(column, Integer) and column.date and raw.n > 2 and (x[:, len(columns)].diff() >= 0).all():
+        if file is not None:
+            file.append(values)
+        else:
+            x.numpy()[:, len(columns)] = values
+        if isinstance(column, Integer) and column.date and raw.n > 2 and (np.diff(values) >= 0).all():
             notes.append(f"Rows are in order of {name!r}, yet split at random: test rows have neighbours in training.")
         columns.append(column)
     if not columns:
@@ -520,4 +556,4 @@ def typed(raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: l
     ):
         if items:
             notes.append(f"{title}: {_listed(items, 12)}.")
-    return Table(tuple(columns)), x[:, : len(columns)]
+    return Table(tuple(columns)), x[:, : len(columns)] if file is None else BlockRows(file, tuple(range(len(columns))))

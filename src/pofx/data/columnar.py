@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from pofx.core.errors import BadValue
+from pofx.core.errors import BadValue, RaggedTable
+from pofx.core.memory import available
+from pofx.data.blocks import WORKING
 from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.tabular import Array
 
@@ -17,30 +20,58 @@ from pofx.data.tabular import Array
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
-def from_parquet(path: Path) -> RawTable:
-    """Columns are read when asked for."""
-    try:
-        file = pa.parquet.ParquetFile(path)
-        names, rows = file.schema_arrow.names, file.metadata.num_rows
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        held = [min(g.num_rows, g.column(0).num_values) if g.num_columns else 0 for g in groups]
-    except DAMAGE as e:
-        raise corrupt(path, "Parquet", e) from e
-    if sum(held) < rows:  # memory is taken for as many rows as are told
-        raise corrupt(path, "Parquet", f"it tells of {rows} rows and holds {sum(held)}")
+def from_parquet(files: Mapping[str, Callable[[], Any]], where: str) -> RawTable:
+    """The rows of Parquet files one after the other; columns are read when asked for.
+
+    ``files``: name -> what opens it (its path, or a file object).
+    """
+    heads = {name: _footer(name, file) for name, file in files.items()}
+    first, *others = heads
+    names = heads[first].schema.to_arrow_schema().names
+    for name in others:
+        if (found := heads[name].schema.to_arrow_schema().names) != names:
+            raise RaggedTable(
+                f"{name} has the columns {', '.join(found[:12])}; {first} has {', '.join(names[:12])}.",
+                "Give files of the same columns.",
+            )
 
     def column(j: int) -> Array:
+        parts = [_column(name, file, heads[name], names[j]) for name, file in files.items()]
         try:
-            table = file.read(columns=[names[j]])
-            table.validate(full=True)
-        except DAMAGE as e:
-            raise corrupt(path, "Parquet", e) from e
-        if len(table) != rows or table.column_names != [names[j]]:
-            what = f"column {names[j]!r} has {len(table)} of {rows} rows"
-            raise corrupt(path, "Parquet", what)
-        return table.column(0)
+            return pa.concat_tables(parts, promote_options="permissive").column(0)
+        except pa.ArrowException as e:
+            kinds = ", ".join(dict.fromkeys(str(part.schema.field(0).type) for part in parts))
+            raise BadValue(f"Column {names[j]!r} is of {kinds} in the files of {where}.", "Write it alike.") from e
 
-    return table_of(names, column, rows, str(path))
+    return table_of(names, column, sum(head.num_rows for head in heads.values()), where)
+
+
+def _footer(name: str, file: Callable[[], Any]) -> Any:
+    """What a Parquet file says of itself, where it holds as much."""
+    try:
+        head = pa.parquet.read_metadata(file())
+        groups = [head.row_group(i) for i in range(head.num_row_groups)]
+        held = sum(min(g.num_rows, g.column(0).num_values) if g.num_columns else 0 for g in groups)
+    except DAMAGE as e:
+        raise corrupt(name, "Parquet", e) from e
+    if held < head.num_rows:  # memory is taken for as many rows as are told
+        raise corrupt(name, "Parquet", f"it tells of {head.num_rows} rows and holds {held}")
+    return head
+
+
+def _column(name: str, file: Callable[[], Any], head: Any, column: str) -> pa.Table:
+    try:
+        table = pa.parquet.ParquetFile(file(), metadata=head).read(columns=[column])
+        table.validate(full=True)
+    except MemoryError as e:  # which Arrow's own is as well: so many rows may need as much, or the file is damaged
+        if WORKING * 8 * head.num_rows > available():
+            raise
+        raise corrupt(name, "Parquet", e) from e
+    except DAMAGE as e:
+        raise corrupt(name, "Parquet", e) from e
+    if len(table) != head.num_rows or table.column_names != [column]:
+        raise corrupt(name, "Parquet", f"column {column!r} has {len(table)} of {head.num_rows} rows")
+    return table
 
 
 def from_ipc(path: Path) -> RawTable:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pofx.core.space import Integer, Real, Table
+from pofx.data.blocks import BLOCK
 
 NDArray = np.ndarray[Any, Any]
 
@@ -26,7 +27,7 @@ class Relation:
     words: str
 
 
-def relations(table: Table, x: NDArray) -> list[Relation]:
+def relations(table: Table, x: Any) -> list[Relation]:
     """Which real columns with a density follow linearly from columns of numbers, within rounding; x [N, D].
 
     A later column follows from earlier ones, and columns that are counted come first. Found by the QR decomposition of
@@ -38,11 +39,12 @@ def relations(table: Table, x: NDArray) -> list[Relation]:
         return []
     rows = np.sort(np.random.default_rng(0).choice(len(x), ROWS, replace=False)) if len(x) > ROWS else np.arange(len(x))
     order = np.array([*counted, *density])
-    values = x[np.ix_(rows, order)]
+    drawn = np.asarray(x[rows])
+    values = drawn[:, order]
     whole = ~np.isnan(values).any(1)
     if whole.sum() < 2 * len(order) + 10:  # too few rows without a missing value: columns without one
         order, whole = order[~np.isnan(values).any(0)], np.ones(len(rows), bool)
-    values = x[np.ix_(rows[whole], order)]
+    values = drawn[whole][:, order]
     varies = values.std(0) > 0 if len(values) >= 8 else np.zeros(len(order), bool)
     order, values = order[varies], values[:, varies]
     if not len(order):
@@ -50,7 +52,7 @@ def relations(table: Table, x: NDArray) -> list[Relation]:
     z = (values - values.mean(0)) / values.std(0)
     pairs = len(order) > WIDEST or len(z) < 2 * len(order) + 10
     found = _pairs(z) if pairs else _combinations(z)
-    verified = (_relation(table, x, order[k], [order[i] for i in by]) for k, by in found if order[k] in density)
+    verified = (_relation(table, x, drawn, order[k], [order[i] for i in by]) for k, by in found if order[k] in density)
     return [r for r in verified if r is not None]
 
 
@@ -74,9 +76,9 @@ def _pairs(z: NDArray) -> list[tuple[int, list[int]]]:
     return [(k, [i]) for k, key in enumerate(keys) if (i := first.setdefault(key, k)) != k]
 
 
-def _relation(table: Table, x: NDArray, column: int, by: list[int]) -> Relation | None:
+def _relation(table: Table, x: Any, drawn: NDArray, column: int, by: list[int]) -> Relation | None:
     """The relation in the columns' own units, if it holds in all rows that have all values."""
-    rows = x[~np.isnan(x[:, [column, *by]]).any(1)]
+    rows = drawn[~np.isnan(drawn[:, [column, *by]]).any(1)]
     y, scale = rows[:, column], rows[:, by].std(0)
     middle = rows[:, by].mean(0)
     if not by or not (scale > 0).all():
@@ -84,8 +86,11 @@ def _relation(table: Table, x: NDArray, column: int, by: list[int]) -> Relation 
     weights = np.linalg.lstsq((rows[:, by] - middle) / scale, y - y.mean(), rcond=None)[0] / scale
     constant = float(y.mean() - weights @ middle)
     unit = float(np.subtract(*np.quantile(y, [0.75, 0.25])))
-    if np.abs(y - rows[:, by] @ weights - constant).max() > TOLERANCE * unit:
-        return None
+    for i in range(0, len(x), BLOCK):
+        block = np.asarray(x[i : i + BLOCK])
+        left = np.abs(block[:, column] - block[:, by] @ weights - constant)
+        if np.nanmax(left, initial=0.0) > TOLERANCE * unit:
+            return None
     name, names = table.columns[column].name, tuple(table.columns[j].name for j in by)
     return Relation(
         name, names, _words(name, names, weights.tolist(), 0.0 if abs(constant) < TOLERANCE * unit else constant)

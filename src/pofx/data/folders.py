@@ -75,8 +75,13 @@ def listing(folder: Path) -> Listing:
         walk(folder)
     except OSError as e:
         raise MissingSource(f"{e.filename} cannot be opened: {e.strerror}.", "Check its permissions.") from e
-    found.files.sort(key=lambda p: [_numbered(s) for s in p.relative_to(folder).parts])
+    found.files.sort(key=natural)
     return found
+
+
+def natural(path: str | Path) -> list[list[tuple[int, int, str]]]:
+    """By which files are sorted, folder by folder: img9 before img10."""
+    return [_numbered(part) for part in str(path).split(os.sep)]
 
 
 def _numbered(text: str) -> list[tuple[int, int, str]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import stat
 import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,30 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pofx.core.errors import EmptyData, MissingSource, UnknownFormat, UsageError, WrongShape
+from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
+from pofx.core.memory import available, gigabytes
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
-from pofx.data.folders import Listing, listed, listing
+from pofx.data.folders import Listing, listed, listing, natural
 from pofx.data.ragged import RawRagged, excerpts
 from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Options, Raw, RawTable
 from pofx.data.synthetic import SOURCES
 
+PARQUET = (".parquet", ".pq")
+
 
 def read(source: Any, options: Options) -> Raw:
     """Raises DataError by name where the source is missing, empty, ragged, corrupt or unclear."""
+    if isinstance(source, str) and "://" in source:
+        return _asked(_address(source), options, source)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         mode = _mode(path)
         if mode is not None:
             return _of_path(path, mode, options)
+        if glob.has_magic(str(source)):
+            files = {name: partial(str, name) for name in glob.glob(str(source))}
+            return _asked(_parquet(files, str(source)), options, str(source))
         name = str(source).replace("_", "-").lower()
         if name == STANDARD_LIBRARY:
             return text.from_standard_library(options.text)
@@ -54,6 +65,38 @@ def read(source: Any, options: Options) -> Raw:
         "Give a path, a built-in name, an array (of a sparse matrix its .toarray()), a tensor, a pandas or polars "
         "frame, or a pyarrow Table.",
     )
+
+
+def _address(address: str) -> RawTable:
+    """Parquet files at an address of fsspec: a file, a folder or a pattern."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise UsageError(f"{address} is read by fsspec, which is not installed.", "pip install 'pofx[ray]'.") from error
+    try:
+        system, path = fsspec.url_to_fs(address)
+        names = system.glob(path) if glob.has_magic(path) else system.find(path)
+    except (ImportError, ValueError, OSError) as error:  # the protocol's own library, no protocol, no answer
+        raise MissingSource(f"{address} cannot be opened: {error}.", "Check the address.") from error
+    files = {system.unstrip_protocol(name): partial(system.open, name, "rb") for name in names}
+    return _parquet(files, address)
+
+
+def _parquet(files: Mapping[str, Callable[[], Any]], where: str) -> RawTable:
+    """Those of the files that are Parquet, in their order, as one table; "_" and "." begin what writers keep beside."""
+    names = [n for n in files if n.lower().endswith(PARQUET) and not n.rpartition("/")[2].startswith(("_", "."))]
+    found = {name: files[name] for name in sorted(names, key=natural)}
+    if not files:
+        raise MissingSource(f"There is no file {where}.", "Check the address, or the pattern.")
+    if not found:
+        raise UnknownFormat(
+            f"{where} holds no Parquet: {', '.join(sorted(files)[:3])}.",
+            "Files of other formats are read one by one, from a path of this machine.",
+        )
+    raw = columnar.from_parquet(found, where)
+    if len(files) > len(found):
+        raw.notes.append(f"{len(files) - len(found)} of {len(files)} files were left out: they are no Parquet.")
+    return raw
 
 
 def _mode(path: Path) -> int | None:
@@ -103,6 +146,8 @@ def _folder(path: Path, options: Options) -> Raw:
     if image.idx_files(path):
         return image.from_idx(path, options.known, options.alone)
     kind = options.kind or _most_files(found)
+    if kind == "table":
+        return _asked(_parquet({str(p): partial(str, p) for p in found.files}, str(path)), options, str(path))
     if kind == "text":
         return text.from_folder(path, options.text)
     if kind == "audio":
@@ -114,6 +159,7 @@ def _folder(path: Path, options: Options) -> Raw:
 def _most_files(found: Listing) -> str:
     """Of which kind are most of the files of a folder? Raises MissingSource where none is read."""
     counts = {
+        "table": sum(p.name.lower().endswith(PARQUET) for p in found.files),
         "image": sum(p.suffix.lower() in image.SUFFIXES for p in found.files),
         "audio": sum(p.suffix.lower() in audio.SUFFIXES for p in found.files),
         "text": sum(map(text.is_text, found.files)),
@@ -124,7 +170,7 @@ def _most_files(found: Listing) -> str:
 
 
 def _nothing_read(found: Listing) -> MissingSource:
-    problem = f"{found.folder} holds no images, sounds, texts or IDX files"
+    problem = f"{found.folder} holds no images, sounds, texts, Parquet or IDX files"
     if not found.files:
         return MissingSource(f"{problem}: it is empty.", "Give a folder of such files.")
     problem = f"{problem}; its files are {listed(found.kinds(found.files))}."
@@ -148,11 +194,15 @@ def _file(path: Path, options: Options) -> Raw:
         return excerpts(audio.from_file(path, options.audio), SECONDS * RATE, options.audio.like)
     if _is_plain_text(path, options):
         return text.from_file(path, options.text)
-    raw = _by_content(path, head, suffix, options)
+    return _asked(_by_content(path, head, suffix, options), options, str(path))
+
+
+def _asked(raw: Raw, options: Options, where: str) -> Raw:
+    """A table as it is, or the texts or sequences in it that are asked for."""
     if options.text.column is not None:
         return _text_column(raw, options)
     if isinstance(raw, RawTable) and (options.kind == "sequence" or options.steps.sequence is not None):
-        return excerpts(sequences.from_table(raw, options.steps, str(path)), STEPS, options.steps.like)
+        return excerpts(sequences.from_table(raw, options.steps, where), STEPS, options.steps.like)
     return raw
 
 
@@ -229,7 +279,7 @@ def _refuse_foreign(path: Path, head: bytes, suffix: str) -> None:
 def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     _refuse_foreign(path, head, suffix)
     if head[:4] == b"PAR1" or suffix in ("parquet", "pq"):
-        return columnar.from_parquet(path)
+        return columnar.from_parquet({str(path): partial(str, path)}, str(path))
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):
         return columnar.from_ipc(path)
     if head[:4] == b"PK\x03\x04":
@@ -240,4 +290,9 @@ def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):
         raise WrongShape(f"{path} is a single image.", "Give the folder that holds the images.")
+    if (size := path.stat().st_size) > (free := available()):
+        raise OutOfMemory(
+            f"{path} is {gigabytes(size)} of text, which is read at once, and {gigabytes(free)} are free.",
+            "Write it as Parquet, which is read in blocks: pyarrow.dataset.write_dataset, duckdb or polars do so.",
+        )
     return delimited.from_csv(path, options)

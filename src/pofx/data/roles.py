@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.space import Category, Column, Label, Real, Space, Table
-from pofx.data.ragged import RaggedRows, RawRagged
+from pofx.data.blocks import BlockRows
+from pofx.data.ragged import RawRagged
 
 if TYPE_CHECKING:
     from pofx.data.raw import Raw
@@ -54,7 +55,7 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     if labels is None and (target == "label" or (given == ["label"] and "label" not in names)):
         raise UsageError("The source has no labels.", "Name the column that holds them: label=COLUMN.")
 
-    take = x.take if isinstance(x, RaggedRows) else x.__getitem__
+    take = x.__getitem__ if isinstance(x, Tensor) else x.take
 
     def rest(without: Container[str | None]) -> tuple[Space, Take]:
         if not isinstance(space, Table):
@@ -81,14 +82,14 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     return Roles(space, None, take, None, labels, code)
 
 
-def _columns(space: Table, x: Tensor, names: list[str]) -> tuple[Table, Take]:
+def _columns(space: Table, x: Any, names: list[str]) -> tuple[Table, Take]:
     """The sub-table of ``names``, and how to take its rows."""
     if not names:
         raise UsageError("No column is left to model.", "Give fewer columns.")
     by_name = {c.name: j for j, c in enumerate(space.columns)}
-    index = torch.tensor([by_name[n] for n in names])
-    sub = Table(tuple(space.columns[j] for j in index.tolist()))
-    return sub, lambda i: x[i[:, None], index]
+    places = [by_name[n] for n in names]
+    sub, index = Table(tuple(space.columns[j] for j in places)), torch.tensor(places)
+    return sub, x.of(places).take if isinstance(x, BlockRows) else lambda i: x[i[:, None], index]
 
 
 def _classes(column: Column, values: Tensor) -> tuple[tuple[str, ...], Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, UsageError
 from pofx.core.likelihood import FEWEST
 from pofx.core.noise import row_keys
+from pofx.data.blocks import BLOCK
 
 TRAIN, VALID, TEST = 0, 1, 2  # parts that a source may bring
 
@@ -73,14 +74,17 @@ def split_by_place(index: Tensor, shares: tuple[float, float, float]) -> tuple[l
     return [index[:first], index[first:second], index[second:]], words
 
 
-def repeats(x: Tensor, indices: list[Tensor]) -> list[str]:
-    """A note where whole rows occur more than once, and how many test rows also occur in training."""
-    keys = row_keys(x)
-    train, _, test = (keys[i] for i in indices)
-    used = torch.cat([keys[i] for i in indices])
-    repeats = len(used) - len(used.unique())
+def repeats(x: Any, indices: list[Tensor]) -> list[str]:
+    """A note where whole rows of x occur more than once, and how many test rows also occur in training."""
+    keys = torch.empty(len(x), dtype=torch.int64)  # at once: pieces kept between the blocks would scatter the memory
+    for i in range(0, len(x), BLOCK):
+        keys[i : i + BLOCK] = row_keys(x[i : i + BLOCK])
+    used = torch.cat([keys[i] for i in indices]).numpy()
+    used.sort()  # in place: memory may have room for little more
+    repeats = int((used[1:] == used[:-1]).sum())
     if not repeats:
         return []
+    train, _, test = (keys[i] for i in indices)
     leaked = int(torch.isin(test, train).sum())
     note = f"{repeats} of {len(used)} rows repeat an earlier row"
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]

@@ -118,11 +118,11 @@ class Study:
         found = []
         if anomaly is not None:
             test, odd = _split_by_class(data, test, anomaly)
-            found.append((f"test rows of class {anomaly!r}", odd[: settings.max_test]))
+            found.append((f"test rows of class {anomaly!r}", odd[: settings.max_test].in_memory()))
         if outliers is not None:
             found.append(_other_rows(data, outliers, settings))
-        test = test[: settings.max_test]
-        train = data.train[torch.randperm(len(data.train), generator=settings.generator(2))[:TRAIN_ROWS]]
+        test = test[: settings.max_test].in_memory()
+        train = data.train[torch.randperm(len(data.train), generator=settings.generator(2))[:TRAIN_ROWS]].in_memory()
         if isinstance(data.space, Label):
             empty = torch.empty(0)
             return Study(data, settings, test, None, train, empty, empty, empty, tuple(found))
@@ -343,7 +343,7 @@ def _other_rows(data: Data, source: Any, settings: Settings) -> tuple[str, Part]
         name = Path(source).name if isinstance(source, str | os.PathLike) else "the given rows"
         part = read_rows(data.space, data.context, source, labels=data.labels, options=data.options)
     order = torch.randperm(len(part), generator=settings.generator(4))[: settings.max_test]
-    return f"rows of {name}", part[order]
+    return f"rows of {name}", part[order].in_memory()
 
 
 # -- plain data ------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class Counting(Model):
     A weight counts as so many rows, after scaling to a mean of one.
     """
 
+    in_blocks = True
     claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
     taxonomy = "explicit density / tractable / table of counts"
 
@@ -104,17 +105,19 @@ class Counting(Model):
     def learner(self, recipe: Recipe) -> CountingLearner:
         return CountingLearner(self)
 
-    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+    def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
         """Choose the cells: the number of intervals per number is that of the best leave-one-out likelihood."""
         weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight.double().cpu()
         weight = weight * (len(x) / weight.sum())
-        all_rows = _rows(x, c, weight, torch.arange(len(x)), self.device)
-        if self.given_cells is not None and all_rows.c is not None:
+        x, c, weight = (v.to(self.device) if isinstance(v, Tensor) else v for v in (x, c, weight))
+        all_rows = Batch(x, c, weight, total=len(x))
+        if self.given_cells is not None and c is not None:
             bins = _given_bins(self.config, self.context)
-            self.given_cells.fit(all_rows.c, weight.to(self.device), bins)
+            self.given_cells.fit(c, weight, bins)
         target, targets = None, self.targets()
         if len(targets) > 1:
-            some = _rows(x, c, weight, torch.randperm(len(x), generator=generator)[:CHOICE_ROWS], self.device)
+            index = torch.randperm(len(x), generator=generator)[:CHOICE_ROWS]
+            some = Batch(x[index], None if c is None else c[index], weight[index], total=len(index))
             losses = []
             for t in targets:
                 self.choose(some, t)
@@ -162,14 +165,9 @@ class Counting(Model):
             weight = batch.weight.double() * (batch.total / runtime.sum(batch.weight.double().sum()))
         for i in range(0, len(batch.x), self.rows_per_pass()):
             part = slice(i, i + self.rows_per_pass())
-            code, within = self.cells.encode(batch.x[part])
-            yield code, self._given(None if batch.c is None else batch.c[part], len(code)), within, weight[part]
-
-
-def _rows(x: Tensor, c: Tensor | None, weight: Tensor, index: Tensor, device: torch.device) -> Batch:
-    return Batch(
-        x[index].to(device), None if c is None else c[index].to(device), weight[index].to(device), total=len(index)
-    )
+            code, within = self.cells.encode(batch.x[part].to(self.device))
+            given = self._given(None if batch.c is None else batch.c[part].to(self.device), len(code))
+            yield code, given, within, weight[part]
 
 
 def join(code: Tensor, radices: tuple[int, ...]) -> Tensor:

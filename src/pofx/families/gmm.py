@@ -30,8 +30,8 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
 from pofx.core.space import Image, Label, Space, Table, free_length
 from pofx.families.mixture import em, sweep
-from pofx.families.mixture.frame import Components, Covariance, Frame, Rows
-from pofx.families.mixture.joint import Joint, class_sizes
+from pofx.families.mixture.frame import SUMMED, Components, Covariance, Frame, Rows
+from pofx.families.mixture.joint import Block, Joint, class_sizes, rows_at
 from pofx.nn.tails import REACH, lengthen, shorten
 from pofx.transforms.base import pseudo_rows
 
@@ -96,6 +96,7 @@ class Mixture(Model):
     """What both families share. Buffers hold the parameters in whitened coordinates (mixture/frame.py)."""
 
     claims: ClassVar[frozenset[Kind]] = frozenset({Exact, LowerBound})
+    in_blocks = True
     uses_draws = True
     has_score = True
     quick = Budget(draws=2)
@@ -234,44 +235,42 @@ class Mixture(Model):
     # -- training -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+    def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
         """``measure``, then a k-means++ start from a sample of the rows (a single Gaussian needs none)."""
-        y, codes, w = self.measure(x, c, weight, generator)
+        blocks = self.measure(x, c, weight, generator)
         if self.config.components == 1:
             return
-        size = max(START_ROWS, 100 * len(self.mean))
-        if len(y) > size:
-            index = torch.randperm(len(y), generator=generator, device=generator.device)[:size].to(y.device)
-            y, codes, w = y[index], codes[index], w[index]
+        size, index = max(START_ROWS, 100 * len(self.mean)), torch.arange(len(x))
+        if len(x) > size:
+            index = torch.randperm(len(x), generator=generator, device=generator.device)[:size].cpu()
+        y, codes, w = rows_at(blocks, index)
         self.adopt(self._start(y, codes, w, generator))
 
     @torch.no_grad()
     def measure(
-        self, x: Tensor, c: Tensor | None = None, weight: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Any, c: Any = None, weight: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Iterable[Block]:
         """Atoms, frequencies, location, scale and pooled covariance of the data into buffers.
 
-        Returns the real coordinates [N, d], codes [N, m] and weights [N] of the rows. A generator is needed where
-        there are grid columns to dequantise.
+        Returns the rows in blocks, as ``joint`` splits them. A generator is needed where there are grid columns to
+        dequantise.
         """
-        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
+        w = torch.ones(len(x), dtype=torch.float64, device=self.device) if weight is None else weight.double()
         w = w * (len(w) / w.sum())
         self.training_rows.fill_(len(x))
         self.base.copy_(self.joint.fit(x, c, w))
-        y, codes = self.joint.split(x, c)
-        if len(grid := self.joint.grid()):
-            assert generator is not None
-            u = torch.rand(len(y), len(grid), generator=generator, device=generator.device)
-            y = self.joint.dequantise(y, grid, u.to(y.device))
-        for name, value in vars(Frame.of(y, w, self.kind)).items():
+        assert generator is not None or not len(self.joint.grid())
+        blocks = self.joint.blocks(x, c, w, torch.Generator() if generator is None else generator)
+        for name, value in vars(Frame.of(blocks, self.kind)).items():
             if value is not None:
                 getattr(self, name).copy_(value)
         self.reach.fill_(REACH)
-        for rows in y.split(8192):
-            v = ((rows - self.location) / self.scale).nan_to_num_().abs_()
-            self.reach.copy_(torch.maximum(self.reach, v.amax(0)))
+        for y, _, _ in blocks:
+            for rows in y.split(SUMMED):
+                v = ((rows - self.location) / self.scale).nan_to_num_().abs_()
+                self.reach.copy_(torch.maximum(self.reach, v.amax(0)))
         self.remarks = self._remarks(len(x))
-        return y, codes, w
+        return blocks
 
     def _remarks(self, n: int) -> list[str]:
         """That covariances are diagonal, where columns are many, or shrunk, where rows are few."""

@@ -238,8 +238,8 @@ class Cells(nn.Module):
     def size(self) -> int:
         return max(self.sizes)
 
-    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
-        """Choose the cells from data x [N, *E] with weights [N] of mean one."""
+    def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
+        """Choose the cells from data x [N, *E], a column at a time, with weights [N] of mean one."""
         raise NotImplementedError
 
     def nominal(self) -> Tensor:
@@ -278,9 +278,9 @@ class TableCells(Cells):
     def _rows(self, x: Tensor) -> Tensor:
         return x.double().reshape(-1, len(self.columns))
 
-    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
-        for site, v in zip(self.sites, self._rows(x).unbind(1), strict=True):
-            site.fit(v, weight, target)
+    def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
+        for j, site in enumerate(self.sites):
+            site.fit((x if self.label else x[:, j].to(weight.device)).double(), weight, target)
 
     def nominal(self) -> Tensor:
         out = torch.zeros(len(self.sizes), self.size, dtype=torch.float64, device=self.nothing.device)
@@ -321,7 +321,7 @@ class ImageCells(Cells):
         first = [-(-j * space.levels // self.bins) for j in range(self.bins + 1)]
         self.register_buffer("first", torch.tensor(first), persistent=False)
 
-    def fit(self, x: Tensor, weight: Tensor, target: int | None = None) -> None:
+    def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
         """Levels are grouped without looking at the data."""
 
     def nominal(self) -> Tensor:

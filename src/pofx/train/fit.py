@@ -27,6 +27,7 @@ from torch import Tensor
 from pofx.core.errors import CannotSave, Diverged, EmptyData, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
+from pofx.core.memory import enough
 from pofx.core.model import Model, idle, replace_config
 from pofx.core.options import POSITIVE, Options, Range, at_least, check
 from pofx.core.registry import family as find_family
@@ -36,7 +37,7 @@ from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
 from pofx.train.device import choose
 from pofx.train.machine import Alone, one_process
-from pofx.train.memory import building, check_training, enough
+from pofx.train.memory import building, check_training
 from pofx.train.processes import agree, count, is_first, on_this_machine, torchrun, whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
@@ -45,6 +46,7 @@ from pofx.train.threads import Threads
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+LOOK = 2**25  # numbers of a sample that stands for rows beyond memory before training: 256 MiB
 PROBE = 32  # rows of the first, timed validation
 SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -217,6 +219,11 @@ def fit(
     if target is not None and (target.context is not None or data.context is not None):
         raise UsageError("A target distribution goes with models of p(x) only.", "Drop the context.")
 
+    if processes > 1 and data.train.beyond_memory:
+        raise UsageError(
+            f"The data do not fit into memory; they are read in blocks by one process, not by {processes}.",
+            "Leave processes at 1.",
+        )
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
     about: dict[str, Any] = {
@@ -230,7 +237,7 @@ def fit(
     with _folder(path) as watch, enough(cls.name):
         if path is not None and is_first():
             folder.create(path, info, overwrite)
-        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(seed))
+        _prepare(model, data.train, seed)
         if model.remarks:
             about["notes"] += model.remarks
             if path is not None and is_first():
@@ -281,8 +288,19 @@ def resume(
     with _folder(path) as watch, enough(model.name):
         if is_first():
             folder.write_config(path, info)  # a folder that cannot be written is found before training
-        model.prepare(data.train.x, data.train.c, data.train.weight, torch.Generator().manual_seed(info["seed"]))
+        _prepare(model, data.train, info["seed"])
         return _launch(model, info, data, path, None, progress, watch, until)
+
+
+def _prepare(model: Model, train: Part, seed: int) -> None:
+    """Let the model look at the training rows; of more than memory holds, at a sample, where it needs them at once."""
+    n = len(train)
+    if sampled := train.beyond_memory and not model.in_blocks:
+        train = train.draw(LOOK // max(1, model.space.dims), seed).in_memory()
+    model.prepare(train.x, train.c, train.weight, torch.Generator().manual_seed(seed))
+    if sampled:
+        words = f"{model.name} took its scales and start from {len(train):,} of the {n:,} training rows, drawn by seed"
+        model.remarks = [*model.remarks, f"{words} {seed}: all do not fit into memory."]
 
 
 @contextmanager
@@ -480,7 +498,8 @@ class _Loop:
         train, state, world, rank = self.data.train, self.state, self.fabric.world_size, self.fabric.global_rank
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
         if self.learner.sweep == "dataset":
-            part = (train if world == 1 else train[slice(start, end)]).read()
+            part = train if world == 1 else train[slice(start, end)]
+            part = part if self.model.in_blocks and part.beyond_memory else part.read()
         else:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:
@@ -493,8 +512,7 @@ class _Loop:
             given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
             part = Part(self.material[index], *given)
         device = self.fabric.device
-        x, c, weight = (None if t is None else t.to(device) for t in (part.x, part.c, part.weight))
-        assert x is not None
+        x, c, weight = (t.to(device) if isinstance(t, Tensor) else t for t in (part.x, part.c, part.weight))
         return Batch(x, c, weight, start, self.batch, done, state.step)
 
     def _guard(self, terms: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pofx.core.errors import OutOfMemory
 from pofx.core.learner import Recipe
+from pofx.core.memory import available, enough, gigabytes, too_much
 
 NOTED = 2**28  # bytes of new tensors between two looks at what is taken
 COPIES = 4  # of a model: itself, its gradient or counts, the best weights, what is written
 MOMENTS = {"adam": 2, "muon": 1, "sgd": 0}  # that an optimizer keeps of every weight
-GROUPS = (  # of processes, which may have less than the machine: limit and use, in either version
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-
-
-def available() -> int:
-    """Bytes of memory that a process may still take: of the machine and, in a container, of its share."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, KeyError):  # on another system than Linux
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    for most, used in GROUPS:
-        with suppress(OSError, ValueError):  # no such group, or no limit ("max")
-            found.append(int(Path(most).read_text()) - int(Path(used).read_text()))
-    return min(found)
-
-
-@contextmanager
-def enough(what: str) -> Iterator[None]:
-    """Raises OutOfMemory where memory runs out inside: of a tensor that is built, before it is."""
-    try:
-        yield
-    except MemoryError as error:
-        raise _too_much(what, str(error)) from error
-    except RuntimeError as error:
-        said = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in said:
-            raise
-        raise _too_much(what, said[said.find("you tried") :].partition("\n")[0]) from error
 
 
 @contextmanager
@@ -88,7 +59,7 @@ class _Checked(TorchDispatchMode):
 
     def _too_much(self, which: str, size: int) -> OutOfMemory:
         reason = f"{which} takes {gigabytes(size)}, and copies are made to train and save it; {gigabytes(self.free)}"
-        return _too_much(self.what, f"{reason} are free")
+        return too_much(self.what, f"{reason} are free")
 
 
 def _made(schema: Any, args: Any) -> tuple[Any, torch.dtype]:
@@ -113,12 +84,4 @@ def check_training(model: nn.Module, recipe: Recipe, what: str) -> None:
     weights = sum(p.numel() * p.element_size() for p in trained)
     size, free = weights * (2 + MOMENTS[recipe.optimizer]), available()
     if size > free:
-        raise _too_much(what, f"training takes {gigabytes(size)} beside the weights, of {gigabytes(free)} free")
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
-
-
-def _too_much(what: str, reason: str) -> OutOfMemory:
-    return OutOfMemory(f"{what} needs more memory than there is: {reason}.", "Make it smaller, by its --options.")
+        raise too_much(what, f"training takes {gigabytes(size)} beside the weights, of {gigabytes(free)} free")

@@ -14,6 +14,7 @@ under the constraint, so the likelihood still rises in every step.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from pofx.core.learner import Batch, Local, Runtime
 from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above, triangular_inverse
+from pofx.families.mixture.joint import Blocks
 from pofx.families.mixture.sweep import Stats, expect
 
 if TYPE_CHECKING:
@@ -222,9 +224,8 @@ class EmLearner:
         model, prior = self.model, self.model.prior()
         if self.seed is None:
             self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        self._read(batch)
         old = model.components()
-        stats = expect(old, self.rows, model.frame()).summed(self.runtime.sum)
+        stats = expect(old, self._rows(batch), model.frame()).summed(self.runtime.sum)
         log_lik, weight, _ = stats.total
         before = log_prior(old, prior)
         new, revived = revive(maximise(old, stats, prior), stats, prior)
@@ -236,19 +237,23 @@ class EmLearner:
         self.finished, self.height = at_once or gain < model.config.tol, height
         return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
 
-    def _read(self, batch: Batch) -> None:
-        """The batch in whitened coordinates, kept while the same batch comes again."""
+    def _rows(self, batch: Batch) -> Iterable[Rows]:
+        """The batch in whitened coordinates: kept while the same tensors come again, or made anew block by block."""
         tensors = (batch.x, batch.c, batch.weight)
         if self.seen and all(_same_memory(a, b) for a, b in zip(tensors, self.seen, strict=True)):
-            return
+            return self.rows
         joint, weight = self.model.joint, None
         if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
             weight = batch.weight.double() * (batch.total / self.runtime.sum(batch.weight.double().sum()))
+        noise = torch.Generator(self.model.device).manual_seed(self.seed or 0)
+        if not all(t is None or isinstance(t, Tensor) for t in tensors):
+            blocks = Blocks(joint, batch.x, batch.c, weight, noise)
+            return (rows for y, codes, w in blocks for rows in self.model.rows(y, codes, w))
         y, codes = joint.split(batch.x, batch.c)
         if len(grid := joint.grid()):
-            noise = torch.Generator(batch.x.device).manual_seed(self.seed or 0)
             y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
         self.rows, self.seen = self.model.rows(y, codes, weight), tensors
+        return self.rows
 
     def state_dict(self) -> dict[str, Any]:
         return {"finished": self.finished, "height": self.height, "seed": self.seed}

@@ -11,6 +11,7 @@ columns, V values of all of those together. Parameters are float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -22,6 +23,7 @@ Covariance: TypeAlias = Literal["full", "tied", "diag", "spherical"]
 LOG_ZERO = -1e30  # log-probability of the impossible: finite, so that 0 * LOG_ZERO is 0 in a matrix product
 LOG_2PI = math.log(2 * math.pi)
 SCATTERED = 64  # patterns of missing entries with fewer rows go together
+SUMMED = 8192  # rows that are summed at a time
 DEGENERATE = 1e-10  # least variance of a whitened direction, relative to standardised columns
 
 
@@ -74,18 +76,25 @@ class Frame:
     pooled: Tensor | None  # [d, d], lower Cholesky factor of the data's correlation; None for diag and spherical
 
     @staticmethod
-    def of(y: Tensor, weight: Tensor | None, kind: Covariance) -> Frame:
-        """The frame of data y [n, d] (NaN: missing), in two passes over blocks of rows."""
-        n, d = y.shape
-        w = y.new_ones(n) if weight is None else weight.double()
+    def of(data: Iterable[tuple[Tensor, Tensor, Tensor | None]], kind: Covariance) -> Frame:
+        """The frame of data in blocks of (y [n, d] with NaN where missing, ..., weight [n]), gone over twice."""
+
+        def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+            for y, _, w in data:
+                w = y.new_ones(len(y)) if w is None else w
+                yield from zip(y.split(SUMMED), w.split(SUMMED), strict=True)
+
+        y, _ = next(blocks())
+        n, d = 0, y.shape[1]
         count, total = y.new_zeros(d), y.new_zeros(d)
-        for yb, wb in zip(y.split(8192), w.split(8192), strict=True):
+        for yb, wb in blocks():
+            n += len(yb)
             count += wb @ yb.isnan().logical_not_().double()
             total += wb @ yb.nan_to_num()
         count.clamp_(min=1e-300)
         whole = kind in ("full", "tied")
         location, gram = total / count, y.new_zeros((d, d) if whole else d)
-        for yb, wb in zip(y.split(8192), w.split(8192), strict=True):
+        for yb, wb in blocks():
             v = (yb - location).nan_to_num_()
             if whole:
                 gram.addmm_((v * wb[:, None]).T, v)

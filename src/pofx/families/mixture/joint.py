@@ -14,15 +14,21 @@ modelled) become one code, the class, which is the first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.families.mixture.frame import SUMMED
 from pofx.transforms.preprocess import ATOMS, find_atoms
+
+NUMBERS = 2**22  # in a block of rows
+
+Block: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"
 
 
 @dataclass(frozen=True)
@@ -106,19 +112,20 @@ class Joint(nn.Module):
         self.register_buffer("atoms", torch.full((len(gridded), ATOMS), math.nan, **f64))  # NaN: unused
         self.place = {i: row for row, i in enumerate(gridded)}  # of a coordinate among the atoms
 
-    def fit(self, x: Tensor, c: Tensor | None, weight: Tensor) -> Tensor:
+    def fit(self, x: Any, c: Any, weight: Tensor) -> Tensor:
         """Find the atoms; base [values]: smoothed frequencies of every code, the unused slots of atoms at 0."""
         self.atoms.fill_(math.nan)
-        raw = self._raw(x, c)
         for i, row in self.place.items():
-            v = raw[:, self.real[i]]
+            j = self.real[i]
+            v = (c[:, j] if j < self.width else x[:, j - self.width]).to(self.step)
             keep = ~v.isnan()
             if keep.any():
                 found = find_atoms(v[keep], weight[keep], float(self.step[i]))
                 self.atoms[row, : len(found)] = found
-        codes = self._codes(raw, range(len(self.codes)))
-        counts = weight.new_zeros(self.values)
-        counts.index_add_(0, codes.flatten(), weight.repeat_interleave(codes.shape[1]))
+        counts, every = weight.new_zeros(self.values), range(len(self.codes))
+        for at in self.slices(len(x)) if self.codes else ():
+            codes = self._codes(self._raw(x[at], None if c is None else c[at]), every)
+            counts.index_add_(0, codes.flatten(), weight[at].repeat_interleave(codes.shape[1]))
         return self.frequencies(counts)
 
     def frequencies(self, counts: Tensor) -> Tensor:
@@ -130,6 +137,20 @@ class Joint(nn.Module):
                 used[at : at + ATOMS] = (~self.atoms[self.place[code.real]].isnan()).to(used.dtype)
         smoothed = (counts + 1) * used
         return torch.cat([p / p.sum() for p in smoothed.split([c.size for c in self.codes])] or [smoothed])
+
+    def slices(self, n: int) -> Iterator[slice]:
+        """n rows in blocks, which are whole numbers of those that a frame sums over."""
+        size = SUMMED * max(1, NUMBERS // (SUMMED * (len(self.real) + len(self.codes))))
+        return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+    def blocks(self, x: Any, c: Any, weight: Tensor, noise: torch.Generator) -> Iterable[Block]:
+        """The rows in blocks that can be gone over several times; those of tensors are kept. Takes a pass of noise."""
+        if isinstance(x, Tensor) and (c is None or isinstance(c, Tensor)):
+            return list(Blocks(self, x, c, weight, noise).once(noise))
+        found = Blocks(self, x, c, weight, noise.clone_state())
+        for at in self.slices(len(x)):
+            torch.rand(at.stop - at.start, len(self.grid()), generator=noise, device=noise.device)
+        return found
 
     def split(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """y [N, d] with NaN where absent, at the middle of grid cells, and codes [N, m] as places in ``values``."""
@@ -180,7 +201,7 @@ class Joint(nn.Module):
         return x
 
     def _flat(self, part: Tensor) -> Tensor:
-        return part.double().reshape(len(part), -1)
+        return part.to(self.step).reshape(len(part), -1)
 
     def _raw(self, x: Tensor, c: Tensor | None) -> Tensor:
         flat = self._flat(x)
@@ -217,6 +238,43 @@ class Joint(nn.Module):
                     value[raw[:, self.real[code.real]].isnan()] = code.size - 1
             value += self.offset[i]
         return codes
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows x [N, *E] given c as blocks (y [n, d] dequantised, codes [n, m], weight [n]), the same on every pass.
+
+    Nothing is kept between two blocks, so that x and c may be Rows beyond memory.
+    """
+
+    joint: Joint
+    x: Any
+    c: Any
+    weight: Tensor | None
+    noise: torch.Generator  # as it is before every pass
+
+    def __iter__(self) -> Iterator[Block]:
+        return self.once(self.noise.clone_state())
+
+    def once(self, noise: torch.Generator) -> Iterator[Block]:
+        grid = self.joint.grid()
+        for at in self.joint.slices(len(self.x)):
+            y, codes = self.joint.split(self.x[at], None if self.c is None else self.c[at])
+            if len(grid):
+                u = torch.rand(len(y), len(grid), generator=noise, device=noise.device)
+                y = self.joint.dequantise(y, grid, u.to(y.device))
+            yield y, codes, None if self.weight is None else self.weight[at]
+
+
+def rows_at(blocks: Iterable[Block], index: Tensor) -> list[Tensor]:
+    """y, codes and weight of the rows with the numbers ``index``, in its order."""
+    order, start, found = index.argsort(), 0, []
+    for block in blocks:
+        stop = start + len(block[0])
+        ends = torch.searchsorted(index[order], torch.tensor([start, stop])).tolist()
+        found.append([t[index[order[slice(*ends)]] - start] for t in block if t is not None])
+        start = stop
+    return [torch.cat(parts)[order.argsort()] for parts in zip(*found, strict=True)]
 
 
 def _with_class(codes: list[Code], sizes: tuple[int, ...], space: Space) -> list[Code]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,8 +74,8 @@ class Stats:
         return Stats(*(f.view_as(p) for f, p in zip(flat, parts, strict=True)))
 
 
-def expect(components: Components, rows: list[Rows], frame: Frame) -> Stats:
-    """The E step over all ``rows``."""
+def expect(components: Components, rows: Iterable[Rows], frame: Frame) -> Stats:
+    """The E step over all ``rows``, which are gone through once."""
     like = components.mean
     k, d = like.shape
     shape = {"full": (k, d, d), "tied": (d, d)}.get(components.kind, (k, d))
@@ -86,6 +86,7 @@ def expect(components: Components, rows: list[Rows], frame: Frame) -> Stats:
         for piece, r, sums, log_p, hot in _posteriors(part, kernel, components.table):
             if part.weight is None:
                 total[0] += log_p.sum(dtype=torch.float64)
+                total[1] += len(log_p)
                 r.mul_(sums.reciprocal_())
             else:
                 w = part.weight[piece]
@@ -98,8 +99,6 @@ def expect(components: Components, rows: list[Rows], frame: Frame) -> Stats:
         total[2] += part.z.shape[1]
         for held, new in zip((n, first, second), kernel.moments(), strict=True):
             held += new
-    if rows[0].weight is None:
-        total[1] = total[2]
     if components.kind == "spherical":
         second = second.sum(1)
     return Stats(total, n, first, second, counts)
