@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import results
+
 import pofx
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
@@ -24,14 +26,13 @@ from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequen
 
 DOCS = Path(__file__).parent
 SOURCE = Path(pofx.__file__).parent
-RESULTS = DOCS.parent / "benchmarks" / "results"
 
 
 def fill(app: Any, page: str, content: list[str]) -> None:
     """Sphinx has read a page: put in what is generated."""
     folder, _, name = page.rpartition("/")
     if page in PAGES:
-        content[0] += PAGES[page]()
+        content[0] += "\n\n" + PAGES[page]()
     elif folder == "families" and name != "index":
         content[0] = family_page(name, content[0])
     elif folder == "api" and name != "index":
@@ -244,17 +245,6 @@ def _below(cls: type) -> dict[str, str]:
     }
 
 
-# -------------------------------------------------------------------------------------------- figures
-
-
-def figures() -> str:
-    """Every figure, read from its file in benchmarks/results, beside the command that prints it."""
-    from results import FIGURES
-
-    rows = [(what, value(), f"`{command}`") for what, value, command in FIGURES]
-    return "\n\n" + table(["what", "figure", "command"], rows)
-
-
 # ------------------------------------------------------------------------------------------------ API
 
 
@@ -321,4 +311,4 @@ def kind(hint: Any) -> str:
     return " or ".join(parts) if parts else getattr(hint, "__name__", str(hint))
 
 
-PAGES = {"families/index": index, "figures": figures, "api/pofx": public}
+PAGES = {"families/index": index, "figures": results.page, "api/pofx": public}

@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow.csv
@@ -24,6 +25,7 @@ import soundfile
 from PIL import Image
 
 from pofx.cli import COMMANDS, main
+from pofx.core import registry
 from pofx.core.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +72,7 @@ def materials(place: Path) -> None:
     for k in range(6):
         wave = 0.3 * np.sin(np.arange(800) * (0.05 + 0.01 * k)) + 0.01 * rng.normal(size=800)
         soundfile.write(place / "recordings" / f"{k}.wav", wave, 8000, subtype="PCM_16")
-    np.savez(place / "rolls.npz", rolls=rng.integers(0, 2, (12, 20, 4)).astype(np.uint8))
+    np.savez(place / "rolls.npz", roll=rng.integers(0, 256, (240, 11), dtype=np.uint8), offsets=np.arange(0, 241, 20))
     np.save(place / "images.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
     steps = [f"{k},{t},{v:.4f}" for k in range(15) for t, v in enumerate(rng.normal(size=10).cumsum())]
     (place / "walks.csv").write_text("walk,t,value\n" + "\n".join(steps) + "\n")
@@ -107,8 +109,7 @@ def shell(code: str) -> None:
 
 def run(page: str) -> None:
     """All blocks of a page, in order; what is printed must be what stands in the block of output that follows."""
-    names: dict[str, object] = {"__name__": "page"}
-    printed = ""
+    names, printed = sys.modules["page"].__dict__, ""
     for match in BLOCK.finditer(page):
         kind, code, why = match["kind"], match["code"], match["why"]
         if why is not None:
@@ -123,7 +124,7 @@ def run(page: str) -> None:
             else:
                 code = re.sub(r"\bseconds=\d+", "seconds=0.2", code)
                 line = page[: match.start("code")].count("\n")
-                exec(compile("\n" * line + code, "page", "exec"), names)
+                exec(compile("\n" * line + code, "page", "exec", dont_inherit=True), names)
         printed = out.getvalue()
 
 
@@ -132,6 +133,8 @@ def place(tmp_path, monkeypatch):
     materials(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setitem(sys.modules, "page", ModuleType("page"))  # where its classes say that they are from
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))  # a page's family is its own
     return tmp_path
 
 
