@@ -14,12 +14,22 @@ import pofx
 project, author, release = "pofx", "The pofx authors", pofx.__version__
 copyright = "The pofx authors, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = [f"families/{name}.md" for name in generate.unregistered()]
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["misc.highlighting_failure"]
+
+nitpicky = (
+    True  # of our own names: all that a page or docstring refers to has to be there, but for nets and type variables
+)
+nitpick_ignore_regex = [(r"py:.*", r"(?!pofx\.).*"), (r"py:class", r"pofx\.(nn\..*|.*\.[A-Z])")]
 
 autosummary_generate = False  # the pages of the API are our own
 autodoc_typehints = "description"

@@ -70,7 +70,8 @@ def draw(name: str, seconds: float) -> str:
 def plane(name: str, seconds: float) -> str:
     """Density on a grid and samples of two moons."""
     data = pofx.load("two-moons")
-    model = pofx.fit(data, name, seconds=seconds).model
+    run = pofx.fit(data, name, seconds=seconds)
+    model = run.model
     _, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharex=True, sharey=True)
     across, up = torch.linspace(-2.2, 2.2, 120), torch.linspace(-1.5, 1.5, 90)
     grid = torch.cartesian_prod(across, up).double()
@@ -79,19 +80,23 @@ def plane(name: str, seconds: float) -> str:
     known = not isinstance(lik, pofx.Unavailable)
     if known:
         p = lik.nats.exp().reshape(len(across), len(up)).T.numpy()
-        axes[0].imshow(p, origin="lower", extent=(-2.2, 2.2, -1.5, 1.5), cmap=DENSITY, aspect="auto", vmax=np.quantile(p, 0.995))
+        axes[0].imshow(
+            p, origin="lower", extent=(-2.2, 2.2, -1.5, 1.5), cmap=DENSITY, aspect="auto", vmax=np.quantile(p, 0.995)
+        )
     else:
         axes[0].scatter(*data.test.x[:800].T, s=1.5, color=BLUE)
     x = model.sample(800, generator=torch.Generator().manual_seed(1))
     axes[1].scatter(*x.T, s=1.5, color=ORANGE)
-    kind = {"Exact": "p(x)", "LowerBound": "the bound on p(x)", "Estimate": "the estimate of p(x)"}.get(type(lik).__name__)
+    kind = {"Exact": "p(x)", "LowerBound": "the bound on p(x)", "Estimate": "the estimate of p(x)"}.get(
+        type(lik).__name__
+    )
     axes[0].set_title(kind if known else "data")
     axes[1].set_title("800 draws")
     for ax in axes:
         ax.set(xlim=(-2.2, 2.2), ylim=(-1.5, 1.5), xticks=[-2, 0, 2], yticks=[-1, 0, 1])
         ax.spines[["top", "right"]].set_visible(False)
     what = "its density (left)" if known else "the data (left; it has no density)"
-    return f"Two moons after {seconds:g} seconds: {what} and draws (right)."
+    return f"Two moons{after(run)}: {what} and draws (right)."
 
 
 def sides(name: str, seconds: float) -> str:
@@ -103,7 +108,15 @@ def sides(name: str, seconds: float) -> str:
     with torch.no_grad():
         p = model.given(grid).log_prob(torch.ones(len(grid), dtype=torch.long)).nats.exp()
     _, ax = plt.subplots(figsize=(4.2, 2.4))
-    shown = ax.imshow(p.reshape(len(across), len(up)).T, origin="lower", extent=(-2.2, 2.2, -1.5, 1.5), cmap=SIDES, vmin=0, vmax=1, alpha=0.4)
+    shown = ax.imshow(
+        p.reshape(len(across), len(up)).T,
+        origin="lower",
+        extent=(-2.2, 2.2, -1.5, 1.5),
+        cmap=SIDES,
+        vmin=0,
+        vmax=1,
+        alpha=0.4,
+    )
     plt.colorbar(shown, ax=ax, label="p(second | x)")
     c, y = data.test.c[:300], data.test.x[:300]
     for k, colour in enumerate((BLUE, ORANGE)):
@@ -115,15 +128,15 @@ def sides(name: str, seconds: float) -> str:
 def images(name: str, seconds: float) -> str:
     """Digits above, draws below."""
     data = pofx.load("digits")
-    model = pofx.fit(data, name, seconds=seconds).model
-    drawn = model.sample(12, generator=torch.Generator().manual_seed(1))
+    run = pofx.fit(data, name, seconds=seconds)
+    drawn = run.model.sample(12, generator=torch.Generator().manual_seed(1))
     _, axes = plt.subplots(2, 12, figsize=(6.4, 1.25))
     for row, (rows, what) in enumerate(((data.test.x[:12], "data"), (drawn, "draws"))):
         for ax, x in zip(axes[row], rows, strict=True):
             ax.imshow(x[0], cmap="gray", vmin=0, vmax=16)
             ax.set(xticks=[], yticks=[])
         axes[row][0].set_ylabel(what)
-    return f"Handwritten digits of 8×8 pixels (above) and draws after {seconds:g} seconds (below)."
+    return f"Handwritten digits of 8×8 pixels (above) and draws{after(run)} (below)."
 
 
 def text(name: str, seconds: float) -> str:
@@ -148,7 +161,8 @@ def text(name: str, seconds: float) -> str:
             colour = tuple((1 - shade) * a + shade * b for a, b in zip(rgb(BLUE), rgb(ORANGE), strict=True))
             ax.text(column / width, 1 - row / lines, c, family="monospace", color=colour, fontsize=8, va="top")
             column += 1
-    return f"Python's own source, held out, after {2 * seconds:g} seconds: each symbol from foreseen (blue) to 8 bits of surprise (orange)."
+    how = "each symbol from foreseen (blue) to 8 bits of surprise (orange)"
+    return f"Python's own source, held out,{after(run)}: {how}."
 
 
 def sound(name: str, seconds: float) -> str:
@@ -161,9 +175,9 @@ def sound(name: str, seconds: float) -> str:
             wave = 0.5 * wave * np.exp(-rng.uniform(8, 20) * t) + 0.002 * rng.normal(size=len(t))
             soundfile.write(Path(place) / f"{k}.wav", wave, TONE, subtype="PCM_16")
         data = pofx.load(place, law="mu")
-        model = pofx.fit(data, name, seconds=2 * seconds).model
+        run = pofx.fit(data, name, seconds=2 * seconds)
         held = data.test.read().x[0]
-    drawn = model.sample(1, generator=torch.Generator().manual_seed(3))[0]
+    drawn = run.model.sample(1, generator=torch.Generator().manual_seed(3))[0]
     _, axes = plt.subplots(2, 1, figsize=(6.4, 1.9), sharex=True, sharey=True)
     for ax, x, colour, what in zip(axes, (held, drawn), (BLUE, ORANGE), ("data", "draw"), strict=True):
         inside = x[x >= 0].numpy()
@@ -172,7 +186,12 @@ def sound(name: str, seconds: float) -> str:
         ax.set(yticks=[])
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].set_xlabel("milliseconds")
-    return f"Plucked tones in 256 levels (above) and one that is drawn after {2 * seconds:g} seconds (below)."
+    return f"Plucked tones in 256 levels (above) and one that is drawn{after(run)} (below)."
+
+
+def after(run: Any) -> str:
+    """How long it was trained, where that is no single sweep."""
+    return f" after {run.steps:,} steps" if run.steps > 50 else ""
 
 
 def rgb(colour: str) -> Any:

@@ -129,7 +129,7 @@ def options(cls: Any) -> str:
     """Name, type, default and meaning of every option."""
     hints, fields = typing.get_type_hints(cls.Config), dataclasses.fields(cls.Config)
     rows = [(f"`{f.name}`", f"`{shown(f.default)}`", kind(hints[f.name]), meaning(cls.Config, f.name)) for f in fields]
-    head = "On the command line `--options.NAME VALUE` (with hyphens), in Python `options={\"NAME\": VALUE}`."
+    head = 'On the command line `--options.NAME VALUE` (with hyphens), in Python `options={"NAME": VALUE}`.'
     return f"{head}\n\n" + table(["option", "default", "type", "meaning"], rows)
 
 
@@ -152,9 +152,11 @@ def training(cls: Any) -> str:
 def use(name: str, cls: Any) -> str:
     """A command that fits it to data that are at hand."""
     source, extra = EXAMPLES.get(name, ("two-moons", ""))
-    return f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx log-prob runs/{name}\n```" \
-        if "Unavailable" not in {k.__name__ for k in cls.claims} else \
-        f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx sample runs/{name} 100\n```"
+    return (
+        f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx log-prob runs/{name}\n```"
+        if "Unavailable" not in {k.__name__ for k in cls.claims}
+        else f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx sample runs/{name} 100\n```"
+    )
 
 
 EXAMPLES = {

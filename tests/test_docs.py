@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
 import re
 import shlex
 import sys
@@ -32,13 +33,16 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 import generate  # noqa: E402, docs/ is no package
+import results  # noqa: E402
 
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = {str(p.relative_to(ROOT)): p.read_text() for p in WRITTEN if p.parent.name != "families"}
 FAMILIES = {name: generate.family_page(name, (DOCS / "families" / f"{name}.md").read_text()) for name in BUILT_IN}
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>python|sh|output)\n(?P<code>.*?)^```", re.S | re.M)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>python|sh|output)\n(?P<code>.*?)^```", re.S | re.M
+)
 OTHER_TOOLS = {"make", "pip", "python", "git", "ray", "torchrun", "tensorboard"}
-WHY = {"network", "cluster", "long", "GPU", "set-up"}
+WHY = {"network", "cluster", "set-up", "later"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -55,7 +59,9 @@ def materials(place: Path) -> None:
         buys = np.where(rng.random(n) < income / 6000, "yes", "no")
         height = [f"{h:.4f}" if rng.random() > 0.1 else "" for h in rng.normal(170, 10, n)]
         rows = zip(age, (f"{i:.4f}" for i in income), sex, height, buys, strict=True)
-        (place / name).write_text("age,income,sex,height,buys\n" + "\n".join(",".join(map(str, r)) for r in rows) + "\n")
+        (place / name).write_text(
+            "age,income,sex,height,buys\n" + "\n".join(",".join(map(str, r)) for r in rows) + "\n"
+        )
     table = pyarrow.csv.read_csv(place / "your.csv")
     pyarrow.parquet.write_table(table, place / "your.parquet")
     for k in range(2):
@@ -122,6 +128,7 @@ def run(page: str) -> None:
             if kind == "sh":
                 shell(code)
             else:
+                code = re.sub(r"(pofx\.compare\(.*)seconds=\d+", r"\1seconds=0.2, max_test=20", code)
                 code = re.sub(r"\bseconds=\d+", "seconds=0.2", code)
                 line = page[: match.start("code")].count("\n")
                 exec(compile("\n" * line + code, "page", "exec", dont_inherit=True), names)
@@ -173,8 +180,17 @@ def test_every_family_has_a_small_figure_with_a_caption():
     assert sum(sizes) < 1_000_000
 
 
+def test_figures_are_those_of_the_result_files():
+    page = results.page().replace("\N{NO-BREAK SPACE}", " ")
+    files = [*(ROOT / "benchmarks" / "results").glob("*.json")]
+    assert [f.stem for f in files if f"## {f.stem}\n" not in page] == []
+    for record in (ROOT / "benchmarks" / "results" / "records").glob("*.json"):
+        assert json.loads(record.read_text())["test"]["text"] in page, record
+
+
 def test_every_command_named_exists():
-    named = {c for text in PAGES.values() for c in re.findall(r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)", text, re.M)}
+    told = (re.sub(r"<!-- not run: later.*?```sh.*?```", "", text, flags=re.S) for text in PAGES.values())
+    named = {c for text in told for c in re.findall(r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)", text, re.M)}
     assert named - {*COMMANDS} == set()
 
 
