@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generate
 import mathml
 import plain
-
 import pofx
 
 project, author, release = "pofx", "The pofx authors", pofx.__version__

@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import results
-
 import pofx
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequence, Space, Table, Text
+from results import page as figures
+from results import table
 
 DOCS = Path(__file__).parent
 SOURCE = Path(pofx.__file__).parent
@@ -286,15 +286,6 @@ def room(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- words
 
 
-def table(head: list[str], rows: list[tuple[str, ...]]) -> str:
-    """A table of Markdown."""
-
-    def line(cells: typing.Iterable[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-
-    return "\n".join([line(head), line("---" for _ in head), *map(line, rows)])
-
-
 def listed(words: list[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
@@ -313,4 +304,4 @@ def kind(hint: Any) -> str:
     return " or ".join(parts) if parts else getattr(hint, "__name__", str(hint))
 
 
-PAGES = {"families/index": index, "figures": results.page, "api/pofx": public}
+PAGES = {"families/index": index, "figures": figures, "api/pofx": public}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,6 @@ def page() -> str:
 
 def records() -> str:
     """Held-out likelihoods of ``pofx fit`` commands: the answers that records.py kept."""
-    from generate import table
-
     rows, commands = [], []
     for file in sorted((RESULTS / "records").glob("*.json")):
         r = json.loads(file.read_text())
@@ -56,8 +55,8 @@ def records() -> str:
         commands.append(f"- *{file.stem}*: `{r['command'].replace('{data}', 'DATA')}`")
     head = ["log p(x) per datum", "bits", "fit", "fitted numbers", "command"]
     about = (
-        "Each is the answer of one `pofx fit` command on the held-out test part, seed 0: the mean over all its rows and the "
-        "data's standard error. DATA is the folder that holds the public data sets."
+        "Each is the answer of one `pofx fit` command on the held-out test part, seed 0: the mean over all its rows "
+        "and the data's standard error. DATA is the folder that holds the public data sets."
     )
     return "\n\n".join(
         ["## Likelihoods", about, table(head, rows), folded("The commands in full", "\n".join(commands))]
@@ -66,8 +65,6 @@ def records() -> str:
 
 def section(file: Path) -> str:
     """What one script printed: its own words, its command, and a table for each kind of row."""
-    from generate import table
-
     title, command = words(BENCHMARKS / f"{file.stem}.py")
     found = json.loads(file.read_text())
     rows = [found] if isinstance(found, dict) else found
@@ -121,3 +118,12 @@ def whole(text: str) -> str:
 
 def folded(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def table(head: list[str], rows: list[tuple[str, ...]]) -> str:
+    """A table of Markdown."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+    return "\n".join([line(head), line("---" for _ in head), *map(line, rows)])

@@ -1,9 +1,9 @@
 """Every example of README, CONTRIBUTING and docs/ runs, and prints what stands below it.
 
-A page's blocks run in order, in one namespace and in a folder that holds small files by the names that the pages use. Of
-a shell block the lines that call pofx run, in this process; other lines must call a tool that is known here. A block after
-``<!-- not run: WHY -->`` is read but not run. Budgets are cut: what an example shows has to hold after a step, too, or its
-steps are given in steps and kept.
+A page's blocks run in order, in one namespace and in a folder that holds small files by the names that the pages use.
+Of a shell block the lines that call pofx run, in this process; other lines must call a tool that is known here. A block
+after ``<!-- not run: WHY -->`` is read but not run. Budgets in seconds are cut: what an example shows has to hold after
+a step, too; those in steps are kept.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def materials(place: Path) -> None:
     for k in range(2):
         (place / "parts").mkdir(exist_ok=True)
         pyarrow.parquet.write_table(table, place / "parts" / f"{k}.parquet")
-    words = "once upon a time there was a model that knew how likely it was ".split()
+    words = ["once", "upon", "a", "time", "there", "was", "a", "model", "that", "knew", "how", "likely", "it", "was"]
     for name, n in (("book.txt", 2000), ("new.txt", 200)):
         (place / name).write_text(" ".join(rng.choice(words, n)) + "\n")
     for folder in ("photos/cats", "photos/dogs", "new-photos"):

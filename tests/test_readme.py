@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING tell the same story as the code: tree, families, symbols (``test_docs`` runs their examples)."""
+"""README and CONTRIBUTING tell the same story as the code: tree, families, symbols (examples: ``test_docs``)."""
 
 import re
 from pathlib import Path
