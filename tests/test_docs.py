@@ -43,6 +43,7 @@ BLOCK = re.compile(
 )
 OTHER_TOOLS = {"make", "pip", "python", "git", "ray", "torchrun", "tensorboard"}
 WHY = {"network", "cluster", "set-up", "later"}
+BUILT_IN_SETS = {"two-moons", "digits"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -95,6 +96,8 @@ def short(argv: list[str]) -> list[str]:
         argv = [*argv[:at], *(["--seconds", "0.2"] if command == "compare" else ["--steps", "1"]), *argv[at + 2 :]]
     elif command == "fit" and not {"--steps", "--epochs", "--help"} & {*argv}:
         argv = [*argv, "--steps", "1"]
+    if command == "fit" and argv[1] in BUILT_IN_SETS:
+        argv = [*argv, "--max-rows", "300"]
     if command == "compare":
         argv = [*argv, "--samples", "100", "--max-test", "50"]
         argv += [] if "--families" in argv else ["--families", "independent"]
@@ -129,7 +132,7 @@ def run(page: str) -> None:
                 shell(code)
             else:
                 code = re.sub(r"(pofx\.compare\(.*)seconds=\d+", r"\1seconds=0.2, max_test=20", code)
-                code = re.sub(r"\bseconds=\d+", "seconds=0.2", code)
+                code = re.sub(r"\bseconds=\d+(?!\.)\b", "seconds=0.2", code)
                 line = page[: match.start("code")].count("\n")
                 exec(compile("\n" * line + code, "page", "exec", dont_inherit=True), names)
         printed = out.getvalue()
