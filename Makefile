@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test again fuzz lint bench wheel clean
+.PHONY: help install demo test again fuzz lint docs bench wheel clean
 help:
 	@echo "make demo   fit and compare the families on bundled data, and a language model on Python's own source"
 	@echo "make test   every test, with the conformance suite over every family"
 	@echo "make again  every test in another order under another hash seed, and that the tests' names stay the same"
 	@echo "make fuzz   thousands of damaged files of every format, and run folders (an hour)"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation into build/docs/ (every example of it runs in make test)"
 	@echo "make bench  the quick benchmarks (see benchmarks/README.md for the long ones)"
 	@echo "make wheel  build the wheel, install it in an empty environment and use it"
 
@@ -49,6 +50,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -1,6 +1,6 @@
 """Fixed binarized MNIST: exact test log-likelihood of ``made``, in nats (Germain et al. 2015: -86.64 to -88.40).
 
-    python benchmarks/binarized_mnist_made.py --data ../shared/data --minutes 14 --seed 0
+    python benchmarks/binarized_mnist_made.py --data DATA --minutes 14 --seed 0
 
 writes benchmarks/results/binarized_mnist_made.json. The data are the fixed binarization of Salakhutdinov &
 Murray 2008 as distributed by Larochelle, with its own split; the weights with the best validation number are

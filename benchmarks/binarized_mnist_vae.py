@@ -1,6 +1,6 @@
 """Fixed binarized MNIST: the IWAE-500 bound of ``vae`` on the test part, in nats.
 
-    python benchmarks/binarized_mnist_vae.py --data ../shared/data --minutes 24 --seed 0
+    python benchmarks/binarized_mnist_vae.py --data DATA --minutes 24 --seed 0
 
 writes benchmarks/results/binarized_mnist_vae.json. Data and split as in binarized_mnist_made.py; the weights
 with the best validation bound are kept, and the test part is scored once.

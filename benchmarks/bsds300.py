@@ -3,7 +3,7 @@
 Preprocessing as in Papamakarios et al. 2017 (after Zoran & Weiss 2011): add U[0, 1), divide by 256,
 subtract the patch's mean, drop the last pixel; the density is one on those 63 numbers.
 
-    python benchmarks/bsds300.py --data ../shared/data --family nsf --minutes 12
+    python benchmarks/bsds300.py --data DATA --family nsf --minutes 12
 
 adds one record to benchmarks/results/bsds300.json (one per family and seed).
 """

@@ -185,9 +185,11 @@ class Maf(Flow):
 
 @dataclass(frozen=True)
 class NsfConfig(FlowConfig):
-    """Attributes:
-    kind: "coupling" samples in one pass, "autoregressive" is the stronger density.
-    bins: of each spline.
+    """Options of ``nsf``, beside those of every flow.
+
+    Attributes:
+        kind: "coupling" samples in one pass, "autoregressive" is the stronger density.
+        bins: of each spline.
     """
 
     kind: Literal["coupling", "autoregressive"] = "autoregressive"

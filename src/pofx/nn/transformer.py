@@ -40,7 +40,10 @@ class Shape(Options):
     """Sizes and variants of a transformer.
 
     Attributes:
-        width: of the residual stream; layers, heads: as usual; head_width: of one head, 0 for width / heads.
+        width: of the residual stream.
+        layers: of attention and MLP.
+        heads: of each attention.
+        head_width: of one head, 0 for width / heads.
         kv_heads: heads of keys and values, each shared by several heads of queries (Ainslie et al. 2023); 0 for all.
         block: the longest input.
         positions: "rotary" (Su et al. 2021; ``theta`` is its base) or "learned".

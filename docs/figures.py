@@ -1,0 +1,202 @@
+"""Draw the figure of each family: what it makes of a small source that is at hand.
+
+    python docs/figures.py [--seconds 20] [NAME ...]        (all families, where none is named)
+
+Leaves docs/_static/families/NAME.png and the captions beside them. Colours are legible on white and on black; the
+ground is transparent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from PIL import Image
+
+import pofx
+from pofx.core.model import Budget
+from pofx.core.registry import BUILT_IN
+from pofx.evaluate.text import marks
+
+PLACE = Path(__file__).parent / "_static" / "families"
+GREY, BLUE, ORANGE = "#8a8a8a", "#2f7fd1", "#e07b27"
+DENSITY = LinearSegmentedColormap.from_list("density", [(*matplotlib.colors.to_rgb(BLUE), a) for a in (0, 0.5, 1)])
+SIDES = LinearSegmentedColormap.from_list("sides", [BLUE, "#8a8a8a30", ORANGE])
+IMAGES = ("image-gpt", "pixelcnn", "gated-pixelcnn", "pixelcnn++", "pixelrnn")
+TEXTS = ("gpt", "rnn")
+TONE = 8000  # samples per second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(BUILT_IN))
+    parser.add_argument("--seconds", type=float, default=20.0)
+    args = parser.parse_args()
+    plt.rcParams |= {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "font.size": 9}
+    plt.rcParams |= {"xtick.color": GREY, "ytick.color": GREY, "axes.titlesize": 9}
+    file = PLACE / "captions.json"
+    for name in args.names:
+        caption = draw(name, args.seconds)
+        plt.savefig(PLACE / f"{name}.png", dpi=110, transparent=True, bbox_inches="tight", pad_inches=0.05)
+        plt.close("all")
+        with Image.open(PLACE / f"{name}.png") as drawn:  # 48 colours do
+            drawn.quantize(48, method=Image.Quantize.FASTOCTREE).save(PLACE / f"{name}.png", optimize=True)
+        captions = json.loads(file.read_text()) | {name: caption}
+        file.write_text(json.dumps({n: captions[n] for n in sorted(captions)}, indent=1, ensure_ascii=False) + "\n")
+        print(f"{name}: {caption} ({(PLACE / f'{name}.png').stat().st_size / 1000:.0f} kB)", flush=True)
+
+
+def draw(name: str, seconds: float) -> str:
+    """One figure; its caption."""
+    if name in IMAGES:
+        return images(name, seconds)
+    if name in TEXTS:
+        return text(name, seconds)
+    return {"wavenet": sound, "classifier": sides}.get(name, plane)(name, seconds)
+
+
+def plane(name: str, seconds: float) -> str:
+    """Density on a grid and samples of two moons."""
+    data = pofx.load("two-moons")
+    run = pofx.fit(data, name, seconds=seconds)
+    model = run.model
+    _, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharex=True, sharey=True)
+    across, up = torch.linspace(-2.2, 2.2, 120), torch.linspace(-1.5, 1.5, 90)
+    grid = torch.cartesian_prod(across, up).double()
+    with torch.no_grad():
+        lik = model.log_prob(grid, budget=Budget(draws=16) if model.uses_draws and name != "vae" else None)
+    known = not isinstance(lik, pofx.Unavailable)
+    if known:
+        p = lik.nats.exp().reshape(len(across), len(up)).T.numpy()
+        axes[0].imshow(
+            p, origin="lower", extent=(-2.2, 2.2, -1.5, 1.5), cmap=DENSITY, aspect="auto", vmax=np.quantile(p, 0.995)
+        )
+    else:
+        axes[0].scatter(*data.test.x[:800].T, s=1.5, color=BLUE)
+    x = model.sample(800, generator=torch.Generator().manual_seed(1))
+    axes[1].scatter(*x.T, s=1.5, color=ORANGE)
+    kind = {"Exact": "p(x)", "LowerBound": "the bound on p(x)", "Estimate": "the estimate of p(x)"}.get(
+        type(lik).__name__
+    )
+    axes[0].set_title(kind if known else "data")
+    axes[1].set_title("800 draws")
+    for ax in axes:
+        ax.set(xlim=(-2.2, 2.2), ylim=(-1.5, 1.5), xticks=[-2, 0, 2], yticks=[-1, 0, 1])
+        ax.spines[["top", "right"]].set_visible(False)
+    what = "its density (left)" if known else "the data (left; it has no density)"
+    return f"Two moons{after(run)}: {what} and draws (right)."
+
+
+def sides(name: str, seconds: float) -> str:
+    """The probability of the second of two classes over the plane."""
+    data = pofx.load("two-moons", target="label")
+    model = pofx.fit(data, name, seconds=min(seconds, 10)).model
+    across, up = torch.linspace(-2.2, 2.2, 120), torch.linspace(-1.5, 1.5, 90)
+    grid = torch.cartesian_prod(across, up).double()
+    with torch.no_grad():
+        p = model.given(grid).log_prob(torch.ones(len(grid), dtype=torch.long)).nats.exp()
+    _, ax = plt.subplots(figsize=(4.2, 2.4))
+    shown = ax.imshow(
+        p.reshape(len(across), len(up)).T,
+        origin="lower",
+        extent=(-2.2, 2.2, -1.5, 1.5),
+        cmap=SIDES,
+        vmin=0,
+        vmax=1,
+        alpha=0.4,
+    )
+    plt.colorbar(shown, ax=ax, label="p(second | x)")
+    c, y = data.test.c[:300], data.test.x[:300]
+    for k, colour in enumerate((BLUE, ORANGE)):
+        ax.scatter(*c[y == k].T, s=4, color=colour, zorder=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    return "The probability of the second moon given a point, and some points of both."
+
+
+def images(name: str, seconds: float) -> str:
+    """Digits above, draws below."""
+    data = pofx.load("digits")
+    run = pofx.fit(data, name, seconds=seconds)
+    drawn = run.model.sample(12, generator=torch.Generator().manual_seed(1))
+    _, axes = plt.subplots(2, 12, figsize=(6.4, 1.25))
+    for row, (rows, what) in enumerate(((data.test.x[:12], "data"), (drawn, "draws"))):
+        for ax, x in zip(axes[row], rows, strict=True):
+            ax.imshow(x[0], cmap="gray", vmin=0, vmax=16)
+            ax.set(xticks=[], yticks=[])
+        axes[row][0].set_ylabel(what)
+    return f"Handwritten digits of 8×8 pixels (above) and draws{after(run)} (below)."
+
+
+def text(name: str, seconds: float) -> str:
+    """A held-out text, each symbol coloured by its surprise, and a draw."""
+    data = pofx.load("python-source", max_rows=300)
+    run = pofx.fit(data, name, seconds=2 * seconds, options={"width": 96, "block": 128})
+    lines, width = 5, 62
+    _, ax = plt.subplots(figsize=(6.4, 1.3))
+    ax.axis("off")
+    held = data.test.read().x[0]
+    start = int(len(held) / 3)
+    each = marks(run.model, held[: start + lines * width], None, None, None)
+    symbols = [(c, m.bits / max(1, len(m.text))) for m in each for c in m.text][start:]
+    row = column = 0
+    for c, bits in symbols:
+        if c == "\n" or column == width:
+            row, column = row + 1, 0
+        if row == lines:
+            break
+        if c != "\n":
+            shade = min(1.0, bits / 8)
+            colour = tuple((1 - shade) * a + shade * b for a, b in zip(rgb(BLUE), rgb(ORANGE), strict=True))
+            ax.text(column / width, 1 - row / lines, c, family="monospace", color=colour, fontsize=8, va="top")
+            column += 1
+    how = "each symbol from foreseen (blue) to 8 bits of surprise (orange)"
+    return f"Python's own source, held out,{after(run)}: {how}."
+
+
+def sound(name: str, seconds: float) -> str:
+    """Plucked tones, and one that is drawn."""
+    rng, t = np.random.default_rng(0), np.arange(1200) / TONE
+    with tempfile.TemporaryDirectory() as place:
+        for k in range(60):
+            pitch = rng.choice([220, 262, 330, 392])
+            wave = sum(0.5 / j * np.sin(2 * math.pi * pitch * j * t + rng.uniform(0, 6)) for j in (1, 2, 3))
+            wave = 0.5 * wave * np.exp(-rng.uniform(8, 20) * t) + 0.002 * rng.normal(size=len(t))
+            soundfile.write(Path(place) / f"{k}.wav", wave, TONE, subtype="PCM_16")
+        data = pofx.load(place, law="mu")
+        run = pofx.fit(data, name, seconds=2 * seconds)
+        held = data.test.read().x[0]
+    drawn = run.model.sample(1, generator=torch.Generator().manual_seed(3))[0]
+    _, axes = plt.subplots(2, 1, figsize=(6.4, 1.9), sharex=True, sharey=True)
+    for ax, x, colour, what in zip(axes, (held, drawn), (BLUE, ORANGE), ("data", "draw"), strict=True):
+        inside = x[x >= 0].numpy()
+        ax.plot(np.arange(len(inside)) / TONE * 1000, inside, color=colour, linewidth=0.6)
+        ax.set_ylabel(what)
+        ax.set(yticks=[])
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[1].set_xlabel("milliseconds")
+    return f"Plucked tones in 256 levels (above) and one that is drawn{after(run)} (below)."
+
+
+def after(run: Any) -> str:
+    """How long it was trained, where that is no single sweep."""
+    return f" after {run.steps:,} steps" if run.steps > 50 else ""
+
+
+def rgb(colour: str) -> Any:
+    return matplotlib.colors.to_rgb(colour)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""What the pages take from the code: families from the registry, figures from result files, the API from modules.
+
+A page that is filled begins as a file of Markdown with what only a person can write: of a family, its mathematics.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pofx
+from pofx.core.learner import Recipe
+from pofx.core.likelihood import SYMBOL
+from pofx.core.registry import BUILT_IN, family
+from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequence, Space, Table, Text
+from results import page as figures
+from results import table
+
+DOCS = Path(__file__).parent
+SOURCE = Path(pofx.__file__).parent
+
+
+def fill(app: Any, page: str, content: list[str]) -> None:
+    """Sphinx has read a page: put in what is generated."""
+    folder, _, name = page.rpartition("/")
+    if page in PAGES:
+        content[0] += "\n\n" + PAGES[page]()
+    elif folder == "families" and name != "index":
+        content[0] = family_page(name, content[0])
+    elif folder == "api" and name != "index":
+        content[0] += room(name)
+
+
+# ------------------------------------------------------------------------------------------- families
+
+REAL, NUMBER, KIND = Real("a"), Integer("b", 0, 9), Category("c", ("x", "y"))
+SPACES: dict[str, Space] = {
+    "tables of real columns": Table((REAL, Real("d"))),
+    "tables of integers or grids": Table((NUMBER, Integer("d", 0, 9))),
+    "tables of categories": Table((KIND, Category("d", ("x", "y", "z")))),
+    "mixed tables with missing values": Table((Real("a", nullable=True), NUMBER, KIND)),
+    "images": Image(8, 8, 1, 16),
+    "texts": Text("abc"),
+    "sounds": Audio(8000, 256),
+    "sequences": Sequence(Table((REAL, NUMBER))),
+}
+CONTEXTS: dict[str, Space] = {
+    "a label": Label(("x", "y")),
+    "columns": Table((REAL, KIND)),
+    "an image": Image(8, 8, 1, 16),
+}
+GIVEN = {"labels": None, "a label given a table": "columns", "a label given an image": "an image"}
+
+
+def unregistered() -> list[str]:
+    """Pages of families that this pofx does not have."""
+    return [p.stem for p in (DOCS / "families").glob("*.md") if p.stem not in (*BUILT_IN, "index")]
+
+
+def family_page(name: str, maths: str) -> str:
+    """The page of one family: its mathematics, as written, and all that the class tells of itself."""
+    cls = family(name)
+    parts = [f"# {name}", f"{cls.summary[0].upper()}{cls.summary[1:]}.", facts(cls), picture(name)]
+    parts += ["## Mathematics", maths, "## Data", data(cls), "## Options", options(cls), "## Training", training(cls)]
+    if cls.known_failures:
+        lines = [f"- *{check}*: {reason}." for check, reason in cls.known_failures.items()]
+        parts += ["## Known failures", "Checks of the conformance suite that are declared to fail, and must:", *lines]
+    parts += ["## Use", use(name, cls)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def facts(cls: Any) -> str:
+    """Kind, place, paper and abilities as a table."""
+    kinds = [f"`{SYMBOL[k]}` {k.__name__}" for k in SYMBOL if k in cls.claims]
+    rows = [("likelihood", ", ".join(kinds)), ("place", cls.taxonomy), ("paper", cls.paper)]
+    if cls.estimators:
+        rows.append(("estimators", ", ".join(f"`{e}`" for e in cls.estimators) + " (the first is the default)"))
+    if cls.samplers:
+        rows.append(("samplers", ", ".join(f"`{s}`" for s in cls.samplers) + " (the first is the default)"))
+    told = {
+        "latents (`encode`)": cls.latent,
+        "score (`score`)": cls.has_score,
+        "score of noised data (`noised_score`)": cls.has_noised_score,
+        "goes on from a beginning (`before`)": cls.continues,
+        "decoding of symbols": cls.decodes,
+    }
+    if able := [what for what, can in told.items() if can]:
+        rows.append(("abilities", ", ".join(able)))
+    return table(["", ""], rows)
+
+
+def picture(name: str) -> str:
+    """The figure of a family, where ``figures.py`` has drawn one."""
+    file = DOCS / "_static" / "families" / f"{name}.png"
+    caption = CAPTIONS.get(name, "")
+    return f"```{{figure}} /_static/families/{name}.png\n:alt: {caption}\n\n{caption}\n```" if file.exists() else ""
+
+
+CAPTIONS: dict[str, str] = json.loads((DOCS / "_static" / "families" / "captions.json").read_text())
+
+
+def data(cls: Any) -> str:
+    """Which spaces and contexts the family serves, and why not others."""
+    served, refused = [], []
+    for words, space in SPACES.items():
+        reason = cls.refuses(space, None, cls.Config())
+        (refused if reason else served).append((words, space, reason))
+    contexts = [w for w, c in CONTEXTS.items() if served and not cls.refuses(served[0][1], c, cls.Config())]
+    labels = [w for w, c in GIVEN.items() if not cls.refuses(CONTEXTS["a label"], c and CONTEXTS[c], cls.Config())]
+    lines = [f"Serves {listed([*(w for w, _, _ in served), *labels])}."]
+    if contexts:
+        lines.append(f"May be given {listed(contexts, 'or')}.")
+    reasons: dict[str, list[str]] = {}
+    for words, _, reason in refused:
+        reasons.setdefault(reason, []).append(words)
+    lines += [f"\n- Not {listed(words, 'or')}: {reason}" for reason, words in reasons.items()]
+    return "\n".join(lines)
+
+
+def options(cls: Any) -> str:
+    """Name, type, default and meaning of every option."""
+    hints, fields = typing.get_type_hints(cls.Config), dataclasses.fields(cls.Config)
+    rows = [(f"`{f.name}`", f"`{shown(f.default)}`", kind(hints[f.name]), meaning(cls.Config, f.name)) for f in fields]
+    head = 'On the command line `--options.NAME VALUE` (with hyphens), in Python `options={"NAME": VALUE}`.'
+    return f"{head}\n\n" + table(["option", "default", "type", "meaning"], rows)
+
+
+def training(cls: Any) -> str:
+    """What the family's recipe changes of the general one, on the first space that it serves."""
+    plain = {f.name: f.default for f in dataclasses.fields(Recipe)}
+    found: dict[str, list[str]] = {}
+    for words, space in SPACES.items():
+        if not cls.refuses(space, None, cls.Config()):
+            own = {k: v for k, v in vars(cls.recipe(space)).items() if v != plain[k]}
+            found.setdefault(", ".join(f"`{k}` {shown(v)}" for k, v in own.items()), []).append(words)
+    if not found:  # a classifier's space is a label
+        own = {k: v for k, v in vars(cls.recipe(CONTEXTS["a label"])).items() if v != plain[k]}
+        found[", ".join(f"`{k}` {shown(v)}" for k, v in own.items())] = ["labels"]
+    lines = [f"- {listed(words)}: {changes or 'the general recipe'}" for changes, words in found.items()]
+    head = "As far as its recipe (`--recipe.NAME`) differs from the [general one](index.md#recipes):"
+    return "\n".join([head, "", *lines])
+
+
+def use(name: str, cls: Any) -> str:
+    """A command that fits it to data that are at hand."""
+    source, extra = EXAMPLES.get(name, ("two-moons", ""))
+    return (
+        f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx log-prob runs/{name}\n```"
+        if "Unavailable" not in {k.__name__ for k in cls.claims}
+        else f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx sample runs/{name} 100\n```"
+    )
+
+
+EXAMPLES = {
+    "gpt": ("book.txt", ""),
+    "rnn": ("book.txt", ""),
+    "wavenet": ("recordings/", ""),
+    "image-gpt": ("digits", ""),
+    "pixelcnn": ("digits", ""),
+    "gated-pixelcnn": ("digits", ""),
+    "pixelcnn++": ("digits", ""),
+    "pixelrnn": ("digits", ""),
+    "classifier": ("digits", " --target label"),
+}
+
+
+def index() -> str:
+    """All families as a table with links, the general recipe, and the tree of pages."""
+    rows = []
+    for name in BUILT_IN:
+        cls = family(name)
+        kinds = " ".join(f"`{SYMBOL[k]}`" for k in SYMBOL if k in cls.claims)
+        abilities = [w for w, can in (("latents", cls.latent), ("score", cls.has_score)) if can]
+        abilities += ["score of noised data"] if cls.has_noised_score else []
+        rows.append((f"[{name}]({name}.md)", kinds, cls.summary, ", ".join(abilities)))
+    recipe = [(f"`{f.name}`", f"`{shown(f.default)}`", f.metadata["help"]) for f in dataclasses.fields(Recipe)]
+    tree = "\n".join(["```{toctree}", ":hidden:", "", *BUILT_IN, "```"])
+    return "\n\n".join(
+        [
+            "",
+            table(["family", "likelihood", "how it models p(x)", "also"], rows),
+            "(recipes)=\n## Recipes",
+            "How a family is trained by gradients unless the command says otherwise (`--recipe.NAME VALUE`). Families "
+            "that count or run EM read only `epochs` of it.",
+            table(["name", "default", "meaning"], recipe),
+            tree,
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------- options of a dataclass
+
+
+NAMES = "[a-z_]+(?:, [a-z_]+)*"
+
+
+@cache
+def option_docs(cls: type) -> dict[str, str]:
+    """Field -> what it means: from "Attributes:" of the docstrings, and strings below fields, nearest class first."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            found |= _attributes(inspect.cleandoc(vars(base).get("__doc__") or "")) | _below(base)
+    return found
+
+
+def meaning(cls: type, name: str) -> str:
+    """What an option means; of one that another's entry tells of, where."""
+    docs = option_docs(cls)
+    told = (f"see `{other}`" for other, text in docs.items() if f"``{name}``" in text)
+    return docs.get(name) or next(told, "")
+
+
+def _attributes(text: str) -> dict[str, str]:
+    """Entries 'name: meaning' of the section, where one line may hold several ('a: ...; b: ...', 'a, b: ...')."""
+    section = re.search(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", text, re.M)
+    if not section:
+        return {}
+    lines = re.sub(r"\n {5,}", " ", textwrap.indent(textwrap.dedent(section[1]), " " * 4))
+    found = {}
+    for line in lines.splitlines():
+        for names, meaning in re.findall(rf"(?:^ *|; )({NAMES}): (.*?)(?=; {NAMES}: |$)", line):
+            found |= dict.fromkeys(names.split(", "), meaning)
+    return found
+
+
+def _below(cls: type) -> dict[str, str]:
+    """Strings that stand below fields in the source of the class."""
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        a.target.id: " ".join(b.value.value.split())
+        for a, b in zip(node.body, node.body[1:], strict=False)
+        if isinstance(a, ast.AnnAssign)
+        and isinstance(a.target, ast.Name)
+        and isinstance(b, ast.Expr)
+        and isinstance(b.value, ast.Constant)
+        and isinstance(b.value.value, str)
+    }
+
+
+# ------------------------------------------------------------------------------------------------ API
+
+
+def public() -> str:
+    """The names that ``import pofx`` offers."""
+    names = [name for name in pofx._PUBLIC]
+    lines = ["```{eval-rst}", ".. currentmodule:: pofx", "", ".. autosummary::", ""]
+    lines += [f"   {name}" for name in names]
+    lines.append("")
+    for name in names:
+        thing = getattr(pofx, name)
+        lines += [f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {name}"]
+        lines += ["   :members:", ""] if inspect.isclass(thing) else [""]
+    return "\n\n" + "\n".join([*lines, "```"])
+
+
+def room(name: str) -> str:
+    """The public members of every module of one room of the package (or of a module beside the rooms)."""
+    place = SOURCE / name
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    parts = [""]
+    for file in files:
+        module = ".".join(("pofx", *file.relative_to(SOURCE).with_suffix("").parts))
+        if file.stem == "__init__":
+            continue
+        known = ", ".join(n for n, where in pofx._PUBLIC.items() if where == module)
+        lines = [f"## {file.stem}", "", "```{eval-rst}", f".. automodule:: {module}", "   :members:"]
+        lines += [f"   :exclude-members: {known}", ""] if known else [""]
+        lines.append("```")
+        if known:
+            links = ", ".join(f"{{py:obj}}`pofx.{n}`" for n in known.split(", "))
+            lines += ["", f"Public from here: {links}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def listed(words: list[str], last: str = "and") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def kind(hint: Any) -> str:
+    """A type in few words: the values of a Literal, or its name."""
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    parts = [kind(a) for a in typing.get_args(hint) if a is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        return " ".join(p for p in parts if p != "...")
+    return " or ".join(parts) if parts else getattr(hint, "__name__", str(hint))
+
+
+PAGES = {"families/index": index, "figures": figures, "api/pofx": public}
