@@ -25,7 +25,7 @@ from torch.nn.functional import softplus
 
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, Options, Range
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
@@ -261,7 +261,8 @@ class Trees(Model):
 
     @classmethod
     def tiny(cls, space: Space) -> TreesConfig:
-        return TreesConfig(leaves=8)
+        options: TreesConfig = serving(cls, space, bins=32, leaves=6, shrinkage=0.3, patience=2)
+        return options
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -289,21 +290,21 @@ class Trees(Model):
         for site, cells, v in zip(self.sites, self.cells.sites, _columns(x), strict=True):
             code, base = cells.encode(v)
             if isinstance(cells, Intervals):
-                if cells.grid and len(seen := v[~v.isnan()]):
-                    site.atoms.fit(cells.to_line(seen), weight[~v.isnan()], code[~v.isnan()], base[~v.isnan()], cells.size)
-                count = torch.zeros_like(cells.nominal).index_add_(0, code, weight)
-                mass = count + cells.nominal * ((cells.nominal > 0).sum() / cells.nominal.sum())
+                seen = ~v.isnan()
+                if cells.grid and seen.any():
+                    site.atoms.fit(cells.to_line(v[seen]), weight[seen], code[seen], base[seen], cells.size)
+                nominal = cells.nominal / cells.nominal[cells.nominal > 0].mean()
+                mass = nominal.index_add(0, code, weight)  # about one row more in each cell
             else:
-                every, flat = torch.arange(cells.size, device=code.device), base - float(torch.tensor(cells.size).log())
-                counts = Atoms().to(self.device)
-                counts.fit(code.double(), weight, torch.zeros_like(code), flat, 1)
-                mass = counts.log_prob(every.double(), torch.zeros_like(every), flat[:1].expand(len(every))).exp()
+                mass = _shares(code, weight, cells.size)
             site.lay(cells, mass)
         if self.given_cells is not None and c is not None:
             c = c[part].to(self.device)
             self.given_cells.fit(c, weight)
             code, _ = self.given_cells.encode(c)
-            mass = torch.zeros_like(self.given_byte, dtype=torch.float64).scatter_add_(1, code.T, weight.expand_as(code.T))
+            mass = torch.zeros_like(self.given_byte, dtype=torch.float64).scatter_add_(
+                1, code.T, weight.expand_as(code.T)
+            )
             self.given_byte.copy_(self.given_cells.coarse(BYTES, mass))
 
     def gather(self, batch: Batch, runtime: Runtime) -> Rows:
@@ -398,6 +399,14 @@ def _columns(x: Tensor) -> tuple[Tensor, ...]:
     """x [N, S], or [N] of labels, as the values of each column."""
     wide = x if x.dtype == torch.bool else x.double()
     return wide.reshape(len(x), -1).unbind(1)
+
+
+def _shares(code: Tensor, weight: Tensor, size: int) -> Tensor:
+    """P(category) [K] as counted, and evenly for those not seen: categories repeat as values of a grid do."""
+    every, even = torch.arange(size, device=code.device), weight.new_full((1,), 1 / size).log()
+    counts = Atoms().to(code.device)
+    counts.fit(code.double(), weight, torch.zeros_like(code), even.expand(len(code)), 1)
+    return counts.log_prob(every.double(), torch.zeros_like(every), even.expand(size)).exp()
 
 
 def _of_mean_one(weight: Tensor) -> Tensor:

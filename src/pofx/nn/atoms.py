@@ -44,9 +44,7 @@ class Atoms(nn.Module):
         )
         j, p = cell[first], base[first].exp()
         total = torch.zeros(cells, dtype=torch.float64, device=u.device).index_add_(0, j, count)
-        d, a = max(
-            ((d, a) for d in DISCOUNTS for a in STRENGTHS), key=lambda r: _leave_one_out(count, j, p, total, *r)
-        )
+        d, a = max(((d, a) for d in DISCOUNTS for a in STRENGTHS), key=lambda r: _leave_one_out(count, j, p, total, *r))
         taken = torch.zeros_like(total).index_add_(0, j, count.clamp(max=d))
         keep = count > d
         self.value, self.mass = u[keep], (count - d)[keep] / (total + a)[j[keep]]

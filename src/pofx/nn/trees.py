@@ -26,6 +26,7 @@ GRID = 2.0**-20
 LARGEST = 8.0  # of a leaf: float32 holds the grid up to here
 BYTES = 255  # values of a feature: the grower keeps the last byte for what it takes for missing
 WORK = 2**17  # rows times trees that are walked at once
+SHARED = 2**20  # bytes that several threads grow a tree on; of fewer, they would wait for one another
 CHILD, FEATURE = 32, 0xFFFFFF  # a node of a tree as one number: its left child << CHILD | feature << 8 | byte
 
 
@@ -211,7 +212,7 @@ def grow(
         n_bins_non_missing=np.array(bins, dtype=np.uint32),
         l2_regularization=1.0,
         shrinkage=shrinkage,
-        n_threads=torch.get_num_threads(),
+        n_threads=torch.get_num_threads() if told.numel() >= SHARED else 1,
     )
     grower.grow()
     if grower.n_nodes == 1:
