@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table,
 from pofx.data import synthetic
 from pofx.families.table import Independent
 from pofx.families.trees import Trees, TreesConfig
-from pofx.nn.atoms import Atoms
+from pofx.nn.atoms import Atoms, Counts
 from pofx.nn.trees import SHARED, Column, grow
 from pofx.train.checkpoint import load_into, load_tree, save_tree
 from pofx.train.fit import fit
@@ -157,10 +156,10 @@ def test_the_trees_are_those_of_scikit_learn() -> None:
     column.split(torch.ones(2))
     for _ in range(20):
         p = odds.sigmoid()
-        grown = grow(rows, [3, 200, 40, 2], p - torch.from_numpy(y), p * (1 - p), leaves=12, smallest=20, shrinkage=0.1)
-        assert grown is not None
-        column.add(0, [grown[0]])
-        odds += grown[1]
+        tree, values = grow(rows, [3, 200, 40, 2], p - torch.from_numpy(y), p * (1 - p), 12, 20, 0.1)
+        assert tree is not None
+        column.add(0, [tree])
+        odds += values
     ours = start + column.boost(0, rows)
     assert torch.equal(ours - start, odds - start) or torch.allclose(ours, odds, atol=1e-12)
     assert np.abs(ours.sigmoid().numpy() - theirs.predict_proba(told)[:, 1]).max() < 1e-3
@@ -197,7 +196,7 @@ def test_any_number_of_threads_grows_and_adds_the_same_trees() -> None:
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            tree, values = grow(told, [200] * 16, 0.5 - y, y * 0 + 0.25, leaves=8, smallest=20, shrinkage=0.1)
+            tree, values = grow(told, [200] * 16, 0.5 - y, y * 0 + 0.25, 8, 20, 0.1)
             column = Column()
             column.split(torch.ones(2))
             column.add(0, [tree] * 9)
@@ -249,21 +248,36 @@ def test_the_best_validated_trees_are_kept_though_more_were_grown(tmp_path: Path
 # -- values that repeat ---------------------------------------------------------------------------------------
 
 
-def test_values_that_repeat_are_as_likely_as_pitman_and_yor_say() -> None:
-    value = torch.tensor([3.0, 3.0, 3.0, 8.0, 8.0, 20.0, 21.0, 40.0]).double()
-    cell, base = (value >= 20).long(), torch.full((8,), -math.log(50.0)).double()
+def test_values_that_repeat_sum_to_one_and_are_drawn_as_often_as_they_are_likely() -> None:
+    value = torch.tensor([3, 3, 3, 8, 8, 20, 21, 40])
+    group = (value >= 20).long()
+    base = torch.where(group == 0, 1 / 20, 1 / 30).double().log()
     atoms = Atoms()
-    atoms.fit(value, torch.ones(8).double(), cell, base, 2)
-    every = torch.arange(50).double()
-    for j in range(2):
-        own = (every >= 20).long() == j
-        inside = (own.double() / own.sum()).log()
-        p = atoms.log_prob(every, torch.full((50,), j), inside).exp()
-        assert p[own].sum().item() == pytest.approx(1, abs=1e-12)
-    drawn = atoms.draw(torch.full((5000,), -1.0).double(), torch.zeros(5000).long(), gen())
-    assert set(drawn.tolist()) <= {-1.0, 3.0, 8.0}
-    p = atoms.log_prob(torch.tensor([3.0]).double(), torch.tensor([0]), torch.tensor([-math.inf]).double()).exp()
+    atoms.fit(Counts(value, torch.ones(8).double(), group, 2, base))
+    every = torch.arange(-5, 60)
+    for j, (low, high) in enumerate([(0, 20), (20, 50)]):
+        inside = ((every >= low) & (every < high)).double() / (high - low)
+        p = atoms.log_prob(every, torch.full_like(every, j), inside.log()).exp()
+        assert p.sum().item() == pytest.approx(1, abs=1e-7)
+        assert (p[inside > 0] > 0).all()
+    drawn = atoms.draw(torch.full((5000,), -1), torch.zeros(5000).long(), gen())
+    assert set(drawn.tolist()) <= {-1, 3, 8}
+    p = atoms.log_prob(torch.tensor([3]), torch.tensor([0]), torch.tensor([-math.inf]).double()).exp()
     assert (drawn == 3).double().mean().item() == pytest.approx(p.item(), abs=0.02)
+
+
+def test_the_rule_is_that_of_the_other_rows() -> None:
+    """Leave-one-out by formula is leave-one-out by leaving out."""
+    value = torch.tensor([3, 3, 3, 8, 8, 20, 21])
+    group, base = torch.zeros(7).long(), torch.full((7,), 1 / 50).double().log()
+    for d, a in ((0.25, 1.0), (1.0, 3.0), (0.0, 10.0)):
+        counts = Counts(value, torch.ones(7).double(), group, 1, base)
+        ours = counts.held_out(d, a)[counts.inverse].exp()
+        for i in range(7):
+            others = value[torch.arange(7) != i].tolist()
+            rest = a + sum(min(others.count(v), d) for v in set(others))
+            own = max(others.count(int(value[i])) - d, 0)
+            assert ours[i].item() == pytest.approx((own + rest / 50) / (6 + a), rel=1e-6)
 
 
 def test_survey_weights_that_repeat_are_found_again() -> None:
@@ -288,6 +302,24 @@ def test_survey_weights_that_repeat_are_found_again() -> None:
     plain = Independent(Independent.Config(), space)
     plain.prepare(train, None, None, gen())
     assert ours > plain.log_prob(test).nats.mean().item() + 2
+
+
+def test_values_that_go_with_an_earlier_column_are_found_with_it() -> None:
+    """Each of 4 kinds has 500 values of its own among a million, in no order: later rows of the kind take these."""
+    g = gen(14)
+    few = torch.randint(0, 10**6, (4, 500), generator=g)
+
+    def draw(n: int) -> Tensor:
+        kind = torch.randint(0, 4, (n,), generator=g)
+        return torch.stack([kind, few[kind, torch.randint(0, 500, (n,), generator=g)]], 1).double()
+
+    space = Table((Category("kind", tuple("abcd")), Integer("weight", 0, 10**6 - 1)))
+    train, test = draw(8000), draw(2000)
+    model = learn(space, train)
+    truth = -math.log(2000)
+    assert truth - 0.7 < nats(model, test).mean().item() < truth  # any value of any kind: log 4 less
+    drawn = model.sample(2000, generator=g)
+    assert (drawn[:, 1:].long() == few[drawn[:, 0].long()]).any(1).double().mean() > 0.75
 
 
 # -- odd tables ------------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, Options, Range
+from pofx.core.options import Options, Range
 from pofx.core.space import Category, Image, Label, Space, Table, free_length
-from pofx.nn.atoms import Atoms
+from pofx.nn.atoms import Repeats, shares
 from pofx.nn.cells import Intervals, TableCells
 from pofx.nn.trees import BYTES, Column, Tree, grow
 
@@ -60,7 +60,7 @@ class TreesConfig(Options):
     patience: int = 10
     rows: int = 1_000_000
 
-    ranges = {"shrinkage": Range(0, 1, above=True), "held_out": BELOW_ONE}
+    ranges = {"shrinkage": Range(0, 1, above=True), "held_out": Range(0, 0.5, above=True)}
 
 
 class Site(nn.Module):
@@ -75,7 +75,7 @@ class Site(nn.Module):
         self.register_buffer("place", torch.arange(size))
         self.register_buffer("code", torch.arange(size))
         self.register_buffer("byte", torch.zeros(size, dtype=torch.uint8))
-        self.atoms, self.column = Atoms(), Column()
+        self.repeats, self.column = Repeats(), Column()
 
     def lay(self, cells: Any, mass: Tensor) -> None:
         """Cells of no ``mass`` [K] are left out; numbers stay in order, of categories the frequent ones come first."""
@@ -110,7 +110,7 @@ class TreesLearner:
             Ensemble(s, level) for s, site in enumerate(model.sites) for level in range(site.column.levels)
         ]
         self.turn, self.loss = 0, 0.0
-        self.rows: Rows | None = None
+        self.rows: Told | None = None
 
     @property
     def finished(self) -> bool:
@@ -130,7 +130,7 @@ class TreesLearner:
                 break
         return {"loss": torch.tensor(self.loss, dtype=torch.float64)}
 
-    def grow(self, e: Ensemble, data: Rows) -> float:
+    def grow(self, e: Ensemble, data: Told) -> float:
         """Add trees that pay to the model; what the held-out rows gain by them, nats per datum."""
         o, before = self.model.config, self.model.given_sites + e.column
         column = self.model.sites[e.column].column
@@ -152,18 +152,11 @@ class TreesLearner:
         start = e.best = loss() if e.best is None else e.best
         bins = [*data.bins[:before], int(told[:, -1].max()) + 1 if len(told) else 1]
         for _ in range(ROUNDS):
-            if len(e.pending) >= o.patience or len(told) < 2 * o.smallest:
-                e.done = True
-                break
             p, w = odds[cut:].sigmoid(), weight[cut:]
-            grown = grow(
-                told, bins, (p - right[cut:]) * w, p * (1 - p) * w,
-                leaves=o.leaves, smallest=o.smallest, shrinkage=o.shrinkage,
-            )  # fmt: skip
-            if grown is None:
+            tree, values = grow(told, bins, (p - right[cut:]) * w, p * (1 - p) * w, o.leaves, o.smallest, o.shrinkage)
+            if tree is None or len(e.pending) == o.patience:
                 e.done = True
                 break
-            tree, values = grown
             e.pending.append(tree)
             odds[:cut] += tree(seen)
             odds[cut:] += values
@@ -192,7 +185,7 @@ class TreesLearner:
 
 
 @dataclass
-class Rows:
+class Told:
     """The training rows in bytes, those that are held out before the others."""
 
     told: Tensor  # uint8 [F, N]
@@ -250,8 +243,6 @@ class Trees(Model):
             return "trees look at columns of a table. Fit a made or pixelcnn."
         if isinstance(context, Image):
             return "trees look at columns of a table; condition on a label or on columns, or fit a classifier."
-        if not isinstance(space, Table | Label) or not isinstance(context, Table | Label | None):
-            return "trees look at columns of a table."
         return None
 
     @classmethod
@@ -285,29 +276,30 @@ class Trees(Model):
         part = slice(None) if self.drawn is None else self.drawn
         weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight.double().cpu()
         weight = _of_mean_one(weight[part]).to(self.device)
-        x = x[part].to(self.device)
+        x, c = x[part].to(self.device), None if c is None else c[part].to(self.device)
+        if self.given_cells is not None and c is not None:
+            self.given_cells.fit(c, weight)
+            code, _ = self.given_cells.encode(c)
+            mass = weight.new_zeros(self.given_byte.shape).scatter_add_(1, code.T, weight.expand_as(code.T))
+            self.given_byte.copy_(self.given_cells.coarse(BYTES, mass))
         self.cells.fit(x, weight)
-        for site, cells, v in zip(self.sites, self.cells.sites, _columns(x), strict=True):
+        told = self.blank(len(x), c)
+        for (s, before), v in zip(self.known(), _columns(x), strict=True):
+            site, cells = self.sites[s], self.cells.sites[s]
             code, base = cells.encode(v)
             if isinstance(cells, Intervals):
                 seen = ~v.isnan()
                 if cells.grid and seen.any():
-                    site.atoms.fit(cells.to_line(v[seen]), weight[seen], code[seen], base[seen], cells.size)
+                    line = cells.to_line(v[seen]).long()
+                    site.repeats.fit(line, weight[seen], code[seen], cells.size, base[seen], told[seen, :before])
                 nominal = cells.nominal / cells.nominal[cells.nominal > 0].mean()
                 mass = nominal.index_add(0, code, weight)  # about one row more in each cell
             else:
-                mass = _shares(code, weight, cells.size)
+                mass = shares(code, weight, cells.size)
             site.lay(cells, mass)
-        if self.given_cells is not None and c is not None:
-            c = c[part].to(self.device)
-            self.given_cells.fit(c, weight)
-            code, _ = self.given_cells.encode(c)
-            mass = torch.zeros_like(self.given_byte, dtype=torch.float64).scatter_add_(
-                1, code.T, weight.expand_as(code.T)
-            )
-            self.given_byte.copy_(self.given_cells.coarse(BYTES, mass))
+            told[:, before] = site.byte[code]
 
-    def gather(self, batch: Batch, runtime: Runtime) -> Rows:
+    def gather(self, batch: Batch, runtime: Runtime) -> Told:
         """The training rows, of all processes: each tells its own, and all grow the same trees."""
         every = torch.arange(batch.total) if self.drawn is None else self.drawn
         every = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(self.shuffle))]
@@ -322,8 +314,8 @@ class Trees(Model):
             h, p, w = self.encode(batch.x[index], None if batch.c is None else batch.c[index])
             told[:, at], place[:, at], within[at] = h.T.cpu(), p.T.int().cpu(), w.cpu()
             weight[at] = 1.0 if batch.weight is None else batch.weight[index].double().cpu()
-        told, place, within, weight = (runtime.sum(t.to(self.device)).cpu() for t in (told, place, within, weight))
-        return Rows(told, place, within, _of_mean_one(weight), held_out)
+        told, place, within, weight = (runtime.sum(t.to(self.device)) for t in (told, place, within, weight))
+        return Told(told, place, within, _of_mean_one(weight), held_out)
 
     # -- the chain ------------------------------------------------------------------------------------------
 
@@ -331,13 +323,15 @@ class Trees(Model):
         """What trees are told of x [N, *E] and c [N, F], the places of x [N, S], log p(x | its cells) [N]."""
         told, place = self.blank(len(x), c), []
         within = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for s, (site, cells, v) in enumerate(zip(self.sites, self.cells.sites, _columns(x), strict=True)):
+        for (s, before), v in zip(self.known(), _columns(x), strict=True):
+            site, cells = self.sites[s], self.cells.sites[s]
             code, inside = cells.encode(v)
-            if len(site.atoms.rest):
-                inside = torch.where(v.isnan(), inside, site.atoms.log_prob(cells.to_line(v), code, inside))
+            if isinstance(cells, Intervals) and cells.grid:
+                line = cells.to_line(v).nan_to_num().long()
+                inside = torch.where(v.isnan(), inside, site.repeats.log_prob(line, code, inside, told))
             within += inside
             place.append(site.place[code])
-            told[:, self.given_sites + s] = site.byte[code]
+            told[:, before] = site.byte[code]
         return told, torch.stack(place, 1), within
 
     def blank(self, n: int, c: Tensor | None) -> Tensor:
@@ -378,9 +372,9 @@ class Trees(Model):
             code = site.code[place]
             missing = code == cells.size - 1 if self.cells.columns[s].nullable else torch.zeros_like(code).bool()
             v = cells.decode(code, missing, generator)
-            if len(site.atoms.rest):
-                drawn = site.atoms.draw(cells.to_line(v), code, generator)
-                v = (cells.column.origin + drawn * cells.column.step).masked_fill(missing, torch.nan)
+            if isinstance(cells, Intervals) and cells.grid:
+                line = site.repeats.draw(cells.to_line(v).nan_to_num().long(), code, told, generator)
+                v = (cells.column.origin + line * cells.column.step).masked_fill(missing, torch.nan)
             if x is not None and known is not None:
                 v = torch.where(_columns(known)[s], _columns(x)[s], v)
                 code = cells.encode(v)[0]
@@ -390,23 +384,15 @@ class Trees(Model):
 
     def parameter_count(self) -> int:
         """Splits and leaves, and the values that repeat."""
-        columns, atoms = [s.column for s in self.sites], [s.atoms for s in self.sites]
+        columns, repeats = [s.column for s in self.sites], [s.repeats for s in self.sites]
         leaves = sum(int((c.value != 0).sum()) for c in columns)
-        return leaves + sum(len(c.odds) for c in columns) + sum(len(a.value) for a in atoms)
+        return leaves + sum(len(c.odds) for c in columns) + sum(len(r.all.mass) + len(r.alike.mass) for r in repeats)
 
 
 def _columns(x: Tensor) -> tuple[Tensor, ...]:
     """x [N, S], or [N] of labels, as the values of each column."""
     wide = x if x.dtype == torch.bool else x.double()
     return wide.reshape(len(x), -1).unbind(1)
-
-
-def _shares(code: Tensor, weight: Tensor, size: int) -> Tensor:
-    """P(category) [K] as counted, and evenly for those not seen: categories repeat as values of a grid do."""
-    every, even = torch.arange(size, device=code.device), weight.new_full((1,), 1 / size).log()
-    counts = Atoms().to(code.device)
-    counts.fit(code.double(), weight, torch.zeros_like(code), even.expand(len(code)), 1)
-    return counts.log_prob(every.double(), torch.zeros_like(every), even.expand(size)).exp()
 
 
 def _of_mean_one(weight: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Tree:
 
     def __call__(self, told: Tensor) -> Tensor:
         """Its value [n] at ``told`` uint8 [n, F]."""
-        return total(self.node, self.value, torch.zeros(1, dtype=torch.int64), torch.tensor([self.depth]), told)
+        return total(self.node, self.value, self.node.new_zeros(1), torch.tensor([self.depth]), told)
 
 
 class Column(nn.Module):
@@ -161,7 +161,7 @@ class Column(nn.Module):
         """Append trees to a level."""
         begin = torch.tensor([0, *(len(t.node) for t in trees)]).cumsum(0)[:-1] + len(self.node)
         more = {
-            "node": torch.cat([t.node + (b << CHILD) for t, b in zip(trees, begin, strict=True)]),
+            "node": torch.cat([t.node + (b << CHILD) for t, b in zip(trees, begin.tolist(), strict=True)]),
             "value": torch.cat([t.value for t in trees]),
             "root": begin,
             "depth": torch.tensor([t.depth for t in trees]),
@@ -191,21 +191,22 @@ def total(node: Tensor, value: Tensor, root: Tensor, depth: Tensor, told: Tensor
 
 
 def grow(
-    told: Tensor, bins: list[int], gradient: Tensor, hessian: Tensor, *, leaves: int, smallest: int, shrinkage: float
-) -> tuple[Tree, Tensor] | None:
-    """One Newton step down a loss as a tree (Friedman 2001): leaves -shrinkage * G / (H + 1), None where none pays.
+    told: Tensor, bins: list[int], gradient: Tensor, hessian: Tensor, leaves: int, smallest: int, shrinkage: float
+) -> tuple[Tree | None, Tensor]:
+    """One Newton step down a loss as a tree (Friedman 2001), and its values [N] at the rows that it is grown on.
 
-    With it, its values [N] at the rows that it is grown on.
-
-    told uint8 [N, F], each feature's bytes in one piece, below ``bins`` [F]; gradient and hessian [N] of the loss.
+    told uint8 [N, F], each feature's bytes in one piece, below ``bins`` [F]; gradient and hessian [N] of the loss. A
+    leaf of G and H takes the step -shrinkage * G / (H + 1). No tree where no split of the rows pays.
     """
+    if len(told) < 2 * smallest:
+        return None, gradient
     import numpy as np
     from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower
 
     grower: Any = TreeGrower(
-        told.numpy(),
-        on_grid(gradient).float().numpy(),
-        on_grid(hessian).float().numpy(),
+        told.cpu().numpy(),
+        on_grid(gradient).float().cpu().numpy(),
+        on_grid(hessian).float().cpu().numpy(),
         max_leaf_nodes=leaves,
         min_samples_leaf=smallest,
         n_bins=max(bins) + 1,
@@ -216,7 +217,7 @@ def grow(
     )
     grower.grow()
     if grower.n_nodes == 1:
-        return None
+        return None, gradient
     node, value, deepest = [0] * grower.n_nodes, [0.0] * grower.n_nodes, 0
     leaf = np.empty(len(told), dtype=np.int64)
     todo, free = [(grower.root, 0)], 1
@@ -230,5 +231,6 @@ def grow(
             node[at] = free << CHILD | int(split.feature_idx) << 8 | int(split.bin_idx)
             todo += [(found.left_child, free), (found.right_child, free + 1)]
             free += 2
-    rounded = on_grid(torch.tensor(value, dtype=torch.float64)).clamp(-LARGEST, LARGEST)
-    return Tree(torch.tensor(node), rounded.float(), deepest), rounded[torch.from_numpy(leaf)]
+    at_leaf = on_grid(torch.tensor(value, dtype=torch.float64, device=told.device)).clamp(-LARGEST, LARGEST)
+    tree = Tree(torch.tensor(node, device=told.device), at_leaf.float(), deepest)
+    return tree, at_leaf[torch.from_numpy(leaf).to(told.device)]
