@@ -598,6 +598,16 @@ def _(f):
     return ["fit", good_csv(f), "rnn", "--steps", "1", "--out", str(f / "run"), "--quiet"]
 
 
+@case("pictures for trees", 4, "trees look at columns of a table")
+def _(f):
+    return ["fit", pictures(f, [(8, 8)] * 9), "trees", "--steps", "1", "--out", str(f / "run"), "--quiet"]
+
+
+@case("no rows held out to stop by", 2, "held_out")
+def _(f):
+    return ["fit", good_csv(f), "trees", "--steps", "1", "--out", str(f / "run"), "--options.held-out", "0"]
+
+
 @case("an order that is none", 2, "UsageError")
 def _(f):
     return ["data", good_csv(f), "--sequence", "b", "--order", "c"]

@@ -41,6 +41,7 @@ BUILT_IN = {
     "gan": "pofx.families.gan:Gan",
     "ddpm": "pofx.families.diffusion:Ddpm",
     "flow-matching": "pofx.families.diffusion:FlowMatching",
+    "trees": "pofx.families.trees:Trees",
     "classifier": "pofx.families.discriminative:Classifier",
 }
 

@@ -78,13 +78,13 @@ class Intervals(nn.Module):
         nominal[[0, *range(self.bins, self.size)]] = 1.0
         self.register_buffer("nominal", nominal, persistent=False)
 
-    def _to_line(self, v: Tensor) -> Tensor:
+    def to_line(self, v: Tensor) -> Tensor:
         """Raw values -> the line of the edges: themselves, or their number on the grid."""
         return v if self.column.step is None else ((v - self.column.origin) / self.column.step).round()
 
     def encode(self, v: Tensor) -> tuple[Tensor, Tensor]:
         missing = torch.isnan(v)
-        u = self._to_line(v).masked_fill(missing, 0.0)
+        u = self.to_line(v).masked_fill(missing, 0.0)
         last = self.used - 1
         j = (torch.searchsorted(self.edge, u, right=True) - 1).clamp(min=0).minimum(last)
         bottom, top = self.edge[0], self.edge[self.used]
@@ -136,7 +136,7 @@ class Intervals(nn.Module):
         keep = ~torch.isnan(v) & (weight > 0)
         if not keep.any():
             return
-        u, inverse = torch.unique(self._to_line(v[keep]), return_inverse=True)
+        u, inverse = torch.unique(self.to_line(v[keep]), return_inverse=True)
         mass = torch.zeros_like(u).index_add_(0, inverse, weight[keep].double())
         if target is None:
             # up to one cell per value on a grid

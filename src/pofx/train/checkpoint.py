@@ -212,12 +212,15 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> N
 def put(model: torch.nn.Module, state: dict[str, Tensor]) -> str | None:
     """``load_state_dict`` that takes as long as there are tensors: torch's own looks at all of them for every module,
     and a wide table has a module for every column. An empty tensor is one whose size the state alone knows (a learned
-    tokenizer). What does not fit, in words, or None where all was copied."""
+    tokenizer), as are those that a module calls ``elastic`` (trees that grow). What does not fit, in words, or None
+    where all was copied."""
     own = model.state_dict(keep_vars=True)
+    modules = [(f"{place}." if place else "", module) for place, module in model.named_modules()]
+    elastic = {place + name for place, module in modules for name in getattr(module, "elastic", ())}
     if differ := sorted(own.keys() ^ state.keys()):
         return f"{differ[0]} is {'missing' if differ[0] in own else 'not of this model'}"
     for name, tensor in own.items():
-        if tensor.numel() and tensor.shape != state[name].shape:
+        if tensor.numel() and name not in elastic and tensor.shape != state[name].shape:
             return f"{name} has shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
     with torch.no_grad():
         for name, tensor in own.items():
