@@ -245,6 +245,14 @@ def test_counting_is_the_same(file, family):
         assert equal(a.double(), b.double()), name
 
 
+def test_trees_are_the_same(file):
+    data = [pofx.load(file, **m) for m in ({}, {"memory": LITTLE * 4 // 5})]
+    assert [d.train.beyond_memory for d in data] == [False, True]
+    fits = [pofx.fit(d, "trees", steps=8) for d in data]
+    for (name, a), b in zip(fits[0].model.state_dict().items(), fits[1].model.state_dict().values(), strict=True):
+        assert equal(a.double(), b.double()), name
+
+
 @pytest.mark.parametrize("how", [{}, {"drop": ["colour", "yes", "b", "count"]}, {"given": "a,colour"}])
 @pytest.mark.parametrize("family", ["gaussian", "gmm"])
 def test_em_agrees_to_rounding(file, family, how):

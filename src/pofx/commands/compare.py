@@ -46,7 +46,7 @@ class Compare(Source, Output):
     """Or the steps of each fit: on the same --cores the same numbers to the bit."""
     halving: bool = False
     """Drop families that are clearly worse than half of the others after a quarter, and after half, of the budget."""
-    cluster: str | None = None
+    cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Run the families as tasks on a Ray cluster: its address, or 'local' for all cores of this machine."""
     cores: int | None = None
     """Cores of each family [default: 1 on a cluster, else all of this machine]."""

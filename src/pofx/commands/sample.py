@@ -50,7 +50,7 @@ class Sample(Output):
     """Solver steps, for families that sample in steps."""
     seed: int = 0
     """Seed of the draws."""
-    cluster: str | None = None
+    cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Draw on all cores of a Ray cluster: its address, or 'local'. The same draws."""
     complete: str | None = None
     """Images, or rows of a table: a part of each is kept (--known) and the rest is drawn, each value given all before

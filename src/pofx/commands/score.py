@@ -63,7 +63,7 @@ class LogProb(Rows):
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: str | None = None
     """Score and show this text, in place of a SOURCE."""
-    cluster: str | None = None
+    cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Score files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
 
 

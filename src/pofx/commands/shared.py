@@ -42,7 +42,7 @@ class Tables(Group):
     """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
     drop: Annotated[list[str], arg(metavar="COLUMN,...")] = dataclasses.field(default_factory=list)
     """Columns to leave out; quotes stand around a name with a comma: '"a, b",c'."""
-    memory: str | None = None
+    memory: Annotated[str | None, arg(metavar="SIZE")] = None
     """The most that a table may take: --memory 4GB; a larger one is read in blocks [default: what is free]."""
     header: bool = False
     """The first line of a CSV file holds names, whatever it looks like."""

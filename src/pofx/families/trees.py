@@ -215,6 +215,7 @@ class Trees(Model):
     taxonomy = "explicit density / tractable / autoregressive"
     paper = "Friedman 2001 (boosted trees); Bengio and Bengio 2000 (the chain); McCarter 2025, Unmasking Trees"
     claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    in_blocks: ClassVar[bool] = True
     Config = TreesConfig
     config: TreesConfig
     sites: Any  # a ModuleList of Site
