@@ -12,10 +12,10 @@ import pyarrow.parquet
 
 from pofx.core.errors import BadValue, RaggedTable
 from pofx.core.memory import available
-from pofx.data.blocks import WORKING
 from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.tabular import Array
 
+NUMBERS = 4  # that one value may take while it is read
 # what pyarrow raises on damaged files: names, and messages about them, may be no UTF-8
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -63,11 +63,10 @@ def _column(name: str, file: Callable[[], Any], head: Any, column: str) -> pa.Ta
     try:
         table = pa.parquet.ParquetFile(file(), metadata=head).read(columns=[column])
         table.validate(full=True)
-    except MemoryError as e:  # which Arrow's own is as well: so many rows may need as much, or the file is damaged
-        if WORKING * 8 * head.num_rows > available():
-            raise
-        raise corrupt(name, "Parquet", e) from e
     except DAMAGE as e:
+        # a damaged file may ask for more memory than there is, too
+        if isinstance(e, MemoryError) and NUMBERS * 8 * head.num_rows > available():
+            raise
         raise corrupt(name, "Parquet", e) from e
     if len(table) != head.num_rows or table.column_names != [column]:
         raise corrupt(name, "Parquet", f"column {column!r} has {len(table)} of {head.num_rows} rows")
