@@ -44,7 +44,7 @@ class TreesConfig(Options):
 
     Attributes:
         bins: largest number of intervals of a number (fewer where leave-one-out prefers).
-        leaves: largest number of leaves of a tree.
+        leaves: largest number of leaves of a tree (of few rows fewer: they hold 4 times ``smallest`` on average).
         smallest: training rows of a leaf.
         shrinkage: by which a tree's step is shortened.
         held_out: share of the training rows that decide how many trees an ensemble has.
@@ -151,9 +151,10 @@ class TreesLearner:
 
         start = e.best = loss() if e.best is None else e.best
         bins = [*data.bins[:before], int(told[:, -1].max()) + 1 if len(told) else 1]
+        leaves = max(2, min(o.leaves, len(told) // (4 * o.smallest)))
         for _ in range(ROUNDS):
             p, w = odds[cut:].sigmoid(), weight[cut:]
-            tree, values = grow(told, bins, (p - right[cut:]) * w, p * (1 - p) * w, o.leaves, o.smallest, o.shrinkage)
+            tree, values = grow(told, bins, (p - right[cut:]) * w, p * (1 - p) * w, leaves, o.smallest, o.shrinkage)
             if tree is None or len(e.pending) == o.patience:
                 e.done = True
                 break
@@ -238,13 +239,11 @@ class Trees(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: TreesConfig) -> str | None:
-        if reason := free_length(space, context):
-            return reason
         if isinstance(space, Image):
             return "trees look at columns of a table. Fit a made or pixelcnn."
         if isinstance(context, Image):
             return "trees look at columns of a table; condition on a label or on columns, or fit a classifier."
-        return None
+        return free_length(space, context)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: TreesConfig) -> Iterable[str]:
