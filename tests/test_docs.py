@@ -192,7 +192,9 @@ def test_figures_are_those_of_the_result_files():
 
 
 def test_every_command_named_exists():
-    named = {c for text in PAGES.values() for c in re.findall(r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)", text, re.M)}
+    named = {
+        c for text in PAGES.values() for c in re.findall(r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)", text, re.M)
+    }
     assert named - {*COMMANDS} == set()
 
 
