@@ -192,9 +192,8 @@ def test_figures_are_those_of_the_result_files():
 
 
 def test_every_command_named_exists():
-    named = {
-        c for text in PAGES.values() for c in re.findall(r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)", text, re.M)
-    }
+    command = r"(?:^|`)(?:\.venv/bin/)?pofx ([a-z][a-z-]*)"
+    named = {c for text in PAGES.values() for c in re.findall(command, text, re.M)}
     assert named - {*COMMANDS} == set()
 
 
