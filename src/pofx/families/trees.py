@@ -117,7 +117,7 @@ class TreesLearner:
         return all(e.done for e in self.ensembles)
 
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """A few trees of one ensemble; "loss" is the negative log-likelihood of the held-out rows, nats per datum."""
+        """A few trees of one ensemble; "loss" is that of the rows held out of trees (not of counts), nats a row."""
         if self.rows is None:
             self.rows = self.model.gather(batch, self.runtime)
             if not self.turn:
