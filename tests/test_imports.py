@@ -10,7 +10,7 @@ import pytest
 import pofx
 
 ROOT = Path(pofx.__file__).parent
-TOP = {"cli", "commands", "web", "interop"}
+TOP = {"__main__", "cli", "commands", "web", "interop"}
 MAY = {
     "core": set(),
     "information": {"core"},

@@ -92,6 +92,14 @@ def test_scores_of_files_are_those_of_all_rows_at_once(place, tmp_path, capsys, 
     assert found["text"] == f"= {nats.mean():.3f} ± {nats.std(ddof=1) / math.sqrt(ROWS):.3f} nats"
 
 
+def test_files_come_in_the_order_in_which_they_are_loaded(tmp_path):
+    for k in (10, 9, 1):
+        pq.write_table(pa.table({"a": [k + 0.25]}), tmp_path / f"part-{k}.parquet")
+    loaded = read_rows(Table((Real("a"),)), None, str(tmp_path)).x.flatten().tolist()
+    assert [f"part-{v:.0f}.parquet" for v in loaded] == [f.rpartition("/")[2] for f in files_of(str(tmp_path), [])]
+    assert loaded == [1.25, 9.25, 10.25]
+
+
 def test_a_folder_gets_a_file_of_scores_for_each(place, tmp_path, capsys):
     log_prob(capsys, str(place / "made"), str(place / "table"), "--out", str(tmp_path / "all.csv"))
     log_prob(capsys, str(place / "made"), str(place / "table"), "--out", str(tmp_path / "parts"))

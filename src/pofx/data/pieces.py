@@ -18,6 +18,7 @@ from pofx.core.errors import EmptyData, MissingSource, PofxError, UnknownFormat
 from pofx.core.space import Integer, Label, Real, Space, Table
 from pofx.data.base import Part
 from pofx.data.columnar import DAMAGE
+from pofx.data.folders import natural
 from pofx.data.raw import corrupt
 from pofx.data.rows import names_used, read_rows, unused
 
@@ -56,18 +57,19 @@ def is_streamed(space: Space, context: Space | None, source: str, cluster: str |
 
 
 def files_of(source: str, notes: list[str]) -> list[str]:
-    """The files of a path, a folder (all in it), or a pattern ('folder/*.parquet'), by name, as paths or addresses.
+    """The files of a path, a folder (all in it), or a pattern ('folder/*.parquet'), part-9 before part-10, as paths or
+    addresses.
 
     ``notes`` is told of those in a folder that hold no table. Raises MissingSource.
     """
     fs, path = fsspec.url_to_fs(source)
     if fs.isdir(path):
-        every = [f for f in sorted(fs.find(path)) if not f.rpartition("/")[2].startswith((".", "_"))]
+        every = [f for f in sorted(fs.find(path), key=natural) if not f.rpartition("/")[2].startswith((".", "_"))]
         found = [f for f in every if f.lower().endswith(TABLES)]
         if others := [f.rpartition("/")[2] for f in every if f not in found]:
             notes.append(f"Left aside, as no tables: {', '.join(others[:6])}{', …' * (len(others) > 6)}.")
     elif _has_magic(path) and not fs.exists(path):
-        found = sorted(f for f in fs.glob(path) if not fs.isdir(f))
+        found = sorted((f for f in fs.glob(path) if not fs.isdir(f)), key=natural)
     else:
         found = [path] if fs.exists(path) else []
     if not found:
