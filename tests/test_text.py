@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -447,3 +448,16 @@ def test_excerpts_hold_all_of_the_text() -> None:
     rows = spelled(raw.space, raw.rows)  # type: ignore[arg-type]
     assert "".join(rows) == "def f():\n    pass\n" * 200 + "x" * 5000
     assert max(map(len, rows)) == text.EXCERPT  # no line end within reach: cut where it is full
+
+
+def test_a_frame_has_texts_and_sequences_as_its_file_has(tmp_path):
+    """What is asked of a table holds wherever the table is."""
+    words = pd.DataFrame({"said": ["good day", "hello, world", "abc"] * 20, "stars": [1, 2, 3] * 20})
+    steps = pd.DataFrame({"id": list("abc") * 9, "t": range(27), "v": [0.5 * k for k in range(27)]})
+    for frame, how in ((words, {"text": "said"}), (steps, {"sequence": "id", "order": "t"})):
+        frame.to_csv(tmp_path / "same.csv", index=False)
+        read = pofx.load(tmp_path / "same.csv", **how)
+        for held in (frame, pa.table(frame)):
+            found = pofx.load(held, **how)
+            assert found.space == read.space
+            assert torch.equal(found.train.read().x, read.train.read().x)

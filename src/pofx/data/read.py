@@ -50,16 +50,17 @@ def read(source: Any, options: Options) -> Raw:
     if isinstance(source, pa.RecordBatchReader):
         source = source.read_all()
     if isinstance(source, pa.Table | pa.RecordBatch):
-        return columnar.from_arrow(pa.table(source) if isinstance(source, pa.RecordBatch) else source)
+        raw = columnar.from_arrow(pa.table(source) if isinstance(source, pa.RecordBatch) else source)
+        return _asked(raw, options, "the table")
     if isinstance(source, torch.Tensor):
         return archives.from_tensor(source, options)
     if isinstance(source, np.ndarray):
         return archives.from_array(source, "the array", options)
     library = type(source).__module__.partition(".")[0]
     if library == "pandas" and hasattr(source, "iloc"):
-        return columnar.from_pandas(source)
+        return _asked(columnar.from_pandas(source), options, "the frame")
     if library == "polars" and type(source).__name__ in ("DataFrame", "LazyFrame", "Series"):
-        return columnar.from_polars(source)
+        return _asked(columnar.from_polars(source), options, "the frame")
     raise UsageError(
         f"Cannot load a {type(source).__name__}.",
         "Give a path, a built-in name, an array (of a sparse matrix its .toarray()), a tensor, a pandas or polars "
