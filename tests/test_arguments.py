@@ -22,7 +22,7 @@ from pofx.commands.shared import Source
 from pofx.commands.show import ShowData
 from pofx.commands.usage import _metavar
 from pofx.core.errors import UsageError
-from pofx.core.registry import BUILT_IN
+from pofx.core.registry import BUILT_IN, family
 from pofx.core.spelling import join, listed
 
 KINDS = {command: getattr(import_module(f"pofx.commands.{module}"), kind) for command, (module, _, kind) in RUN.items()}
@@ -210,3 +210,13 @@ def test_options_stand_in_groups(capsys, monkeypatch):
 def test_the_first_page_fits(capsys):
     assert main(["--help"]) == 0
     assert max(map(len, capsys.readouterr().out.split("\n"))) <= 80
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_help_explains_every_option_of_a_family(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["fit", name, "--help"]) == 0
+    entries = [" ".join(e.split()) for e in re.split(r"\n(?=  --|\n)", capsys.readouterr().out)]
+    own = [e for e in entries if e.startswith("--options.")]
+    assert len(own) == len(dataclasses.fields(family(name).Config))
+    assert [e for e in own if re.fullmatch(r"--\S+( \S+)?( \[[^\]]*\])?", e)] == []  # a name, a kind, a default

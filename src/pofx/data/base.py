@@ -275,7 +275,9 @@ def load(
         text: the column of a table, or key of JSON lines, that holds texts.
         separator: what stands between the documents of a text file, e.g. "\\n" where each line is one.
         symbols: what a text is made of: "characters", "bytes", or "auto".
-        rate: samples per second that sounds are brought to; law, levels: "linear" (65536 levels) or "mu" (256).
+        rate: samples per second that sounds are brought to.
+        law: of the levels of sounds: "linear" (65536 of them) or "mu" (256).
+        levels: how many levels a sample of sound has, in place of the law's number.
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
         order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
             a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.

@@ -264,7 +264,8 @@ class WindowMlpConfig(AutoregressiveConfig):
     Attributes:
         window: columns before it that a column sees.
         radius: of the half disc of pixels above and to the left that a pixel sees.
-        hidden: width of the shared MLP; layers: its hidden layers, all but the first residual.
+        hidden: width of the shared MLP.
+        layers: its hidden layers, all but the first residual.
         embedding: width of an embedded column value.
     """
 

@@ -52,12 +52,14 @@ class PathConfig(ContinuousConfig):
         predict: what the network predicts.
         weighting: of the squared error in training. "vlb": as in the variational bound, noise levels even
             in the log SNR; "simple": that of eps, "flat": that of the prediction itself, times even in t.
-        smallest, largest: sigma / alpha at the ends of the path, in standard deviations of the data.
+        smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
+        largest: the same at the noise's end.
         net: "auto" is a U-Net for images with sides of at least 8, else an MLP.
         hidden: width of the MLP.
         blocks: residual blocks, of the MLP or per level of the U-Net.
         channels: of the U-Net at its finest level.
-        sample_steps, ode_steps: steps of the sampler, and of the ODE likelihood's solver.
+        sample_steps: steps of the sampler.
+        ode_steps: steps of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
             likelihood's dequantisation or probes.
         score_noise: of ``noised_score`` where it names none.

@@ -59,7 +59,8 @@ class ImageGptConfig(Shape):
         head: of levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
         predict: model the errors of a prediction from the neighbours: "yes", "no", or "auto": with many levels.
         components: of each mixture.
-        inner_width, inner_layers: of the masked MLP inside a patch.
+        inner_width: of the masked MLP inside a patch.
+        inner_layers: hidden layers of that MLP.
     """
 
     positions: Positions = "learned"

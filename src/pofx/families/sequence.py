@@ -87,7 +87,9 @@ class RnnConfig(StepOptions):
     """Options of ``rnn``, beside those of its steps.
 
     Attributes:
-        width: of the state; layers: stacked LSTMs; dropout: between them.
+        width: of the state.
+        layers: stacked LSTMs.
+        dropout: between them, while training.
         block: the longest training piece, over which gradients flow back.
     """
 
@@ -128,8 +130,10 @@ class WaveNetConfig(StepOptions):
 
     Attributes:
         width: of a step as it enters and leaves the net.
-        depth: layers of a stack, whose dilations double; stacks: of them.
-        residual, skip: channels of the convolutions, and of the sum over all layers.
+        depth: layers of a stack, whose dilations double.
+        stacks: how many of them follow each other.
+        residual: channels of the convolutions.
+        skip: channels of the sum over all layers.
         block: the longest training piece.
     """
 

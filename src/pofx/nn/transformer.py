@@ -46,8 +46,10 @@ class Shape(Options):
         head_width: of one head, 0 for width / heads.
         kv_heads: heads of keys and values, each shared by several heads of queries (Ainslie et al. 2023); 0 for all.
         block: the longest input.
-        positions: "rotary" (Su et al. 2021; ``theta`` is its base) or "learned".
-        norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016), with ``eps``.
+        positions: "rotary" (Su et al. 2021) or "learned".
+        theta: the base of rotary positions.
+        norm: "rms" (Zhang & Sennrich 2019) or "layer" (Ba et al. 2016).
+        eps: what norms add to a variance.
         mlp: "relu2" (So et al. 2021), "gelu" (its tanh form) or "swiglu" (Shazeer 2020).
         hidden: width inside the MLP; 0 for 4 width (8/3 width for swiglu, which has three matrices).
         qk_norm: the same norm of each head's queries and keys (Henry et al. 2020), without a bias.
