@@ -206,3 +206,12 @@ def test_halving_needs_validation_rows(bell):
     none = dataclasses.replace(bell, valid=bell.valid[:0])
     with pytest.raises(EmptyData, match="validation part"):
         halved(none, None)
+
+
+def test_torchrun_starts_no_comparison(bell, monkeypatch):
+    """Each of its processes would run all of it, into one folder."""
+    world = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1, "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in world.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UsageError, match="processes of one fit"):
+        compare(bell, ["gmm"], steps=1)

@@ -61,6 +61,7 @@ from pofx.evaluate.recommend import amount
 from pofx.evaluate.study import Settings, Study, plain, save_shown
 from pofx.train.checkpoint import read_sealed
 from pofx.train.device import choose
+from pofx.train.processes import torchrun
 from pofx.train.run import Run, claimed, clear, read_data, remove, tuples
 
 __all__ = ["Comparison", "assess", "compare", "read_comparison", "resume_comparison", "unreached"]
@@ -178,6 +179,10 @@ def compare(
         UsageError (unknown family, need or class, impossible budget, no cluster), DataError, RunExists, RunBusy,
         CannotSave.
     """
+    if torchrun() is not None:
+        raise UsageError(
+            "torchrun starts the processes of one fit, not of a comparison.", "Give --cluster, an address or local."
+        )
     where = choose(device) if cluster is None else device  # raises where there is none such
     own = dict(options or {})
     names = names_of(families, own)
