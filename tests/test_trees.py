@@ -404,3 +404,13 @@ def test_options_are_checked() -> None:
         TreesConfig(held_out=1.0)
     with pytest.raises(UsageError, match="shrinkage"):
         TreesConfig(shrinkage=0.0)
+
+
+def test_draws_lie_on_a_fine_grid_to_the_last_digit() -> None:
+    """Numbers on the grid are beyond what float32 holds."""
+    step = 1e-6
+    v = (torch.randn(400, 1, generator=gen(), dtype=torch.float64) / step).round() * step
+    model = learn(Table((Real("v", step=step),)), v, steps=4)
+    place = model.sample(2000, generator=gen(1)) / step
+    assert (place - place.round()).abs().max() < 1e-8
+    assert torch.isfinite(model.log_prob(place * step).nats).all()

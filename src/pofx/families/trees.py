@@ -374,7 +374,7 @@ class Trees(Model):
             v = cells.decode(code, missing, generator)
             if isinstance(cells, Intervals) and cells.grid:
                 line = site.repeats.draw(cells.to_line(v).nan_to_num().long(), code, told, generator)
-                v = (cells.column.origin + line * cells.column.step).masked_fill(missing, torch.nan)
+                v = (cells.column.origin + line.double() * cells.column.step).masked_fill(missing, torch.nan)
             if x is not None and known is not None:
                 v = torch.where(_columns(known)[s], _columns(x)[s], v)
                 code = cells.encode(v)[0]
