@@ -47,7 +47,7 @@ def main() -> None:
         started = time.perf_counter()
         run.model.sample(10_000)
         results.emit(what="adult", threads=threads, seconds=seconds, trained=run.log[-1]["seconds"], cpu=used,
-                     nats=float(nats.mean()), se=float(nats.std() / len(nats) ** 0.5), rows=len(nats),
+                     kind="Exact", nats=float(nats.mean()), se=float(nats.std() / len(nats) ** 0.5), rows=len(nats),
                      drawing_10000=time.perf_counter() - started)  # fmt: skip
     for name in TABLES:
         kept = args.out / name
@@ -55,10 +55,9 @@ def main() -> None:
             source = place / f"{name}.csv.gz"
             pofx.compare(pofx.load(source), seconds=args.seconds, cluster="local", out=kept)
         for row in read_comparison(kept).rows:
-            if row["status"] == "ok":
-                results.emit(table=name, family=row["family"], text=row["likelihood"]["text"],
-                             nats=row["likelihood"]["nats"], se=row["likelihood"]["se"], rows=row["likelihood"]["n"],
-                             trained=row["fit"]["seconds"], times=row["times"])  # fmt: skip
+            if row["status"] == "ok" and (likelihood := row["likelihood"])["nats"] is not None:
+                results.emit(data=name, family=row["family"], **{k: likelihood[k] for k in ("kind", "nats", "se", "n")},
+                             trained=row["fit"]["seconds"], evaluating=row["times"]["evaluating"])  # fmt: skip
     results.save()
 
 

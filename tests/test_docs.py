@@ -42,7 +42,7 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n+)?^```(?P<kind>python|sh|output)\n(?P<code>.*?)^```", re.S | re.M
 )
 OTHER_TOOLS = {"make", "pip", "python", "git", "ray", "torchrun", "tensorboard"}
-WHY = {"network", "cluster", "set-up", "later"}
+WHY = {"network", "cluster", "set-up", "long"}
 BUILT_IN_SETS = {"two-moons", "digits"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
