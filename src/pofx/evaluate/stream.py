@@ -28,7 +28,7 @@ from pofx.data.tabular import Rounded
 from pofx.evaluate.likelihood import Score, Tally
 
 Job = TypeVar("Job")
-Answer = TypeVar("Answer")
+A = TypeVar("A")
 
 AHEAD = 2**28  # bytes of answers that may wait in a cluster for those before them
 TRIES = 3  # times that a job whose worker dies is given to another one
@@ -155,8 +155,8 @@ def _seed(seed: int, *place: int) -> int:
 
 
 def in_order(
-    work: Callable[[Job], Answer], jobs: Sequence[Job], cluster: str | None = None
-) -> Generator[Answer, None, None]:
+    work: Callable[[Job], A], jobs: Sequence[Job], cluster: str | None = None
+) -> Generator[A, None, None]:
     """``work`` of each job, in their order: here, or by as many workers of a Ray cluster as it has cores.
 
     Raises what ``work`` raises (of several, the first in order), UsageError where the cluster cannot do it.
