@@ -18,6 +18,7 @@ from pofx.families.counting import Counting
 from pofx.families.table import Histogram, Independent, Markov
 from pofx.nn.backoff import Backoff
 from pofx.nn.cells import TableCells
+from toys import mixed_rows
 
 FAMILIES = [Independent, Markov, Histogram]
 
@@ -49,27 +50,9 @@ def nats(model: Counting, x: Tensor, c: Tensor | None = None) -> Tensor:
     return lik.nats
 
 
-def mixed(n: int, seed: int) -> tuple[Table, Tensor]:
-    """A category (sometimes missing), an integer with a frequent value, a grid of halves; all dependent."""
-    g = gen(seed)
-    space = Table(
-        (
-            Category("kind", ("a", "b", "c"), nullable=True),
-            Integer("count", 0, 30, nullable=True),
-            Real("half", step=0.5, origin=0.25, low=-2.75, high=3.25),
-        )
-    )
-    kind = torch.randint(0, 3, (n,), generator=g).double()
-    count = (kind * 7 + torch.randint(0, 9, (n,), generator=g)).where(torch.rand(n, generator=g) < 0.5, 12.0)
-    half = 0.25 + 0.5 * (torch.randn(n, generator=g).double() + kind).round().clamp(-6, 6)
-    kind[torch.rand(n, generator=g) < 0.1] = math.nan
-    count[torch.rand(n, generator=g) < 0.1] = math.nan
-    return space, torch.stack([kind, count, half], 1)
-
-
 @pytest.mark.parametrize("cls", FAMILIES)
 def test_sums_to_one_over_all_integers_and_missing_values(cls: type[Counting]) -> None:
-    space, x = mixed(1500, 0)
+    space, x = mixed_rows(1500, 0)
     model = learn(cls, space, x)
     grid = torch.arange(-150, 151).double()
     axes = [torch.tensor([0, 1, 2, math.nan]), torch.cat([grid, torch.tensor([math.nan])]), 0.25 + 0.5 * grid / 3]
@@ -117,7 +100,7 @@ def test_sums_to_one_in_every_context(cls: type[Counting], context: Space) -> No
 
 
 def test_an_untrained_model_is_already_a_distribution() -> None:
-    space, _ = mixed(1, 0)
+    space, _ = mixed_rows(1, 0)
     model = Markov(Markov.Config(), space)
     axis = torch.arange(-200, 201).double()
     states = torch.cartesian_prod(torch.tensor([0, 1, 2, math.nan]).double(), axis, 0.25 + 0.5 * axis[150:250])
@@ -161,7 +144,7 @@ def test_markov_counts_are_naive_counts_and_smooth_as_the_formula_says() -> None
 
 
 def test_independent_is_the_product_of_smoothed_frequencies() -> None:
-    space, x = mixed(3000, 4)
+    space, x = mixed_rows(3000, 4)
     model = learn(Independent, space, x)
     alone = [learn(Independent, Table((column,)), x[:, j : j + 1]) for j, column in enumerate(space.columns)]
     product = sum(nats(one, x[:50, j : j + 1]) for j, one in enumerate(alone))
@@ -301,7 +284,7 @@ def test_ties_make_no_spike() -> None:
 
 @pytest.mark.parametrize("cls", FAMILIES)
 def test_samples_have_the_stated_frequencies(cls: type[Counting]) -> None:
-    space, x = mixed(1500, 17)
+    space, x = mixed_rows(1500, 17)
     model = learn(cls, space, x)
     drawn = model.sample(20_000, generator=gen(18))
     space.check(drawn)
@@ -314,7 +297,7 @@ def test_samples_have_the_stated_frequencies(cls: type[Counting]) -> None:
 
 @pytest.mark.parametrize("cls", FAMILIES)
 def test_a_fresh_model_takes_the_state(cls: type[Counting]) -> None:
-    space, x = mixed(800, 19)
+    space, x = mixed_rows(800, 19)
     model = learn(cls, space, x)
     fresh = cls(model.config, space)
     fresh.load_state_dict(model.state_dict())
@@ -326,7 +309,7 @@ def test_a_fresh_model_takes_the_state(cls: type[Counting]) -> None:
 
 def test_shares_of_several_processes_add_up() -> None:
     """Counts summed over two halves are the counts of the whole."""
-    space, x = mixed(600, 20)
+    space, x = mixed_rows(600, 20)
     whole = learn(Markov, space, x)
     halves = [Markov(Markov.Config(), space) for _ in range(2)]
     for half in halves:

@@ -21,6 +21,7 @@ from pofx.nn.atoms import Atoms, Counts
 from pofx.nn.trees import SHARED, Column, grow
 from pofx.train.checkpoint import load_into, load_tree, save_tree
 from pofx.train.fit import fit
+from toys import mixed_rows
 
 QUICK = {"leaves": 6, "shrinkage": 0.3, "patience": 2}
 
@@ -52,26 +53,8 @@ def nats(model: Trees, x: Tensor, c: Tensor | None = None) -> Tensor:
     return lik.nats
 
 
-def mixed(n: int, seed: int) -> tuple[Table, Tensor]:
-    """A category (sometimes missing), an integer with a frequent value, a grid of halves; all dependent."""
-    g = gen(seed)
-    space = Table(
-        (
-            Category("kind", ("a", "b", "c"), nullable=True),
-            Integer("count", 0, 30, nullable=True),
-            Real("half", step=0.5, origin=0.25, low=-2.75, high=3.25),
-        )
-    )
-    kind = torch.randint(0, 3, (n,), generator=g).double()
-    count = (kind * 7 + torch.randint(0, 9, (n,), generator=g)).where(torch.rand(n, generator=g) < 0.5, 12.0)
-    half = 0.25 + 0.5 * (torch.randn(n, generator=g).double() + kind).round().clamp(-6, 6)
-    kind[torch.rand(n, generator=g) < 0.1] = math.nan
-    count[torch.rand(n, generator=g) < 0.1] = math.nan
-    return space, torch.stack([kind, count, half], 1)
-
-
 def states(reach: int = 70) -> Tensor:
-    """All rows of ``mixed``, tails included."""
+    """All rows of ``mixed_rows``, tails included."""
     axes = [
         torch.tensor([0, 1, 2, math.nan]),
         torch.cat([torch.arange(-reach, reach + 1), torch.tensor([math.nan])]),
@@ -82,7 +65,7 @@ def states(reach: int = 70) -> Tensor:
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Trees, Tensor]:
-    space, x = mixed(1500, 0)
+    space, x = mixed_rows(1500, 0)
     return learn(space, x, patience=1), x
 
 
@@ -96,7 +79,7 @@ def test_sums_to_one_over_categories_integers_grids_and_missing_values(fitted: t
 
 
 def test_an_untrained_model_is_already_a_distribution() -> None:
-    space, _ = mixed(1, 0)
+    space, _ = mixed_rows(1, 0)
     assert nats(Trees(TreesConfig(), space), states()).exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -209,7 +192,7 @@ def test_any_number_of_threads_grows_and_adds_the_same_trees() -> None:
 
 
 def test_a_training_that_is_saved_and_read_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    space, x = mixed(1500, 0)
+    space, x = mixed_rows(1500, 0)
     batch = Batch(x, total=len(x))
 
     def begun() -> tuple[Trees, object]:
@@ -236,7 +219,7 @@ def test_a_training_that_is_saved_and_read_goes_on_as_if_nothing_had_happened(tm
 
 def test_the_best_validated_trees_are_kept_though_more_were_grown(tmp_path: Path) -> None:
     """The loop puts back weights of another size than those at the end."""
-    _, x = mixed(600, 0)
+    _, x = mixed_rows(600, 0)
     run = fit(x.numpy(), "trees", steps=24, checks=6, out=tmp_path / "run", options={"leaves": 30, "smallest": 2})
     best = max(e["valid"] for e in run.log)
     from pofx.data.base import load
@@ -384,7 +367,7 @@ class Lazy:
 
 
 def test_more_rows_than_the_limit_are_drawn_and_told() -> None:
-    space, x = mixed(3000, 0)
+    space, x = mixed_rows(3000, 0)
     lazy = Lazy(x)
     model = learn(space, lazy, rows=500)
     assert lazy.most <= 500

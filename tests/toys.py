@@ -1,4 +1,4 @@
-"""A small gradient family with training noise, for tests of the loop itself."""
+"""A small gradient family with training noise, for tests of the loop itself, and a mixed table for families of tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
 from pofx.core.registry import register
-from pofx.core.space import Real, Table
+from pofx.core.space import Category, Integer, Real, Table
 from pofx.data import synthetic
 from pofx.data.base import Data, Part
 
@@ -83,3 +83,21 @@ def gaussian_data(n: int = 1000, d: int = 3, weight: bool = False) -> Data:
         x = source.sample(rows, generator)
         parts.append(Part(x, weight=torch.rand(rows, generator=generator) if weight else None))
     return Data("toy", "memory", source.space, *parts)
+
+
+def mixed_rows(n: int, seed: int) -> tuple[Table, Tensor]:
+    """A category (sometimes missing), an integer with a frequent value, a grid of halves; all dependent."""
+    g = torch.Generator().manual_seed(seed)
+    space = Table(
+        (
+            Category("kind", ("a", "b", "c"), nullable=True),
+            Integer("count", 0, 30, nullable=True),
+            Real("half", step=0.5, origin=0.25, low=-2.75, high=3.25),
+        )
+    )
+    kind = torch.randint(0, 3, (n,), generator=g).double()
+    count = (kind * 7 + torch.randint(0, 9, (n,), generator=g)).where(torch.rand(n, generator=g) < 0.5, 12.0)
+    half = 0.25 + 0.5 * (torch.randn(n, generator=g).double() + kind).round().clamp(-6, 6)
+    kind[torch.rand(n, generator=g) < 0.1] = math.nan
+    count[torch.rand(n, generator=g) < 0.1] = math.nan
+    return space, torch.stack([kind, count, half], 1)

@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[Any]:
 def _own_place() -> Iterator[dict[str, Any]]:
     """How Ray starts on this machine: on the cores that this process may use, and in a folder that goes at the end.
 
-    Not in the usual /tmp/ray, which may be another user's; its path is short, since those of sockets are.
+    Not where Ray puts it unless told, which may be another user's; its path is short, since those of sockets are.
     """
     from joblib import cpu_count  # knows of affinity and of the limits of containers
 

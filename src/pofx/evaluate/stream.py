@@ -154,9 +154,7 @@ def _seed(seed: int, *place: int) -> int:
 # -- engines -----------------------------------------------------------------------------------------------
 
 
-def in_order(
-    work: Callable[[Job], A], jobs: Sequence[Job], cluster: str | None = None
-) -> Generator[A, None, None]:
+def in_order(work: Callable[[Job], A], jobs: Sequence[Job], cluster: str | None = None) -> Generator[A, None, None]:
     """``work`` of each job, in their order: here, or by as many workers of a Ray cluster as it has cores.
 
     Raises what ``work`` raises (of several, the first in order), UsageError where the cluster cannot do it.
