@@ -1,4 +1,4 @@
-"""A small gradient family with training noise, for tests of the loop itself, and a mixed table for families of tables."""
+"""A small gradient family with training noise, for tests of the loop itself, and rows of a mixed table."""
 
 from __future__ import annotations
 
