@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# What starts a Ray cluster, beside nothing else.
+CLUSTER := $(PYTEST) -m cluster
 
 .PHONY: help install demo test again fuzz lint docs bench wheel clean
 help:
@@ -30,18 +33,20 @@ demo: $(STAMP)
 	@echo "Open runs/demo/report.html in a browser."
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -n 2 --dist worksteal -m "not cluster"
+	$(CLUSTER)
 
 # Another order for each commit, the same for one commit.
 ORDER ?= $(shell git rev-parse HEAD 2>/dev/null || echo 1)
+SHUFFLED := --random-order --random-order-bucket=global --random-order-seed=$(ORDER)
 again: $(STAMP)
 	mkdir -p build
 	PYTHONHASHSEED=1 $(BIN)/python -m pytest --collect-only -q --override-ini addopts= | grep :: > build/names-1
 	sleep 2
 	PYTHONHASHSEED=2 $(BIN)/python -m pytest --collect-only -q --override-ini addopts= | grep :: > build/names-2
 	cmp build/names-1 build/names-2
-	PYTHONHASHSEED=3 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --random-order \
-		--random-order-bucket=global --random-order-seed=$(ORDER)
+	PYTHONHASHSEED=3 $(PYTEST) -n 2 --dist worksteal -m "not cluster" $(SHUFFLED)
+	$(CLUSTER)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py

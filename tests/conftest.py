@@ -14,6 +14,22 @@ def shared_data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def ray():
+    """The one local cluster of the suite, of two workers, held open: all that asks for ``cluster="local"`` finds it.
+
+    Tests that use it are marked ``cluster``: they run in a process of their own (see the Makefile), since two clusters
+    at a time beside two busy test processes are more than a small machine carries.
+    """
+    pytest.importorskip("ray", reason="the extra pofx[ray] is not installed")
+    from pofx.cluster import connected
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "2")
+        with connected("local") as module:
+            yield module
+
+
 def pytest_make_parametrize_id(val, argname):
     """Bytes are named by their argument and number: packed ones can hold the time at which they were made."""
     return argname if isinstance(val, bytes) else None

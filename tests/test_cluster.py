@@ -1,7 +1,4 @@
-"""Comparisons on a Ray cluster: the numbers of one process, workers that die, families of one's own, interruptions.
-
-All tests share one local cluster; nothing else in the suite starts Ray.
-"""
+"""Comparisons on a Ray cluster: the numbers of one process, workers that die, families of one's own, interruptions."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import pofx
-from pofx.cluster import connected
 from pofx.core.errors import UsageError
 from pofx.core.registry import _REGISTERED, register
 from pofx.evaluate import engine
@@ -22,7 +18,7 @@ from pofx.evaluate.compare import compare, read_comparison, unreached
 from pofx.train.run import read_run
 from toys import NoisyConfig, NoisyGaussian, gaussian_data
 
-pytest.importorskip("ray", reason="needs the extra pofx[ray]")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray", "mortal")]
 
 SMALL = {"steps": 30, "cores": 1, "samples": 60, "max_test": 100}
 
@@ -56,12 +52,10 @@ def bell():
     return gaussian_data(300, d=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """Held open: each comparison finds it."""
+@pytest.fixture(scope="module")
+def mortal():
     register(Mortal)
-    with connected("local"):
-        yield
+    yield
     del _REGISTERED[Mortal.name]
 
 

@@ -247,21 +247,7 @@ def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, 
 # -- on a cluster --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ray():
-    """Two workers; what is drawn and scored in the tests' small blocks is so in them, too."""
-    pytest.importorskip("ray", reason="the extra pofx[ray] is not installed")
-    before = os.environ.get("LOKY_MAX_CPU_COUNT")
-    os.environ["LOKY_MAX_CPU_COUNT"] = "2"
-    try:
-        with cluster.connected("local") as module:
-            yield module
-    finally:
-        os.environ.pop("LOKY_MAX_CPU_COUNT")
-        if before is not None:
-            os.environ["LOKY_MAX_CPU_COUNT"] = before
-
-
+@pytest.mark.cluster
 @pytest.mark.parametrize("family", ["made", "vae"])
 def test_a_cluster_writes_what_one_process_does(place, tmp_path, ray, family, capfd):
     commands = (["log-prob", str(place / family), str(place / "table")], ["sample", str(place / family), "150"])
@@ -277,6 +263,7 @@ def test_a_cluster_writes_what_one_process_does(place, tmp_path, ray, family, ca
         assert (tmp_path / f"{name}0.parquet").read_bytes() == (tmp_path / f"{name}2.parquet").read_bytes()
 
 
+@pytest.mark.cluster
 def test_a_damaged_row_is_named_by_a_cluster_too(place, tmp_path, ray, capsys):
     damaged(place, tmp_path / "t")
     argv = ["log-prob", str(place / "made"), str(tmp_path / "t"), "--out", str(tmp_path / "s"), "--cluster", "local"]
@@ -285,6 +272,7 @@ def test_a_damaged_row_is_named_by_a_cluster_too(place, tmp_path, ray, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
+@pytest.mark.cluster
 def test_the_job_of_a_worker_that_dies_is_done_again(tmp_path, ray):
     def square(job: int) -> int:
         if job == 3 and not (tmp_path / "dead").exists():
@@ -296,6 +284,7 @@ def test_the_job_of_a_worker_that_dies_is_done_again(tmp_path, ray):
     assert (tmp_path / "dead").exists()
 
 
+@pytest.mark.cluster
 def test_errors_of_the_project_pass_between_processes_as_they_are(ray):
     def fails(job: int) -> int:
         raise BadValue("the problem", "the remedy")

@@ -65,7 +65,13 @@ def _own_place() -> Iterator[dict[str, Any]]:
 
     short = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="pofx-", dir=short, ignore_cleanup_errors=True) as folder:
-        yield {"num_cpus": cpu_count(), "include_dashboard": False, "_temp_dir": folder}
+        yield {
+            "num_cpus": cpu_count(),
+            "include_dashboard": False,
+            "_temp_dir": folder,
+            # What they do is what is waited for; at Ray's 15, a busy machine all but stops them.
+            "_system_config": {"worker_niceness": 0},
+        }
 
 
 def _answers(address: str) -> None:

@@ -114,12 +114,11 @@ class Cluster:
                     entrant = pending.pop(done)
                     yield entrant.name, self._received(done, entrant, place(entrant.name))
         finally:
+            # Never by force: Ray aborts this process where that meets a task that is just ending (2.56.1).
             for task in pending:
                 ray.cancel(task)
             if pending:
                 ray.wait(list(pending), num_returns=len(pending), timeout=GRACE)
-            for task in pending:
-                ray.cancel(task, force=True)
 
     def _received(self, task: Any, entrant: Entrant, place: Path | None) -> Result:
         from ray.exceptions import RayError, RayTaskError
