@@ -20,6 +20,8 @@ from pofx.data import blocks, columnar
 from pofx.data.blocks import BlockRows, ColumnFile
 from pofx.data.digest import digest
 from pofx.evaluate.likelihood import score
+from pofx.families.mixture import em
+from pofx.families.mixture import frame as mixture
 
 N = 3000
 LITTLE = 300_000  # bytes: too few for the table, enough for a column at a time
@@ -161,6 +163,35 @@ def test_a_full_disk_is_named(file, monkeypatch):
     monkeypatch.setattr(blocks.tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(CannotSave, match="No space left on device.*TMPDIR"):
         pofx.load(file, memory=LITTLE)
+
+
+def test_whitened_rows_are_made_once(monkeypatch):
+    """EM reads them from a file in later sweeps, a weight of its own for each block."""
+    weight, made = torch.rand(1000, dtype=torch.float64), []
+
+    def make():
+        made.append(0)
+        for i in range(0, 1000, 300):
+            z = torch.randn(2, len(weight[i : i + 300]))
+            yield mixture.Rows(z, torch.zeros(z.shape[1], 0), weight[i : i + 300], None, torch.arange(2))
+
+    spool = em.Spool(make)
+    next(iter(spool))  # a pass that is broken off
+    first, second, third = list(spool), list(spool), list(spool)
+    assert len(made) == 2
+    assert [len(r.weight) for r in third] == [300, 300, 300, 100]
+    for a, b, c in zip(first, second, third, strict=True):
+        assert torch.equal(a.z, b.z)
+        assert torch.equal(b.z, c.z)
+        assert torch.equal(a.weight, c.weight)
+    assert spool.end < 2 * (4 * 2000 + 8 * 1000)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(em.pickle, "dump", full)
+    with pytest.raises(CannotSave, match="No space left on device.*TMPDIR"):
+        list(em.Spool(make))
 
 
 def test_text_that_does_not_fit_is_named_before_it_is_read(tmp_path, monkeypatch):

@@ -14,13 +14,16 @@ under the constraint, so the likelihood still rises in every step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from pofx.core.errors import CannotSave
 from pofx.core.learner import Batch, Local, Runtime
 from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above, triangular_inverse
 from pofx.families.mixture.joint import Blocks
@@ -210,8 +213,8 @@ class EmLearner:
     finished: bool = False
     height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
     seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
-    seen: tuple[Tensor | None, ...] = ()  # the tensors of the batch that ``rows`` holds
-    rows: list[Rows] = field(default_factory=list)
+    seen: tuple[Any, ...] = ()  # x, c and weight of the batch that ``rows`` holds
+    rows: Iterable[Rows] = ()
     sweep: Literal["minibatch", "dataset"] = "dataset"
 
     @torch.no_grad()
@@ -238,21 +241,23 @@ class EmLearner:
         return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
 
     def _rows(self, batch: Batch) -> Iterable[Rows]:
-        """The batch in whitened coordinates: kept while the same tensors come again, or made anew block by block."""
-        tensors = (batch.x, batch.c, batch.weight)
-        if self.seen and all(_same_memory(a, b) for a, b in zip(tensors, self.seen, strict=True)):
+        """The batch in whitened coordinates: made once, in memory or in a file, while the same batch comes again."""
+        seen = (batch.x, batch.c, batch.weight)
+        if self.seen and all(_same(a, b) for a, b in zip(seen, self.seen, strict=True)):
             return self.rows
         joint, weight = self.model.joint, None
         if batch.weight is not None:  # counts as so many rows, after scaling to a mean of one
             weight = batch.weight.double() * (batch.total / self.runtime.sum(batch.weight.double().sum()))
         noise = torch.Generator(self.model.device).manual_seed(self.seed or 0)
-        if not all(t is None or isinstance(t, Tensor) for t in tensors):
+        if all(t is None or isinstance(t, Tensor) for t in seen):
+            y, codes = joint.split(batch.x, batch.c)
+            if len(grid := joint.grid()):
+                y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
+            self.rows = self.model.rows(y, codes, weight)
+        else:
             blocks = Blocks(joint, batch.x, batch.c, weight, noise)
-            return (rows for y, codes, w in blocks for rows in self.model.rows(y, codes, w))
-        y, codes = joint.split(batch.x, batch.c)
-        if len(grid := joint.grid()):
-            y = joint.dequantise(y, grid, batch.rand(len(grid), generator=noise))
-        self.rows, self.seen = self.model.rows(y, codes, weight), tensors
+            self.rows = Spool(lambda: (rows for y, codes, w in blocks for rows in self.model.rows(y, codes, w)))
+        self.seen = seen
         return self.rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,10 +267,40 @@ class EmLearner:
         self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
 
 
-def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+    return a is b
+
+
+class Spool:
+    """Rows that memory does not hold: made on the first pass, and read from a temporary file on the later ones."""
+
+    def __init__(self, make: Callable[[], Iterable[Rows]]) -> None:
+        self.make = make
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the rows are used)
+        self.end: int | None = None  # of the file, once all rows are in it
+
+    def __iter__(self) -> Iterator[Rows]:
+        self.file.seek(0)
+        if self.end is None:
+            for rows in self.make():
+                self._keep(rows)
+                yield rows
+            self.end = self.file.tell()
+        else:
+            while self.file.tell() < self.end:
+                yield pickle.load(self.file)
+
+    def _keep(self, rows: Rows) -> None:
+        weight = None if rows.weight is None else rows.weight.clone()  # of a view, all that it looks at is written
+        try:
+            pickle.dump(replace(rows, weight=weight), self.file, protocol=5)
+        except OSError as error:
+            raise CannotSave(
+                f"Could not write whitened rows to {tempfile.gettempdir()}: {error.strerror}.",
+                "Make room there, or name another folder by the environment variable TMPDIR.",
+            ) from error
 
 
 # -- starts --------------------------------------------------------------------------------------------------
