@@ -20,7 +20,7 @@ def _posteriors(
     """Per block: its place, unnormalised posteriors [K, b] and their sums [b], log-densities [b], one-hot codes."""
     block, values = kernel.block, rows.codes.shape[1] > 0
     if values:
-        block = max(16, min(block, 2 * CACHE // table.shape[1]))
+        block = max(16, min(block, CACHE // table.shape[1]))
         table = table.to(kernel.dtype)
         hot = torch.empty(table.shape[1], block, dtype=kernel.dtype, device=table.device)
     for i in range(0, rows.z.shape[1], block):
