@@ -5,8 +5,8 @@
 A mixture of 10 Gaussians over real columns (float64) is written to a Parquet file, block by block, and ``gmm`` with 10
 full components is fitted to it for some sweeps on one thread, by a process whose address space is limited to
 ``--memory`` GB (libraries included). A million rows fit into it and are fitted in memory; with a second, smaller
-``--memory``, they are fitted in blocks, too. Disk: three times the table. Prints one JSON line per fit; times of sweeps are
-CPU time.
+``--memory``, they are fitted in blocks, too. Disk: three times the table. Prints one JSON line per fit; times of sweeps
+are CPU time.
 """
 
 from __future__ import annotations
