@@ -293,7 +293,7 @@ class Mixture(Model):
         location, scale = self.location[:c], self.scale[:c]
         reach = self.reach[:c]
         if c and len(y):
-            low, high = y.aminmax(dim=0)
+            low, high = y.amin(0), y.amax(0)  # in two passes, a third of the time of aminmax
             if bool((((low - location) / scale >= -reach) & ((high - location) / scale <= reach)).all()):
                 return y, y.new_zeros(1, c)  # nearly always
         s, log_slope = shorten((y - location) / scale, reach)
