@@ -153,6 +153,19 @@ def test_a_limit_on_address_space_counts(monkeypatch):
     assert memory.available() <= 2**24
 
 
+def test_a_limit_of_a_container_counts_without_cached_files(tmp_path, monkeypatch):
+    for name, text in {
+        "memory.max": "9000",
+        "memory.current": "8000",
+        "memory.stat": "anon 5\ninactive_file 700",
+    }.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "GROUPS", [(tmp_path, *memory.GROUPS[0][1:])])
+    assert memory.available() == 1700
+    (tmp_path / "memory.max").write_text("max")
+    assert memory.available() > 10**6
+
+
 def test_a_full_disk_is_named(file, monkeypatch):
     def full(self, values):
         raise OSError(28, "No space left on device")

@@ -12,9 +12,9 @@ import torch
 
 from pofx.core.errors import OutOfMemory, UsageError
 
-GROUPS = (  # of processes, which may have less than the machine: limit and use, in either version
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+GROUPS = (  # of processes, which may have less than the machine: limit, use and cached files of it, in either version
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -25,9 +25,12 @@ def available() -> int:
     with suppress(OSError, KeyError):  # on another system than Linux
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    for most, used in GROUPS:
-        with suppress(OSError, ValueError):  # no such group, or no limit ("max")
-            found.append(int(Path(most).read_text()) - int(Path(used).read_text()))
+    for place, most, used, cached in GROUPS:
+        with suppress(OSError, KeyError, ValueError):  # no such group, or no limit ("max")
+            group = Path(place)
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            free = int((group / most).read_text()) - int((group / used).read_text())
+            found.append(free + int(counts[cached]))  # what is cached gives way
     with suppress(ImportError, OSError):  # neither is there on every system
         import resource
 
