@@ -291,6 +291,11 @@ def _(f):
     return ["resume", str(f / "run")]
 
 
+@case("a fit that is to go on on a cluster", 2, "UsageError")
+def _(f):
+    return ["resume", str(fitted(f)), "--cluster", "local"]
+
+
 @case("a run without weights yet", 5, "NoRun")
 def _(f):
     (fitted(f) / "weights.safetensors").unlink()

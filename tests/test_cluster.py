@@ -8,9 +8,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pofx
+from pofx.cli import main
 from pofx.core.errors import UsageError
 from pofx.core.registry import _REGISTERED, register
 from pofx.evaluate import engine
@@ -133,6 +135,21 @@ def test_an_interrupted_comparison_goes_on_anywhere(bell, tmp_path):
     assert [r for r in found.rows if r["family"] == torso["rows"][0]["family"]] == torso["rows"]
     assert {r["status"] for r in found.rows} == {"ok"}
     assert found.record["settings"]["cores"] == 1
+
+
+def test_the_command_goes_on_on_a_cluster(bell, tmp_path):
+    table = tmp_path / "bell.csv"
+    np.savetxt(table, bell.train.x, delimiter=",", header="a,b", comments="")
+
+    def ctrl_c(entry):
+        if entry["stage"] == "done":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(table, ["gmm"], progress=ctrl_c, out=tmp_path / "c", **SMALL)
+    assert unreached(read_comparison(tmp_path / "c").record)
+    assert main(["resume", str(tmp_path / "c"), "--cluster", "local", "--quiet"]) == 0
+    assert {row["status"] for row in read_comparison(tmp_path / "c").rows} == {"ok"}
 
 
 def test_what_a_cluster_cannot_give_is_said(bell, monkeypatch):

@@ -169,12 +169,16 @@ class Resume(Output):
     """The run folder, or that of a comparison: its finished families stay, the others follow."""
     device: str | None = None
     """Where to go on: auto, cpu, cuda or mps [default: as it was asked for at first]."""
+    cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """Of a comparison: go on on a Ray cluster, by its address, or 'local'."""
 
 
 def resume(argv: list[str]) -> int:
     args = parse(Resume, argv, "resume")
     if (args.run / "comparison.json").exists():
         return _resume_comparison(args)
+    if args.cluster is not None:
+        raise UsageError(f"{args.run} is a fit, which goes on in one process.", "Leave out --cluster.")
     from pofx.train.fit import resume as go_on
     from pofx.train.processes import is_first
     from pofx.train.run import read_data, read_info
@@ -196,7 +200,7 @@ def _resume_comparison(args: Resume) -> int:
     from pofx.report.build import build
 
     with progress(args, f"comparing in {args.run.name}") as report, interrupted(args.run):
-        result = resume_comparison(args.run, device=args.device, progress=report)
+        result = resume_comparison(args.run, device=args.device, cluster=args.cluster, progress=report)
     show(result, build(args.run), args)
     return 0
 
