@@ -75,7 +75,7 @@ class Entrant:
 
     def _times(self, started: float, fitting: float, evaluating: float) -> dict[str, float]:
         """Where the time since ``started`` went, with what earlier rounds took."""
-        rest = time.perf_counter() - started - fitting - evaluating
+        rest = max(0.0, time.perf_counter() - started - fitting - evaluating)  # the parts are rounded
         now = {"fitting": fitting, "evaluating": evaluating, "else": rest}
         return {k: round(v + self.row.get("times", {}).get(k, 0.0), 3) for k, v in now.items()}
 

@@ -8,6 +8,7 @@ generator state to lose, and validation cannot disturb training.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import dataclasses
 import logging
@@ -38,7 +39,7 @@ from pofx.train.compiling import Trial
 from pofx.train.device import choose
 from pofx.train.machine import Alone, one_process
 from pofx.train.memory import building, check_training
-from pofx.train.processes import agree, count, is_first, on_this_machine, torchrun, whole
+from pofx.train.processes import agree, count, is_first, leave, on_this_machine, torchrun, whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
 from pofx.train.threads import Threads
@@ -333,6 +334,7 @@ def _launch(
             precision=training["precision"],
         )  # fmt: skip
         fabric.launch()
+        atexit.register(leave)  # lightning-fabric does so for NCCL alone
         agree(fabric, model, data.digest)
         return _Loop(fabric, model, info, data, path, target, progress if world.rank == 0 else None, watch).run(until)
     if n == 1:

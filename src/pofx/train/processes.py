@@ -76,6 +76,12 @@ def agree(fabric: Fabric, model: Model, digest: dict[str, str]) -> None:
     model.load_state_dict(state)
 
 
+def leave() -> None:
+    """Close the connections to the other processes: at exit, a thread that still holds one can abort this process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def whole(fabric: Fabric | Alone, tree: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the first process has read of a folder that may be on its machine alone."""
     return tree if fabric.world_size == 1 else fabric.broadcast(tree)
