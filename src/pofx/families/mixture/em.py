@@ -274,7 +274,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class Spool:
-    """Rows that memory does not hold: made on the first pass, and read from a temporary file on the later ones."""
+    """Rows that memory does not hold: made on the first pass, and read from a temporary file on the later ones.
+
+    The file has no name, so what is unpickled is what this process wrote.
+    """
 
     def __init__(self, make: Callable[[], Iterable[Rows]]) -> None:
         self.make = make

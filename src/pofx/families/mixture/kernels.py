@@ -20,7 +20,7 @@ from torch import Tensor
 from pofx.families.mixture.frame import LOG_2PI, Components, Frame, Local, Rows, localise, triangular_inverse
 
 PRECISE32 = 1e4  # largest precision in whitened coordinates that features in float32 can carry; residuals: squared
-CACHE = 2**21  # numbers that a block may hold: 16 MiB of float64, measured best of 2 to 64 on two threads
+CACHE = 2**21  # numbers that a block may hold: 16 MiB of float64, measured from 2 to 64, on one thread and two
 
 Moments = tuple[Tensor, Tensor, Tensor]
 """sum r [K], sum r e [K, d], sum r e e': [K, d, d] (full), [d, d] over all components (tied), [K, d] (else)."""
