@@ -28,8 +28,8 @@ def load(folder: Path):
     import numpy as np
     import torch
 
-    from pofx.core.space import Image
-    from pofx.data.base import Data, Part
+    from pofx.data.parts import Data, Part
+    from pofx.spaces import Image
 
     path = folder / "images" / "binarized-mnist" / "binarized_mnist_fixed.npz"
     file = np.load(path, allow_pickle=False)

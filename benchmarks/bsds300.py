@@ -35,8 +35,8 @@ def load(folder: Path):
     import numpy as np
     import torch
 
-    from pofx.core.space import Real, Table
-    from pofx.data.base import Data, Part
+    from pofx.data.parts import Data, Part
+    from pofx.spaces import Real, Table
 
     file = np.load(folder / "images" / "bsds300" / "bsds300_gray8x8_patches.npz", allow_pickle=False)
     rng = np.random.default_rng(0)

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core.learner import Batch
 from pofx.core.model import Sampler
-from pofx.core.space import Image
 from pofx.families.diffusion import Ddpm, PathConfig
+from pofx.spaces import Image
 from timing import Results, middle, race
 
 SPACE = Image(28, 28, 1, 256)

@@ -28,8 +28,8 @@ import torch
 from sklearn.mixture import GaussianMixture as Peer
 
 from pofx.core.learner import Batch
-from pofx.core.space import Real, Table
 from pofx.families.gmm import GaussianMixture, MixtureConfig
+from pofx.spaces import Real, Table
 from timing import Results, middle, race
 
 # covariance, rows, columns, components, E and M steps before log-likelihoods are compared

@@ -60,16 +60,16 @@ def compare(name: str, rounds: int, results: Results) -> None:
 
     from pofx.core.learner import Batch, Recipe
     from pofx.core.model import Sampler
-    from pofx.core.space import Text
     from pofx.families.sequence import Gpt, GptConfig
+    from pofx.spaces import Text
 
     layers, heads, width, block, batch = SIZES[name]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(SYMBOLS, (batch, block + 1), generator=generator)
 
-    space = Text("".join(map(chr, range(40, 40 + SYMBOLS))), ends=False, length=block - 1)
+    space = Text("".join(map(chr, range(40, 40 + SYMBOLS))), has_eos=False, length=block - 1)
     config = GptConfig(
-        layers=layers, heads=heads, width=width, block=block, positions="learned", norm="layer", mlp="gelu",
+        layers=layers, n_heads=heads, width=width, block=block, positions="learned", norm="layer", mlp="gelu",
         bias="all", qk_norm=False, tied=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

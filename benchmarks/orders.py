@@ -31,20 +31,20 @@ def main() -> None:
     import torch
 
     import pofx
-    from pofx.nn.steps import ORDERS
+    from pofx.codecs.steps import ORDERS
 
     torch.set_num_threads(args.threads)
     results = Results(threads=args.threads, steps=args.steps)
     budget = {"steps": args.steps}
     if args.only != "text":
         images = pofx.load(args.data / "images/binarized-mnist/binarized_mnist_fixed.npz", shape=(28, 28))
-        options = {"width": 96, "layers": 4, "heads": 4, "patch": 4}
+        options = {"width": 96, "layers": 4, "n_heads": 4, "patch": 4}
         for seed in args.seeds:
             for order in ORDERS:
                 measure(results, images, "image-gpt", options | {"order": order}, budget, seed, "images", order)
     if args.only != "images":
         source = args.data / "text" / "tinyshakespeare.txt"
-        options = {"width": 128, "layers": 4, "heads": 4, "block": 128}
+        options = {"width": 128, "layers": 4, "n_heads": 4, "block": 128}
         with tempfile.TemporaryDirectory() as place:
             mirrored = Path(place) / "mirrored.txt"
             text = source.read_text()

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from pofx.core.model import Model
 from pofx.core.registry import family
-from pofx.core.space import Image
 from pofx.families.image_gpt import ImageGpt
 from pofx.families.pixel import Pixel
+from pofx.spaces import Image
 from timing import Results, middle, race
 
 torch.set_num_threads(ARGS.threads)
@@ -47,7 +47,7 @@ NETS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("pixelcnn++", {"hidden": 96, "layers": 3}, (16,)),
     ("pixelrnn", {"kind": "row-lstm", "hidden": 64, "layers": 4}, (16,)),
     ("pixelrnn", {"kind": "diagonal-bilstm", "hidden": 64, "layers": 4}, (16,)),
-    ("image-gpt", {"patch": 1, "width": 64, "layers": 8, "heads": 4}, (16,)),
+    ("image-gpt", {"patch": 1, "width": 64, "layers": 8, "n_heads": 4}, (16,)),
 ]
 ROUNDS = 3
 

@@ -29,13 +29,13 @@ SHAKESPEARE = "{data}/text/tinyshakespeare.txt"
 
 FSDD = "{data}/audio/fsdd/fsdd_8k_5speakers.npz"
 PUSHT = "{data}/trajectories/pusht_cchi_v7_lowdim.npz gpt --arrays action,state"
-GPT = "--options.width 192 --options.layers 4 --options.heads 6"
-PATCHES = "--options.width 128 --options.layers 6 --options.heads 4 --options.patch 4"
+GPT = "--options.width 192 --options.layers 4 --options.n-heads 6"
+PATCHES = "--options.width 128 --options.layers 6 --options.n-heads 4 --options.patch 4"
 
 RECORDS = {
     # text: the first 90% train (and of these 1% validates), the last 10% tests
     "shakespeare-nanogpt": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --steps 2000"
-    " --options.width 128 --options.layers 4 --options.heads 4 --options.block 64 --options.positions learned"
+    " --options.width 128 --options.layers 4 --options.n-heads 4 --options.block 64 --options.positions learned"
     " --options.mlp gelu --options.no-qk-norm --options.tied"
     " --recipe.optimizer adam --recipe.schedule cosine --recipe.batch 12 --recipe.lr 1e-3 --recipe.warmup 100",
     "shakespeare": f"{SHAKESPEARE} gpt --split 0.89 0.01 0.1 --seconds 600 {GPT} --options.block 256 {MUON}"
@@ -48,15 +48,15 @@ RECORDS = {
     f" --recipe.lr 5e-3 --recipe.batch 64 {LONG}",
     "binarized-mnist-patches-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 {PATCHES} {MUON} --recipe.lr 5e-3",
     "binarized-mnist-pixels-3min": f"{MNIST} image-gpt --shape 28 28 --seconds 180 --options.patch 1"
-    f" --options.width 64 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
+    f" --options.width 64 --options.layers 4 --options.n-heads 4 {MUON} --recipe.batch 16 --recipe.lr 5e-3",
     "binarized-mnist-pixelcnn-3min": f"{MNIST} pixelcnn --shape 28 28 --seconds 180",
     "binarized-mnist-gated-3min": f"{MNIST} gated-pixelcnn --shape 28 28 --seconds 180",
     "binarized-mnist-plus-3min": f"{MNIST} pixelcnn++ --shape 28 28 --seconds 180",
     "binarized-mnist-pixelrnn-3min": f"{MNIST} pixelrnn --shape 28 28 --seconds 180",
     "cifar": "{data}/images/cifar10/cifar10_lossless_first4000.npz image-gpt --seconds 240 --options.patch 2"
-    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
+    f" --options.width 128 --options.layers 4 --options.n-heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
     "bsds-tiles": "{data}/images/bsds300/bsds300_color32_tiles.npz image-gpt --seconds 240 --options.patch 2"
-    f" --options.width 128 --options.layers 4 --options.heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
+    f" --options.width 128 --options.layers 4 --options.n-heads 4 {MUON} --recipe.batch 16 --recipe.lr 4e-3 {LONG}",
     # sound, music, trajectories
     "digits-wavenet": f"{FSDD} wavenet --seconds 1020",
     "jsb-rnn": "{data}/music/JSB_Chorales.npz rnn --seconds 100 --options.width 128 --options.dropout 0.3",

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 
 import pofx
-from pofx.data.base import Data
+from pofx.data.parts import Data
 from pofx.train import fit as loop
 from pofx.train.threads import Threads
 from timing import Results

@@ -38,9 +38,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.core.learner import Batch, Recipe
-from pofx.core.space import Image
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.families.vae import Vae, VaeConfig
+from pofx.spaces import Image
 from pofx.train.fit import fit
 from timing import Results, middle, race
 

@@ -20,7 +20,8 @@ import pofx
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
-from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequence, Space, Table, Text
+from pofx.core.space import Space
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 from results import page as figures
 from results import table
 

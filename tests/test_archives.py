@@ -14,8 +14,8 @@ import torch
 import pofx
 from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, UsageError, WrongShape
-from pofx.core.space import Audio, Image, Integer, Real, Sequence
 from pofx.data import packed
+from pofx.spaces import Audio, Image, Integer, Real, Sequence
 
 N = 60
 

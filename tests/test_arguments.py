@@ -13,10 +13,11 @@ from tyro.conf import Positional, UseAppendAction
 
 from pofx.cli import main
 from pofx.commands import RUN, options
-from pofx.commands.arguments import COMMAS, arrange, bare, hints, marks, parse
+from pofx.commands.arguments import COMMAS, arrange, parse
 from pofx.commands.compare import Compare, _family_options
 from pofx.commands.export import Export
 from pofx.commands.fit import Fit, _kind
+from pofx.commands.hints import bare, hints, marks
 from pofx.commands.sample import Sample
 from pofx.commands.shared import Source
 from pofx.commands.show import ShowData

@@ -14,7 +14,7 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
-from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.data import synthetic
 from pofx.families.autoregressive import (
     Autoregressive,
@@ -27,6 +27,7 @@ from pofx.families.autoregressive import (
     space_orders,
 )
 from pofx.nn.causal import MaskedMlp, site_order
+from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
 
 MIXED: tuple[Column, ...] = (
     Category("kind", ("a", "b", "c"), nullable=True),
@@ -333,7 +334,7 @@ def test_refusals_say_what_to_do() -> None:
 def test_an_image_is_completed_from_its_upper_rows(family):
     """What is known stays; the rest has the frequencies of p(rest | known), by enumeration."""
     from pofx.core.registry import family as find
-    from pofx.core.space import Image
+    from pofx.spaces import Image
 
     space, cls = Image(2, 2, 1, 2), find(family)
     with torch.random.fork_rng():
@@ -357,7 +358,7 @@ def test_an_image_is_completed_from_its_upper_rows(family):
 def test_what_is_known_needs_its_shape():
     from pofx.core.errors import WrongShape
     from pofx.core.registry import family as find
-    from pofx.core.space import Image
+    from pofx.spaces import Image
 
     cls, space = find("made"), Image(2, 2, 1, 2)
     model = cls(cls.tiny(space), space)

@@ -459,7 +459,7 @@ def speech(folder: Path) -> str:
 
 def talker(folder: Path, *options: str) -> Path:
     """A small language model of that text."""
-    tiny = ["--options.width", "16", "--options.layers", "1", "--options.heads", "1", "--options.block", "32"]
+    tiny = ["--options.width", "16", "--options.layers", "1", "--options.n-heads", "1", "--options.block", "32"]
     args = ["fit", speech(folder), "gpt", "--steps", "2", "--out", str(folder / "run"), "--quiet", *tiny, *options]
     assert main(args) == 0
     return folder / "run"

@@ -21,7 +21,7 @@ from pofx.data.blocks import BlockRows, ColumnFile
 from pofx.data.digest import digest
 from pofx.evaluate.likelihood import score
 from pofx.families.mixture import em
-from pofx.families.mixture import frame as mixture
+from pofx.families.mixture import whitening as mixture
 
 N = 3000
 LITTLE = 300_000  # bytes: too few for the table, enough for a column at a time

@@ -17,10 +17,10 @@ import pofx
 from pofx.cli import main
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound
-from pofx.core.space import Category, Label, Table
 from pofx.evaluate.predict import Prediction, predict
 from pofx.families.discriminative import Classifier
 from pofx.families.gmm import Gaussian
+from pofx.spaces import Category, Label, Table
 from pofx.testing.wrong import Counts, Plain, Small
 
 X = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)

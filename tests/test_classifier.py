@@ -4,8 +4,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import pofx
-from pofx.core.space import Label
 from pofx.families.discriminative import Classifier
+from pofx.spaces import Label
 
 
 def test_probabilities_sum_to_one_for_every_context():

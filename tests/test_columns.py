@@ -20,10 +20,10 @@ import torch
 
 import pofx
 from pofx.core.errors import BadValue, CorruptFile, PofxError, UsageError, WrongShape
-from pofx.core.space import Category, Integer, Real
-from pofx.data.base import Data
+from pofx.data.parts import Data
 from pofx.data.rows import read_rows
 from pofx.data.tabular import show
+from pofx.spaces import Category, Integer, Real
 
 N = 60
 

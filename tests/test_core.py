@@ -21,19 +21,10 @@ from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, Upper
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler
 from pofx.core.registry import families, family
-from pofx.core.space import (
-    Category,
-    Image,
-    Integer,
-    Label,
-    Real,
-    Table,
-    Text,
-    from_json,
-    take,
-)
+from pofx.core.space import from_json, take
 from pofx.data import synthetic
 from pofx.data.rows import read_rows
+from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
 from pofx.testing.wrong import Counts, Moments, Plain
 from pofx.testing.wrong_sequence import Bigrams
 

@@ -30,13 +30,14 @@ from pofx.core.errors import (
     WrongShape,
 )
 from pofx.core.noise import row_keys
-from pofx.core.space import Category, Image, Integer, Label, Real, Table, from_json
+from pofx.core.space import from_json
 from pofx.data import synthetic
-from pofx.data.base import Data
+from pofx.data.parts import Data
 from pofx.data.rows import encode_row, read_rows
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import resolution, snap
 from pofx.data.write import write_rows, write_scores
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -28,7 +28,7 @@ from pofx.decode.processors import (
 )
 from pofx.decode.speculative import Tally, speculative
 from pofx.decode.strategies import collect, greedy, sample, stop_strings, stream
-from pofx.nn.emission import Symbols
+from pofx.nn.emission import TokenHead
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer
@@ -444,10 +444,10 @@ def test_both_caches_hold_what_was_written() -> None:
 # ------------------------------------------------------------------------------------- decoders of nets
 
 
-def net_of(name: str, seed: int) -> tuple[SequenceNet, Symbols]:
+def net_of(name: str, seed: int) -> tuple[SequenceNet, TokenHead]:
     torch.manual_seed(seed)
     net: SequenceNet = Lstm(16, 1) if name == "lstm" else Transformer(Shape(16, 2, 2, block=32, window=WINDOWS[name]))
-    emission = Symbols(7, 16)
+    emission = TokenHead(7, 16)
     for p in (*net.parameters(), *emission.parameters()):
         p.data += 0.3 * torch.randn(p.shape)
     return net.eval(), emission

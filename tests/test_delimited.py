@@ -17,10 +17,10 @@ import torch
 import pofx
 from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UnknownFormat, UsageError
-from pofx.core.space import Category, Integer, Real, Table
 from pofx.data import formats
 from pofx.data.rows import encode_row, read_rows
 from pofx.data.write import write_rows
+from pofx.spaces import Category, Integer, Real, Table
 
 N = 40
 WALK = [f"{170 + 10 * np.sin(1.7 * k):.4f}" for k in range(N)]  # a plain column of distinct decimals

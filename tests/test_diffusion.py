@@ -15,8 +15,9 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, LowerBound
 from pofx.core.model import Budget, Sampler
 from pofx.core.registry import family
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 PRESETS = ("ddpm", "flow-matching")
 PLANE = Table((Real("a"), Real("b")))

@@ -25,13 +25,13 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.space import Category, Image, Integer, Label, Real, Table, Text
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
 from pofx.evaluate.compare import compare, read_comparison
 from pofx.evaluate.likelihood import Score, score, summarise, verdicts
 from pofx.evaluate.study import Settings, Study, _quality, _sample, shown
+from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
 
 PLANE = Table((Real("a"), Real("b")))
 
@@ -435,7 +435,7 @@ class Letters(Bell):
 
 
 def test_long_data_are_sampled_as_far_as_time_allows(clock):
-    space = Text("abc", ends=False, length=800)
+    space = Text("abc", has_eos=False, length=800)
     x = torch.randint(3, (60, 800), generator=seeded())
     settings = Settings(seconds=10.0, samples=200)
     study = Study.prepare(Data("abc", "memory", space, Part(x[:30]), Part(x[30:40]), Part(x[40:])), settings)

@@ -14,8 +14,8 @@ from pofx.core import likelihood as lk
 from pofx.core import registry
 from pofx.core.likelihood import Estimate, Exact, LowerBound, UpperBound
 from pofx.core.measure import Measure
-from pofx.core.space import Category, Image, Real, Table
-from pofx.data.base import Data, Part, load
+from pofx.data.load import load
+from pofx.data.parts import Data, Part
 from pofx.data.split import scarce
 from pofx.evaluate import outlier, recommend, two_sample
 from pofx.evaluate.compare import compare
@@ -24,6 +24,7 @@ from pofx.evaluate.latent import linear_probe
 from pofx.evaluate.likelihood import Score, beyond, summarise, verdicts
 from pofx.evaluate.study import Settings, Study
 from pofx.report.build import build
+from pofx.spaces import Category, Image, Real, Table
 from pofx.testing.wrong import Moments, Plain
 from pofx.train.fit import fit
 from pofx.train.run import read_run

@@ -11,7 +11,7 @@ from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget
 from pofx.core.registry import family
-from pofx.core.space import Category, Image, Integer, Label, Real, Table
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 NAMES = ["realnvp", "maf", "nsf"]
 KINDS = [("realnvp", {}), ("maf", {}), ("nsf", {"kind": "autoregressive"}), ("nsf", {"kind": "coupling"})]

@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 
 import pofx
 from pofx.core.errors import EmptyData, MissingSource, RaggedTable, UnknownFormat, UsageError
-from pofx.core.space import Text
 from pofx.data import foreign, pipes
 from pofx.data.folders import listing
+from pofx.spaces import Text
 
 rng = np.random.default_rng(0)
 

@@ -14,8 +14,9 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.families.gan import Gan, GanConfig, ImageCodec, TableCodec, slope, straight_through
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 PLANE = Table((Real("x"), Real("y")))
 MIXED = Table(

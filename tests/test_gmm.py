@@ -18,9 +18,10 @@ from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget
-from pofx.core.space import Category, Image, Integer, Label, Real, Table
 from pofx.families.gmm import Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
-from pofx.families.mixture import em, frame, kernels, sweep
+from pofx.families.mixture import em, kernels, sweep
+from pofx.families.mixture import whitening as whitening
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 KINDS = ("full", "tied", "diag", "spherical")
 
@@ -157,7 +158,7 @@ def slow_step(pi: Tensor, mu: Tensor, sigma: Tensor, x: Tensor, weight: Tensor) 
 def test_equals_the_slow_twin_with_missing_values_and_weights(
     kind: str, scattered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frame, "SCATTERED", scattered)
+    monkeypatch.setattr(whitening, "SCATTERED", scattered)
     x = blobs(80, 3, 2, spread=1.5)
     x = x / x.std(0, unbiased=False)
     x[torch.rand(80, 3, generator=generator(1)) < 0.3] = math.nan
@@ -189,10 +190,10 @@ def test_kernels_agree() -> None:
     x = blobs(3000, 5, 3)
     model = model_at("full", x, 3)
     run(model, x, 2)
-    coordinates, components = model.frame(), model.components()
+    coordinates, components = model.whitening(), model.components()
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
         (rows,) = coordinates.rows(x, torch.zeros(len(x), 0, dtype=torch.int64), None, dtype)
-        local = frame.localise(components, rows, coordinates)
+        local = whitening.marginalise(components, rows, coordinates)
         out = []
         for kernel in (kernels._Quadratic(local, rows, dtype), kernels._Stacked(local, rows, dtype)):
             kernel.block = 256
@@ -440,7 +441,7 @@ def test_shares_add_up() -> None:
     batches = [Batch(x, total=400), Batch(x[:150], start=0, total=400), Batch(x[150:], start=150, total=400)]
     found = []
     for learner, batch in zip(learners, batches, strict=True):
-        found.append(sweep.expect(model.components(), learner._rows(batch), model.frame()))
+        found.append(sweep.e_step(model.components(), learner._rows(batch), model.whitening()))
     for whole, a, b in zip(*(vars(f).values() for f in found), strict=True):
         assert torch.allclose(whole, a + b, atol=1e-8)
 

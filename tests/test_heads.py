@@ -9,7 +9,6 @@ import torch
 from scipy import integrate, stats
 
 from pofx.core.errors import Unsupported, UsageError
-from pofx.core.space import Category, Column, Image, Integer, Label, Real, Table
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import (
     AtomsAndLogistics,
@@ -21,6 +20,7 @@ from pofx.nn.heads import (
     log_logistic_cell,
 )
 from pofx.nn.sites import heads_for, image_head
+from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
 
 ROWS = 400
 COLUMNS: tuple[Column, ...] = (

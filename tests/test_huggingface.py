@@ -19,7 +19,7 @@ from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import greedy
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.interop.huggingface_config import architecture
-from pofx.nn.emission import Symbols
+from pofx.nn.emission import TokenHead
 from pofx.nn.transformer import Shape, Transformer
 
 SIZE, BLOCK = 23, 16
@@ -55,12 +55,12 @@ ROTARY: dict[str, Any] = {"positions": "rotary", "norm": "rms", "mlp": "swiglu",
 OURS: dict[str, Shape] = {
     "gpt2": Shape(16, 2, 4, block=BLOCK, positions="learned", norm="layer", mlp="gelu", qk_norm=False, bias="all"),
     "llama": Shape(16, 2, 4, block=BLOCK, **ROTARY, theta=500.0, eps=1e-3),
-    "llama-bias": Shape(16, 1, 4, kv_heads=1, block=BLOCK, **ROTARY, bias="all"),
-    "mistral": Shape(16, 2, 4, kv_heads=2, head_width=6, block=BLOCK, **ROTARY, window=3),
+    "llama-bias": Shape(16, 1, 4, n_kv_heads=1, block=BLOCK, **ROTARY, bias="all"),
+    "mistral": Shape(16, 2, 4, n_kv_heads=2, head_dim=6, block=BLOCK, **ROTARY, window=3),
     "qwen2": Shape(16, 2, 4, block=BLOCK, **ROTARY, bias="qkv"),
-    "qwen2-window": Shape(16, 2, 4, head_width=6, block=BLOCK, **ROTARY, bias="qkv", window=4),
-    "qwen3": Shape(16, 2, 4, kv_heads=2, block=BLOCK, **(ROTARY | {"qk_norm": True})),
-    "qwen3-window": Shape(16, 3, 2, head_width=10, block=BLOCK, **(ROTARY | {"qk_norm": True}), window=4),
+    "qwen2-window": Shape(16, 2, 4, head_dim=6, block=BLOCK, **ROTARY, bias="qkv", window=4),
+    "qwen3": Shape(16, 2, 4, n_kv_heads=2, block=BLOCK, **(ROTARY | {"qk_norm": True})),
+    "qwen3-window": Shape(16, 3, 2, head_dim=10, block=BLOCK, **(ROTARY | {"qk_norm": True}), window=4),
 }
 
 
@@ -106,7 +106,7 @@ def agree(ours: Checkpoint, theirs: Any) -> None:
 
 def random(shape: Shape, tied: bool) -> Checkpoint:
     torch.manual_seed(0)
-    net, emission = Transformer(shape), Symbols(SIZE, shape.width, end=2, tied=tied)
+    net, emission = Transformer(shape), TokenHead(SIZE, shape.width, end=2, tied=tied)
     shaken(net)
     shaken(emission)
     return Checkpoint.of(net, emission)
@@ -146,7 +146,7 @@ def test_we_read_what_we_wrote(name: str, tied: bool, tmp_path: Path) -> None:
     write_checkpoint(ours, tmp_path)
     again = read_checkpoint(tmp_path)
     assert again.shape == replace(
-        ours.shape, **{k: getattr(again.shape, k) for k in ("head_width", "kv_heads", "hidden")}
+        ours.shape, **{k: getattr(again.shape, k) for k in ("head_dim", "n_kv_heads", "hidden")}
     )
     assert again.state.keys() == ours.state.keys()
     assert all(torch.equal(again.state[k], ours.state[k]) for k in ours.state)
@@ -284,7 +284,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         (Shape(), "mlp='relu2'"),
         (replace(OURS["gpt2"], window=4), "gpt2.*window=4"),
         (replace(OURS["gpt2"], positions="rotary"), "positions='rotary'"),
-        (replace(OURS["gpt2"], head_width=6), "each=6"),
+        (replace(OURS["gpt2"], head_dim=6), "each=6"),
         (replace(OURS["qwen3"], bias="qkv"), "qwen2.*qk_norm=True.*--options.no-qk-norm"),
         (replace(OURS["mistral"], bias="all"), "llama.*window=3.*--options.window 0"),
     ],
@@ -295,7 +295,7 @@ def test_shapes_that_no_architecture_has_are_named(shape: Shape, match: str) -> 
 
 
 def test_a_base_of_its_own_has_no_place_in_a_file() -> None:
-    emission = Symbols(SIZE, 16, end=2)
+    emission = TokenHead(SIZE, 16, end=2)
     emission.base[3] = 1.0
     with pytest.raises(Unsupported, match="log-frequencies"):
         Checkpoint.of(Transformer(OURS["llama"]), emission)

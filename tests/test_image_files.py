@@ -13,9 +13,9 @@ from PIL import Image as Pillow
 
 import pofx
 from pofx.core.errors import BadValue, CorruptFile, WrongShape
-from pofx.core.space import Image
 from pofx.data import image
 from pofx.data.rows import read_rows
+from pofx.spaces import Image
 
 
 @pytest.fixture

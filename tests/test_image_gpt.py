@@ -8,12 +8,12 @@ from typing import get_args
 import pytest
 import torch
 
+from pofx.codecs.steps import Patches, PatchOrder, patch_order
 from pofx.core.errors import Unsupported, UsageError
-from pofx.core.space import Image, Label
 from pofx.families.image_gpt import SCANS, ImageGpt, ImageGptConfig, turned
-from pofx.nn.steps import Patches, PatchOrder, patch_order
+from pofx.spaces import Image, Label
 
-TINY = {"width": 16, "layers": 2, "heads": 2, "inner_width": 16, "components": 3}
+TINY = {"width": 16, "layers": 2, "n_heads": 2, "inner_width": 16, "components": 3}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -152,7 +152,7 @@ def test_labels_move_the_samples():
 @pytest.mark.parametrize(
     ("options", "word"),
     [({"patch": 3}, "divisor"), ({"order": "zigzag"}, "zigzag"), ({"scans": 9}, "scans is 9"),
-     ({"orders": 0}, "orders"), ({"heads": 3}, "heads"),
+     ({"orders": 0}, "orders"), ({"n_heads": 3}, "heads"),
      ({"head": "bernoulli"}, "Bernoulli")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(options, word):

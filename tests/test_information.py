@@ -27,7 +27,7 @@ from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, Unavailable, UpperBound, make
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.space import Category, Label, Real, Table
+from pofx.spaces import Category, Label, Real, Table
 
 LETTERS = Table((Category("a", ("x", "y", "z")), Category("b", ("0", "1"), nullable=True)))
 

@@ -10,9 +10,9 @@ from pofx.core.likelihood import noise_of_mean
 from pofx.core.model import Budget
 from pofx.core.noise import Copies, RowNoise, row_keys
 from pofx.core.registry import family
-from pofx.core.space import Category, Image, Integer, Label, Real, Table
-from pofx.data.base import Part
+from pofx.data.parts import Part
 from pofx.evaluate.likelihood import score
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
 def noise(n=2000, seed=0):

@@ -23,9 +23,9 @@ from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model, Sampler, idle
 from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
-from pofx.data.base import Data
+from pofx.data.parts import Data
 from pofx.evaluate.study import Settings
-from pofx.train.fit import Limit
+from pofx.train.loop import Limit
 
 
 @cache

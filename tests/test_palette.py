@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from pofx.codecs.palette import Palette, nearest
 from pofx.core.errors import Unsupported, UsageError
-from pofx.core.space import Image
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.families.image_gpt import ImageGpt, ImageGptConfig
-from pofx.nn.palette import Palette, nearest
+from pofx.spaces import Image
 from pofx.testing.conformance import check_family
 from pofx.testing.oracles import image_states
 from pofx.train.fit import fit
 from pofx.train.run import read_run
 
-TINY = {"width": 16, "layers": 2, "heads": 2}
+TINY = {"width": 16, "layers": 2, "n_heads": 2}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -163,7 +163,7 @@ class Coloured(ImageGpt):
 
     @classmethod
     def tiny(cls, space):
-        return ImageGptConfig(width=32, layers=2, heads=2, palette=3, scans=2)
+        return ImageGptConfig(width=32, layers=2, n_heads=2, palette=3, scans=2)
 
 
 def test_it_conforms(monkeypatch):

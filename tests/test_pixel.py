@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.registry import family
-from pofx.core.space import Category, Image, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.families.pixel import Pixel, PixelCnnPlusFamily
 from pofx.nn.pixel import CausalConv
+from pofx.spaces import Category, Image, Label, Real, Table
 
 LABEL = Label(("x", "y"))
 FAMILIES: list[tuple[str, dict[str, Any]]] = [

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from pofx.core.space import Audio, Image
+from pofx.codecs.prediction import LinearPrediction, image_errors, image_restored, predicted
+from pofx.codecs.steps import Patches, Predicted
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.predict import LinearPrediction, image_errors, image_restored, predicted
-from pofx.nn.steps import Patches, Predicted
+from pofx.spaces import Audio, Image
 
 
 def seeded(seed: int = 0) -> torch.Generator:

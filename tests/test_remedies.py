@@ -163,7 +163,7 @@ def runs(tmp_path_factory):
     for k in range(12):
         Picture.fromarray(rng.integers(256, size=(6, 5), dtype=np.uint8)).save(place / "p" / f"{k}.png")
     (place / "t.jsonl").write_text("".join(json.dumps({"text": "to be or not"}) + "\n" for _ in range(30)))
-    tiny = ["--options.width", "8", "--options.layers", "1", "--options.heads", "1", "--options.block", "16"]
+    tiny = ["--options.width", "8", "--options.layers", "1", "--options.n-heads", "1", "--options.block", "16"]
     for name, source, how in (
         ("table", "t.csv", ["independent"]),
         ("images", "p", ["independent"]),

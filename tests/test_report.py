@@ -17,12 +17,12 @@ import soundfile
 import torch
 
 from pofx.core.errors import CannotSave, CorruptCheckpoint, NewerFormat, NoRun
-from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Table
 from pofx.data.audio import encode
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.evaluate.compare import compare
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.build import build
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table
 from pofx.train.fit import fit
 
 HOSTILE = '<script>alert("x")</script>'
@@ -194,7 +194,7 @@ def clips(page: str) -> list[tuple[np.ndarray, int]]:
 def test_sounds_play_and_speeds_are_drawn(tmp_path: Path) -> None:
     data = sound_data()
     small = {"width": 8, "layers": 1, "block": 32}
-    options = {"rnn": small, "gpt": small | {"heads": 2}}
+    options = {"rnn": small, "gpt": small | {"n_heads": 2}}
     result = compare(data, ["rnn", "gpt"], seconds=0.3, samples=12, max_test=12, out=tmp_path, options=options)
     page = build(tmp_path).read_text()
     checked = check(page)

@@ -17,7 +17,7 @@ from pofx.core.model import Conditional
 soundfile = pytest.importorskip("soundfile")
 
 TINY = ["--steps", "2", "--quiet", "--json", "--options.width", "16", "--options.layers", "1"]
-GPT = ["gpt", *TINY, "--options.heads", "1", "--options.block", "32"]
+GPT = ["gpt", *TINY, "--options.n-heads", "1", "--options.block", "32"]
 RNN = ["rnn", *TINY, "--options.block", "32"]
 
 

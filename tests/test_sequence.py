@@ -10,25 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from pofx.codecs import windows as windows_module
+from pofx.codecs.steps import Subwords
+from pofx.codecs.windows import Whole, Windows, spans
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget, Sampler
-from pofx.core.space import Audio, Category, Integer, Label, Real, Sequence, Table, Text
 from pofx.data import chains
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn import transformer
-from pofx.nn import windows as windows_module
-from pofx.nn.emission import Sites, Symbols
+from pofx.nn.emission import StepHead, TokenHead
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import heads_for
-from pofx.nn.steps import Subwords
 from pofx.nn.transformer import Shape, Transformer, turn
-from pofx.nn.windows import Whole, Windows, spans
+from pofx.spaces import Audio, Category, Integer, Label, Real, Sequence, Table, Text
 from pofx.testing.oracles import strings
 from pofx.train.fit import fit
 from pofx.train.run import read_run
@@ -39,12 +39,12 @@ SHAPES = {
     "layer norm and bias": Shape(16, 2, 2, block=12, norm="layer", bias="all"),
     "bias of queries": Shape(16, 2, 2, block=12, bias="qkv", qk_norm=False),
     "gelu": Shape(16, 2, 2, block=12, mlp="gelu", qk_norm=False, positions="learned", norm="layer", bias="all"),
-    "swiglu, grouped heads": Shape(16, 2, 4, kv_heads=2, block=12, mlp="swiglu", qk_norm=False),
-    "one head of keys": Shape(16, 2, 4, kv_heads=1, block=12),
-    "wide heads": Shape(16, 2, 2, head_width=6, block=12),
+    "swiglu, grouped heads": Shape(16, 2, 4, n_kv_heads=2, block=12, mlp="swiglu", qk_norm=False),
+    "one head of keys": Shape(16, 2, 4, n_kv_heads=1, block=12),
+    "wide heads": Shape(16, 2, 2, head_dim=6, block=12),
     "sliding window": Shape(16, 2, 2, block=12, window=4),
     "window of one": Shape(16, 2, 2, block=12, window=1),
-    "window and groups": Shape(16, 2, 4, kv_heads=2, block=12, window=5, mlp="swiglu"),
+    "window and groups": Shape(16, 2, 4, n_kv_heads=2, block=12, window=5, mlp="swiglu"),
 }
 
 
@@ -137,9 +137,9 @@ def test_rotary_positions_are_relative() -> None:
 
 def test_impossible_shapes_are_named() -> None:
     for options, words in (
-        ({"width": 10, "heads": 3}, "not shared evenly"),
-        ({"heads": 4, "kv_heads": 3}, "cannot share 3"),
-        ({"width": 12, "heads": 4}, "even width"),
+        ({"width": 10, "n_heads": 3}, "not shared evenly"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "cannot share 3"),
+        ({"width": 12, "n_heads": 4}, "even width"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"layers": 0}, "layers is 0"),
     ):
@@ -150,36 +150,36 @@ def test_impossible_shapes_are_named() -> None:
 # --------------------------------------------------------------------------------------------- emissions
 
 
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("has_eos", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_symbols_sum_to_one(ends: bool, tied: bool) -> None:
-    emission = Symbols(5, 8, ends=ends, tied=tied)
-    emission.prepare(torch.tensor([0, 0, 0, 2, 4]), ends=2 if ends else 0)
+def test_symbols_sum_to_one(has_eos: bool, tied: bool) -> None:
+    emission = TokenHead(5, 8, has_eos=has_eos, tied=tied)
+    emission.prepare(torch.tensor([0, 0, 0, 2, 4]), ends=2 if has_eos else 0)
     shaken(emission)
     y = torch.randn(6, 1, 8, generator=seeded())
     p = torch.stack([emission.log_prob(y, torch.full((6, 1), k))[:, 0] for k in [0, 1, 2, 3, 4]]).exp().sum(0)
-    end = emission.log_prob(y, torch.full((6, 1), -1))[:, 0].exp() if ends else 0.0
+    end = emission.log_prob(y, torch.full((6, 1), -1))[:, 0].exp() if has_eos else 0.0
     torch.testing.assert_close(p + end, torch.ones(6))
     drawn = torch.stack([emission.sample(y[:, 0], seeded(k)) for k in range(200)])
-    assert ((drawn == -1).any() == ends).item()
+    assert ((drawn == -1).any() == has_eos).item()
     assert drawn.max() < 5
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_sites_sum_to_one(ends: bool) -> None:
+@pytest.mark.parametrize("has_eos", [True, False])
+def test_sites_sum_to_one(has_eos: bool) -> None:
     space = Table((Category("kind", ("a", "b", "c")), Integer("count", 0, 2), Category("last", ("x", "y"))))
     seen = torch.tensor([[0.0, 1, 0], [1, 2, 0], [2, 0, 1], [0, 0, 1]], dtype=torch.float64)
-    emission = Sites(heads_for(space, components=2), 8, hidden=16, ends=ends)
-    emission.prepare(seen, ends=1 if ends else 0)
+    emission = StepHead(heads_for(space, components=2), 8, hidden=16, has_eos=has_eos)
+    emission.prepare(seen, ends=1 if has_eos else 0)
     shaken(emission, 0.1)
     every = torch.tensor([[a, b, c] for a in range(3) for b in range(-60, 63) for c in range(2)], dtype=torch.float64)
     y = torch.randn(1, 1, 8, generator=seeded())
     total = emission.log_prob(y.expand(len(every), 1, 8), every[:, None]).double().exp().sum()
-    if ends:
+    if has_eos:
         total = total + emission.log_prob(y, torch.full((1, 1, 3), math.inf, dtype=torch.float64)).exp().sum()
     assert abs(total.item() - 1) < 1e-4
     drawn = emission.sample(y[0].expand(500, 8), seeded())
-    assert bool(drawn.isinf().any()) == ends
+    assert bool(drawn.isinf().any()) == has_eos
     assert emission.filled(drawn[None]).sum() == drawn[:, 0].isinf().sum()
     space.check(drawn[~drawn[:, 0].isinf()])
 
@@ -220,7 +220,7 @@ def test_windows_cover_every_target_in_every_epoch(block: int, in_memory: int, m
     assert isinstance(windows.steps, np.memmap) == (in_memory < 2 * len(windows.steps))
     owner = torch.repeat_interleave(torch.arange(10, 10 + len(sizes)), torch.tensor(sizes))
     for epoch in range(block + 2):
-        windows.turn(epoch)
+        windows.set_epoch(epoch)
         index = torch.arange(len(windows))
         pieces = windows[index]
         assert pieces.shape == (len(windows), block + 1)
@@ -249,9 +249,9 @@ def test_windows_over_excerpts_are_those_of_the_text(vocabulary: int) -> None:
     edges = np.array([0, 7, 7, 500, 1300, 1301, 3000])
     every = RaggedRows(text, edges[:-1], edges[1:], -1, torch.int64)
     rows = every.take(torch.tensor([0, 1, 2, 4, 5]))  # one is left out
-    model = Gpt(GptConfig(16, 1, 2, block=32, vocabulary=vocabulary), Text(ends=False, length=2000))
+    model = Gpt(GptConfig(16, 1, 2, block=32, vocabulary=vocabulary), Text(has_eos=False, length=2000))
     model.prepare(rows, None, None, seeded())
-    steps = torch.from_numpy(np.array(model.material(rows).steps)).long()  # type: ignore[attr-defined]
+    steps = torch.from_numpy(np.array(model.training_set(rows).steps)).long()  # type: ignore[attr-defined]
     for part, at in ((text[:500], 0), (text[1300:], 1)):
         whole = model.codec.encode(torch.from_numpy(part.astype(np.int64))[None])[0]
         begins = (steps == -1).nonzero()[at, 0]
@@ -281,7 +281,7 @@ def test_runs_are_rows_that_go_on() -> None:
 
 
 def gpt(space: Text | Audio | Sequence, context: Label | None = None, **options: object) -> Gpt:
-    config = GptConfig(**({"width": 16, "layers": 2, "heads": 2, "block": 8, "inner_width": 16} | options))  # type: ignore[arg-type]
+    config = GptConfig(**({"width": 16, "layers": 2, "n_heads": 2, "block": 8, "inner_width": 16} | options))  # type: ignore[arg-type]
     model = shaken(Gpt(config, space, context))
     assert isinstance(model, Gpt)
     return model
@@ -316,9 +316,9 @@ def test_the_loss_is_the_likelihood(make: type, space: Text) -> None:
     """Of whole data: minus log p over the number by which all losses are divided, with every mask right."""
     model, x = make(space), some_rows(space, 20, 7, shortest=0)
     assert (space.lengths(x) == 0).any()
-    material = model.material(x)
-    assert isinstance(material, Whole)
-    loss = loss_of(model, material[torch.arange(20)])
+    training_set = model.training_set(x)
+    assert isinstance(training_set, Whole)
+    loss = loss_of(model, training_set[torch.arange(20)])
     lik = model.log_prob(x)
     torch.testing.assert_close(loss * model.targets, -lik.nats.float(), atol=1e-4, rtol=1e-4)
 
@@ -332,9 +332,9 @@ def loss_of(model: Stepwise, pieces: Tensor, c: Tensor | None = None) -> Tensor:
 def test_the_loss_of_windows_is_the_likelihood_of_what_they_hold() -> None:
     space = Text("abc", True, 30)
     model, x = rnn(space), some_rows(space, 1, 30)
-    material = model.material(x)
-    assert isinstance(material, Windows)
-    first = loss_of(model, material[torch.tensor([0])]) * model.targets
+    training_set = model.training_set(x)
+    assert isinstance(training_set, Windows)
+    first = loss_of(model, training_set[torch.tensor([0])]) * model.targets
     torch.testing.assert_close(first, -model.given().log_probs(x)[:, :8].sum(1), atol=1e-4, rtol=1e-4)
 
 
@@ -344,7 +344,7 @@ def test_empty_texts_are_as_likely_as_they_are_frequent(block: int) -> None:
     x[torch.randperm(100, generator=seeded())[30:], 0] = 0
     part = Part(x)
     data = Data("as", "memory", Text("a", True, 3), part, part, part)
-    options = {"width": 16, "layers": 1, "heads": 2, "block": block}
+    options = {"width": 16, "layers": 1, "n_heads": 2, "block": block}
     model = fit(data, "gpt", steps=60, options=options, recipe={"batch": 100}).model
     p = model.log_prob(torch.tensor([[0] * k + [-1] * (3 - k) for k in range(4)])).nats.exp()
     assert abs(p[0].item() - 0.3) < 0.03
@@ -357,8 +357,8 @@ def test_a_window_is_judged_by_its_own_datum_where_there_is_a_context() -> None:
     model = gpt(space, context)
     with torch.no_grad():
         model.given_in.weight.normal_(generator=seeded())  # type: ignore[union-attr]
-    material = model.material(x)
-    pieces, owner = material[torch.arange(2)], material.owner(torch.arange(2))  # type: ignore[attr-defined]
+    training_set = model.training_set(x)
+    pieces, owner = training_set[torch.arange(2)], training_set.owner(torch.arange(2))  # type: ignore[attr-defined]
     assert pieces[0].tolist() == [-1, 0, 1, 2, 0, -1, 2, 2, 1]
     loss = loss_of(model, pieces, owner) * model.targets
     alone = -model.given(owner).log_prob(x).nats.float()  # type: ignore[union-attr]
@@ -417,7 +417,7 @@ def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None
 @pytest.mark.parametrize("make", [gpt, rnn])
 def test_empty_data_and_batches(make: type) -> None:
     model = make(LETTERS)
-    nothing = LETTERS.read(["", ""])
+    nothing = LETTERS.parse(["", ""])
     assert torch.equal(model.log_prob(nothing).nats, model.given().log_probs(nothing)[:, 0].double())
     assert model.given(before=nothing).sample(3).shape[:2] == (3, 2)
     padded = torch.full((2, 3), -1)
@@ -443,9 +443,9 @@ def test_beginnings_longer_than_the_context_are_named() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_start_on_the_scale_of_learned_positions(tied: bool) -> None:
-    shape = {"width": 64, "layers": 1, "heads": 2, "block": 64, "tied": tied}
+    shape = {"width": 64, "layers": 1, "n_heads": 2, "block": 64, "tied": tied}
     model = Gpt(GptConfig(**shape, positions="learned"), Text("", True, 9))  # type: ignore[arg-type]
-    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.emission, TokenHead)
     assert isinstance(model.net, Transformer)
     assert model.net.position is not None
     assert abs(model.emission.table.weight.std() / model.net.position.std() - 1).item() < 0.05
@@ -467,7 +467,7 @@ def test_reals_keep_their_digits() -> None:
 
 def subwords(space: Text, texts: list[str], size: int = 262) -> Gpt:
     pytest.importorskip("tokenizers")
-    model = Gpt(GptConfig(width=16, layers=1, heads=2, block=16, vocabulary=size), space)
+    model = Gpt(GptConfig(width=16, layers=1, n_heads=2, block=16, vocabulary=size), space)
     codec = model.codec
     assert isinstance(codec, Subwords)
     codec.learn(texts)
@@ -489,7 +489,7 @@ def test_one_spelling_bounds_the_sum_over_all() -> None:
         return [[words[w], *rest] for w in heads for rest in spellings(text[len(w) :])]
 
     for text in ("ab", "abab", "aabb", "bbba"):
-        lik = model.log_prob(space.read([text]))
+        lik = model.log_prob(space.parse([text]))
         assert isinstance(lik, LowerBound)
         every = []
         for ids in spellings(text):
@@ -523,7 +523,7 @@ def test_subwords_draw_strings_of_the_space(space: Text) -> None:
     drawn = model.sample(40, generator=seeded())
     space.check(drawn)
     assert space.lengths(drawn).max() <= 12
-    assert model.given(before=space.read(["ab"])).sample(3).shape[:2] == (3, 1)
+    assert model.given(before=space.parse(["ab"])).sample(3).shape[:2] == (3, 1)
 
 
 def test_a_run_keeps_its_tokenizer(tmp_path: object) -> None:
@@ -531,7 +531,7 @@ def test_a_run_keeps_its_tokenizer(tmp_path: object) -> None:
     source = chains.strings()
     parts = [Part(source.sample(n, seeded(n))) for n in (200, 30, 40)]
     data = Data("strings", "memory", source.space, *parts)
-    options = {"width": 16, "layers": 1, "heads": 2, "block": 16, "vocabulary": 270}
+    options = {"width": 16, "layers": 1, "n_heads": 2, "block": 16, "vocabulary": 270}
     run = fit(data, "gpt", steps=20, options=options, recipe={"batch": 16}, out=f"{tmp_path}/run")
     again = read_run(f"{tmp_path}/run").model
     a, b = (m.log_prob(parts[2].x) for m in (run.model, again))
@@ -546,7 +546,7 @@ def test_computing_layers_again_changes_no_gradient():
     for recompute in (False, True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            net = Transformer(Shape(width=16, layers=2, heads=2, block=8, recompute=recompute))
+            net = Transformer(Shape(width=16, layers=2, n_heads=2, block=8, recompute=recompute))
         for k, p in enumerate(net.parameters()):
             torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(k))
         x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))

@@ -12,15 +12,16 @@ import torch
 
 import pofx
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
-from pofx.core.space import Category, Integer, Real, Sequence, Table
 from pofx.data import sequences
+from pofx.data.options import Options
 from pofx.data.ragged import RawRagged
-from pofx.data.raw import Options, RawTable
+from pofx.data.raw import RawTable
 from pofx.data.read import read
 from pofx.data.rows import read_rows
 from pofx.data.sequences import Reading, from_arrays, from_table
 from pofx.data.split import TEST, TRAIN, VALID
 from pofx.data.write import write_rows
+from pofx.spaces import Category, Integer, Real, Sequence, Table
 
 rng = np.random.default_rng(0)
 

@@ -13,10 +13,11 @@ from scipy import integrate
 import pofx
 from pofx.core.likelihood import Exact, Unavailable
 from pofx.core.registry import BUILT_IN, family
-from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Space, Table, Text
-from pofx.data.base import Data, Part
+from pofx.core.space import Space
+from pofx.data.parts import Data, Part
 from pofx.families.gmm import GaussianMixture, MixtureConfig
 from pofx.nn.tails import REACH, lengthen, normal_log_prob, shorten
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table, Text
 from pofx.transforms.base import pseudo_rows
 
 FAMILIES = ("gaussian", "gmm", "realnvp", "maf", "nsf", "vae", "made", "ddpm", "flow-matching")
@@ -170,7 +171,7 @@ def test_the_least_of_data_ends_in_numbers(name: str) -> None:
         (plane, Label(("only",)), row, label),
         (Label(("only",)), plane, label, row),
         (Text("abc", True, 6), None, torch.tensor([[0, 1, 2, 0, -1, -1]]), None),
-        (Audio(8000, 256, ends=True, length=50), None, torch.randint(256, (1, 50), generator=generator), None),
+        (Audio(8000, 256, has_eos=True, length=50), None, torch.randint(256, (1, 50), generator=generator), None),
     ]
     for space, context, x, c in least:
         config = cls.tiny(space)

@@ -11,11 +11,11 @@ import torch
 
 import pofx
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.core.space import Audio, Label
 from pofx.data import audio
 from pofx.data.audio import Reading, decode, encode, from_arrays, from_file, from_folder, write_audio
 from pofx.data.rows import read_rows
 from pofx.data.split import TEST, TRAIN
+from pofx.spaces import Audio, Label
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -21,13 +21,13 @@ from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, UsageError
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget, Sampler
-from pofx.core.space import Real, Table
 from pofx.data import pieces
 from pofx.data.pieces import files_of, pieces_of
 from pofx.data.rows import read_rows
 from pofx.evaluate import stream
 from pofx.evaluate.likelihood import Tally
 from pofx.evaluate.stream import Drawing, Scoring, Stream, draw, in_order
+from pofx.spaces import Real, Table
 from pofx.train.run import read_run
 
 SIZES = (300, 170, 230)  # rows of the files

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from pofx.codecs.cells import TableCells
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Local
 from pofx.core.likelihood import Exact
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.data import synthetic
 from pofx.families.counting import Counting
 from pofx.families.table import Histogram, Independent, Markov
 from pofx.nn.backoff import Backoff
-from pofx.nn.cells import TableCells
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 from toys import mixed_rows
 
 FAMILIES = [Independent, Markov, Histogram]

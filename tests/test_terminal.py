@@ -114,7 +114,7 @@ def recorded(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(["fit", "t.csv", "gmm", "--steps", "5", "--out", "run", "--quiet"]) == 0
-        tiny = ["--options.width", "8", "--options.layers", "1", "--options.heads", "1", "--options.block", "16"]
+        tiny = ["--options.width", "8", "--options.layers", "1", "--options.n-heads", "1", "--options.block", "16"]
         words = ["fit", "t.txt", "gpt", "--steps", "1", *tiny, "--separator", "\\n", "--out", "words", "--quiet"]
         small = ["--families", "gmm", "--samples", "40", "--max-test", "20", "--seconds", "0.2"]
         assert main(["compare", "t.csv", *small, "--out", "all", "--quiet"]) == 0

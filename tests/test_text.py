@@ -17,11 +17,11 @@ import torch
 
 import pofx
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
-from pofx.core.space import Label, Text
 from pofx.data import text
 from pofx.data.ragged import RaggedRows
 from pofx.data.rows import read_rows
 from pofx.data.write import write_texts
+from pofx.spaces import Label, Text
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
@@ -48,7 +48,7 @@ def test_documents_stay_whole(tmp_path: Path) -> None:
     path.write_text("\n".join(documents))
     data = pofx.load(path, separator="\\n", kind="text")
     assert isinstance(data.space, Text)
-    assert data.space.ends
+    assert data.space.has_eos
     assert data.space.alphabet == "".join(sorted(set("".join(documents))))
     assert data.space.length == max(map(len, documents))
     assert sorted(every(data)) == sorted(documents)
@@ -78,7 +78,7 @@ def test_a_long_text_becomes_excerpts_in_order(tmp_path: Path) -> None:
     path.write_text(book)
     data = pofx.load(path)
     assert isinstance(data.space, Text)
-    assert not data.space.ends
+    assert not data.space.has_eos
     assert "".join(every(data)) == book
     assert data.space.length <= text.EXCERPT
     assert all(t.endswith("\n") for t in every(data)[:-1])
@@ -103,7 +103,7 @@ def test_few_documents_are_cut_and_none_reaches_into_another(tmp_path: Path) -> 
     (folder / "d.bin").write_bytes(b"\0\1")
     data = pofx.load(folder)
     assert isinstance(data.space, Text)
-    assert not data.space.ends
+    assert not data.space.has_eos
     assert "3 text files were found." in data.notes
     assert "".join(every(data)) == "".join(files[k] for k in sorted(files))
     for part in (data.train, data.valid, data.test):
@@ -324,7 +324,7 @@ def test_new_texts_are_read_as_the_old(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match=r"The character 'Q' at 0 is none of the \d+ of these texts"):
         read_rows(data.space, None, path, options=data.options)
     with pytest.raises(BadValue, match=r"The character 'é' at 1"):
-        data.space.read(["oé"])  # type: ignore[union-attr]
+        data.space.parse(["oé"])  # type: ignore[union-attr]
 
 
 def test_line_ends_and_byte_order_marks(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_a_large_file_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_excerpts_hold_all_of_the_text() -> None:
     raw = text.from_documents(["def f():\n    pass\n" * 200, "x" * 5000])
     assert raw.before is not None
-    assert not raw.space.ends
+    assert not raw.space.has_eos
     rows = spelled(raw.space, raw.rows)  # type: ignore[arg-type]
     assert "".join(rows) == "def f():\n    pass\n" * 200 + "x" * 5000
     assert max(map(len, rows)) == text.EXCERPT  # no line end within reach: cut where it is full

@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 from pofx.cli import main
+from pofx.codecs.steps import Subwords
 from pofx.commands.shared import Terminal
 from pofx.commands.surprise import COLOURS, legend, show, style_of
 from pofx.core.errors import PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.space import Audio, Label, Text
 from pofx.core.spelling import shown, visible
-from pofx.data.base import Part
+from pofx.data.parts import Part
 from pofx.decode.decoding import Decoding
 from pofx.decode.net import NetDecoder
 from pofx.evaluate.likelihood import score
 from pofx.evaluate.text import Mark, marks, rates
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
-from pofx.nn.steps import Subwords
+from pofx.spaces import Audio, Label, Text
 from pofx.train.run import read_run
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "dögs", "ran", "far", "away", "ånd", "birds", "sang"]
-TINY = ["--options.width", "16", "--options.layers", "1", "--options.heads", "2", "--options.block", "32"]
+TINY = ["--options.width", "16", "--options.layers", "1", "--options.n-heads", "2", "--options.block", "32"]
 BLOCK = 16
 
 
@@ -59,12 +59,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(place / name) for name in wanted} | {"lines": lines, "place": str(place)}
 
 
-def random_model(alphabet: str = "ab cd", *, ends: bool = True, family: type[Model] = Gpt, vocabulary: int = 0) -> Any:
+def random_model(
+    alphabet: str = "ab cd", *, has_eos: bool = True, family: type[Model] = Gpt, vocabulary: int = 0
+) -> Any:
     torch.manual_seed(3)
-    space = Text(alphabet, ends, 40)
+    space = Text(alphabet, has_eos, 40)
     config: Any
     if family is Gpt:
-        config = GptConfig(width=16, layers=1, heads=2, block=BLOCK, vocabulary=vocabulary)
+        config = GptConfig(width=16, layers=1, n_heads=2, block=BLOCK, vocabulary=vocabulary)
     else:
         config = RnnConfig(width=16, layers=1, block=BLOCK, vocabulary=vocabulary)
     model = family(config, space)
@@ -83,10 +85,10 @@ def generator(seed: int = 1) -> torch.Generator:
 
 
 @pytest.mark.parametrize("family", [Gpt, Rnn])
-@pytest.mark.parametrize("ends", [True, False])
-def test_an_empty_decoding_draws_what_the_model_draws(family: type[Model], ends: bool) -> None:
-    model = random_model(ends=ends, family=family)
-    before = model.space.read(["a", "ab cd ab", "cd"])  # ragged, and longer than the block together with the draw
+@pytest.mark.parametrize("has_eos", [True, False])
+def test_an_empty_decoding_draws_what_the_model_draws(family: type[Model], has_eos: bool) -> None:
+    model = random_model(has_eos=has_eos, family=family)
+    before = model.space.parse(["a", "ab cd ab", "cd"])  # ragged, and longer than the block together with the draw
     x, y = (
         model.given(before=before).sample(3, sampler=Sampler(length=50, decoding=d), generator=generator())
         for d in (None, Decoding())
@@ -94,12 +96,12 @@ def test_an_empty_decoding_draws_what_the_model_draws(family: type[Model], ends:
     assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(ends: bool) -> None:
-    model, draft = random_model(ends=ends), random_model(ends=ends)
+@pytest.mark.parametrize("has_eos", [True, False])
+def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(has_eos: bool) -> None:
+    model, draft = random_model(has_eos=has_eos), random_model(has_eos=has_eos)
     for p in draft.parameters():
         p.data += 0.1 * torch.randn(p.shape)
-    before = model.space.read(["a", "ab cd ab", "cd"])
+    before = model.space.parse(["a", "ab cd ab", "cd"])
     ways = [Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)]
     found = [model.given(before=before).sample(1, sampler=Sampler(length=60, decoding=d)) for d in ways]
     assert torch.equal(found[0], found[1])
@@ -116,8 +118,8 @@ def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(ends: bool) -> None:
 
 
 def test_windows_of_a_decoder_are_those_that_score() -> None:
-    model = random_model(ends=False)
-    x = model.space.read(["abc d" * 9])[:, :40].clamp(min=0)
+    model = random_model(has_eos=False)
+    x = model.space.parse(["abc d" * 9])[:, :40].clamp(min=0)
     u = torch.cat([torch.full((1, 1), -1), x], 1)
     with torch.no_grad():
         expected = model.given().log_probs(x)[0, :40]
@@ -141,7 +143,7 @@ def test_windows_of_a_decoder_are_those_that_score() -> None:
 
 def test_n_of_a_search_are_the_n_best() -> None:
     model = random_model()
-    before = model.space.read(["a", "ab c"])
+    before = model.space.parse(["a", "ab c"])
     x = model.given(before=before).sample(3, sampler=Sampler(length=6, decoding=Decoding(beams=40, length_penalty=0.0)))
     assert x.shape[:2] == (3, 2)
     found = model.given(before=before).log_prob(x)
@@ -156,7 +158,7 @@ def test_n_of_a_search_are_the_n_best() -> None:
 @pytest.mark.parametrize(("alphabet", "vocabulary"), [("ab cd", 0), ("", 0), ("", 270), ("déjà vu,rctnoga", 270)])
 def test_a_stream_is_the_sample(alphabet: str, vocabulary: int) -> None:
     model = random_model(alphabet, vocabulary=vocabulary)
-    before = model.space.read(["d"])
+    before = model.space.parse(["d"])
     for decoding in (None, Decoding(top_k=4, repetition=1.3), Decoding(stop=("a", "dd"))):
         for seed in range(3):
             sampler = Sampler(length=30, decoding=decoding)
@@ -168,9 +170,9 @@ def test_a_stream_is_the_sample(alphabet: str, vocabulary: int) -> None:
 @pytest.mark.parametrize("vocabulary", [0, 270])
 def test_an_empty_text_is_one(vocabulary: int) -> None:
     model = random_model("", vocabulary=vocabulary)
-    none = model.space.read([""])
+    none = model.space.parse([""])
     with torch.no_grad():
-        found, whole = model.log_prob(none), model.log_prob(model.space.read(["", "a"]))
+        found, whole = model.log_prob(none), model.log_prob(model.space.parse(["", "a"]))
         assert not isinstance(found, Unavailable)
         assert not isinstance(whole, Unavailable)
         assert float(found.nats[0]) == pytest.approx(float(whole.nats[0]), abs=1e-4)
@@ -190,7 +192,7 @@ def test_a_text_stops_after_its_string() -> None:
 
 def test_streams_spell_characters_when_they_are_whole() -> None:
     model = random_model("")
-    spell = model.codec.speller([])
+    spell = model.codec.detokenizer([])
     assert [spell(b) for b in "é€".encode()] + [spell(None)] == ["", "é", "", "", "€", ""]
     assert [spell(0xE2), spell(None)] == ["", "�"]
 
@@ -218,10 +220,10 @@ def test_decodings_that_cannot_be_are_named(values: dict[str, Any]) -> None:
 def test_contexts_and_beginnings_go_together() -> None:
     torch.manual_seed(0)
     space, context = Text("ab cd", True, 20), Label(("x", "y"))
-    model, draft = (Gpt(GptConfig(width=16, layers=1, heads=2, block=BLOCK), space, context).eval() for _ in "12")
+    model, draft = (Gpt(GptConfig(width=16, layers=1, n_heads=2, block=BLOCK), space, context).eval() for _ in "12")
     for p in (*model.parameters(), *draft.parameters()):
         p.data += 0.3 * torch.randn(p.shape)
-    c, before = torch.tensor([0, 1, 1]), space.read(["a", "ab cd", "ab"])
+    c, before = torch.tensor([0, 1, 1]), space.parse(["a", "ab cd", "ab"])
     for decoding in (Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)):
         found = model.given(c, before=before).sample(1, sampler=Sampler(length=30, decoding=decoding))[0]
         for i in range(3):  # alone each goes on as in the batch
@@ -249,15 +251,15 @@ def test_only_symbols_are_decoded() -> None:
 
 
 @pytest.mark.parametrize(("alphabet", "vocabulary"), [("déjà vu,rctnoga", 0), ("", 0), ("", 270)])
-@pytest.mark.parametrize("ends", [True, False])
-def test_rates_are_of_one_number(alphabet: str, vocabulary: int, ends: bool) -> None:
-    model = random_model(alphabet, ends=ends, vocabulary=vocabulary)
+@pytest.mark.parametrize("has_eos", [True, False])
+def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) -> None:
+    model = random_model(alphabet, has_eos=has_eos, vocabulary=vocabulary)
     texts = ["déjà vu, a cat", "a dog", "déjà déjà vu vu"]
-    part = Part(model.space.read(texts))
+    part = Part(model.space.parse(texts))
     found = rates(model, part, score(model, part))
     with torch.no_grad():
         each = [model.given().log_probs(part.x[i : i + 1])[0].double() for i in range(3)]
-    surprise = torch.cat([-e[: n + ends] for e, n in zip(each, _steps(model, part.x), strict=True)])
+    surprise = torch.cat([-e[: n + has_eos] for e, n in zip(each, _steps(model, part.x), strict=True)])
     assert found.nats == pytest.approx(-float(surprise.sum()), abs=1e-3)
     assert found.symbols == len(surprise)
     assert found.perplexity_per_symbol == pytest.approx(math.exp(float(surprise.mean())), rel=1e-4)
@@ -276,7 +278,7 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, ends: bool) -> 
         whole = model.log_prob(row[None])
         assert not isinstance(whole, Unavailable)
         assert sum(m.bits for m in stretches) == pytest.approx(-float(whole.nats.detach()) / math.log(2), rel=1e-4)
-        assert (stretches[-1].text == "") == ends
+        assert (stretches[-1].text == "") == has_eos
 
 
 def _steps(model: Any, x: Tensor) -> Iterator[int]:
@@ -284,8 +286,8 @@ def _steps(model: Any, x: Tensor) -> Iterator[int]:
 
 
 def test_parts_of_a_character_are_one_stretch() -> None:
-    model = random_model("", ends=False)
-    x = model.space.read(["aé€"])[0]
+    model = random_model("", has_eos=False)
+    x = model.space.parse(["aé€"])[0]
     assert [(m.text, m.symbols) for m in marks(model, x)] == [("a", 1), ("é", 2), ("€", 3)]
     broken = torch.tensor([97, 0xE2, 0x82, 98, 0xC3])  # no UTF-8: still a string of bytes
     found = marks(model, broken)
@@ -295,7 +297,7 @@ def test_parts_of_a_character_are_one_stretch() -> None:
 
 def test_a_smaller_stride_sees_more(runs: dict[str, str]) -> None:
     model = read_run(runs["book"]).model
-    x = model.space.read([Path(runs["lines"]).read_text()[:300]])
+    x = model.space.parse([Path(runs["lines"]).read_text()[:300]])
     budgets = (Budget(stride=1), None, Budget(stride=32))
     with torch.no_grad():
         fine, own, coarse = (float(model.given().log_probs(x, budget=b).sum()) for b in budgets)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from pofx.cli import main
+from pofx.codecs.steps import SPELLING, Subwords
 from pofx.core.errors import BadValue, MissingSource, RunExists, Unsupported, UsageError
 from pofx.core.likelihood import LowerBound
 from pofx.core.model import Sampler
-from pofx.core.space import Label, Text
 from pofx.decode.decoding import Decoding
 from pofx.families.sequence import Gpt, GptConfig, Rnn
 from pofx.interop.export import example, export_step, write_step
 from pofx.interop.model import is_checkpoint, read_model, write_model
-from pofx.nn.emission import Symbols
-from pofx.nn.steps import SPELLING, Subwords
+from pofx.nn.emission import TokenHead
+from pofx.spaces import Label, Text
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "the dog sat on a cat", "naïve cats, déjà vu"] * 20
-SIZES: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "block": 24, "marginal": False}
+SIZES: dict[str, Any] = {"width": 16, "layers": 2, "n_heads": 2, "block": 24, "marginal": False}
 SIZES |= {"norm": "rms", "mlp": "swiglu"}  # a Qwen3
 GPT2: dict[str, Any] = {"positions": "learned", "norm": "layer", "mlp": "gelu", "bias": "all", "qk_norm": False}
 
@@ -34,12 +34,12 @@ def transformers() -> Any:
     return pytest.importorskip("transformers", reason="needs transformers to compare with")
 
 
-def made(symbols: str, *, ends: bool = True, **options: Any) -> Gpt:
+def made(symbols: str, *, has_eos: bool = True, **options: Any) -> Gpt:
     """A random gpt over characters, bytes or subwords."""
     torch.manual_seed(0)
     alphabet = "" if symbols == "bytes" else "".join(sorted(set("".join(TEXTS))))
     config = GptConfig(**(SIZES | options), vocabulary=300 if symbols == "subwords" else 0)
-    model = Gpt(config, Text(alphabet, ends, 40))
+    model = Gpt(config, Text(alphabet, has_eos, 40))
     if isinstance(model.codec, Subwords):
         model.codec.learn(TEXTS)
     for p in model.parameters():
@@ -49,7 +49,7 @@ def made(symbols: str, *, ends: bool = True, **options: Any) -> Gpt:
 
 def logits_of(model: Gpt, u: Tensor) -> Tensor:
     """After fill and each of the symbols u [N, L]."""
-    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.emission, TokenHead)
     fill = u.new_full((len(u), 1), -1)
     with torch.no_grad():
         return model.emission.logits(model.net(model.emission.embed(torch.cat([fill, u], 1))))
@@ -58,24 +58,24 @@ def logits_of(model: Gpt, u: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------- to Hugging Face
 
 
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("has_eos", [True, False])
 @pytest.mark.parametrize("symbols", ["characters", "bytes", "subwords"])
-def test_transformers_reads_what_is_exported(symbols: str, ends: bool, tmp_path: Path) -> None:
+def test_transformers_reads_what_is_exported(symbols: str, has_eos: bool, tmp_path: Path) -> None:
     auto = transformers()
-    model = made(symbols, ends=ends, tied=symbols == "bytes")
+    model = made(symbols, has_eos=has_eos, tied=symbols == "bytes")
     note = write_model(model, tmp_path)
-    assert (note is None) == ends
+    assert (note is None) == has_eos
     theirs = auto.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = auto.AutoTokenizer.from_pretrained(tmp_path)
     for text in ("the cat sat", "déjà vu, a cat"):
-        u = model.codec.encode(model.space.read([text]))
+        u = model.codec.encode(model.space.parse([text]))
         ids = tokenizer(text, return_tensors="pt").input_ids
         assert torch.equal(ids[:, 1:], u), "our symbols, after the one that begins"
         assert tokenizer.decode(ids[0], skip_special_tokens=True) == text
         with torch.no_grad():
             ours, found = logits_of(model, u), theirs(ids).logits
-        if not ends:  # the end of an excerpt has no probability here; there it is suppressed
-            assert isinstance(model.emission, Symbols)
+        if not has_eos:  # the end of an excerpt has no probability here; there it is suppressed
+            assert isinstance(model.emission, TokenHead)
             assert theirs.generation_config.suppress_tokens == [model.emission.end]
             ours, found = (x[..., : model.emission.end] for x in (ours, found))
         assert float(ours.std()) > 0.1
@@ -88,8 +88,8 @@ def test_an_architecture_of_theirs_computes_each_variant(tmp_path: Path) -> None
         model = made("characters", **options)
         write_model(model, tmp_path / str(i))
         theirs = auto.AutoModelForCausalLM.from_pretrained(tmp_path / str(i))
-        u = model.codec.encode(model.space.read(["the cat sat on a mat"]))
-        assert isinstance(model.emission, Symbols)
+        u = model.codec.encode(model.space.parse(["the cat sat on a mat"]))
+        assert isinstance(model.emission, TokenHead)
         ids = torch.cat([torch.tensor([[model.emission.begin]]), u], 1)
         with torch.no_grad():
             assert float((logits_of(model, u) - theirs(ids).logits).abs().max()) < 1e-4
@@ -101,7 +101,7 @@ def test_what_no_file_can_hold_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"gpt2, .* Fit with --options\.no-qk-norm\.$"):
         write_model(made("characters", **(GPT2 | {"qk_norm": True})), tmp_path)
     model = made("characters", marginal=True)
-    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.emission, TokenHead)
     model.emission.prepare(torch.tensor([1, 2, 2]), 1)
     with pytest.raises(Unsupported, match=r"--options\.no-marginal"):
         write_model(model, tmp_path)
@@ -116,8 +116,8 @@ def test_what_no_file_can_hold_is_named(tmp_path: Path) -> None:
 def test_without_marginal_symbols_start_alike() -> None:
     for marginal in (True, False):
         model = Gpt(dataclasses.replace(GptConfig(**SIZES), marginal=marginal), Text("abc", True, 9))
-        model.prepare(model.space.read(["aab", "aaa"]), None, None, torch.Generator().manual_seed(0))
-        assert isinstance(model.emission, Symbols)
+        model.prepare(model.space.parse(["aab", "aaa"]), None, None, torch.Generator().manual_seed(0))
+        assert isinstance(model.emission, TokenHead)
         assert bool((model.emission.base == 0).all()) != marginal
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_scores_what_transformers_scores(tmp_path: Path, capsys: py
     assert is_checkpoint(tmp_path / "hf")
     model = read_model(tmp_path / "hf").model
     assert isinstance(model, Gpt)
-    x = model.space.read(["the cat sat on déjà vu"])
+    x = model.space.parse(["the cat sat on déjà vu"])
     u = model.codec.encode(x)
     ids = torch.cat([torch.tensor([[0]]), u, torch.tensor([[1]])], 1)  # <s> ... </s>
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_a_checkpoint_scores_what_transformers_scores(tmp_path: Path, capsys: py
     assert "Name a SOURCE" in capsys.readouterr().err
 
     assert main(["sample", str(tmp_path / "hf"), "1", "--prompt", "the cat", "--length", "5", "--greedy"]) == 0
-    start = tuple(torch.cat([torch.tensor([[0]]), model.codec.encode(model.space.read(["the cat"]))], 1)[0].tolist())
+    start = tuple(torch.cat([torch.tensor([[0]]), model.codec.encode(model.space.parse(["the cat"]))], 1)[0].tolist())
     ids = torch.tensor([start])
     for _ in range(5):
         with torch.no_grad():
@@ -189,25 +189,25 @@ def test_a_checkpoint_goes_through_and_comes_back(tmp_path: Path) -> None:
     write_model(first, tmp_path / "b")
     assert not (tmp_path / "b" / "generation_config.json").exists()
     again = read_model(tmp_path / "b").model
-    x = first.space.read(["a dog sat"])
+    x = first.space.parse(["a dog sat"])
     for model in (first, again):
         assert isinstance(model, Gpt)
-        assert isinstance(model.emission, Symbols)
+        assert isinstance(model.emission, TokenHead)
         assert (model.emission.begin, model.emission.end) == (0, 1)
         assert not model.emission.base.any()
     with torch.no_grad():
         assert torch.equal(first.given().log_probs(x), again.given().log_probs(x))
 
 
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("has_eos", [True, False])
 @pytest.mark.parametrize("symbols", ["characters", "bytes", "subwords"])
-def test_our_own_export_reads_as_the_same_model(symbols: str, ends: bool, tmp_path: Path) -> None:
-    model = made(symbols, ends=ends)
+def test_our_own_export_reads_as_the_same_model(symbols: str, has_eos: bool, tmp_path: Path) -> None:
+    model = made(symbols, has_eos=has_eos)
     write_model(model, tmp_path)
     again = read_model(tmp_path).model
     text = "the dog sat on déjà vu, cats a"
     with torch.no_grad():
-        a, b = (m.log_prob(m.space.read([text])) for m in (model, again))
+        a, b = (m.log_prob(m.space.parse([text])) for m in (model, again))
     assert float(a.nats) == pytest.approx(float(b.nats), abs=1e-3)
     assert isinstance(b, LowerBound)
 
@@ -219,9 +219,9 @@ def test_a_folder_without_a_tokenizer_and_one_that_loses_text(tmp_path: Path) ->
     described["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(described))
     model = read_model(tmp_path / "hf").model
-    model.log_prob(model.space.read(["the cat"]))
+    model.log_prob(model.space.parse(["the cat"]))
     with pytest.raises(BadValue, match="'The cat' comes back as 'the cat'"):
-        model.log_prob(model.space.read(["The cat"]))
+        model.log_prob(model.space.parse(["The cat"]))
     file.unlink()
     with pytest.raises(MissingSource, match=r"tokenizer\.json"):
         read_model(tmp_path / "hf")
@@ -239,7 +239,7 @@ def test_a_tokenizer_that_begins_with_a_space_goes_on_with_one(tmp_path: Path) -
     assert isinstance(model, Gpt)
     assert isinstance(model.codec, Subwords)
     whole, start = ("the cat sat on", "the cat")
-    ids, before = (model.codec.encode(model.space.read([t])) for t in (whole, start))
+    ids, before = (model.codec.encode(model.space.parse([t])) for t in (whole, start))
     after = model.codec.decode_after(before, ids[:, before.shape[1] :])
     assert isinstance(model.space, Text)
     assert model.space.spell(after[0]) == " sat on"
@@ -255,12 +255,12 @@ def test_bytes_have_the_characters_of_gpt2() -> None:
 # ----------------------------------------------------------------------------------------- the step
 
 
-@pytest.mark.parametrize("options", [{}, GPT2, {"window": 4}, {"heads": 4, "kv_heads": 2, "mlp": "relu2"}])
+@pytest.mark.parametrize("options", [{}, GPT2, {"window": 4}, {"n_heads": 4, "n_kv_heads": 2, "mlp": "relu2"}])
 def test_the_exported_step_gives_the_logits(options: dict[str, Any], tmp_path: Path) -> None:
     model = made("characters", **options)
     write_step(model, tmp_path / "step", texts=2, length=12)
     program = torch.export.load(tmp_path / "step" / "step.pt2").module()
-    u = model.codec.encode(model.space.read(["the cat sat", "a dog ran o"]))
+    u = model.codec.encode(model.space.parse(["the cat sat", "a dog ran o"]))
     symbols, place, keys, values = example(model, 2, 12)
     expected = logits_of(model, u)
     for t in range(12):
@@ -291,7 +291,7 @@ def test_greedy_texts_of_export_and_model_agree() -> None:
         symbols = logits.argmax(-1)
         drawn.append(int(symbols))
     found = model.sample(1, sampler=Sampler(length=12, decoding=Decoding(greedy=True)))[0]
-    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.emission, TokenHead)
     whole = drawn[: drawn.index(model.emission.end)] if model.emission.end in drawn else drawn
     assert found[found >= 0].tolist() == whole
     with torch.no_grad():

@@ -29,9 +29,9 @@ from pofx.core.errors import (
 from pofx.core.files import write_atomic
 from pofx.core.learner import Stepper
 from pofx.core.registry import family
-from pofx.core.space import Image
 from pofx.data import chains, synthetic
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
+from pofx.spaces import Image
 from pofx.testing.wrong import Moments
 from pofx.train import compiling
 from pofx.train.checkpoint import load_tree, save_tree
@@ -70,7 +70,7 @@ def test_steps_and_epochs_are_the_same_budget(data):
 def test_seconds_bound_the_fit(data, monkeypatch):
     """By a clock that every look moves on by a hundredth of a second."""
     ticks = itertools.count()
-    monkeypatch.setattr("pofx.train.fit.time", SimpleNamespace(perf_counter=lambda: next(ticks) / 100))
+    monkeypatch.setattr("pofx.train.loop.time", SimpleNamespace(perf_counter=lambda: next(ticks) / 100))
     run = fit(data, NoisyGaussian, seconds=1.0)
     assert 1.0 <= run.seconds < 1.1
     assert 10 < run.steps < 100

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from pofx.codecs.real import ATOMS, preprocess
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.space import Category, Image, Integer, Real, Table
 from pofx.nn.mlp import Mlp
+from pofx.spaces import Category, Image, Integer, Real, Table
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
-from pofx.transforms.preprocess import ATOMS, preprocess
 from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_inverse
 
 D, WIDTH = 5, 3

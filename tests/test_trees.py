@@ -13,12 +13,13 @@ from torch import Tensor
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table, Text
+from pofx.core.space import Space
 from pofx.data import synthetic
 from pofx.families.table import Independent
 from pofx.families.trees import Trees, TreesConfig
 from pofx.nn.atoms import Atoms, Counts
 from pofx.nn.trees import SHARED, Column, grow
+from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
 from pofx.train.checkpoint import load_into, load_tree, save_tree
 from pofx.train.fit import fit
 from toys import mixed_rows
@@ -222,7 +223,7 @@ def test_the_best_validated_trees_are_kept_though_more_were_grown(tmp_path: Path
     _, x = mixed_rows(600, 0)
     run = fit(x.numpy(), "trees", steps=24, checks=6, out=tmp_path / "run", options={"leaves": 30, "smallest": 2})
     best = max(e["valid"] for e in run.log)
-    from pofx.data.base import load
+    from pofx.data.load import load
 
     data = load(x.numpy())
     assert nats(run.model, data.valid.x).mean().item() == pytest.approx(best, abs=1e-9)

@@ -12,9 +12,9 @@ from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
 from pofx.core.registry import register
-from pofx.core.space import Category, Integer, Real, Table
 from pofx.data import synthetic
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
+from pofx.spaces import Category, Integer, Real, Table
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __version__ = "0.2.0"
 
 # Public name -> module. Nothing is imported (torch least of all) until a name is used.
 _PUBLIC = {
-    "load": "pofx.data.base",
+    "load": "pofx.data.load",
     "fit": "pofx.train.fit",
     "compare": "pofx.evaluate.compare",
     "predict": "pofx.evaluate.predict",
@@ -23,13 +23,13 @@ _PUBLIC = {
     "UpperBound": "pofx.core.likelihood",
     "Estimate": "pofx.core.likelihood",
     "Unavailable": "pofx.core.likelihood",
-    "Table": "pofx.core.space",
-    "Image": "pofx.core.space",
-    "Label": "pofx.core.space",
-    "Text": "pofx.core.space",
-    "Real": "pofx.core.space",
-    "Integer": "pofx.core.space",
-    "Category": "pofx.core.space",
+    "Table": "pofx.spaces",
+    "Image": "pofx.spaces",
+    "Label": "pofx.spaces",
+    "Text": "pofx.spaces",
+    "Real": "pofx.spaces",
+    "Integer": "pofx.spaces",
+    "Category": "pofx.spaces",
     "family": "pofx.core.registry",
     "PofxError": "pofx.core.errors",
 }
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
     from pofx.core.model import Model as Model
     from pofx.core.model import Sampler as Sampler
     from pofx.core.registry import family as family
-    from pofx.core.space import Category as Category
-    from pofx.core.space import Image as Image
-    from pofx.core.space import Integer as Integer
-    from pofx.core.space import Label as Label
-    from pofx.core.space import Real as Real
-    from pofx.core.space import Table as Table
-    from pofx.core.space import Text as Text
-    from pofx.data.base import load as load
+    from pofx.data.load import load as load
     from pofx.decode.decoding import Decoding as Decoding
     from pofx.evaluate.compare import compare as compare
     from pofx.evaluate.compare import resume_comparison as resume_comparison
     from pofx.evaluate.predict import predict as predict
+    from pofx.spaces import Category as Category
+    from pofx.spaces import Image as Image
+    from pofx.spaces import Integer as Integer
+    from pofx.spaces import Label as Label
+    from pofx.spaces import Real as Real
+    from pofx.spaces import Table as Table
+    from pofx.spaces import Text as Text
     from pofx.train.fit import fit as fit
     from pofx.train.fit import resume as resume
     from pofx.train.run import read_run as read_run

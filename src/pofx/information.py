@@ -37,7 +37,8 @@ from pofx.core.likelihood import (
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Conditional, Model
-from pofx.core.space import Category, Image, Label, Space, Table
+from pofx.core.space import Space
+from pofx.spaces import Category, Image, Label, Table
 
 Density: TypeAlias = Distribution | Conditional | Model
 

@@ -16,21 +16,32 @@ import difflib
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from pofx.commands.hints import bare, hints, marks, spelled
 from pofx.commands.terminal import Terminal
 from pofx.core.errors import UsageError
 from pofx.core.spelling import join
 
 Takes = Literal["nothing", "value", "names", "numbers", "texts"]
+
+
 """What follows an option."""
+
+
 COMMAS = "commas"
+
+
 """A mark of a str that holds a list, which whoever gets it takes apart: its repeats are joined."""
+
+
 HELP = ("-h", "--help")
+
+
 LISTS = ConstructorRegistry()
 
 
@@ -119,33 +130,6 @@ def _is_number(text: str) -> bool:
         return False
 
 
-# -- what a dataclass of options says -----------------------------------------------------------------------
-
-
-def hints(kind: Any) -> Iterator[tuple[str, Any]]:
-    """The name and the type, with all that it is annotated with, of each field."""
-    found = typing.get_type_hints(kind, include_extras=True)
-    return ((f.name, found[f.name]) for f in dataclasses.fields(kind))
-
-
-def marks(hint: Any) -> tuple[Any, ...]:
-    """What a type is annotated with."""
-    return hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
-
-
-def bare(hint: Any) -> Any:
-    """A type without annotations, and without None beside it."""
-    if typing.get_origin(hint) is Annotated:
-        return bare(hint.__origin__)
-    some = [h for h in typing.get_args(hint) if h is not type(None)]
-    return some[0] if type(None) in typing.get_args(hint) and len(some) == 1 else hint
-
-
-def spelled(name: str, default: Any) -> str:
-    """A field as an option, without its prefix: what is True unless said otherwise has the option that says so."""
-    return ("no-" if default is True else "") + name.replace("_", "-")
-
-
 def _takes(kind: Any, prefix: str = "--") -> Iterator[tuple[str, Takes]]:
     defaults = {f.name: f.default for f in dataclasses.fields(kind)}
     for name, hint in hints(kind):
@@ -165,9 +149,6 @@ def _kind_of_list(hint: Any) -> Takes:
     if typing.get_origin(plain) is list:
         return "texts" if UseAppendAction in marks(hint) else "names"
     return "numbers" if typing.get_origin(plain) is tuple else "value"
-
-
-# -- lists ----------------------------------------------------------------------------------------------------
 
 
 @LISTS.primitive_rule

@@ -27,7 +27,7 @@ from pofx.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pofx.core.model import Model
-    from pofx.data.base import Data
+    from pofx.data.parts import Data
     from pofx.train.run import Run
 
 
@@ -207,9 +207,9 @@ def _resume_comparison(args: Resume) -> int:
 
 def _finish_fit(run: Run, data: Data, args: Output) -> None:
     """Score the test part and say what came out."""
-    from pofx.core.space import Label
     from pofx.evaluate.likelihood import score
     from pofx.evaluate.predict import predict
+    from pofx.spaces import Label
     from pofx.train.compiling import told
     from pofx.train.processes import is_first
 

@@ -11,7 +11,7 @@ from pofx.train.run import Run, read_run
 
 if TYPE_CHECKING:
     from pofx.core.space import Space
-    from pofx.data.base import Part
+    from pofx.data.parts import Part
 
 
 def read_model(path: Path) -> Run:

@@ -15,7 +15,7 @@ from pofx.core.spelling import visible
 if TYPE_CHECKING:
     import torch
 
-    from pofx.data.base import Part
+    from pofx.data.parts import Part
     from pofx.train.run import Run
 
 
@@ -34,10 +34,10 @@ def predict(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.core.space import Label
     from pofx.data.write import check_place, write_scores
     from pofx.evaluate.predict import classes_of
     from pofx.evaluate.predict import predict as probabilities
+    from pofx.spaces import Label
 
     run = read_model(args.run)
     check_place(Label(classes_of(run.model)), 0, args.out)
@@ -76,9 +76,9 @@ def predict(argv: list[str]) -> int:
 
 def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor | None, Any]:
     """What classes are told from, the classes where the rows have them, and the rows' numbers."""
-    from pofx.core.space import Label
     from pofx.data.rows import read_rows
     from pofx.evaluate.predict import classes_of, told_from
+    from pofx.spaces import Label
     from pofx.train.run import read_data
 
     model, about = run.model, run.info["data"]

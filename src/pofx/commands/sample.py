@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from pofx.core.model import Conditional, Sampler
-    from pofx.core.space import Text
-    from pofx.data.base import Part
+    from pofx.data.parts import Part
+    from pofx.spaces import Text
     from pofx.train.run import Run
 
 
@@ -97,9 +97,9 @@ def sample(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.core.model import Sampler
-    from pofx.core.space import Sequence, Text
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
+    from pofx.spaces import Sequence, Text
 
     run = read_model(args.run)
     check_place(run.model.space, args.n, args.out)
@@ -155,7 +155,7 @@ def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional,
     """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
     from pofx.commands.model import new_rows
     from pofx.core.model import Sampler
-    from pofx.core.space import Image, Table
+    from pofx.spaces import Image, Table
 
     space, own = run.model.space, args.given is None
     if not isinstance(space, Image | Table):
@@ -177,7 +177,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
     """N completions of each of x [M, *E], those of one together [M N, *E]."""
     import torch
 
-    from pofx.core.space import Image
+    from pofx.spaces import Image
 
     axis = 2 if isinstance(given.model.space, Image) else 1  # rows of an image, columns of a table
     size = x.shape[axis]
@@ -231,7 +231,7 @@ def _texts(
         write_texts(texts, args.out, options)
         about["out"] = str(args.out)
         rows = drawn.flatten(0, 1)
-        if broken := sum(space.read([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
+        if broken := sum(space.parse([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
             err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �")
     if args.json:
         print_json(about if args.out is not None else about | {"texts": texts})
@@ -261,14 +261,14 @@ def _prompts(args: Sample) -> list[str]:
 
 def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
     """p(x | c), after the prompts."""
-    from pofx.core.space import Text
+    from pofx.spaces import Text
 
     if not prompts:
         return run.model.given(c)
     if not isinstance(run.model.space, Text):
         raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
     c = None if c is None else c.expand(len(prompts), *c.shape)
-    return run.model.given(c, before=run.model.space.read(prompts))
+    return run.model.given(c, before=run.model.space.parse(prompts))
 
 
 def _decoding(args: Sample) -> Any:
@@ -293,8 +293,8 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
     """One context from its spelling on the command line."""
     import torch
 
-    from pofx.core.space import Label, Table
     from pofx.data.rows import encode_row
+    from pofx.spaces import Label, Table
 
     context = run.model.context
     if context is None:

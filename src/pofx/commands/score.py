@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pofx.core.likelihood import Available
     from pofx.core.model import Budget
-    from pofx.data.base import Part
+    from pofx.data.parts import Part
     from pofx.evaluate.likelihood import Score
     from pofx.evaluate.text import Mark
     from pofx.train.run import Run
@@ -73,11 +73,11 @@ def log_prob(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.core.model import Budget
-    from pofx.core.space import Label, Text
     from pofx.data.pieces import is_streamed
     from pofx.data.write import write_scores
     from pofx.evaluate.likelihood import score
     from pofx.evaluate.text import rates
+    from pofx.spaces import Label, Text
 
     run = read_model(args.run)
     model, texts = run.model, isinstance(run.model.space, Text)
@@ -206,8 +206,8 @@ def _said(run: Run, args: LogProb) -> Part:
     """The text of --say as the only row."""
     import torch
 
-    from pofx.core.space import Text
-    from pofx.data.base import Part
+    from pofx.data.parts import Part
+    from pofx.spaces import Text
 
     if args.source is not None:
         raise UsageError("--say takes the place of a SOURCE; both were given.", "Leave out one.")
@@ -216,7 +216,7 @@ def _said(run: Run, args: LogProb) -> Part:
     assert isinstance(run.model.space, Text)
     if run.model.context is not None:
         raise UsageError("--say has no context, which this run takes.", "Score a SOURCE that has it.")
-    return Part(run.model.space.read([args.say]), rows=torch.arange(1))
+    return Part(run.model.space.parse([args.say]), rows=torch.arange(1))
 
 
 def _per_byte(run: Run, part: Part, nats: torch.Tensor) -> dict[str, Any]:
@@ -225,9 +225,7 @@ def _per_byte(run: Run, part: Part, nats: torch.Tensor) -> dict[str, Any]:
 
     import torch
 
-    from pofx.core.space import units
-
-    size = torch.cat([units(run.model.space, part[i : i + 256].read().x) for i in range(0, len(part), 256)])
+    size = torch.cat([run.model.space.units(part[i : i + 256].read().x) for i in range(0, len(part), 256)])
     return {"bytes": size.long(), "bits_per_byte": -nats.double() / math.log(2) / size}
 
 

@@ -27,7 +27,7 @@ from pofx.core.errors import UsageError
 from pofx.core.spelling import visible
 
 if TYPE_CHECKING:
-    from pofx.data.base import Data
+    from pofx.data.parts import Data
 
 
 out = Terminal()
@@ -140,7 +140,7 @@ class Output(Group):
 
 
 def load_source(args: Source) -> Data:
-    from pofx.data.base import load
+    from pofx.data.load import load
 
     if args.header and args.no_header:
         raise UsageError("The first line holds names or it does not.", "Give --header or --no-header.")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from docstring_parser import Docstring, parse, parse_from_object
 from tyro.conf import Positional, UseAppendAction
 
-from pofx.commands.arguments import bare, hints, marks, spelled
+from pofx.commands.hints import bare, hints, marks, spelled
 from pofx.commands.terminal import Terminal, fold
 
 INDENT, TEXT, WIDEST = 2, 26, 110  # cells before an option, before its words, and of a line

@@ -104,7 +104,7 @@ class Batch:
         return noise[self.start : self.start + len(self.x)].to(self.x.device)
 
 
-class Material(Protocol):
+class TrainingSet(Protocol):
     """What minibatches are drawn from: the training rows, or what a model makes of them (windows of long texts)."""
 
     def __len__(self) -> int: ...
@@ -116,13 +116,13 @@ class Material(Protocol):
         """The row of the training data that each piece is of [B]: its context and weight are the row's."""
         ...
 
-    def turn(self, number: int) -> None:
+    def set_epoch(self, number: int) -> None:
         """A pass over all pieces begins: they may be cut anew."""
         ...
 
 
 @dataclass(frozen=True)
-class AsTheyAre:
+class RowDataset:
     """Rows x [N, *E] themselves."""
 
     x: Any
@@ -137,7 +137,7 @@ class AsTheyAre:
     def owner(self, index: Tensor) -> Tensor:
         return index
 
-    def turn(self, number: int) -> None:
+    def set_epoch(self, number: int) -> None:
         """Rows are always the same."""
 
 

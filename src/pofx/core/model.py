@@ -22,12 +22,12 @@ from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, Wro
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
 from pofx.core.options import Options
-from pofx.core.space import Label, Ragged, Sequence, Space, Table, join, take
+from pofx.core.space import Ragged, Space, join, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pofx.core.learner import Learner, Material, Recipe
+    from pofx.core.learner import Learner, Recipe, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ class Model(nn.Module):
         """Everything that differs between families in training."""
         raise NotImplementedError
 
-    def material(self, x: Any) -> Material:
+    def training_set(self, x: Any) -> TrainingSet:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
-        from pofx.core.learner import AsTheyAre
+        from pofx.core.learner import RowDataset
 
-        return AsTheyAre(x)
+        return RowDataset(x)
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
@@ -171,8 +171,8 @@ class Model(nn.Module):
 
     def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
-        assert isinstance(self.space, Label)
-        every = [torch.full((n,), k, device=self.device) for k in range(len(self.space.values))]
+        assert self.space.classes is not None
+        every = [torch.full((n,), k, device=self.device) for k in range(self.space.classes)]
         return stack([self.rows_log_prob(y, c, budget, noise) for y in every])
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
@@ -387,7 +387,7 @@ class Conditional:
         It is ``log_prob`` of all classes, in one pass where the family can.
         """
         model, budget = self.model, budget or Budget()
-        if not isinstance(model.space, Label):
+        if model.space.classes is None:
             raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
         _check_budget(model, budget)
         batch = self.batch_shape
@@ -551,10 +551,10 @@ class Conditional:
 
     def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
         """What flat rows are told apart by, int64 [N]."""
-        parts = [row_keys(x.detach(), _fill(self.model.space))]
+        parts = [row_keys(x.detach(), self.model.space.fill)]
         if c is not None:
             assert self.model.context is not None
-            parts.append(row_keys(c.detach(), _fill(self.model.context)))
+            parts.append(row_keys(c.detach(), self.model.context.fill))
         return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
@@ -595,11 +595,6 @@ def _generator(generator: torch.Generator | None, device: torch.device) -> torch
     return torch.Generator(device).manual_seed(0) if generator is None else generator
 
 
-def _fill(space: Space) -> float | None:
-    """What stands after the end of a datum of free length."""
-    return space.fill if isinstance(space, Ragged) else None
-
-
 def _carrying(lik: Likelihood, *asking: Tensor | None) -> Likelihood:
     """A gradient also by what asks for one and moves no number, such as where in its bin a value is: zero."""
     for t in asking:
@@ -621,18 +616,9 @@ def _check_nats(model: Model, nats: Tensor) -> None:
 
 
 def _check_draws(model: Model, x: Tensor) -> None:
-    """Draws [n, ...] of a table's columns are NaN where these are nullable alone (infinity ends a sequence)."""
-    table = model.space.step if isinstance(model.space, Sequence) else model.space
-    if not isinstance(table, Table):
-        return
-    bad = x.isnan() & ~torch.tensor([c.nullable for c in table.columns], device=x.device)
-    bad = bad if isinstance(model.space, Sequence) else bad | x.isinf()
-    if bad.any():
-        name = table.columns[int(bad.nonzero()[0, -1])].name
-        raise NotANumber(
-            f"{model.name} draws a {x[bad][0].item()} in column {name!r}.",
-            "Its weights are no longer numbers: fit again.",
-        )
+    """What a fitted model draws is of its space."""
+    if problem := model.space.check_draws(x):
+        raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
 
 
 def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:

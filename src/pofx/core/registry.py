@@ -45,7 +45,6 @@ BUILT_IN = {
     "classifier": "pofx.families.discriminative:Classifier",
 }
 
-
 _REGISTERED: dict[str, type[Model]] = {}
 
 

@@ -1,6 +1,7 @@
 """What one datum x is: its shape, its values, its base measure, and which values are allowed.
 
-A space says nothing about any data set beyond what is needed to read, check and write values.
+A space says nothing about any data set beyond what is needed to read, check and write values. Each is one file of
+``pofx.spaces``; a third party's is known by ``register`` or an entry point in the group ``pofx.spaces``.
 
     space     one event                          dtype     measure
     Table     [D], one entry per column          float64   per column, see below
@@ -15,18 +16,18 @@ category, NaN for a missing entry (allowed in nullable columns only).
 
 The length L of a text, a sound or a sequence is free: ``event_shape`` has -1 there. A batch is as long as
 its longest datum, and ``fill`` (-1, or infinity among reals) stands after the end of shorter ones. The end
-belongs to the datum where ``ends`` is true: the probability of a document includes that it stops where it
+belongs to the datum where ``has_eos`` is true: the probability of a document includes that it stops where it
 does. Else the data are excerpts of something longer, and their lengths are given.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, TypeAlias
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -36,243 +37,69 @@ from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.measure import Measure
 
 
-@dataclass(frozen=True)
-class Real:
-    """A real column with a density in its raw unit; ``step`` makes it a grid of atoms.
+class Space(ABC):
+    """What one x is: a frozen dataclass that derives from this, with all that a space knows of itself."""
 
-    A column that repeats values has atoms, on which a continuous density grows without limit. Such a
-    column is recorded at its stored resolution: values are ``origin + k * step`` for integer k, and it
-    is measured by counting. ``low`` and ``high`` are the observed range (for display and for scale
-    only: values outside are allowed).
-    """
-
-    name: str
-    nullable: bool = False
-    step: float | None = None
-    origin: float = 0.0
-    low: float | None = None
-    high: float | None = None
+    name: ClassVar[str]  # by which a run folder says which space it is
+    dtype: ClassVar[torch.dtype]
+    unit: ClassVar[str] = "dim"  # what a rate is told per
+    fill: ClassVar[float | None] = None  # what stands after the end of a datum of free length
+    classes: int | None = None  # how many values x may have, where they are few and each has a name
+    whole: ClassVar[str] = "Give whole numbers."  # what to do about values that ``dtype`` cannot hold
 
     @property
-    def measure(self) -> str:
-        if self.step is not None:
-            return "counting"
-        return "atom+lebesgue" if self.nullable else "lebesgue"
-
-
-@dataclass(frozen=True)
-class Integer:
-    """A column of integers, measured by counting on all of Z; ``low``, ``high``: the observed range.
-
-    ``date`` is "d" or "s" where the integers count days or seconds since 1970-01-01.
-    """
-
-    name: str
-    low: int
-    high: int
-    nullable: bool = False
-    date: str | None = None
-
-    step: ClassVar[float] = 1.0
-    origin: ClassVar[float] = 0.0
-
-    @property
-    def measure(self) -> str:
-        return "counting"
-
-
-@dataclass(frozen=True)
-class Category:
-    """A column with a fixed set of values, stored as their indices; ``values`` are their spellings."""
-
-    name: str
-    values: tuple[str, ...]
-    nullable: bool = False
-
-    @property
-    def measure(self) -> str:
-        return "counting"
-
-
-Column: TypeAlias = Real | Integer | Category
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of typed columns; one event is a float64 vector [D].
-
-    Example:
-        >>> table = Table((Real("height"), Integer("children", 0, 9), Category("eyes", ("blue", "brown"))))
-        >>> str(table.measure)
-        'lebesgue × counting^2'
-    """
-
-    columns: tuple[Column, ...]
-
-    dtype: ClassVar[torch.dtype] = torch.float64
-
-    @property
+    @abstractmethod
     def event_shape(self) -> tuple[int, ...]:
-        return (len(self.columns),)
+        """*E, with -1 for a free length."""
 
-    @cached_property
-    def measure(self) -> Measure:
-        return Measure.of([c.measure for c in self.columns])
+    @property
+    @abstractmethod
+    def measure(self) -> Measure: ...
 
     @property
     def dims(self) -> int:
-        return len(self.columns)
+        """How many numbers one datum is."""
+        return math.prod(self.event_shape)
 
-    def __str__(self) -> str:
-        kinds = [type(c).__name__.lower() for c in self.columns]
-        return f"table of {len(kinds)} columns: " + ", ".join(
-            f"{kinds.count(k)} {k}" for k in ("real", "integer", "category") if k in kinds
-        )
-
+    @abstractmethod
     def check(self, x: Tensor) -> None:
-        """Raise WrongShape or BadValue unless every row of x [..., D] is one of this space."""
-        _check_shape(self, x)
-        flat = x.reshape(-1, self.dims)
-        # a finite sum: nothing is missing or infinite, which one cheap pass tells of most data
-        missing = None if math.isfinite(flat.sum().item()) else torch.isnan(flat)
-        if missing is not None and (infinite := torch.isinf(flat).any(0)).any():
-            raise BadValue(
-                f"Column {self.columns[int(infinite.nonzero()[0])].name!r} holds an infinite value.",
-                "Mark it as missing or drop the row.",
-            )
-        for j, col in enumerate(self.columns):
-            if missing is not None and not col.nullable and missing[:, j].any():
-                row = int(missing[:, j].nonzero()[0])
-                raise BadValue(
-                    f"Column {col.name!r} is NaN (missing) in row {row}, but had no missing values when its type was set.",
-                    f"Drop the row, or declare the column nullable: --types {col.name}=nullable.",
-                )
-            if isinstance(col, Real) and col.step is None:
-                continue
-            v = flat[:, j] if missing is None else flat[:, j][~missing[:, j]]
-            if isinstance(col, Category):
-                bad = v[(v != v.round()) | (v < 0) | (v >= len(col.values))]
-                if len(bad):
-                    raise BadValue(
-                        f"Column {col.name!r} holds code {bad[0].item():g}; it has {len(col.values)} values (0 to {len(col.values) - 1}).",
-                        "Encode rows with the table's own categories.",
-                    )
-            elif col.step is not None:
-                k = (v - col.origin) / col.step
-                bad = v[(k - k.round()).abs() > 1e-3]
-                if len(bad):
-                    raise BadValue(
-                        f"Column {col.name!r} holds {bad[0].item():.10g}, which is not on its grid (step {col.step:g}).",
-                        f"Round it, or declare the column continuous: --types {col.name}=real.",
-                    )
+        """Raises WrongShape or BadValue unless every datum of x [..., *E] is one of this space."""
+
+    def check_draws(self, x: Tensor) -> str | None:
+        """What no draw of x [n, *E] may be and one is, in words; None where all may be."""
+        return None
+
+    def units(self, x: Tensor) -> Tensor:
+        """How many ``unit``s each datum of x [N, *E] has, float64 [N]."""
+        return torch.full((len(x),), float(self.dims), dtype=torch.float64)
+
+    def parse(self, spellings: list[str]) -> Tensor | None:
+        """Data [N, *E] by their spellings; None where the space knows none."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
-        return {"space": "table", "columns": [{"type": type(c).__name__, **vars(c)} for c in self.columns]}
+        """Plain values, of which ``from_json`` makes the space again."""
+        return {"space": self.name, **vars(self)}
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> Self:
+        return cls(**fields)
 
 
-@dataclass(frozen=True)
-class Image:
-    """Images [C, H, W] of integer levels 0 .. levels-1 (levels at most 256).
-
-    Example:
-        >>> digits = Image(28, 28, 1, 256)
-        >>> digits.event_shape, digits.dims, str(digits.measure)
-        ((1, 28, 28), 784, 'counting^784')
-    """
-
-    height: int
-    width: int
-    channels: int = 1
-    levels: int = 256
-
-    dtype: ClassVar[torch.dtype] = torch.uint8
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.channels, self.height, self.width)
-
-    @property
-    def dims(self) -> int:
-        return self.channels * self.height * self.width
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(self.dims)
-
-    def __str__(self) -> str:
-        return f"images {self.height}×{self.width}×{self.channels}, {self.levels} levels"
-
-    def check(self, x: Tensor) -> None:
-        _check_shape(self, x)
-        if x.numel() and int(x.max()) >= self.levels:
-            raise BadValue(
-                f"A pixel has level {int(x.max())}; this space has levels 0 to {self.levels - 1}.",
-                "Rescale the images.",
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": "image", **vars(self)}
-
-
-@dataclass(frozen=True)
-class Label:
-    """One of K classes; one event is an int64 scalar.
-
-    Example:
-        >>> Label(("cat", "dog")).dims
-        1
-    """
-
-    values: tuple[str, ...]
-
-    dtype: ClassVar[torch.dtype] = torch.int64
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def dims(self) -> int:
-        return 1
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(1)
-
-    def __str__(self) -> str:
-        return f"label of {len(self.values)} classes"
-
-    def read(self, spellings: list[str]) -> Tensor:
-        """Classes by their names, as one batch [N]. Raises BadValue for a name that is none of them."""
-        number = {value: k for k, value in enumerate(self.values)}
-        if unknown := [s for s in spellings if s not in number]:
-            known = ", ".join(self.values[:20]) + (", …" if len(self.values) > 20 else "")
-            raise BadValue(f"There is no class {unknown[0]!r}.", f"Classes: {known}.")
-        return torch.tensor([number[s] for s in spellings])
-
-    def check(self, x: Tensor) -> None:
-        _check_shape(self, x)
-        if x.numel() and (int(x.min()) < 0 or int(x.max()) >= len(self.values)):
-            raise BadValue(
-                f"A label is {int(x.min())} to {int(x.max())}; the classes are 0 to {len(self.values) - 1}.",
-                "Encode labels with the classes of the training data.",
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": "label", "values": self.values}
-
-
-class Ragged:
+class Ragged(Space):
     """What spaces of data of free length share; the first axis of an event is the free one."""
 
-    ends: bool
+    has_eos: bool
     length: int
     fill: ClassVar[float]
-    unit: ClassVar[str]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (-1,)
+
+    @property
+    def dims(self) -> int:
+        return self.length
 
     def lengths(self, x: Tensor) -> Tensor:
         """How long each datum of x [..., *E] is, int64 [...]."""
@@ -280,10 +107,9 @@ class Ragged:
         return (inside if len(self.event_shape) == 1 else inside[..., 0]).sum(-1)
 
     def units(self, x: Tensor) -> Tensor:
-        """How many ``unit``s each datum of x [..., *E] has [...]: what a rate is told per."""
-        return self.lengths(x)
+        return self.lengths(x).double()
 
-    def _check_ends(self, x: Tensor) -> None:
+    def check_ends(self, x: Tensor) -> None:
         """``fill`` stands after the end only, and in all of a step."""
         inside = x != self.fill
         if len(self.event_shape) > 1:
@@ -294,217 +120,37 @@ class Ragged:
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 
 
-@dataclass(frozen=True)
-class Text(Ragged):
-    """Strings over an alphabet, or strings of bytes; one event is int64 [L], -1 after the end.
+BUILT_IN = {
+    name: f"pofx.spaces.{name}:{name.capitalize()}" for name in ("table", "image", "label", "text", "audio", "sequence")
+}
+_REGISTERED: dict[str, type[Space]] = {}
 
-    Attributes:
-        alphabet: its characters in order; "" for the 256 bytes (of UTF-8, where the data are text).
-        ends: a datum is a whole document; else an excerpt, of known length.
-        length: of the longest known datum, in symbols: what a sample may be long at most, or is as an excerpt.
+
+def register(cls: type[Space]) -> None:
+    """Make a space known by its name in this process, as an entry point would for every process.
+
+    Raises UsageError where another space has that name.
     """
-
-    alphabet: str = ""
-    ends: bool = True
-    length: int = 1024
-
-    dtype: ClassVar[torch.dtype] = torch.int64
-    fill: ClassVar[float] = -1
-    unit: ClassVar[str] = "byte"
-
-    @property
-    def symbols(self) -> int:
-        return len(self.alphabet) or 256
-
-    @property
-    def dims(self) -> int:
-        return self.length
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(1)  # a string is one point of a countable set, however it is cut into symbols
-
-    @cached_property
-    def _bytes(self) -> Tensor:
-        """UTF-8 bytes of each symbol, and 0 for fill (index -1)."""
-        sizes = [len(c.encode()) for c in self.alphabet] or [1] * 256
-        return torch.tensor([*sizes, 0])
-
-    def units(self, x: Tensor) -> Tensor:
-        return self._bytes.to(x.device)[x].sum(-1)
-
-    def spell(self, x: Tensor) -> str:
-        """One datum [L] as a string (bytes that are no UTF-8 become �)."""
-        inside = x[x >= 0].tolist()
-        if not self.alphabet:
-            return bytes(inside).decode(errors="replace")
-        return "".join(map(self.alphabet.__getitem__, inside))
-
-    def after_first(self, x: Tensor, strings: tuple[str, ...]) -> int:
-        """How many symbols of one datum [L] there are up to the end of the first of these strings; all without one."""
-        inside = x[x >= 0].tolist()
-        if self.alphabet:
-            text = "".join(map(self.alphabet.__getitem__, inside))
-            ends = [text.find(s) + len(s) for s in strings if s in text]
-        else:  # bytes as they are, whether or not they are UTF-8
-            data, wanted = bytes(inside), [s.encode() for s in strings]
-            ends = [data.find(s) + len(s) for s in wanted if s in data]
-        return min(ends, default=len(inside))
-
-    def read(self, texts: list[str]) -> Tensor:
-        """Strings as one batch [N, L]. Raises BadValue for a character that the alphabet does not have."""
-        rows = [self._numbers(text) for text in texts]
-        out = torch.full((len(rows), max((len(r) for r in rows), default=0)), -1)
-        for row, numbers in zip(out, rows, strict=True):
-            row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
-        return out
-
-    def _numbers(self, text: str) -> list[int]:
-        if not self.alphabet:
-            return list(text.encode())
-        try:
-            return [self._number[c] for c in text]
-        except KeyError as error:
-            raise unknown_character(self, error.args[0], text.index(error.args[0])) from None
-
-    @cached_property
-    def _number(self) -> dict[str, int]:
-        return {c: i for i, c in enumerate(self.alphabet)}
-
-    def __str__(self) -> str:
-        over = f"{len(self.alphabet)} characters" if self.alphabet else "bytes"
-        return f"{'texts' if self.ends else 'excerpts of text'} over {over}, up to {self.length} long"
-
-    def check(self, x: Tensor) -> None:
-        _check_shape(self, x)
-        _check_symbols(self, x, self.symbols)
-        self._check_ends(x)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": "text", "alphabet": self.alphabet, "ends": self.ends, "length": self.length}
-
-
-@dataclass(frozen=True)
-class Audio(Ragged):
-    """Sounds of one channel; one event is int64 [L], the level of each sample, -1 after the end.
-
-    Attributes:
-        rate: samples per second.
-        levels: 65536 for 16-bit samples (level = sample + 32768), or fewer.
-        law: how levels stand for amplitudes in [-1, 1]: "linear", or "mu" (companded, ITU-T G.711 with mu = levels - 1).
-        ends: a datum is a whole recording; else an excerpt, of known length.
-        length: of the longest known datum, in samples.
-    """
-
-    rate: int
-    levels: int = 65536
-    law: str = "linear"
-    ends: bool = True
-    length: int = 16000
-
-    dtype: ClassVar[torch.dtype] = torch.int64
-    fill: ClassVar[float] = -1
-    unit: ClassVar[str] = "sample"
-
-    @property
-    def dims(self) -> int:
-        return self.length
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(1)
-
-    def __str__(self) -> str:
-        what = "sounds" if self.ends else "excerpts of sound"
-        return f"{what} of {self.rate} Hz, {self.levels} {'mu-law ' if self.law == 'mu' else ''}levels, up to {self.length / self.rate:.3g} s"
-
-    def check(self, x: Tensor) -> None:
-        _check_shape(self, x)
-        _check_symbols(self, x, self.levels)
-        self._check_ends(x)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": "audio", **vars(self)}
-
-
-@dataclass(frozen=True)
-class Sequence(Ragged):
-    """Sequences of steps, each a row of a table: trajectories, time series, piano rolls.
-
-    One event is float64 [L, D], infinity after the end.
-
-    Attributes:
-        step: what one step is.
-        ends: a datum is a whole sequence; else an excerpt, of known length.
-        length: of the longest known datum, in steps.
-    """
-
-    step: Table
-    ends: bool = True
-    length: int = 256
-
-    dtype: ClassVar[torch.dtype] = torch.float64
-    fill: ClassVar[float] = math.inf
-    unit: ClassVar[str] = "step"
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (-1, self.step.dims)
-
-    @property
-    def dims(self) -> int:
-        return self.length * self.step.dims
-
-    @cached_property
-    def measure(self) -> Measure:
-        """A datum of n steps has the measure of a step n times over."""
-        return Measure(tuple((f"{name}*", count) for name, count in self.step.measure.parts))
-
-    def __str__(self) -> str:
-        what = "sequences" if self.ends else "excerpts of sequences"
-        return f"{what} of up to {self.length} steps, each a {self.step}"
-
-    def check(self, x: Tensor) -> None:
-        _check_shape(self, x)
-        self._check_ends(x)
-        inside = x.flatten(0, -2)
-        self.step.check(inside[inside[:, 0] != math.inf])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": "sequence", "step": self.step.to_json(), "ends": self.ends, "length": self.length}
-
-
-Space: TypeAlias = Table | Image | Label | Text | Audio | Sequence
+    if cls.name in BUILT_IN or _REGISTERED.setdefault(cls.name, cls) is not cls:
+        raise UsageError(f"A space {cls.name!r} exists already.", "Give yours another name.")
 
 
 def from_json(data: dict[str, Any]) -> Space:
     """The inverse of ``to_json``. Raises UsageError on an unknown space."""
-    body = {k: v for k, v in data.items() if k != "space"}
-    if data["space"] == "image":
-        return Image(**body)
-    if data["space"] == "label":
-        return Label(tuple(body["values"]))
-    if data["space"] == "text":
-        return Text(**body)
-    if data["space"] == "audio":
-        return Audio(**body)
-    if data["space"] == "sequence":
-        step = from_json(body.pop("step"))
-        assert isinstance(step, Table)
-        return Sequence(step, **body)
-    if data["space"] == "table":
-        kinds: dict[str, Callable[..., Column]] = {"Real": Real, "Integer": Integer, "Category": Category}
-        columns = []
-        for entry in body["columns"]:
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "type"}
-            columns.append(kinds[entry["type"]](**fields))
-        return Table(tuple(columns))
-    raise UsageError(
-        f"Unknown space {data['space']!r}; known: table, image, label, text, audio, sequence.", "Use a newer pofx."
-    )
+    name, fields = data["space"], {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "space"}
+    if name in _REGISTERED:
+        return _REGISTERED[name].of_json(fields)
+    known = {point.name: point.value for point in entry_points(group="pofx.spaces")} | BUILT_IN
+    if name not in known:
+        raise UsageError(f"Unknown space {name!r}; known: {', '.join(known)}.", "Use a newer pofx.")
+    module, _, attribute = known[name].partition(":")
+    cls: type[Space] = getattr(import_module(module), attribute)
+    return cls.of_json(fields)
 
 
 READ = "Give numbers; what has names, such as categories, goes in as a frame or a dictionary with the columns by name."
+
+
 FRAMES = "pofx.data.rows"  # reads what has columns by name; met by its own name, as families are: core has no readers
 
 
@@ -521,8 +167,8 @@ def take(space: Space, x: Any) -> Tensor:
     if _has_names(x):
         read: Callable[[Space, Any], Tensor] = import_module(FRAMES).of_names
         return read(space, x)
-    if isinstance(space, Label | Text) and (strings := _strings(x)):
-        return space.read(strings)[0] if isinstance(x, str) else space.read(strings)
+    if (strings := _strings(x)) and (read_from := space.parse(strings)) is not None:
+        return read_from[0] if isinstance(x, str) else read_from
     given: Tensor = x if isinstance(x, Tensor) else _from_array(space, x)
     if given.dtype == space.dtype:
         return given
@@ -536,18 +182,9 @@ def take(space: Space, x: Any) -> Tensor:
         value = given[changed][0].item()
         raise BadValue(
             f"The value {value!r} of {given.dtype} would change as {space.dtype}, as which {space} are held.",
-            _remedy(space),
+            space.whole,
         )
     return out
-
-
-def _remedy(space: Space) -> str:
-    if isinstance(space, Image):
-        top = space.levels - 1
-        return f"Give whole levels from 0 to {top}: (x * {top}).round() where x is from 0 to 1."
-    if space.dtype.is_floating_point:
-        return "Give whole numbers up to 2^53, or declare the column a category."
-    return "Give whole numbers."
 
 
 def _has_names(x: Any) -> bool:
@@ -582,31 +219,12 @@ def _from_array(space: Space, x: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=kept or array.dtype.newbyteorder("=")))
 
 
-def unknown_character(space: Text, character: str, place: int) -> BadValue:
-    return BadValue(
-        f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
-        "Leave it out, or load and fit the texts as bytes: --symbols bytes.",
-    )
-
-
 def free_length(space: Space, context: Space | None) -> str | None:
     """Why a family of data of one size refuses these spaces, or None."""
     for s in (space, context):
         if isinstance(s, Ragged):
             return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
     return None
-
-
-def unit(space: Space) -> str:
-    """What a rate of this space is told per: a dimension, a label, or the unit of data of free length."""
-    return space.unit if isinstance(space, Ragged) else "label" if isinstance(space, Label) else "dim"
-
-
-def units(space: Space, x: Tensor) -> Tensor:
-    """How many units each datum of x [N, *E] has, float64 [N]."""
-    if isinstance(space, Ragged):
-        return space.units(x).double()
-    return torch.full((len(x),), float(space.dims), dtype=torch.float64)
 
 
 def join(space: Space, parts: list[Tensor]) -> Tensor:
@@ -618,7 +236,7 @@ def join(space: Space, parts: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _check_shape(space: Space, x: Tensor) -> None:
+def check_shape(space: Space, x: Tensor) -> None:
     if x.dtype != space.dtype:
         raise WrongShape(f"Data have dtype {x.dtype}; {space} takes {space.dtype}.", f"Convert: x.to({space.dtype}).")
     k = len(space.event_shape)
@@ -631,9 +249,9 @@ def _check_shape(space: Space, x: Tensor) -> None:
         )
 
 
-def _check_symbols(space: Text | Audio, x: Tensor, size: int) -> None:
+def check_symbols(space: Space, x: Tensor, size: int) -> None:
     if x.numel() and (int(x.min()) < -1 or int(x.max()) >= size):
         raise BadValue(
-            f"A value is {int(x.min()) if int(x.min()) < -1 else int(x.max())}; {space} take 0 to {size - 1}, and -1 after the end.",
+            f"A value is {x.min() if x.min() < -1 else x.max()}; {space} take 0 to {size - 1}, and -1 after the end.",
             "Encode the data as this space does.",
         )

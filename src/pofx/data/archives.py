@@ -21,8 +21,9 @@ import torch
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import audio, image, packed, sequences
 from pofx.data.image import PARTS, NDArray
+from pofx.data.options import Options
 from pofx.data.ragged import excerpts
-from pofx.data.raw import RATE, SECONDS, STEPS, Options, Raw, RawTable, corrupt, table_of
+from pofx.data.raw import RATE, SECONDS, STEPS, Raw, RawTable, corrupt, table_of
 from pofx.data.split import TEST, TRAIN, VALID
 from pofx.data.tabular import MOST_CATEGORIES
 

@@ -22,21 +22,38 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.files import replacing
-from pofx.core.space import Audio, Label, Space
+from pofx.core.space import Space
 from pofx.data import foreign
 from pofx.data.folders import listing
 from pofx.data.image import by_folder, by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.split import pick
+from pofx.spaces import Audio, Label
 
 SUFFIXES = (".wav", ".flac", ".ogg")
+
+
 LAWS = {"linear": 65536, "mu": 256}  # and their usual numbers of levels
+
+
 MOST_LEVELS = 65536
+
+
 MOST_RATE = 1_000_000  # samples per second: some ten times what the fastest recorders of bats take
+
+
 MOST_UPSAMPLING = 100  # samples that one may become
+
+
 MOST_SAMPLES = 2**26  # of a file of any size; of larger ones, MOST_RATIO samples a byte
+
+
 MOST_RATIO = 20
+
+
 BLOCK = 2**20  # samples that are decoded together
+
+
 LABELS = ("label", "labels", "y", "target", "class", "digit", "word")
 
 
@@ -72,9 +89,6 @@ class Reading:
         return self.law, levels
 
 
-# ---------------------------------------------------------------------------------------------- levels
-
-
 def encode(amplitude: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
     """Amplitudes in [-1, 1] (what is beyond is clipped) as levels 0 .. levels - 1, uint8 or uint16.
 
@@ -96,9 +110,6 @@ def decode(level: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
         a = np.asarray(level, np.float64) / (levels - 1) * 2 - 1
         return np.sign(a) * np.expm1(np.abs(a) * math.log(levels)) / (levels - 1)
     return np.asarray(level, np.float64) / (levels / 2) - 1
-
-
-# ---------------------------------------------------------------------------------------------- files
 
 
 def from_folder(folder: Path, how: Reading, max_rows: int | None = None, seed: int = 0) -> RawRagged:
@@ -270,9 +281,6 @@ def _raw(sounds: list[NDArray], rate: int, how: Reading, where: str, notes: list
     return RawRagged(Audio(rate, levels, law, True, int(rows.lengths.max())), rows, notes=notes)
 
 
-# ---------------------------------------------------------------------------------------------- arrays
-
-
 def is_audio(arrays: Mapping[str, NDArray]) -> bool:
     """Do arrays hold sounds, end to end?"""
     return {"audio", "offsets"} <= by_part(arrays).keys()
@@ -367,9 +375,6 @@ def _label(
         notes.append(f"Labels are {chosen!r}; there are also {', '.join(others)} (choose with --label or --given).")
     names, codes = arrays.get(f"{chosen}_names"), can[chosen]
     return chosen, codes if names is None or codes.dtype.kind not in "iu" else np.asarray(names)[codes]
-
-
-# ---------------------------------------------------------------------------------------------- to files
 
 
 def pcm(space: Audio, x: Tensor) -> NDArray:

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pofx.core.space import Image, Table
 from pofx.data import image
 from pofx.data.image import RawImages
-from pofx.data.raw import Fetch, Options, Raw, RawTable, table_of
+from pofx.data.options import Options
+from pofx.data.raw import Fetch, Raw, RawTable, table_of
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import decode
+from pofx.spaces import Image, Table
 
 STANDARD_LIBRARY = "python-source"
 SKLEARN = ("breast-cancer", "diabetes", "digits", "iris", "wine")

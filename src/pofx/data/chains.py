@@ -12,15 +12,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pofx.core.space import Audio, Category, Integer, Sequence, Table, Text
 from pofx.data.synthetic import Gaussian, categorical, discrete_entropy, reals, tensor
+from pofx.spaces import Audio, Category, Integer, Sequence, Table, Text
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
     """x_1 ~ start, x_t ~ transition[x_{t-1}]; after x_t the datum ends with probability stop[x_t].
 
-    At ``space.length`` it ends for certain. Of excerpts (no ``space.ends``) every length from 1 to
+    At ``space.length`` it ends for certain. Of excerpts (no ``space.has_eos``) every length from 1 to
     ``space.length`` is as likely, and given.
 
     Attributes:
@@ -40,7 +40,7 @@ class Chain:
         move, end = discrete_entropy(self.transition), discrete_entropy(torch.stack([self.stop, 1 - self.stop], -1))
         total, alive = discrete_entropy(self.start), self.start
         for t in range(1, self.space.length):
-            if self.space.ends:
+            if self.space.has_eos:
                 total = total + alive @ (end + (1 - self.stop) * move)
                 alive = (alive * (1 - self.stop)) @ self.transition
             else:
@@ -53,7 +53,7 @@ class Chain:
         goal = torch.randint(1, self.space.length + 1, (n,), generator=generator)
         states, over = [state], torch.zeros(n, dtype=torch.bool)
         for t in range(1, self.space.length):
-            over = over | (chance(self.stop[state], generator) if self.space.ends else goal <= t)
+            over = over | (chance(self.stop[state], generator) if self.space.has_eos else goal <= t)
             if over.all():
                 break
             state = categorical(self.transition[state], generator)
@@ -65,10 +65,10 @@ class Chain:
         s, size = self.states(x), self.space.lengths(x)
         here = torch.arange(s.shape[1]) < size[:, None]
         moves = self.transition.log()[s[:, :-1], s[:, 1:]]
-        if self.space.ends:
+        if self.space.has_eos:
             moves = moves + (1 - self.stop).log()[s[:, :-1]]
         nats = self.start.log()[s[:, 0]] + moves.masked_fill(~here[:, 1:], 0.0).sum(1)
-        if self.space.ends:
+        if self.space.has_eos:
             last = s.gather(1, (size[:, None] - 1).clamp(min=0))[:, 0]
             nats = nats + torch.where(size < self.space.length, self.stop.log()[last], 0.0)
         return nats.masked_fill((size == 0) | (size > self.space.length), -torch.inf)

@@ -25,8 +25,9 @@ import pyarrow.csv
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UsageError
 from pofx.data import formats
+from pofx.data.options import Delimited, Options
 from pofx.data.packed import unpacked
-from pofx.data.raw import Delimited, Options, RawTable, corrupt, table_of
+from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
 

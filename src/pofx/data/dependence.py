@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pofx.core.space import Integer, Real, Table
 from pofx.data.blocks import BLOCK
+from pofx.spaces import Integer, Real, Table
 
 NDArray = np.ndarray[Any, Any]
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,13 +16,10 @@ from pofx.core.errors import DataChanged
 from pofx.data.blocks import BLOCK, BlockRows
 from pofx.data.ragged import RaggedRows
 
-if TYPE_CHECKING:
-    from pofx.data.base import Data, Part
-
 CHUNK = 2**24  # bytes that are hashed at a time: a file that is mapped into memory never stands in it whole
 
 
-def digest(part: Part) -> str:
+def digest(part: Any) -> str:
     """BLAKE2b of the rows in their order: their values, contexts, labels, weights and numbers in the source."""
     found = hashlib.blake2b(digest_size=16)
     for field in dataclasses.fields(part):
@@ -49,7 +46,7 @@ def _update(found: Any, array: np.ndarray[Any, Any]) -> None:
         found.update(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8))
 
 
-def of_data(data: Data) -> dict[str, str]:
+def of_data(data: Any) -> dict[str, str]:
     """A digest of each part, and of what the values mean: the space, the context and the classes."""
     meaning = [data.space.to_json(), None if data.context is None else data.context.to_json(), data.labels]
     space = hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
@@ -59,7 +56,7 @@ def of_data(data: Data) -> dict[str, str]:
 WORDS = {"train": "training rows", "valid": "validation rows", "test": "test rows", "space": "types or classes"}
 
 
-def differences(recorded: Mapping[str, str], data: Data) -> str:
+def differences(recorded: Mapping[str, str], data: Any) -> str:
     """What of the data is not as in the digests ``recorded``, in words; "" where all is."""
     now = data.digest
     changed = [words for key, words in WORDS.items() if now[key] != recorded[key]]
@@ -69,7 +66,7 @@ def differences(recorded: Mapping[str, str], data: Data) -> str:
     return f"changed: {', '.join(changed)}; as before: {', '.join(same) or 'nothing'}"
 
 
-def same_data(record: Mapping[str, Any], data: Data, what: str) -> str | None:
+def same_data(record: Mapping[str, Any], data: Any, what: str) -> str | None:
     """Make sure that ``data`` are what a run or a comparison was made with, whose ``record`` has an entry "data".
 
     Returns a note where the record has no digest, so that nothing can be said. Raises DataChanged.

@@ -20,11 +20,11 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as Pillow
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
-from pofx.core.space import Image
 from pofx.data import foreign
 from pofx.data.folders import listing
 from pofx.data.packed import unpacked
 from pofx.data.split import TEST, TRAIN, VALID, pick
+from pofx.spaces import Image
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
 

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from pofx.core.errors import EmptyData, MissingSource, PofxError, UnknownFormat
-from pofx.core.space import Integer, Label, Real, Space, Table
-from pofx.data.base import Part
+from pofx.core.space import Space
 from pofx.data.columnar import DAMAGE
 from pofx.data.folders import natural
+from pofx.data.parts import Part
 from pofx.data.raw import corrupt
 from pofx.data.rows import names_used, read_rows, unused
+from pofx.spaces import Integer, Label, Real, Table
 
 BLOCK = 2**16  # rows that are in memory at once, of a piece that can be read in parts
 PARQUET = (".parquet", ".pq")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import WrongShape
-from pofx.core.space import Audio, Sequence, Text
+from pofx.spaces import Audio, Sequence, Text
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -133,7 +133,7 @@ def excerpts(raw: RawRagged, size: int, like: Audio | Sequence | None = None) ->
     New rows of a known space stay as they are where those of that space have an end.
     """
     rows, space = raw.rows, raw.space
-    if (like is not None and like.ends) or len(rows) >= FEW or raw.part is not None:
+    if (like is not None and like.has_eos) or len(rows) >= FEW or raw.part is not None:
         return raw
     cuts = [
         (start, place, min(place + size, end))
@@ -145,5 +145,5 @@ def excerpts(raw: RawRagged, size: int, like: Audio | Sequence | None = None) ->
     before = replace(rows, starts=np.maximum(place - size, first), ends=place)
     label = None if raw.label is None else raw.label[np.searchsorted(rows.starts, first, side="right") - 1]
     notes = [*raw.notes, f"{len(rows)} of them: cut into {len(cut)} excerpts of up to {size} steps in their order."]
-    space = replace(space, ends=False, length=int(cut.lengths.max()))
+    space = replace(space, has_eos=False, length=int(cut.lengths.max()))
     return RawRagged(space, cut, label, notes=notes, before=before, classes=raw.classes)

@@ -22,8 +22,9 @@ from pofx.core.memory import available, gigabytes
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, listed, listing, natural
+from pofx.data.options import Options
 from pofx.data.ragged import RawRagged, excerpts
-from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Options, Raw, RawTable
+from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Raw, RawTable
 from pofx.data.synthetic import SOURCES
 
 PARQUET = (".parquet", ".pq")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Column, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RawRagged
+from pofx.spaces import Category, Column, Label, Real, Table
 
 if TYPE_CHECKING:
     from pofx.data.raw import Raw

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, UsageError, WrongShape
-from pofx.core.space import Category, Image, Integer, Label, Ragged, Space, Table
-from pofx.data.base import Part, reading
+from pofx.core.space import Ragged, Space
+from pofx.data.load import reading
+from pofx.data.parts import Part
 from pofx.data.ragged import RawRagged
 from pofx.data.roles import no_column
+from pofx.spaces import Category, Image, Integer, Label, Table
 
 if TYPE_CHECKING:
     from pofx.data.raw import Raw
@@ -68,6 +70,7 @@ def read_rows(
             return _new_table(s, raw, notes, first)
         if label is None:
             raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
+        assert isinstance(s, Label)
         return _new_labels(s.values, label, first)
 
     x = rows(space)

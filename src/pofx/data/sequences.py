@@ -16,11 +16,11 @@ import pyarrow as pa
 import torch
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
-from pofx.core.space import Category, Sequence, Table
-from pofx.data.base import typed
+from pofx.data.columns import typed
 from pofx.data.image import by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.tabular import encode_rows
+from pofx.spaces import Category, Sequence, Table
 
 if TYPE_CHECKING:
     from pofx.data.raw import RawTable

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Image, Integer, Real, Space, Table, join
+from pofx.core.space import Space, join
+from pofx.spaces import Category, Image, Integer, Real, Table
 
 
 @runtime_checkable

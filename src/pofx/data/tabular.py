@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pofx.core.errors import BadValue, UsageError
-from pofx.core.space import Category, Column, Integer, Real
 from pofx.core.spelling import listed
 from pofx.data import formats
 from pofx.data.formats import EXACT
+from pofx.spaces import Category, Column, Integer, Real
 
 Array: TypeAlias = "pa.ChunkedArray | np.ndarray[Any, Any]"
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.core.space import Text, unknown_character
 from pofx.data.folders import listing
 from pofx.data.image import PARTS
 from pofx.data.packed import unpacked
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.spaces import Text
+from pofx.spaces.text import unknown_character
 
 SUFFIXES = (
     "txt", "text", "md", "rst", "tex", "py", "c", "h", "cc", "cpp", "hpp", "java", "js", "ts", "go", "rs", "rb", "php",
@@ -224,7 +225,7 @@ def _raw(
     """Documents values[starts[i] : ends[i]], with something between them: as they are, or cut into excerpts."""
     longest = int((ends - starts).max())
     few = len(starts) < FEW_DOCUMENTS or longest > LONG
-    if not how.like.ends if how.like else few and part is None:
+    if not how.like.has_eos if how.like else few and part is None:
         return _cut(values, starts, ends, alphabet, notes)
     rows = RaggedRows(values, starts, ends, -1, torch.int64)
     return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)

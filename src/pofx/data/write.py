@@ -23,12 +23,13 @@ from torch import Tensor
 
 from pofx.core.errors import CannotSave, UsageError
 from pofx.core.files import replacing
-from pofx.core.space import Audio, Image, Label, Sequence, Space, Table, Text, join
+from pofx.core.space import Space, join
 from pofx.data.audio import check_sounds, write_audio
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
 from pofx.data.text import ENDOFTEXT, TEXT, unescaped
+from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 BETWEEN = "\n" + "-" * 40 + "\n"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")

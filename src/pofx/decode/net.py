@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.nn.emission import Symbols
+from pofx.nn.emission import TokenHead
 from pofx.nn.sequence import SequenceNet
 
 
@@ -27,7 +27,7 @@ class NetDecoder:
     def __init__(
         self,
         net: SequenceNet,
-        emission: Symbols,
+        emission: TokenHead,
         prompt: Tensor,
         most: int,
         given: Tensor | None = None,

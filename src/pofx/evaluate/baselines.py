@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import LowerBound
-from pofx.core.space import Category, Column, Image, Label, Space, Table, Text, unit, units
-from pofx.data.base import Part
+from pofx.core.space import Space
+from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score, summarise, unavailable
+from pofx.spaces import Category, Column, Image, Label, Table, Text
 
 MODELS = ("independent", "gaussian")
 """Families that every comparison fits, where they serve the space: what a good model must beat."""
@@ -69,8 +70,8 @@ def text_bytes(space: Text, x: Tensor) -> bytes:
 
 def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Score:
     """A code of all rows together: they share the compressor's memory, so the mean has no error of its own."""
-    nats, each = -8 * len(packed) * math.log(2) / len(x), float(units(space, x).double().mean())
-    return Score(LowerBound.__name__, nats, None, 0.0, len(x), 0, space.measure, each, unit(space), note=note)
+    nats, each = -8 * len(packed) * math.log(2) / len(x), float(space.units(x).double().mean())
+    return Score(LowerBound.__name__, nats, None, 0.0, len(x), 0, space.measure, each, space.unit, note=note)
 
 
 def gzip_score(space: Space, x: Tensor) -> Score:
@@ -89,7 +90,7 @@ def png_score(space: Image, x: Tensor) -> Score:
     """
     bits = torch.tensor([8.0 * len(png_bytes(space, image)) for image in x], dtype=torch.float64)
     lik = LowerBound(-bits * math.log(2), space.measure, torch.zeros_like(bits), 0)
-    return summarise(lik, space, units(space, x))
+    return summarise(lik, space, space.units(x))
 
 
 def png_bytes(space: Image, image: Tensor) -> bytes:

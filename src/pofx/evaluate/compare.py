@@ -48,9 +48,9 @@ import torch
 
 import pofx
 from pofx.core.errors import EmptyData, UsageError
-from pofx.core.space import Table
-from pofx.data.base import Data, Part, load
 from pofx.data.digest import digest
+from pofx.data.load import load
+from pofx.data.parts import Data, Part
 from pofx.data.raw import IN_MEMORY
 from pofx.evaluate.baselines import compression
 from pofx.evaluate.engine import engine
@@ -59,6 +59,7 @@ from pofx.evaluate.plan import FORMAT, asked, begun, kept, names_of, same_plan, 
 from pofx.evaluate.race import Race
 from pofx.evaluate.recommend import amount
 from pofx.evaluate.study import Settings, Study, plain, save_shown
+from pofx.spaces import Table
 from pofx.train.checkpoint import read_sealed
 from pofx.train.device import choose
 from pofx.train.processes import torchrun

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pofx.core.likelihood import Exact, Unavailable
 from pofx.core.model import Model
-from pofx.core.space import Table
-from pofx.data.base import Part
+from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
+from pofx.spaces import Table
 
 ROWS = 32  # test rows over which a share is averaged
 FINEST, WIDEST = -12, 2  # powers of ten: how near to a value and how far off, in standard deviations of its column

@@ -12,12 +12,12 @@ from typing import Any
 
 from pofx.core.model import Model
 from pofx.core.registry import family as find_family
-from pofx.core.space import Label, Table
-from pofx.data.base import Data
+from pofx.data.parts import Data
 from pofx.evaluate.baselines import MODELS
 from pofx.evaluate.cost import peak_memory
 from pofx.evaluate.likelihood import Score, score, unavailable
 from pofx.evaluate.study import EVALUATION, Settings, Study, evaluate, plain, reason, save_rows, save_shown, shown
+from pofx.spaces import Label, Table
 from pofx.train.checkpoint import write_sealed
 from pofx.train.device import choose
 from pofx.train.fit import fit, resume

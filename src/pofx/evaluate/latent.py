@@ -13,9 +13,10 @@ from torch.distributions import Categorical, Distribution
 from pofx.core.errors import EmptyData
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
-from pofx.core.space import Label
-from pofx.data.base import Part
-from pofx.evaluate.two_sample import Features, share_error
+from pofx.data.parts import Part
+from pofx.evaluate.ranking import share_error
+from pofx.evaluate.two_sample import Features
+from pofx.spaces import Label
 
 TRAIN_ROWS, TEST_ROWS = 2000, 1000
 

@@ -35,8 +35,8 @@ from pofx.core.likelihood import (
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
 from pofx.core.noise import Copies
-from pofx.core.space import Space, unit, units
-from pofx.data.base import Part
+from pofx.core.space import Space
+from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
 
 
@@ -208,7 +208,7 @@ def score(
 
     def block(start: int, size: int) -> Likelihood:
         rows = part[start : start + size].read()
-        counted.append(units(model.space, rows.x))
+        counted.append(model.space.units(rows.x))
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
@@ -254,7 +254,7 @@ def summarise(
         draws=draws(lik),
         measure=space.measure,
         dims=round(each.item(), 6),
-        unit=unit(space),
+        unit=space.unit,
         # long data are less likely than short ones: what is left after their rate
         rate_se=None if rate_se is None else rate_se / each.item(),
         impossible=int(impossible.sum()),
@@ -295,7 +295,7 @@ class Tally:
     def score(self, seconds: float = 0.0) -> Score:
         """Of the rows so far, of which there is at least one."""
         assert self.last is not None
-        n, dims = self.n, units(self.space, self.last.nats.new_zeros(1)).item()
+        n, dims = self.n, self.space.units(self.last.nats.new_zeros(1)).item()
         known = n > 1 and not self.impossible
         se = math.sqrt(self.squares / n / (n - 1)) if known else None
         return Score(
@@ -307,7 +307,7 @@ class Tally:
             draws=draws(self.last),
             measure=self.space.measure,
             dims=round(dims, 6),
-            unit=unit(self.space),
+            unit=self.space.unit,
             rate_se=None if se is None else se / dims,
             impossible=self.impossible,
             note=self.last.caveat if isinstance(self.last, Estimate) else "",
@@ -318,7 +318,7 @@ class Tally:
 
 def unavailable(reason: str, space: Space) -> Score:
     """No number, and why."""
-    return Score(Unavailable.__name__, math.nan, None, None, 0, 0, space.measure, space.dims, unit(space), note=reason)
+    return Score(Unavailable.__name__, math.nan, None, None, 0, 0, space.measure, space.dims, space.unit, note=reason)
 
 
 def verdicts(

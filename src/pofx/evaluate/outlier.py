@@ -11,20 +11,11 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Budget, Model
-from pofx.core.space import Image, Ragged, Space
-from pofx.data.base import Part
+from pofx.core.space import Ragged, Space
+from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score, score
-from pofx.evaluate.two_sample import share_error
-
-
-@dataclass(frozen=True)
-class Auroc:
-    """P(an outlier scores higher than an inlier), ties counted half; ``se`` by DeLong et al. (1988)."""
-
-    auroc: float
-    se: float
-    n_in: int
-    n_out: int
+from pofx.evaluate.ranking import auroc
+from pofx.spaces import Image
 
 
 @dataclass(frozen=True)
@@ -39,36 +30,6 @@ class Detection:
     kind: str
     bits_in: float  # median surprise of inliers
     bits_out: float  # and of outliers
-
-
-def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
-    """Area under the ROC curve of scores [M] and [N]; higher scores should mean outliers.
-
-    The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
-    outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988). Where all of
-    them are equal, as of few rows that are all in order, it would be 0: then it is that of a share of the fewer rows.
-
-    Example:
-        >>> import torch
-        >>> auroc(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.5, 3.0])).auroc  # 5 of 6 pairs in order
-        0.833...
-    """
-    if min(len(inliers), len(outliers)) < 2:
-        raise UsageError(
-            f"{len(inliers)} inliers and {len(outliers)} outliers: an AUROC with its error needs 2 of each."
-        )
-    v10, v01 = _placement(outliers, inliers), 1 - _placement(inliers, outliers)
-    area = float(v10.mean())
-    se = math.sqrt(float(v10.var() / len(v10) + v01.var() / len(v01)))
-    return Auroc(area, se or share_error(area, min(len(inliers), len(outliers))), len(inliers), len(outliers))
-
-
-def _placement(x: Tensor, among: Tensor) -> Tensor:
-    """For each x: the share of ``among`` below it, ties half."""
-    ordered = among.sort().values
-    below = torch.searchsorted(ordered, x.contiguous(), right=False)
-    not_above = torch.searchsorted(ordered, x.contiguous(), right=True)
-    return (below + not_above).double() / (2 * len(ordered))
 
 
 def detect(

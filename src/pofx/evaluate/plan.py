@@ -12,8 +12,8 @@ from pofx.core.errors import RunError, RunExists, UsageError
 from pofx.core.options import POSITIVE, check
 from pofx.core.registry import families as known_families
 from pofx.core.registry import family as find_family
-from pofx.data.base import Data
 from pofx.data.digest import differences
+from pofx.data.parts import Data
 from pofx.data.raw import IN_MEMORY
 from pofx.evaluate.baselines import MODELS
 from pofx.evaluate.entrant import Result

@@ -15,9 +15,10 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model
-from pofx.core.space import Label, Space, take
+from pofx.core.space import Space, take
 from pofx.evaluate.likelihood import Score, summarise
-from pofx.evaluate.two_sample import share_error
+from pofx.evaluate.ranking import share_error
+from pofx.spaces import Label
 from pofx.train.run import Run
 
 

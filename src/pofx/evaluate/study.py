@@ -17,8 +17,8 @@ from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model, Sampler
 from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
-from pofx.core.space import Label, Ragged, Space, Table, Text, join
-from pofx.data.base import Data, Part, class_counts
+from pofx.core.space import Ragged, Space, join
+from pofx.data.parts import Data, Part, class_counts
 from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
@@ -29,6 +29,7 @@ from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
 from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, nearest, prdc
+from pofx.spaces import Label, Table, Text
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for

@@ -12,9 +12,9 @@ from torch import Tensor
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import KINDS, SYMBOL, LowerBound
 from pofx.core.model import Budget, Model
-from pofx.core.space import Text
-from pofx.data.base import Part
+from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score
+from pofx.spaces import Text
 
 BATCH = 256  # texts that are spelt at a time
 
@@ -42,7 +42,7 @@ class Rates:
     symbols: int
     words: int
     symbol: str
-    ends: bool
+    has_eos: bool
     block: int | None = None
     stride: int | None = None
 
@@ -72,7 +72,7 @@ class Rates:
     def text(self) -> str:
         """One line for each rate."""
         sign = "≤" if KINDS[self.kind] is LowerBound else SYMBOL[KINDS[self.kind]]
-        predicted = f"{self.symbols:,}{' with ends' * self.ends}"
+        predicted = f"{self.symbols:,}{' with ends' * self.has_eos}"
         lines = [
             (f"{self.nats_per_character:.4f} nats/char", f"{self.characters:,} characters"),
             (f"{self.bits_per_character:.4f} bits/char", ""),
@@ -116,9 +116,11 @@ def rates(model: Model, part: Part, score: Score, stride: int | None = None) -> 
         characters += sum(map(len, texts))
         words += sum(len(t.split()) for t in texts)
         size += int(space.units(x).sum())
-        symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.ends
+        symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.has_eos
     nats, (block, own) = float(score.rows.nats.sum(dtype=torch.float64)), model.window or (None, None)
-    return Rates(score.kind, nats, characters, size, symbols, words, symbol_of(model), space.ends, block, stride or own)
+    return Rates(
+        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, block, stride or own
+    )
 
 
 def symbol_of(model: Model) -> str:
@@ -172,7 +174,7 @@ def marks(
             told = max(told, end)
     if told < len(spelt) and found:
         found[-1] = Mark(found[-1].text + spelt[told:], found[-1].bits, found[-1].symbols)
-    return [*found, Mark("", bits[len(spans)])] if space.ends else found
+    return [*found, Mark("", bits[len(spans)])] if space.has_eos else found
 
 
 def _exp(nats: float) -> float:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Audio, Category, Column, Image, Label, Sequence, Space, Table, Text
-from pofx.data.base import Part
+from pofx.core.space import Space
+from pofx.data.parts import Part
+from pofx.evaluate.ranking import auroc, share_error
+from pofx.spaces import Audio, Category, Column, Image, Label, Sequence, Table, Text
 
 ONE_HOT = 32  # a category with more values has its rarest share one feature
 COMPONENTS = 64  # principal components of an image
@@ -77,7 +79,10 @@ def _feature_map(space: Space, x: Tensor, seed: int) -> FeatureMap:
         return _TextFeatures(space)
     if isinstance(space, Audio | Sequence):
         return _SeriesFeatures(space, x)
-    return _LabelFeatures(space) if isinstance(space, Label) else _PixelFeatures(space, x, seed)
+    if isinstance(space, Label):
+        return _LabelFeatures(space)
+    assert isinstance(space, Image)
+    return _PixelFeatures(space, x, seed)
 
 
 class _TextFeatures:
@@ -415,8 +420,6 @@ def memorisation(
     """
     from scipy.stats import ks_2samp
 
-    from pofx.evaluate.outlier import auroc
-
     n, train = _same_size(held_out, fake, at_least=2), _some(train, cap)
     ours = nearest(_some(fake, n), train)
     theirs = nearest(_some(held_out, n), train) if near is None else _some(near, n)
@@ -455,19 +458,6 @@ def nearest(x: Tensor, y: Tensor, candidates: int = 4) -> Tensor:
 
 
 # -- shared ----------------------------------------------------------------------------------------------
-
-
-def share_error(share: float, n: int) -> float:
-    """Standard error of a share of n, with two successes and two failures added (Agresti & Coull, 1998).
-
-    Unlike the plain one it is not 0 where all n agree.
-
-    Example:
-        >>> round(share_error(0.0, 30), 3)  # none of 30 is no proof of none at all
-        0.04
-    """
-    p = (share * n + 2) / (n + 4)
-    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Label, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
 from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.spaces import Image, Label, Table
 
 Order = Literal["raster", "reverse", "random"]
 MOST_ORDERS = at_least(1, 1024)
@@ -53,7 +54,7 @@ class AutoregressiveConfig(Options):
 
 
 class Steps(Protocol):
-    """A visit of the sites in order: see ``nn.causal.Walk``."""
+    """A visit of the sites in order: see ``nn.causal.IncrementalSampler``."""
 
     order: list[int]
 
@@ -72,8 +73,8 @@ class Autoregressive(Model):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = self.choose_heads(config, space)
-        self.encoder = None if context is None else encoder(context)
-        self.width = 0 if self.encoder is None else self.encoder.width
+        self.context_encoder = None if context is None else encoder(context)
+        self.width = 0 if self.context_encoder is None else self.context_encoder.width
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
@@ -96,8 +97,8 @@ class Autoregressive(Model):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
-        if self.encoder is not None:
-            self.encoder.prepare(c, weight)
+        if self.context_encoder is not None:
+            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -167,7 +168,7 @@ class Autoregressive(Model):
         return self.heads.log_prob(self.params(features, h, order), x).sum(-1, dtype=torch.float64)
 
     def _encode(self, c: Tensor | None) -> Tensor | None:
-        return None if self.encoder is None else self.encoder(c)
+        return None if self.context_encoder is None else self.context_encoder(c)
 
 
 def space_orders(space: Space, name: str, count: int, seed: int) -> list[list[int]]:

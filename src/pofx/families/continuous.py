@@ -19,16 +19,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.real import Parts, preprocess
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
-from pofx.core.space import Category, Image, Label, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
 from pofx.nn.sites import heads_for
-from pofx.transforms.preprocess import Parts, preprocess
+from pofx.spaces import Category, Image, Label, Table
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Continuous(Model):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
-        self.encoder = None if context is None else encoder(context)
-        known = 0 if self.encoder is None else self.encoder.width
+        self.context_encoder = None if context is None else encoder(context)
+        known = 0 if self.context_encoder is None else self.context_encoder.width
         sizes = self.preprocess.code_sizes
         self.codes = Codes(sizes, config.codes_hidden, known) if sizes else None
         self.dim = self.preprocess.dim
@@ -97,8 +98,8 @@ class Continuous(Model):
         self.preprocess.fit(x, weight, generator)
         if self.codes is not None:
             self.codes.heads.prepare(self.preprocess.split(x).codes.double(), weight)
-        if self.encoder is not None:
-            self.encoder.prepare(c, weight)
+        if self.context_encoder is not None:
+            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         return GradientLearner(self, recipe, self._terms)
@@ -178,7 +179,7 @@ class Continuous(Model):
         return {"loss": loss + codes, "codes": codes}
 
     def encode_context(self, c: Tensor | None) -> Tensor | None:
-        return None if self.encoder is None else self.encoder(c)
+        return None if self.context_encoder is None else self.context_encoder(c)
 
     def given_codes(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
         """h [N, width]: the embedded codes and the encoded context."""

@@ -1,6 +1,6 @@
 """What the counting families share: cells, contexts, and one sweep that counts.
 
-A datum is a tuple of cells with an exact density inside each (nn/cells.py); tables count cells after
+A datum is a tuple of cells with an exact density inside each (codecs/cells.py); tables count cells after
 histories of earlier cells (nn/backoff.py). A context is one more symbol of the history, its last: every
 class has a table of its own, smoothed towards the pooled one.
 """
@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pofx.codecs.cells import cells, sizes
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Model
-from pofx.core.space import Category, Image, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.backoff import Backoff
-from pofx.nn.cells import cells, sizes
+from pofx.spaces import Category, Image, Table
 
 CONTEXTS = 10_000  # cells of the context that get a table of their own
 MANY = 1000  # columns: of more, numbers of intervals are not tried in turn, which takes ten times as long

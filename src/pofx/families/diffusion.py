@@ -29,7 +29,7 @@ from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE
-from pofx.core.space import Image, Space
+from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
@@ -38,6 +38,7 @@ from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.predict import Denoiser, error_in_eps, point, target
 from pofx.paths.samplers import SAMPLERS
 from pofx.paths.schedule import SCHEDULES
+from pofx.spaces import Image
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly

@@ -18,9 +18,10 @@ from pofx.core.likelihood import Exact, Kind, Likelihood, per_row
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, Options
-from pofx.core.space import Image, Label, Space, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
+from pofx.spaces import Image, Label
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Classifier(Model):
         super().__init__(config, space, context)
         assert isinstance(space, Label)
         assert context is not None
-        self.encoder = encoder(context, config.width)
+        self.context_encoder = encoder(context, config.width)
         self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
 
     @classmethod
@@ -75,11 +76,11 @@ class Classifier(Model):
         return Recipe(batch=128, lr=2e-3, weight_decay=0.05, epochs=20, ema=0.99)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
-        self.encoder.prepare(c, weight)
+        self.context_encoder.prepare(c, weight)
 
     def logits(self, c: Tensor) -> Tensor:
         """Unnormalised log-probabilities [N, K] given contexts c [N, *Ec]."""
-        return self.mlp(self.encoder(c))
+        return self.mlp(self.context_encoder(c))
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

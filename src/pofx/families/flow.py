@@ -26,9 +26,10 @@ from pofx.core.measure import Measure
 from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
-from pofx.core.space import Image, Space
+from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.tails import lengthen, normal_log_prob
+from pofx.spaces import Image
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive

@@ -27,10 +27,11 @@ from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE, Options
-from pofx.core.space import Category, Image, Label, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
+from pofx.spaces import Category, Image, Label, Table
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ class Generator(nn.Module):
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
         super().__init__()
-        self.condition = None if context is None else encoder(context)
-        inputs = config.noise + (0 if self.condition is None else self.condition.width)
+        self.context_encoder = None if context is None else encoder(context)
+        inputs = config.noise + (0 if self.context_encoder is None else self.context_encoder.width)
         self.net: nn.Module
         if shape := conv_shape(config, space):
             size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
@@ -196,7 +197,7 @@ class Generator(nn.Module):
             self.net.last.reset_parameters()  # at zero, all samples would be one
 
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(z if self.condition is None else torch.cat([z, self.condition(c)], 1)).flatten(1)
+        return self.net(z if self.context_encoder is None else torch.cat([z, self.context_encoder(c)], 1)).flatten(1)
 
 
 class Critic(nn.Module):
@@ -204,8 +205,8 @@ class Critic(nn.Module):
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
         super().__init__()
-        self.condition = None if context is None else encoder(context)
-        known = 0 if self.condition is None else self.condition.width
+        self.context_encoder = None if context is None else encoder(context)
+        known = 0 if self.context_encoder is None else self.context_encoder.width
         shape = conv_shape(config, space)
         self.shape = shape or (features,)
         self.net: nn.Module
@@ -216,7 +217,9 @@ class Critic(nn.Module):
             self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=known)
 
     def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(y.unflatten(1, self.shape), None if self.condition is None else self.condition(c))[:, 0]
+        return self.net(y.unflatten(1, self.shape), None if self.context_encoder is None else self.context_encoder(c))[
+            :, 0
+        ]
 
 
 class Gan(Model):
@@ -271,8 +274,8 @@ class Gan(Model):
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.codec.prepare(x, weight)
         for net in (self.generator, self.critic, self.average):
-            if net is not None and net.condition is not None:
-                net.condition.prepare(c, weight)
+            if net is not None and net.context_encoder is not None:
+                net.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> Learner:
         return GanLearner(self, recipe)

@@ -22,17 +22,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, OneHotCategorical
 
+from pofx.codecs.joint import SUMMED, Block, Joint, class_sizes, rows_at
 from pofx.core.errors import BadValue, Unsupported
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Label, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.families.mixture import em, sweep
-from pofx.families.mixture.frame import SUMMED, Components, Covariance, Frame, Rows
-from pofx.families.mixture.joint import Block, Joint, class_sizes, rows_at
+from pofx.families.mixture.whitening import Components, Covariance, Rows, Whitening
 from pofx.nn.tails import REACH, lengthen, shorten
+from pofx.spaces import Image, Label, Table
 from pofx.transforms.base import pseudo_rows
 
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
@@ -93,7 +94,7 @@ Config: TypeAlias = GaussianConfig | MixtureConfig
 
 
 class Mixture(Model):
-    """What both families share. Buffers hold the parameters in whitened coordinates (mixture/frame.py)."""
+    """What both families share. Buffers hold the parameters in whitened coordinates (mixture/whitening.py)."""
 
     claims: ClassVar[frozenset[Kind]] = frozenset({Exact, LowerBound})
     in_blocks = True
@@ -124,7 +125,7 @@ class Mixture(Model):
         self.register_buffer("scale", torch.ones(d, dtype=torch.float64))
         self.register_buffer("pooled", torch.eye(whole, dtype=torch.float64))
         self.register_buffer("base", self.joint.frequencies(torch.zeros(self.joint.values, dtype=torch.float64)))
-        for name, value in vars(em.blank(self.kind, k, d, self.prior())).items():
+        for name, value in vars(em.initial(self.kind, k, d, self.prior())).items():
             if name != "kind":
                 self.register_buffer(name, value)
 
@@ -192,8 +193,8 @@ class Mixture(Model):
         for name in ("log_weight", "mean", "factor", "table"):
             getattr(self, name).copy_(getattr(new, name))
 
-    def frame(self) -> Frame:
-        return Frame(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
+    def whitening(self) -> Whitening:
+        return Whitening(self.location, self.scale, self.pooled if self.kind in ("full", "tied") else None)
 
     def prior(self) -> em.Prior:
         o, wishart = self.config, self.config.wishart_prior
@@ -210,7 +211,7 @@ class Mixture(Model):
     @property
     def means(self) -> Tensor:
         """Means [K, d] of the real coordinates (the context's first) in raw units."""
-        return self.frame().raw(self.mean)
+        return self.whitening().raw(self.mean)
 
     @property
     def covariances(self) -> Tensor:
@@ -222,14 +223,14 @@ class Mixture(Model):
 
     def start_at(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         """Start EM from parameters in raw units, shaped as the properties of these names (after ``prepare``)."""
-        frame, v = self.frame(), (means - self.location) / self.scale
-        if frame.pooled is None:
+        whitening, v = self.whitening(), (means - self.location) / self.scale
+        if whitening.pooled is None:
             deviation = covariances.sqrt() / self.scale
             factor = deviation if self.kind == "diag" else deviation.square().mean(1).sqrt()
         else:
-            v = torch.linalg.solve_triangular(frame.pooled, v.T, upper=False).T
+            v = torch.linalg.solve_triangular(whitening.pooled, v.T, upper=False).T
             root = torch.linalg.cholesky(covariances / self.scale.outer(self.scale))
-            factor = torch.linalg.solve_triangular(frame.pooled, root, upper=False)
+            factor = torch.linalg.solve_triangular(whitening.pooled, root, upper=False)
         self.adopt(Components(self.kind, weights.log(), v, factor, self.table))
 
     # -- training -----------------------------------------------------------------------------------------
@@ -261,7 +262,7 @@ class Mixture(Model):
         self.base.copy_(self.joint.fit(x, c, w))
         assert generator is not None or not len(self.joint.grid())
         blocks = self.joint.blocks(x, c, w, torch.Generator() if generator is None else generator)
-        for name, value in vars(Frame.of(blocks, self.kind)).items():
+        for name, value in vars(Whitening.of(blocks, self.kind)).items():
             if value is not None:
                 getattr(self, name).copy_(value)
         self.reach.fill_(REACH)
@@ -300,37 +301,37 @@ class Mixture(Model):
         return torch.where(log_slope < 0, location + scale * s, y), log_slope
 
     def _start(self, y: Tensor, codes: Tensor, weight: Tensor, generator: torch.Generator) -> Components:
-        frame, prior, groups = self.frame(), self.prior(), self.joint.groups
-        v = ((y - frame.location) / frame.scale).nan_to_num()
-        z = v if frame.pooled is None else torch.linalg.solve_triangular(frame.pooled, v.T, upper=False).T
+        whitening, prior, groups = self.whitening(), self.prior(), self.joint.groups
+        v = ((y - whitening.location) / whitening.scale).nan_to_num()
+        z = v if whitening.pooled is None else torch.linalg.solve_triangular(whitening.pooled, v.T, upper=False).T
         small = [i for i, code in enumerate(self.joint.codes) if code.size <= 64]
         hot = z.new_zeros(len(y), self.joint.values).scatter_(1, codes[:, small], 1.0)
         features = torch.cat([v, hot[:, hot.any(0)]], 1)
         k = self.config.components
-        blank = em.blank(self.kind, k * groups, z.shape[1], prior)
-        best, height = blank, -math.inf
+        initial = em.initial(self.kind, k * groups, z.shape[1], prior)
+        best, objective = initial, -math.inf
         for _ in range(self.config.restarts):
             label = torch.zeros(len(y), dtype=torch.int64, device=y.device)
             for g in range(groups):
                 index = (codes[:, 0] == g if groups > 1 else label == 0).nonzero().squeeze(1)
                 if len(index):
                     label[index] = g * k + em.k_means(features[index], k, weight[index], generator)
-            start = em.from_partition(blank, z, codes, weight, label, prior)
+            start = em.from_partition(initial, z, codes, weight, label, prior)
             if self.config.restarts == 1:
                 return start
-            rows = frame.rows(y, codes, weight, torch.float64)
+            rows = whitening.rows(y, codes, weight, torch.float64)
             for _ in range(10):
-                start = em.maximise(start, sweep.expect(start, rows, frame), prior)
-            reached = float(sweep.expect(start, rows, frame).total[0] + em.log_prior(start, prior))
-            if reached > height:
-                best, height = start, reached
+                start = em.m_step(start, sweep.e_step(start, rows, whitening), prior)
+            reached = float(sweep.e_step(start, rows, whitening).total[0] + em.log_prior(start, prior))
+            if reached > objective:
+                best, objective = start, reached
         return best
 
     # -- densities ----------------------------------------------------------------------------------------
 
     def rows(self, y: Tensor, codes: Tensor, weight: Tensor | None = None) -> list[Rows]:
         """Rows of ``joint.split``, grouped by pattern of missing entries, in whitened coordinates."""
-        return self.frame().rows(y, codes, weight, getattr(torch, self.config.dtype))
+        return self.whitening().rows(y, codes, weight, getattr(torch, self.config.dtype))
 
     def _log_density(self, y: Tensor, codes: Tensor) -> Tensor:
         """Of the context and the datum, in the datum's raw units: the context's slopes cancel in p(x | c)."""
@@ -362,8 +363,8 @@ class Mixture(Model):
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
         y, codes = self.joint.split(x, c)
         y, log_slope = self._shortened(y)
-        rows = self.frame().rows(y, codes, None, torch.float64, scatter=False)
-        score = sweep.gradient(self.components(), rows, self.frame()) * log_slope.exp()
+        rows = self.whitening().rows(y, codes, None, torch.float64, scatter=False)
+        score = sweep.gradient(self.components(), rows, self.whitening()) * log_slope.exp()
         s = (y - self.location) / self.scale  # of log ds/dv the derivative is -(s + 1 / s) ds/dv
         score -= torch.where(log_slope < 0, log_slope.exp() * (s + 1 / s) / self.scale, 0.0)
         return score[:, self.joint.given_dim :]
@@ -371,15 +372,15 @@ class Mixture(Model):
     @torch.no_grad()
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """A component by its weight given c, then residuals e ~ N(0, I), conditioned on those of c."""
-        components, frame = self.components(), self.frame()
+        components, whitening = self.components(), self.whitening()
         e = torch.randn(n, self.joint.dim, generator=generator, dtype=torch.float64, device=self.device)
         if c is None:
             label = torch.multinomial(self.weights, n, replacement=True, generator=generator) if n else e.new_empty(0)
         else:
             y, given = self.joint.split_given(c)
-            rows = frame.rows(self._shortened(y)[0], given, None, torch.float64, scatter=False)
-            label = torch.multinomial(sweep.posterior(components, rows, frame), 1, generator=generator).squeeze(1)
-            e = sweep.condition(components, rows, frame, e, label)
+            rows = whitening.rows(self._shortened(y)[0], given, None, torch.float64, scatter=False)
+            label = torch.multinomial(sweep.posterior(components, rows, whitening), 1, generator=generator).squeeze(1)
+            e = sweep.condition(components, rows, whitening, e, label)
         codes = torch.zeros(n, len(self.joint.codes), dtype=torch.int64, device=self.device)
         z = torch.empty_like(e)
         for j in label.unique().tolist():
@@ -389,7 +390,7 @@ class Mixture(Model):
                 if not code.given:
                     p = self.table[j, int(self.joint.offset[i]) :][: code.size].exp()
                     codes[mine, i] = torch.multinomial(p, len(mine), replacement=True, generator=generator)
-        v = lengthen((frame.raw(z) - self.location) / self.scale, self.reach)
+        v = lengthen((whitening.raw(z) - self.location) / self.scale, self.reach)
         return self.joint.join(self.location + self.scale * v, codes)
 
     # -- criteria -------------------------------------------------------------------------------------------
@@ -449,7 +450,7 @@ class GaussianMixture(Mixture):
         """p(component | c, x), grid values taken at the middle of their cells."""
         y, codes = self.joint.split(x, c)
         rows = self.rows(self._shortened(y)[0], codes)
-        return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.frame()))
+        return OneHotCategorical(probs=sweep.posterior(self.components(), rows, self.whitening()))
 
 
 class _Density(torch.autograd.Function):
@@ -459,15 +460,15 @@ class _Density(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, codes: Tensor, model: Mixture) -> Tensor:
         ctx.model = model
         ctx.save_for_backward(y, codes)
-        return sweep.log_density(model.components(), model.rows(y, codes), model.frame())
+        return sweep.log_density(model.components(), model.rows(y, codes), model.whitening())
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
         y, codes = ctx.saved_tensors
-        frame = ctx.model.frame()
-        rows = frame.rows(y, codes, None, torch.float64, scatter=False)
-        slope = sweep.gradient(ctx.model.components(), rows, frame)[:, : y.shape[1]]
+        whitening = ctx.model.whitening()
+        rows = whitening.rows(y, codes, None, torch.float64, scatter=False)
+        slope = sweep.gradient(ctx.model.components(), rows, whitening)[:, : y.shape[1]]
         return weight[:, None] * slope, None, None
 
 

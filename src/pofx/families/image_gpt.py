@@ -24,22 +24,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pofx.core.learner import AsTheyAre, Batch, GradientLearner, Learner, Material, Recipe
+from pofx.codecs.palette import CUBE, Palette
+from pofx.codecs.steps import Patches, PatchOrder
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, RowDataset, TrainingSet
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
-from pofx.core.space import Image, Ragged, Space
+from pofx.core.space import Ragged, Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
 from pofx.families.stepwise import LOOK, Reader, Stepwise
 from pofx.nn.causal import site_order
-from pofx.nn.emission import Emission, Given, Sites, Symbols
+from pofx.nn.emission import Emission, Given, StepHead, TokenHead
 from pofx.nn.heads import Head, LevelLogistics
-from pofx.nn.palette import CUBE, Palette
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
-from pofx.nn.steps import Patches, PatchOrder
 from pofx.nn.transformer import Positions, Shape, Transformer
+from pofx.spaces import Image
 
 SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
 
@@ -149,7 +150,7 @@ class ImageGpt(Stepwise):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, width=32, layers=2, heads=2, components=4, inner_width=32, scans=2)
+        return serving(cls, space, width=32, layers=2, n_heads=2, components=4, inner_width=32, scans=2)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -187,16 +188,16 @@ class ImageGpt(Stepwise):
     def make_emission(self) -> Emission:
         config, space = self.config, self.space
         if config.palette:
-            return Symbols(config.palette, config.width, ends=False)
+            return TokenHead(config.palette, config.width, has_eos=False)
         if self.one_level:
-            return Symbols(space.levels, config.width, ends=False)
+            return TokenHead(space.levels, config.width, has_eos=False)
         sites = space.channels * self.side**2
         if self.predicts and config.head in ("auto", "logistic"):
             head: Head = LevelLogistics(space.levels, config.components, (sites,), errors=True)
         else:
             head = image_head(config.head, space.levels, components=config.components, sites=(sites,))
         heads = Heads(side_by_side(sites), [head], [range(sites)])
-        return Sites(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, ends=False)
+        return StepHead(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, has_eos=False)
 
     def build(self, config: ImageGptConfig) -> SequenceNet:
         assert self.codec.fixed is not None
@@ -210,8 +211,8 @@ class ImageGpt(Stepwise):
 
     # -- scans and orders: members of a mixture -----------------------------------------------------------
 
-    def material(self, x: Tensor) -> Material:
-        return AsTheyAre(x)
+    def training_set(self, x: Tensor) -> TrainingSet:
+        return RowDataset(x)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Space
+from pofx.core.space import Space
 from pofx.families.autoregressive import Autoregressive, Steps
 from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, Shape
@@ -33,6 +33,7 @@ from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import PixelRnn, RnnKind
 from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.spaces import Image
 
 
 @dataclass(frozen=True)

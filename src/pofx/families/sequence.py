@@ -13,12 +13,13 @@ from typing import Any
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
-from pofx.core.space import Audio, Space
+from pofx.core.space import Space
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer, learned
 from pofx.nn.wavenet import WaveNet
+from pofx.spaces import Audio
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Gpt(Stepwise):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, width=32, layers=2, heads=2, block=32, components=4, inner_width=32)
+        return serving(cls, space, width=32, layers=2, n_heads=2, block=32, components=4, inner_width=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

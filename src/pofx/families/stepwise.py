@@ -2,7 +2,7 @@
 
     log p(x) = sum_t log p(u_t | u_0, ..., u_{t-1}) + log p(end | u_0, ..., u_T)
 
-for the steps u_1, u_2, ... that a datum is made of (``nn.steps``): symbols or subwords of a text, levels of a
+for the steps u_1, u_2, ... that a datum is made of (``codecs.steps``): symbols or subwords of a text, levels of a
 sound, rows of a sequence, patches of an image. u_0 is the beginning: row i of the net's output is the
 distribution of step i + 1, so nothing is left unscored.
 
@@ -22,22 +22,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
+from pofx.codecs.windows import Whole, Windows, context, spans
 from pofx.core.errors import Unsupported, UsageError
-from pofx.core.learner import Batch, GradientLearner, Learner, Material, Recipe
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
 from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
+from pofx.core.space import Ragged, Space
 from pofx.decode.decoding import Decoding, drafted, search, stops
 from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
-from pofx.nn.emission import Emission, Sites, Symbols
+from pofx.nn.emission import Emission, StepHead, TokenHead
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import Heads, heads_for, image_head, side_by_side
-from pofx.nn.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
-from pofx.nn.windows import Whole, Windows, context, spans
+from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 LOOK = 500  # training rows that are looked at before training
 READ = 256  # excerpts that are read together
@@ -59,8 +60,10 @@ class Stepwise(Model):
         self.codec: Codec = self.make_codec()
         self.emission: Emission = self.make_emission()
         self.net: SequenceNet = self.build(config)
-        self.encoder = None if context is None else encoder(context)
-        self.given_in = None if self.encoder is None else nn.Linear(self.encoder.width, config.width, bias=False)
+        self.context_encoder = None if context is None else encoder(context)
+        self.given_in = (
+            None if self.context_encoder is None else nn.Linear(self.context_encoder.width, config.width, bias=False)
+        )
 
     # -- what a family writes, or may change --------------------------------------------------------------
 
@@ -80,9 +83,9 @@ class Stepwise(Model):
         if isinstance(space, Text):
             size = config.vocabulary or space.symbols
             options = {"tied": config.tied, "marginal": config.marginal, "small": self.small_embeddings}
-            return Symbols(size, config.width, ends=space.ends, **options)
+            return TokenHead(size, config.width, has_eos=space.has_eos, **options)
         assert isinstance(space, Audio | Sequence)
-        return Sites(self.step_heads(), config.width, hidden=config.inner_width, ends=space.ends)
+        return StepHead(self.step_heads(), config.width, hidden=config.inner_width, has_eos=space.has_eos)
 
     @property
     def small_embeddings(self) -> bool:
@@ -131,16 +134,16 @@ class Stepwise(Model):
         elif isinstance(self.codec, Predicted):
             self.codec.learn(some)
         u = self.codec.encode(some)
-        self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self._ends else 0)
-        if self.encoder is not None:
-            self.encoder.prepare(c, weight)
+        self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self._has_eos else 0)
+        if self.context_encoder is not None:
+            self.context_encoder.prepare(c, weight)
 
-    def material(self, x: Any) -> Material:
+    def training_set(self, x: Any) -> TrainingSet:
         """Whole data where they fit into a block, else windows over them."""
         fill, pad, block = self.emission.fill, self.emission.pad, self.config.block
-        if self.codec.fixed or (self._ends and self._longest < block and self.codec.kind is Exact):
+        if self.codec.fixed or (self._has_eos and self._longest < block and self.codec.kind is Exact):
             return Whole(x, self.codec.encode, fill, pad)
-        runs, owners = (x, torch.arange(len(x))) if self._ends or isinstance(x, Tensor) else x.runs()
+        runs, owners = (x, torch.arange(len(x))) if self._has_eos or isinstance(x, Tensor) else x.runs()
         bounds = [*owners.tolist(), len(x)]
 
         def stretches(i: int) -> Iterator[Tensor]:
@@ -163,13 +166,13 @@ class Stepwise(Model):
 
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             u = batch.x
-            if not self._ends and not self.codec.fixed:  # excerpts have no beginning of their own
+            if not self._has_eos and not self.codec.fixed:  # excerpts have no beginning of their own
                 unbegun = batch.rand(generator=generator) < UNBEGUN
                 first = torch.where(unbegun.view(-1, *[1] * (u.ndim - 1)), fill, u[:, :1])
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
             log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
-            idle = self.emission.padded(targets) if self._ends else filled(targets)
+            idle = self.emission.padded(targets) if self._has_eos else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.targets}
@@ -188,11 +191,11 @@ class Stepwise(Model):
         return self.space.length
 
     @property
-    def _ends(self) -> bool:
-        return isinstance(self.space, Ragged) and self.space.ends
+    def _has_eos(self) -> bool:
+        return isinstance(self.space, Ragged) and self.space.has_eos
 
     def _encode(self, c: Tensor | None) -> Tensor | None:
-        return None if self.encoder is None or self.given_in is None else self.given_in(self.encoder(c))
+        return None if self.context_encoder is None or self.given_in is None else self.given_in(self.context_encoder(c))
 
     def _embed(self, u: Tensor, h: Tensor | None, first: int = 0) -> Tensor:
         """Steps [N, L, ...], from number ``first`` on, and contexts h [N, width], or [N, steps, width] where each step
@@ -220,7 +223,7 @@ class Stepwise(Model):
                 y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
         j = torch.arange(width + 1, device=u.device)
-        return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._ends), 0.0)
+        return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._has_eos), 0.0)
 
     def _line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
         """Fill, steps before x, those of x, fill [N, M, ...]; where x begins [N]; its steps [N]; the most of them."""
@@ -304,7 +307,7 @@ class Stepwise(Model):
         self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
     ) -> Iterator[str]:
         u, decoding = self._begun(before), sampler.decoding
-        spell, text, symbols = self._text_codec.speller(u[0, 1:].tolist()), "", list[int]()
+        spell, text, symbols = self._text_codec.detokenizer(u[0, 1:].tolist()), "", list[int]()
         for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
             if step is not None and int(step) < 0:
                 continue
@@ -359,7 +362,7 @@ class Stepwise(Model):
         Rows begin together: while one still has steps given, the others draw theirs.
         """
         decoding, filled, given = sampler.decoding, self.emission.filled, (~self.emission.filled(u)).sum(1)
-        if decoding is not None and not isinstance(self.emission, Symbols):
+        if decoding is not None and not isinstance(self.emission, TokenHead):
             raise Unsupported(f"{self.space} have no symbols to decode.", "Leave out the decoding, or fit texts.")
         stop = None if decoding is None else stops(decoding, self._spell)
         if decoding is not None and decoding.draft is not None:
@@ -371,7 +374,7 @@ class Stepwise(Model):
         reader = Reader(self, len(u), self._encode(c), whole)
         line = [u[:, : together + 1]]
         y, over = reader.read(line[0]), torch.zeros(len(u), dtype=torch.bool, device=u.device)
-        if decoding is None and not self._ends and together == int(given.max()):  # whatever is drawn comes next
+        if decoding is None and not self._has_eos and together == int(given.max()):  # whatever is drawn comes next
             for t in range(together + 1, whole + 1):
                 step = self.emission.sample(y, generator).to(u.dtype)
                 yield step
@@ -399,7 +402,7 @@ class Stepwise(Model):
         """A step [N, ...] given the net's output y [N, width] after ``line``."""
         if decoding is None:
             return self.emission.sample(y, generator)
-        assert isinstance(self.emission, Symbols)
+        assert isinstance(self.emission, TokenHead)
         logits = decoding.processor(self.emission.logits(y), decoding.past(line))
         return self._told(choose(logits, decoding.source(generator)))
 
@@ -415,12 +418,12 @@ class Stepwise(Model):
     @property
     def _end(self) -> int | None:
         """The symbol that ends; None where none does."""
-        assert isinstance(self.emission, Symbols)
-        return self.emission.end if self._ends else None
+        assert isinstance(self.emission, TokenHead)
+        return self.emission.end if self._has_eos else None
 
     def _told(self, symbols: Tensor) -> Tensor:
         """-1 for the end."""
-        assert isinstance(self.emission, Symbols)
+        assert isinstance(self.emission, TokenHead)
         return symbols.masked_fill(symbols == self.emission.end, -1)
 
     def _spell(self, symbols: list[int]) -> str:
@@ -445,7 +448,7 @@ class Stepwise(Model):
 
     def _decoder(self, u: Tensor, c: Tensor | None, sampler: Sampler) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
-        assert isinstance(self.emission, Symbols)
+        assert isinstance(self.emission, TokenHead)
         return NetDecoder(self.net, self.emission, u, self._most(sampler), self._encode(c), self.stride)
 
     def _checked(self, draft: Model) -> Stepwise:
@@ -462,10 +465,10 @@ class Stepwise(Model):
     @property
     def _symbols(self) -> tuple[Any, ...] | None:
         """What its symbols are: the same for models that may draft for each other. None where it has none."""
-        if not isinstance(self.space, Text) or not isinstance(self.emission, Symbols):
+        if not isinstance(self.space, Text) or not isinstance(self.emission, TokenHead):
             return None
         words = self.codec.json if isinstance(self.codec, Subwords) else ""
-        return self.space.alphabet, self.space.ends, words, len(self.emission.base)
+        return self.space.alphabet, self.space.has_eos, words, len(self.emission.base)
 
 
 class Reader:

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.codecs.cells import sizes
 from pofx.core.learner import Batch, Local, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Budget, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
-from pofx.core.space import Image, Space, Table
+from pofx.core.space import Space
 from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
-from pofx.nn.cells import sizes
+from pofx.spaces import Image, Table
 
 
 class Chain(Counting):
-    """Sites one after another, each given a few earlier ones."""
+    """StepHead one after another, each given a few earlier ones."""
 
     symbol: Tensor
     parents: Tensor

@@ -2,9 +2,9 @@
 
     log p(x | c) = sum_s log P(k_s | c, k_1 .. k_s-1) + log p(x_s | k_s)
 
-k_s is the cell of column s: a category, a frequent value, an interval of a number, or "missing" (nn/cells.py). Its
+k_s is the cell of column s: a category, a frequent value, an interval of a number, or "missing" (codecs/cells.py). Its
 probability is a path of binary splits, each decided by a boosted ensemble of regression trees (nn/trees.py). Inside a
-cell the density is that of nn/cells.py, mixed with the values that repeat (nn/atoms.py). All three sum to one in
+cell the density is that of codecs/cells.py, mixed with the values that repeat (nn/atoms.py). All three sum to one in
 closed form, so the likelihood is exact.
 
 The chain is that of Bengio and Bengio 2000, the ensembles are those of Friedman 2001 on histograms (Ke et al. 2017).
@@ -23,15 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pofx.codecs.cells import Intervals, TableCells
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range
-from pofx.core.space import Category, Image, Label, Space, Table, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.atoms import Repeats, shares
-from pofx.nn.cells import Intervals, TableCells
 from pofx.nn.trees import BYTES, Column, Tree, grow
+from pofx.spaces import Category, Image, Label, Table
 
 ROUNDS = 8  # trees of one step: rows are laid out for the grower once in a step
 LEAST = 1e-6  # nats per datum that a tree has to gain: of what is certain, odds could grow for ever

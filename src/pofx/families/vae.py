@@ -27,12 +27,13 @@ from pofx.core.likelihood import Kind, Likelihood, LowerBound
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import SHARE, Options, at_least
-from pofx.core.space import Image, Label, Space, free_length
+from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, heads_for, mixes
+from pofx.spaces import Image, Label
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold
@@ -165,8 +166,8 @@ class Vae(Model):
     def __init__(self, config: VaeConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = heads_for(space, image=config.image, components=config.components)
-        self.condition = None if context is None else encoder(context)
-        known = 0 if self.condition is None else self.condition.width
+        self.context_encoder = None if context is None else encoder(context)
+        known = 0 if self.context_encoder is None else self.context_encoder.width
         self.conv = self.convolves(config, space)
         self.encoder: nn.Module
         self.decoder: nn.Module
@@ -220,8 +221,8 @@ class Vae(Model):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         self.heads.prepare(x, weight)
-        if self.condition is not None:
-            self.condition.prepare(c, weight)
+        if self.context_encoder is not None:
+            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> Learner:
         return GradientLearner(self, recipe, self.objective)
@@ -257,7 +258,7 @@ class Vae(Model):
 
     def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        h = None if self.condition is None or batch.c is None else self.condition(batch.c)
+        h = None if self.context_encoder is None or batch.c is None else self.context_encoder(batch.c)
         mean, log_scale = self.posterior(batch.x, h)
         eps = batch.randn(config.train_draws, config.latent, generator=generator)
         reconstruction, log_ratio = self.parts(batch.x, h, mean, log_scale, eps)
@@ -276,7 +277,7 @@ class Vae(Model):
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         config, n = self.config, len(x)
         k = budget.draws or config.draws
-        h = None if self.condition is None else self.condition(c)
+        h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
         elbo = budget.estimator == "elbo"
         closed_kl = elbo and config.prior == 1
@@ -295,12 +296,12 @@ class Vae(Model):
         return LowerBound(nats, self.space.measure, se, k)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        h = None if self.condition is None else self.condition(c)
+        h = None if self.context_encoder is None else self.context_encoder(c)
         z = self.prior.sample(n, generator).to(self.device)
         return self.heads.sample(self.decode(z[:, None], h)[:, 0], generator)
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        h = None if self.condition is None else self.condition(c)
+        h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
         return Independent(Normal(mean, log_scale.exp()), 1)
 

@@ -20,14 +20,14 @@ from pofx.core.errors import RunExists, UsageError
 from pofx.core.files import write_atomic, write_json
 from pofx.core.model import Model
 from pofx.interop.model import text_parts, tokenizer_of
-from pofx.nn.emission import Symbols
+from pofx.nn.emission import TokenHead
 from pofx.nn.transformer import Transformer, heads, mlp
 
 
 class Step(nn.Module):
     """Reads one symbol of each of n texts and gives the logits of the next."""
 
-    def __init__(self, net: Transformer, emission: Symbols) -> None:
+    def __init__(self, net: Transformer, emission: TokenHead) -> None:
         super().__init__()
         self.net, self.emission = net, emission
 
@@ -54,7 +54,7 @@ class Step(nn.Module):
         for i, layer in enumerate(net.layers):
             q, k, v = (t.transpose(1, 2) for t in heads(layer, x, rotation))
             ks, vs = (torch.where((at == place)[:, None], new, old[i]) for new, old in ((k, keys), (v, values)))
-            y = F.scaled_dot_product_attention(q, ks, vs, seen[None], enable_gqa=shape.groups < shape.heads)
+            y = F.scaled_dot_product_attention(q, ks, vs, seen[None], enable_gqa=shape.groups < shape.n_heads)
             x = x + layer.out(y.transpose(1, 2).flatten(2))
             x = x + mlp(layer, x)
             new_keys.append(ks)
@@ -107,5 +107,5 @@ def write_step(model: Model, folder: str | Path, texts: int = 1, length: int | N
     write_atomic(folder / "tokenizer.json", tokenizer_of(model).encode())
     write_json(folder / "step.json", {
         "inputs": ["symbols", "place", "keys", "values"], "outputs": ["logits", "keys", "values"], "texts": texts,
-        "cache": cache, "begin": emission.begin, "end": emission.end if space.ends else None,
+        "cache": cache, "begin": emission.begin, "end": emission.end if space.has_eos else None,
     })  # fmt: skip

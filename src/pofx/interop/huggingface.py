@@ -26,7 +26,7 @@ from pofx.core.errors import RunExists, Unsupported
 from pofx.core.files import write_atomic, write_json
 from pofx.interop.huggingface_config import CLASSES, Config, architecture, config_of, ends_of, kind_of, shape_of
 from pofx.interop.huggingface_tensors import Tensors, joined, parted, places, read_json
-from pofx.nn.emission import Symbols
+from pofx.nn.emission import TokenHead
 from pofx.nn.transformer import Shape, Transformer
 
 
@@ -39,7 +39,7 @@ class Checkpoint:
         vocabulary: symbols, with those that begin and end a text.
         tied: one matrix embeds symbols and reads them out.
         begin, end: the symbols that begin and end a text; often the same.
-        state: ``state_dict`` of a module with ``net`` (Transformer) and ``emission`` (Symbols), float32.
+        state: ``state_dict`` of a module with ``net`` (Transformer) and ``emission`` (TokenHead), float32.
         tokenizer: the text of tokenizer.json; None where there is none.
     """
 
@@ -52,7 +52,7 @@ class Checkpoint:
     tokenizer: str | None = None
 
     @classmethod
-    def of(cls, net: Transformer, emission: Symbols, tokenizer: str | None = None) -> Checkpoint:
+    def of(cls, net: Transformer, emission: TokenHead, tokenizer: str | None = None) -> Checkpoint:
         """What ``write_checkpoint`` writes of a model's parts.
 
         Raises Unsupported where the emission has a start of its own for each symbol, which no file can hold. That
@@ -69,10 +69,10 @@ class Checkpoint:
         size = len(emission.table.weight)
         return cls(net.shape, size, emission.out is None, emission.begin, emission.end, state, tokenizer)
 
-    def build(self) -> tuple[Transformer, Symbols]:
+    def build(self) -> tuple[Transformer, TokenHead]:
         """The transformer and the emission, with the checkpoint's weights."""
         net = Transformer(self.shape)
-        emission = Symbols(self.vocabulary, self.shape.width, end=self.end, begin=self.begin, tied=self.tied)
+        emission = TokenHead(self.vocabulary, self.shape.width, end=self.end, begin=self.begin, tied=self.tied)
         for name, part in (("net.", net), ("emission.", emission)):
             part.load_state_dict({k.removeprefix(name): v for k, v in self.state.items() if k.startswith(name)})
         return net, emission

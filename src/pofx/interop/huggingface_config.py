@@ -32,7 +32,7 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
         shape = dict(
             width=get.size("n_embd"),
             layers=get.size("n_layer"),
-            heads=get.size("n_head"),
+            n_heads=get.size("n_head"),
             block=get.size("n_positions"),
             hidden=config.get("n_inner") or 0,
             positions="learned",
@@ -47,9 +47,9 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
         shape = dict(
             width=get.size("hidden_size"),
             layers=get.size("num_hidden_layers"),
-            heads=get.size("num_attention_heads"),
-            head_width=config.get("head_dim") or (128 if kind == "qwen3" else 0),
-            kv_heads=config.get("num_key_value_heads") or (0 if kind == "llama" else get.size("num_key_value_heads")),
+            n_heads=get.size("num_attention_heads"),
+            head_dim=config.get("head_dim") or (128 if kind == "qwen3" else 0),
+            n_kv_heads=config.get("num_key_value_heads") or (0 if kind == "llama" else get.size("num_key_value_heads")),
             block=get.size("max_position_embeddings"),
             hidden=get.size("intermediate_size"),
             positions="rotary",
@@ -113,7 +113,7 @@ def architecture(shape: Shape) -> str:
     rotary = {"positions": ("rotary",), "norm": ("rms",), "mlp": ("swiglu",)}
     learned = {"positions": ("learned",), "norm": ("layer",), "mlp": ("gelu",)}
     plain: dict[str, tuple[Any, ...]] = {"qk_norm": (False,)}
-    whole = {"groups": (shape.heads,), "each": (shape.width // shape.heads,)}
+    whole = {"groups": (shape.n_heads,), "each": (shape.width // shape.n_heads,)}
     kinds: dict[str, dict[str, tuple[Any, ...]]] = {
         "gpt2": learned | plain | whole | {"bias": ("all",), "window": (0,)},
         "llama": rotary | plain | {"bias": ("none", "all"), "window": (0,)},
@@ -133,7 +133,7 @@ def architecture(shape: Shape) -> str:
 def _option(name: str, value: Any) -> str:
     """As it is said to ``pofx fit``."""
     if name in ("groups", "each"):
-        name, value = {"groups": "kv-heads", "each": "head-width"}[name], 0
+        name, value = {"groups": "n-kv-heads", "each": "head-dim"}[name], 0
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--options.{'' if value else 'no-'}{name}"
@@ -147,7 +147,7 @@ def config_of(kind: str, shape: Shape) -> Config:
         return {
             "n_embd": shape.width,
             "n_layer": shape.layers,
-            "n_head": shape.heads,
+            "n_head": shape.n_heads,
             "n_positions": shape.block,
             "n_inner": shape.inner,
             "activation_function": "gelu_new",
@@ -157,7 +157,7 @@ def config_of(kind: str, shape: Shape) -> Config:
     config: Config = {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
+        "num_attention_heads": shape.n_heads,
         "num_key_value_heads": shape.groups,
         "head_dim": shape.each,
         "intermediate_size": shape.inner,

@@ -63,7 +63,7 @@ def _gpt2_places(shape: Shape) -> list[Place]:
 
 
 def _llama_places(shape: Shape) -> list[Place]:
-    w, inner, q, k = shape.width, shape.inner, shape.heads * shape.each, shape.groups * shape.each
+    w, inner, q, k = shape.width, shape.inner, shape.n_heads * shape.each, shape.groups * shape.each
     full, some = shape.bias == "all", shape.bias != "none"
     found = [Place("net.norm.weight", ("model.norm.weight",), ((w,),))]
     for i in range(shape.layers):

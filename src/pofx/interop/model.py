@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
+from pofx.codecs.steps import SPELLING, PretrainedTokenizer, Subwords
 from pofx.core.errors import BadValue, MissingSource, Unsupported
 from pofx.core.files import write_json
 from pofx.core.model import Model
-from pofx.core.space import Text
 from pofx.families.sequence import Gpt, GptConfig
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
-from pofx.nn.emission import Symbols
-from pofx.nn.steps import SPELLING, Foreign, Subwords
+from pofx.nn.emission import TokenHead
 from pofx.nn.transformer import Transformer
+from pofx.spaces import Text
 from pofx.train.run import Run
 
 END = "<|endoftext|>"  # the end of a text, among the special tokens of what is written
@@ -52,14 +52,14 @@ def read_model(folder: str | Path) -> Run:
     shape = {f.name: getattr(checkpoint.shape, f.name) for f in dataclasses.fields(checkpoint.shape)}
     # an embedding has no fewer rows than a text has bytes: the codec is that of subwords, whatever their number
     config = GptConfig(**shape, vocabulary=max(256, checkpoint.vocabulary), tied=checkpoint.tied, marginal=False)
-    space = Text("", ends=not _endless(folder, checkpoint.end), length=checkpoint.shape.block)
+    space = Text("", has_eos=not _endless(folder, checkpoint.end), length=checkpoint.shape.block)
     with torch.device("meta"):  # the weights come from the checkpoint: there is no need for others before
         model = Gpt(config, space)
     model.net, emission = checkpoint.build()
-    if not space.ends:
+    if not space.has_eos:
         emission.forbid_end()
     model.emission = emission
-    model.codec = codec = Foreign(space, config.vocabulary)
+    model.codec = codec = PretrainedTokenizer(space, config.vocabulary)
     codec.take(checkpoint.tokenizer)
     model.eval()
     return Run(model, {"family": Gpt.name, "data": {"source": None}}, path=folder)
@@ -95,7 +95,7 @@ def write_model(model: Model, folder: str | Path) -> str | None:
     net, emission, space = text_parts(model)
     checkpoint = Checkpoint.of(net, emission, tokenizer_of(model))
     write_checkpoint(checkpoint, folder)
-    if space.ends:
+    if space.has_eos:
         return None
     write_json(Path(folder) / "generation_config.json", {
         "bos_token_id": emission.begin, "eos_token_id": emission.end, "suppress_tokens": [emission.end],
@@ -103,14 +103,14 @@ def write_model(model: Model, folder: str | Path) -> str | None:
     return f"Excerpts have no end: generation_config.json suppresses {END}, whose logit in the files means nothing."
 
 
-def text_parts(model: Model) -> tuple[Transformer, Symbols, Text]:
+def text_parts(model: Model) -> tuple[Transformer, TokenHead, Text]:
     """The net, the emission and the space of a gpt over texts. Raises Unsupported for anything else."""
     if not isinstance(model, Gpt) or not isinstance(model.space, Text):
         raise Unsupported(f"This is a {model.name} over {model.space}.", "Export a gpt that was fitted to texts.")
     if model.context is not None:
         raise Unsupported(f"This gpt takes a context ({model.context}).", "Export one that was fitted without --given.")
     assert isinstance(model.net, Transformer)
-    assert isinstance(model.emission, Symbols)
+    assert isinstance(model.emission, TokenHead)
     return model.net, model.emission, model.space
 
 
@@ -121,7 +121,7 @@ def tokenizer_of(model: Model) -> str:
     """tokenizer.json of the symbols of a gpt over texts, with its end as a special token, which begins texts, too."""
     _, emission, space = text_parts(model)
     codec: Any = model.codec
-    if isinstance(codec, Foreign):
+    if isinstance(codec, PretrainedTokenizer):
         return codec.json
     if isinstance(codec, Subwords):
         described = json.loads(codec.json)

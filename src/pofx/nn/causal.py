@@ -139,9 +139,9 @@ class MaskedMlp(nn.Module):
             self._masks = order, masks
         return masks
 
-    def walk(self, n: int, h: Tensor | None = None, order: int = 0) -> Walk:
-        """Visit the sites in order for n rows given h [n, context]: see ``Walk``."""
-        return Walk(self, n, h, order)
+    def walk(self, n: int, h: Tensor | None = None, order: int = 0) -> IncrementalSampler:
+        """Visit the sites in order for n rows given h [n, context]: see ``IncrementalSampler``."""
+        return IncrementalSampler(self, n, h, order)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -151,7 +151,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class Walk:
+class IncrementalSampler:
     """One pass of a ``MaskedMlp`` over n rows, site after site: all steps together cost one forward pass.
 
         walk = net.walk(n, h)
@@ -298,7 +298,7 @@ class WindowNet(nn.Module):
         return p.flatten(1)[:, self.outputs]
 
     def walk(self, n: int, h: Tensor | None = None) -> WindowWalk:
-        """Visit the sites in order for n rows given h [n, context]: see ``Walk``."""
+        """Visit the sites in order for n rows given h [n, context]: see ``IncrementalSampler``."""
         return WindowWalk(self, n, h)
 
     def _hidden(self, seen: Tensor, site: Tensor, h: Tensor | None) -> Tensor:

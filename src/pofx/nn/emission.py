@@ -1,7 +1,7 @@
 """Both ends of a net over sequences: how a step enters it, and the distribution of a step that it emits.
 
-    Symbols   a step is one of V symbols: a softmax, with one more symbol for the end where data have ends
-    Sites     a step is several values (a row of a table, a patch of an image) or one number: the end by one
+    TokenHead   a step is one of V symbols: a softmax, with one more symbol for the end where data have ends
+    StepHead     a step is several values (a row of a table, a patch of an image) or one number: the end by one
               logit, then value after value, each given those before it in the step (a masked MLP, as in MADE)
 
 ``u`` are steps [N, L] or [N, L, d]; ``fill`` stands for the beginning among inputs and for the end among targets,
@@ -26,17 +26,17 @@ START = 0.02  # standard deviation of learned positions and of small embeddings 
 
 
 class Emission(nn.Module):
-    """What ``Symbols`` and ``Sites`` share.
+    """What ``TokenHead`` and ``StepHead`` share.
 
     Attributes:
         fill: the value that stands for the beginning and the end.
         pad: the value of what only fills up, which counts as ``filled``, too.
-        ends: the end has a probability.
+        has_eos: the end has a probability.
     """
 
     fill: float
     pad: float
-    ends: bool
+    has_eos: bool
 
     def embed(self, u: Tensor) -> Tensor:
         """Steps [N, L, ...] -> net inputs [N, L, width]."""
@@ -75,7 +75,7 @@ class Emission(nn.Module):
         raise NotImplementedError
 
 
-class Symbols(Emission):
+class TokenHead(Emission):
     """A softmax over V symbols and the end.
 
     Args:
@@ -83,7 +83,7 @@ class Symbols(Emission):
         width: of the net.
         end: the number of the symbol that ends; V for one of its own.
         begin: the number of the symbol that begins; ``end`` unless said.
-        ends: whether the end may follow; else its probability is zero.
+        has_eos: whether the end may follow; else its probability is zero.
         tied: one matrix embeds symbols and reads them out (Press & Wolf 2017).
         marginal: start at the frequencies of training symbols (in ``base``); else at equal ones.
         small: embeddings start as small as learned positions (where tied, they always do), else at unit variance.
@@ -100,13 +100,13 @@ class Symbols(Emission):
         *,
         end: int | None = None,
         begin: int | None = None,
-        ends: bool = True,
+        has_eos: bool = True,
         tied: bool = False,
         marginal: bool = True,
         small: bool = False,
     ) -> None:
         super().__init__()
-        self.end, self.ends, self.marginal = size if end is None else end, ends, marginal
+        self.end, self.has_eos, self.marginal = size if end is None else end, has_eos, marginal
         self.begin = self.end if begin is None else begin
         own = end is None
         self.table = nn.Embedding(size + own, width)
@@ -116,7 +116,7 @@ class Symbols(Emission):
         if tied or small:
             nn.init.normal_(self.table.weight, std=START)
         self.register_buffer("base", torch.zeros(size + own))
-        if not ends:
+        if not has_eos:
             self.forbid_end()
 
     @property
@@ -125,7 +125,7 @@ class Symbols(Emission):
 
     def forbid_end(self) -> None:
         """The end may not follow: its probability is zero."""
-        self.ends = False
+        self.has_eos = False
         self.base[self.end] = -math.inf
 
     def embed(self, u: Tensor) -> Tensor:
@@ -137,13 +137,13 @@ class Symbols(Emission):
 
     def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
         target = torch.where(u < 0, self.end, u)
-        if not self.ends:  # the end is no target: where it stands, the caller does not look
+        if not self.has_eos:  # the end is no target: where it stands, the caller does not look
             target = torch.where(u < 0, 0, u)
         return -F.cross_entropy(self.logits(y).flatten(0, -2), target.flatten(), reduction="none").view(u.shape)
 
     def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
         drawn = pick(self.logits(y), generator)
-        drawn = drawn.masked_fill(drawn == self.end, -1) if self.ends else drawn
+        drawn = drawn.masked_fill(drawn == self.end, -1) if self.has_eos else drawn
         return drawn if given is None else torch.where(given[1], given[0], drawn)
 
     def prepare(self, u: Tensor, ends: int) -> None:
@@ -161,22 +161,22 @@ class Symbols(Emission):
         return torch.full((n, 1), -1, device=self.base.device)
 
 
-class Sites(Emission):
+class StepHead(Emission):
     """A step of d sites, each with its head; d > 1 are drawn one after the other.
 
     Args:
         heads: of the sites; their own marginals are the start.
         width: of the net; hidden, layers: of the masked MLP inside a step (d > 1).
-        ends: whether a sequence may end.
+        has_eos: whether a sequence may end.
     """
 
     base: Tensor
 
     fill, pad = math.inf, -math.inf
 
-    def __init__(self, heads: Heads, width: int, *, hidden: int = 128, layers: int = 2, ends: bool = True) -> None:
+    def __init__(self, heads: Heads, width: int, *, hidden: int = 128, layers: int = 2, has_eos: bool = True) -> None:
         super().__init__()
-        self.heads, self.ends = heads, ends
+        self.heads, self.has_eos = heads, has_eos
         self.enter = nn.Linear(sum(heads.features), width)
         self.begin = nn.Parameter(torch.randn(width))
         features, params = heads.features, heads.params
@@ -187,7 +187,7 @@ class Sites(Emission):
             self.out = nn.Linear(width, params[0])
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
-        self.stop = nn.Linear(width, 1) if ends else None
+        self.stop = nn.Linear(width, 1) if has_eos else None
         if self.stop is not None:
             nn.init.zeros_(self.stop.weight)
             nn.init.zeros_(self.stop.bias)

@@ -8,8 +8,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pofx.core.errors import Unsupported
-from pofx.core.space import Image, Label, Space, Table
+from pofx.core.space import Space
 from pofx.nn.sites import heads_for
+from pofx.spaces import Image, Label, Table
 
 
 class Encoder(nn.Module):

@@ -124,7 +124,7 @@ class OutputLayers(nn.ModuleList):
 # ---------------------------------------------------------------------------------------------- walking
 
 
-class Band:
+class RowBuffer:
     """The last rows of a map, as far down as the walk has come.
 
     Attributes:
@@ -159,8 +159,8 @@ class Band:
             self.data[:, :-1] = self.data[:, 1:].clone()
 
 
-class Taps:
-    """A causal convolution on a ``Band``: ``start_row`` takes in the rows above, ``pixel`` the pixel's own row.
+class CachedConv:
+    """A causal convolution on a ``RowBuffer``: ``start_row`` takes in the rows above, ``pixel`` the pixel's own row.
 
     Args:
         parts: C, groups of outputs that are computed one after the other.
@@ -169,7 +169,13 @@ class Taps:
     """
 
     def __init__(
-        self, conv: CausalConv, band: Band, *, parts: int = 1, order: Tensor | None = None, shift: Tensor | None = None
+        self,
+        conv: CausalConv,
+        band: RowBuffer,
+        *,
+        parts: int = 1,
+        order: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> None:
         order = torch.arange(conv.out_channels) if order is None else order
         weight, n = conv.masked()[order], len(band.data)
@@ -203,7 +209,10 @@ class RowConv:
     """A convolution that may see its whole current row (the map was shifted down before): row after row."""
 
     def __init__(self, conv: CausalConv, n: int, width: int) -> None:
-        self.conv, self.band = conv, Band(conv.weight, n, width, conv.in_channels, conv.up + 1, conv.left, conv.right)
+        self.conv, self.band = (
+            conv,
+            RowBuffer(conv.weight, n, width, conv.in_channels, conv.up + 1, conv.left, conv.right),
+        )
 
     def __call__(self, row: Tensor) -> Tensor:
         """The next row [N, W, inputs] -> [N, W, outputs]"""
@@ -271,7 +280,7 @@ class PixelWalk(ABC):
         self.like = next(net.parameters())
         self.order = [c * height * width + p for p in range(height * width) for c in range(channels)]
         self.rank = 0
-        self.x = Band(self.like, n, width, channels + 1, up + 1, reach, reach)
+        self.x = RowBuffer(self.like, n, width, channels + 1, up + 1, reach, reach)
         self.x.row[:, :, -1] = 1
 
     @abstractmethod

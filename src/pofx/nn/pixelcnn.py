@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.pixel import (
-    Band,
+    CachedConv,
     CausalConv,
     Features,
     OutputLayers,
@@ -15,9 +15,9 @@ from pofx.nn.pixel import (
     PixelNet,
     PixelWalk,
     Pointwise,
+    RowBuffer,
     RowConv,
     Shape,
-    Taps,
     groups,
     hidden_units,
     shifted_down,
@@ -76,7 +76,7 @@ class PixelCnnWalk(PixelWalk):
     @torch.no_grad()
     def __init__(self, net: PixelCnn, n: int, h: Tensor | None) -> None:
         super().__init__(net, n, net.first.up, net.first.left)
-        self.first = Taps(net.first, self.x, parts=self.parts)
+        self.first = CachedConv(net.first, self.x, parts=self.parts)
         self.blocks = [PixelCnnBlockWalk(block, self, h) for block in net.blocks]  # type: ignore[arg-type]
         self.out = OutputWalk(net.out, n, self.parts)
 
@@ -98,9 +98,9 @@ class PixelCnnBlockWalk:
         hidden, inner, parts = block.narrow.in_channels, block.narrow.out_channels, walk.parts
         self.narrow, self.widen = Pointwise(block.narrow, parts), Pointwise(block.widen, parts)
         self.active, self.inner = (Features(walk.like, walk.n, width, parts) for width in (hidden, inner))
-        self.band = Band(walk.like, walk.n, walk.width, inner, 2, 1, 1, parts=parts)
+        self.band = RowBuffer(walk.like, walk.n, walk.width, inner, 2, 1, 1, parts=parts)
         shift = None if block.context is None else block.context(h)
-        self.conv = Taps(block.conv, self.band, parts=parts, shift=shift)
+        self.conv = CachedConv(block.conv, self.band, parts=parts, shift=shift)
 
     def pixel(self, y: Tensor, w: int, c: int) -> Tensor:
         torch.clamp_min(self.narrow(self.active.relu(y, c), c), 0, out=self.band.pixels[w][c])
@@ -181,7 +181,7 @@ class GatedPixelCnnWalk(PixelWalk):
     def __init__(self, net: GatedPixelCnn, n: int, h: Tensor | None) -> None:
         reach = net.right.left
         super().__init__(net, n, reach, reach)
-        self.down, self.right = net.down, Taps(net.right, self.x, parts=self.parts)
+        self.down, self.right = net.down, CachedConv(net.right, self.x, parts=self.parts)
         self.layers = [GatedLayerWalk(layer, self, h) for layer in net.layers]  # type: ignore[arg-type]
         self.out = OutputWalk(net.out, n, self.parts)
 
@@ -207,8 +207,8 @@ class GatedLayerWalk:
         given = None if layer.context is None else layer.context(h)
         self.layer = layer
         self.vertical = RowConv(layer.vertical, n, width)
-        self.y = Band(walk.like, n, width, hidden, 1, 1, parts=parts)
-        self.horizontal = Taps(
+        self.y = RowBuffer(walk.like, n, width, hidden, 1, 1, parts=parts)
+        self.horizontal = CachedConv(
             layer.horizontal, self.y, parts=parts, order=order, shift=None if given is None else given[:, : 2 * hidden]
         )
         self.below = None if given is None or layer.last else given[:, 2 * hidden :]

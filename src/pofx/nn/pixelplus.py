@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.pixel import Band, CausalConv, PixelNet, PixelWalk, RowConv, Shape, Taps, shifted_down
+from pofx.nn.pixel import CachedConv, CausalConv, PixelNet, PixelWalk, RowBuffer, RowConv, Shape, shifted_down
 
 
 class PixelCnnPlus(PixelNet):
@@ -91,7 +91,7 @@ class PixelCnnPlusWalk(PixelWalk):
     @torch.no_grad()
     def __init__(self, net: PixelCnnPlus, n: int, h: Tensor | None) -> None:
         super().__init__(net, n, 2, 1)
-        self.down, self.right = net.down, Taps(net.right, self.x)
+        self.down, self.right = net.down, CachedConv(net.right, self.x)
         self.u_up, self.u_down = (
             [RowResnet(layer, self, h) for layer in layers]  # type: ignore[arg-type]
             for layers in (net.u_up, net.u_down)
@@ -149,11 +149,11 @@ class PixelResnet:
         read: the layer's input after its activation; short: the same of the layer's mirror image.
     """
 
-    def __init__(self, layer: GatedResnet, walk: PixelWalk, h: Tensor | None, short: Band | None = None) -> None:
+    def __init__(self, layer: GatedResnet, walk: PixelWalk, h: Tensor | None, short: RowBuffer | None = None) -> None:
         hidden, n, width = layer.first.out_channels, walk.n, walk.width
-        self.read, self.inner = (Band(walk.like, n, width, 2 * hidden, 2, 1) for _ in range(2))
-        self.first = Taps(layer.first, self.read)
-        self.second = Taps(layer.second, self.inner, shift=None if layer.context is None else layer.context(h))
+        self.read, self.inner = (RowBuffer(walk.like, n, width, 2 * hidden, 2, 1) for _ in range(2))
+        self.first = CachedConv(layer.first, self.read)
+        self.second = CachedConv(layer.second, self.inner, shift=None if layer.context is None else layer.context(h))
         self.above, *rest = [side.weight[:, :, 0, 0] for side in layer.sides]  # type: ignore[index]
         self.short, self.short_weight = short, rest[0].T.contiguous() if rest else None
 

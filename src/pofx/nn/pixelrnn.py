@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.pixel import (
-    Band,
+    CachedConv,
     CausalConv,
     Features,
     OutputLayers,
@@ -17,8 +17,8 @@ from pofx.nn.pixel import (
     PixelNet,
     PixelWalk,
     Pointwise,
+    RowBuffer,
     Shape,
-    Taps,
     groups,
     hidden_units,
     shifted_down,
@@ -161,7 +161,7 @@ class PixelRnnWalk(PixelWalk):
     @torch.no_grad()
     def __init__(self, net: PixelRnn, n: int, h: Tensor | None) -> None:
         super().__init__(net, n, net.first.up, net.first.left)
-        self.first = Taps(net.first, self.x, parts=self.parts)
+        self.first = CachedConv(net.first, self.x, parts=self.parts)
         self.layers = [
             RowLstmWalk(layer, self, h) if isinstance(layer, RowLstm) else DiagonalLstmWalk(layer, self, h)  # type: ignore[arg-type]
             for layer in net.layers
@@ -188,9 +188,9 @@ class LstmLayerWalk:
         # the gates of a group side by side
         self.order = torch.arange(4 * layer.inner).view(4, parts, -1).transpose(0, 1).flatten()
         self.given = None if layer.context is None else layer.context(h)
-        self.y = Band(walk.like, n, width, 2 * layer.inner, 1, left, parts=parts)
-        self.state = Band(walk.like, n, width, layer.inner, 1, 1, right, parts=parts)
-        self.input = Taps(layer.input, self.y, parts=parts, order=self.order, shift=self.given)
+        self.y = RowBuffer(walk.like, n, width, 2 * layer.inner, 1, left, parts=parts)
+        self.state = RowBuffer(walk.like, n, width, layer.inner, 1, 1, right, parts=parts)
+        self.input = CachedConv(layer.input, self.y, parts=parts, order=self.order, shift=self.given)
         self.widen = Pointwise(layer.widen, parts)
 
 

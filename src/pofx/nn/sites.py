@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pofx.core.errors import UsageError
-from pofx.core.space import Category, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
 from pofx.nn.heads import AtomsAndLogistics, Bernoulli, Categorical, Head, LevelLogistics, MissingOr, MixtureOfGaussians
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 

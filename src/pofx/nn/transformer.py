@@ -42,9 +42,9 @@ class Shape(Options):
     Attributes:
         width: of the residual stream.
         layers: of attention and MLP.
-        heads: of each attention.
-        head_width: of one head, 0 for width / heads.
-        kv_heads: heads of keys and values, each shared by several heads of queries (Ainslie et al. 2023); 0 for all.
+        n_heads: of each attention.
+        head_dim: of one head, 0 for width / heads.
+        n_kv_heads: heads of keys and values, each shared by several heads of queries (Ainslie et al. 2023); 0 for all.
         block: the longest input.
         positions: "rotary" (Su et al. 2021) or "learned".
         theta: the base of rotary positions.
@@ -62,9 +62,9 @@ class Shape(Options):
 
     width: int = 128
     layers: int = 4
-    heads: int = 4
-    head_width: int = 0
-    kv_heads: int = 0
+    n_heads: int = 4
+    head_dim: int = 0
+    n_kv_heads: int = 0
     block: int = 256
     positions: Positions = "rotary"
     theta: float = 10000.0
@@ -79,8 +79,8 @@ class Shape(Options):
     recompute: bool = False
 
     ranges = {
-        "head_width": AMOUNT,
-        "kv_heads": AMOUNT,
+        "head_dim": AMOUNT,
+        "n_kv_heads": AMOUNT,
         "theta": POSITIVE,
         "eps": POSITIVE,
         "hidden": AMOUNT,
@@ -91,12 +91,12 @@ class Shape(Options):
     @property
     def each(self) -> int:
         """The width of one head."""
-        return self.head_width or self.width // self.heads
+        return self.head_dim or self.width // self.n_heads
 
     @property
     def groups(self) -> int:
         """Heads of keys and values."""
-        return self.kv_heads or self.heads
+        return self.n_kv_heads or self.n_heads
 
     @property
     def inner(self) -> int:
@@ -107,15 +107,18 @@ class Shape(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.head_width and self.width % self.heads:
-            raise UsageError(f"A width of {self.width} is not shared evenly by {self.heads} heads.", "Give a multiple.")
-        if self.heads % self.groups:
+        if not self.head_dim and self.width % self.n_heads:
             raise UsageError(
-                f"{self.heads} heads cannot share {self.groups} heads of keys evenly.", "Give a divisor as kv_heads."
+                f"A width of {self.width} is not shared evenly by {self.n_heads} heads.", "Give a multiple."
+            )
+        if self.n_heads % self.groups:
+            raise UsageError(
+                f"{self.n_heads} heads cannot share {self.groups} heads of keys evenly.",
+                "Give a divisor as n_kv_heads.",
             )
         if self.positions == "rotary" and self.each % 2:
             raise UsageError(
-                f"Rotary positions need heads of even width, not {self.each}.", "Change width, heads or head_width."
+                f"Rotary positions need heads of even width, not {self.each}.", "Change width, heads or head_dim."
             )
 
 
@@ -179,7 +182,7 @@ class Layer(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        queries, keys, full = shape.heads * shape.each, shape.groups * shape.each, shape.bias == "all"
+        queries, keys, full = shape.n_heads * shape.each, shape.groups * shape.each, shape.bias == "all"
         self.norm1, self.norm2 = norm(shape, shape.width), norm(shape, shape.width)
         self.qkv = nn.Linear(shape.width, queries + 2 * keys, bias=shape.bias != "none")
         self.q_norm = nn.Parameter(torch.ones(shape.each)) if shape.qk_norm else None
@@ -198,7 +201,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in heads(self, x, rotation))
         y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, enable_gqa=self.shape.groups < self.shape.heads
+            q, k, v, mask, is_causal=mask is None, enable_gqa=self.shape.groups < self.shape.n_heads
         )
         x = x + self._drop(self.out(y.transpose(1, 2).flatten(2)))
         return x + self._drop(mlp(self, x))
@@ -215,7 +218,7 @@ class TransformerCache:
         self.net, self.size, self.length = net, 0, length
         size = (n, shape.groups, length, shape.each)
         self.kept = [(like.new_zeros(size), like.new_zeros(size)) for _ in range(shape.layers)]
-        self.lean, self.norm = [Lean(layer, n) for layer in net.layers], lean_norm(net.norm)
+        self.lean, self.norm = [DecodeWeights(layer, n) for layer in net.layers], lean_norm(net.norm)
 
     def step(self, x: Tensor) -> Tensor:
         """One input: no mask, since it sees all that is kept."""
@@ -228,7 +231,7 @@ class TransformerCache:
             q, k, v = heads(layer, x, rotation)
             keys.select(2, t).copy_(k)
             values.select(2, t).copy_(v)
-            x = x + layer.out(looked_up(q, keys.narrow(2, start, seen), values.narrow(2, start, seen)))
+            x = x + layer.out(decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen)))
             x = x + mlp(layer, x)
         return self.norm(x)
 
@@ -244,7 +247,7 @@ class TransformerCache:
             keys[:, :, first:size], values[:, :, first:size] = k, v
             y = F.scaled_dot_product_attention(
                 q, keys[:, :, :size], values[:, :, :size], mask,
-                is_causal=mask is None, enable_gqa=shape.groups < shape.heads,
+                is_causal=mask is None, enable_gqa=shape.groups < shape.n_heads,
             )  # fmt: skip
             x = x + layer.out(y.transpose(1, 2).flatten(2))
             x = x + mlp(layer, x)
@@ -271,7 +274,7 @@ class TransformerCache:
 # -- parts ---------------------------------------------------------------------------------------------
 
 
-class Lean:
+class DecodeWeights:
     """A layer as the steps of n sequences run it: the same parts with the weights at hand.
 
     A module looks up each weight by name, which takes as long as a small product with it.
@@ -308,12 +311,12 @@ def lean_norm(norm: nn.Module) -> Apply:
     return lambda x: torch.layer_norm(x, size, gain, bias, least)
 
 
-def heads(layer: Layer | Lean, x: Tensor, rotation: Tensor | None) -> Triple:
+def heads(layer: Layer | DecodeWeights, x: Tensor, rotation: Tensor | None) -> Triple:
     """Queries [..., heads, each], keys and values [..., groups, each] of inputs [..., width]."""
     shape = layer.shape
     both = layer.qkv(layer.norm1(x))
     both = both.view(*both.shape[:-1], -1, shape.each)
-    q, k, v = both.split_with_sizes((shape.heads, shape.groups, shape.groups), -2)
+    q, k, v = both.split_with_sizes((shape.n_heads, shape.groups, shape.groups), -2)
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = normed(q, layer.q_norm, shape), normed(k, layer.k_norm, shape)
     if rotation is not None:
@@ -321,7 +324,7 @@ def heads(layer: Layer | Lean, x: Tensor, rotation: Tensor | None) -> Triple:
     return q, k, v
 
 
-def mlp(layer: Layer | Lean, x: Tensor) -> Tensor:
+def mlp(layer: Layer | DecodeWeights, x: Tensor) -> Tensor:
     y: Tensor = layer.up(layer.norm2(x))
     if layer.shape.mlp == "relu2":
         y = SquaredRelu.apply(y)
@@ -343,7 +346,7 @@ def norm(shape: Shape, width: int) -> nn.Module:
     return nn.RMSNorm(width, shape.eps)
 
 
-def looked_up(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of one query per head [n, heads, each] to keys and values [n, groups, t, each]: [n, heads each].
 
     Of many sequences, two products and a softmax take half the time of the fused kernel, which is made for many

@@ -16,12 +16,13 @@ from markupsafe import Markup
 
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
-from pofx.core.space import Audio, Image, Ragged, Space, Table, Text, from_json
+from pofx.core.space import Ragged, Space, from_json
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.leaderboard import Cell, Column, duration, get, minus
+from pofx.spaces import Audio, Image, Table, Text
 from pofx.train.compiling import told
 from pofx.train.run import read_info, read_log, read_scores
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from pofx.core.space import Audio, Category, Column, Image, Label, Space, Table, Text
+from pofx.core.space import Space
 from pofx.core.spelling import shown, visible
 from pofx.data.audio import pcm, wav
 from pofx.data.tabular import show
 from pofx.report import plots
 from pofx.report.leaderboard import duration
+from pofx.spaces import Audio, Category, Column, Image, Label, Table, Text
 from pofx.train.checkpoint import read_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]

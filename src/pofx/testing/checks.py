@@ -23,11 +23,12 @@ from pofx.core.likelihood import (
 )
 from pofx.core.model import Budget, Model
 from pofx.core.noise import RowNoise, row_keys
-from pofx.core.space import Audio, Image, Label, Ragged, Sequence, Space, Table, Text
-from pofx.data.base import Part
+from pofx.core.space import Ragged, Space
+from pofx.data.parts import Part
 from pofx.data.synthetic import Gaussian
+from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
-from pofx.train.fit import seeded
+from pofx.train.loop import seeded
 
 SEEDS = 8  # over which a likelihood that draws is averaged
 
@@ -367,7 +368,7 @@ def features(space: Space, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1).double()
     here = torch.arange(x.shape[1]) < space.lengths(x)[:, None]
     steps = x.reshape(*x.shape[:2], -1).double()
-    if not space.ends:  # whose lengths are given, and others in samples
+    if not space.has_eos:  # whose lengths are given, and others in samples
         return steps[:, 0]
     means = torch.where(here[..., None], steps, math.nan).nanmean(1)
     return torch.cat([space.lengths(x)[:, None].double(), means], 1)

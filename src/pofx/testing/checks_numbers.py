@@ -21,10 +21,10 @@ from torch import Tensor
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget
 from pofx.core.noise import RowNoise
-from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.evaluate import baselines, recommend
 from pofx.evaluate.likelihood import summarise, verdicts
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 from pofx.testing.wrong import Moments, Plain
 from pofx.train.fit import fit
 
@@ -78,9 +78,9 @@ def impossible_rows_lose() -> None:
 
 def codes_give_their_rows_back() -> None:
     """What the compressors of ``evaluate.baselines`` code can be decoded, and its length is the one that is counted."""
-    characters = Text("a,é\n\U0001f642\0", ends=True, length=6)
+    characters = Text("a,é\n\U0001f642\0", has_eos=True, length=6)
     texts = _ragged([[0, 1, 2, 3], [], [4, 4], [5, 2, 5], [0], [1]])
-    binary = Text("", ends=False, length=4)
+    binary = Text("", has_eos=False, length=4)
     raw = _ragged([[255, 0, 10, 128], [195, 40], [237, 160, 128]])
     for space, x in ((characters, texts), (binary, raw)):
         content = baselines.text_bytes(space, x)

@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, LowerBound, Unavailable
 from pofx.core.model import Sampler
-from pofx.core.space import Audio, Sequence, Text, join
-from pofx.data.base import Part
+from pofx.core.space import join
+from pofx.data.parts import Part
+from pofx.spaces import Audio, Sequence, Text
 from pofx.testing.oracles import strings
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error
 
@@ -70,7 +71,7 @@ def strings_sum_to_one(s: Subject) -> None:
             begun = float((each[:, :-1].sum(1).exp() * cell**n).sum())
             ended = float((each.sum(1).exp() * cell**n).sum())
             totals.append((begun, ended))
-        if space.ends:
+        if space.has_eos:
             sums = [sum(ended for _, ended in totals[:-1]) + totals[-1][0]]
         else:
             sums = [begun for begun, _ in totals]
@@ -96,7 +97,7 @@ def every_step_sums_to_one(s: Subject) -> None:
             before = part.x[i, :k].expand(len(values), *part.x[i, :k].shape)
             each = log_probs(s, torch.cat([before, values[:, None].to(part.x)], 1), c)
             mass = each[:, k].exp() * cell
-            end = float(log_probs(s, before[:1], c)[0, k].exp()) if space.ends else 0.0
+            end = float(log_probs(s, before[:1], c)[0, k].exp()) if space.has_eos else 0.0
             slack = 1e-5 if cell == 1.0 else 1e-3 + rule_error(mass)
             total = float(mass.sum()) + end
             assert abs(total - 1) < slack, f"the probabilities of step {k} of a datum of {size} sum to {total:.6f}"
@@ -128,7 +129,7 @@ def ends_are_scored(s: Subject) -> None:
     last = each.gather(1, space.lengths(x)[:, None])[:, 0]
     if s.model.step_kind is not Exact:
         raise NotApplicable
-    if not space.ends:
+    if not space.has_eos:
         assert (last == 0).all(), "the end of an excerpt has a probability, but its length is given"
         return
     short = space.lengths(x) < space.length
@@ -229,7 +230,7 @@ def strings_are_drawn_as_stated(s: Subject) -> None:
         drawn = s.model.given(c).sample(n, generator=generator(11))
         sizes = space.lengths(drawn)
         expected, rough, counts = [], [], []
-        for k in range(depth + 1) if space.ends else ():
+        for k in range(depth + 1) if space.has_eos else ():
             mass = log_probs(s, strings(values, k), c).sum(1).exp() * cell**k
             expected.append(n * mass)
             counts.append(count(strings_index(values, drawn[sizes == k][:, :k]), len(mass)))
@@ -301,7 +302,7 @@ def lengths_are_kept(s: Subject) -> None:
         x = p.sample(50, generator=generator(0), sampler=sampler)
         sizes = space.lengths(x)
         assert int(sizes.max()) <= asked, f"a sample has {int(sizes.max())} steps instead of up to {asked}"
-        assert space.ends or int(sizes.min()) == asked, f"an excerpt has {int(sizes.min())} steps instead of {asked}"
+        assert space.has_eos or int(sizes.min()) == asked, f"an excerpt has {int(sizes.min())} steps instead of {asked}"
     for wrong in (0, -2):
         try:
             p.sample(1, sampler=Sampler(length=wrong))

@@ -12,11 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pofx.core.space import Audio, Category, Image, Integer, Label, Real, Space, Table, Text
+from pofx.core.space import Space
 from pofx.data import chains, synthetic
-from pofx.data.base import Data, Part
+from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.data.synthetic import Mixture, Source
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table, Text
 
 
 @dataclass(frozen=True, eq=False)

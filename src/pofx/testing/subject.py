@@ -17,8 +17,9 @@ from torch import Tensor
 from pofx.core.likelihood import Available, Unavailable
 from pofx.core.model import Budget, Conditional, Model
 from pofx.core.registry import register
-from pofx.core.space import Label, Ragged
-from pofx.data.base import Data, Part
+from pofx.core.space import Ragged
+from pofx.data.parts import Data, Part
+from pofx.spaces import Label
 from pofx.testing.oracles import Case
 from pofx.train.fit import fit
 from pofx.train.run import Run, read_run

@@ -21,7 +21,8 @@ from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.space import Category, Label, Real, Space, Table
+from pofx.core.space import Space
+from pofx.spaces import Category, Label, Real, Table
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from unittest.mock import patch
 from torch import Tensor
 
 from pofx.core.likelihood import Comparison, Exact
-from pofx.core.space import Category, Table, Text
-from pofx.data.base import Part
+from pofx.data.parts import Part
+from pofx.spaces import Category, Table, Text
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def without_quotes(space: Table, x: Tensor) -> str:
 
 PLANTED = [
     Planted(
-        "wrong: validation on a sorted head", "pofx.data.base.Part.draw", sorted_head,
+        "wrong: validation on a sorted head", "pofx.data.parts.Part.draw", sorted_head,
         frozenset({"validation sees every class"}),
     ),
     Planted(

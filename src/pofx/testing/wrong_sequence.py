@@ -12,7 +12,8 @@ from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
-from pofx.core.space import Label, Space, Text
+from pofx.core.space import Space
+from pofx.spaces import Label, Text
 from pofx.testing.wrong import Small
 
 
@@ -31,17 +32,17 @@ class Bigrams(Small):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         assert isinstance(space, Text)
-        self.ends, self.end = space.ends, space.symbols  # which is the beginning's number, too
+        self.has_eos, self.end = space.has_eos, space.symbols  # which is the beginning's number, too
         classes = len(context.values) if isinstance(context, Label) else 1
         self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
 
     def learn(self, x: Tensor, c: Tensor | None) -> None:
         before, after = self.line(x, None)
         k = self.classes(c, len(x))[:, None].expand_as(before)
-        here = torch.arange(before.shape[1]) < (x >= 0).sum(1, keepdim=True) + int(self.ends)
+        here = torch.arange(before.shape[1]) < (x >= 0).sum(1, keepdim=True) + int(self.has_eos)
         counts = torch.full(self.table.shape, 0.5)
         counts.index_put_((k[here], before[here], after[here]), torch.ones(int(here.sum())), accumulate=True)
-        if not self.ends:
+        if not self.has_eos:
             counts[:, :, self.end] = 0.0
         self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
 
@@ -66,7 +67,7 @@ class Bigrams(Small):
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
         conditions, after = self.line(x, before)
         each = self.table[self.classes(c, len(x))[:, None], conditions, after]
-        beyond = torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True) + int(self.ends)
+        beyond = torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True) + int(self.has_eos)
         return each.masked_fill(beyond, 0.0)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -183,7 +184,7 @@ class OnStrings(Gpt):  # type: ignore[misc]
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not (isinstance(space, Text) and space.ends and context is None):
+        if not (isinstance(space, Text) and space.has_eos and context is None):
             return "it takes documents only."
         return super().refuses(space, context, config)
 
@@ -225,7 +226,7 @@ class SubwordsCalledExact(OnStrings):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return cls.Config(width=32, layers=1, heads=2, block=32, vocabulary=264)
+        return cls.Config(width=32, layers=1, n_heads=2, block=32, vocabulary=264)
 
 
 WRONG_SEQUENCE: dict[type[Model], set[str]] = {

@@ -73,7 +73,7 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path, newest: int | None = None) -> dict[str, Any]:
-    """The record that ``write_sealed`` wrote; with ``newest``, its "format" is at most that.
+    """The record that ``write_sealed`` wrote; with ``newest``, its "format" is that.
 
     Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat.
     """
@@ -93,9 +93,9 @@ def read_sealed(path: Path, newest: int | None = None) -> dict[str, Any]:
                 f"{path} has format {version} (pofx {record.get('pofx')}); this pofx reads up to {newest}.",
                 "Upgrade: pip install -U pofx.",
             )
-        if version < newest and digest is None:
+        if version < newest:
             raise OlderFormat(
-                f"{path} has format {version}, without digests that would tell damage; this pofx reads {newest}.",
+                f"{path} has format {version} (pofx {record.get('pofx')}); this pofx reads {newest}.",
                 "Run again, or read it with the pofx that wrote it.",
             )
     if digest != _plain_digest(record):

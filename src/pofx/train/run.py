@@ -44,9 +44,9 @@ from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed,
 from pofx.train.memory import building
 
 if TYPE_CHECKING:
-    from pofx.data.base import Data
+    from pofx.data.parts import Data
 
-FORMAT = 2  # of run folders; raised when a reader of the old one would misread the new
+FORMAT = 3  # of run folders; raised when a reader of the old one would misread the new
 ENDS = ("finished", "stopped early")  # of training that came to its end
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF}  # of file systems without them
 
@@ -166,8 +166,8 @@ def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> tu
         The data, and a note where an older record does not tell what they were. Raises DataChanged, MissingSource,
         or the source's own errors.
     """
-    from pofx.data.base import load
     from pofx.data.digest import same_data
+    from pofx.data.load import load
     from pofx.data.raw import IN_MEMORY
 
     about = record["data"]

@@ -18,19 +18,24 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from pofx.codecs.joint import Blocks, Joint
 from pofx.core.errors import CannotSave
 from pofx.core.learner import Batch, Local, Runtime
-from pofx.families.mixture.frame import LOG_ZERO, Components, Covariance, Rows, cholesky_above, triangular_inverse
-from pofx.families.mixture.joint import Blocks
-from pofx.families.mixture.sweep import Stats, expect
-
-if TYPE_CHECKING:
-    from pofx.families.gmm import Mixture
+from pofx.families.mixture.sweep import Stats, e_step
+from pofx.families.mixture.whitening import (
+    LOG_ZERO,
+    Components,
+    Covariance,
+    Rows,
+    Whitening,
+    cholesky_above,
+    triangular_inverse,
+)
 
 LEAST_ROWS = 1e-3  # a component that is responsible for less is dead
 TINY = 1e-300
@@ -63,7 +68,7 @@ class Prior:
         return self.wishart * (k // self.groups) ** (-2 / max(d, 1))
 
 
-def blank(kind: Covariance, k: int, d: int, prior: Prior) -> Components:
+def initial(kind: Covariance, k: int, d: int, prior: Prior) -> Components:
     """K equal components at mean 0 and covariance I, but for their class."""
     like = prior.base
     table = prior.base.clamp(min=TINY).log().repeat(k, 1)
@@ -77,7 +82,7 @@ def blank(kind: Covariance, k: int, d: int, prior: Prior) -> Components:
     )
 
 
-def maximise(components: Components, stats: Stats, prior: Prior) -> Components:
+def m_step(components: Components, stats: Stats, prior: Prior) -> Components:
     """The M step. A dead component keeps its mean and shape and weighs nothing."""
     alive = stats.n > LEAST_ROWS
     n = stats.n.clamp(min=TINY)
@@ -204,14 +209,29 @@ def revive(components: Components, stats: Stats, prior: Prior) -> tuple[Componen
     return Components(components.kind, log_weight, mean, factor, table), len(index)
 
 
+class Fitted(Protocol):
+    """What an EM step asks of the mixture that it fits."""
+
+    joint: Joint
+    config: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    def components(self) -> Components: ...
+    def adopt(self, new: Components) -> None: ...
+    def whitening(self) -> Whitening: ...
+    def prior(self) -> Prior: ...
+    def rows(self, y: Tensor, codes: Tensor, weight: Tensor | None = None) -> list[Rows]: ...
+
+
 @dataclass
 class EmLearner:
     """One step is one EM iteration over this process's share; sufficient statistics are summed over processes."""
 
-    model: Mixture
+    model: Fitted
     runtime: Runtime = field(default_factory=Local)
     finished: bool = False
-    height: float | None = None  # (log-likelihood + log-prior) / rows before the last step
+    objective: float | None = None  # (log-likelihood + log-prior) / rows before the last step
     seed: int | None = None  # of the dequantisation, drawn once: all steps climb one hill
     seen: tuple[Any, ...] = ()  # x, c and weight of the batch that ``rows`` holds
     rows: Iterable[Rows] = ()
@@ -228,16 +248,16 @@ class EmLearner:
         if self.seed is None:
             self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         old = model.components()
-        stats = expect(old, self._rows(batch), model.frame()).summed(self.runtime.sum)
+        stats = e_step(old, self._rows(batch), model.whitening()).summed(self.runtime.sum)
         log_lik, weight, _ = stats.total
         before = log_prior(old, prior)
-        new, revived = revive(maximise(old, stats, prior), stats, prior)
+        new, revived = revive(m_step(old, stats, prior), stats, prior)
         model.adopt(new)
-        height = float((log_lik + before) / weight)
-        gain = math.inf if self.height is None or revived else height - self.height
+        objective = float((log_lik + before) / weight)
+        gain = math.inf if self.objective is None or revived else objective - self.objective
         # one complete Gaussian per class has nothing left to iterate on
         at_once = model.config.components == 1 and model.joint.complete
-        self.finished, self.height = at_once or gain < model.config.tol, height
+        self.finished, self.objective = at_once or gain < model.config.tol, objective
         return {"loss": -log_lik / weight, "log_prior": before / weight, "revived": weight.new_tensor(float(revived))}
 
     def _rows(self, batch: Batch) -> Iterable[Rows]:
@@ -261,10 +281,10 @@ class EmLearner:
         return self.rows
 
     def state_dict(self) -> dict[str, Any]:
-        return {"finished": self.finished, "height": self.height, "seed": self.seed}
+        return {"finished": self.finished, "objective": self.objective, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.finished, self.height, self.seed = state["finished"], state["height"], state["seed"]
+        self.finished, self.objective, self.seed = state["finished"], state["objective"], state["seed"]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -346,25 +366,25 @@ def k_means(f: Tensor, k: int, weight: Tensor, generator: torch.Generator, itera
 
 
 def from_partition(
-    blank: Components, z: Tensor, codes: Tensor, weight: Tensor, label: Tensor, prior: Prior
+    initial: Components, z: Tensor, codes: Tensor, weight: Tensor, label: Tensor, prior: Prior
 ) -> Components:
     """The M step after whole rows z [n, d] (whitened), codes [n, m] went to one component each, ``label`` [n].
 
-    ``blank`` has means 0 and covariances I, and gives the table's fixed part. A Wishart prior of d + 1
+    ``initial`` has means 0 and covariances I, and gives the table's fixed part. A Wishart prior of d + 1
     pseudo-rows keeps clusters with few rows regular.
     """
-    k, d = blank.mean.shape
+    k, d = initial.mean.shape
     n = z.new_zeros(k).index_add_(0, label, weight)
     first = z.new_zeros(k, d).index_add_(0, label, z * weight[:, None])
-    if blank.kind in ("full", "tied"):
+    if initial.kind in ("full", "tied"):
         clusters = [z[label == j] * weight[label == j, None].sqrt() for j in range(k)]
         second = torch.stack([c.T @ c for c in clusters])
-        second = second if blank.kind == "full" else second.sum(0)
+        second = second if initial.kind == "full" else second.sum(0)
     else:
         second = z.new_zeros(k, d).index_add_(0, label, z.square() * weight[:, None])
-        second = second if blank.kind == "diag" else second.sum(1)
-    counts = torch.zeros_like(blank.table)
+        second = second if initial.kind == "diag" else second.sum(1)
+    counts = torch.zeros_like(initial.table)
     place = (label[:, None] * counts.shape[1] + codes).flatten()
     counts.view(-1).index_add_(0, place, weight.repeat_interleave(codes.shape[1]))
     stats = Stats(z.new_zeros(3), n, first, second, counts)
-    return maximise(blank, stats, replace(prior, wishart=prior.wishart + d + 1))
+    return m_step(initial, stats, replace(prior, wishart=prior.wishart + d + 1))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pofx.families.mixture.frame import LOG_2PI, Components, Frame, Local, Rows, localise, triangular_inverse
+from pofx.families.mixture.whitening import LOG_2PI, Components, Local, Rows, Whitening, marginalise, triangular_inverse
 
 PRECISE32 = 1e4  # largest precision in whitened coordinates that features in float32 can carry; residuals: squared
 CACHE = 2**21  # numbers that a block may hold: 16 MiB of float64, measured from 2 to 64, on one thread and two
@@ -26,14 +26,14 @@ Moments = tuple[Tensor, Tensor, Tensor]
 """sum r [K], sum r e [K, d], sum r e e': [K, d, d] (full), [d, d] over all components (tied), [K, d] (else)."""
 
 
-def kernel_for(components: Components, rows: Rows, frame: Frame) -> Kernel:
+def kernel_for(components: Components, rows: Rows, whitening: Whitening) -> Kernel:
     """The cheapest kernel that loses no digits."""
     if rows.patterns is not None:
-        return _Scattered(components, rows, frame)
+        return _Scattered(components, rows, whitening)
     dtype = rows.z.dtype
     if rows.mask is not None:
-        return _Masked(components, rows, frame, dtype)
-    local = localise(components, rows, frame)
+        return _Masked(components, rows, whitening, dtype)
+    local = marginalise(components, rows, whitening)
     k, d = local.mean.shape
     # a row costs 4 K d^2 flops and few numbers moved, against 2 K d^2 and d^2 numbers moved: measured
     stacked = components.kind == "full" and 4 * k < d
@@ -223,12 +223,12 @@ class _Diagonal(_Linear):
 class _Masked(_Linear):
     """Diagonal covariances and missing entries by phi = [1, m, m z, m z^2], m the mask: patterns do not matter."""
 
-    def __init__(self, components: Components, rows: Rows, frame: Frame, dtype: torch.dtype) -> None:
+    def __init__(self, components: Components, rows: Rows, whitening: Whitening, dtype: torch.dtype) -> None:
         o = rows.observed
         self.mean, self.inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
         precision = self.inverse.square()
         h = precision * self.mean
-        each = (self.inverse / frame.scale[o]).log() - 0.5 * (LOG_2PI + self.mean * h)
+        each = (self.inverse / whitening.scale[o]).log() - 0.5 * (LOG_2PI + self.mean * h)
         super().__init__(rows, torch.cat([components.log_weight[:, None], each, h, -0.5 * precision], 1), dtype)
 
     def features(self, piece: slice, phi: Tensor) -> None:
@@ -255,14 +255,14 @@ class _Scattered(Kernel):
 
     dtype = torch.float64
 
-    def __init__(self, components: Components, rows: Rows, frame: Frame) -> None:
-        assert frame.pooled is not None
+    def __init__(self, components: Components, rows: Rows, whitening: Whitening) -> None:
+        assert whitening.pooled is not None
         self.rows, self.tied, self.log_weight = rows, components.kind == "tied", components.log_weight
-        root = frame.pooled @ components.factor
+        root = whitening.pooled @ components.factor
         self.root = root[None] if self.tied else root  # [K or 1, d, d]
         self.covariance = self.root @ self.root.mT
-        self.mean = components.mean @ frame.pooled.T
-        self.each = -0.5 * LOG_2PI - frame.scale.log()
+        self.mean = components.mean @ whitening.pooled.T
+        self.each = -0.5 * LOG_2PI - whitening.scale.log()
         k, d = self.mean.shape
         self.block = max(16, min(1024, 2 * CACHE // (k * max(d, 1) ** 2)))
         self.n, self.first = self.mean.new_zeros(k), self.mean.new_zeros(k, d)

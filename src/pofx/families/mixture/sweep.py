@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pofx.families.mixture.frame import Components, Frame, Rows, localise
 from pofx.families.mixture.kernels import CACHE, Kernel, kernel_for
+from pofx.families.mixture.whitening import Components, Rows, Whitening, marginalise
 
 CLAMP = -80.0  # on log-weights relative to the largest: e^-80 is below rounding, denormals cost 200 times as much
 
@@ -35,11 +35,11 @@ def _posteriors(
         yield piece, weights, total, top.add_(total.log()), codes
 
 
-def log_density(components: Components, rows: list[Rows], frame: Frame) -> Tensor:
+def log_density(components: Components, rows: list[Rows], whitening: Whitening) -> Tensor:
     """log p of the observed entries of every row [N], raw units, float64."""
     out = components.mean.new_empty(sum(r.z.shape[1] for r in rows))
     for part in rows:
-        kernel = kernel_for(components, part, frame)
+        kernel = kernel_for(components, part, whitening)
         log_p = out if part.index is None else out.new_empty(len(part.index))
         for piece, _, _, block, _ in _posteriors(part, kernel, components.table):
             log_p[piece] = block
@@ -48,11 +48,11 @@ def log_density(components: Components, rows: list[Rows], frame: Frame) -> Tenso
     return out
 
 
-def posterior(components: Components, rows: list[Rows], frame: Frame) -> Tensor:
+def posterior(components: Components, rows: list[Rows], whitening: Whitening) -> Tensor:
     """p(component | observed entries) [N, K] float64."""
     out = components.mean.new_empty(sum(r.z.shape[1] for r in rows), len(components.mean))
     for part in rows:
-        kernel = kernel_for(components, part, frame)
+        kernel = kernel_for(components, part, whitening)
         for piece, weights, total, _, _ in _posteriors(part, kernel, components.table):
             out[piece if part.index is None else part.index[piece]] = (weights / total).T.to(out.dtype)
     return out
@@ -74,7 +74,7 @@ class Stats:
         return Stats(*(f.view_as(p) for f, p in zip(flat, parts, strict=True)))
 
 
-def expect(components: Components, rows: Iterable[Rows], frame: Frame) -> Stats:
+def e_step(components: Components, rows: Iterable[Rows], whitening: Whitening) -> Stats:
     """The E step over all ``rows``, which are gone through once."""
     like = components.mean
     k, d = like.shape
@@ -82,7 +82,7 @@ def expect(components: Components, rows: Iterable[Rows], frame: Frame) -> Stats:
     total, n, first, second = like.new_zeros(3), like.new_zeros(k), like.new_zeros(k, d), like.new_zeros(shape)
     counts = torch.zeros_like(components.table)
     for part in rows:
-        kernel = kernel_for(components, part, frame)
+        kernel = kernel_for(components, part, whitening)
         for piece, r, sums, log_p, hot in _posteriors(part, kernel, components.table):
             if part.weight is None:
                 total[0] += log_p.sum(dtype=torch.float64)
@@ -104,7 +104,7 @@ def expect(components: Components, rows: Iterable[Rows], frame: Frame) -> Stats:
     return Stats(total, n, first, second, counts)
 
 
-def gradient(components: Components, rows: list[Rows], frame: Frame) -> Tensor:
+def gradient(components: Components, rows: list[Rows], whitening: Whitening) -> Tensor:
     """grad log p with respect to raw y [N, d], 0 where missing: -sum_j r_j Sigma_j^-1 (y - mu_j).
 
     Of rows by pattern (not scattered).
@@ -112,26 +112,26 @@ def gradient(components: Components, rows: list[Rows], frame: Frame) -> Tensor:
     n, d = sum(r.z.shape[1] for r in rows), components.mean.shape[1]
     out = components.mean.new_zeros(n, d)
     for part in rows:
-        r = posterior(components, [replace(part, index=None)], frame)
+        r = posterior(components, [replace(part, index=None)], whitening)
         slope, z = torch.zeros_like(part.z, dtype=out.dtype), part.z.double()
-        if frame.pooled is None:
+        if whitening.pooled is None:
             for j, mean in enumerate(components.mean[:, part.observed]):
                 variance = components.deviation()[j, part.observed].square()
                 slope -= r[:, j] * (z - mean[:, None]) / variance[:, None]
             slope = slope if part.mask is None else slope * part.mask
         else:
-            local = localise(components, part, frame)
+            local = marginalise(components, part, whitening)
             for j, mean in enumerate(local.mean):
                 inverse = local.inverse if components.kind == "tied" else local.inverse[j]
                 slope -= r[:, j] * (inverse.T @ (inverse @ (z - mean[:, None])))
-            assert part.colour is not None
-            slope = torch.linalg.solve_triangular(part.colour.T, slope, upper=True)
+            assert part.cholesky is not None
+            slope = torch.linalg.solve_triangular(part.cholesky.T, slope, upper=True)
         index = torch.arange(n, device=out.device) if part.index is None else part.index
-        out[index[:, None], part.observed] = slope.T / frame.scale[part.observed]
+        out[index[:, None], part.observed] = slope.T / whitening.scale[part.observed]
     return out
 
 
-def condition(components: Components, rows: list[Rows], frame: Frame, e: Tensor, label: Tensor) -> Tensor:
+def condition(components: Components, rows: list[Rows], whitening: Whitening, e: Tensor, label: Tensor) -> Tensor:
     """Residuals e [N, d] ~ N(0, I) of component label [N], given the observed entries: e + U (y - U'e).
 
     Of rows by pattern (not scattered).
@@ -140,12 +140,12 @@ def condition(components: Components, rows: list[Rows], frame: Frame, e: Tensor,
     for part in rows:
         index = torch.arange(len(e), device=e.device) if part.index is None else part.index
         mine, o = label[index], part.observed
-        if frame.pooled is None:
+        if whitening.pooled is None:
             y = (part.z.T.double() - components.mean[mine][:, o]) / components.deviation()[mine][:, o]
             seen = torch.ones_like(y) if part.mask is None else part.mask.T
             out[index[:, None], o] = torch.where(seen > 0, y, e[index][:, o])
             continue
-        local = localise(components, part, frame)
+        local = marginalise(components, part, whitening)
         for j in mine.unique().tolist():
             here = (mine == j).nonzero().squeeze(1)
             at, z = index[here], part.z[:, here].T.double() - local.mean[j]

@@ -18,12 +18,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pofx.codecs.joint import SUMMED
+
 Covariance: TypeAlias = Literal["full", "tied", "diag", "spherical"]
 
 LOG_ZERO = -1e30  # log-probability of the impossible: finite, so that 0 * LOG_ZERO is 0 in a matrix product
 LOG_2PI = math.log(2 * math.pi)
 SCATTERED = 64  # patterns of missing entries with fewer rows go together
-SUMMED = 8192  # rows that are summed at a time
 DEGENERATE = 1e-10  # least variance of a whitened direction, relative to standardised columns
 
 
@@ -60,7 +61,7 @@ class Rows:
     weight: Tensor | None  # [n]
     index: Tensor | None  # [n] places in the source; None: all rows in order
     observed: Tensor  # [o]
-    colour: Tensor | None = None  # [o, o] lower: v = colour z; None where z is v
+    cholesky: Tensor | None = None  # [o, o] lower: v = cholesky z; None where z is v
     log_jacobian: float = 0.0  # log |dz / dy|, y raw
     mask: Tensor | None = None  # [o, n]: 1 where observed, of a diagonal mixture
     patterns: Tensor | None = None  # [P, d]: 1 where observed, of scattered rows
@@ -68,7 +69,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Whitening:
     """Raw coordinates y <-> standardised v = (y - location) / scale <-> whitened z = pooled^-1 v."""
 
     location: Tensor  # [d]
@@ -76,8 +77,8 @@ class Frame:
     pooled: Tensor | None  # [d, d], lower Cholesky factor of the data's correlation; None for diag and spherical
 
     @staticmethod
-    def of(data: Iterable[tuple[Tensor, Tensor, Tensor | None]], kind: Covariance) -> Frame:
-        """The frame of data in blocks of (y [n, d] with NaN where missing, ..., weight [n]), gone over twice."""
+    def of(data: Iterable[tuple[Tensor, Tensor, Tensor | None]], kind: Covariance) -> Whitening:
+        """The whitening of data in blocks of (y [n, d] with NaN where missing, ..., weight [n]), gone over twice."""
 
         def blocks() -> Iterator[tuple[Tensor, Tensor]]:
             for y, _, w in data:
@@ -103,12 +104,12 @@ class Frame:
         scale = ((gram.diagonal() if whole else gram) / count).sqrt()
         scale = torch.where(scale > 1e-14 * location.abs(), scale, 1.0)  # of a constant column: its unit
         if not whole:
-            return Frame(location, scale, None)
+            return Whitening(location, scale, None)
         # positive semi-definite with missing entries, too
         correlation = gram / (scale * count.sqrt()).outer(scale * count.sqrt())
         correlation *= n / (n + d)  # as d more rows without correlation: few rows do not determine it
         correlation.diagonal().fill_(1.0)
-        return Frame(location, scale, _regular_cholesky(correlation))
+        return Whitening(location, scale, _regular_cholesky(correlation))
 
     def rows(
         self, y: Tensor, codes: Tensor, weight: Tensor | None, dtype: torch.dtype, scatter: bool = True
@@ -144,18 +145,18 @@ class Frame:
             y, codes, weight = y[index], codes[index], None if weight is None else weight[index]
         if len(o) < y.shape[1]:
             y = y[:, o]
-        colour, log_jacobian = None, -self.scale[o].log().sum()
+        cholesky, log_jacobian = None, -self.scale[o].log().sum()
         z = torch.empty(len(o), len(y), dtype=dtype, device=y.device)
         if self.pooled is not None:
-            colour = self.pooled if len(o) == len(self.scale) else torch.linalg.qr(self.pooled[o].mT).R.mT
-            whiten = triangular_inverse(colour)
+            cholesky = self.pooled if len(o) == len(self.scale) else torch.linalg.qr(self.pooled[o].mT).R.mT
+            whiten = triangular_inverse(cholesky)
             log_jacobian += whiten.diagonal().abs().log().sum()
             whiten = whiten / self.scale[o]
         for i in range(0, len(y), 2048):
             v = y[i : i + 2048] - self.location[o]
             z[:, i : i + 2048] = whiten @ v.T if self.pooled is not None else (v / self.scale[o]).T
         w = None if weight is None else weight.to(dtype)
-        return Rows(z, codes, w, index, o, colour, float(log_jacobian))
+        return Rows(z, codes, w, index, o, cholesky, float(log_jacobian))
 
     def _scatter(self, y: Tensor, codes: Tensor, weight: Tensor | None, groups: list[Tensor]) -> Rows:
         index, (c, d) = torch.cat(groups), (y.shape[1], len(self.scale))
@@ -189,20 +190,20 @@ class Local:
     span: Tensor | None  # U with orthonormal columns [K, d, o] or [d, o]; None: complete, diagonal or spherical
 
 
-def localise(components: Components, rows: Rows, frame: Frame) -> Local:
+def marginalise(components: Components, rows: Rows, whitening: Whitening) -> Local:
     """Marginalise the components to the observed coordinates of ``rows`` (neither masked nor scattered)."""
     o, span = rows.observed, None
-    if frame.pooled is None:
+    if whitening.pooled is None:
         mean, inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
         log_det = inverse.log().sum(1)
     else:
-        if len(o) == len(frame.scale):
+        if len(o) == len(whitening.scale):
             mean, inverse = components.mean, triangular_inverse(components.factor)
         else:
-            assert rows.colour is not None
-            span, r = torch.linalg.qr((frame.pooled[o] @ components.factor).mT)
-            inverse = triangular_inverse(r.mT) @ rows.colour
-            mean = torch.linalg.solve_triangular(rows.colour, frame.pooled[o] @ components.mean.T, upper=False).T
+            assert rows.cholesky is not None
+            span, r = torch.linalg.qr((whitening.pooled[o] @ components.factor).mT)
+            inverse = triangular_inverse(r.mT) @ rows.cholesky
+            mean = torch.linalg.solve_triangular(rows.cholesky, whitening.pooled[o] @ components.mean.T, upper=False).T
         log_det = inverse.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     constant = components.log_weight + log_det + (rows.log_jacobian - 0.5 * len(o) * LOG_2PI)
     return Local(constant, mean, inverse, span)

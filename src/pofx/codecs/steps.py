@@ -1,7 +1,7 @@
 """A datum as a sequence of steps, which nets over sequences read and write.
 
     space      one step                                  codec
-    Text       a symbol, or a subword of several         Plain, Subwords, Foreign
+    Text       a symbol, or a subword of several         Plain, Subwords, PretrainedTokenizer
     Audio      a level, or the error of its prediction   Plain, Predicted
     Sequence   a row of a table                          Plain
     Image      the levels of a patch, or a colour        Patches, Palette (nn.palette)
@@ -22,16 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.prediction import LinearPrediction, image_errors, image_restored
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, Kind, LowerBound
-from pofx.core.space import Audio, Image, Ragged, Text
+from pofx.core.space import Ragged
 from pofx.nn.causal import site_order
-from pofx.nn.predict import LinearPrediction, image_errors, image_restored
+from pofx.spaces import Audio, Image, Text
 
 PatchOrder = Literal["raster", "column", "spiral", "reverse", "random"]
 
 Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
-Speller: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
+Detokenizer: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
 
 
 class Codec(nn.Module):
@@ -69,7 +70,7 @@ class TextCodec(Protocol):
         """Of each text of x [N, L], which characters of its spelling each step stands for, or is a part of."""
         ...
 
-    def speller(self, before: Sequence[int]) -> Speller:
+    def detokenizer(self, before: Sequence[int]) -> Detokenizer:
         """Spells symbols one by one, which follow these; a character is told when it is complete."""
         ...
 
@@ -124,7 +125,7 @@ class Plain(Codec):
             return [[(i, i + 1) for i in range(n)] for n in self.space.lengths(x).tolist()]
         return [_of_bytes(row[row >= 0].tolist()) for row in x]
 
-    def speller(self, before: Sequence[int]) -> Speller:
+    def detokenizer(self, before: Sequence[int]) -> Detokenizer:
         assert isinstance(self.space, Text)
         alphabet = self.space.alphabet
         if alphabet:
@@ -322,7 +323,7 @@ class Subwords(Codec):
         if self.space.alphabet:
             known = set(self.space.alphabet)
             texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]
-            return self.space.read(texts).to(u.device)
+            return self.space.parse(texts).to(u.device)
         x = torch.full((len(u), max(map(len, spelled), default=0)), -1)
         for row, text in zip(x, spelled, strict=True):
             row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
@@ -331,7 +332,7 @@ class Subwords(Codec):
     def spans(self, x: Tensor) -> list[list[Span]]:
         return [list(e.offsets) for e in self._read(x)]
 
-    def speller(self, before: Sequence[int]) -> Speller:
+    def detokenizer(self, before: Sequence[int]) -> Detokenizer:
         tokenizer, byte = self.tokenizer, {c: b for b, c in enumerate(SPELLING)}
         reader = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -351,7 +352,7 @@ class Subwords(Codec):
         return found
 
 
-class Foreign(Subwords):
+class PretrainedTokenizer(Subwords):
     """Subwords of another project's tokenizer. It may lose something of a text, which is then an error."""
 
     def _tokens(self, x: Tensor) -> list[list[int]]:
@@ -359,14 +360,16 @@ class Foreign(Subwords):
 
     def decode(self, u: Tensor) -> Tensor:
         found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
-        return self.space.read([self._known(t) for t in found]).to(u.device)
+        return self.space.parse([self._known(t) for t in found]).to(u.device)
 
     def decode_after(self, before: Tensor, u: Tensor) -> Tensor:
         """What goes on: some tokenizers drop a space at the beginning of a text, and only there."""
         rows = [[r[r >= 0].tolist() for r in t] for t in (before, u)]
-        return self.space.read(["".join(map(self.speller(b), new)) for b, new in zip(*rows, strict=True)]).to(u.device)
+        return self.space.parse(["".join(map(self.detokenizer(b), new)) for b, new in zip(*rows, strict=True)]).to(
+            u.device
+        )
 
-    def speller(self, before: Sequence[int]) -> Speller:
+    def detokenizer(self, before: Sequence[int]) -> Detokenizer:
         from tokenizers.decoders import DecodeStream
 
         tokenizer, stream = self.tokenizer, DecodeStream(list(before), skip_special_tokens=True)

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.core.likelihood import Exact, Kind, LowerBound
-from pofx.core.space import Category, Image, Integer, Real, Space, Table
+from pofx.core.space import Space
 from pofx.nn.tails import REACH, lengthen, shorten
+from pofx.spaces import Category, Image, Integer, Real, Table
 
 ATOMS = 8  # at most so many per column
 ATOM_DENSITY = 4.0  # in standardised units: ten times the peak of a normal curve

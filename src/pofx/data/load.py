@@ -1,213 +1,36 @@
-"""Data as every part of pofx sees them: a space, and three parts of rows; ``load`` makes them of any source."""
+"""``load``: data of any source."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import glob
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from pofx.core.errors import EmptyData, UsageError
+from pofx.core.errors import UsageError
 from pofx.core.memory import enough
-from pofx.core.space import Audio, Category, Column, Image, Integer, Label, Ragged, Real, Space, Table, Text
-from pofx.core.space import Sequence as Steps
+from pofx.core.space import Ragged, Space
 from pofx.core.spelling import listed
-from pofx.data.blocks import BlockRows, ColumnFile, beyond
+from pofx.data.blocks import beyond
 from pofx.data.ragged import RaggedRows, RawRagged
-from pofx.data.roles import no_column, roles_of
+from pofx.data.roles import roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
+from pofx.spaces import Audio, Image, Label, Table, Text
+from pofx.spaces import Sequence as Steps
 
 if TYPE_CHECKING:
-    from pofx.data.raw import Options as ReadOptions
-    from pofx.data.raw import RawTable
+    from pofx.data.options import Options as ReadOptions
+from pofx.data.columns import typed
+from pofx.data.parts import Data, Part, _listed
 
 KINDS = (None, "table", "text", "audio", "sequence")
+
+
 SYMBOLS = ("auto", "characters", "bytes")
-UNREAD = (RaggedRows, BlockRows)  # rows that are read when asked for
-
-
-@dataclass(frozen=True, repr=False)
-class Part:
-    """Rows of one split.
-
-    x [N, *E] of the space's dtype, or rows that are read when asked for (of free length, or of a table beyond memory);
-    c [N, *Ec] the contexts (None for p(x)), such rows, too; label [N] int64 the class of each row where the source has
-    one (for probes and colours, never seen by training unless it is the context); weight [N]; rows [N] int64, the
-    row's number in its source; before: what precedes each x, where rows are excerpts of something longer.
-    """
-
-    x: Any
-    c: Any = None
-    label: Tensor | None = None
-    weight: Tensor | None = None
-    rows: Tensor | None = None
-    before: Any = None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __repr__(self) -> str:
-        """Such as "30 rows: x [30, 13], c [30]"."""
-
-        def shape(v: Any) -> str:
-            return str(list(v.shape)) if isinstance(v, Tensor) else "of any length"
-
-        held = [f"{k} {shape(v)}" for k, v in vars(self).items() if v is not None]
-        return f"{len(self):,} row{'s' * (len(self) != 1)}: {', '.join(held)}"
-
-    def __getitem__(self, index: Tensor | slice) -> Part:
-        """The rows at ``index``, in its order; what is not read yet is still not read."""
-
-        def pick(v: Any) -> Any:
-            return v.take(index) if isinstance(v, UNREAD) else None if v is None else v[index]
-
-        return Part(**{k: pick(v) for k, v in vars(self).items()})
-
-    def draw(self, most: int, seed: int) -> Part:
-        """At most ``most`` of the rows in a random order, both by ``seed``: the head of a part may be of one class."""
-        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most]]
-
-    def read(self) -> Part:
-        """The same with x, c and before as tensors."""
-        x, c, before = (v[:] if isinstance(v, UNREAD) else v for v in (self.x, self.c, self.before))
-        return dataclasses.replace(self, x=x, c=c, before=before)
-
-    @property
-    def beyond_memory(self) -> bool:
-        """Are these rows of a table that is too large to be read at once?"""
-        return isinstance(self.x, BlockRows) or isinstance(self.c, BlockRows)
-
-    def in_memory(self) -> Part:
-        """The same with tensors where it is of such a table: a few of its rows fit."""
-        return self.read() if self.beyond_memory else self
-
-    def cut(self, length: int) -> Part:
-        """Data of free length up to their first ``length`` steps; what is not read yet is still not read."""
-        x = self.x.cut(length) if isinstance(self.x, RaggedRows) else self.x[:, :length]
-        return dataclasses.replace(self, x=x)
-
-
-@dataclass(frozen=True, repr=False)
-class Data:
-    """A loaded source: what one x is, and which rows train, validate and test.
-
-    The split is the same for every family: a permutation by ``seed`` unless the source brings its own
-    test part. ``notes`` tells in sentences what was inferred, dropped or decided.
-
-    Example:
-        >>> import pofx
-        >>> for column in pofx.load("two-moons", max_rows=300).describe():
-        ...     print(column["column"], column["role"], column["type"])
-        x1 x real
-        x2 x real
-        label for probes label
-    """
-
-    name: str
-    source: str
-    space: Space
-    train: Part
-    valid: Part
-    test: Part
-    context: Space | None = None
-    labels: tuple[str, ...] | None = None  # the classes that Part.label indexes
-    split: str = ""  # how the parts were made, in words
-    seed: int = 0
-    notes: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)  # what load() was called with, to read new rows alike
-    dependent: tuple[str, ...] = ()  # real columns that others determine: a density can grow there without limit
-
-    def __repr__(self) -> str:
-        """What it holds and how it is split, then one line for each note; ``describe()`` tells of columns."""
-        given = "" if self.context is None else f", given {self.context}"
-        rows = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "valid", "test"))
-        return "\n".join([f"{self.name}: {self.space}{given}; rows: {rows}", *(f"· {note}" for note in self.notes)])
-
-    @cached_property
-    def digest(self) -> dict[str, str]:
-        """What these data are, in four short hashes (see ``data.digest``): a run remembers them."""
-        from pofx.data.digest import of_data
-
-        return of_data(self)
-
-    def describe(self) -> list[dict[str, str]]:
-        """One row per column (or one for images and labels): its name, role, type, values, share missing, note."""
-        rows = []
-        parts = (self.train, self.valid, self.test)
-        for role, space, tensors in (
-            ("x", self.space, [p.x for p in parts]),
-            ("given", self.context, [p.c for p in parts if p.c is not None]),
-        ):
-            if isinstance(space, Table):
-                for j, column in enumerate(space.columns):
-                    rows.append(_describe(role, column, torch.cat([t[:, j] for t in tensors])))
-            elif isinstance(space, Image):
-                size = f"{space.height}×{space.width}×{space.channels}"
-                rows.append(_entry("image", role, f"image {size}", f"{space.levels} levels"))
-            elif isinstance(space, Label):
-                rows.append(_entry("label", role, "label", _listed(space.values)))
-            elif isinstance(space, Ragged):
-                rows.append(_describe_ragged(role, space, tensors))
-        if self.labels is not None and not any(r["type"] == "label" for r in rows):
-            rows.append(_entry("label", "for probes", "label", _listed(self.labels)))
-        return rows
-
-
-def class_counts(data: Data) -> list[int] | None:
-    """How many training rows each class has, where labels are modelled or given; else None."""
-    for space, code in ((data.space, data.train.x), (data.context, data.train.c)):
-        if isinstance(space, Label) and isinstance(code, Tensor):
-            return [int(n) for n in torch.bincount(code, minlength=len(space.values))]
-    return None
-
-
-def _entry(name: str, role: str, kind: str, values: str, missing: str = "", note: str = "") -> dict[str, str]:
-    return {"column": name, "role": role, "type": kind, "values": values, "missing": missing, "note": note}
-
-
-def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
-    from pofx.data.tabular import show
-
-    absent = int(values.isnan().sum())
-    missing = f"{absent} ({absent / len(values):.1%})" if absent else ("allowed" if col.nullable else "")
-    if isinstance(col, Category):
-        kind = "binary" if len(col.values) == 2 else "category"
-        return _entry(col.name, role, kind, _listed(col.values), missing, "constant" if len(col.values) == 1 else "")
-    present = values[~values.isnan()]
-    low, high = (show(col, float(v)) for v in (present.min(), present.max()))
-    kind, note = ("integer" if isinstance(col, Integer) else "real"), ""
-    if isinstance(col, Integer) and col.date:
-        kind = "date" if col.date == "d" else "time"
-        note = f"counted in {'days' if col.date == 'd' else 'seconds'}"
-    if isinstance(col, Real) and col.step is not None:
-        note = f"counted in steps of {col.step:.6g}"
-    return _entry(col.name, role, kind, f"{low} to {high}", missing, note)
-
-
-def _describe_ragged(role: str, space: Ragged, rows: Sequence[Any]) -> dict[str, str]:
-    lengths = torch.cat([r.lengths if isinstance(r, RaggedRows) else space.lengths(r) for r in rows])
-    kind = type(space).__name__.lower()
-    values = repr(space.alphabet).strip("'") if isinstance(space, Text) and space.alphabet else str(space)
-    values = values if len(values) <= 60 else f"{values[:57]}…"
-    return _entry(kind, role, kind, values, "", f"{int(lengths.min())} to {int(lengths.max())} long")
-
-
-def _listed(values: Sequence[str], most: int = 6) -> str:
-    if len(values) <= most:
-        return ", ".join(values)
-    return f"{', '.join(values[: most - 1])}, … ({len(values)})"
-
-
-# ---------------------------------------------------------------------------------------------- load
 
 
 @enough("Reading the data", "Give fewer rows or columns; a table can be read in blocks: --memory 1GB.")
@@ -456,7 +279,7 @@ def reading(
 ) -> ReadOptions:
     """What ``load`` was told, as the readers of each kind of source take it; ``like``, ``context``: of new rows."""
     from pofx.data import audio, sequences, text
-    from pofx.data.raw import Delimited, Options
+    from pofx.data.options import Delimited, Options
 
     get = options.get
     known_names = [] if like is None else [c.name for s in (like, context) if isinstance(s, Table) for c in s.columns]
@@ -499,63 +322,3 @@ def _names(columns: str | Iterable[str] | None, known: Container[str] = ()) -> l
             f"Columns {columns!r} are not distinct names.", "Write 'a,b', and '\"a, b\",c' for a, b and c."
         )
     return names
-
-
-def typed(
-    raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: list[str], in_file: bool = False
-) -> tuple[Table, Any]:
-    """The types of all columns that stay, and all rows [N, D]: a tensor, or BlockRows where they go into a file."""
-    from pofx.data.tabular import Spec, encode, infer
-
-    for what, named in (("types", types), ("drop", drop)):
-        for name in named:
-            if name not in raw.columns:
-                raise no_column(name, raw.columns, what)
-    specs = {c: Spec.parse(c, t) for c, t in types.items()}
-    wanted = [c for c in raw.columns if c not in drop and not (c in specs and specs[c].kind == "drop")]
-    file = ColumnFile(raw.n) if in_file else None
-    x = torch.empty(0 if in_file else raw.n, len(wanted), dtype=torch.float64)
-    columns: list[Column] = []
-    rounded: dict[str, int] = {}
-    codes: list[str] = []
-    for name in wanted:
-        array = raw.columns[name]()
-        if name in raw.types and name not in specs:
-            column = raw.types[name]
-            values = encode(column, array)
-        else:
-            found = infer(name, array, specs.get(name))
-            if found.note:
-                notes.append(found.note)
-            if found.code:
-                codes.append(f"{name} ({found.code!r})")
-            if found.column is None or found.values is None:
-                continue
-            column, values = found.column, found.values
-            if found.rounded:
-                rounded[name] = found.rounded
-        if file is not None:
-            file.append(values)
-        else:
-            x.numpy()[:, len(columns)] = values
-        if isinstance(column, Integer) and column.date and raw.n > 2 and (np.diff(values) >= 0).all():
-            notes.append(f"Rows are in order of {name!r}, yet split at random: test rows have neighbours in training.")
-        columns.append(column)
-    if not columns:
-        raise EmptyData("No column is left.", "Drop fewer columns, or declare types for those that were left out.")
-    grids = [c for c in columns if isinstance(c, Real) and c.step is not None and c.name not in {*specs, *raw.types}]
-    for title, items in (
-        ("Constant", [f"{c.name} ({c.values[0]})" for c in columns if isinstance(c, Category) and len(c.values) == 1]),
-        (
-            "Values repeat, so these are counted at their stored resolution, not given a density",
-            [f"{c.name} ({c.step:.6g})" for c in grids],
-        ),
-        (
-            "On no common grid, so values were rounded to a resolution (change it with --types COLUMN=real:STEP)",
-            [f"{count} of {name}" for name, count in rounded.items()],
-        ),
-        ("Codes by their spelling, so not taken for numbers (they are with --types COLUMN=integer or real)", codes),
-    ):
-        if items:
-            notes.append(f"{title}: {_listed(items, 12)}.")
-    return Table(tuple(columns)), x[:, : len(columns)] if file is None else BlockRows(file, tuple(range(len(columns))))

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
+from pofx.codecs.steps import Patches
 from pofx.core.errors import UsageError
-from pofx.core.space import Image
-from pofx.nn.steps import Patches
+from pofx.spaces import Image
 
 PIXELS = 2**15  # that k-means looks at
 ROUNDS = 20  # of k-means

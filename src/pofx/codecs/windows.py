@@ -90,7 +90,7 @@ class Windows:
         """The training row in which windows begin."""
         return self.owners[torch.searchsorted(self.first, self.start(index), right=True) - 1]
 
-    def turn(self, number: int) -> None:
+    def set_epoch(self, number: int) -> None:
         self.shift = number % self.block
 
 
@@ -150,5 +150,5 @@ class Whole:
     def owner(self, index: Tensor) -> Tensor:
         return index
 
-    def turn(self, number: int) -> None:
+    def set_epoch(self, number: int) -> None:
         """A datum is one piece, always the same."""

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pofx.core.space import Category, Column, Image, Integer, Label, Real, Space, Table
+from pofx.core.space import Space
+from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
 
 PSEUDO = 0.5  # Krichevsky-Trofimov
 

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pofx.core.space import Category, Image, Label, Space, Table
-from pofx.families.mixture.frame import SUMMED
-from pofx.transforms.preprocess import ATOMS, find_atoms
+from pofx.codecs.real import ATOMS, find_atoms
+from pofx.core.space import Space
+from pofx.spaces import Category, Image, Label, Table
 
+SUMMED = 8192  # rows that are summed at a time
 NUMBERS = 2**22  # in a block of rows
 
 Block: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"
@@ -139,7 +140,7 @@ class Joint(nn.Module):
         return torch.cat([p / p.sum() for p in smoothed.split([c.size for c in self.codes])] or [smoothed])
 
     def slices(self, n: int) -> Iterator[slice]:
-        """n rows in blocks, which are whole numbers of those that a frame sums over."""
+        """n rows in blocks, which are whole numbers of those that a whitening sums over."""
         size = SUMMED * max(1, NUMBERS // (SUMMED * (len(self.real) + len(self.codes))))
         return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
