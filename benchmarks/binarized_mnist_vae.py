@@ -36,7 +36,6 @@ def main() -> None:
 
     import torch
 
-    from pofx.core.model import Budget
     from pofx.evaluate.likelihood import score
     from pofx.train.fit import fit
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core.learner import Batch
-from pofx.core.model import Sampler
+from pofx.core.requests import Sampler
 from pofx.families.diffusion import Ddpm, PathConfig
 from pofx.spaces import Image
 from timing import Results, middle, race

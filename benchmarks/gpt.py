@@ -59,7 +59,7 @@ def compare(name: str, rounds: int, results: Results) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from pofx.core.learner import Batch, Recipe
-    from pofx.core.model import Sampler
+    from pofx.core.requests import Sampler
     from pofx.families.sequence import Gpt, GptConfig
     from pofx.spaces import Text
 

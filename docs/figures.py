@@ -26,7 +26,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 
 import pofx
-from pofx.core.model import Budget
 from pofx.core.registry import BUILT_IN
 from pofx.evaluate.text import marks
 

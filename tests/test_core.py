@@ -19,8 +19,8 @@ from pofx.core.errors import BadValue, Incomparable, NotANumber, PofxError, Usag
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
 from pofx.core.registry import families, family
+from pofx.core.requests import Sampler
 from pofx.core.space import from_json, take
 from pofx.data import synthetic
 from pofx.data.rows import read_rows
@@ -222,7 +222,7 @@ def test_draws_that_are_no_numbers_are_refused(monkeypatch, value):
 )
 def test_budgets_that_mean_nothing_are_refused(budget, message):
     with pytest.raises(UsageError, match=message):
-        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), budget=budget)
+        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), request=request)
 
 
 def test_samplers_that_mean_nothing_are_refused():

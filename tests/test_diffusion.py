@@ -13,8 +13,8 @@ from torch import Tensor
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, LowerBound
-from pofx.core.model import Budget, Sampler
 from pofx.core.registry import family
+from pofx.core.requests import Sampler
 from pofx.core.space import Space
 from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
 from pofx.spaces import Category, Image, Integer, Label, Real, Table

@@ -23,8 +23,9 @@ from pofx.core import registry
 from pofx.core.errors import EmptyData, RunExists, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Request, Sampler
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
@@ -127,7 +128,7 @@ class Bell(Model):
     def learner(self, recipe):  # type: ignore[no-untyped-def]
         return Counted()
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         if self.config.kind == "Unavailable":
             return Unavailable("it has no density by design")
         self.sleep(self.config.delay * len(x))
@@ -206,7 +207,7 @@ class Guess(Model):
     def logits(self, c: Tensor) -> Tensor:
         return torch.stack([torch.zeros(len(c)), self.config.slope * c[:, 0].float()], 1).log_softmax(1)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(self.logits(c).gather(1, x[:, None]).squeeze(1), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor, sampler: Sampler, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget
 from pofx.core.registry import family
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 

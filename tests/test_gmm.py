@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget
 from pofx.families.gmm import Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
 from pofx.families.mixture import em, kernels, sweep
 from pofx.families.mixture import whitening as whitening

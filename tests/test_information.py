@@ -25,8 +25,9 @@ from torch.distributions import (
 from pofx import information as info
 from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, Unavailable, UpperBound, make
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Request, Sampler
 from pofx.spaces import Category, Label, Real, Table
 
 LETTERS = Table((Category("a", ("x", "y", "z")), Category("b", ("0", "1"), nullable=True)))
@@ -53,7 +54,7 @@ class Known(Model):
     def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
         return None
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         if self.kind is Unavailable:
             return Unavailable("it has no density")
         cell = (3 * x[:, 0] + x[:, 1].nan_to_num(2)).long()
@@ -284,7 +285,7 @@ class Shaken(Known):
 
     name = "shaken"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         off = 0.5 * noise.randn().double()
         return make(LowerBound, off - math.log(9), self.space.measure, torch.full_like(off, 0.5), 8)
 

@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 
 from pofx.core.likelihood import noise_of_mean
-from pofx.core.model import Budget
 from pofx.core.noise import Copies, RowNoise, row_keys
 from pofx.core.registry import family
 from pofx.data.parts import Part
@@ -172,19 +171,19 @@ def test_the_number_of_a_row_does_not_depend_on_its_place(name, estimator, space
         options |= {"ode_steps": 2, "net": "mlp"}
     model = fitted(name, space, x, **options)
     budget = Budget(estimator=estimator, draws=3)
-    whole = model.log_prob(x, budget=budget, generator=seeded(7))
+    whole = model.log_prob(x, request=request, generator=seeded(7))
     order = torch.randperm(12, generator=seeded(1))
 
     def close(lik, rows):
         assert torch.allclose(lik.nats.double(), whole.nats[rows].double(), rtol=1e-5, atol=1e-4)
         assert torch.allclose(lik.mc_se.double(), whole.mc_se[rows].double(), rtol=1e-3, atol=1e-3)
 
-    close(model.log_prob(x[order], budget=budget, generator=seeded(7)), order)
-    close(model.log_prob(x[7:8], budget=budget, generator=seeded(7)), slice(7, 8))
-    close(model.log_prob(x.view(2, 6, *x.shape[1:]), budget=budget, generator=seeded(7)), torch.arange(12).view(2, 6))
+    close(model.log_prob(x[order], request=request, generator=seeded(7)), order)
+    close(model.log_prob(x[7:8], request=request, generator=seeded(7)), slice(7, 8))
+    close(model.log_prob(x.view(2, 6, *x.shape[1:]), request=request, generator=seeded(7)), torch.arange(12).view(2, 6))
     monkeypatch.setattr(model, "rows_per_pass", lambda: 3)
-    close(model.log_prob(x, budget=budget, generator=seeded(7)), slice(None))
-    other = model.log_prob(x, budget=budget, generator=seeded(8))
+    close(model.log_prob(x, request=request, generator=seeded(7)), slice(None))
+    other = model.log_prob(x, request=request, generator=seeded(8))
     assert (other.nats != whole.nats).double().mean() > 0.5
 
 
@@ -224,12 +223,12 @@ def test_copies_have_noise_of_their_own():
     x = rows.repeat(25, 1)
     model = fitted("vae", MIXED, rows, hidden=8)
     budget = Budget(draws=4)
-    found = [score(model, Part(x), budget=budget, generator=seeded(k)) for k in range(60)]
+    found = [score(model, Part(x), request=request, generator=seeded(k)) for k in range(60)]
     spread = torch.tensor([f.nats for f in found]).std()
     said = torch.tensor([f.mc_se for f in found]).square().mean().sqrt()
     assert 0.7 < spread / said < 1.4
     shuffled = Part(x)[torch.randperm(300, generator=seeded(1))]
-    again = score(model, shuffled, budget=budget, generator=seeded(0))
+    again = score(model, shuffled, request=request, generator=seeded(0))
     assert torch.allclose(again.rows.nats.sort().values, found[0].rows.nats.sort().values, atol=1e-4)
 
 

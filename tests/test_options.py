@@ -20,9 +20,10 @@ import pofx
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Budget, Model, Sampler, idle
+from pofx.core.model import Model, idle
 from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
+from pofx.core.requests import Sampler
 from pofx.data.parts import Data
 from pofx.evaluate.study import Settings
 from pofx.train.loop import Limit

@@ -16,7 +16,7 @@ from pofx.codecs.windows import Whole, Windows, spans
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
+from pofx.core.requests import Sampler
 from pofx.data import chains
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
@@ -399,13 +399,13 @@ def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None
     scores = {}
     for stride in (1, 2, 3, 6):
         budget = Budget(stride=stride)
-        each = model.given().log_probs(x, budget=budget)
+        each = model.given().log_probs(x, request=request)
         scores[stride] = each[:, 6:].sum().item()
         torch.testing.assert_close(each[:, :6], model.given().log_probs(x)[:, :6], atol=1e-5, rtol=1e-5)
         for k in (0, 5, 6, 7, 13):
             begun = x[:1, :k].clamp(min=0).expand(4, k)
-            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), budget=budget)[:, k]
-            end = model.given().log_probs(begun[:1], budget=budget)[0, k]
+            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), request=request)[:, k]
+            end = model.given().log_probs(begun[:1], request=request)[0, k]
             assert abs((nexts.exp().sum() + end.exp()).item() - 1) < 1e-5
     assert len({round(s, 4) for s in scores.values()}) == 4
     with pytest.raises(UsageError, match=r"stride of 7 is longer than the block of 6"):

@@ -20,7 +20,7 @@ from pofx import cluster
 from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, UsageError
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
+from pofx.core.requests import Sampler
 from pofx.data import pieces
 from pofx.data.pieces import pieces_of, tables_at
 from pofx.data.rows import read_rows

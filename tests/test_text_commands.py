@@ -21,7 +21,8 @@ from pofx.commands.shared import Terminal
 from pofx.commands.surprise import COLOURS, legend, show, style_of
 from pofx.core.errors import PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
+from pofx.core.requests import Sampler
 from pofx.core.spelling import shown, visible
 from pofx.data.parts import Part
 from pofx.decode.decoding import Decoding

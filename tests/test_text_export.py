@@ -16,7 +16,7 @@ from pofx.cli import main
 from pofx.codecs.steps import SPELLING, Subwords
 from pofx.core.errors import BadValue, MissingSource, RunExists, Unsupported, UsageError
 from pofx.core.likelihood import LowerBound
-from pofx.core.model import Sampler
+from pofx.core.requests import Sampler
 from pofx.decode.decoding import Decoding
 from pofx.families.sequence import Gpt, GptConfig, Rnn
 from pofx.interop.export import example, export_step, write_step

@@ -13,7 +13,6 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import LowerBound, noise_of_mean
-from pofx.core.model import Budget
 from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
