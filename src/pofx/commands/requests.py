@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
+OWN = " [default: the model's own]"
+
 
 def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     """A group of options: ``--option NAME``, of one of these classes, and one for each field of theirs."""
@@ -32,11 +34,10 @@ def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     for name in hints:
         said: dict[str, list[str]] = {}  # what the field means, and of which classes
         for kind in (k for k in kinds if name in _fields(k)):
-            said.setdefault(next(_said(kind, name)), []).append(kind.name)
-        own = " [default: the model's own]" if len(said) > 1 else ""
-        each = (re.sub(r"( \[default: .*\])?$", f" ({', '.join(of)})\\1", text.replace(own, "") if own else text, count=1)
-                for text, of in said.items())  # fmt: skip
-        words.append(f"{name}: {'; '.join(each)}{own}.")
+            said.setdefault(_said(kind, name), []).append(kind.name)
+        several = len(said) > 1
+        each = [_of(text.replace(OWN, "") if several else text, ", ".join(names)) for text, names in said.items()]
+        words.append(f"{name}: {'; '.join(each)}{OWN * several}.")
     fields = [(option, Annotated[str | None, arg(metavar="NAME")], dataclasses.field(default=None))]
     fields += map(_flag, hints, hints.values())
     group: Any = dataclasses.make_dataclass("Flags", fields, bases=(Group,), kw_only=True)
@@ -54,10 +55,16 @@ def _about(kind: type) -> str:
     return re.sub(r" \([^()]*\d{4}[^()]*\)", "", parse_from_object(kind).short_description or "").rstrip(".")
 
 
-def _said(kind: type, name: str) -> Iterator[str]:
-    """What the docstrings of the class, and of those that it inherits from, say of a field."""
-    every = (p for c in kind.__mro__ for p in parse_from_object(c).params if p.arg_name == name)
-    return (" ".join((p.description or "").split()).rstrip(".") for p in every)
+def _said(kind: type, name: str) -> str:
+    """What the docstring of the class, or of the one that it has the field from, says of it."""
+    every = (p.description or "" for c in kind.__mro__ for p in parse_from_object(c).params if p.arg_name == name)
+    return " ".join(next(every).split()).rstrip(".")
+
+
+def _of(text: str, names: str) -> str:
+    """The text with the names in brackets before its default."""
+    told, default, value = text.partition(" [default: ")
+    return f"{told} ({names}){default}{value}"
 
 
 def _flag(name: str, hint: Any) -> tuple[str, Any, Any]:
@@ -69,7 +76,7 @@ def _flag(name: str, hint: Any) -> tuple[str, Any, Any]:
     return name, (Path if plain is Any else plain) | None, dataclasses.field(default=None)  # a model by its run
 
 
-Estimating = _flags("estimator", [k for k in ESTIMATORS if k.kind != "Unavailable"], "likelihood")
+Estimating = _flags("estimator", ESTIMATORS, "likelihood")
 Sampling = _flags("sampler", SAMPLERS, "drawing")
 
 

@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
-from pofx.core.requests import Direct, Request, Sampler
+from pofx.core.requests import AnyRequest, AnySampler, Direct, Request, Sampler
 from pofx.core.space import Space, join, take
 
 if TYPE_CHECKING:
@@ -240,19 +240,11 @@ class Model(nn.Module):
             None if before is None else take(self.space, before),
         )
 
-    def log_prob(
-        self,
-        x: Any,
-        *,
-        request: Request | type[Request] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Likelihood:
+    def log_prob(self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """Short for ``given().log_prob(x)``: log p(x), x [*S, *E], nats [*S]."""
         return self.given().log_prob(x, request=request, generator=generator)
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | type[Sampler] | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
 
@@ -325,7 +317,7 @@ class Conditional:
         self,
         x: Any,
         *,
-        request: Request | type[Request] | None = None,
+        request: AnyRequest = None,
         generator: torch.Generator | None = None,
         copies: Copies | None = None,
     ) -> Likelihood:
@@ -372,9 +364,7 @@ class Conditional:
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(batch), lik)
 
-    def classes(
-        self, *, request: Request | type[Request] | None = None, generator: torch.Generator | None = None
-    ) -> Likelihood:
+    def classes(self, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
 
         It is ``log_prob`` of all classes, in one pass where the family can.
@@ -399,7 +389,7 @@ class Conditional:
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(*batch, -1), lik)
 
-    def log_probs(self, x: Any, *, request: Request | type[Request] | None = None) -> Tensor:
+    def log_probs(self, x: Any, *, request: AnyRequest = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
 
         The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
@@ -425,9 +415,7 @@ class Conditional:
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*batch, -1)
 
-    def sample(
-        self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | type[Sampler] | None = None
-    ) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
 
         Where the ``sampler`` searches, these are the n best that are found, best first.
@@ -457,9 +445,7 @@ class Conditional:
         _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
-    def stream(
-        self, *, generator: torch.Generator | None = None, sampler: Sampler | type[Sampler] | None = None
-    ) -> Iterator[str]:
+    def stream(self, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Iterator[str]:
         """One draw of a text, in pieces as they are drawn: together what ``sample(1)`` spells.
 
         Raises Unsupported where the model does not draw symbol by symbol, UsageError where contexts are many.

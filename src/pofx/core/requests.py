@@ -1,9 +1,8 @@
 """What may be asked of a model: an estimator of its likelihood (``Request``) and a way to draw (``Sampler``).
 
 Each is a frozen dataclass with fields of its own, checked where it is made. A family lists the classes that it answers,
-the default first; the kinds of likelihood that it claims follow from these, and so do flags and help of the command
-line (which is why nothing here imports torch). A request is complete; where a class stands in place of one,
-``Model.default_request`` and ``default_sampler`` fill in the model's own numbers.
+the default first; what it claims, the flags of the command line and their help follow (so nothing here imports torch).
+A request is complete: of a class alone ``Model.default_request`` and ``default_sampler`` know the model's own numbers.
 """
 
 from __future__ import annotations
@@ -17,72 +16,50 @@ from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
 
 
-# -- likelihoods -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Request(Options):
-    """How to compute a likelihood.
+    """How to compute a likelihood: ``name`` on the command line, and the ``kind`` of every number that answers it.
 
-    A subclass has a ``name`` (on the command line) and the ``kind`` of every number that answers it.
+    Example:
+        >>> Elbo(draws=1)
+        Traceback (most recent call last):
+        ...
+        pofx.core.errors.UsageError: draws is 1; it must be a finite number, 2 or more.
     """
 
     name: ClassVar[str]
     kind: ClassVar[KindName]
 
+    def __init_subclass__(cls, name: str | None = None, kind: KindName | None = None) -> None:
+        if name is not None and kind is not None:
+            cls.name, cls.kind = name, kind
 
-@dataclass(frozen=True)
-class ExactLikelihood(Request):
+
+class ExactLikelihood(Request, name="exact", kind="Exact"):
     """In closed form."""
 
-    name = "exact"
-    kind = "Exact"
 
-
-@dataclass(frozen=True)
-class NoLikelihood(Request):
+class NoLikelihood(Request, name="none", kind="Unavailable"):
     """There is none: the answer says why, and what to do instead."""
 
-    name = "none"
-    kind = "Unavailable"
-
 
 @dataclass(frozen=True)
-class Windowed(Request):
+class Windowed(Request, name="windowed", kind="Exact"):
     """Exact, of a net of limited context: each step given those before it in a window that moves over long data.
 
     Attributes:
         stride: by which the window moves: fewer steps are dearer and see more [default: half the window].
-
-    Example:
-        >>> Windowed(stride=0)
-        Traceback (most recent call last):
-        ...
-        pofx.core.errors.UsageError: stride is 0; it must be a finite number, 1 or more.
     """
 
-    name = "windowed"
-    kind: ClassVar[KindName] = "Exact"
     stride: int
 
 
-@dataclass(frozen=True)
-class Tokenised(Request):
-    """A bound, by the one tokenisation of a text that the tokeniser chooses of many.
-
-    Cao & Rimell 2021, You should evaluate your language model on marginal likelihood over tokenisations.
-    """
-
-    name = "tokenised"
-    kind = "LowerBound"
+class Tokenised(Request, name="tokenised", kind="LowerBound"):
+    """A bound, by the one tokenisation of a text that the tokeniser chooses of many (Cao & Rimell 2021)."""
 
 
-@dataclass(frozen=True)
-class WindowedTokens(Windowed):
-    """The bound of ``tokenised`` in the window of ``windowed``."""
-
-    name = "windowed-tokens"
-    kind = "LowerBound"
+class WindowedTokens(Windowed, name="windowed-tokens", kind="LowerBound"):
+    """Both: a bound by one tokenisation, in a window."""
 
 
 @dataclass(frozen=True)
@@ -98,46 +75,32 @@ class Drawn(Request):
     ranges = {"draws": at_least(2)}  # one has no standard error
 
 
-@dataclass(frozen=True)
-class Dequantised(Drawn):
+class Dequantised(Drawn, name="dequantised", kind="LowerBound"):
     """A bound on log P(x) of discrete data by a density: E log p(x + u), u uniform (Theis et al. 2016)."""
 
-    name = "dequantised"
-    kind = "LowerBound"
 
-
-@dataclass(frozen=True)
-class Elbo(Drawn):
+class Elbo(Drawn, name="elbo", kind="LowerBound"):
     """E_q log p(x, z) / q(z | x), the evidence lower bound (Kingma & Welling 2014)."""
 
-    name = "elbo"
-    kind = "LowerBound"
 
-
-@dataclass(frozen=True)
-class Iwae(Drawn):
+class Iwae(Drawn, name="iwae", kind="LowerBound"):
     """log of the mean of p(x, z) / q(z | x) over draws of z: tighter with each (Burda et al. 2016)."""
 
-    name = "iwae"
-    kind = "LowerBound"
-
 
 @dataclass(frozen=True)
-class VariationalBound(Drawn):
+class VariationalBound(Drawn, name="vlb", kind="LowerBound"):
     """The bound of a diffusion path (Ho et al. 2020; Kingma et al. 2021).
 
     Attributes:
         steps: of the chain whose bound it is, looser with fewer; None: the limit of many, continuous time.
     """
 
-    name = "vlb"
-    kind = "LowerBound"
     steps: int | None = None
 
 
 @dataclass(frozen=True)
-class OdeLikelihood(Request):
-    """An estimate: the density of the probability flow ODE (Song et al. 2021, section 4.3), as good as its solver.
+class OdeLikelihood(Request, name="ode", kind="Estimate"):
+    """An estimate: the density of the probability flow ODE (Song et al. 2021), as good as its solver.
 
     Attributes:
         steps: of the solver [default: the model's own].
@@ -146,8 +109,6 @@ class OdeLikelihood(Request):
         draws: of the noise that dequantises discrete data, 0 of data that need none [default: the model's own].
     """
 
-    name = "ode"
-    kind = "Estimate"
     steps: int
     probes: int = 0
     draws: int = 0
@@ -156,35 +117,31 @@ class OdeLikelihood(Request):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alone = "draws" if self.draws == 1 else "probes" if (self.probes, self.draws) == (1, 0) else None
-        if alone:
-            raise UsageError(f"{alone} is 1, which has no standard error.", "Give 0, or 2 or more.")
-
-
-# -- samples -----------------------------------------------------------------------------------------------
+        if self.draws == 1 or (self.probes == 1 and self.draws == 0):
+            raise UsageError(f"One draw has no standard error: {self}.", "Give 0, or 2 or more.")
 
 
 @dataclass(frozen=True)
 class Sampler(Options):
-    """How to draw. A subclass has a ``name`` (on the command line)."""
+    """How to draw: ``name`` on the command line; ``searches`` where it finds the likeliest instead."""
 
     name: ClassVar[str]
 
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        if name is not None:
+            cls.name = name
+
     @property
     def searches(self) -> bool:
-        """Does it find the likeliest instead of drawing?"""
         return False
 
 
-@dataclass(frozen=True)
-class Direct(Sampler):
-    """Each datum by itself as the model says that it comes about."""
-
-    name = "direct"
+class Direct(Sampler, name="direct"):
+    """Each datum as the model says that it comes about."""
 
 
 @dataclass(frozen=True)
-class StepByStep(Sampler):
+class StepByStep(Sampler, name="step-by-step"):
     """Each step given those before it, to the end.
 
     Attributes:
@@ -192,13 +149,12 @@ class StepByStep(Sampler):
             was trained on].
     """
 
-    name = "step-by-step"
     length: int | None = None
 
 
 @dataclass(frozen=True)
-class Decoding(StepByStep):
-    """Symbol by symbol: from a changed distribution, by a search, or with a draft.
+class Decoding(StepByStep, name="decoding"):
+    """Symbol by symbol, in ways of ``pofx.decode`` that change the distribution, search, or draft.
 
     Attributes:
         temperature: below 1 sharper, above 1 flatter.
@@ -214,16 +170,9 @@ class Decoding(StepByStep):
         draft: a smaller model of the same symbols that writes ahead: the same distribution in fewer passes.
         draft_symbols: how many symbols the draft writes ahead [default: 4].
 
-    See ``decode.processors`` for the mathematics. Raises UsageError for options that have no effect beside others.
-
-    Example:
-        >>> Decoding(greedy=True, top_k=3)
-        Traceback (most recent call last):
-        ...
-        pofx.core.errors.UsageError: greedy takes the likeliest, which top_k cannot change. Leave one out.
+    Raises UsageError for options that have no effect beside others.
     """
 
-    name = "decoding"
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -267,7 +216,7 @@ class Decoding(StepByStep):
 
 @dataclass(frozen=True)
 class Solver(Sampler):
-    """Base of those that go from noise to data in steps; ``paths.samplers`` has them.
+    """Base of those that go from noise to data in steps (``paths.samplers``).
 
     Attributes:
         steps: of the solver [default: the model's own].
@@ -276,51 +225,34 @@ class Solver(Sampler):
     steps: int
 
 
-@dataclass(frozen=True)
-class DpmSolver(Solver):
+class DpmSolver(Solver, name="dpm++"):
     """DPM-Solver++(2M), without noise (Lu et al. 2022)."""
 
-    name = "dpm++"
 
-
-@dataclass(frozen=True)
-class Heun(Solver):
+class Heun(Solver, name="heun"):
     """Trapezoids, two passes a step (Karras et al. 2022)."""
 
-    name = "heun"
 
-
-@dataclass(frozen=True)
-class SdeSolver(Solver):
+class SdeSolver(Solver, name="sde"):
     """The noisy twin of dpm++ (Lu et al. 2022)."""
 
-    name = "sde"
 
-
-@dataclass(frozen=True)
-class Ddim(Solver):
+class Ddim(Solver, name="ddim"):
     """Without noise, of first order (Song, Meng & Ermon 2021)."""
 
-    name = "ddim"
 
-
-@dataclass(frozen=True)
-class Euler(Solver):
+class Euler(Solver, name="euler"):
     """The same step as ddim's; on straight lines it is Euler's."""
 
-    name = "euler"
 
-
-@dataclass(frozen=True)
-class Ancestral(Solver):
+class Ancestral(Solver, name="ancestral"):
     """The posterior of each step at the denoised datum (Ho et al. 2020)."""
 
-    name = "ancestral"
 
-
-def _named(base: type) -> tuple[Any, ...]:
-    return tuple(c for c in globals().values() if isinstance(c, type) and issubclass(c, base) and "name" in vars(c))
-
-
-ESTIMATORS: tuple[type[Request], ...] = _named(Request)
-SAMPLERS: tuple[type[Sampler], ...] = _named(Sampler)
+AnyRequest: TypeAlias = Request | type[Request] | None
+AnySampler: TypeAlias = Sampler | type[Sampler] | None
+SOLVERS: tuple[type[Solver], ...] = (DpmSolver, Heun, SdeSolver, Ddim, Euler, Ancestral)
+SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS)
+ESTIMATORS: tuple[type[Request], ...] = (
+    ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, VariationalBound, OdeLikelihood,
+)  # fmt: skip

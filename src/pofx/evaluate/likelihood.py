@@ -35,7 +35,7 @@ from pofx.core.likelihood import (
 from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import Copies
-from pofx.core.requests import Request
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
@@ -176,7 +176,7 @@ def score(
     model: Model,
     part: Part,
     *,
-    request: Request | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
 ) -> Score:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
-from pofx.core.requests import Request
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Ragged, Space
 from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score, score
@@ -39,7 +39,7 @@ def detect(
     outliers: Part,
     name: str,
     *,
-    request: Request | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
 ) -> Detection | Unavailable:

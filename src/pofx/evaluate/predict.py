@@ -15,7 +15,7 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
 from pofx.core.measure import Measure
 from pofx.core.model import Model
-from pofx.core.requests import Request
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
 from pofx.evaluate.likelihood import Score, summarise
 from pofx.evaluate.ranking import share_error
@@ -116,7 +116,7 @@ def predict(
     x: Any,
     *,
     counts: Sequence[float] | None = None,
-    request: Request | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
 ) -> Prediction:
     """p(y | x) of every class y: what a model of labels says, or what Bayes' rule makes of a model p(x | y).

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
 from pofx.core.model import Model
@@ -125,10 +126,12 @@ class Continuous(Model):
     # -- the contract ---------------------------------------------------------------------------------------
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Available:
-        e = self.encode_context(c)
-        if self.preprocess.kind is Exact:
+        e, k, values = self.encode_context(c), getattr(request, "draws", 0), []
+        if (self.preprocess.kind is Exact) != (k == 0):
+            need = "needs no draws" if k else "needs draws of the noise that dequantises it"
+            raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
+        if k == 0:
             return self._one_draw(self.split(x), e, request, noise)
-        k, values = request.draws, []
         for _ in range(k):
             lik = self._one_draw(self.noisy_split(x, noise), e, request, noise)
             values.append(lik.nats)

@@ -293,27 +293,23 @@ class Stepwise(Model):
 
     # -- samples --------------------------------------------------------------------------------------------
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: StepByStep, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
-    def rows_sample_after(  # type: ignore[override]
-        self, before: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator
-    ) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         u = self._begun(before)
         return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Decoding) -> Tensor:  # type: ignore[override]
+    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Any) -> Tensor:
         u = self._begun(before)
-        if n > (sampler.beams or 0):
+        if n > sampler.beams:
             raise UsageError(f"{sampler.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
         found = search(self._decoder(u, c, sampler), self._most(sampler), sampler, u, self._end)
         best = self._told(found[0, :n])
         best = best[:, : max(1, int((best >= 0).sum(1).max()))]
         return self._spelled(best, sampler, u.expand(n, -1))
 
-    def rows_stream(  # type: ignore[override]
-        self, before: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator
-    ) -> Iterator[str]:
+    def rows_stream(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Iterator[str]:
         u = self._begun(before)
         spell, text, symbols = self._text_codec.detokenizer(u[0, 1:].tolist()), "", list[int]()
         for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
