@@ -25,7 +25,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.requests import Request, Sampler
+from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
@@ -33,6 +33,7 @@ from pofx.evaluate.compare import compare, read_comparison
 from pofx.evaluate.likelihood import Score, score, summarise, verdicts
 from pofx.evaluate.study import Settings, Study, _quality, _sample, shown
 from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
+from toys import PROMISES
 
 PLANE = Table((Real("a"), Real("b")))
 
@@ -93,9 +94,8 @@ class Bell(Model):
     summary = "a Gaussian"
     taxonomy = "test"
     paper = ""
-    claims = frozenset({Exact, LowerBound, Estimate, Unavailable})
+    estimators = tuple(PROMISES.values())
     latent = True
-    uses_draws = True
     sleep = staticmethod(time.sleep)
 
     @dataclass(frozen=True)
@@ -124,6 +124,9 @@ class Bell(Model):
             raise ZeroDivisionError("by design")
         self.mean.copy_(x.mean(0))
         self.chol.copy_(torch.linalg.cholesky(torch.cov(x.T)))
+
+    def answers(self, asked):  # type: ignore[no-untyped-def]
+        return getattr(asked, "kind", self.config.kind) == self.config.kind
 
     def learner(self, recipe):  # type: ignore[no-untyped-def]
         return Counted()
@@ -191,7 +194,7 @@ class Guess(Model):
 
     name = "test-guess"
     summary = taxonomy = paper = ""
-    claims = frozenset({Exact})
+    estimators = (ExactLikelihood,)
 
     @dataclass(frozen=True)
     class Config:

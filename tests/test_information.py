@@ -29,6 +29,7 @@ from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.requests import Request, Sampler
 from pofx.spaces import Category, Label, Real, Table
+from toys import PROMISES
 
 LETTERS = Table((Category("a", ("x", "y", "z")), Category("b", ("0", "1"), nullable=True)))
 
@@ -37,7 +38,7 @@ class Known(Model):
     """A test model: one probability per value of a small table, given a label or not, of any claimed kind."""
 
     name = "known"
-    claims = frozenset({Exact, LowerBound, UpperBound, Unavailable})
+    estimators = tuple(PROMISES.values())
 
     @dataclass(frozen=True)
     class Config:
@@ -53,6 +54,9 @@ class Known(Model):
     @classmethod
     def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
         return None
+
+    def answers(self, asked):  # type: ignore[no-untyped-def]
+        return getattr(asked, "kind", self.config.kind) == self.config.kind
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         if self.kind is Unavailable:
