@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.abilities import Encodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
@@ -150,7 +151,7 @@ class MixturePrior(nn.Module):
         return self.mean[k] + self.log_scale[k].exp() * noise
 
 
-class Vae(Model):
+class Vae(Model, Encodes):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
@@ -158,7 +159,6 @@ class Vae(Model):
     claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
     estimators: ClassVar[tuple[str, ...]] = ("iwae", "elbo")
     uses_draws: ClassVar[bool] = True
-    latent: ClassVar[bool] = True
     quick: ClassVar[Budget] = Budget(draws=8)
     Config = VaeConfig
     config: VaeConfig

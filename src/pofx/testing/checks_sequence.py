@@ -1,4 +1,4 @@
-"""The checks of data of free length, and of families that go through them step by step (``Model.continues``)."""
+"""The checks of data of free length, and of families that go through them step by step (``abilities.Continues``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pofx.core.abilities import Continues, ability_of, can
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, LowerBound, Unavailable
 from pofx.core.model import Sampler
@@ -23,7 +24,7 @@ from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coa
 def ragged(s: Subject, stepwise: bool = True) -> Text | Audio | Sequence:
     """The space of the case; skips the check for data of one size, or for families without steps."""
     space = s.case.space
-    if not isinstance(space, Text | Audio | Sequence) or (stepwise and not s.cls.continues):
+    if not isinstance(space, Text | Audio | Sequence) or (stepwise and not can(s.model, Continues)):
         raise NotApplicable
     return space
 
@@ -32,6 +33,11 @@ def log_probs(s: Subject, x: Tensor, c: Tensor | None = None, before: Tensor | N
     """log p of each step and the end [N, L + 1] of rows x [N, L, ...], all given one context or one each."""
     with torch.no_grad():
         return s.model.given(every(c, len(x)), before=before).log_probs(x).double()
+
+
+def steps_are_exact(s: Subject) -> bool:
+    """Do the numbers of steps sum to the likelihood itself, not to a bound?"""
+    return ability_of(s.model, Continues).step_kind is Exact
 
 
 def every(c: Tensor | None, n: int) -> Tensor | None:
@@ -88,7 +94,7 @@ def every_step_sums_to_one(s: Subject) -> None:
     """At any place of any datum, the probabilities of what may stand there, the end included, sum to 1."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact:
+    if not steps_are_exact(s):
         raise NotApplicable
     part, sizes = some(s, 4 if cell == 1.0 else 2)
     for i, size in enumerate(sizes.tolist()):
@@ -113,7 +119,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
         each = s.given(part).log_probs(part.x).double()
     gap = (each.sum(1) - lik.nats).abs() / (1 + lik.nats.abs())
     assert gap.max() < 1e-5, f"log_probs sum to what differs from log_prob by {gap.max():.3g}"
-    if s.model.step_kind is Exact:
+    if steps_are_exact(s):
         assert each.shape == (len(part), part.x.shape[1] + 1), f"{tuple(each.shape)} for x {tuple(part.x.shape)}"
         beyond = torch.arange(each.shape[1]) > space.lengths(part.x)[:, None]
         assert (each[beyond] == 0).all(), "what comes after the end has a probability"
@@ -127,7 +133,7 @@ def ends_are_scored(s: Subject) -> None:
     with torch.no_grad():
         each = s.model.given(c).log_probs(x).double()
     last = each.gather(1, space.lengths(x)[:, None])[:, 0]
-    if s.model.step_kind is not Exact:
+    if not steps_are_exact(s):
         raise NotApplicable
     if not space.has_eos:
         assert (last == 0).all(), "the end of an excerpt has a probability, but its length is given"
@@ -195,7 +201,7 @@ def padding_does_not_leak(s: Subject) -> None:
 def what_comes_before_splits_the_sum(s: Subject) -> None:
     """log p(ab) = log p(a...) + log p(b | before = a), for beginnings of any lengths side by side."""
     space = ragged(s)
-    if s.model.step_kind is not Exact:
+    if not steps_are_exact(s):
         raise NotApplicable
     part, sizes = some(s, 40)
     cut = (torch.rand(len(part), generator=generator(0)) * (sizes + 1)).long()
@@ -223,7 +229,7 @@ def strings_are_drawn_as_stated(s: Subject) -> None:
     """Frequencies of samples' first steps are the probabilities that the model states (chi-squared)."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact:
+    if not steps_are_exact(s):
         raise NotApplicable
     n, depth = 4000, s.case.depth
     for c in s.contexts:
@@ -272,7 +278,7 @@ def continuations_follow_what_is_before(s: Subject) -> None:
     """The first step drawn after given beginnings has its stated probabilities (chi-squared)."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact or cell != 1.0:
+    if not steps_are_exact(s) or cell != 1.0:
         raise NotApplicable
     long = s.test.x[space.lengths(s.test.x) > 3]
     before = torch.stack([long[0, :3], torch.where(like(torch.arange(3) < 1, long), long[1:2, :3], space.fill)[0]])
@@ -309,7 +315,7 @@ def lengths_are_kept(s: Subject) -> None:
         except UsageError:
             continue
         raise AssertionError(f"a length of {wrong} was taken")
-    if s.cls.continues:
+    if can(s.model, Continues):
         beyond = pad(s.test.x[:1, :1], (0, 0) * (s.test.x.ndim - 2) + (1, 0), value=space.fill)
         try:
             s.model.given(None if c is None else c[None], before=beyond)
