@@ -386,7 +386,7 @@ def test_options_of_texts_are_refused_elsewhere(tmp_path: Path, capsys: pytest.C
     assert main(["fit", "iris", "gaussian", "--out", run, "--quiet", "--json"]) == 0
     capsys.readouterr()
     assert "beginning" in call(capsys, "sample", run, "1", "--prompt", "x", code=4)
-    assert "nothing to decode" in call(capsys, "sample", run, "1", "--greedy", code=2)
+    assert "nothing to decode" in call(capsys, "sample", run, "1", "--greedy", code=4)
     assert "length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
     assert "texts" in call(capsys, "log-prob", run, "--show", code=2)
     assert "no window" in call(capsys, "log-prob", run, "--stride", "3", code=2)

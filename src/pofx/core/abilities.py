@@ -208,13 +208,13 @@ def ability_of(model: Any, ability: type[A], instead: type[Ability] | None = Non
     elif isinstance(model, ability):
         remedy = ""  # is in the reason
     else:
-        names = able(model.space, model.context, ability)
-        remedy = f"Fit one of {', '.join(names)}." if names else f"No family can over {model.space}."
+        here, anywhere = (able(space, model.context, ability) for space in (model.space, None))
+        remedy = f"Fit one of {', '.join(here)}." if here else f"Over other data {', '.join(anywhere)} can."
     raise Unsupported(why_not(type(model), ability, model.space) or "", remedy)
 
 
-def able(space: Space, context: Space | None, ability: type[Ability] | None = None) -> list[str]:
-    """The names of all families that serve these spaces, and have the ability over them.
+def able(space: Space | None, context: Space | None, ability: type[Ability] | None = None) -> list[str]:
+    """The names of all families that serve these spaces and have the ability over them; over any space without one.
 
     Example:
         >>> from pofx.spaces import Text
@@ -225,7 +225,8 @@ def able(space: Space, context: Space | None, ability: type[Ability] | None = No
     for name in registry.families():
         with suppress(Exception):  # one of another package that is broken has another error of its own
             cls = registry.family(name)
-            unable = ability is not None and why_not(cls, ability, space)
-            if not unable and cls.refuses(space, context, cls.Config()) is None:
-                found.append(name)
+            unfit = ability is not None and not issubclass(cls, ability)
+            if space is not None and not unfit:
+                unfit = cls.refuses(space, context, cls.Config()) or (ability and cls.lacks(ability, space))
+            found += [] if unfit else [name]
     return found
