@@ -14,8 +14,8 @@ import torch
 import pofx
 from pofx.cli import main
 from pofx.core import memory
+from pofx.core.abilities import Rows
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, OutOfMemory, RaggedTable, UsageError
-from pofx.core.model import Rows
 from pofx.data import blocks, columnar
 from pofx.data.blocks import BlockRows, ColumnFile
 from pofx.data.digest import digest

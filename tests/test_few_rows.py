@@ -12,6 +12,7 @@ import torch
 from pofx.commands.compare import _comparison_table
 from pofx.core import likelihood as lk
 from pofx.core import registry
+from pofx.core.abilities import Encodes
 from pofx.core.likelihood import Estimate, Exact, LowerBound, UpperBound
 from pofx.core.measure import Measure
 from pofx.data.load import load
@@ -288,6 +289,13 @@ def test_sorted_and_shuffled_validation_keep_the_same_weights():
     assert abs(shuffled.mean() - ordered.mean()) < 0.3  # by the head, which holds the two classes alone: 0.6 and more
 
 
+class Told(Moments, Encodes):
+    """Its latents are the data, with noise."""
+
+    def rows_encode(self, x, c):
+        return torch.distributions.Normal(x.float(), 1.0)
+
+
 def test_a_head_is_never_a_sample():
     """Feature maps, probes and measures see all of a sorted part, however few rows they take."""
     x = torch.arange(12_000.0, dtype=torch.float64)[:, None]
@@ -297,11 +305,9 @@ def test_a_head_is_never_a_sample():
     assert sorted(part.draw(20_000, 1).x[:, 0].tolist()) == x[:, 0].tolist()
     features = two_sample.Features(Table((Real("a"),)), part)
     assert features(x).mean().item() == pytest.approx(0, abs=0.1)
-    model = Moments(Plain(), Table((Real("a"), Real("b"))))
+    model = Told(Plain(), Table((Real("a"), Real("b"))))
     wide = Part(torch.cat([x, torch.randn(12_000, 1, generator=seeded()).double()], 1), label=part.label)
     model.learn(wide.x, None)
-    model.latent = True
-    model.rows_encode = lambda x, c: torch.distributions.Normal(x.float(), 1.0)
     probe = linear_probe(model, wide, wide, two_sample.Features(model.space, wide), max_rows=200)
     assert probe.classes == 2
     assert probe.accuracy > 0.9

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pofx.core.abilities import ABILITIES, why_not
 from pofx.core.model import Model
 from pofx.core.registry import family as find_family
 from pofx.data.parts import Data
@@ -207,9 +208,7 @@ def _abilities(cls: type[Model], data: Data, options: Mapping[str, Any]) -> dict
     if isinstance(space, Table):
         holes = Table(tuple(dataclasses.replace(c, nullable=True) for c in space.columns))
         missing = cls.refuses(holes, data.context, config) is None
-    return {
-        "latents": cls.latent,
-        "score": cls.has_score,
+    return {a.title: why_not(cls, a, space) is None for a in ABILITIES} | {
         "conditional": cls.refuses(space, data.context or Label(("a", "b")), config) is None,
         "missing_values": missing,
     }

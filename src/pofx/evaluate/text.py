@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues, Decodes, ability_of
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import KINDS, SYMBOL, LowerBound
 from pofx.core.model import Model
@@ -110,6 +111,7 @@ def rates(model: Model, part: Part, score: Score, request: Request | None = None
         raise Unsupported(f"{space} have no characters.", "Score texts.")
     if score.rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {score.note}")
+    decoder, block = ability_of(model, Decodes), ability_of(model, Continues).window
     characters = size = symbols = words = 0
     for i in range(0, score.n, BATCH):
         x = part[i : min(i + BATCH, score.n)].read().x
@@ -117,12 +119,10 @@ def rates(model: Model, part: Part, score: Score, request: Request | None = None
         characters += sum(map(len, texts))
         words += sum(len(t.split()) for t in texts)
         size += int(space.units(x).sum())
-        symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.has_eos
+        symbols += sum(map(len, decoder.rows_spans(x))) + len(x) * space.has_eos
     nats, request = float(score.rows.nats.sum(dtype=torch.float64)), request or model.default_request()
     stride = request.stride if isinstance(request, Windowed) else None
-    return Rates(
-        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, model.window, stride
-    )
+    return Rates(score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, block, stride)
 
 
 def symbol_of(model: Model) -> str:
@@ -164,7 +164,7 @@ def marks(
     with torch.no_grad():
         given = model.given(None if c is None else c[None], before=None if before is None else before[None])
         bits = (-given.log_probs(row, request=request)[0].double() / math.log(2)).tolist()
-    spans = model.rows_spans(row)[0]
+    spans = ability_of(model, Decodes).rows_spans(row)[0]
     found: list[Mark] = []
     told = 0  # characters
     for (_, end), each in zip(spans, bits, strict=False):

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
+from pofx.core.abilities import Ability, HasNoisedScore, HasScore
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
@@ -81,6 +83,12 @@ class Continuous(Model):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
+        return None
+
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability in (HasScore, HasNoisedScore) and space.measure != Measure.lebesgue(space.dims):
+            return "it needs complete real columns. Declare the columns real, or drop those that are not."
         return None
 
     @classmethod

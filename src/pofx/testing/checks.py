@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore, can
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import (
     Available,
@@ -21,6 +22,7 @@ from pofx.core.likelihood import (
     draws,
     mc_se,
 )
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import ExactLikelihood, Request
@@ -447,12 +449,12 @@ def every_parameter_learns(s: Subject) -> None:
 def encoding_has_its_shape(s: Subject) -> None:
     """encode(x) is a distribution with one batch entry per row, or a named error."""
     part = s.test[:10]
-    if not s.cls.latent:
+    if not can(s.model, Encodes):
         try:
             s.given(part).encode(part.x)
         except PofxError:
             return
-        raise AssertionError("encode exists but latent is False")
+        raise AssertionError("encode answers, but the family does not say that it Encodes")
     with torch.no_grad():
         q = s.given(part).encode(part.x)
     assert q.batch_shape == (10,)
@@ -462,8 +464,7 @@ def encoding_has_its_shape(s: Subject) -> None:
 @check
 def score_is_the_gradient(s: Subject) -> None:
     """score(x) = grad_x log p(x), by autograd through log_prob or by central differences."""
-    continuous = isinstance(s.case.space, Table) and all(c.measure == "lebesgue" for c in s.case.space.columns)
-    if not s.cls.has_score or not continuous:
+    if not can(s.model, HasScore) or s.case.space.measure != Measure.lebesgue(s.case.space.dims):
         raise NotApplicable
     part = s.test[:20]
     if not isinstance(s.available(part), Exact):
@@ -487,7 +488,7 @@ def score_is_the_gradient(s: Subject) -> None:
 def noised_score_is_the_gradient(s: Subject) -> None:
     """noised_score(x) = grad_x log p_noise(x), on data from a Gaussian, which plus noise is a Gaussian."""
     source = s.case.source
-    if not s.cls.has_noised_score or not isinstance(source, Gaussian):
+    if not can(s.model, HasNoisedScore) or not isinstance(source, Gaussian):
         raise NotApplicable
     scale, x = s.case.data.train.x.std(0), s.test.x
     for noise in (0.2, 1.0):

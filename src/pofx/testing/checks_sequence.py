@@ -1,4 +1,4 @@
-"""The checks of data of free length, and of families that go through them step by step (``Model.continues``)."""
+"""The checks of data of free length, and of families that go through them step by step (``abilities.Continues``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pofx.core.abilities import Continues, can
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, LowerBound, Unavailable
 from pofx.core.requests import StepByStep
@@ -23,7 +24,7 @@ from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coa
 def ragged(s: Subject, stepwise: bool = True) -> Text | Audio | Sequence:
     """The space of the case; skips the check for data of one size, or for families without steps."""
     space = s.case.space
-    if not isinstance(space, Text | Audio | Sequence) or (stepwise and not s.cls.continues):
+    if not isinstance(space, Text | Audio | Sequence) or (stepwise and not can(s.model, Continues)):
         raise NotApplicable
     return space
 
@@ -313,7 +314,7 @@ def lengths_are_kept(s: Subject) -> None:
         except UsageError:
             continue
         raise AssertionError(f"a length of {wrong} was taken")
-    if s.cls.continues:
+    if can(s.model, Continues):
         beyond = pad(s.test.x[:1, :1], (0, 0) * (s.test.x.ndim - 2) + (1, 0), value=space.fill)
         try:
             s.model.given(None if c is None else c[None], before=beyond)

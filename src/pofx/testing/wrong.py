@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound
 from pofx.core.measure import Measure
@@ -71,7 +72,7 @@ class Small(Model):
         return OneSweep(self)
 
 
-class Moments(Small):
+class Moments(Small, HasScore, HasNoisedScore):
     """N(mean, covariance) by moments, on tables of real columns."""
 
     name = "right gaussian"
@@ -112,9 +113,6 @@ class Moments(Small):
         covariance = self.root @ self.root.T
         covariance += ((0.1 if noise is None else noise) ** 2 * covariance.diagonal()).diag()
         return -torch.linalg.solve(covariance, (x - self.mean).T).T
-
-    has_score = True
-    has_noised_score = True
 
 
 class Counts(Small):
@@ -169,12 +167,11 @@ class Counts(Small):
         return x.double()
 
 
-class Importance(Small):
+class Importance(Small, Encodes):
     """Probabilistic PCA with its importance-weighted lower bound (and the exact number for the truth of it)."""
 
     name = "right bound"
     estimators: ClassVar[tuple[type[Request], ...]] = (Elbo,)
-    latent = True
     mean: Tensor  # [2]
     weight: Tensor  # [2, 1]
     noise: Tensor  # []

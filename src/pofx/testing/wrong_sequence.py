@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
@@ -18,12 +19,11 @@ from pofx.spaces import Label, Text
 from pofx.testing.wrong import Small
 
 
-class Bigrams(Small):
+class Bigrams(Small, Continues):
     """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
 
     name = "right bigrams"
     samplers = (StepByStep,)
-    continues = True
     table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pofx.core.abilities import InBlocks
 from pofx.core.errors import EmptyData, Stopped, Unsupported, UsageError
 from pofx.core.memory import enough
 from pofx.core.model import Model, idle, replace_config
@@ -240,7 +241,7 @@ def resume(
 def _prepare(model: Model, train: Part, seed: int) -> None:
     """Let the model look at the training rows; of more than memory holds, at a sample, where it needs them at once."""
     n = len(train)
-    if sampled := train.beyond_memory and not model.in_blocks:
+    if sampled := train.beyond_memory and not isinstance(model, InBlocks):
         train = train.draw(LOOK // max(1, model.space.dims), seed).in_memory()
     model.prepare(train.x, train.c, train.weight, torch.Generator().manual_seed(seed))
     if sampled:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import InBlocks
 from pofx.core.errors import CannotSave, Diverged, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
@@ -229,7 +230,7 @@ class Loop:
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
         if self.learner.sweep == "dataset":
             part = train if world == 1 else train[slice(start, end)]
-            part = part if self.model.in_blocks and part.beyond_memory else part.read()
+            part = part if isinstance(self.model, InBlocks) and part.beyond_memory else part.read()
         else:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:
