@@ -78,7 +78,7 @@ class RowNoise:
 
 
 class Copies:
-    """Tells equal rows apart, over all that are scored together: the k-th copy of a row has noise of its own."""
+    """Tells equal rows apart, over all that are evaluated together: the k-th copy of a row has noise of its own."""
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}  # key -> how often

@@ -13,8 +13,8 @@ from pofx.nn.sequence import SequenceNet
 class NetDecoder:
     """``Decoder`` over a net and its symbols: each symbol is read once, into the net's cache.
 
-    A net of limited context reads what is longer in the windows of ``nn.windows.spans``, which also score: a window
-    that is full moves on by ``stride``, and what it keeps is read again.
+    A net of limited context reads what is longer in the windows of ``codecs.windows.spans``, as ``log_prob`` does: a
+    window that is full moves on by ``stride``, and what it keeps is read again.
 
     Args:
         net, emission: in eval mode.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import Unsupported
-from pofx.core.likelihood import KINDS, SYMBOL, LowerBound
+from pofx.core.likelihood import KINDS, SYMBOL, flip
 from pofx.core.model import Budget, Model
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score
+from pofx.evaluate.likelihood import Mean
 from pofx.spaces import Text
 
 BATCH = 256  # texts that are spelt at a time
@@ -71,7 +71,7 @@ class Rates:
     @property
     def text(self) -> str:
         """One line for each rate."""
-        sign = "≤" if KINDS[self.kind] is LowerBound else SYMBOL[KINDS[self.kind]]
+        sign = SYMBOL[flip(KINDS[self.kind])]
         predicted = f"{self.symbols:,}{' with ends' * self.has_eos}"
         lines = [
             (f"{self.nats_per_character:.4f} nats/char", f"{self.characters:,} characters"),
@@ -94,32 +94,41 @@ class Rates:
         return vars(self) | {k: getattr(self, k) for k in (*names, "perplexity_per_symbol", "perplexity_per_word")}
 
 
-def rates(model: Model, part: Part, score: Score, stride: int | None = None) -> Rates:
-    """The rates of the texts of ``part`` from their score under the model.
+def rates(model: Model, part: Part, found: Mean, stride: int | None = None) -> Rates:
+    """The rates of the texts of ``part`` from their likelihood under the model.
 
     Args:
         model: over texts, symbol by symbol.
-        score: of the first rows of ``part``, with their likelihoods.
-        stride: that of the budget of ``score``; None for the model's own.
+        found: of the first rows of ``part``, with their likelihoods.
+        stride: that of the budget of ``found``; None for the model's own.
 
     Raises Unsupported where the data are no texts, or the model does not go through them step by step.
     """
     space = model.space
     if not isinstance(space, Text):
-        raise Unsupported(f"{space} have no characters.", "Score texts.")
-    if score.rows is None:
-        raise Unsupported(f"{model.name} has no likelihood: {score.note}")
+        raise Unsupported(f"{space} have no characters.", "Give texts.")
+    if found.rows is None:
+        raise Unsupported(f"{model.name} has no likelihood: {found.note}")
     characters = size = symbols = words = 0
-    for i in range(0, score.n, BATCH):
-        x = part[i : min(i + BATCH, score.n)].read().x
+    for i in range(0, found.n, BATCH):
+        x = part[i : min(i + BATCH, found.n)].read().x
         texts = [space.spell(row) for row in x]
         characters += sum(map(len, texts))
         words += sum(len(t.split()) for t in texts)
         size += int(space.units(x).sum())
         symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.has_eos
-    nats, (block, own) = float(score.rows.nats.sum(dtype=torch.float64)), model.window or (None, None)
+    nats, (block, own) = float(found.rows.nats.sum(dtype=torch.float64)), model.window or (None, None)
     return Rates(
-        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, block, stride or own
+        found.kind.__name__,
+        nats,
+        characters,
+        size,
+        symbols,
+        words,
+        symbol_of(model),
+        space.has_eos,
+        block,
+        stride or own,
     )
 
 

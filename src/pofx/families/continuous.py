@@ -11,9 +11,11 @@ family's own.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
+from pofx.core.likelihood import Available, Exact, join, make, number
 from pofx.core.model import Budget, Model, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
@@ -130,13 +132,11 @@ class Continuous(Model):
         if self.preprocess.kind is Exact:
             return self._one_draw(self.split(x), e, budget, noise)
         k = self.config.draws if budget.draws is None else budget.draws
-        once, values = replace(budget, draws=1), []
-        for _ in range(k):
-            lik = self._one_draw(self.noisy_split(x, noise), e, once, noise)
-            values.append(lik.nats)
-        nats = torch.stack(values)
-        kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
+        once = replace(budget, draws=1)
+        each = [number(self._one_draw(self.noisy_split(x, noise), e, once, noise)) for _ in range(k)]
+        total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
+        kind = join(self.preprocess.kind, total.kind)
+        return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
 
     def noisy_split(self, x: Tensor, noise: RowNoise) -> Parts:
         """Codes and y of rows x [N, *E] under one draw of the noise."""
@@ -163,8 +163,7 @@ class Continuous(Model):
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)
-        se, caveat = None if isinstance(lik, Exact) else mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(type(lik), nats, self.space.measure, se, draws(lik), caveat)
+        return replace(lik, nats=nats, measure=self.space.measure)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""

@@ -4,13 +4,13 @@
 
 for the steps u_1, u_2, ... that a datum is made of (``codecs.steps``): symbols or subwords of a text, levels of a
 sound, rows of a sequence, patches of an image. u_0 is the beginning: row i of the net's output is the
-distribution of step i + 1, so nothing is left unscored.
+distribution of step i + 1, so nothing is left out.
 
 The families that share this are in ``sequence`` and ``image_gpt``.
 
 Training is one parallel pass over whole data, or over windows of long ones. A sampler keeps the net's cache: a
-step costs the arithmetic of one step. A net of limited context scores longer data in windows that move by a
-stride, and samples them in the same windows, so what is sampled is what is scored.
+step costs the arithmetic of one step. A net of limited context reads longer data in windows that move by a
+stride, and samples them in the same windows, so what is sampled is what log p is of.
 """
 
 from __future__ import annotations
@@ -472,7 +472,7 @@ class Stepwise(Model):
 
 
 class Reader:
-    """A net that reads steps one after the other, through its cache, in the windows that also score."""
+    """A net that reads steps one after the other, through its cache, in the windows of ``log_prob``."""
 
     def __init__(self, model: Stepwise, n: int, h: Tensor | None, length: int) -> None:
         self.model, self.n, self.h, self.length = model, n, h, length

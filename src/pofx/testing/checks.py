@@ -18,8 +18,8 @@ from pofx.core.likelihood import (
     LowerBound,
     Unavailable,
     UpperBound,
-    draws,
     mc_se,
+    number,
 )
 from pofx.core.model import Budget, Model
 from pofx.core.noise import RowNoise, row_keys
@@ -59,7 +59,7 @@ def kind_is_claimed(s: Subject) -> None:
 
 @check
 def rows_are_independent(s: Subject) -> None:
-    """A row is scored the same, noise and all, in whatever batch and order it stands, alone, and before a copy."""
+    """A row has the same log p, noise and all, in whatever batch and order it stands, alone, and before a copy."""
     part = s.test[:64].read()
     first = {int(key): i for i, key in reversed([*enumerate(row_keys(part.x))])}  # copies have noise of their own
     part = part[torch.tensor(sorted(first.values()))]
@@ -92,7 +92,7 @@ def eval_is_deterministic(s: Subject) -> None:
 
 @check
 def global_state_is_untouched(s: Subject) -> None:
-    """Scoring and sampling leave torch's global generator alone, and do not read it."""
+    """Likelihoods and samples leave torch's global generator alone, and do not read it."""
     before = torch.random.get_rng_state()
     s.log_prob(s.test[:20])
     first = draw(s, 5, seed=0)
@@ -225,7 +225,7 @@ def mean_nats(model: Model, part: Part) -> float:
         if isinstance(lik, Unavailable):
             raise NotApplicable
         means.append(float(lik.nats.double().mean()))
-        if not draws(lik):
+        if not number(lik).draws:
             break
     return sum(means) / len(means)
 
@@ -398,7 +398,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 
 @check
 def run_folder_round_trip(s: Subject) -> None:
-    """A saved and read model has the same options, scores and samples; its options survive JSON."""
+    """A saved and read model has the same options, likelihoods and samples; its options survive JSON."""
     model, read = s.again
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -407,7 +407,7 @@ def run_folder_round_trip(s: Subject) -> None:
         a = model.given(c).log_prob(x, generator=generator(0))
         b = read.model.given(c).log_prob(x, generator=generator(0))
     if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
-        assert torch.equal(a.nats, b.nats), "a reloaded model scores differently"
+        assert torch.equal(a.nats, b.nats), "a reloaded model has other likelihoods"
     one = model.given(c).sample(2, generator=generator(1))
     assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
 

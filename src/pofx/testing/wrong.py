@@ -407,7 +407,7 @@ class IgnoresContext(Counts):
 class MissedSite(Counts):
     """The likelihood leaves out the last site."""
 
-    name = "wrong: a site is not scored"
+    name = "wrong: a site is left out"
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         s = x.long()

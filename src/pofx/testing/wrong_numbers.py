@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pofx.core.likelihood import Comparison, Exact
+from pofx.core.comparison import Comparison
+from pofx.core.likelihood import Exact
 from pofx.data.parts import Part
 from pofx.spaces import Category, Table, Text
 
