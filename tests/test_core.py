@@ -485,7 +485,7 @@ def noisy(values, errors, kind=LowerBound, **more):
         (noisy(-85.0, 0.02), "≥ -85.000 ± 0.020 nats"),
         (noisy([-math.inf], [0.0]), "≥ −∞ nats (1 of 1 row without a bound)"),
         (noisy(-85.0, 0.02, UpperBound), "≤ -85.000 ± 0.020 nats"),
-        (noisy([-1.0, -3.0], [0.0, 0.0], Estimate, caveat="an ODE"), "≈ -2.0 ± 1.0 nats (2 rows; mc 0; an ODE)"),
+        (noisy([-1.0, -3.0], [0.0, 0.0], Estimate, caveat="an ODE"), "≈ -2.0 ± 1.0 nats (2 rows; an ODE)"),
         (Unavailable("a GAN has no density"), "— (a GAN has no density)"),
     ],
     ids=str,

@@ -329,9 +329,8 @@ class Number(Generic[V]):
         if isinstance(
             self.nats, float
         ):  # of tensors the one is the error that stands there, the other one of each entry
-            apart = self.mc_se is not None and self.mc_se != self.se
-            found += [f"mc {self.mc_se:.2g}"] if self.draws and apart else []
-            found += [f"shared {self.shared_se:.2g}"] if self.shared and math.isfinite(self.nats) else []
+            found += [f"mc {self.mc_se:.2g}"] if self.mc_se and self.mc_se != self.se else []
+            found += [f"shared {self.shared_se:.2g}"] if self.shared_se and math.isfinite(self.nats) else []
         return found
 
 

@@ -93,7 +93,7 @@ def likelihood(row: Row, of: int) -> Cell:
     if lik["kind"] == "Unavailable":
         return Cell(NONE, why=lik["note"])
     nats, se, mc, common = (decode(lik[k]) for k in ("nats", "error", "mc_se", "shared_se"))
-    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["draws"] and math.isfinite(mc) else []
+    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["mc_se"] else []
     notes += [f"shared ±{amount(float(f'{common:.1g}'))}"] if lik["shared"] else []
     notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik["impossible"] else []
     notes += ["error unknown"] if lik["n"] == 1 else []

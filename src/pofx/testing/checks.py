@@ -19,6 +19,7 @@ from pofx.core.likelihood import (
     Unavailable,
     UpperBound,
     mc_se,
+    mean,
     number,
 )
 from pofx.core.model import Budget, Model
@@ -152,16 +153,31 @@ def gradient_of_x(s: Subject, part: Part, budget: Budget) -> None:
 
 @check
 def mc_error_is_calibrated(s: Subject) -> None:
-    """The spread over seeds is what ``mc_se`` says."""
+    """The spread over seeds is what the errors say: of rows, and of their mean, which moves by all that they share."""
     part = s.test[:40]
     first = s.available(part)
     if isinstance(first, Exact) or first.draws == 0:
         raise NotApplicable
-    runs = [s.available(part, seed=100 + k) for k in range(24)]
-    spread = torch.stack([r.nats for r in runs]).var(0).mean().sqrt()
-    said = torch.stack([mc_se(r) for r in runs]).square().mean().sqrt()
-    ratio = float(spread / said.clamp(min=1e-12))
-    assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread over seeds is {ratio:.2f} times the stated error"
+    runs = [number(s.available(part, seed=100 + k)) for k in range(24)]
+    fixed = set.intersection(*(set(r.shared) for r in runs))  # a source that no seed moves
+    runs = [dataclasses.replace(r, shared={k: v for k, v in r.shared.items() if k not in fixed}) for r in runs]
+    for what, found in (("rows", runs), ("their mean", [mean(r) for r in runs])):
+        spread = torch.stack([torch.as_tensor(r.nats) for r in found]).var(0).mean().sqrt()
+        said = torch.stack([torch.as_tensor(r.mc_se**2 + r.shared_se**2) for r in found]).mean().sqrt()  # type: ignore[operator]
+        ratio = float(spread / said.clamp(min=1e-12))
+        assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread of {what} is {ratio:.2f} times the stated error"
+
+
+@check
+def shared_errors_stay(s: Subject) -> None:
+    """What rows share is the same however many there are, stands in their mean in full, and cancels in a difference."""
+    few, many = (number(s.available(s.test[:n])) for n in (5, 80))
+    if not few.shared:
+        raise NotApplicable
+    assert set(few.shared) == set(many.shared), "rows and more rows name other sources"
+    ratio = mean(many).shared_se / mean(few).shared_se
+    assert 0.5 < ratio < 2.0, f"16 times as many rows have {ratio:.2f} times the shared error"
+    assert mean(few - few).shared_se == 0, "what both share does not cancel"
 
 
 # -- the truth -------------------------------------------------------------------------------------
@@ -187,6 +203,7 @@ def sums_to_one(s: Subject) -> None:
         # mean of exp of a noisy number is above exp of its mean, by half its variance
         noise = float((lik.nats.double().exp() * cell * mc_se(lik)).square().sum().sqrt())
         bias = float((lik.nats.double().exp() * cell * mc_se(lik).square()).sum())
+        noise += float(sum((lik.nats.double().exp() * cell * move).sum().abs() for move in number(lik).shared.values()))
         slack = (1e-5 if states is not None else 1e-3 + rule_error(lik.nats.double().exp() * cell)) + 4 * noise + bias
         if isinstance(lik, Exact):
             assert abs(total - 1) < slack, f"probabilities sum to {total:.6f}"

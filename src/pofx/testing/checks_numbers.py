@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.likelihood import Exact, Likelihood
+from pofx.core.comparison import compare
+from pofx.core.likelihood import Exact, Likelihood, UpperBound, make, mean, number
 from pofx.core.model import Budget
 from pofx.core.noise import RowNoise
 from pofx.data.parts import Data, Part
@@ -76,6 +77,36 @@ def impossible_rows_lose() -> None:
     assert recommend.recommend(table, found, ("likelihood",)).family == "plain"
 
 
+def shared_errors_are_not_averaged() -> None:
+    """Of models with an estimated log Z, as good as one another: over estimates, differences spread as is said.
+
+    A mean over many rows moves with log Z as one over few does; two models of one estimate move together, and of two
+    estimates a verdict falls for either as rarely as it says.
+    """
+    space, se, repeats, draws = Table((Real("a"),)), 0.5, 200, torch.Generator().manual_seed(0)
+
+    def model(rows: Tensor, error: float, source: str) -> Likelihood:
+        return make(UpperBound, rows - error, space.measure, shared={source: -se})
+
+    for n in (10, 1000):
+        errors = se * torch.randn(repeats, 2, generator=draws, dtype=torch.float64)
+        rows = torch.randn(repeats, n, generator=draws, dtype=torch.float64)
+        noise = 0.1 * torch.randn(repeats, n, generator=draws, dtype=torch.float64)
+        z, decided = [], 0
+        for row, extra, (one, two) in zip(rows, noise, errors.tolist(), strict=True):
+            a, b = model(row, one, "first"), model(row + extra, two, "second")
+            apart, together = compare(a, b), compare(a, model(row + extra, one, "first"))
+            assert apart.se
+            assert together.se
+            z.append(apart.nats / apart.se)
+            decided += apart.sign != 0
+            assert together.se < 0.2 / math.sqrt(n), f"one source does not cancel: {together.se:.3g} over {n} rows"
+            assert math.isclose(mean(number(a)).shared_se, se), "a mean has another shared error than its rows"
+        spread = torch.tensor(z).square().mean().sqrt().item()
+        assert 0.85 < spread < 1.15, f"over {n} rows differences spread {spread:.2f} times as much as is said"
+        assert decided / repeats < 0.1, f"{decided} of {repeats} verdicts on equal models fall for one of them"
+
+
 def codes_give_their_rows_back() -> None:
     """What the compressors of ``evaluate.baselines`` code can be decoded, and its length is the one that is counted."""
     characters = Text("a,é\n\U0001f642\0", has_eos=True, length=6)
@@ -127,7 +158,12 @@ def codes_give_their_rows_back() -> None:
 
 NUMBERS: dict[str, Callable[[], None]] = {
     check.__name__.replace("_", " "): check
-    for check in (validation_sees_every_class, impossible_rows_lose, codes_give_their_rows_back)
+    for check in (
+        validation_sees_every_class,
+        impossible_rows_lose,
+        shared_errors_are_not_averaged,
+        codes_give_their_rows_back,
+    )
 }
 
 

@@ -1,7 +1,7 @@
 """Deliberately wrong models: each breaks the contract in one known way, and the suite must catch it.
 
-They start from four small right models (a Gaussian by moments, a chain of categories by counting, a
-probabilistic PCA bounded by importance sampling, a histogram by class), which pass every check.
+They start from four small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a
+chain of categories by counting, a probabilistic PCA bounded by importance sampling), which pass every check.
 ``WRONG`` lists each mistake with the checks that are meant to notice it.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound
+from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, UpperBound, make
 from pofx.core.measure import Measure
 from pofx.core.model import Budget, Model, Sampler
-from pofx.core.noise import RowNoise
+from pofx.core.noise import RowNoise, row_keys
 from pofx.core.space import Space
 from pofx.spaces import Category, Label, Real, Table
 
@@ -220,7 +220,35 @@ class Importance(Small):
         return self.mean + z @ self.weight.T + self.noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-RIGHT: list[type[Model]] = [Moments, Counts, Importance]
+class Energy(Moments):
+    """The Gaussian as an energy: log p(x) = -energy(x) - log Z, with log Z from draws that all rows share.
+
+    The log of an unbiased estimate of Z is on average below log Z (Jensen), so that this is an upper bound.
+    """
+
+    name = "right energy"
+    claims: ClassVar[frozenset[Kind]] = frozenset({UpperBound})
+    draws, wider = 400, 1.2  # of the proposal, which is a wider Gaussian
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        e = torch.randn(self.draws, len(self.mean), generator=noise.shared(), dtype=torch.float64)
+        proposal = Normal(0.0, 1.0).log_prob(e).sum(1) - (self.wider * self.root.diagonal()).log().sum()
+        w = -self.energy(self.mean + self.wider * e @ self.root.T) - proposal
+        log_z = w.logsumexp(0) - math.log(self.draws)
+        se = float((w - log_z).exp().std()) / math.sqrt(self.draws)
+        return self.likelihood(-self.energy(x) - log_z, se, noise)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * torch.linalg.solve_triangular(self.root, (x - self.mean).T, upper=False).square().sum(0)
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        """Where log Z is higher, every row is lower."""
+        weights = int(row_keys(torch.cat([self.mean, self.root.flatten()])[None]))
+        source = f"log Z of weights {weights}, seed {noise.seed}"
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={source: -se})
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy]
 
 
 # -- the mistakes ---------------------------------------------------------------------------------
@@ -459,6 +487,33 @@ class NoiseByPlace(Importance):
         return super().rows_log_prob(x, c, budget, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
 
 
+class SharedErrorOfEachRow(Energy):
+    """The error of log Z as if each row had drawn its own: a mean over rows averages it away."""
+
+    name = "wrong: a shared error that is averaged over rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, torch.full_like(nats, se), self.draws)
+
+
+class SharedErrorDivided(Energy):
+    """The error of log Z falls with the number of rows that it is asked for."""
+
+    name = "wrong: a shared error that falls with the rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return super().likelihood(nats, se / math.sqrt(len(nats)), noise)
+
+
+class SharedErrorOfAnyDraws(Energy):
+    """Estimates by other draws go by one name, so that their errors cancel in a difference."""
+
+    name = "wrong: a source that does not tell draws apart"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se})
+
+
 WRONG: dict[type[Model], set[str]] = {
     LogDetSign: {"sums to one", "scaling shifts the density"},
     ForgetsScaling: {"sums to one", "scaling shifts the density"},
@@ -484,5 +539,8 @@ WRONG: dict[type[Model], set[str]] = {
     ConfidentError: {"mc error is calibrated"},
     MissingPrior: {"sums to one", "never beats the truth"},
     NoiseByPlace: {"rows are independent"},
+    SharedErrorOfEachRow: {"mc error is calibrated"},
+    SharedErrorDivided: {"shared errors stay"},
+    SharedErrorOfAnyDraws: {"mc error is calibrated"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""
