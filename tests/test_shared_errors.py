@@ -1,9 +1,8 @@
-"""Errors that rows share, such as that of an estimated log Z: kept by means, cancelled by differences, told everywhere."""
+"""Errors that rows share, such as that of an estimated log Z: means keep them, differences cancel them, all tell them."""
 
 import dataclasses
 import json
 import math
-import pathlib
 
 import pytest
 import torch
