@@ -394,6 +394,6 @@ class PretrainedTokenizer(Subwords):
                 raise BadValue(
                     f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
                     f"{again[i : i + 20]!r}, so its probability would be that of another text.",
-                    "Score a text that it keeps, or use a model with a byte-level tokenizer.",
+                    "Give a text that it keeps, or use a model with a byte-level tokenizer.",
                 )
         return found

@@ -167,7 +167,7 @@ class Model(nn.Module):
     def given(self, c: Any = None, *, before: Any = None) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
-        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
+        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is evaluated or
         sampled then comes after them. Without a context they alone make up the batch *C.
 
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
@@ -265,8 +265,8 @@ class Conditional:
             request: how it is estimated: one of ``core.requests``, or its class for the model's own numbers (None: the
                 first of ``model.own_estimators``).
             generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
-                a datum follows from that seed, the datum and its context, whatever else is scored with it.
-            copies: of data that are scored in several calls with one seed, what tells equal ones apart.
+                a datum follows from that seed, the datum and its context, whatever else is evaluated with it.
+            copies: of data that are evaluated in several calls with one seed, what tells equal ones apart.
 
         Returns:
             A Likelihood with nats [*S, *C], of the kind that the request promises.
@@ -277,7 +277,7 @@ class Conditional:
         request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
+            raise EmptyData("There are no rows.", "Give at least one datum.")
         before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
         with evaluating(model):
@@ -333,7 +333,7 @@ class Conditional:
         request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
+            raise EmptyData("There are no rows.", "Give at least one datum.")
         before, size = self._befores(batch), model.rows_per_pass()
         with evaluating(model):
             parts = [

@@ -15,8 +15,8 @@ from pofx.nn.sequence import SequenceNet
 class Reader:
     """A net that reads steps one after the other: each once, into its cache.
 
-    A net of limited context reads what is longer in the windows of ``codecs.windows.spans``, which also score: a window
-    that is full moves on by ``stride``, and what it keeps is read again.
+    A net of limited context reads what is longer in the windows of ``codecs.windows.spans``, as ``log_prob`` does: a
+    window that is full moves on by ``stride``, and what it keeps is read again.
 
     Args:
         net: in eval mode.

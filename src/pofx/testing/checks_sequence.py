@@ -125,7 +125,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
 
 
 @check
-def ends_are_scored(s: Subject) -> None:
+def ends_count(s: Subject) -> None:
     """To end is less than certain, where data have ends; else it costs nothing."""
     space = ragged(s)
     x, c = s.test.x, s.test.c
@@ -193,7 +193,7 @@ def padding_does_not_leak(s: Subject) -> None:
         alone = s.available(Part(one.x[:, :size], one.c)).nats[0]
         for other, how in ((alone, "alone"), (padded[i], "with more fill")):
             gap = float((other - whole[i]).abs() / (1 + whole[i].abs()))
-            assert gap < 1e-5, f"a row of {size} steps scores {gap:.3g} differently {how} than beside longer ones"
+            assert gap < 1e-5, f"a row of {size} steps differs by {gap:.3g} {how} than beside longer ones"
 
 
 @check

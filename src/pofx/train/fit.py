@@ -98,7 +98,7 @@ def fit(
         processes: of data-parallel training; any number computes the same steps within rounding. Unless said, 1, or all
             that torchrun has started, each with the same call: they may be on several machines, which read the same
             source; the first one alone writes.
-        precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
+        precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and likelihoods are not).
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
             so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
             agree within rounding, not bit for bit, with those of "never".
