@@ -386,10 +386,12 @@ def test_options_of_texts_are_refused_elsewhere(tmp_path: Path, capsys: pytest.C
     assert main(["fit", "iris", "gaussian", "--out", run, "--quiet", "--json"]) == 0
     capsys.readouterr()
     assert "beginning" in call(capsys, "sample", run, "1", "--prompt", "x", code=4)
-    assert "No sampler of this gaussian (direct) takes --greedy" in call(capsys, "sample", run, "1", "--greedy", code=2)
-    assert "takes --length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
+    assert "sampler direct of this gaussian takes no --greedy; it is of no other" in call(
+        capsys, "sample", run, "1", "--greedy", code=2
+    )
+    assert "takes no --length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
     assert "texts" in call(capsys, "log-prob", run, "--show", code=2)
-    assert "takes --stride" in call(capsys, "log-prob", run, "--stride", "3", code=2)
+    assert "takes no --stride" in call(capsys, "log-prob", run, "--stride", "3", code=2)
     assert "gpt" in call(capsys, "export", run, str(tmp_path / "out"), code=4)
 
 

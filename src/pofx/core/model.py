@@ -95,8 +95,10 @@ class Model(nn.Module):
         return tuple(kind for kind in self.samplers if self.answers(kind))
 
     def default_request(self, kind: type[Request] | None = None) -> Request:
-        """A request of this class (None: the first of ``own_estimators``) in the numbers of this model's config."""
-        return (kind or self.own_estimators[0])()
+        """A request of this class (None: the first of ``own_estimators``). What it must be told, the config says."""
+        kind = kind or self.own_estimators[0]
+        needs = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        return kind(**{name: getattr(self.config, name) for name in needs})
 
     def quick_request(self) -> Request:
         """The cheapest useful likelihood: what validation during training asks for."""

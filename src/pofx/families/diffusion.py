@@ -194,7 +194,7 @@ class PathModel(Continuous, HasNoisedScore):
     def default_request(self, kind: type[Request] | None = None) -> Request:
         config, noisy = self.config, self.preprocess.kind is not Exact
         if kind is not OdeLikelihood:
-            return VariationalBound(config.draws)
+            return super().default_request(kind)
         probes = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
         return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
 

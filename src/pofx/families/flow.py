@@ -107,9 +107,6 @@ class Flow(Continuous, Encodes, HasScore):
     def answers(self, asked: type[Request] | type[Sampler]) -> bool:
         return asked is not (Dequantised if self.preprocess.kind is Exact else ExactLikelihood)
 
-    def default_request(self, kind: type[Request] | None = None) -> Request:
-        return ExactLikelihood() if self.preprocess.kind is Exact else Dequantised(self.config.draws)
-
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
     def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:

@@ -272,9 +272,6 @@ class Vae(Model, Encodes):
     def rows_per_pass(self) -> int:
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
-    def default_request(self, kind: type[Request] | None = None) -> Request:
-        return (kind or Iwae)(draws=self.config.draws)  # type: ignore[call-arg]
-
     def quick_request(self) -> Request:
         return Iwae(draws=8)
 
