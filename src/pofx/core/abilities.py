@@ -225,7 +225,7 @@ def able(space: Space | None, context: Space | None, ability: type[Ability] | No
     for name in registry.families():
         with suppress(Exception):  # one of another package that is broken has another error of its own
             cls = registry.family(name)
-            unfit = ability is not None and not issubclass(cls, ability)
+            unfit: Any = ability is not None and not issubclass(cls, ability)
             if space is not None and not unfit:
                 unfit = cls.refuses(space, context, cls.Config()) or (ability and cls.lacks(ability, space))
             found += [] if unfit else [name]
