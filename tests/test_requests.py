@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pofx.commands.score import LogProb
 
 import pofx
 from pofx.commands.arguments import parse
 from pofx.commands.requests import Estimating, Sampling, request_of, sampler_of
 from pofx.commands.sample import Sample
-from pofx.commands.score import LogProb
 from pofx.core import requests
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import KINDS, Unavailable

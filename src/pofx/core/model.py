@@ -277,23 +277,22 @@ class Conditional:
         """
         model = self.model
         request = _in_full(model, request, model.own_estimators, model.default_request)
+        if self.before is not None:
+            nats = self.log_probs(x, request=request).sum(-1, dtype=torch.float64)
+            _check_nats(model, nats.flatten())
+            return make(KINDS[request.kind], nats, model.space.measure)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows.", "Give at least one datum.")
-        before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
+        seed = seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
-                if before is None:
-                    noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    lik = model.rows_log_prob(rows, given, request, noise)
-                    parts.append(_carrying(lik, rows, given))
-                else:
-                    steps = ability_of(model, Continues)
-                    each = steps.rows_log_probs(rows, given, before[i : i + size], request)
-                    parts.append(make(KINDS[request.kind], each.sum(1, dtype=torch.float64), model.space.measure))
+                noise = RowNoise(seed, partial(self._keys, copies, rows, given))
+                lik = model.rows_log_prob(rows, given, request, noise)
+                parts.append(_carrying(lik, rows, given))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
