@@ -1,4 +1,4 @@
-"""Errors that rows share, such as that of an estimated log Z: means keep them, differences cancel them, all tell them."""
+"""Errors that rows share, such as that of an estimated log Z: means keep them, differences cancel them."""
 
 import dataclasses
 import json
@@ -205,6 +205,7 @@ def test_information_carries_it():
     crossed = info.cross_entropy(exact, model, draws=4000, generator=seeded(1))
     assert crossed.kind is LowerBound
     assert crossed.shared_se == pytest.approx(0.016, abs=0.004)
+    assert "(shared 0.01" in str(crossed)
     truth = info.entropy(exact, draws=4000, generator=seeded(1)).nats
     assert abs(crossed.nats - truth) < 4 * math.hypot(crossed.se, crossed.shared_se)
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pofx.core.likelihood import SYMBOL, Unavailable, with_error
 from pofx.evaluate.likelihood import beyond, decode
-from pofx.evaluate.recommend import amount
+from pofx.evaluate.recommend import amount, detections, get, mean_auroc
 from pofx.report import plots
 
 Row = Mapping[str, Any]
@@ -47,16 +47,6 @@ class Column:
     less: bool | None = None
     factor: float | None = None
     of_samples: bool = False  # what they are like: not compared where some were cut at another length
-
-
-def get(node: Any, *path: str) -> Any:
-    """A nested entry (of lists, by number), or None where a step is missing or was not available."""
-    for key in path:
-        if isinstance(node, list):
-            node = node[int(key)] if int(key) < len(node) else None
-        else:
-            node = node.get(key) if isinstance(node, Mapping) else None
-    return node
 
 
 def minus(text: str) -> str:
@@ -179,18 +169,14 @@ def whole(column: Column) -> Column:
 
 def outliers(row: Row) -> Cell:
     """The mean AUROC over the kinds of outliers."""
-    found = [d for d in row.get("outliers") or [] if "auroc" in d]
-    if not found:
-        return Cell(NONE, why=next((d["unavailable"] for d in row.get("outliers") or [] if "unavailable" in d), ""))
-    mean, se = outlier_value(row)
-    return Cell(f"{mean:.3f}", f"±{se:.3f}")
+    if detections(row):
+        mean, se = mean_auroc(row)
+        return Cell(f"{mean:.3f}", f"±{se:.3f}")
+    return Cell(NONE, why=next((d["unavailable"] for d in row.get("outliers") or [] if "unavailable" in d), ""))
 
 
 def outlier_value(row: Row) -> tuple[float, float]:
-    found = [d for d in row.get("outliers") or [] if "auroc" in d]
-    if not found:
-        return math.nan, 0.0
-    return sum(d["auroc"] for d in found) / len(found), math.hypot(*(d["se"] for d in found)) / len(found)
+    return mean_auroc(row) if detections(row) else (math.nan, 0.0)
 
 
 def columns(rows: Sequence[Row], of: int) -> list[Column]:
