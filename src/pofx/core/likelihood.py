@@ -369,7 +369,7 @@ def _quadrature(a: V | None, b: V | None) -> V | None:
 
 
 def with_error(value: float, se: float | None) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e6.
 
     Without the error where that is not known, and infinity as its sign.
 
@@ -380,7 +380,7 @@ def with_error(value: float, se: float | None) -> str:
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
     known = se is not None and math.isfinite(se)
-    if abs(value) >= 1e9:
+    if abs(value) >= 1e6:
         return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
     if se is None or not known:
         return f"{value:.2f}"

@@ -82,34 +82,17 @@ def likelihood(row: Row, of: int) -> Cell:
     lik = row["likelihood"]
     if lik["kind"] == "Unavailable":
         return Cell(NONE, why=lik["note"])
-    nats, se, mc, common = (decode(lik[k]) for k in ("nats", "error", "mc_se", "shared_se"))
-    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["mc_se"] else []
-    notes += [f"shared ±{amount(float(f'{common:.1g}'))}"] if lik["shared"] else []
-    notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik["impossible"] else []
-    notes += ["error unknown"] if lik["n"] == 1 else []
+    number, _, about = lik["text"].partition(" nats")
     shares = [(d["column"], decode(d["nats"])) for d in row.get("dependent") or [] if "nats" in d]
-    notes += [f"{name} adds {minus(amount(nats))}" for name, nats in shares]
-    notes += [f"n {lik['n']:,}"] if lik["n"] < of else []
+    notes = [about.strip(" ()").replace("; ", " · "), *(f"{name} adds {minus(amount(nats))}" for name, nats in shares)]
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
-    why += [f"Of the first {lik['n']:,} of {of:,} rows."] if lik["n"] < of else []
-    why += [f"{lik['text']}."] if lik["impossible"] else []
-    why += (
-        [f"All rows share the error of {' and of '.join(lik['shared'])}, which no number of rows lowers."]
-        if lik["shared"]
-        else []
-    )
+    why += [f"All rows share the error of {' and of '.join(lik['shared'])}."] if lik["shared"] else []
+    if lik["n"] < of:
+        notes.append(f"n {lik['n']:,}")
+        why.append(f"Of the first {lik['n']:,} of {of:,} rows.")
     why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
     why += row.get("fit", {}).get("remarks", [])
-    return Cell(
-        f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
-    )
-
-
-def _compact(value: float, se: float) -> str:
-    """``value ± se``, in millions where the digits would fill the table."""
-    if abs(value) < 1e6 or not math.isfinite(value):
-        return with_error(value, se)
-    return f"{amount(value)} ± {amount(se)}" if math.isfinite(se) else amount(value)
+    return Cell(minus(number), " · ".join(filter(None, notes)), " ".join([*why, lik["note"]]).strip())
 
 
 def bits(row: Row) -> Cell:
