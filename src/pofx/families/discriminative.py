@@ -21,7 +21,6 @@ from pofx.core.options import BELOW_ONE, Options
 from pofx.core.space import Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
-from pofx.spaces import Image, Label
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Classifier(Model):
 
     def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Label)
         assert context is not None
         self.context_encoder = encoder(context, config.width)
         self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
@@ -61,9 +59,9 @@ class Classifier(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if not isinstance(space, Label):
+        if not space.values:
             return "it models a label; say which with --target (a column, or 'label')."
-        if context is None or isinstance(context, Label):
+        if context is None or context.values:
             return "it needs a table or images to tell the label from; load with --target."
         return None
 
@@ -107,4 +105,4 @@ class Classifier(Model):
 
     def rows_per_pass(self) -> int:
         assert self.context is not None
-        return 2048 if isinstance(self.context, Image) else 8192
+        return 2048 if self.context.pixels else 8192
