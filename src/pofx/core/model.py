@@ -22,7 +22,7 @@ from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, Wro
 from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
 from pofx.core.options import Options
-from pofx.core.space import Ragged, Space, join, take
+from pofx.core.space import Space, join, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -629,7 +629,7 @@ def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
         raise UsageError(f"{model.name} has no sampler {sampler.name!r}; it has {known}.")
     if sampler.steps is not None and (sampler.steps < 1 or not model.uses_steps):
         raise UsageError(f"{model.name} cannot sample in {sampler.steps} steps.", "Leave out steps.")
-    if sampler.length is not None and (sampler.length < 1 or not isinstance(model.space, Ragged)):
+    if sampler.length is not None and (sampler.length < 1 or model.space.fill is None):
         raise UsageError(f"{model.space} cannot be sampled with length {sampler.length}.", "Leave out length.")
     if sampler.decoding is not None and not model.decodes:
         raise UsageError(f"{model.name} does not draw symbol by symbol, so there is nothing to decode.")
