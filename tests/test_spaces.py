@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import pofx
-from angles import Angles, VonMises
 from pofx.core import registry
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.measure import Measure
@@ -23,6 +22,7 @@ from pofx.nn.sites import heads_for
 from pofx.report.build import build
 from pofx.spaces import Audio, Category, Codes, Image, Integer, Label, Pair, Real, Reals, Sequence, Table, Text
 from pofx.train.run import read_run
+from third_party_angles import Angles, VonMises
 
 ROOT = Path(pofx.__file__).parent
 MIXED = Table((Real("a"), Integer("b", 0, 5, True), Category("c", ("x", "y"), True)))

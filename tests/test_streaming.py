@@ -22,7 +22,7 @@ from pofx.core.errors import BadValue, CorruptFile, UsageError
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.model import Budget, Sampler
 from pofx.data import pieces
-from pofx.data.pieces import files_of, pieces_of
+from pofx.data.pieces import pieces_of, tables_at
 from pofx.data.rows import read_rows
 from pofx.evaluate import stream
 from pofx.evaluate.likelihood import Tally
@@ -96,7 +96,7 @@ def test_files_come_in_the_order_in_which_they_are_loaded(tmp_path):
     for k in (10, 9, 1):
         pq.write_table(pa.table({"a": [k + 0.25]}), tmp_path / f"part-{k}.parquet")
     loaded = read_rows(Table((Real("a"),)), None, str(tmp_path)).x.flatten().tolist()
-    assert [f"part-{v:.0f}.parquet" for v in loaded] == [f.rpartition("/")[2] for f in files_of(str(tmp_path), [])]
+    assert [f"part-{v:.0f}.parquet" for v in loaded] == [f.rpartition("/")[2] for f in tables_at(str(tmp_path), [])]
     assert loaded == [1.25, 9.25, 10.25]
 
 
@@ -129,7 +129,7 @@ def test_blocks_are_read_when_they_are_wanted(place, monkeypatch):
     seen = []
     monkeypatch.setattr(stream, "blocks", lambda piece, *a, **k: seen.append(piece) or pieces.blocks(piece, *a, **k))
     model, notes = read_run(place / "made").model, []
-    found = pieces_of(files_of(str(place / "table"), notes), model.space, None)
+    found = pieces_of(tables_at(str(place / "table"), notes), model.space, None)
     for done, _ in enumerate(Stream(Scoring(model, Budget(), 0, None, {}), found), 1):
         assert len(seen) == done
     assert done == len(found) == 4 + 2 + 3

@@ -152,12 +152,12 @@ def _streamed(run: Run, args: LogProb, budget: Budget, stands: dict[str, Any]) -
     """Score files of a table block by block, in memory that does not grow with their number or size."""
     import torch
 
-    from pofx.data.pieces import files_of, pieces_of
+    from pofx.data.pieces import pieces_of, tables_at
     from pofx.data.write import write_parts, write_scores
     from pofx.evaluate.stream import Scoring, Stream
 
     model, about, notes = run.model, run.info["data"], list[str]()
-    files = files_of(str(args.source), notes)
+    files = tables_at(str(args.source), notes)
     pieces = pieces_of(files, model.space, model.context)
     scoring = Scoring(model, budget, args.seed, about.get("labels"), about.get("options", {}))
     stream = Stream(scoring, pieces, args.cluster, notes)
