@@ -36,7 +36,7 @@ def main() -> None:
 
     import torch
 
-    from pofx.core.model import Budget
+    from pofx.core.requests import Iwae
     from pofx.evaluate.likelihood import score
     from pofx.train.fit import fit
 
@@ -47,7 +47,7 @@ def main() -> None:
         progress=lambda entry: print(entry, flush=True) if "valid" in entry else None,
     )  # fmt: skip
     started = time.perf_counter()
-    result = score(run.model, data.test[: args.test_rows], budget=Budget(estimator="iwae", draws=DRAWS))
+    result = score(run.model, data.test[: args.test_rows], request=Iwae(DRAWS))
     record = {
         "family": "vae",
         "bound": f"IWAE-{DRAWS}",

@@ -17,6 +17,7 @@ import pofx
 from pofx.cli import main
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound
+from pofx.core.requests import Elbo
 from pofx.evaluate.predict import Prediction, predict
 from pofx.families.discriminative import Classifier
 from pofx.families.gmm import Gaussian
@@ -105,8 +106,8 @@ def test_accuracy_and_log_loss_are_scikit_learns():
 class Gap(Counts):
     """The chain, which holds (0, 0) impossible under both classes."""
 
-    def rows_log_prob(self, x, c, budget, noise):
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x, c, request, noise):
+        lik = super().rows_log_prob(x, c, request, noise)
         return Exact(torch.where((x == 0).all(1), -math.inf, lik.nats), lik.measure)
 
 
@@ -122,10 +123,10 @@ def test_a_row_that_is_impossible_under_every_class_has_no_probabilities():
 class Bounded(Counts):
     """The chain as a lower bound."""
 
-    claims = frozenset({LowerBound})
+    estimators = (Elbo,)
 
-    def rows_log_prob(self, x, c, budget, noise):
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x, c, request, noise):
+        lik = super().rows_log_prob(x, c, request, noise)
         return LowerBound(lik.nats - 1, lik.measure, torch.zeros_like(lik.nats), 0)
 
 

@@ -19,8 +19,8 @@ from pofx.core.errors import BadValue, Incomparable, NotANumber, PofxError, Usag
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
 from pofx.core.registry import families, family
+from pofx.core.requests import Elbo, Heun, OdeLikelihood
 from pofx.core.space import from_json, take
 from pofx.data import synthetic
 from pofx.data.rows import read_rows
@@ -212,24 +212,15 @@ def test_draws_that_are_no_numbers_are_refused(monkeypatch, value):
         assert model.sample(2).isnan().sum() == 1
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        (Budget(estimator="tarot"), "no likelihood estimator 'tarot'"),
-        (Budget(draws=16), "takes no draws"),
-        (Budget(steps=3), "takes no solver steps"),
-    ],
-)
-def test_budgets_that_mean_nothing_are_refused(budget, message):
-    with pytest.raises(UsageError, match=message):
-        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), budget=budget)
+@pytest.mark.parametrize("request_", [Elbo, Elbo(draws=16), OdeLikelihood(steps=3)])
+def test_requests_that_a_model_does_not_answer_are_refused(request_):
+    with pytest.raises(UsageError, match="does not answer (Elbo|OdeLikelihood), but ExactLikelihood"):
+        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), request=request_)
 
 
 def test_samplers_that_mean_nothing_are_refused():
-    with pytest.raises(UsageError, match="no sampler 'gibbs'"):
-        fitted().sample(1, sampler=Sampler("gibbs"))
-    with pytest.raises(UsageError, match="cannot sample in 5 steps"):
-        fitted().sample(1, sampler=Sampler(steps=5))
+    with pytest.raises(UsageError, match="does not answer Heun, but Direct"):
+        fitted().sample(1, sampler=Heun(steps=5))
 
 
 def test_unknown_family_names_its_neighbours():

@@ -25,9 +25,11 @@ from torch.distributions import (
 from pofx import information as info
 from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound, Unavailable, UpperBound, make
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Request, Sampler
 from pofx.spaces import Category, Label, Real, Table
+from toys import PROMISES
 
 LETTERS = Table((Category("a", ("x", "y", "z")), Category("b", ("0", "1"), nullable=True)))
 
@@ -36,7 +38,7 @@ class Known(Model):
     """A test model: one probability per value of a small table, given a label or not, of any claimed kind."""
 
     name = "known"
-    claims = frozenset({Exact, LowerBound, UpperBound, Unavailable})
+    estimators = tuple(PROMISES.values())
 
     @dataclass(frozen=True)
     class Config:
@@ -53,7 +55,10 @@ class Known(Model):
     def refuses(cls, space, context, config):  # type: ignore[no-untyped-def]
         return None
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def answers(self, asked):  # type: ignore[no-untyped-def]
+        return getattr(asked, "kind", self.config.kind) == self.config.kind
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         if self.kind is Unavailable:
             return Unavailable("it has no density")
         cell = (3 * x[:, 0] + x[:, 1].nan_to_num(2)).long()
@@ -284,7 +289,7 @@ class Shaken(Known):
 
     name = "shaken"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         off = 0.5 * noise.randn().double()
         return make(LowerBound, off - math.log(9), self.space.measure, torch.full_like(off, 0.5), 8)
 

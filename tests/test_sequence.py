@@ -16,7 +16,7 @@ from pofx.codecs.windows import Whole, Windows, spans
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
+from pofx.core.requests import StepByStep, Windowed
 from pofx.data import chains
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
@@ -388,7 +388,7 @@ def test_beyond_the_block_samples_are_drawn_as_they_are_scored(space: Text, opti
 def test_excerpts_shorter_than_half_a_block(length: int) -> None:
     model = gpt(Text("ab", False, length), block=64)
     assert model.sample(3).shape == (3, length)
-    assert model.sample(3, sampler=Sampler(length=9)).shape == (3, 9)
+    assert model.sample(3, sampler=StepByStep(length=9)).shape == (3, 9)
 
 
 def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None:
@@ -398,20 +398,20 @@ def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None
     x = source.sample(3, seeded())
     scores = {}
     for stride in (1, 2, 3, 6):
-        budget = Budget(stride=stride)
-        each = model.given().log_probs(x, budget=budget)
+        window = Windowed(stride)
+        each = model.given().log_probs(x, request=window)
         scores[stride] = each[:, 6:].sum().item()
         torch.testing.assert_close(each[:, :6], model.given().log_probs(x)[:, :6], atol=1e-5, rtol=1e-5)
         for k in (0, 5, 6, 7, 13):
             begun = x[:1, :k].clamp(min=0).expand(4, k)
-            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), budget=budget)[:, k]
-            end = model.given().log_probs(begun[:1], budget=budget)[0, k]
+            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), request=window)[:, k]
+            end = model.given().log_probs(begun[:1], request=window)[0, k]
             assert abs((nexts.exp().sum() + end.exp()).item() - 1) < 1e-5
     assert len({round(s, 4) for s in scores.values()}) == 4
     with pytest.raises(UsageError, match=r"stride of 7 is longer than the block of 6"):
-        model.log_prob(x, budget=Budget(stride=7))
-    with pytest.raises(UsageError, match=r"has no window that moves"):
-        rnn(space).log_prob(x, budget=Budget(stride=2))
+        model.log_prob(x, request=Windowed(stride=7))
+    with pytest.raises(UsageError, match=r"does not answer Windowed"):
+        rnn(space).log_prob(x, request=Windowed(stride=2))
 
 
 @pytest.mark.parametrize("make", [gpt, rnn])

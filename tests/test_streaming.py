@@ -20,7 +20,6 @@ from pofx import cluster
 from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, UsageError
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
 from pofx.data import pieces
 from pofx.data.pieces import pieces_of, tables_at
 from pofx.data.rows import read_rows
@@ -116,7 +115,7 @@ def test_equal_rows_of_other_blocks_have_noise_of_their_own(place, tmp_path):
     model, row = read_run(place / "vae").model, pa.table({k: v[:1] for k, v in rows(1, 5).items()})
     pq.write_table(pa.concat_tables([row] * 6), tmp_path / "t.parquet", row_group_size=2)
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
-    scoring = Scoring(model, Budget(), 7, None, {})
+    scoring = Scoring(model, None, 7, None, {})
     nats = torch.cat([lik.nats for _, lik in Stream(scoring, found)])
     assert len(nats.unique()) == 6
     generator = torch.Generator().manual_seed(7)
@@ -130,7 +129,7 @@ def test_blocks_are_read_when_they_are_wanted(place, monkeypatch):
     monkeypatch.setattr(stream, "blocks", lambda piece, *a, **k: seen.append(piece) or pieces.blocks(piece, *a, **k))
     model, notes = read_run(place / "made").model, []
     found = pieces_of(tables_at(str(place / "table"), notes), model.space, None)
-    for done, _ in enumerate(Stream(Scoring(model, Budget(), 0, None, {}), found), 1):
+    for done, _ in enumerate(Stream(Scoring(model, None, 0, None, {}), found), 1):
         assert len(seen) == done
     assert done == len(found) == 4 + 2 + 3
     assert notes == []
@@ -207,7 +206,7 @@ def test_a_damaged_page_is_named(place, tmp_path):
     model = read_run(place / "made").model
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
     with pytest.raises(CorruptFile, match=r"t\.parquet cannot be read as Parquet"):
-        list(Stream(Scoring(model, Budget(), 0, None, {}), found))
+        list(Stream(Scoring(model, None, 0, None, {}), found))
 
 
 def test_an_interrupted_stream_leaves_nothing(place, tmp_path, monkeypatch):
@@ -238,7 +237,7 @@ def test_a_sample_of_one_block_is_that_of_python(place, tmp_path):
 def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, suffix):
     model, out = read_run(place / "made").model, tmp_path / f"x{suffix}"
     assert main(["sample", str(place / "made"), "120", "--out", str(out)]) == 0
-    parts = [*draw(Drawing(model.given(), Sampler(), 0), 120)]
+    parts = [*draw(Drawing(model.given(), None, 0), 120)]
     assert [len(p) for p in parts] == [50, 50, 20]
     assert torch.allclose(read_rows(model.space, None, out).x, torch.cat(parts), rtol=0, atol=1e-12)
     assert not torch.equal(parts[0], parts[1])

@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import LowerBound, noise_of_mean
-from pofx.core.model import Budget
+from pofx.core.requests import Elbo, Iwae
 from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
@@ -63,7 +63,7 @@ def pca(shift: float = 0.0, factor: float = 1.0) -> Vae:
 
 def bound(model: Vae, x: Tensor, estimator: str, draws: int, seed: int = 0) -> LowerBound:
     with torch.no_grad():
-        lik = model.log_prob(x, budget=Budget(estimator, draws), generator=seeded(seed))
+        lik = model.log_prob(x, request=(Elbo if estimator == "elbo" else Iwae)(draws), generator=seeded(seed))
     assert isinstance(lik, LowerBound)
     assert lik.draws == draws
     return lik

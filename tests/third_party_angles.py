@@ -19,6 +19,7 @@ from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.options import Options
+from pofx.core.requests import ExactLikelihood
 from pofx.core.space import Space, check_shape, register
 from pofx.data.parts import Part, described
 from pofx.data.raw import RawTable
@@ -139,7 +140,7 @@ class VonMises(Model):
     summary = "independent von Mises distributions of angles"
     taxonomy = "explicit density / tractable / product of marginals"
     paper = "von Mises 1918"
-    claims = frozenset({Exact})
+    estimators = (ExactLikelihood,)
     Config = VonMisesConfig
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -170,7 +171,7 @@ class VonMises(Model):
         log_i0 = torch.special.i0e(narrow).log() + narrow
         return (narrow * (x - self.middle).cos() - math.log(2 * math.pi) - log_i0).sum(-1)
 
-    def rows_log_prob(self, x: Tensor, c: Any, budget: Any, noise: Any) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Any, request: Any, noise: Any) -> Exact:
         return Exact(self.nats(x), self.space.measure)
 
     def rows_sample(self, n: int, c: Any, sampler: Any, generator: torch.Generator) -> Tensor:

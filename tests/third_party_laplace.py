@@ -9,6 +9,7 @@ from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model
 from pofx.core.options import POSITIVE, Options
+from pofx.core.requests import ExactLikelihood
 from pofx.spaces import Real, Table
 
 
@@ -32,7 +33,7 @@ class Laplace(Model):
     summary = "independent Laplace distributions, one per column"
     taxonomy = "explicit density / tractable / product of marginals"
     paper = "Laplace 1774"
-    claims = frozenset({Exact})
+    estimators = (ExactLikelihood,)
     Config = LaplaceConfig
 
     def __init__(self, config, space, context=None):
@@ -72,7 +73,7 @@ class Laplace(Model):
     def learner(self, recipe):
         return GradientLearner(self, recipe, lambda batch, generator: {"loss": -self.nats(batch.x)})
 
-    def rows_log_prob(self, x, c, budget, noise):
+    def rows_log_prob(self, x, c, request, noise):
         return Exact(self.nats(x), self.space.measure)
 
     def rows_sample(self, n, c, sampler, generator):

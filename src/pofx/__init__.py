@@ -14,9 +14,21 @@ _PUBLIC = {
     "resume_comparison": "pofx.evaluate.compare",
     "read_run": "pofx.train.run",
     "resume": "pofx.train.fit",
-    "Budget": "pofx.core.model",
-    "Sampler": "pofx.core.model",
-    "Decoding": "pofx.decode.decoding",
+    "ExactLikelihood": "pofx.core.requests",
+    "Dequantised": "pofx.core.requests",
+    "Windowed": "pofx.core.requests",
+    "Elbo": "pofx.core.requests",
+    "Iwae": "pofx.core.requests",
+    "VariationalBound": "pofx.core.requests",
+    "OdeLikelihood": "pofx.core.requests",
+    "StepByStep": "pofx.core.requests",
+    "Decoding": "pofx.core.requests",
+    "DpmSolver": "pofx.core.requests",
+    "Heun": "pofx.core.requests",
+    "SdeSolver": "pofx.core.requests",
+    "Ddim": "pofx.core.requests",
+    "Euler": "pofx.core.requests",
+    "Ancestral": "pofx.core.requests",
     "Model": "pofx.core.model",
     "Exact": "pofx.core.likelihood",
     "LowerBound": "pofx.core.likelihood",
@@ -42,12 +54,24 @@ if TYPE_CHECKING:
     from pofx.core.likelihood import LowerBound as LowerBound
     from pofx.core.likelihood import Unavailable as Unavailable
     from pofx.core.likelihood import UpperBound as UpperBound
-    from pofx.core.model import Budget as Budget
     from pofx.core.model import Model as Model
-    from pofx.core.model import Sampler as Sampler
     from pofx.core.registry import family as family
+    from pofx.core.requests import Ancestral as Ancestral
+    from pofx.core.requests import Ddim as Ddim
+    from pofx.core.requests import Decoding as Decoding
+    from pofx.core.requests import Dequantised as Dequantised
+    from pofx.core.requests import DpmSolver as DpmSolver
+    from pofx.core.requests import Elbo as Elbo
+    from pofx.core.requests import Euler as Euler
+    from pofx.core.requests import ExactLikelihood as ExactLikelihood
+    from pofx.core.requests import Heun as Heun
+    from pofx.core.requests import Iwae as Iwae
+    from pofx.core.requests import OdeLikelihood as OdeLikelihood
+    from pofx.core.requests import SdeSolver as SdeSolver
+    from pofx.core.requests import StepByStep as StepByStep
+    from pofx.core.requests import VariationalBound as VariationalBound
+    from pofx.core.requests import Windowed as Windowed
     from pofx.data.load import load as load
-    from pofx.decode.decoding import Decoding as Decoding
     from pofx.evaluate.compare import compare as compare
     from pofx.evaluate.compare import resume_comparison as resume_comparison
     from pofx.evaluate.predict import predict as predict

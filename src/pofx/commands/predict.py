@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pofx.commands.requests import Estimating, request_of
 from pofx.commands.score import Rows
 from pofx.commands.shared import err, out, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import UsageError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Predict(Rows):
+class Predict(Rows, Estimating):  # type: ignore[misc]
     """The most likely class of rows and the probability of every class, by a run that knows of classes.
 
     A classifier (fit --target) says them itself; of a model given labels (fit --given label) Bayes' rule does, with the
@@ -43,7 +44,9 @@ def predict(argv: list[str]) -> int:
     check_place(Label(classes_of(run.model)), 0, args.out)
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
     x, label, rows = _rows(run, args, notes)
-    found = probabilities(run, x, generator=torch.Generator().manual_seed(args.seed))
+    found = probabilities(
+        run, x, request=request_of(args, run.model), generator=torch.Generator().manual_seed(args.seed)
+    )
     if lost := int((found.label < 0).sum()):
         notes.append(f"{lost:,} of {len(rows):,} rows are impossible under every class: they have no probabilities.")
     if found.caveat:

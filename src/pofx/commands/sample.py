@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from pofx.commands.requests import Sampling, sampler_of
 from pofx.commands.shared import Output, err, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
 from pofx.core.spelling import visible
@@ -22,13 +23,14 @@ from pofx.core.spelling import visible
 if TYPE_CHECKING:
     import torch
 
-    from pofx.core.model import Conditional, Sampler
+    from pofx.core.model import Conditional
+    from pofx.core.requests import Sampler
     from pofx.data.parts import Part
     from pofx.train.run import Run
 
 
 @dataclass(kw_only=True)
-class Sample(Output):
+class Sample(Sampling, Output):  # type: ignore[misc]
     """Draw samples from a run: CSV or Parquet (tables), PNG files or .npz (images), text or JSON lines (texts).
 
     A single text appears as it is drawn. With --complete the rest of given images or rows is drawn.
@@ -43,10 +45,6 @@ class Sample(Output):
     printed."""
     given: str | None = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
-    sampler: str | None = None
-    """One of the family's samplers."""
-    steps: int | None = None
-    """Solver steps, for families that sample in steps."""
     seed: int = 0
     """Seed of the draws."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
@@ -62,32 +60,6 @@ class Sample(Output):
     """A beginning that each text goes on from; several times for several."""
     prompts: Path | None = None
     """A file with one beginning a line."""
-    length: int | None = None
-    """Symbols that are drawn at most (of excerpts: exactly) [default: of the longest text that was trained on]."""
-    temperature: float | None = None
-    """Below 1 sharper, above 1 flatter. This and what follows changes what is drawn: no longer the model's p(x)."""
-    top_k: int | None = None
-    """Draw among the so many likeliest symbols only."""
-    top_p: float | None = None
-    """Draw among the fewest likeliest symbols that hold this probability."""
-    min_p: float | None = None
-    """Draw among symbols that are at least this share as likely as the likeliest."""
-    typical: float | None = None
-    """Draw among symbols of typical surprise that hold this probability."""
-    repetition_penalty: float | None = None
-    """Above 1: symbols that have occurred are less likely."""
-    greedy: bool = False
-    """The likeliest symbol each time."""
-    beams: int | None = None
-    """Search with so many beams; the N best texts are given, best first."""
-    length_penalty: float | None = None
-    """Of beams: log p is divided by length ** this [default: 1]."""
-    stop: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
-    """A text ends after this string; several times for several."""
-    draft: Path | None = None
-    """A smaller run of the same symbols that writes ahead: the same distribution in fewer passes."""
-    draft_symbols: int | None = None
-    """How many symbols the draft writes ahead [default: 4]."""
 
 
 def sample(argv: list[str]) -> int:
@@ -95,7 +67,6 @@ def sample(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.core.model import Sampler
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
     from pofx.spaces import Sequence
@@ -105,7 +76,7 @@ def sample(argv: list[str]) -> int:
     options = run.info["data"].get("options", {})
     stands = tell_standing(run.info, run.log, args.run)
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
-    prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
+    prompts, sampler = _prompts(args), sampler_of(args, run.model)
     if args.complete is not None:
         given, part = _to_complete(run, args, sampler)
     else:
@@ -153,12 +124,11 @@ def sample(argv: list[str]) -> int:
 def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional, Part]:
     """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
     from pofx.commands.model import new_rows
-    from pofx.core.model import Sampler
 
     space, own = run.model.space, args.given is None
     if not (space.pixels or space.columns) or space.values:
         raise UsageError(f"--complete goes with images and tables, not with {space}.", "Give texts a --prompt.")
-    if _prompts(args) or sampler != Sampler():
+    if _prompts(args) or sampler != run.model.default_sampler():
         raise UsageError("--complete draws from the model itself.", "Leave out options of samplers and texts.")
     if args.n < 1 or (args.rows is not None and args.rows < 1):
         rows = "all" if args.rows is None else args.rows
@@ -264,18 +234,6 @@ def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
         raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
     c = None if c is None else c.expand(len(prompts), *c.shape)
     return run.model.given(c, before=run.model.space.parse(prompts))
-
-
-def _decoding(args: Sample) -> Any:
-    """What changes the distribution, or None for the model's own."""
-    from pofx.commands.model import read_model
-    from pofx.decode.decoding import Decoding
-
-    names = ("temperature", "top_k", "top_p", "min_p", "typical", "greedy", "beams", "length_penalty", "draft_symbols")
-    values = {name: getattr(args, name) for name in names}
-    draft = None if args.draft is None else read_model(args.draft).model
-    found = Decoding(**values, repetition=args.repetition_penalty, stop=tuple(args.stop), draft=draft)
-    return None if found == Decoding() else found
 
 
 def _pair(pair: str, names: list[str]) -> tuple[str, str]:

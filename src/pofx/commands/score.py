@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from pofx.commands.requests import Estimating, request_of
 from pofx.commands.shared import Output, err, out, parse, print_json, tell_notes, tell_standing
 from pofx.commands.surprise import legend, show
 from pofx.core.errors import Unsupported, UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from pofx.core.likelihood import Available
-    from pofx.core.model import Budget
+    from pofx.core.requests import Request
     from pofx.data.parts import Part
     from pofx.evaluate.likelihood import Score
     from pofx.evaluate.text import Mark
@@ -43,7 +44,7 @@ class Rows(Output):
 
 
 @dataclass(kw_only=True)
-class LogProb(Rows):
+class LogProb(Rows, Estimating):  # type: ignore[misc]
     """log p(x) of rows in nats per row, with its kind (exact, bound or estimate) and errors.
 
     Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
@@ -51,14 +52,6 @@ class LogProb(Rows):
     then be a folder, which gets a file of scores for each.
     """
 
-    estimator: str | None = None
-    """One of the family's likelihood estimators."""
-    draws: int | None = None
-    """Monte Carlo draws per row."""
-    steps: int | None = None
-    """Solver steps."""
-    stride: int | None = None
-    """Symbols by which the window over a long text moves: fewer are dearer and see more [default: half the block]."""
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: str | None = None
@@ -72,7 +65,6 @@ def log_prob(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.core.model import Budget
     from pofx.data.pieces import is_streamed
     from pofx.data.write import write_scores
     from pofx.evaluate.likelihood import score
@@ -83,9 +75,9 @@ def log_prob(argv: list[str]) -> int:
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
-    budget = Budget(args.estimator, args.draws, args.steps, args.stride)
+    request = request_of(args, model)
     if args.source is not None and is_streamed(model.space, model.context, args.source, args.cluster):
-        return _streamed(run, args, budget, stands)
+        return _streamed(run, args, request, stands)
     if args.cluster is not None:
         raise UsageError(
             f"--cluster scores files of a table; {args.source or 'what there is without a SOURCE'} is none.",
@@ -94,18 +86,18 @@ def log_prob(argv: list[str]) -> int:
     part = _part(run, args, notes) if args.say is None else _said(run, args)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
-    result = score(model, part, budget=budget, generator=generator)
+    result = score(model, part, request=request, generator=generator)
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
-    of_text = rates(model, part, result, args.stride) if texts else None
+    of_text = rates(model, part, result, request) if texts else None
     if args.out is not None:
         assert part.rows is not None
         columns = _columns(part.rows, rows)
         if texts:
             columns |= _per_byte(run, part, rows.nats)
         write_scores(args.out, columns)
-    shown = _marks(run, part, args) if args.show or args.say is not None else []
+    shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     if args.json:
         found = {"run": str(args.run), **stands, "rows": len(part), "out": args.out and str(args.out), "notes": notes}
         found |= result.to_json(rows=False)
@@ -148,7 +140,7 @@ def _columns(number: torch.Tensor, rows: Available) -> dict[str, Any]:
     return columns if isinstance(rows, Exact) else columns | {"mc_se": rows.mc_se}
 
 
-def _streamed(run: Run, args: LogProb, budget: Budget, stands: dict[str, Any]) -> int:
+def _streamed(run: Run, args: LogProb, request: Request, stands: dict[str, Any]) -> int:
     """Score files of a table block by block, in memory that does not grow with their number or size."""
     import torch
 
@@ -159,7 +151,7 @@ def _streamed(run: Run, args: LogProb, budget: Budget, stands: dict[str, Any]) -
     model, about, notes = run.model, run.info["data"], list[str]()
     files = tables_at(str(args.source), notes)
     pieces = pieces_of(files, model.space, model.context)
-    scoring = Scoring(model, budget, args.seed, about.get("labels"), about.get("options", {}))
+    scoring = Scoring(model, request, args.seed, about.get("labels"), about.get("options", {}))
     stream = Stream(scoring, pieces, args.cluster, notes)
 
     parts = args.out is not None and not args.out.suffix
@@ -226,7 +218,7 @@ def _per_byte(run: Run, part: Part, nats: torch.Tensor) -> dict[str, Any]:
     return {"bytes": size.long(), "bits_per_byte": -nats.double() / math.log(2) / size}
 
 
-def _marks(run: Run, part: Part, args: LogProb) -> list[list[Mark]]:
+def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[Mark]]:
     """The first texts of the part symbol by symbol, as far as a terminal takes them."""
     from pofx.evaluate.text import marks
 
@@ -241,7 +233,7 @@ def _marks(run: Run, part: Part, args: LogProb) -> list[list[Mark]]:
             x[:SHOWN],
             None if row.c is None else row.c[0],
             None if row.before is None else row.before[0],
-            args.stride,
+            request,
         )
         if len(x) > SHOWN:  # the end is not there
             err.print(f"text {i + 1}: its first {SHOWN} of {len(x)} symbols are shown")

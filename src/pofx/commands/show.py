@@ -37,7 +37,7 @@ def families(argv: list[str]) -> int:
     )
     rows = []
     for cls in sorted(classes, key=lambda c: c.taxonomy):
-        symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims)
+        symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims())
         score = "yes" if cls.has_score else "noised" if cls.has_noised_score else ""
         rows.append((cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary))
     out.table(columns, rows, "--json has it all")
@@ -53,9 +53,9 @@ def _about(cls: type[Model]) -> dict[str, Any]:
         "summary": cls.summary,
         "taxonomy": cls.taxonomy,
         "paper": cls.paper,
-        "claims": sorted(k.__name__ for k in cls.claims),
-        "estimators": list(cls.estimators),
-        "samplers": list(cls.samplers),
+        "claims": sorted(k.__name__ for k in cls.claims()),
+        "estimators": [k.name for k in cls.estimators],
+        "samplers": [k.name for k in cls.samplers],
         "latent": cls.latent,
         "score": cls.has_score,
         "noised_score": cls.has_noised_score,

@@ -12,60 +12,25 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
+from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
-from pofx.core.options import Options
+from pofx.core.requests import AnyRequest, AnySampler, Direct, Request, Sampler
 from pofx.core.space import Space, join, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pofx.core.learner import Learner, Recipe, TrainingSet
 
 
-@dataclass(frozen=True)
-class Budget(Options):
-    """What one likelihood may cost.
-
-    ``estimator`` is one of the model's ``estimators`` (the first is the default), ``draws`` the Monte
-    Carlo draws per datum, ``steps`` the solver steps, ``stride`` how far the window of a net of limited context
-    moves over a long datum; None leaves the family's own default. A family raises UsageError for a field
-    that it cannot use.
-
-    Example:
-        >>> Budget(estimator="iwae", draws=500)
-        Budget(estimator='iwae', draws=500, steps=None, stride=None)
-    """
-
-    estimator: str | None = None
-    draws: int | None = None
-    steps: int | None = None
-    stride: int | None = None
-
-
-@dataclass(frozen=True)
-class Sampler(Options):
-    """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default).
-
-    ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.
-    ``decoding`` are options of a symbol-by-symbol sampler that change the distribution (``decode.Decoding``).
-
-    Example:
-        >>> Sampler(name="heun", steps=20).steps
-        20
-    """
-
-    name: str | None = None
-    steps: int | None = None
-    length: int | None = None
-    decoding: Any = None
+R = TypeVar("R", Request, Sampler)
 
 
 class Rows(Protocol):
@@ -95,19 +60,14 @@ class Model(nn.Module):
     summary: ClassVar[str]  # one line: how the family models p(x)
     taxonomy: ClassVar[str]  # its place, e.g. "explicit density / tractable / autoregressive"
     paper: ClassVar[str]
-    claims: ClassVar[frozenset[Kind]]  # the kinds of likelihood it may return
-    estimators: ClassVar[tuple[str, ...]] = ()  # names for Budget.estimator
-    samplers: ClassVar[tuple[str, ...]] = ()  # names for Sampler.name
-    uses_draws: ClassVar[bool] = False  # Budget.draws means something
-    uses_steps: ClassVar[bool] = False  # Budget.steps and Sampler.steps mean something
-    uses_stride: ClassVar[bool] = False  # Budget.stride means something
+    estimators: ClassVar[tuple[type[Request], ...]]  # what it answers of its likelihood, over one space or another
+    samplers: ClassVar[tuple[type[Sampler], ...]] = (Direct,)  # how it draws, over one space or another
     in_blocks: ClassVar[bool] = False  # prepare and sweeps take x and c as Rows, which memory may not hold all at once
-    decodes: ClassVar[bool] = False  # symbol by symbol: Sampler.decoding means something
+    decodes: ClassVar[bool] = False  # symbol by symbol: rows_best and rows_stream exist
     continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
     latent: ClassVar[bool] = False  # rows_encode exists
     has_score: ClassVar[bool] = False  # rows_score exists
     has_noised_score: ClassVar[bool] = False  # rows_noised_score exists
-    quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
     known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
 
@@ -119,6 +79,35 @@ class Model(nn.Module):
         self.remarks: list[str] = []  # of ``prepare``: what the data made it do that nobody asked for, in sentences
 
     # -- what a family declares ---------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls) -> frozenset[Kind]:
+        """The kinds of likelihood that it may return: those of its estimators."""
+        return frozenset(KINDS[request.kind] for request in cls.estimators)
+
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        """Does this model, over its own space, answer this one of ``estimators`` or ``samplers``?"""
+        return True
+
+    @property
+    def own_estimators(self) -> tuple[type[Request], ...]:
+        """Those that this model answers; the first is its default."""
+        return tuple(kind for kind in self.estimators if self.answers(kind))
+
+    @property
+    def own_samplers(self) -> tuple[type[Sampler], ...]:
+        return tuple(kind for kind in self.samplers if self.answers(kind))
+
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        """A request of this class (None: the first of ``own_estimators``) in the numbers of this model's config."""
+        return (kind or self.own_estimators[0])()
+
+    def quick_request(self) -> Request:
+        """The cheapest useful likelihood: what validation during training asks for."""
+        return self.default_request()
+
+    def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
+        return (kind or self.own_samplers[0])()
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
@@ -158,7 +147,7 @@ class Model(nn.Module):
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N].
 
         What it draws comes from ``noise``, so that a row's number does not depend on the batch.
@@ -169,13 +158,13 @@ class Model(nn.Module):
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
 
-    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
         assert self.space.classes is not None
         every = [torch.full((n,), k, device=self.device) for k in range(self.space.classes)]
-        return stack([self.rows_log_prob(y, c, budget, noise) for y in every])
+        return stack([self.rows_log_prob(y, c, request, noise) for y in every])
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
 
         ``before`` [N, K, ...] (or None) is what precedes each row. Exists where ``continues`` is True.
@@ -230,10 +219,6 @@ class Model(nn.Module):
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
         return max(1, min(8192, 2**22 // max(1, self.space.dims)))
 
-    def quick_budget(self) -> Budget:
-        """``quick``, or what follows from this model's own sizes."""
-        return self.quick
-
     def rows_per_draw(self) -> int:
         """How many rows are drawn at once."""
         return self.rows_per_pass()
@@ -255,22 +240,17 @@ class Model(nn.Module):
             None if before is None else take(self.space, before),
         )
 
-    def log_prob(self, x: Any, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def log_prob(self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """Short for ``given().log_prob(x)``: log p(x), x [*S, *E], nats [*S]."""
-        return self.given().log_prob(x, budget=budget, generator=generator)
+        return self.given().log_prob(x, request=request, generator=generator)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
 
     @property
-    def step_kind(self) -> Kind:
-        """Of what ``rows_log_probs`` sums to."""
-        return Exact
-
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """(block, stride) of a net of limited context: how long its window is, and how far it moves unless said."""
+    def window(self) -> int | None:
+        """How many steps a net of limited context sees at a time."""
         return None
 
     @property
@@ -337,7 +317,7 @@ class Conditional:
         self,
         x: Any,
         *,
-        budget: Budget | None = None,
+        request: AnyRequest = None,
         generator: torch.Generator | None = None,
         copies: Copies | None = None,
     ) -> Likelihood:
@@ -349,16 +329,19 @@ class Conditional:
 
         Args:
             x: [*S, *C, *E], checked against the space.
-            budget: what the likelihood may cost, where it is not exact.
+            request: how it is estimated: one of ``core.requests``, or its class for the model's own numbers (None: the
+                first of ``model.own_estimators``).
             generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
                 a datum follows from that seed, the datum and its context, whatever else is scored with it.
             copies: of data that are scored in several calls with one seed, what tells equal ones apart.
 
         Returns:
-            A Likelihood with nats [*S, *C], of a kind in ``model.claims``.
+            A Likelihood with nats [*S, *C], of the kind that the request promises.
+
+        Raises UsageError where the model does not answer the request over its space.
         """
-        model, budget = self.model, budget or Budget()
-        _check_budget(model, budget)
+        model = self.model
+        request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
@@ -370,26 +353,26 @@ class Conditional:
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
                 if before is None:
                     noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    lik = model.rows_log_prob(rows, given, budget, noise)
+                    lik = model.rows_log_prob(rows, given, request, noise)
                     parts.append(_carrying(lik, rows, given))
                 else:
-                    each = model.rows_log_probs(rows, given, before[i : i + size], budget)
-                    parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
+                    each = model.rows_log_probs(rows, given, before[i : i + size], request)
+                    parts.append(make(KINDS[request.kind], each.sum(1, dtype=torch.float64), model.space.measure))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(batch), lik)
 
-    def classes(self, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def classes(self, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
 
         It is ``log_prob`` of all classes, in one pass where the family can.
         """
-        model, budget = self.model, budget or Budget()
+        model = self.model
         if model.space.classes is None:
             raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
-        _check_budget(model, budget)
+        request = _in_full(model, request, model.own_estimators, model.default_request)
         batch = self.batch_shape
         c, n, seed = self._contexts(batch), math.prod(batch), seed_of(_generator(generator, model.device))
         if n == 0:
@@ -399,21 +382,21 @@ class Conditional:
             for i in range(0, n, size):
                 m, given = min(size, n - i), None if c is None else c[i : i + size]
                 keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
-                parts.append(model.rows_classes(m, given, budget, RowNoise(seed, keys)))
+                parts.append(model.rows_classes(m, given, request, RowNoise(seed, keys)))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(*batch, -1), lik)
 
-    def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
+    def log_probs(self, x: Any, *, request: AnyRequest = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
 
         The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
         Their sum is ``log_prob``. Raises Unsupported where the family does not go step by step.
         """
         model = self.model
-        _check_budget(model, budget or Budget())
+        request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows to score.", "Give at least one datum.")
@@ -424,7 +407,7 @@ class Conditional:
                     flat[i : i + size],
                     None if c is None else c[i : i + size],
                     None if before is None else before[i : i + size],
-                    budget or Budget(),
+                    request,
                 )
                 for i in range(0, len(flat), size)
             ]
@@ -432,14 +415,16 @@ class Conditional:
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*batch, -1)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
 
-        Where ``sampler.decoding`` searches with beams, these are the n best that are found, best first.
+        Where the ``sampler`` searches, these are the n best that are found, best first.
         """
-        model, sampler = self.model, sampler or Sampler()
-        _check_sampler(model, n, sampler)
-        if sampler.decoding is not None and sampler.decoding.beams is not None:
+        model = self.model
+        if n < 0:
+            raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
+        sampler = _in_full(model, sampler, model.own_samplers, model.default_sampler)
+        if sampler.searches:
             return self._best(n, sampler)
         batch = (n, *self.batch_shape)
         rows = math.prod(batch)
@@ -460,13 +445,15 @@ class Conditional:
         _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
-    def stream(self, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Iterator[str]:
+    def stream(self, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Iterator[str]:
         """One draw of a text, in pieces as they are drawn: together what ``sample(1)`` spells.
 
         Raises Unsupported where the model does not draw symbol by symbol, UsageError where contexts are many.
         """
-        model, sampler = self.model, sampler or Sampler()
-        _check_sampler(model, 1, sampler)
+        model = self.model
+        sampler = _in_full(model, sampler, model.own_samplers, model.default_sampler)
+        if sampler.searches:
+            raise UsageError("A search has nothing to stream before it ends.", "Call sample.")
         c, before = self._contexts(self.batch_shape), self._beginnings()
         if len(before) != 1:
             raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
@@ -621,33 +608,17 @@ def _check_draws(model: Model, x: Tensor) -> None:
         raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
 
 
-def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
-    if n < 0:
-        raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
-    if sampler.name is not None and sampler.name not in model.samplers:
-        known = ", ".join(model.samplers) or "one way to sample, without a name"
-        raise UsageError(f"{model.name} has no sampler {sampler.name!r}; it has {known}.")
-    if sampler.steps is not None and (sampler.steps < 1 or not model.uses_steps):
-        raise UsageError(f"{model.name} cannot sample in {sampler.steps} steps.", "Leave out steps.")
-    if sampler.length is not None and (sampler.length < 1 or model.space.fill is None):
-        raise UsageError(f"{model.space} cannot be sampled with length {sampler.length}.", "Leave out length.")
-    if sampler.decoding is not None and not model.decodes:
-        raise UsageError(f"{model.name} does not draw symbol by symbol, so there is nothing to decode.")
-
-
-def _check_budget(model: Model, budget: Budget) -> None:
-    if budget.estimator is not None and budget.estimator not in model.estimators:
-        known = ", ".join(model.estimators) or "a single one, without a name"
-        raise UsageError(f"{model.name} has no likelihood estimator {budget.estimator!r}; it has {known}.")
-    if budget.draws is not None and (budget.draws < 2 or not model.uses_draws):
-        limit = "needs at least 2 draws (one has no standard error)" if model.uses_draws else "takes no draws"
-        raise UsageError(f"{model.name} {limit}; {budget.draws} were asked for.")
-    if budget.steps is not None and (budget.steps < 1 or not model.uses_steps):
-        limit = "needs at least 1 step" if model.uses_steps else "takes no solver steps"
-        raise UsageError(f"{model.name} {limit}; {budget.steps} were asked for.")
-    if budget.stride is not None and (budget.stride < 1 or not model.uses_stride):
-        limit = "needs a stride of at least 1" if model.uses_stride else "has no window that moves"
-        raise UsageError(f"{model.name} {limit}; a stride of {budget.stride} was asked for.")
+def _in_full(
+    model: Model, asked: R | type[R] | None, own: tuple[type[R], ...], default: Callable[[type[R] | None], R]
+) -> R:
+    """What is asked for, in the model's own numbers where only its class is named."""
+    if asked is None:
+        return default(None)
+    kind = asked if isinstance(asked, type) else type(asked)
+    if kind not in own:
+        answered = ", ".join(k.__name__ for k in own)
+        raise UsageError(f"This {model.name} over {model.space} does not answer {kind.__name__}, but {answered}.")
+    return default(kind) if isinstance(asked, type) else asked
 
 
 def idle(cls: type[Model], space: Space, context: Space | None, config: Any) -> list[str]:

@@ -85,7 +85,7 @@ def opened(data: Data, name: str, options: Mapping[str, Any]) -> Entrant:
     row: dict[str, Any] = {"family": name, "baseline": name in MODELS, "status": DUE, "reason": None}
     try:
         cls = find_family(name)
-        row |= {"summary": cls.summary, "taxonomy": cls.taxonomy, "claims": sorted(k.__name__ for k in cls.claims)}
+        row |= {"summary": cls.summary, "taxonomy": cls.taxonomy, "claims": sorted(k.__name__ for k in cls.claims())}
         row["abilities"] = _abilities(cls, data, options)
         if refusal := cls.refuses(data.space, data.context, cls.Config(**options)):
             row |= {"status": "refused", "reason": refusal}

@@ -33,8 +33,9 @@ from pofx.core.likelihood import (
     with_error,
 )
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
 from pofx.core.noise import Copies
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
@@ -175,7 +176,7 @@ def score(
     model: Model,
     part: Part,
     *,
-    budget: Budget | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
 ) -> Score:
@@ -184,7 +185,7 @@ def score(
     Args:
         model: any family; its context, where it has one, is ``part.c``.
         part: rows x [N, *E].
-        budget: what the likelihood may cost per row (default: the family's own).
+        request: how it is estimated (default: the model's own).
         generator: gives the seed of Monte Carlo draws (default: seed 0), one for all rows.
         seconds: stop near this time and score the first rows only, so give them in random order (``Part.draw``);
             ``n`` says how many.
@@ -212,7 +213,7 @@ def score(
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
-            return _on_cpu(given.log_prob(rows.x, budget=budget, generator=gen, copies=copies))
+            return _on_cpu(given.log_prob(rows.x, request=request, generator=gen, copies=copies))
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]

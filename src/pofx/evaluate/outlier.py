@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Ragged, Space
 from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score, score
@@ -39,7 +40,7 @@ def detect(
     outliers: Part,
     name: str,
     *,
-    budget: Budget | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
 ) -> Detection | Unavailable:
@@ -49,13 +50,13 @@ def detect(
         model: the model that scored the inliers.
         inliers: ``likelihood.score`` of ordinary held-out rows.
         outliers: rows of the same space; ``name`` says in words what they are.
-        budget, generator, seconds: as of ``likelihood.score``.
+        request, generator, seconds: as of ``likelihood.score``.
 
     A bound or an estimate may rank as well as an exact number; ``kind`` says which it was.
     """
     if inliers.rows is None:
         return Unavailable(inliers.note)
-    found = score(model, outliers, budget=budget, generator=generator, seconds=seconds)
+    found = score(model, outliers, request=request, generator=generator, seconds=seconds)
     if found.rows is None:
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)

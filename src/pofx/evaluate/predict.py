@@ -14,7 +14,8 @@ from torch import Tensor
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
 from pofx.evaluate.likelihood import Score, summarise
 from pofx.evaluate.ranking import share_error
@@ -115,7 +116,7 @@ def predict(
     x: Any,
     *,
     counts: Sequence[float] | None = None,
-    budget: Budget | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
 ) -> Prediction:
     """p(y | x) of every class y: what a model of labels says, or what Bayes' rule makes of a model p(x | y).
@@ -125,7 +126,7 @@ def predict(
             p(y | x) = p(x | y) p(y) / sum of the same over all y, with p(y) the frequencies of the training rows.
         x: what the label is told from, [N, *E]: an array, a tensor, a frame, whatever ``log_prob`` takes.
         counts: [K] how often each class is seen, in any unit (default: those of the run's training rows).
-        budget: of the likelihood, where it is not exact.
+        request: how the likelihood is estimated.
         generator: gives the seed of Monte Carlo draws; the same draws for all classes.
 
     Raises Unsupported where the model knows of no label, or has no likelihood; UsageError where frequencies are needed
@@ -141,7 +142,7 @@ def predict(
     with torch.no_grad():
         if model.space.values:
             c = None if model.context is None else take(model.context, x)
-            lik = model.given(c).classes(budget=budget, generator=generator)
+            lik = model.given(c).classes(request=request, generator=generator)
         else:
             if known is None:
                 raise UsageError(
@@ -152,7 +153,7 @@ def predict(
             x, state = take(model.space, x), seed.get_state()
             for k in range(len(classes)):
                 seed.set_state(state)
-                parts.append(model.given(torch.tensor(k)).log_prob(x, budget=budget, generator=seed))
+                parts.append(model.given(torch.tensor(k)).log_prob(x, request=request, generator=seed))
             lik = stack(parts)
     if isinstance(lik, Unavailable):
         raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")

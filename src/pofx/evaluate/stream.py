@@ -22,7 +22,8 @@ from torch import Tensor
 from pofx.cluster import connected
 from pofx.core.errors import NotANumber, PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Available, Likelihood, Unavailable, cat
-from pofx.core.model import Budget, Conditional, Model, Sampler
+from pofx.core.model import Conditional, Model
+from pofx.core.requests import Request, Sampler
 from pofx.data.pieces import Piece, blocks
 from pofx.data.tabular import Rounded
 from pofx.evaluate.likelihood import Score, Tally
@@ -58,7 +59,7 @@ class Scoring:
     """
 
     model: Model
-    budget: Budget
+    request: Request | None
     seed: int
     labels: Sequence[str] | None
     options: Mapping[str, Any]
@@ -70,7 +71,7 @@ class Scoring:
             generator = torch.Generator(model.device).manual_seed(_seed(self.seed, piece.number, first))
             try:
                 with torch.no_grad():
-                    found.append(model.given(part.c).log_prob(part.x, budget=self.budget, generator=generator))
+                    found.append(model.given(part.c).log_prob(part.x, request=self.request, generator=generator))
             except NotANumber as error:
                 place = f"{piece.file}, counted from its row {first}"
                 raise NotANumber(f"{place}: {error.problem}", error.remedy) from error
@@ -127,7 +128,7 @@ class Drawing:
     """Draws of one block: job (b, n) is n rows by a generator that follows from the seed and b (of the first: it)."""
 
     given: Conditional
-    sampler: Sampler
+    sampler: Sampler | None
     seed: int
 
     def __call__(self, job: tuple[int, int]) -> Tensor:

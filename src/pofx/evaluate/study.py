@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Model, Sampler
+from pofx.core.model import Model
 from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
+from pofx.core.requests import Sampler, StepByStep
 from pofx.core.space import Space, join
 from pofx.data.parts import Data, Part, class_counts
 from pofx.data.rows import read_rows
@@ -211,21 +212,22 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     generator = study.settings.generator(6, model.device)
     figures: dict[str, Any] = {"cut": None}
 
-    def draw(start: int, size: int, sampler: Sampler, generator: torch.Generator) -> Part:
+    def draw(start: int, size: int, sampler: Sampler | None, generator: torch.Generator) -> Part:
         if contexts is None:
             return Part(model.sample(size, generator=generator, sampler=sampler).cpu())
         c = contexts[torch.arange(start, start + size) % len(contexts)]
         return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
 
-    sampler, timed = Sampler(), study.settings.generator(9, model.device)
-    if space.fill is not None:
+    sampler = StepByStep() if StepByStep in model.own_samplers else None
+    timed = study.settings.generator(9, model.device)
+    if space.fill is not None and sampler is not None:
 
         def steps(rows: int, length: int) -> int:
-            return int(space.lengths(draw(0, rows, Sampler(length=length), timed).x).max())
+            return int(space.lengths(draw(0, rows, StepByStep(length), timed).x).max())
 
         curve = speed_curve(steps, space.length, min(CURVE_SECONDS, 0.1 * study.settings.limit))
         # a single draw, twice at most, and the first block, which ``grow`` takes for 2.75 of them
-        sampler = Sampler(length=_affordable(curve, space.length, seconds / 5))
+        sampler = StepByStep(_affordable(curve, space.length, seconds / 5))
         figures["speed"] = plain(curve)
     one = latency(lambda: draw(0, 1, sampler, timed), seconds=0.1 * seconds)
     grown = grow(
@@ -237,8 +239,8 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     x = join(space, [p.x for p in grown.parts])
     space.check(x)
     c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
-    if space.fill is not None and sampler.length == int(space.lengths(x).max()):  # else all ended before it
-        figures["cut"] = sampler.length
+    if space.fill is not None and sampler is not None and sampler.length == int(space.lengths(x).max()):
+        figures["cut"] = sampler.length  # else all ended before it
     figures |= {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
     return figures, Part(x, c)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import KINDS, SYMBOL, LowerBound
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
+from pofx.core.requests import Request, Windowed
 from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Score
 
@@ -93,13 +94,13 @@ class Rates:
         return vars(self) | {k: getattr(self, k) for k in (*names, "perplexity_per_symbol", "perplexity_per_word")}
 
 
-def rates(model: Model, part: Part, score: Score, stride: int | None = None) -> Rates:
+def rates(model: Model, part: Part, score: Score, request: Request | None = None) -> Rates:
     """The rates of the texts of ``part`` from their score under the model.
 
     Args:
         model: over texts, symbol by symbol.
         score: of the first rows of ``part``, with their likelihoods.
-        stride: that of the budget of ``score``; None for the model's own.
+        request: that of ``score``; None for the model's own.
 
     Raises Unsupported where the data are no texts, or the model does not go through them step by step.
     """
@@ -116,9 +117,10 @@ def rates(model: Model, part: Part, score: Score, stride: int | None = None) -> 
         words += sum(len(t.split()) for t in texts)
         size += int(space.units(x).sum())
         symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.has_eos
-    nats, (block, own) = float(score.rows.nats.sum(dtype=torch.float64)), model.window or (None, None)
+    nats, request = float(score.rows.nats.sum(dtype=torch.float64)), request or model.default_request()
+    stride = request.stride if isinstance(request, Windowed) else None
     return Rates(
-        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, block, stride or own
+        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, model.window, stride
     )
 
 
@@ -148,7 +150,7 @@ class Mark:
 
 
 def marks(
-    model: Model, x: Tensor, c: Tensor | None = None, before: Tensor | None = None, stride: int | None = None
+    model: Model, x: Tensor, c: Tensor | None = None, before: Tensor | None = None, request: Request | None = None
 ) -> list[Mark]:
     """The stretches of one text x [L], given c [*Ec] and what is before it [K]; the last is its end, where it has one.
 
@@ -160,7 +162,7 @@ def marks(
     row, spelt = x[None], space.spell(x)
     with torch.no_grad():
         given = model.given(None if c is None else c[None], before=None if before is None else before[None])
-        bits = (-given.log_probs(row, budget=Budget(stride=stride))[0].double() / math.log(2)).tolist()
+        bits = (-given.log_probs(row, request=request)[0].double() / math.log(2)).tolist()
     spans = model.rows_spans(row)[0]
     found: list[Mark] = []
     told = 0  # characters

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
+from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
@@ -57,7 +59,6 @@ class Continuous(Model):
     standardised by one location and scale.
     """
 
-    uses_draws: ClassVar[bool] = True
     shared_scale: ClassVar[bool] = False
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -107,12 +108,11 @@ class Continuous(Model):
     # -- what a family writes ---------------------------------------------------------------------------
 
     @abstractmethod
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Available:
         """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
 
         Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
-        noise with ``budget.draws = 1``, and the spread between calls gives the Monte Carlo error; else
-        with the user's own budget.
+        noise (``request.draws`` in all), and the spread between calls gives the Monte Carlo error.
         """
 
     @abstractmethod
@@ -125,14 +125,15 @@ class Continuous(Model):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
-        e = self.encode_context(c)
-        if self.preprocess.kind is Exact:
-            return self._one_draw(self.split(x), e, budget, noise)
-        k = self.config.draws if budget.draws is None else budget.draws
-        once, values = replace(budget, draws=1), []
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Available:
+        e, k, values = self.encode_context(c), getattr(request, "draws", 0), []
+        if (self.preprocess.kind is Exact) != (k == 0):
+            need = "needs no draws" if k else "needs draws of the noise that dequantises it"
+            raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
+        if k == 0:
+            return self._one_draw(self.split(x), e, request, noise)
         for _ in range(k):
-            lik = self._one_draw(self.noisy_split(x, noise), e, once, noise)
+            lik = self._one_draw(self.noisy_split(x, noise), e, request, noise)
             values.append(lik.nats)
         nats = torch.stack(values)
         kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
@@ -157,9 +158,9 @@ class Continuous(Model):
         y = self.draw(n, self.given_codes(codes, e), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def _one_draw(self, parts: Parts, e: Tensor | None, request: Request, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
-        lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, noise)
+        lik = self.density(parts.y, self.given_codes(parts.codes, e), request, noise)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pofx.codecs.cells import cells, sizes
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Exact, Kind
 from pofx.core.model import Model
+from pofx.core.requests import ExactLikelihood, Request
 from pofx.core.space import Space, free_length
 from pofx.nn.backoff import Backoff
 from pofx.spaces import Category
@@ -57,7 +57,7 @@ class Counting(Model):
     """
 
     in_blocks = True
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     taxonomy = "explicit density / tractable / table of counts"
 
     base: Tensor

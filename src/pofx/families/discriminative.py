@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Exact, Kind, Likelihood, per_row
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import Exact, Likelihood, per_row
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, Options
+from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
@@ -46,7 +47,7 @@ class Classifier(Model):
     summary = "a ConvNet or MLP gives the probability of each class given the rest"
     taxonomy = "conditional / discriminative"
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     Config = ClassifierConfig
 
     def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
@@ -90,12 +91,12 @@ class Classifier(Model):
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        every = self.rows_classes(len(x), c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        every = self.rows_classes(len(x), c, request, noise)
         assert isinstance(every, Exact)
         return per_row(lambda t: t.gather(-1, x[:, None])[:, 0], every)
 
-    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         assert c is not None
         return Exact(F.log_softmax(self.logits(c).double(), -1), self.space.measure)
 

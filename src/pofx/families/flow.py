@@ -21,11 +21,12 @@ from torch.distributions import Distribution
 
 from pofx.core.errors import Unsupported
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Exact, LowerBound
+from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler, serving
+from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
+from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.tails import lengthen, normal_log_prob
@@ -60,14 +61,13 @@ class FlowConfig(ContinuousConfig):
 class Flow(Continuous):
     """Base of the flows: a subclass gives ``layers()``."""
 
-    claims = frozenset({Exact, LowerBound})
+    estimators = (ExactLikelihood, Dequantised)
     latent = True
     has_score = True
     config: FlowConfig
 
     def __init__(self, config: FlowConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.uses_draws = self.preprocess.kind is not Exact  # type: ignore[misc]
         self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
 
@@ -106,6 +106,12 @@ class Flow(Continuous):
                     f"by {shrinkage:.0%} towards independent columns."
                 ]
 
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return asked is not (Dequantised if self.preprocess.kind is Exact else ExactLikelihood)
+
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return ExactLikelihood() if self.preprocess.kind is Exact else Dequantised(self.config.draws)
+
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
     def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
@@ -113,7 +119,7 @@ class Flow(Continuous):
         z, log_det = self.flow(y, h)
         return log_det + normal_log_prob(z).sum(1)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:

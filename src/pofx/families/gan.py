@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
-from pofx.core.likelihood import Kind, Likelihood, Unavailable
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.likelihood import Likelihood, Unavailable
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE, Options
+from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -227,7 +228,7 @@ class Gan(Model):
     summary: ClassVar[str] = "a net that turns noise into data, trained against a critic; it has no density"
     taxonomy: ClassVar[str] = "implicit density / direct / adversarial"
     paper: ClassVar[str] = "Goodfellow et al. 2014; Mescheder et al. 2018; Gulrajani et al. 2017"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Unavailable})
+    estimators: ClassVar[tuple[type[Request], ...]] = (NoLikelihood,)
     Config = GanConfig
     config: GanConfig
 
@@ -315,7 +316,7 @@ class Gan(Model):
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
             "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."

@@ -25,10 +25,11 @@ from torch.distributions import Distribution, OneHotCategorical
 from pofx.codecs.joint import SUMMED, Block, Joint, class_sizes, rows_at
 from pofx.core.errors import BadValue, Unsupported
 from pofx.core.learner import Recipe
-from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import Exact, Likelihood, LowerBound
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
+from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.whitening import Components, Covariance, Rows, Whitening
@@ -95,11 +96,9 @@ Config: TypeAlias = GaussianConfig | MixtureConfig
 class Mixture(Model):
     """What both families share. Buffers hold the parameters in whitened coordinates (mixture/whitening.py)."""
 
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact, LowerBound})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Dequantised)
     in_blocks = True
-    uses_draws = True
     has_score = True
-    quick = Budget(draws=2)
 
     training_rows: Tensor
     reach: Tensor
@@ -340,14 +339,23 @@ class Mixture(Model):
         log_p: Tensor = _Density.apply(y, codes, self)
         return log_p + log_slope[:, self.joint.given_dim :].sum(1)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return asked is not (ExactLikelihood if len(self.joint.grid(given=False)) else Dequantised)
+
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return Dequantised(DRAWS) if self.answers(Dequantised) else ExactLikelihood()
+
+    def quick_request(self) -> Request:
+        return Dequantised(draws=2) if self.answers(Dequantised) else ExactLikelihood()
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
         y, codes = self.joint.split(x, c)
         given = 0.0 if c is None else self._log_density(*self.joint.split_given(c))
         grid = self.joint.grid(given=False)
-        if not len(grid):
+        if not isinstance(request, Dequantised):
             return Exact(self._log_density(y, codes) - given, self.space.measure)
-        draws = budget.draws or DRAWS
+        draws = request.draws
         log_p = y.new_empty(draws, len(y))
         for k in range(draws):
             u = noise.rand(len(grid))

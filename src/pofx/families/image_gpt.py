@@ -28,9 +28,10 @@ from pofx.codecs.palette import CUBE, Palette
 from pofx.codecs.steps import Patches, PatchOrder
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, RowDataset, TrainingSet
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Sampler, serving
+from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
+from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
 from pofx.core.space import Ragged, Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
 from pofx.families.stepwise import LOOK, Reader, Stepwise
@@ -90,8 +91,8 @@ class ImageGpt(Stepwise):
     name = "image-gpt"
     summary = "a transformer goes through an image patch by patch, a masked net through the pixels inside"
     paper = "Chen, Radford, Child, Wu, Jun, Luan & Sutskever 2020, Generative pretraining from pixels"
-    claims = frozenset({Exact})
-    uses_stride = False
+    estimators = (ExactLikelihood,)
+    samplers = (Direct,)
     continues = False
     decodes = False
     Config = ImageGptConfig
@@ -221,7 +222,7 @@ class ImageGpt(Stepwise):
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         h = self._encode(c)
         each = torch.stack([self._by(k, x, h) for k in range(self.members)])
         return Exact(each.logsumexp(0) - math.log(self.members), self.space.measure)

@@ -13,6 +13,7 @@ from typing import Any
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
+from pofx.core.requests import Windowed, WindowedTokens
 from pofx.core.space import Space
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
@@ -55,6 +56,7 @@ class GptConfig(StepOptions, Shape):
 
 class Gpt(Stepwise):
     name = "gpt"
+    estimators = (Windowed, WindowedTokens)
     summary = "a transformer predicts each symbol, level or step from all before it"
     paper = "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language models are unsupervised multitask learners"
     Config = GptConfig
@@ -104,7 +106,6 @@ class RnnConfig(StepOptions):
 
 class Rnn(Stepwise):
     name = "rnn"
-    uses_stride = False  # no window: the state goes through data of any length
     summary = "an LSTM predicts each symbol, level or step from the state it keeps of all before it"
     paper = "Graves 2013, Generating sequences with recurrent neural networks"
     Config = RnnConfig
@@ -151,7 +152,6 @@ class WaveNetConfig(StepOptions):
 
 class WaveNetFamily(Stepwise):
     name = "wavenet"
-    uses_stride = False  # no window: the layers reach a fixed number of steps back, wherever they stand
     summary = "dilated convolutions predict each level, symbol or step from thousands before it"
     paper = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016, WaveNet"
     Config = WaveNetConfig

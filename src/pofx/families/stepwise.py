@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,12 @@ from pofx.codecs.steps import Codec, Plain, Predicted, Span, Subwords, TextCodec
 from pofx.codecs.windows import Whole, Windows, context, spans
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
-from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound, make
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import KINDS, Exact, Likelihood, make
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Decoding, ExactLikelihood, Request, Sampler, StepByStep, Tokenised, Windowed
 from pofx.core.space import Ragged, Space
-from pofx.decode.decoding import Decoding, drafted, search, stops
+from pofx.decode.decoding import drafted, past, processor_of, search, source, stops, until_stop
 from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
 from pofx.nn.emission import Emission, StepHead, TokenHead
@@ -49,8 +51,8 @@ class Stepwise(Model):
     """Base of families over sequences of steps; a subclass builds ``net`` in ``build``."""
 
     taxonomy = "explicit density / tractable / autoregressive"
-    claims = frozenset({Exact, LowerBound})
-    uses_stride = True
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Tokenised)
+    samplers: ClassVar[tuple[type[Sampler], ...]] = (StepByStep, Decoding)
     continues = True
     decodes = True
     config: Any
@@ -207,18 +209,20 @@ class Stepwise(Model):
 
     # -- likelihood -----------------------------------------------------------------------------------------
 
-    @property
-    def step_kind(self) -> Kind:
-        return self.codec.kind
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        if issubclass(asked, Sampler):
+            return asked is not Decoding or isinstance(self.emission, TokenHead)
+        return KINDS[asked.kind] is self.codec.kind
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        each = self.rows_log_probs(x, c, None, budget)
-        return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        each = self.rows_log_probs(x, c, None, request)
+        return make(self.codec.kind, each.sum(1, dtype=torch.float64), self.space.measure)
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         u, begins, size, width = self._line(x, before)
         h, log_p = self._encode(c), torch.zeros(u.shape[:2], device=u.device)
-        for start, first, last in self._spans(u.shape[1] - 1, budget.stride):
+        stride = request.stride if isinstance(request, Windowed) else self.stride
+        for start, first, last in self._spans(u.shape[1] - 1, stride):
             if last >= int(begins.min()):
                 y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
@@ -250,24 +254,23 @@ class Stepwise(Model):
         gap = (x if x.ndim == 2 else x[..., 0]) == self.space.fill
         return _at(x, gap.long().argsort(dim=1, stable=True), self.space.fill)
 
-    def _spans(self, targets: int, stride: int | None) -> Iterator[tuple[int, int, int]]:
+    def _spans(self, targets: int, stride: int) -> Iterator[tuple[int, int, int]]:
         """The windows of ``nn.windows.spans``; one, where the net takes inputs of any length."""
         block = self.net.longest or targets
-        stride = stride or self.stride
         if stride > block:
             raise UsageError(f"A stride of {stride} is longer than the block of {block}.", "Give less.")
         return spans(targets, block, stride)
 
     @property
-    def window(self) -> tuple[int, int] | None:
-        return None if self.net.longest is None else (self.net.longest, self.stride)
+    def window(self) -> int | None:
+        return self.net.longest
 
     def rows_spans(self, x: Tensor) -> list[list[Span]]:
         return self._text_codec.spans(x)
 
     @property
     def stride(self) -> int:
-        """How far the window moves, unless a budget says otherwise: half of it is context at the least."""
+        """How far the window moves, unless a request says otherwise: half of it is context at the least."""
         return max(1, (self.net.longest or 2) // 2)
 
     def rows_per_pass(self) -> int:
@@ -275,9 +278,14 @@ class Stepwise(Model):
         each = self.codec.fixed or min(self.config.block, self._longest)
         return max(1, min(1024, 2**24 // (8 * self.config.width * each)))
 
-    def quick_budget(self) -> Budget:
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        kind = kind or self.own_estimators[0]
+        return kind(self.stride) if issubclass(kind, Windowed) else kind()
+
+    def quick_request(self) -> Request:
         """Windows end to end, each symbol read once: less context, half the work."""
-        return Budget(stride=self.net.longest if self.uses_stride else None)
+        request = self.default_request()
+        return replace(request, stride=self.net.longest or self.stride) if isinstance(request, Windowed) else request
 
     def rows_per_draw(self) -> int:
         """A step of many rows costs little more than one of few: the cache alone is a limit."""
@@ -285,28 +293,24 @@ class Stepwise(Model):
 
     # -- samples --------------------------------------------------------------------------------------------
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         u = self._begun(before)
         return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
-        decoding, u = sampler.decoding, self._begun(before)
-        if n > decoding.beams:
-            raise UsageError(f"{decoding.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
-        found = search(self._decoder(u, c, sampler), self._most(sampler), decoding, u, self._end)
+    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Any) -> Tensor:
+        u = self._begun(before)
+        if n > sampler.beams:
+            raise UsageError(f"{sampler.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
+        found = search(self._decoder(u, c, sampler), self._most(sampler), sampler, u, self._end)
         best = self._told(found[0, :n])
         best = best[:, : max(1, int((best >= 0).sum(1).max()))]
         return self._spelled(best, sampler, u.expand(n, -1))
 
-    def rows_stream(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Iterator[str]:
-        u, decoding = self._begun(before), sampler.decoding
+    def rows_stream(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Iterator[str]:
+        u = self._begun(before)
         spell, text, symbols = self._text_codec.detokenizer(u[0, 1:].tolist()), "", list[int]()
         for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
             if step is not None and int(step) < 0:
@@ -319,7 +323,7 @@ class Stepwise(Model):
                     assert isinstance(self.space, Text)
                     piece = self.space.spell(x)[len(text) :]
             text += piece
-            if decoding is not None and (whole := decoding.until_stop(text)) is not None:
+            if isinstance(sampler, Decoding) and (whole := until_stop(sampler, text)) is not None:
                 piece, over = piece[: len(piece) - len(text) + len(whole)], True
             yield piece
             if over:
@@ -336,14 +340,14 @@ class Stepwise(Model):
             )
         return torch.cat([self.emission.beginning(len(u)), u], 1)
 
-    def _most(self, sampler: Sampler) -> int:
+    def _most(self, sampler: StepByStep) -> int:
         return self.codec.fixed or sampler.length or self._longest
 
     @torch.inference_mode()
-    def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def _go_on(self, u: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
         filled, given, most = self.emission.filled, (~self.emission.filled(u)).sum(1), self._most(sampler)
-        if sampler.decoding is not None and sampler.decoding.aligned:  # rows of one length at a time
+        if isinstance(sampler, Decoding) and sampler.draft is not None:  # rows of one length at a time
             out = u.new_full((len(u), most), self.emission.fill)
             for k in given.unique().tolist():
                 rows = given == k
@@ -356,14 +360,13 @@ class Stepwise(Model):
             out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
         return out[:, : self.codec.fixed or max(1, int((~filled(out)).sum(1).max()))]
 
-    def _steps(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Iterator[Tensor]:
+    def _steps(self, u: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator) -> Iterator[Tensor]:
         """Steps [N, ...] one after the other, from the end of the shortest beginning of u [N, 1 + K, ...] on.
 
         Rows begin together: while one still has steps given, the others draw theirs.
         """
-        decoding, filled, given = sampler.decoding, self.emission.filled, (~self.emission.filled(u)).sum(1)
-        if decoding is not None and not isinstance(self.emission, TokenHead):
-            raise Unsupported(f"{self.space} have no symbols to decode.", "Leave out the decoding, or fit texts.")
+        filled, given = self.emission.filled, (~self.emission.filled(u)).sum(1)
+        decoding = sampler if isinstance(sampler, Decoding) else None
         stop = None if decoding is None else stops(decoding, self._spell)
         if decoding is not None and decoding.draft is not None:
             target, draft = (m._decoder(u, c, sampler) for m in (self, self._checked(decoding.draft)))
@@ -403,8 +406,8 @@ class Stepwise(Model):
         if decoding is None:
             return self.emission.sample(y, generator)
         assert isinstance(self.emission, TokenHead)
-        logits = decoding.processor(self.emission.logits(y), decoding.past(line))
-        return self._told(choose(logits, decoding.source(generator)))
+        logits = processor_of(decoding)(self.emission.logits(y), past(decoding, line))
+        return self._told(choose(logits, source(decoding, generator)))
 
     # -- texts: symbols that decoding knows ------------------------------------------------------------------
 
@@ -430,7 +433,7 @@ class Stepwise(Model):
         assert isinstance(self.space, Text)
         return self.space.spell(self.codec.decode(torch.tensor([symbols]))[0])
 
-    def _spelled(self, u: Tensor, sampler: Sampler, before: Tensor | None = None) -> Tensor:
+    def _spelled(self, u: Tensor, sampler: StepByStep, before: Tensor | None = None) -> Tensor:
         """Steps u [N, L, ...] drawn after ``before`` [N, 1 + K, ...] as data.
 
         Where strings stop them, what stands after these in the same step is left out.
@@ -438,15 +441,15 @@ class Stepwise(Model):
         x = self.codec.decode(u) if before is None else self.codec.decode_after(before[:, 1:], u)
         if isinstance(self.codec, Subwords):  # which may reach over the length that was asked for
             x = x[:, : sampler.length or self._longest]
-        if sampler.decoding is None or not sampler.decoding.stop:
+        if not isinstance(sampler, Decoding) or not sampler.stop:
             return x
         assert isinstance(self.space, Text)
         x = x.clone()
         for row in x:
-            row[self.space.after_first(row, sampler.decoding.stop) :] = -1
+            row[self.space.after_first(row, sampler.stop) :] = -1
         return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
-    def _decoder(self, u: Tensor, c: Tensor | None, sampler: Sampler) -> NetDecoder:
+    def _decoder(self, u: Tensor, c: Tensor | None, sampler: StepByStep) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
         assert isinstance(self.emission, TokenHead)
         return NetDecoder(self.net, self.emission, u, self._most(sampler), self._encode(c), self.stride)

@@ -12,9 +12,9 @@ from torch import Tensor
 from pofx.codecs.cells import sizes
 from pofx.core.learner import Batch, Local, Runtime
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Sampler
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
+from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space
 from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
@@ -74,7 +74,7 @@ class Chain(Counting):
             history = history * self.radix + symbol[:, parent]
         return history
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         code, within = self.cells.encode(x)
         history = self._history(code, self._given(c, len(x)))
         p = self.backoff.prob(self.group, history, code, self.base[self.site, code])
@@ -293,7 +293,7 @@ class Histogram(Counting):
         p = self.marginal.prob(self.site, torch.zeros_like(code), code, self.base[self.site, code], drop)
         return p.log().sum(1).exp()
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         code, within = self.cells.encode(x)
         joint, zero = join(code, self.cells.sizes), torch.zeros(len(x), dtype=torch.long, device=code.device)
         p = self.joint.prob(zero, self._given(c, len(x)), joint, self._product(code))

@@ -25,10 +25,11 @@ from torch.nn.functional import softplus
 
 from pofx.codecs.cells import Intervals, TableCells
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Exact, Kind
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.likelihood import Exact
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range
+from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.atoms import Repeats, shares
 from pofx.nn.trees import BYTES, Column, Tree, grow
@@ -216,7 +217,7 @@ class Trees(Model):
     summary = "each column given those before it: binary splits of its values, decided by gradient-boosted trees"
     taxonomy = "explicit density / tractable / autoregressive"
     paper = "Friedman 2001 (boosted trees); Bengio and Bengio 2000 (the chain); McCarter 2025, Unmasking Trees"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     in_blocks: ClassVar[bool] = True
     Config = TreesConfig
     config: TreesConfig
@@ -355,7 +356,7 @@ class Trees(Model):
         """Each column, and how many bytes are told before it."""
         return ((s, self.given_sites + s) for s in range(len(self.sites)))
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         told, place, within = self.encode(x, c)
         return Exact(within + self.walks(told, place), self.space.measure)
 

@@ -23,10 +23,11 @@ from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
-from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.likelihood import Likelihood, LowerBound
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import SHARE, Options, at_least
+from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -155,11 +156,8 @@ class Vae(Model):
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
     paper: ClassVar[str] = "Kingma & Welling 2014; Burda et al. 2016"
-    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
-    estimators: ClassVar[tuple[str, ...]] = ("iwae", "elbo")
-    uses_draws: ClassVar[bool] = True
+    estimators: ClassVar[tuple[type[Request], ...]] = (Iwae, Elbo)
     latent: ClassVar[bool] = True
-    quick: ClassVar[Budget] = Budget(draws=8)
     Config = VaeConfig
     config: VaeConfig
 
@@ -274,12 +272,17 @@ class Vae(Model):
     def rows_per_pass(self) -> int:
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        config, n = self.config, len(x)
-        k = budget.draws or config.draws
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return (kind or Iwae)(draws=self.config.draws)  # type: ignore[call-arg]
+
+    def quick_request(self) -> Request:
+        return Iwae(draws=8)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Likelihood:
+        config, n, k = self.config, len(x), request.draws
         h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
-        elbo = budget.estimator == "elbo"
+        elbo = isinstance(request, Elbo)
         closed_kl = elbo and config.prior == 1
         log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
         block = max(1, PASS // sum(self.heads.params) // n)

@@ -21,25 +21,38 @@ from pofx.core.likelihood import (
     draws,
     mc_se,
 )
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
+from pofx.core.requests import ExactLikelihood, Request
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.data.synthetic import Gaussian
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
 from pofx.train.loop import seeded
 
+
+class CrystalBall(ExactLikelihood):
+    """What no family answers."""
+
+
 SEEDS = 8  # over which a likelihood that draws is averaged
 
 # -- what a likelihood says of itself --------------------------------------------------------------
 
 
+def requests(s: Subject, **numbers: int) -> list[Request]:
+    """One of each class that the model answers, with these numbers where it has such fields."""
+    found = [s.model.default_request(kind) for kind in s.model.own_estimators]
+    return [dataclasses.replace(r, **{k: v for k, v in numbers.items() if hasattr(r, k)}) for r in found]
+
+
 @check
-def kind_is_claimed(s: Subject) -> None:
-    """Every estimator returns a kind in ``claims``, under the space's measure, finite, of the batch's shape."""
-    for name in s.cls.estimators or (None,):
-        lik = s.log_prob(s.test, budget=Budget(estimator=name))
-        assert type(lik) in s.cls.claims, f"{type(lik).__name__} is not among the claims"
+def kind_is_promised(s: Subject) -> None:
+    """Every request gets the kind that it promises, under the space's measure, finite, of the batch's shape."""
+    for request in requests(s):
+        lik = s.log_prob(s.test, request=request)
+        assert type(lik).__name__ == request.kind, f"{request} promises {request.kind}, not {type(lik).__name__}"
+        assert type(lik) in s.cls.claims(), f"{type(lik).__name__} is not among the claims"
         if isinstance(lik, Unavailable):
             assert len(lik.reason) > 20, "an unavailable likelihood needs a reason"
             continue
@@ -63,17 +76,17 @@ def rows_are_independent(s: Subject) -> None:
     first = {int(key): i for i, key in reversed([*enumerate(row_keys(part.x))])}  # copies have noise of their own
     part = part[torch.tensor(sorted(first.values()))]
     order = torch.randperm(len(part), generator=generator(1))
-    for name in s.cls.estimators or (None,):
-        whole = s.log_prob(part, budget=Budget(estimator=name))
+    for request in requests(s):
+        whole = s.log_prob(part, request=request)
         if isinstance(whole, Unavailable):
             raise NotApplicable
         for rows in (torch.cat([order, order[:3]]), order[:3], order[:1]):
-            other = s.log_prob(part[rows], budget=Budget(estimator=name))
+            other = s.log_prob(part[rows], request=request)
             assert not isinstance(other, Unavailable)
             once = rows[: len(order)]
             gap = (other.nats[: len(once)] - whole.nats[once]).abs()
             off = gap > 1e-4 * (1 + whole.nats[once].abs())
-            assert off.double().mean() < 0.05, f"rows change with their batch by up to {gap.max():.3g} nats ({name})"
+            assert off.double().mean() < 0.05, f"rows change with their batch by up to {gap.max():.3g} nats ({request})"
 
 
 @check
@@ -105,26 +118,25 @@ def global_state_is_untouched(s: Subject) -> None:
 def gradients_are_for_those_who_ask(s: Subject) -> None:
     """Nats carry a gradient where x, c or a parameter asks for one, and of x the right one; else none."""
     part = s.test[:12].read()
-    for name in s.cls.estimators or (None,):
-        budget = Budget(estimator=name, steps=4 if s.cls.uses_steps else None)
+    for request in requests(s, steps=4):
 
-        def nats(model: Model, x: Tensor, c: Tensor | None, budget: Budget = budget) -> Tensor:
-            lik = model.given(c).log_prob(x, budget=budget, generator=generator(0))
+        def nats(model: Model, x: Tensor, c: Tensor | None, request: Request = request) -> Tensor:
+            lik = model.given(c).log_prob(x, request=request, generator=generator(0))
             if isinstance(lik, Unavailable):
                 raise NotApplicable
             return lik.nats
 
-        assert not nats(s.model, part.x, part.c).requires_grad, f"a gradient that nobody asked for ({name})"
+        assert not nats(s.model, part.x, part.c).requires_grad, f"a gradient that nobody asked for ({request})"
         asking = copy.deepcopy(s.model).requires_grad_()
         if any(True for _ in asking.parameters()):
-            assert nats(asking, part.x, part.c).requires_grad, f"no gradient for parameters that ask ({name})"
+            assert nats(asking, part.x, part.c).requires_grad, f"no gradient for parameters that ask ({request})"
         if part.c is not None and part.c.is_floating_point():
             c = part.c.clone().requires_grad_()
-            assert nats(s.model, part.x, c).requires_grad, f"no gradient for a context that asks ({name})"
-        gradient_of_x(s, part, budget)
+            assert nats(s.model, part.x, c).requires_grad, f"no gradient for a context that asks ({request})"
+        gradient_of_x(s, part, request)
 
 
-def gradient_of_x(s: Subject, part: Part, budget: Budget) -> None:
+def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
     """The gradient of x is the slope between neighbours, what is drawn being the same for both."""
     step = getattr(s.case.space, "step", s.case.space)
     if not step.columns or any("counting" in column.measure for column in step.columns):
@@ -135,7 +147,7 @@ def gradient_of_x(s: Subject, part: Part, budget: Budget) -> None:
     along = torch.where(inside, 1e-2 * scale * (1 - 2 * torch.rand(x.shape, generator=generator(2))).sign(), 0.0)
 
     def nats(x: Tensor) -> Tensor:
-        lik = s.model.rows_log_prob(x, part.c, budget, RowNoise.by_place(len(x), generator(1)))
+        lik = s.model.rows_log_prob(x, part.c, request, RowNoise.by_place(len(x), generator(1)))
         assert not isinstance(lik, Unavailable)
         return lik.nats.double()
 
@@ -177,10 +189,10 @@ def sums_to_one(s: Subject) -> None:
     if states is None and not exact:  # noise, not the rule, limits how well a noisy number can be integrated
         n = math.isqrt(len(x))
         x, cell = x.reshape(n, n, 2)[::3, ::3].reshape(-1, 2), 9 * cell
-    budget = Budget(draws=8) if s.model.uses_draws else None
+    request = requests(s, draws=8)[0]
     for c in s.contexts:
         given = None if c is None else c.expand(len(x), *c.shape)
-        lik = s.log_prob(Part(x, given), budget=budget)
+        lik = s.log_prob(Part(x, given), request=request)
         assert not isinstance(lik, Unavailable)
         total = float((lik.nats.double().exp() * cell).sum())
         # mean of exp of a noisy number is above exp of its mean, by half its variance
@@ -528,7 +540,7 @@ def bad_input_is_named(s: Subject) -> None:
         if space.dtype.is_signed:
             refuses(torch.where(inside, -2, x), BadValue)
     for wrong in (
-        lambda: p.log_prob(x, budget=Budget(estimator="crystal ball")),
+        lambda: p.log_prob(x, request=CrystalBall),
         lambda: p.sample(-1),
         lambda: s.model.given(None if s.case.context is not None else torch.tensor(0)),
     ):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import Exact, Likelihood
-from pofx.core.model import Budget
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Request
 from pofx.data.parts import Data, Part
 from pofx.evaluate import baselines, recommend
 from pofx.evaluate.likelihood import summarise, verdicts
@@ -42,9 +42,9 @@ def validation_sees_every_class() -> None:
     class Watched(Moments):
         name = "watched gaussian"
 
-        def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+        def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
             seen.append(x)
-            return super().rows_log_prob(x, c, budget, noise)
+            return super().rows_log_prob(x, c, request, noise)
 
     for _ in range(2):
         fit(data, Watched, epochs=1, valid_rows=SCORED, options=vars(Plain()))

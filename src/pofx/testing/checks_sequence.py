@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, LowerBound, Unavailable
-from pofx.core.model import Sampler
+from pofx.core.requests import StepByStep
 from pofx.core.space import join
 from pofx.data.parts import Part
 from pofx.testing.oracles import strings
@@ -56,6 +56,10 @@ def steps(s: Subject) -> tuple[Tensor, float]:
 # -- sums ------------------------------------------------------------------------------------------
 
 
+def is_exact(s: Subject) -> bool:
+    return s.model.default_request().kind == "Exact"
+
+
 @check
 def strings_sum_to_one(s: Subject) -> None:
     """P(all data of up to n steps) + P(all beginnings of n + 1 steps) = 1; of excerpts, P(all of n steps) = 1."""
@@ -87,7 +91,7 @@ def every_step_sums_to_one(s: Subject) -> None:
     """At any place of any datum, the probabilities of what may stand there, the end included, sum to 1."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact:
+    if not is_exact(s):
         raise NotApplicable
     part, sizes = some(s, 4 if cell == 1.0 else 2)
     for i, size in enumerate(sizes.tolist()):
@@ -112,7 +116,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
         each = s.given(part).log_probs(part.x).double()
     gap = (each.sum(1) - lik.nats).abs() / (1 + lik.nats.abs())
     assert gap.max() < 1e-5, f"log_probs sum to what differs from log_prob by {gap.max():.3g}"
-    if s.model.step_kind is Exact:
+    if is_exact(s):
         assert each.shape == (len(part), part.x.shape[1] + 1), f"{tuple(each.shape)} for x {tuple(part.x.shape)}"
         beyond = torch.arange(each.shape[1]) > space.lengths(part.x)[:, None]
         assert (each[beyond] == 0).all(), "what comes after the end has a probability"
@@ -126,7 +130,7 @@ def ends_are_scored(s: Subject) -> None:
     with torch.no_grad():
         each = s.model.given(c).log_probs(x).double()
     last = each.gather(1, space.lengths(x)[:, None])[:, 0]
-    if s.model.step_kind is not Exact:
+    if not is_exact(s):
         raise NotApplicable
     if not space.has_eos:
         assert (last == 0).all(), "the end of an excerpt has a probability, but its length is given"
@@ -194,7 +198,7 @@ def padding_does_not_leak(s: Subject) -> None:
 def what_comes_before_splits_the_sum(s: Subject) -> None:
     """log p(ab) = log p(a...) + log p(b | before = a), for beginnings of any lengths side by side."""
     space = ragged(s)
-    if s.model.step_kind is not Exact:
+    if not is_exact(s):
         raise NotApplicable
     part, sizes = some(s, 40)
     cut = (torch.rand(len(part), generator=generator(0)) * (sizes + 1)).long()
@@ -222,7 +226,7 @@ def strings_are_drawn_as_stated(s: Subject) -> None:
     """Frequencies of samples' first steps are the probabilities that the model states (chi-squared)."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact:
+    if not is_exact(s):
         raise NotApplicable
     n, depth = 4000, s.case.depth
     for c in s.contexts:
@@ -271,13 +275,13 @@ def continuations_follow_what_is_before(s: Subject) -> None:
     """The first step drawn after given beginnings has its stated probabilities (chi-squared)."""
     space = ragged(s)
     values, cell = steps(s)
-    if s.model.step_kind is not Exact or cell != 1.0:
+    if not is_exact(s) or cell != 1.0:
         raise NotApplicable
     long = s.test.x[space.lengths(s.test.x) > 3]
     before = torch.stack([long[0, :3], torch.where(like(torch.arange(3) < 1, long), long[1:2, :3], space.fill)[0]])
     c = None if s.test.c is None else s.test.c[:2]
     n = 2000
-    drawn = s.model.given(c, before=before).sample(n, generator=generator(3), sampler=Sampler(length=1))
+    drawn = s.model.given(c, before=before).sample(n, generator=generator(3), sampler=StepByStep(1))
     assert drawn.shape[:3] == (n, 2, 1), f"continuations of one step have shape {tuple(drawn.shape)}"
     for i in range(2):
         begun = before[i].expand(len(values), *before.shape[1:])
@@ -297,14 +301,14 @@ def lengths_are_kept(s: Subject) -> None:
     space = ragged(s, stepwise=False)
     c = None if s.test.c is None else s.test.c[0]
     p = s.model.given(c)
-    for asked, sampler in ((space.length, None), (3, Sampler(length=3))):
+    for asked, sampler in ((space.length, None), (3, StepByStep(3))):
         x = p.sample(50, generator=generator(0), sampler=sampler)
         sizes = space.lengths(x)
         assert int(sizes.max()) <= asked, f"a sample has {int(sizes.max())} steps instead of up to {asked}"
         assert space.has_eos or int(sizes.min()) == asked, f"an excerpt has {int(sizes.min())} steps instead of {asked}"
     for wrong in (0, -2):
         try:
-            p.sample(1, sampler=Sampler(length=wrong))
+            p.sample(1, sampler=StepByStep(wrong))
         except UsageError:
             continue
         raise AssertionError(f"a length of {wrong} was taken")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import Available, Unavailable
-from pofx.core.model import Budget, Conditional, Model
+from pofx.core.model import Conditional, Model
 from pofx.core.registry import register
+from pofx.core.requests import Request
 from pofx.data.parts import Data, Part
 from pofx.testing.oracles import Case
 from pofx.train.fit import fit
@@ -72,9 +73,9 @@ class Subject:
     def given(self, part: Part) -> Conditional:
         return self.model.given(part.c)
 
-    def log_prob(self, part: Part, seed: int = 0, budget: Budget | None = None) -> Available | Unavailable:
+    def log_prob(self, part: Part, seed: int = 0, request: Request | None = None) -> Available | Unavailable:
         with torch.no_grad():
-            return self.given(part).log_prob(part.x, budget=budget, generator=generator(seed))
+            return self.given(part).log_prob(part.x, request=request, generator=generator(seed))
 
     def available(self, part: Part, seed: int = 0) -> Available:
         """A likelihood, or a skipped check where the family has none."""

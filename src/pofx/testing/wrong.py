@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound
+from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.requests import Drawn, Elbo, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.spaces import Category
 
@@ -55,7 +56,7 @@ class Small(Model):
     """What the small models share."""
 
     summary, taxonomy, paper = "a reference for the suite's own tests", "test", "none"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     Config = Plain
 
     @classmethod
@@ -97,7 +98,7 @@ class Moments(Small):
         constant = self.root.diagonal().log().sum() + len(self.mean) / 2 * math.log(2 * math.pi)
         return -0.5 * z.square().sum(0) - constant
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -148,7 +149,7 @@ class Counts(Small):
             counts.index_put_(where, torch.ones(len(x)), accumulate=True)
         self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1])
@@ -168,10 +169,8 @@ class Importance(Small):
     """Probabilistic PCA with its importance-weighted lower bound (and the exact number for the truth of it)."""
 
     name = "right bound"
-    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
-    uses_draws = True
+    estimators: ClassVar[tuple[type[Request], ...]] = (Elbo,)
     latent = True
-    draws = 8
     mean: Tensor  # [2]
     weight: Tensor  # [2, 1]
     noise: Tensor  # []
@@ -199,8 +198,11 @@ class Importance(Small):
         mean = (x - self.mean) @ self.weight / m
         return Independent(Normal(mean, 1.3 * self.noise / m.sqrt()), 1)  # wider than the posterior: a gap
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        k = budget.draws or self.draws
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return (kind or self.estimators[0])(draws=8)  # type: ignore[call-arg]
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Likelihood:
+        k = request.draws
         q = self.rows_encode(x, c)
         z = q.mean + q.stddev * noise.randn(k, 1).double().transpose(0, 1)
         likelihood = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(x).sum(-1)
@@ -312,16 +314,16 @@ class WrongMeasure(Moments):
 
     name = "wrong: measure"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), Measure.counting(self.space.dims))
 
 
 class UnclaimedKind(Moments):
-    """Returns an estimate that the family does not claim."""
+    """Returns an estimate where it promises an exact number."""
 
     name = "wrong: kind not claimed"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         nats = self.log_density(x)
         return Estimate(nats, self.space.measure, torch.zeros_like(nats), 0, "none")
 
@@ -396,8 +398,8 @@ class IgnoresContext(Counts):
 
     name = "wrong: ignores its context"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), request, noise)
 
 
 class MissedSite(Counts):
@@ -405,7 +407,7 @@ class MissedSite(Counts):
 
     name = "wrong: a site is not scored"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1] - 1)
@@ -413,16 +415,31 @@ class MissedSite(Counts):
         return Exact(nats, self.space.measure)
 
 
+@dataclass(frozen=True)
+class CalledExact(Drawn):
+    """As if an ELBO were closed form."""
+
+    name = "called-exact"
+    kind = "Exact"
+
+
 class ElboCalledExact(Importance):
     """A Monte Carlo lower bound that is called exact."""
 
     name = "wrong: ELBO called exact"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators = (CalledExact,)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, request, noise)
         assert isinstance(bound, LowerBound)
         return Exact(bound.nats, bound.measure)
+
+
+class AnswersAnother(Importance):
+    """Gives its bound whatever is asked for: a kind that it claims, and not that of the request."""
+
+    name = "wrong: another kind than was asked for"
+    estimators = (Elbo, CalledExact)
 
 
 class ConfidentError(Importance):
@@ -430,8 +447,8 @@ class ConfidentError(Importance):
 
     name = "wrong: Monte Carlo error too small"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, request, noise)
         assert isinstance(bound, LowerBound)
         return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
 
@@ -450,9 +467,9 @@ class NoiseByPlace(Importance):
 
     name = "wrong: noise by place in the batch"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         seed = int(noise.rand_double()[0] * 2**53)
-        return super().rows_log_prob(x, c, budget, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
+        return super().rows_log_prob(x, c, request, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
 
 
 WRONG: dict[type[Model], set[str]] = {
@@ -465,8 +482,9 @@ WRONG: dict[type[Model], set[str]] = {
     NarrowSampler: {"samples agree with the density"},
     FloatSamples: {"samples are of the space"},
     ForgottenBuffer: {"run folder round trip"},
-    WrongMeasure: {"kind is claimed"},
-    UnclaimedKind: {"kind is claimed"},
+    WrongMeasure: {"kind is promised"},
+    UnclaimedKind: {"kind is promised"},
+    AnswersAnother: {"kind is promised"},
     ScoreSign: {"score is the gradient"},
     ScoreWithoutNoise: {"noised score is the gradient"},
     NoGradient: {"gradients are for those who ask"},

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import Exact, Likelihood
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
+from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
 from pofx.testing.wrong import Small
 
@@ -20,6 +21,7 @@ class Bigrams(Small):
     """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
 
     name = "right bigrams"
+    samplers = (StepByStep,)
     continues = True
     table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
 
@@ -59,25 +61,23 @@ class Bigrams(Small):
         padded = torch.cat([before.new_full((len(before), 1), -1), before], 1)
         return padded.gather(1, (before >= 0).sum(1, keepdim=True))[:, 0]
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        return Exact(self.rows_log_probs(x, c, None, budget).double().sum(1), self.space.measure)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return Exact(self.rows_log_probs(x, c, None, request).double().sum(1), self.space.measure)
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         conditions, after = self.line(x, before)
         each = self.table[self.classes(c, len(x))[:, None], conditions, after]
         beyond = torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True) + int(self.has_eos)
         return each.masked_fill(beyond, 0.0)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         return self.walk(torch.full((n,), self.end), c, sampler, generator)
 
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         last = self.last(before)
         return self.walk(last.where(last >= 0, self.end), c, sampler, generator)
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         """One continuation of each symbol [N]."""
         k, over, out = self.classes(c, len(symbol)), torch.zeros(len(symbol), dtype=torch.bool), []
         for _ in range(sampler.length or self.space.dims):
@@ -116,8 +116,8 @@ class EndNotScored(Bigrams):
 
     name = "wrong: the end is not scored"
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        each = super().rows_log_probs(x, c, before, budget)
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+        each = super().rows_log_probs(x, c, before, request)
         return each.masked_fill(torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True), 0.0)
 
 
@@ -126,8 +126,8 @@ class PaddingLeaks(Bigrams):
 
     name = "wrong: padding leaks"
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        each = super().rows_log_probs(x, c, before, budget)
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+        each = super().rows_log_probs(x, c, before, request)
         return each * (1 + 0.01 * (x < 0).double().mean(1, keepdim=True))
 
 
@@ -145,8 +145,8 @@ class SumsElsewhere(Bigrams):
 
     name = "wrong: nats per symbol"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        lik = super().rows_log_prob(x, c, request, noise)
         assert isinstance(lik, Exact)
         return Exact(lik.nats / (x >= 0).sum(1).clamp(min=1), lik.measure)
 
@@ -156,7 +156,7 @@ class NarrowStrings(Bigrams):
 
     name = "wrong: texts drawn at a low temperature"
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         stated = self.table.clone()
         self.table.copy_((stated / 0.7).log_softmax(-1))
         out = super().walk(symbol, c, sampler, generator)
@@ -169,8 +169,8 @@ class AnyLength(Bigrams):
 
     name = "wrong: lengths that were not asked for"
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        longer = Sampler(length=(sampler.length or self.space.dims) + 1)
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+        longer = StepByStep((sampler.length or self.space.dims) + 1)
         return super().walk(symbol, c, longer, generator)
 
 

@@ -337,7 +337,7 @@ class Loop:
         given = self.model.given(c, before=part.before)
         try:
             with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
-                return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+                return given.log_prob(part.x, request=self.model.quick_request(), generator=generator)
         except NotANumber as error:
             self._keep_last_good()
             problem = f"{self.model.name} diverged by step {self.state.step}: {error.problem}"
