@@ -233,4 +233,4 @@ def test_refusals():
     with pytest.raises(Unsupported, match="complete real columns"):
         model.given().score(torch.ones(1, 1, dtype=torch.float64))
     with pytest.raises(Unsupported, match="no score of noised data. Ask for score"):
-        model.given().noised_score(torch.ones(1, 1, dtype=torch.float64))
+        exact.given().noised_score(torch.ones(1, 1, dtype=torch.float64))

@@ -26,7 +26,7 @@ from pofx.core.requests import Decoding, StepByStep, Windowed
 from pofx.core.spelling import shown, visible
 from pofx.data.parts import Part
 from pofx.decode.net import NetDecoder
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.evaluate.text import Mark, marks, rates
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.spaces import Audio, Label, Text
@@ -256,7 +256,7 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) 
     model = random_model(alphabet, has_eos=has_eos, vocabulary=vocabulary)
     texts = ["déjà vu, a cat", "a dog", "déjà déjà vu vu"]
     part = Part(model.space.parse(texts))
-    found = rates(model, part, score(model, part))
+    found = rates(model, part, mean_log_prob(model, part))
     with torch.no_grad():
         each = [model.given().log_probs(part.x[i : i + 1])[0].double() for i in range(3)]
     surprise = torch.cat([-e[: n + has_eos] for e, n in zip(each, _steps(model, part.x), strict=True)])

@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import LowerBound, noise_of_mean
+from pofx.core.likelihood import LowerBound, mean, number
 from pofx.core.requests import Elbo, Iwae
 from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
@@ -187,7 +187,7 @@ def test_the_training_losses_are_the_bounds() -> None:
         model = small(objective=objective, train_draws=draws)
         loss = model.objective(batch(2000), seeded(1))["loss"].detach().mean()
         lik = bound(model, x, objective, draws, seed=2)
-        error = math.sqrt(2) * noise_of_mean(lik.mc_se)  # of training's draws, of ours
+        error = math.sqrt(2) * mean(number(lik)).mc_se  # of training's draws, of ours
         assert abs(float(loss + lik.nats.mean())) < 4 * error
 
 

@@ -24,7 +24,7 @@ from pofx.core.space import Space, check_shape, register
 from pofx.data.parts import Part, described
 from pofx.data.raw import RawTable
 from pofx.data.rows import new_rows
-from pofx.data.write import write_rows, write_scores
+from pofx.data.write import write_columns, write_rows
 from pofx.evaluate.outlier import corrupt
 from pofx.evaluate.two_sample import features
 from pofx.report.exhibits import Sheet, exhibit
@@ -79,7 +79,7 @@ def _(space: Angles, role: str, rows: Any) -> list[dict[str, str]]:
 def _(space: Angles, x: Any, to: Any, context: Any = None, c: Any = None, *, options: Any = None) -> None:
     """A table of degrees."""
     x = x if isinstance(x, Tensor) else torch.cat([*x])
-    write_scores(to, {f"angle{j + 1}": v.rad2deg() for j, v in enumerate(x.unbind(1))})
+    write_columns(to, {f"angle{j + 1}": v.rad2deg() for j, v in enumerate(x.unbind(1))})
 
 
 @new_rows.register

@@ -277,7 +277,7 @@ def free_length(space: Space, context: Space | None) -> str | None:
     """Why a family of data of one size refuses these spaces, or None."""
     for s in (space, context):
         if s is not None and s.fill is not None:
-            return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
+            return "it takes data of one size, and these are of any length."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Tables beyond memory, to be scored: files in pieces, each of which can be read anywhere and by itself.
+"""Tables beyond memory, to be evaluated: files in pieces, each of which can be read anywhere and by itself.
 
 A piece is a row group of a Parquet file, or a whole file of another format. Its rows come in blocks of ``BLOCK``, as
 ``read_rows`` would read them, numbered as in their file.

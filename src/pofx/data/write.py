@@ -1,4 +1,4 @@
-"""Rows and scores to files: CSV, Parquet, PNG folders, .npz. Every file appears whole or not at all."""
+"""Rows and columns to files: CSV, Parquet, PNG folders, .npz. Every file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -204,10 +204,10 @@ def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None
         scratch.write_bytes(content.encode())
 
 
-Scores: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
+Columns: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
 
 
-def write_scores(to: Place, columns: Scores | Iterable[Scores]) -> None:
+def write_columns(to: Place, columns: Columns | Iterable[Columns]) -> None:
     """Columns of equal length as CSV or Parquet, or CSV on a stream: one line per row, in the order given.
 
     They come all at once or in blocks.
@@ -216,7 +216,7 @@ def write_scores(to: Place, columns: Scores | Iterable[Scores]) -> None:
     _write_tables((pa.table({k: _array(v) for k, v in block.items()}) for block in blocks), to)
 
 
-def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Scores]]) -> None:
+def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Columns]]) -> None:
     """A folder with a Parquet file for each of ``files`` that has rows, named and placed as these are to each other.
 
     Blocks come with the number of their file, in order.
@@ -228,7 +228,7 @@ def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Scores
         for number, rows in itertools.groupby(blocks, key=lambda block: block[0]):
             name = os.path.relpath(files[number], root)
             name = name if name.endswith(".parquet") else f"{name}.parquet"
-            write_scores(scratch / name, (columns for _, columns in rows))
+            write_columns(scratch / name, (columns for _, columns in rows))
 
 
 def _array(values: Any) -> pa.Array:

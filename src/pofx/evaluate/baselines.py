@@ -22,7 +22,7 @@ from torch import Tensor
 from pofx.core.likelihood import LowerBound
 from pofx.core.space import Space
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score, summarise, unavailable
+from pofx.evaluate.likelihood import Mean, summarise, unavailable
 from pofx.spaces import Category, Column, Image, Label, Text
 
 MODELS = ("independent", "gaussian")
@@ -30,7 +30,7 @@ MODELS = ("independent", "gaussian")
 
 
 @singledispatch
-def compression(space: Space, part: Part) -> dict[str, Score]:
+def compression(space: Space, part: Part) -> dict[str, Mean]:
     """Code lengths of the held-out rows: gzip (of texts xz and bzip2, too) of all together, PNG of each image.
 
     Example:
@@ -42,25 +42,25 @@ def compression(space: Space, part: Part) -> dict[str, Score]:
 
     An open function: a space with a compressor of its own adds its case.
     """
-    return {"gzip": gzip_score(space, part.read().x)}
+    return {"gzip": gzip_code(space, part.read().x)}
 
 
 @compression.register
-def _(space: Label, part: Part) -> dict[str, Score]:
+def _(space: Label, part: Part) -> dict[str, Mean]:
     return {}
 
 
 @compression.register
-def _(space: Text, part: Part) -> dict[str, Score]:
+def _(space: Text, part: Part) -> dict[str, Mean]:
     return {name: packed_text(space, part.read().x, name) for name in ("gzip", "xz", "bzip2")}
 
 
 @compression.register
-def _(space: Image, part: Part) -> dict[str, Score]:
-    return {"gzip": gzip_score(space, part.x), "png": png_score(space, part.x)}
+def _(space: Image, part: Part) -> dict[str, Mean]:
+    return {"gzip": gzip_code(space, part.x), "png": png_code(space, part.x)}
 
 
-def packed_text(space: Text, x: Tensor, name: str) -> Score:
+def packed_text(space: Text, x: Tensor, name: str) -> Mean:
     """Texts [N, L] in one file (``text_bytes``), packed at the strongest setting, divided among them."""
     content = text_bytes(space, x)
     packed = {
@@ -81,13 +81,15 @@ def text_bytes(space: Text, x: Tensor) -> bytes:
     return np.array([len(t) for t in texts], "<u4").tobytes() + b"".join(texts)
 
 
-def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Score:
+def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Mean:
     """A code of all rows together: they share the compressor's memory, so the mean has no error of its own."""
     nats, each = -8 * len(packed) * math.log(2) / len(x), float(space.units(x).double().mean())
-    return Score(LowerBound.__name__, nats, None, 0.0, len(x), 0, space.measure, each, space.unit, note=note)
+    return Mean(
+        kind=LowerBound, nats=nats, mc_se=0.0, n=len(x), measure=space.measure, dims=each, unit=space.unit, note=note
+    )
 
 
-def gzip_score(space: Space, x: Tensor) -> Score:
+def gzip_code(space: Space, x: Tensor) -> Mean:
     """gzip -9 of all rows [N, *E] as one file (columns as CSV, all else as raw bytes), divided among them."""
     if not space.measure.discrete:
         return unavailable("gzip codes exact values, and columns with a density have no finite code.", space)
@@ -96,7 +98,7 @@ def gzip_score(space: Space, x: Tensor) -> Score:
     return _shared(space, gzip.compress(content, 9, mtime=0), x, note)
 
 
-def png_score(space: Image, x: Tensor) -> Score:
+def png_code(space: Image, x: Tensor) -> Mean:
     """The bytes of every image [N, C, H, W] as an optimised PNG file, header and all.
 
     Two levels are stored as bits. Channels that are neither grey nor RGB stand side by side in one grey image.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
+from pofx.core.abilities import Encodes, why_not
 from pofx.core.errors import EmptyData
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
@@ -54,8 +55,8 @@ def linear_probe(
         >>> found.accuracy > 0.8, found.classes
         (True, 2)
     """
-    if not model.latent:
-        return Unavailable(f"{model.name} has no latent variable.")
+    if reason := why_not(type(model), Encodes, model.space):
+        return Unavailable(reason)
     train, test = train.draw(max_rows, seed), test.draw(max_rows // 2, seed)
     y, y_test = train.label, test.label
     if y is None or y_test is None:

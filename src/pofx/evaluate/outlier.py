@@ -15,7 +15,7 @@ from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Ragged, Space
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score, score
+from pofx.evaluate.likelihood import Mean, mean_log_prob
 from pofx.evaluate.ranking import auroc
 from pofx.spaces import Image
 
@@ -36,7 +36,7 @@ class Detection:
 
 def detect(
     model: Model,
-    inliers: Score,
+    inliers: Mean,
     outliers: Part,
     name: str,
     *,
@@ -47,16 +47,16 @@ def detect(
     """How well -log p tells ``outliers`` from ``inliers``; Unavailable with the reason where there is no p.
 
     Args:
-        model: the model that scored the inliers.
-        inliers: ``likelihood.score`` of ordinary held-out rows.
+        model: the model that the inliers' likelihood is of.
+        inliers: ``likelihood.mean_log_prob`` of ordinary held-out rows.
         outliers: rows of the same space; ``name`` says in words what they are.
-        request, generator, seconds: as of ``likelihood.score``.
+        request, generator, seconds: as of ``likelihood.mean_log_prob``.
 
     A bound or an estimate may rank as well as an exact number; ``kind`` says which it was.
     """
     if inliers.rows is None:
         return Unavailable(inliers.note)
-    found = score(model, outliers, request=request, generator=generator, seconds=seconds)
+    found = mean_log_prob(model, outliers, request=request, generator=generator, seconds=seconds)
     if found.rows is None:
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
@@ -67,7 +67,7 @@ def detect(
         se=area.se,
         n_in=area.n_in,
         n_out=area.n_out,
-        kind=found.kind,
+        kind=found.kind.__name__,
         bits_in=float(normal.median()),
         bits_out=float(odd.median()),
     )
@@ -78,9 +78,9 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
     """Rows that keep every marginal and lose what binds them, with a description in words.
 
     Tables, and by default: each column is shuffled among the rows by itself (so that no row keeps its own combination,
-    and a model of independent columns scores 0.5). Texts, sounds and sequences: each keeps its steps in another order.
-    Images: cut into a 4 x 4 grid of blocks that change places within each image (textures stay, the whole is lost),
-    each image by an order of its own.
+    and a model of independent columns stands at 0.5). Texts, sounds and sequences: each keeps its steps, in another
+    order. Images: cut into a 4 x 4 grid of blocks that change places within each image (textures stay, the whole is
+    lost), each image by an order of its own.
 
     An open function: a space whose numbers cannot be shuffled each by itself adds its own case.
 

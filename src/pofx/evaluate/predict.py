@@ -17,7 +17,7 @@ from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
-from pofx.evaluate.likelihood import Score, summarise
+from pofx.evaluate.likelihood import Mean, summarise
 from pofx.evaluate.ranking import share_error
 from pofx.spaces import Label
 from pofx.train.run import Run
@@ -67,7 +67,7 @@ class Prediction:
         nats = self.nats.gather(1, label.to(self.nats.device)[:, None])[:, 0].nan_to_num(nan=-math.inf)
         return make(self.kind, nats, Measure.counting(1), caveat=self.caveat)
 
-    def score(self, label: Tensor) -> Score:
+    def log_loss(self, label: Tensor) -> Mean:
         """The mean of log p(label | x) [N]; ``loss_text`` of it is the log-loss."""
         return summarise(self.likelihood(label), Label(self.classes), torch.ones(len(label), dtype=torch.float64))
 

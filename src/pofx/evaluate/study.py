@@ -25,7 +25,7 @@ from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe, usage
-from pofx.evaluate.likelihood import Score, encode, score, unavailable
+from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
@@ -92,7 +92,7 @@ class Study:
     """The rows, features and outliers on which every family is judged.
 
     Attributes:
-        test: test rows in one random order, of which every family scores the first.
+        test: test rows in one random order, of which every family evaluates the first.
         features: the map of the two-sample tests (None over labels: there is nothing to look at).
         train: training rows in random order, at most ``TRAIN_ROWS``.
         real, known: the features of test rows and of these training rows.
@@ -138,11 +138,11 @@ class Study:
 
     @property
     def valid(self) -> Part:
-        """Validation rows, as many as test rows are scored at most: what may be decided before these are seen."""
+        """Validation rows, as many as test rows are evaluated at most: what may be decided before these are seen."""
         return self.data.valid.draw(self.settings.max_test, self.settings.seed)
 
     def reference(self) -> dict[str, Any]:
-        """The two-sample tests with training rows for samples: what a perfect model would score."""
+        """The two-sample tests with training rows for samples: what a perfect model would reach."""
         if self.features is None:
             return {"unavailable": "Labels have no sample quality."}
         return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
@@ -156,8 +156,8 @@ class Study:
         }
 
 
-def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Score, Part | None]:
-    """All figures of a fitted model as plain data, its Score with the rows, and its samples.
+def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Mean, Part | None]:
+    """All figures of a fitted model as plain data, its mean log-likelihood with the rows, and its samples.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
     20% and what that left over, its speed over length 10%, outliers 10%; the rest, some 30%, is bounded by its number
@@ -189,14 +189,14 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     return found, lik, fake
 
 
-def _likelihood(study: Study, model: Model, seconds: float | None) -> Score:
+def _likelihood(study: Study, model: Model, seconds: float | None) -> Mean:
     generator, test = study.settings.generator(5, model.device), study.test
     try:
-        found = score(model, test, generator=generator, seconds=seconds)
-        if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: score them again and again
+        found = mean_log_prob(model, test, generator=generator, seconds=seconds)
+        if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: take them again and again
             many = test[torch.arange(RATE_ROWS) % len(test)]
-            rate = score(model, many, generator=generator, seconds=0.035 * study.settings.limit).rows_per_second
-            found = dataclasses.replace(found, rows_per_second=rate)
+            again = mean_log_prob(model, many, generator=generator, seconds=0.035 * study.settings.limit)
+            found = dataclasses.replace(found, rows_per_second=again.rows_per_second)
         return found
     except Exception as error:
         return unavailable(reason(error), model.space)
@@ -279,7 +279,7 @@ def _latents(study: Study, model: Model) -> dict[str, Any]:
     }
 
 
-def _outliers(study: Study, model: Model, inliers: Score, seconds: float | None) -> list[dict[str, Any]]:
+def _outliers(study: Study, model: Model, inliers: Mean, seconds: float | None) -> list[dict[str, Any]]:
     generator = study.settings.generator(7, model.device)
     share = None if seconds is None else seconds / max(1, len(study.outliers))
 

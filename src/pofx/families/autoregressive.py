@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Completes
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model, serving
@@ -63,7 +64,7 @@ class Steps(Protocol):
     def push(self, features: Tensor) -> None: ...
 
 
-class Autoregressive(Model):
+class Autoregressive(Model, Completes):
     """Base of the families here; a subclass builds ``net`` and has ``params`` and ``walk``."""
 
     taxonomy = "explicit density / tractable / autoregressive"

@@ -11,18 +11,22 @@ family's own.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
+from pofx.core.abilities import Ability, HasNoisedScore, HasScore
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
+from pofx.core.likelihood import Available, Exact, join, make, number
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
@@ -84,6 +88,12 @@ class Continuous(Model):
         return None
 
     @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability in (HasScore, HasNoisedScore) and space.measure != Measure.lebesgue(space.dims):
+            return "it needs complete real columns. Declare the columns real, or drop those that are not."
+        return None
+
+    @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if not isinstance(space, Image):
             yield "logit"
@@ -126,18 +136,16 @@ class Continuous(Model):
     # -- the contract ---------------------------------------------------------------------------------------
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Available:
-        e, k, values = self.encode_context(c), getattr(request, "draws", 0), []
+        e, k = self.encode_context(c), getattr(request, "draws", 0)
         if (self.preprocess.kind is Exact) != (k == 0):
             need = "needs no draws" if k else "needs draws of the noise that dequantises it"
             raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
         if k == 0:
             return self._one_draw(self.split(x), e, request, noise)
-        for _ in range(k):
-            lik = self._one_draw(self.noisy_split(x, noise), e, request, noise)
-            values.append(lik.nats)
-        nats = torch.stack(values)
-        kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
+        each = [number(self._one_draw(self.noisy_split(x, noise), e, request, noise)) for _ in range(k)]
+        total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
+        kind = join(self.preprocess.kind, total.kind)
+        return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
 
     def noisy_split(self, x: Tensor, noise: RowNoise) -> Parts:
         """Codes and y of rows x [N, *E] under one draw of the noise."""
@@ -164,8 +172,7 @@ class Continuous(Model):
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)
-        se, caveat = None if isinstance(lik, Exact) else mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(type(lik), nats, self.space.measure, se, draws(lik), caveat)
+        return replace(lik, nats=nats, measure=self.space.measure)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""

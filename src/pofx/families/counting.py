@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pofx.codecs.cells import cells, sizes
+from pofx.core.abilities import InBlocks
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.model import Model
 from pofx.core.requests import ExactLikelihood, Request
@@ -50,13 +51,12 @@ class CountingLearner:
         self.finished = state["finished"]
 
 
-class Counting(Model):
+class Counting(Model, InBlocks):
     """What the three families share: cells, contexts, and the counting sweep.
 
     A weight counts as so many rows, after scaling to a mean of one.
     """
 
-    in_blocks = True
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     taxonomy = "explicit density / tractable / table of counts"
 

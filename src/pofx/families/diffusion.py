@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.abilities import HasNoisedScore
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
@@ -91,13 +92,12 @@ class PathConfig(ContinuousConfig):
             )
 
 
-class PathModel(Continuous):
+class PathModel(Continuous, HasNoisedScore):
     """The one implementation behind the presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
     estimators = (VariationalBound, OdeLikelihood)
     samplers = SOLVERS
-    has_noised_score = True
     shared_scale = True
     config: PathConfig
 
@@ -254,11 +254,6 @@ class PathModel(Continuous):
 
     def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
         """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
-        if self.preprocess.kind is not Exact:
-            raise Unsupported(
-                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
-                "Declare the columns real, or drop those that are not.",
-            )
         noise = self.config.score_noise if noise is None else noise
         if not self.config.smallest <= noise <= self.config.largest:
             raise UsageError(

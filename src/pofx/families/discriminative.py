@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pofx.core.abilities import ClassesAtOnce
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Likelihood, per_row
 from pofx.core.model import Model
@@ -40,7 +41,7 @@ class ClassifierConfig(Options):
     ranges = {"smoothing": BELOW_ONE}
 
 
-class Classifier(Model):
+class Classifier(Model, ClassesAtOnce):
     """Encoder -> MLP -> softmax: log p(y | x) is the log-softmax, exact."""
 
     name = "classifier"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pofx.core.errors import Unsupported
+from pofx.core.abilities import Encodes, HasScore
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
@@ -58,12 +58,10 @@ class FlowConfig(ContinuousConfig):
     ranges = {"linear_up_to": AMOUNT}
 
 
-class Flow(Continuous):
+class Flow(Continuous, Encodes, HasScore):
     """Base of the flows: a subclass gives ``layers()``."""
 
     estimators = (ExactLikelihood, Dequantised)
-    latent = True
-    has_score = True
     config: FlowConfig
 
     def __init__(self, config: FlowConfig, space: Space, context: Space | None = None) -> None:
@@ -139,11 +137,6 @@ class Flow(Continuous):
         return Delta(z)
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        if self.preprocess.kind is not Exact:
-            raise Unsupported(
-                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
-                "Declare the columns real, or drop those that are not.",
-            )
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = self.split(x).y  # whose log-Jacobian is constant

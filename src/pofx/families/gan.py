@@ -299,9 +299,9 @@ class Gan(Model):
             fake = self.fake(batch, generator)
         weight = self.config.penalty
         if self.config.loss == "r1":
-            score = self.critic(real.requires_grad_(), batch.c)
-            penalty = 0.5 * (1.0 if weight is None else weight) * slope(score, real)
-            loss = F.softplus(-score) + F.softplus(self.critic(fake, batch.c))
+            logit = self.critic(real.requires_grad_(), batch.c)
+            penalty = 0.5 * (1.0 if weight is None else weight) * slope(logit, real)
+            loss = F.softplus(-logit) + F.softplus(self.critic(fake, batch.c))
         else:
             t = batch.rand(1, generator=generator)
             between = (t * real + (1 - t) * fake).requires_grad_()
@@ -311,8 +311,8 @@ class Gan(Model):
         return {"loss": loss + penalty, "penalty": penalty.detach()}
 
     def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        score = self.critic(self.fake(batch, generator), batch.c)
-        return {"loss": F.softplus(-score) if self.config.loss == "r1" else -score}
+        logit = self.critic(self.fake(batch, generator), batch.c)
+        return {"loss": F.softplus(-logit) if self.config.loss == "r1" else -logit}
 
     # -- the contract -----------------------------------------------------------------------------------------
 
@@ -376,9 +376,9 @@ class GanLearner:
         self.generator.load_state_dict(state["generator"])
 
 
-def slope(score: Tensor, y: Tensor) -> Tensor:
-    """|d score_i / d y_i|^2 of every row [N], itself differentiable, for score [N] computed from y [N, F]."""
-    (gradient,) = torch.autograd.grad(score.sum(), y, create_graph=True)
+def slope(logit: Tensor, y: Tensor) -> Tensor:
+    """|d logit_i / d y_i|^2 of every row [N], itself differentiable, for logit [N] computed from y [N, F]."""
+    (gradient,) = torch.autograd.grad(logit.sum(), y, create_graph=True)
     return gradient.square().sum(1)
 
 

@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, OneHotCategorical
 
 from pofx.codecs.joint import SUMMED, Block, Joint, class_sizes, rows_at
-from pofx.core.errors import BadValue, Unsupported
+from pofx.core.abilities import Ability, Encodes, HasScore, InBlocks
+from pofx.core.errors import BadValue
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Likelihood, LowerBound
 from pofx.core.model import Model
@@ -93,12 +94,10 @@ class MixtureConfig(MixtureOptions):
 Config: TypeAlias = GaussianConfig | MixtureConfig
 
 
-class Mixture(Model):
+class Mixture(Model, InBlocks, HasScore):
     """What both families share. Buffers hold the parameters in whitened coordinates (mixture/whitening.py)."""
 
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Dequantised)
-    in_blocks = True
-    has_score = True
 
     training_rows: Tensor
     reach: Tensor
@@ -364,10 +363,14 @@ class Mixture(Model):
         se = log_p.std(0) / math.sqrt(draws)
         return LowerBound(log_p.mean(0) + cells - given, self.space.measure, se, draws)
 
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability is HasScore and any(part == "counting" for part, _ in space.measure.parts):
+            return "not every column is real. Declare the columns real, or drop those that are not."
+        return None
+
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """sum_j p(j | c, x) Sigma_j^-1 (mu_j - s(c, x)) through the tails s, its entries for x."""
-        if not self.space.columns or any(col.measure == "counting" for col in self.space.columns):
-            raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
         y, codes = self.joint.split(x, c)
@@ -441,14 +444,13 @@ class Gaussian(Mixture):
         return GaussianConfig()
 
 
-class GaussianMixture(Mixture):
+class GaussianMixture(Mixture, Encodes):
     """K Gaussians times categoricals, by EM."""
 
     name = "gmm"
     summary = "a mixture of Gaussians times categories, by EM; missing values and contexts by exact marginals"
     taxonomy = "explicit density / tractable / mixture"
     paper = "Dempster, Laird, Rubin 1977"
-    latent = True
     Config = MixtureConfig
 
     @classmethod

@@ -61,9 +61,9 @@ class Chain(Counting):
             self.backoff.add(self.group, self._history(code, given), code, weight.unsqueeze(1))
             total += torch.stack([(within * weight).sum(), weight.sum()])
         self.backoff.share(runtime)
-        score = self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
+        nats = self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
         within_all, rows = runtime.sum(total)
-        return -(score + within_all) / rows
+        return -(nats + within_all) / rows
 
     def _history(self, code: Tensor, given: Tensor) -> Tensor:
         """The number of the history [N, S] of every site; a parent outside the datum counts as symbol 0."""
@@ -284,9 +284,9 @@ class Histogram(Counting):
         self.marginal.share(runtime)
         self.joint.share(runtime)
         self.marginal.concentrate(lambda site, symbol: self.base[site, symbol])
-        score = self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
+        nats = self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
         within_all, rows = runtime.sum(total)
-        return -(score + within_all) / rows
+        return -(nats + within_all) / rows
 
     def _product(self, code: Tensor, drop: float = 0.0) -> Tensor:
         """The product of the marginals [N] of cells [N, S]."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pofx.codecs.cells import Intervals, TableCells
+from pofx.core.abilities import Completes, InBlocks
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model, serving
@@ -210,7 +211,7 @@ class Told:
         return -float((nats * self.weight[part]).sum()) / self.held_mass
 
 
-class Trees(Model):
+class Trees(Model, InBlocks, Completes):
     """The columns of a table in a chain of boosted trees."""
 
     name = "trees"
@@ -218,7 +219,6 @@ class Trees(Model):
     taxonomy = "explicit density / tractable / autoregressive"
     paper = "Friedman 2001 (boosted trees); Bengio and Bengio 2000 (the chain); McCarter 2025, Unmasking Trees"
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
-    in_blocks: ClassVar[bool] = True
     Config = TreesConfig
     config: TreesConfig
     sites: Any  # a ModuleList of Site

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.abilities import Encodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Likelihood, LowerBound
@@ -151,13 +152,12 @@ class MixturePrior(nn.Module):
         return self.mean[k] + self.log_scale[k].exp() * noise
 
 
-class Vae(Model):
+class Vae(Model, Encodes):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
     paper: ClassVar[str] = "Kingma & Welling 2014; Burda et al. 2016"
     estimators: ClassVar[tuple[type[Request], ...]] = (Iwae, Elbo)
-    latent: ClassVar[bool] = True
     Config = VaeConfig
     config: VaeConfig
 

@@ -212,7 +212,7 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Tabular:
-    """Table samples: the heads, rows of the data, one exhibit per family, and what training rows would score."""
+    """Table samples: the heads, rows of the data, one exhibit per family, and what training rows would reach."""
 
     columns: list[str]
     drawn: list[str]

@@ -87,21 +87,27 @@ def two(v: float) -> str:
     return f"{v:.2f}"
 
 
-def likelihood(row: Row, scored: int) -> Cell:
+def likelihood(row: Row, of: int) -> Cell:
     """Symbol, mean and error of log p(x), with what the number rests on."""
     lik = row["likelihood"]
     if lik["kind"] == "Unavailable":
         return Cell(NONE, why=lik["note"])
-    nats, se, mc = (decode(lik[k]) for k in ("nats", "se", "mc_se"))
-    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["draws"] and math.isfinite(mc) else []
-    notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik.get("impossible") else []
+    nats, se, mc, common = (decode(lik[k]) for k in ("nats", "error", "mc_se", "shared_se"))
+    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["mc_se"] else []
+    notes += [f"shared ±{amount(float(f'{common:.1g}'))}"] if lik["shared"] else []
+    notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik["impossible"] else []
     notes += ["error unknown"] if lik["n"] == 1 else []
     shares = [(d["column"], decode(d["nats"])) for d in row.get("dependent") or [] if "nats" in d]
     notes += [f"{name} adds {minus(amount(nats))}" for name, nats in shares]
-    notes += [f"n {lik['n']:,}"] if lik["n"] < scored else []
+    notes += [f"n {lik['n']:,}"] if lik["n"] < of else []
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
-    why += [f"Scored the first {lik['n']:,} of {scored:,} rows."] if lik["n"] < scored else []
-    why += [f"{lik['text']}."] if lik.get("impossible") else []
+    why += [f"Of the first {lik['n']:,} of {of:,} rows."] if lik["n"] < of else []
+    why += [f"{lik['text']}."] if lik["impossible"] else []
+    why += (
+        [f"All rows share the error of {' and of '.join(lik['shared'])}, which no number of rows lowers."]
+        if lik["shared"]
+        else []
+    )
     why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
     why += row.get("fit", {}).get("remarks", [])
     return Cell(
@@ -187,7 +193,7 @@ def outlier_value(row: Row) -> tuple[float, float]:
     return sum(d["auroc"] for d in found) / len(found), math.hypot(*(d["se"] for d in found)) / len(found)
 
 
-def columns(rows: Sequence[Row], scored: int) -> list[Column]:
+def columns(rows: Sequence[Row], of: int) -> list[Column]:
     """The columns of the main table; those that no family has a figure for are left out."""
     found = [decode(r["likelihood"]["nats"]) for r in rows if r["likelihood"]["kind"] in plots.KINDS]
     low, top = plots.floor(found), max(filter(math.isfinite, found), default=0.0)
@@ -199,10 +205,10 @@ def columns(rows: Sequence[Row], scored: int) -> list[Column]:
         lik = row["likelihood"]
         if lik["kind"] not in plots.KINDS:
             return Cell()
-        return Cell(svg=plots.interval(lik["kind"], decode(lik["nats"]), decode(lik["se"]), low, top, lik["text"]))
+        return Cell(svg=plots.interval(lik["kind"], decode(lik["nats"]), decode(lik["error"]), low, top, lik["text"]))
 
     out = [
-        Column("log p(x)", "Mean over held-out rows, nats per datum. More is better.", lambda r: likelihood(r, scored)),
+        Column("log p(x)", "Mean over held-out rows, nats per datum. More is better.", lambda r: likelihood(r, of)),
         *([Column("", "The same on one scale, with two standard errors.", scale)] if len(rows) > 1 else []),
         Column(f"{PER}{unit}", f"Mean surprise per {what}: less is better. Lower bounds turn into upper ones.", bits),
         *COSTS,
@@ -221,7 +227,7 @@ COSTS = [
     figure("parameters", "Fitted numbers.", "fit.parameters", amount, less=True, factor=1.1),
     figure("memory, MiB", "Peak resident memory of the process while fitting.", "fit.memory.bytes", mebibytes),
     figure(
-        "densities / s", "Rows scored per second, in large batches.", "likelihood.rows_per_second", amount,
+        "densities / s", "Rows evaluated per second, in large batches.", "likelihood.rows_per_second", amount,
         less=False, factor=1.5,
     ),
     whole(figure("one sample", "Time to draw a single one.", "sampling.latency", duration, less=True, factor=1.5)),

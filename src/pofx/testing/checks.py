@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore, can
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import (
     Available,
@@ -18,9 +19,11 @@ from pofx.core.likelihood import (
     LowerBound,
     Unavailable,
     UpperBound,
-    draws,
     mc_se,
+    mean,
+    number,
 )
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import ExactLikelihood, Request
@@ -71,7 +74,7 @@ def kind_is_promised(s: Subject) -> None:
 
 @check
 def rows_are_independent(s: Subject) -> None:
-    """A row is scored the same, noise and all, in whatever batch and order it stands, alone, and before a copy."""
+    """A row has the same log p, noise and all, in whatever batch and order it stands, alone, and before a copy."""
     part = s.test[:64].read()
     first = {int(key): i for i, key in reversed([*enumerate(row_keys(part.x))])}  # copies have noise of their own
     part = part[torch.tensor(sorted(first.values()))]
@@ -104,7 +107,7 @@ def eval_is_deterministic(s: Subject) -> None:
 
 @check
 def global_state_is_untouched(s: Subject) -> None:
-    """Scoring and sampling leave torch's global generator alone, and do not read it."""
+    """Likelihoods and samples leave torch's global generator alone, and do not read it."""
     before = torch.random.get_rng_state()
     s.log_prob(s.test[:20])
     first = draw(s, 5, seed=0)
@@ -163,16 +166,31 @@ def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
 
 @check
 def mc_error_is_calibrated(s: Subject) -> None:
-    """The spread over seeds is what ``mc_se`` says."""
+    """The spread over seeds is what the errors say: of rows, and of their mean, which moves by all that they share."""
     part = s.test[:40]
     first = s.available(part)
     if isinstance(first, Exact) or first.draws == 0:
         raise NotApplicable
-    runs = [s.available(part, seed=100 + k) for k in range(24)]
-    spread = torch.stack([r.nats for r in runs]).var(0).mean().sqrt()
-    said = torch.stack([mc_se(r) for r in runs]).square().mean().sqrt()
-    ratio = float(spread / said.clamp(min=1e-12))
-    assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread over seeds is {ratio:.2f} times the stated error"
+    runs = [number(s.available(part, seed=100 + k)) for k in range(24)]
+    fixed = set.intersection(*(set(r.shared) for r in runs))  # a source that no seed moves
+    runs = [dataclasses.replace(r, shared={k: v for k, v in r.shared.items() if k not in fixed}) for r in runs]
+    for what, found in (("rows", runs), ("their mean", [mean(r) for r in runs])):
+        spread = torch.stack([torch.as_tensor(r.nats) for r in found]).var(0).mean().sqrt()
+        said = torch.stack([torch.as_tensor(r.mc_se**2 + r.shared_se**2) for r in found]).mean().sqrt()  # type: ignore[operator]
+        ratio = float(spread / said.clamp(min=1e-12))
+        assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread of {what} is {ratio:.2f} times the stated error"
+
+
+@check
+def shared_errors_stay(s: Subject) -> None:
+    """What rows share is the same however many there are, stands in their mean in full, and cancels in a difference."""
+    few, many = (number(s.available(s.test[:n])) for n in (5, 80))
+    if not few.shared:
+        raise NotApplicable
+    assert set(few.shared) == set(many.shared), "rows and more rows name other sources"
+    ratio = mean(many).shared_se / mean(few).shared_se
+    assert 0.5 < ratio < 2.0, f"16 times as many rows have {ratio:.2f} times the shared error"
+    assert mean(few - few).shared_se == 0, "what both share does not cancel"
 
 
 # -- the truth -------------------------------------------------------------------------------------
@@ -198,6 +216,7 @@ def sums_to_one(s: Subject) -> None:
         # mean of exp of a noisy number is above exp of its mean, by half its variance
         noise = float((lik.nats.double().exp() * cell * mc_se(lik)).square().sum().sqrt())
         bias = float((lik.nats.double().exp() * cell * mc_se(lik).square()).sum())
+        noise += float(sum((lik.nats.double().exp() * cell * move).sum().abs() for move in number(lik).shared.values()))
         slack = (1e-5 if states is not None else 1e-3 + rule_error(lik.nats.double().exp() * cell)) + 4 * noise + bias
         if isinstance(lik, Exact):
             assert abs(total - 1) < slack, f"probabilities sum to {total:.6f}"
@@ -236,7 +255,7 @@ def mean_nats(model: Model, part: Part) -> float:
         if isinstance(lik, Unavailable):
             raise NotApplicable
         means.append(float(lik.nats.double().mean()))
-        if not draws(lik):
+        if not number(lik).draws:
             break
     return sum(means) / len(means)
 
@@ -413,7 +432,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 
 @check
 def run_folder_round_trip(s: Subject) -> None:
-    """A saved and read model has the same options, scores and samples; its options survive JSON."""
+    """A saved and read model has the same options, likelihoods and samples; its options survive JSON."""
     model, read = s.again
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -422,7 +441,7 @@ def run_folder_round_trip(s: Subject) -> None:
         a = model.given(c).log_prob(x, generator=generator(0))
         b = read.model.given(c).log_prob(x, generator=generator(0))
     if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
-        assert torch.equal(a.nats, b.nats), "a reloaded model scores differently"
+        assert torch.equal(a.nats, b.nats), "a reloaded model has other likelihoods"
     one = model.given(c).sample(2, generator=generator(1))
     assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
 
@@ -450,12 +469,12 @@ def every_parameter_learns(s: Subject) -> None:
 def encoding_has_its_shape(s: Subject) -> None:
     """encode(x) is a distribution with one batch entry per row, or a named error."""
     part = s.test[:10]
-    if not s.cls.latent:
+    if not can(s.model, Encodes):
         try:
             s.given(part).encode(part.x)
         except PofxError:
             return
-        raise AssertionError("encode exists but latent is False")
+        raise AssertionError("encode answers, but the family does not say that it Encodes")
     with torch.no_grad():
         q = s.given(part).encode(part.x)
     assert q.batch_shape == (10,)
@@ -465,7 +484,7 @@ def encoding_has_its_shape(s: Subject) -> None:
 @check
 def score_is_the_gradient(s: Subject) -> None:
     """score(x) = grad_x log p(x), by autograd through log_prob or by central differences."""
-    if not s.cls.has_score or not continuous(s.case.space):
+    if not can(s.model, HasScore) or s.case.space.measure != Measure.lebesgue(s.case.space.dims):
         raise NotApplicable
     part = s.test[:20]
     if not isinstance(s.available(part), Exact):
@@ -489,7 +508,7 @@ def score_is_the_gradient(s: Subject) -> None:
 def noised_score_is_the_gradient(s: Subject) -> None:
     """noised_score(x) = grad_x log p_noise(x), on data from a Gaussian, which plus noise is a Gaussian."""
     source = s.case.source
-    if not s.cls.has_noised_score or not isinstance(source, Gaussian):
+    if not can(s.model, HasNoisedScore) or not isinstance(source, Gaussian):
         raise NotApplicable
     scale, x = s.case.data.train.x.std(0), s.test.x
     for noise in (0.2, 1.0):

@@ -1,4 +1,4 @@
-"""The checks of data of free length, and of families that go through them step by step (``Model.continues``)."""
+"""The checks of data of free length, and of families that go through them step by step (``abilities.Continues``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pofx.core.abilities import Continues, can
 from pofx.core.errors import BadValue, UsageError
 from pofx.core.likelihood import Exact, LowerBound, Unavailable
 from pofx.core.requests import StepByStep
@@ -22,7 +23,7 @@ from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coa
 def ragged(s: Subject, stepwise: bool = True) -> Any:
     """The space of the case; skips the check for data of one size, or for families without steps."""
     space = s.case.space
-    if space.fill is None or (stepwise and not s.cls.continues):
+    if space.fill is None or (stepwise and not can(s.model, Continues)):
         raise NotApplicable
     return space
 
@@ -123,7 +124,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
 
 
 @check
-def ends_are_scored(s: Subject) -> None:
+def ends_count(s: Subject) -> None:
     """To end is less than certain, where data have ends; else it costs nothing."""
     space = ragged(s)
     x, c = s.test.x, s.test.c
@@ -191,7 +192,7 @@ def padding_does_not_leak(s: Subject) -> None:
         alone = s.available(Part(one.x[:, :size], one.c)).nats[0]
         for other, how in ((alone, "alone"), (padded[i], "with more fill")):
             gap = float((other - whole[i]).abs() / (1 + whole[i].abs()))
-            assert gap < 1e-5, f"a row of {size} steps scores {gap:.3g} differently {how} than beside longer ones"
+            assert gap < 1e-5, f"a row of {size} steps differs by {gap:.3g} {how} than beside longer ones"
 
 
 @check
@@ -312,7 +313,7 @@ def lengths_are_kept(s: Subject) -> None:
         except UsageError:
             continue
         raise AssertionError(f"a length of {wrong} was taken")
-    if s.cls.continues:
+    if can(s.model, Continues):
         beyond = pad(s.test.x[:1, :1], (0, 0) * (s.test.x.ndim - 2) + (1, 0), value=space.fill)
         try:
             s.model.given(None if c is None else c[None], before=beyond)

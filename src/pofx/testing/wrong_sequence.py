@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
@@ -17,12 +18,11 @@ from pofx.core.space import Space
 from pofx.testing.wrong import Small
 
 
-class Bigrams(Small):
+class Bigrams(Small, Continues):
     """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
 
     name = "right bigrams"
     samplers = (StepByStep,)
-    continues = True
     table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
 
     @classmethod
@@ -111,10 +111,10 @@ class LooksAhead(Bigrams):
         return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
 
 
-class EndNotScored(Bigrams):
+class EndLeftOut(Bigrams):
     """The probability of a text, without that of its end."""
 
-    name = "wrong: the end is not scored"
+    name = "wrong: the end is left out"
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         each = super().rows_log_probs(x, c, before, request)
@@ -132,7 +132,7 @@ class PaddingLeaks(Bigrams):
 
 
 class ForgetsBeginnings(Bigrams):
-    """What comes before is taken, and scores as if it had not been."""
+    """What comes before is taken, and log p is as if it had not been."""
 
     name = "wrong: forgets what comes before"
 
@@ -201,7 +201,7 @@ class Forgetful:
 
 
 class CacheForgets(OnStrings):
-    """What is sampled, through such a cache, is not what is scored."""
+    """What is sampled, through such a cache, is not what log p is of."""
 
     name = "wrong: a cache that forgets"
 
@@ -230,7 +230,7 @@ class SubwordsCalledExact(OnStrings):
 WRONG_SEQUENCE: dict[type[Model], set[str]] = {
     SeesItself: {"every step sums to one", "strings sum to one"},
     LooksAhead: {"later steps are not seen"},
-    EndNotScored: {"ends are scored", "strings sum to one"},
+    EndLeftOut: {"ends count", "strings sum to one"},
     PaddingLeaks: {"padding does not leak"},
     ForgetsBeginnings: {"what comes before splits the sum", "continuations follow what is before"},
     SumsElsewhere: {"log probs sum to log prob"},
