@@ -12,10 +12,9 @@ import torch
 import pofx
 from pofx.core.abilities import ABILITIES, Ability, Continues, Decodes, Encodes, HasScore, able, can, why_not
 from pofx.core.errors import Unsupported
-from pofx.core.model import Model, Sampler
+from pofx.core.model import Model
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.space import Space
-from pofx.decode.decoding import Decoding
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 
 ROWS = Table((Real("a"), Real("b")))
@@ -52,7 +51,7 @@ def asked(model: Model, ability: type[Ability]) -> object:
         "score": lambda: given.score(x),
         "noised_score": lambda: given.noised_score(x),
         "log_probs": lambda: given.log_probs(x),
-        "stream": lambda: given.sample(1, sampler=Sampler(decoding=Decoding(greedy=True))),
+        "stream": lambda: list(given.stream()),
         "complete": lambda: given.complete(x, torch.zeros_like(x, dtype=torch.bool)),
     }
     return calls[ability.asked]()

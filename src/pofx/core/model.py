@@ -273,7 +273,7 @@ class Conditional:
 
         Raises UsageError where the model does not answer the request over its space.
         """
-        model, steps = self.model, ability_of(self.model, Continues)
+        model = self.model
         request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
