@@ -30,7 +30,7 @@ from pofx.core.likelihood import Estimate, Exact, Likelihood, Number, number
 from pofx.core.measure import Measure
 from pofx.core.model import Conditional, Model
 from pofx.core.space import Space
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category
 
 Density: TypeAlias = Distribution | Conditional | Model
 
@@ -271,16 +271,12 @@ def _support(p: Distribution | Conditional) -> Tensor | None:
 
 def _values(space: Space) -> Tensor | None:
     """Every value of a space [n, *E], or None where it has more than ``ENUMERABLE``."""
-    if isinstance(space, Label):
-        return torch.arange(len(space.values))
-    if isinstance(space, Image):
-        sizes = [[float(v) for v in range(space.levels)]] * space.dims
-    elif isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
-        sizes = [
-            [float(v) for v in range(len(c.values))] + [math.nan] * c.nullable
-            for c in space.columns
-            if isinstance(c, Category)
-        ]
+    if space.fill is not None or not (space.symbols or space.columns):
+        return None
+    if space.symbols:
+        sizes = [[float(v) for v in range(space.symbols)]] * space.dims
+    elif all(isinstance(c, Category) for c in space.columns):
+        sizes = [[float(v) for v in range(len(c.values))] + [math.nan] * c.nullable for c in space.columns]
     else:
         return None
     if math.prod(len(s) for s in sizes) > ENUMERABLE:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.codecs.real import ATOMS, find_atoms
-from pofx.core.space import Space
-from pofx.spaces import Category, Image, Label, Table
+from pofx.core.space import Space, column_of
+from pofx.spaces import Category
 
 SUMMED = 8192  # rows that are summed at a time
 NUMBERS = 2**22  # in a block of rows
@@ -47,13 +47,10 @@ class Code:
 
 def class_sizes(space: Space, context: Space | None) -> tuple[int, ...]:
     """The sizes of the discrete columns that make a class; their product is the number of classes."""
-    if isinstance(space, Label):
+    if space.values:
         return (len(space.values),)
-    if isinstance(context, Label):
-        return (len(context.values),)
-    if isinstance(context, Table):
-        return tuple(len(c.values) + c.nullable for c in context.columns if isinstance(c, Category))
-    return ()
+    columns = () if context is None else context.columns
+    return tuple(len(c.values) + c.nullable for c in columns if isinstance(c, Category))
 
 
 class Joint(nn.Module):
@@ -79,24 +76,21 @@ class Joint(nn.Module):
         origins: list[float] = []
         start = 0
         for part, given in ((context, True), (space, False)):
-            if isinstance(part, Image):
+            if part is not None and part.pixels:
                 self.real += range(start, start + part.dims)
                 steps, origins = steps + [1.0] * part.dims, origins + [0.0] * part.dims
-            elif isinstance(part, Label):
-                codes.append(Code(len(part.values), given, (start,), (len(part.values),)))
-            elif isinstance(part, Table):
-                for j, column in enumerate(part.columns):
-                    if isinstance(column, Category):
-                        size = len(column.values) + column.nullable
-                        codes.append(Code(size, given, (start + j,), (size,), nullable=column.nullable))
-                        continue
-                    grid = column.step is not None
-                    if grid or column.nullable:
-                        size = 1 + ATOMS * grid + column.nullable
-                        codes.append(Code(size, given, real=len(steps), grid=grid, nullable=column.nullable))
-                    self.real.append(start + j)
-                    steps.append(column.step or 0.0)
-                    origins.append(column.origin if column.step is not None else 0.0)
+            for j, column in enumerate(() if part is None else part.columns):
+                if isinstance(column, Category):
+                    size = len(column.values) + column.nullable
+                    codes.append(Code(size, given, (start + j,), (size,), nullable=column.nullable))
+                    continue
+                grid = column.step is not None
+                if grid or column.nullable:
+                    size = 1 + ATOMS * grid + column.nullable
+                    codes.append(Code(size, given, real=len(steps), grid=grid, nullable=column.nullable))
+                self.real.append(start + j)
+                steps.append(column.step or 0.0)
+                origins.append(column.origin if column.step is not None else 0.0)
             if given:
                 self.given_dim, self.width = len(steps), 0 if part is None else part.dims
                 start = self.width
@@ -118,7 +112,7 @@ class Joint(nn.Module):
         self.atoms.fill_(math.nan)
         for i, row in self.place.items():
             j = self.real[i]
-            v = (c[:, j] if j < self.width else x[:, j - self.width]).to(self.step)
+            v = (column_of(c, j) if j < self.width else column_of(x, j - self.width)).to(self.step)
             keep = ~v.isnan()
             if keep.any():
                 found = find_atoms(v[keep], weight[keep], float(self.step[i]))
@@ -181,13 +175,13 @@ class Joint(nn.Module):
 
     def join(self, y: Tensor, codes: Tensor) -> Tensor:
         """The datum x [N, *E] of y [N, d] and the codes' values [N, m] (those of the context are not read)."""
-        if isinstance(self.space, Label):
+        if self.space.values:
             return codes[:, 0 if self.groups > 1 else -1]
         cell = torch.where(self.step > 0, self.step, 1.0)
         y = torch.where(self.step > 0, self.origin + ((y - self.origin) / cell).round() * cell, y)
-        if isinstance(self.space, Image):
-            x = y[:, self.given_dim :].clamp(0, self.space.levels - 1).to(torch.uint8)
-            return x.reshape(-1, *self.space.event_shape)
+        if self.space.pixels:
+            x = y[:, self.given_dim :].clamp(0, (self.space.symbols or 0) - 1)
+            return x.to(self.space.dtype).reshape(-1, *self.space.event_shape)
         x = y.new_empty(len(y), self.space.dims)
         x[:, [j - self.width for j in self.real[self.given_dim :]]] = y[:, self.given_dim :]
         for i, code in enumerate(self.codes):
@@ -199,7 +193,7 @@ class Joint(nn.Module):
                 atom = F.pad(self.atoms[self.place[code.real]], (1, 1), value=math.nan)[value]
                 v = torch.where(atom.isnan(), v, atom)
             x[:, at] = torch.where(value == code.size - 1, math.nan, v) if code.nullable else v
-        return x
+        return x.to(self.space.dtype).reshape(-1, *self.space.event_shape)
 
     def _flat(self, part: Tensor) -> Tensor:
         return part.to(self.step).reshape(len(part), -1)
@@ -282,6 +276,6 @@ def _with_class(codes: list[Code], sizes: tuple[int, ...], space: Space) -> list
     """The label that is modelled, or else the categories of the context, as one code, the first."""
     if not sizes:
         return codes
-    parts = codes[-1:] if isinstance(space, Label) else [c for c in codes if c.given and c.columns]
+    parts = codes[-1:] if space.values else [c for c in codes if c.given and c.columns]
     whole = Code(math.prod(sizes), parts[0].given, tuple(j for c in parts for j in c.columns), sizes)
     return [whole, *(c for c in codes if c not in parts)]

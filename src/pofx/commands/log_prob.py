@@ -69,10 +69,9 @@ def log_prob(argv: list[str]) -> int:
     from pofx.data.write import write_columns
     from pofx.evaluate.likelihood import mean_log_prob
     from pofx.evaluate.text import rates
-    from pofx.spaces import Label, Text
 
     run = read_model(args.run)
-    model, texts = run.model, isinstance(run.model.space, Text)
+    model, texts = run.model, run.model.space.alphabet is not None
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
@@ -108,7 +107,7 @@ def log_prob(argv: list[str]) -> int:
             found["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
         print_json(found)
         return 0
-    if isinstance(model.space, Label):
+    if model.space.values:
         out.print(f"log-loss on {len(part)} rows: {result.loss_text}")
     elif of_text is None or len(part) > 1:
         _say(result)
@@ -202,13 +201,11 @@ def _said(run: Run, args: LogProb) -> Part:
     import torch
 
     from pofx.data.parts import Part
-    from pofx.spaces import Text
 
     if args.source is not None:
         raise UsageError("--say takes the place of a SOURCE; both were given.", "Leave out one.")
     if not args.say:
         raise UsageError("--say got an empty text.", "Give at least one character.")
-    assert isinstance(run.model.space, Text)
     if run.model.context is not None:
         raise UsageError("--say has no context, which this run takes.", "Name a SOURCE that has it.")
     return Part(run.model.space.parse([args.say]), rows=torch.arange(1))

@@ -81,7 +81,6 @@ def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor 
     """What classes are told from, the classes where the rows have them, and the rows' numbers."""
     from pofx.data.rows import read_rows
     from pofx.evaluate.predict import classes_of, told_from
-    from pofx.spaces import Label
     from pofx.train.run import read_data
 
     model, about = run.model, run.info["data"]
@@ -99,4 +98,4 @@ def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor 
     data, unsure = read_data(run.info, str(args.run))
     notes += data.notes if unsure is None else [*data.notes, unsure]
     part = data.test.read()
-    return (part.c, part.x, part.rows) if isinstance(model.space, Label) else (part.x, part.c, part.rows)
+    return (part.c, part.x, part.rows) if model.space.values else (part.x, part.c, part.rows)

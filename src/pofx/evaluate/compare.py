@@ -59,7 +59,6 @@ from pofx.evaluate.plan import FORMAT, asked, begun, kept, names_of, same_plan, 
 from pofx.evaluate.race import Race
 from pofx.evaluate.recommend import amount
 from pofx.evaluate.study import Settings, Study, plain, save_shown
-from pofx.spaces import Table
 from pofx.train.checkpoint import read_sealed
 from pofx.train.device import choose
 from pofx.train.processes import torchrun
@@ -335,7 +334,7 @@ def _baseline_cells(name: str, lik: Mapping[str, Any]) -> list[str]:
 
 def _about_data(data: Data) -> dict[str, Any]:
     label, notes = data.options.get("label"), []
-    if isinstance(data.space, Table) and label in [c.name for c in data.space.columns]:
+    if not data.space.values and label in [c.name for c in data.space.columns]:
         notes.append(f"The class {label!r} is itself a column of x: a probe of the latents may read it off.")
     return {
         "name": data.name,

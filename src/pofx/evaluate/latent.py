@@ -17,7 +17,6 @@ from pofx.core.model import Model
 from pofx.data.parts import Part
 from pofx.evaluate.ranking import share_error
 from pofx.evaluate.two_sample import Features
-from pofx.spaces import Label
 
 TRAIN_ROWS, TEST_ROWS = 2000, 1000
 
@@ -62,7 +61,7 @@ def linear_probe(
     y, y_test = train.label, test.label
     if y is None or y_test is None:
         return Unavailable("The data have no labels to probe for.")
-    if isinstance(model.context, Label):
+    if model.context is not None and model.context.values:
         return Unavailable("The class is this model's context: its latents need not tell it.")
     if min(len(train), len(test)) < 2:
         raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -72,13 +73,16 @@ def detect(
     )
 
 
+@singledispatch
 def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part, str]:
     """Rows that keep every marginal and lose what binds them, with a description in words.
 
-    Tables: each column is shuffled among the rows by itself (so that no row keeps its own combination, and
-    a model of independent columns stands at 0.5). Texts, sounds and sequences: each keeps its steps in another order.
-    Images: cut into a 4 x 4 grid of blocks that change places
-    within each image (textures stay, the whole is lost), each image by an order of its own.
+    Tables, and by default: each column is shuffled among the rows by itself (so that no row keeps its own combination,
+    and a model of independent columns stands at 0.5). Texts, sounds and sequences: each keeps its steps, in another
+    order. Images: cut into a 4 x 4 grid of blocks that change places within each image (textures stay, the whole is
+    lost), each image by an order of its own.
+
+    An open function: a space whose numbers cannot be shuffled each by itself adds its own case.
 
     Example:
         >>> import pofx, torch
@@ -87,15 +91,23 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
         >>> torch.equal(shuffled.x.sort(0).values, data.test.x.sort(0).values)  # each column keeps its values
         True
     """
-    if isinstance(space, Ragged):
-        part = part.read()
-        return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
-    if isinstance(space, Image):
-        return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
     if len(space.event_shape) == 0:
         raise UsageError(f"A {space} has no parts to shuffle.", "Give outliers of your own.")
-    columns = [part.x[torch.randperm(len(part), generator=generator), j] for j in range(part.x.shape[1])]
-    return Part(torch.stack(columns, 1), part.c), "test rows with every column shuffled by itself"
+    flat = part.x.reshape(len(part), -1)
+    columns = [v[torch.randperm(len(part), generator=generator)] for v in flat.unbind(1)]
+    x = torch.stack(columns, 1).reshape(part.x.shape)
+    return Part(x, part.c), "test rows with every column shuffled by itself"
+
+
+@corrupt.register
+def _(space: Ragged, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    part = part.read()
+    return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
+
+
+@corrupt.register
+def _(space: Image, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
 
 
 def _shuffle_steps(space: Ragged, x: Tensor, generator: torch.Generator) -> Tensor:

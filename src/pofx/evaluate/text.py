@@ -16,7 +16,6 @@ from pofx.core.model import Model
 from pofx.core.requests import Request, Windowed
 from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Mean
-from pofx.spaces import Text
 
 BATCH = 256  # texts that are spelt at a time
 
@@ -107,7 +106,7 @@ def rates(model: Model, part: Part, found: Mean, request: Request | None = None)
     Raises Unsupported where the data are no texts, or the model does not go through them step by step.
     """
     space = model.space
-    if not isinstance(space, Text):
+    if space.alphabet is None:
         raise Unsupported(f"{space} have no characters.", "Give texts.")
     if found.rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {found.note}")
@@ -130,7 +129,7 @@ def symbol_of(model: Model) -> str:
     """What the model predicts at a time."""
     if getattr(model.config, "vocabulary", 0):
         return "subword"
-    return "character" if isinstance(model.space, Text) and model.space.alphabet else "byte"
+    return "character" if model.space.alphabet else "byte"
 
 
 # -- where -----------------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ def marks(
     Their texts together are the text, their bits together its surprise -log2 p.
     """
     space = model.space
-    if not isinstance(space, Text):
+    if space.alphabet is None:
         raise Unsupported(f"{space} have no characters.", "Mark texts.")
     row, spelt = x[None], space.spell(x)
     with torch.no_grad():

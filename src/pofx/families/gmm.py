@@ -35,7 +35,6 @@ from pofx.core.space import Space, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.whitening import Components, Covariance, Rows, Whitening
 from pofx.nn.tails import REACH, lengthen, shorten
-from pofx.spaces import Image, Label, Table
 from pofx.transforms.base import pseudo_rows
 
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
@@ -131,12 +130,14 @@ class Mixture(Model, InBlocks, HasScore):
     def refuses(cls, space: Space, context: Space | None, config: Config) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(context, Image):
-            return "a mixture cannot be conditioned on images; condition on their label, or fit a classifier."
-        if isinstance(space, Label) and context is None:
+        if not (space.columns or space.pixels):
+            return f"it models numbers and categories, and {space} have none it knows. Fit another family."
+        if context is not None and not context.columns:
+            return f"a mixture cannot be conditioned on {context}; condition on their label, or fit a classifier."
+        if space.values and context is None:
             return "a label alone has no numbers; fit a histogram."
         classes = math.prod(class_sizes(space, context)) if config.per_class else 1
-        if isinstance(context, Table) and not isinstance(space, Label) and classes > MOST_CLASSES:
+        if context is not None and not (space.values or context.values) and classes > MOST_CLASSES:
             other = "fit a gmm with per_class=False" if cls is Gaussian else "set per_class=False"
             return f"the categories of its context make {classes} classes (limit {MOST_CLASSES}); {other}."
         joint = Joint(space, context, config.per_class)
@@ -378,7 +379,7 @@ class Mixture(Model, InBlocks, HasScore):
         score = sweep.gradient(self.components(), rows, self.whitening()) * log_slope.exp()
         s = (y - self.location) / self.scale  # of log ds/dv the derivative is -(s + 1 / s) ds/dv
         score -= torch.where(log_slope < 0, log_slope.exp() * (s + 1 / s) / self.scale, 0.0)
-        return score[:, self.joint.given_dim :]
+        return score[:, self.joint.given_dim :].reshape(x.shape)
 
     @torch.no_grad()
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:

@@ -16,13 +16,12 @@ from markupsafe import Markup
 
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
-from pofx.core.space import Ragged, Space, from_json
+from pofx.core.space import Space, from_json
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.leaderboard import Cell, Column, duration, minus
-from pofx.spaces import Audio, Image, Table, Text
 from pofx.train.compiling import told
 from pofx.train.run import read_evaluation, read_info, read_log
 
@@ -199,21 +198,14 @@ def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def _shown(space: Space, context: Space | None, held_out: exhibits.Rows, samples: Mapping[str, exhibits.Rows]) -> Page:
-    page: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
-    if isinstance(space, Image):
-        page["sheets"] = exhibits.sheets(space, held_out, samples, context)
-    elif isinstance(space, Text):
-        page["texts"] = exhibits.texts(space, held_out, samples)
-    elif isinstance(space, Audio):
-        page["sounds"] = exhibits.sounds(space, held_out, samples, context)
-    elif isinstance(space, Table) and "x" in held_out:
-        page["table"] = exhibits.tabular(space, held_out, samples, context)
-    return page
+    return {"sheets": [], "table": None, "texts": [], "sounds": []} | exhibits.exhibit(
+        space, held_out, samples, context
+    )
 
 
 def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """Steps drawn per second over length: of one run, a line per batch; of several, a plot per batch and its name."""
-    if not isinstance(space, Ragged):
+    if space.fill is None:
         return []
     lines: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for r in rows:
@@ -222,7 +214,7 @@ def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
             line.append((s["length"], s["steps_per_second"]))
     if len(rows) == 1:
         lines = {0: {f"{n} at a time": line for n, of in lines.items() for line in of.values()}}
-    what = {Text: "symbols", Audio: "samples of sound"}.get(type(space), "steps")
+    what = {"text": "symbols", "audio": "samples of sound"}.get(space.name, "steps")
     drawn = [
         (f"{n} at a time" if n else "", plots.speeds(of, what, title="Speed of sampling over length"))
         for n, of in lines.items()

@@ -27,10 +27,9 @@ from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import ExactLikelihood, Request
-from pofx.core.space import Ragged, Space
+from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.data.synthetic import Gaussian
-from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
 from pofx.train.loop import seeded
 
@@ -142,8 +141,8 @@ def gradients_are_for_those_who_ask(s: Subject) -> None:
 
 def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
     """The gradient of x is the slope between neighbours, what is drawn being the same for both."""
-    step = s.case.space.step if isinstance(s.case.space, Sequence) else s.case.space
-    if not isinstance(step, Table) or any("counting" in column.measure for column in step.columns):
+    step = getattr(s.case.space, "step", s.case.space)
+    if not step.columns or any("counting" in column.measure for column in step.columns):
         return
     x = part.x.clone().requires_grad_()
     inside = part.x.isfinite()  # neither missing nor after the end
@@ -280,9 +279,8 @@ def training_helps(s: Subject) -> None:
 def scaling_shifts_the_density(s: Subject) -> None:
     """Data times a have log-density lower by D log a: the model accounts for its own scaling."""
     space, factor = s.case.space, 1024.0  # a power of two: scaled data are the same to the last bit
-    step = space.step if isinstance(space, Sequence) else space
-    continuous = isinstance(step, Table) and all(c.measure == "lebesgue" for c in step.columns)
-    if not continuous or s.case.context is not None:
+    step = getattr(space, "step", space)
+    if not continuous(step) or s.case.context is not None:
         raise NotApplicable
     data = s.case.data
     parts = {
@@ -351,7 +349,7 @@ def samples_follow_the_generator(s: Subject) -> None:
 @check
 def samples_agree_with_the_density(s: Subject) -> None:
     """Frequencies of samples are the probabilities that the model states (chi-squared over pooled cells)."""
-    if s.case.context is not None and not isinstance(s.case.context, Label):
+    if s.case.context is not None and not s.case.context.values:
         raise NotApplicable
     states, n = s.case.states, 4000
     x, cell = (states(), 1.0) if states is not None else (s.case.grid() if s.case.grid else (None, 0.0))
@@ -393,9 +391,14 @@ def state_index(states: Tensor, x: Tensor) -> Tensor:
     return distance.argmin(1)
 
 
+def continuous(space: Space) -> bool:
+    """Has every number of a datum a density?"""
+    return bool(space.columns) and all(c.measure == "lebesgue" for c in space.columns)
+
+
 def features(space: Space, x: Tensor) -> Tensor:
     """What is compared between samples and data, float64 [N, D]; of free length: means of steps, and how many."""
-    if not isinstance(space, Ragged):
+    if space.fill is None:
         return x.reshape(len(x), -1).double()
     here = torch.arange(x.shape[1]) < space.lengths(x)[:, None]
     steps = x.reshape(*x.shape[:2], -1).double()
@@ -533,30 +536,28 @@ def bad_input_is_named(s: Subject) -> None:
             return
         raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
 
-    if not s.case.space.dtype.is_floating_point:
+    space = s.case.space
+    if not space.dtype.is_floating_point:
         refuses(x.double() + 0.5, BadValue)
-    if s.case.space.event_shape and s.case.space.event_shape[-1] > 0:
+    if space.event_shape and space.event_shape[-1] > 0:
         refuses(x[..., :-1], WrongShape)
     refuses(x.to(torch.complex64), WrongShape)
     if s.case.context is None:
         refuses(x[:0], EmptyData)
-    if isinstance(s.case.space, Table):
+    if space.dtype.is_floating_point and space.fill is None:
         refuses(x * math.inf, BadValue)
-        if not all(c.nullable for c in s.case.space.columns):
+        if not space.columns or not all(c.nullable for c in space.columns):
             refuses(x * math.nan, BadValue)
-    if isinstance(s.case.space, Image) and s.case.space.levels < 256:
-        refuses(torch.full_like(x, s.case.space.levels), BadValue)
-    if isinstance(s.case.space, Label):
-        refuses(x + len(s.case.space.values), BadValue)
-    if isinstance(s.case.space, Ragged):
-        short = torch.full_like(x[:, :1], s.case.space.fill)
+    if space.fill is not None:
+        short = torch.full_like(x[:, :1], space.fill)
         refuses(torch.cat([short, x], 1), BadValue)
-    if isinstance(s.case.space, Text | Audio):
-        count = s.case.space.symbols if isinstance(s.case.space, Text) else s.case.space.levels
-        refuses(torch.where(x < 0, x, count), BadValue)
-        refuses(torch.where(x < 0, x, -2), BadValue)
-    if isinstance(s.case.space, Sequence):
-        refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
+        if space.dtype.is_floating_point:
+            refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
+    if space.symbols and space.symbols <= torch.iinfo(space.dtype).max:
+        inside = x != (-1 if space.fill is None else space.fill)
+        refuses(torch.where(inside, space.symbols, x), BadValue)
+        if space.dtype.is_signed:
+            refuses(torch.where(inside, -2, x), BadValue)
     for wrong in (
         lambda: p.log_prob(x, request=CrystalBall),
         lambda: p.sample(-1),

@@ -24,7 +24,7 @@ from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import Drawn, Elbo, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
-from pofx.spaces import Category, Label, Real, Table
+from pofx.spaces import Category
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Moments(Small, HasScore, HasNoisedScore):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        real = isinstance(space, Table) and all(isinstance(c, Real) and not c.nullable for c in space.columns)
+        real = bool(space.columns) and all(c.measure == "lebesgue" for c in space.columns)
         return None if real and context is None else "it takes real columns only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -123,18 +123,14 @@ class Counts(Small):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        columns = space.columns if isinstance(space, Table) else ()
-        sizes = {len(c.values) for c in columns if isinstance(c, Category) and not c.nullable}
-        right = len(sizes) == 1 and all(isinstance(c, Category) and not c.nullable for c in columns)
-        return None if right and (context is None or isinstance(context, Label)) else "it takes equal categories only."
+        counted = all(isinstance(c, Category) and not c.nullable for c in space.columns)
+        right = counted and not space.values and len({len(c.values) for c in space.columns if counted}) == 1
+        return None if right and (context is None or context.values) else "it takes equal categories only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Table)
-        first = space.columns[0]
-        assert isinstance(first, Category)
-        self.levels = len(first.values)
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.levels = len(space.columns[0].values)
+        classes = 1 if context is None else len(context.values)
         shape = (classes, space.dims, self.levels, self.levels)  # class, site, value before, value
         self.register_buffer("table", torch.full(shape, -math.log(self.levels)))
 

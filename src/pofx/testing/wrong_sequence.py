@@ -15,7 +15,6 @@ from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
-from pofx.spaces import Label, Text
 from pofx.testing.wrong import Small
 
 
@@ -28,14 +27,13 @@ class Bigrams(Small, Continues):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        right = isinstance(space, Text) and (context is None or isinstance(context, Label))
+        right = space.alphabet is not None and (context is None or context.values)
         return None if right else "it takes texts only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Text)
-        self.has_eos, self.end = space.has_eos, space.symbols  # which is the beginning's number, too
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.has_eos, self.end = space.has_eos, space.symbols or 0  # which is the beginning's number, too
+        classes = 1 if context is None else len(context.values)
         self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
 
     def learn(self, x: Tensor, c: Tensor | None) -> None:
@@ -184,7 +182,7 @@ class OnStrings(Gpt):  # type: ignore[misc]
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not (isinstance(space, Text) and space.has_eos and context is None):
+        if not (space.alphabet is not None and space.has_eos and context is None):
             return "it takes documents only."
         return super().refuses(space, context, config)
 
