@@ -107,7 +107,7 @@ def test_dequantised_bound_sums_to_at_most_one():
     x[::3, 1] = 40.0  # an atom
     x[::5, 0] = math.nan
     model = build("maf", space, x, steps=100)
-    assert not model.preprocess.atoms[1].isnan().all()
+    assert not model.preprocess.columns.atoms[1].isnan().all()
     i = torch.tensor([*range(-4, 12), math.nan], dtype=torch.float64)
     rows = torch.cartesian_prod(i, torch.arange(-30, 72, dtype=torch.float64), torch.arange(2, dtype=torch.float64))
     with torch.no_grad():

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pofx.codecs.real import ATOMS, find_atoms
+from pofx.codecs.columns import ATOMS, find_atoms
 from pofx.core.space import Space
 from pofx.spaces import Category, Image, Label, Table
 
