@@ -42,7 +42,7 @@ class Code:
     size: int
     column: int
     real: int = -1
-    grid: bool = False  # has atoms
+    atoms: int = -1  # its row among the atoms
     nullable: bool = False  # its last value says that the entry is missing
 
 
@@ -52,7 +52,7 @@ class Columns(nn.Module):
     Attributes:
         reals: columns of the coordinates; step, origin: of their grids, float64 [d], step 0 where there is none.
         codes: the discrete columns.
-        atoms: [d, ATOMS] of every coordinate, NaN where a slot is unused.
+        atoms: [grids, ATOMS], NaN where a slot is unused.
     """
 
     step: Tensor
@@ -69,15 +69,17 @@ class Columns(nn.Module):
         self.codes = [
             Code(len(c.values) + c.nullable, j, nullable=c.nullable) for j, c in columns if isinstance(c, Category)
         ]
+        grids = 0
         for i, (j, c) in enumerate(numbers):
             grid = atoms and c.step is not None
             if grid or c.nullable:
-                self.codes.append(Code(1 + ATOMS * grid + c.nullable, j, i, grid, c.nullable))
+                self.codes.append(Code(1 + ATOMS * grid + c.nullable, j, i, grids if grid else -1, c.nullable))
+                grids += grid
         f64: dict[str, Any] = {"dtype": torch.float64}
         steps, origins = [c.step or 0.0 for _, c in numbers], [c.origin if c.step else 0.0 for _, c in numbers]
         self.register_buffer("step", torch.tensor(steps, **f64), persistent=False)
         self.register_buffer("origin", torch.tensor(origins, **f64), persistent=False)
-        self.register_buffer("atoms", torch.full((len(numbers), ATOMS), math.nan, **f64))
+        self.register_buffer("atoms", torch.full((grids, ATOMS), math.nan, **f64))
 
     @property
     def complete(self) -> bool:
@@ -92,12 +94,12 @@ class Columns(nn.Module):
         """Find the atoms; ``column(j)`` [N] are the values of column j, of ``weight`` [N]."""
         self.atoms.fill_(math.nan)
         for code in self.codes:
-            if code.grid:
+            if code.atoms >= 0:
                 v = column(code.column).to(self.step)
                 keep = ~v.isnan()
                 if keep.any():
                     found = find_atoms(v[keep], weight[keep], float(self.step[code.real]))
-                    self.atoms[code.real, : len(found)] = found
+                    self.atoms[code.atoms, : len(found)] = found
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, *E] -> coordinates y [N, d], NaN where absent, and codes [N, m] int64.
@@ -110,8 +112,8 @@ class Columns(nn.Module):
         for k, code in enumerate(self.codes):
             v = raw[:, code.column]
             value = v.nan_to_num(nan=code.size - 1).long() if code.real < 0 else torch.zeros_like(codes[:, k])
-            if code.grid:
-                hit = (v[:, None] - self.atoms[code.real]).abs() < self.step[code.real] / 2
+            if code.atoms >= 0:
+                hit = (v[:, None] - self.atoms[code.atoms]).abs() < self.step[code.real] / 2
                 at = hit.any(1)
                 value = torch.where(at, hit.long().argmax(1) + 1, 0)
                 y = y.clone() if y is raw else y
@@ -128,8 +130,8 @@ class Columns(nn.Module):
         x[:, self.reals] = y
         for code, value in zip(self.codes, codes.T, strict=True):
             v = value.double() if code.real < 0 else x[:, code.column]
-            if code.grid:
-                atom = F.pad(self.atoms[code.real], (1, 1), value=math.nan)[value]  # neither value nor missing: no atom
+            if code.atoms >= 0:
+                atom = F.pad(self.atoms[code.atoms], (1, 1), value=math.nan)[value]  # neither value nor missing: no atom
                 v = torch.where(atom.isnan(), v, atom)
             x[:, code.column] = torch.where(value == code.size - 1, math.nan, v) if code.nullable else v
         return x
