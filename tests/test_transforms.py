@@ -164,6 +164,54 @@ def test_whitening_start():
     assert all(p.isfinite().all() for p in layer.parameters())
 
 
+# ------------------------------------------------------------------------------------------- chains and kinds
+
+
+class Solver(Transform):
+    """Its log term is estimated, with an error."""
+
+    kind = Estimate
+
+    def forward(self, x, h=None, noise=None):
+        return Step(x, x.sum(1), kind=self.kind, se=x.new_full((len(x),), 3.0))
+
+    def inverse(self, z, h=None, out=None):
+        return z
+
+
+def test_a_chain_joins_kinds_and_sums_terms_and_errors():
+    step, origin = torch.tensor([0.5, 0.0, 0.0]).double(), torch.zeros(3).double()
+    x = torch.tensor([[1.5, 0.3, math.nan]], dtype=torch.float64)
+    bound = Chain([Standardise(3, 0.0, 2.0), Dequantise(step / 2, origin), Fill()])
+    assert bound.kind is bound(x).kind is LowerBound
+    assert bound(x).se is None
+    noise = RowNoise.by_place(1, generator())
+    done = bound(x, noise=noise)
+    assert (done.z[0, 0] - 0.75).abs() <= 0.125
+    assert done.z[0, 1] == 0.15
+    # the cell is 1/4, two entries are halved, and what is absent adds minus the log-density of its noise
+    filled = torch.distributions.Normal(0, 1).log_prob(done.z[0, 2])
+    close(done.log_term, math.log(0.25) - 2 * math.log(2) - filled[None])
+    assert bound.inverse(done.z)[0, :2].tolist() == x[0, :2].tolist()
+    both = Chain(
+        [bound, Solver(), Solver(), Split(torch.tensor([True, False, True])), Split(torch.tensor([False, True]))]
+    )
+    assert both.kind is both(x).kind is Estimate
+    assert both(x).se.item() == pytest.approx(18**0.5)
+    assert both.leaving == 2
+    z = torch.tensor([[1.0, 2.0, 3.0]]).double()
+    step = Chain(list(both.transforms)[1:])(z)
+    assert (step.z.tolist(), step.out.tolist(), step.log_term.tolist()) == ([[3.0]], [[2.0, 1.0]], [12.0])
+    assert Chain(list(both.transforms)[1:]).inverse(step.z, None, step.out).tolist() == z.tolist()
+
+
+def test_logit():
+    x = torch.rand(20, 3, generator=generator(), dtype=torch.float64)
+    step = Logit(0.05)(x)
+    close(Logit(0.05).inverse(step.z), x)
+    close(step.log_term[0], jacobian(lambda v: Logit(0.05)(v).z, x[:1]).diagonal().log().sum())
+
+
 # ------------------------------------------------------------------------------------------- splines
 
 

@@ -30,9 +30,11 @@ ATOM_DENSITY = 4.0  # in standardised units: ten times the peak of a normal curv
 ATOM_SHARE = 0.005  # of the rows
 
 
-def columns_of(space: Space) -> Sequence[Column]:
+def columns_of(space: Space | None) -> Sequence[Column]:
     """What each number of a flattened event is."""
-    return space.columns or (Integer("level", 0, (space.symbols or 1) - 1),) * space.dims
+    if space is None:
+        return ()
+    return (Integer("level", 0, (space.symbols or 1) - 1),) * space.dims if space.pixels else space.columns
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Columns(nn.Module):
 
     def __init__(self, space: Space | None, atoms: bool = True) -> None:
         super().__init__()
-        columns = [] if space is None else list(enumerate(columns_of(space)))
+        columns = list(enumerate(columns_of(space)))
         atoms = atoms and space is not None and not space.pixels  # levels are dense: none of them is an atom
         self.columns = len(columns)
         numbers = [(j, c) for j, c in columns if not isinstance(c, Category)]
@@ -131,7 +133,9 @@ class Columns(nn.Module):
         for code, value in zip(self.codes, codes.T, strict=True):
             v = value.double() if code.real < 0 else x[:, code.column]
             if code.atoms >= 0:
-                atom = F.pad(self.atoms[code.atoms], (1, 1), value=math.nan)[value]  # neither value nor missing: no atom
+                atom = F.pad(self.atoms[code.atoms], (1, 1), value=math.nan)[
+                    value
+                ]  # neither value nor missing: no atom
                 v = torch.where(atom.isnan(), v, atom)
             x[:, code.column] = torch.where(value == code.size - 1, math.nan, v) if code.nullable else v
         return x

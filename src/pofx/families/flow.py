@@ -199,7 +199,9 @@ class RealNvpConfig(FlowConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scales > self.layers:
-            raise UsageError(f"{self.layers} layers make no {self.scales} scales.", "Give more layers, or fewer scales.")
+            raise UsageError(
+                f"{self.layers} layers make no {self.scales} scales.", "Give more layers, or fewer scales."
+            )
 
 
 class RealNvp(Flow):

@@ -129,6 +129,8 @@ class Gan(Model):
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
         if reason := free_length(space, context):
             return reason
+        if not (space.columns or space.pixels):
+            return f"it makes columns and pixels, and {space} have none. Fit another family."
         if space.values:
             return "a label needs no generator. Fit a classifier or a histogram."
         if config.net == "conv" and not space.pixels:
@@ -260,7 +262,8 @@ def slope(score: Tensor, y: Tensor) -> Tensor:
     return gradient.square().sum(1)
 
 
-def conv_shape(config: GanConfig, space: Space) -> tuple[int, ...] | None:
+def conv_shape(config: GanConfig, space: Space) -> tuple[int, int, int] | None:
     """(C, H, W) where the nets are convolutional."""
-    small = config.net == "auto" and min(space.pixels or (0,)) < 16
-    return None if not space.pixels or config.net == "mlp" or small else space.event_shape
+    if not space.pixels or config.net == "mlp" or (config.net == "auto" and min(space.pixels[:2]) < 16):
+        return None
+    return space.pixels[2], *space.pixels[:2]
