@@ -182,7 +182,7 @@ class Solver(Transform):
 def test_a_chain_joins_kinds_and_sums_terms_and_errors():
     step, origin = torch.tensor([0.5, 0.0, 0.0]).double(), torch.zeros(3).double()
     x = torch.tensor([[1.5, 0.3, math.nan]], dtype=torch.float64)
-    bound = Chain([Standardise(3, 0.0, 2.0), Dequantise(step / 2, origin), Fill()])
+    bound = Chain([Standardise(3, 0.0, 2.0, gaps=True), Dequantise(step / 2, origin, gaps=True), Fill()])
     assert bound.kind is bound(x).kind is LowerBound
     assert bound(x).se is None
     noise = RowNoise.by_place(1, generator())

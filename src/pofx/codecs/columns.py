@@ -88,9 +88,9 @@ class Columns(nn.Module):
         """Whether no coordinate can be absent."""
         return bool(self.atoms.isnan().all()) and not any(c.nullable and c.real >= 0 for c in self.codes)
 
-    def flat(self, x: Tensor) -> Tensor:
-        """Events x [N, *E] as float64 rows [N, columns]."""
-        return x.to(self.step).reshape(len(x), -1)
+    def flat(self, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Events x [N, *E] as rows [N, columns]."""
+        return x.to(self.step.device, dtype).reshape(len(x), -1)
 
     def fit(self, column: Callable[[int], Tensor], weight: Tensor) -> None:
         """Find the atoms; ``column(j)`` [N] are the values of column j, of ``weight`` [N]."""
@@ -100,15 +100,15 @@ class Columns(nn.Module):
                 v = column(code.column).to(self.step)
                 keep = ~v.isnan()
                 if keep.any():
-                    found = find_atoms(v[keep], weight[keep], float(self.step[code.real]))
+                    found = find_atoms(v[keep], weight.to(v)[keep], float(self.step[code.real]))
                     self.atoms[code.atoms, : len(found)] = found
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, x: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """x [N, *E] -> coordinates y [N, d], NaN where absent, and codes [N, m] int64.
 
         y may share memory with x: do not write to it.
         """
-        raw = self.flat(x)
+        raw = self.flat(x, dtype)
         y = raw if len(self.reals) == self.columns else raw[:, self.reals]
         codes = torch.empty(len(raw), len(self.codes), dtype=torch.int64, device=raw.device)
         for k, code in enumerate(self.codes):

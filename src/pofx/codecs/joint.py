@@ -2,8 +2,8 @@
 
 Coordinates and codes are those of ``codecs.columns``, the context's first (but a label's before them). A grid is
 dequantised, y + step (u - 1/2) with u ~ U[0, 1); NaN entries are marginalised exactly, so an atom or a missing entry
-costs no bound: its probability is its code's. With ``per_class`` the categories of the context (or the label that is modelled) become one code, the
-class, which is the first.
+costs no bound: its probability is its code's. With ``per_class`` the categories of the context (or the label that is
+modelled) become one code, the class, which is the first.
 """
 
 from __future__ import annotations

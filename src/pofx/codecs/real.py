@@ -59,13 +59,14 @@ class Preprocess(nn.Module):
         self.dim, self.code_sizes = len(self.columns.reals), tuple(c.size for c in self.columns.codes)
         pixels, top = bool(space.pixels), space.symbols or 0
         self.dtype = torch.float32 if pixels else torch.float64
-        dequantise = [Dequantise(self.columns.step, self.columns.origin)] if self.columns.step.any() else []
+        gaps = any(c.real >= 0 for c in self.columns.codes)
+        grids = self.columns.step, self.columns.origin
+        dequantise = [Dequantise(*grids, gaps=gaps)] if self.columns.step.any() else []
         squash = [Standardise(self.dim, -0.5, top), Logit(logit)] if pixels and logit else []
-        self.standard = Standardise(self.dim, shared=shared_scale and pixels)
+        self.standard = Standardise(self.dim, shared=shared_scale and pixels, gaps=gaps)
         self.tails = None if pixels else Tails(self.dim)
         self.before = Chain([*dequantise, *squash])  # what the scale is that of
-        absent = any(c.real >= 0 for c in self.columns.codes)
-        after: list[Transform] = [self.standard, *([] if self.tails is None else [self.tails]), *[Fill()] * absent]
+        after: list[Transform] = [self.standard, *([] if self.tails is None else [self.tails]), *[Fill()] * gaps]
         self.chain = Chain([self.before, *after])
         self.logit = bool(squash)
 
@@ -83,11 +84,11 @@ class Preprocess(nn.Module):
         if self.space.pixels:
             rows = slice(None, None, -(-len(x) // ROWS_TO_SCALE))
             x, weight = x[rows], None if weight is None else weight[rows]
-        flat = self.columns.flat(x)
-        self.columns.fit(lambda j: flat[:, j], flat.new_ones(len(x)) if weight is None else weight.double())
-        v, _ = self.columns.split(x)
+        flat = self.columns.flat(x, self.dtype)
+        self.columns.fit(lambda j: flat[:, j], flat.new_ones(len(x)) if weight is None else weight)
+        v, _ = self.columns.split(x, self.dtype)
         # where all values are atoms: else a new value would lie far from them
-        v = torch.where(v.isnan().all(0), flat[:, self.columns.reals], v).to(self.dtype)
+        v = torch.where(v.isnan().all(0), flat[:, self.columns.reals], v)
         step = self.columns.step
         if self.logit:  # a curve: the variance within a cell is not known
             extra: Tensor | float = (0.1 / (self.space.symbols or 1)) ** 2
@@ -104,8 +105,8 @@ class Preprocess(nn.Module):
         Without noise a cell gives its midpoint and an absent entry gives zero: a deterministic point to encode, not
         a likelihood.
         """
-        v, codes = self.columns.split(x)
-        step = self.chain(v.to(self.dtype), noise=noise)
+        v, codes = self.columns.split(x, self.dtype)
+        step = self.chain(v, noise=noise)
         return Parts(codes, step.z, step.log_term.double())
 
     def join(self, codes: Tensor, y: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Base(Protocol):
         ...
 
     def sample(self, n: int, h: Tensor | None, generator: torch.Generator) -> Tensor:
-        """n draws [n, d]."""
+        """n draws [n, d], on the generator's device or the base's."""
         ...
 
 
@@ -43,15 +43,12 @@ class NormalBase(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("like", torch.empty(0), persistent=False)
-
-    like: Tensor  # knows device and dtype
 
     def log_prob(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         return normal_log_prob(z).sum(1)
 
     def sample(self, n: int, h: Tensor | None, generator: torch.Generator) -> Tensor:
-        return lengthen(torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.like))
+        return lengthen(torch.randn(n, self.dim, generator=generator, device=generator.device))
 
 
 class StudentBase(nn.Module):
@@ -72,8 +69,7 @@ class StudentBase(nn.Module):
     def log_prob(self, z: Tensor, h: Tensor | None = None) -> Tensor:
         nu = self.freedom
         constant = ((nu + 1) / 2).lgamma() - (nu / 2).lgamma() - 0.5 * (nu * math.pi).log()
-        # as a sum over nu, then z: z^2 overflows float32 beyond 1e19
-        stretch = torch.log1p(z.double().square() / nu)
+        stretch = torch.log1p(z.double().square() / nu)  # z^2 overflows float32 beyond 1e19
         return (constant - (nu + 1) / 2 * stretch).sum(1).to(z.dtype)
 
     def sample(self, n: int, h: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Transforms of each entry by itself: the way from raw numbers to standardised ones, as parts of a chain.
 
-An entry may be absent, NaN: it stays so, and has no part in the log term, until ``Fill`` puts noise in its place.
+An entry may be absent, NaN (where ``gaps`` says so): it stays so, and has no part in the log term, until ``Fill`` puts
+noise in its place.
 """
 
 from __future__ import annotations
@@ -23,25 +24,24 @@ class Dequantise(Transform):
 
     Args:
         step, origin: of the grids, float64 [d]; step 0 leaves an entry as it is.
+        gaps: entries may be absent.
     """
 
     kind = LowerBound
     step: Tensor
     origin: Tensor
 
-    def __init__(self, step: Tensor, origin: Tensor) -> None:
+    def __init__(self, step: Tensor, origin: Tensor, *, gaps: bool = False) -> None:
         super().__init__()
+        self.gaps = gaps
         self.register_buffer("step", step, persistent=False)
         self.register_buffer("origin", origin, persistent=False)
-        self.register_buffer("log_step", torch.where(step > 0, step, 1.0).log(), persistent=False)
-
-    log_step: Tensor
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         z = x
         if noise is not None:
-            z = x + self.step.to(x.dtype) * (noise.rand(x.shape[1]).to(x.device) - 0.5)
-        return Step(z, (~x.isnan()).to(self.log_step) @ self.log_step, kind=self.kind)
+            z = (noise.rand(x.shape[1]).to(x) - 0.5).mul_(self.step.to(x.dtype)).add_(x)
+        return Step(z, _summed(torch.where(self.step > 0, self.step, 1.0).log(), x, self.gaps), kind=self.kind)
 
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """To the nearest points of the grids, whose gradient is zero."""
@@ -70,14 +70,17 @@ class Standardise(Transform):
     Args:
         loc, scale: until ``fit``.
         shared: ``fit`` takes one location and scale for all entries.
+        gaps: entries may be absent.
     """
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int, loc: float = 0.0, scale: float = 1.0, *, shared: bool = False) -> None:
+    def __init__(
+        self, dim: int, loc: float = 0.0, scale: float = 1.0, *, shared: bool = False, gaps: bool = False
+    ) -> None:
         super().__init__()
-        self.shared = shared
+        self.shared, self.gaps = shared, gaps
         self.register_buffer("loc", torch.full((dim,), loc, dtype=torch.float64))
         self.register_buffer("scale", torch.full((dim,), scale, dtype=torch.float64))
 
@@ -90,8 +93,8 @@ class Standardise(Transform):
         self.scale.copy_(scale)
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
-        z = (x - self.loc.to(x.dtype)) / self.scale.to(x.dtype)
-        return Step(z, -((~x.isnan()).to(self.scale) @ self.scale.log()))
+        z = (x - self.loc.to(x.dtype)).div_(self.scale.to(x.dtype))
+        return Step(z, _summed(-self.scale.log(), x, self.gaps))
 
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         return z * self.scale.to(z.dtype) + self.loc.to(z.dtype)
@@ -136,3 +139,8 @@ class Fill(Transform):
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """z itself: which entries were absent, the codes of the columns tell."""
         return z
+
+
+def _summed(log_slope: Tensor, x: Tensor, gaps: bool) -> Tensor:
+    """The sum [N] of log slopes [d] that all rows x [N, d] share, over what is there of each."""
+    return (~x.isnan()).to(log_slope) @ log_slope if gaps else log_slope.sum().expand(len(x))
