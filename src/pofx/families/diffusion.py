@@ -149,7 +149,7 @@ class PathModel(Continuous, HasNoisedScore):
         super().prepare(x, c, weight, generator)
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
-        y = self.noisy_split(some, RowNoise.by_place(len(some), generator)).y
+        y = self.split(some, RowNoise.by_place(len(some), generator)).y
         self.gaussian.fit(y, None if weight is None else weight[rows])
 
     def rows_per_pass(self) -> int:
@@ -212,7 +212,7 @@ class PathModel(Continuous, HasNoisedScore):
         denoise = self.denoiser(self.given_codes(codes, e))
 
         def draw(u: Tensor) -> Tensor:
-            parts = self.noisy_split(x, noise)
+            parts = self.split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
             nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps, **self.ends)
