@@ -19,7 +19,7 @@ from pofx.core.space import Space
 from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
-PRESETS = ("ddpm", "flow-matching")
+PRESETS = ("ddpm", "vdm", "flow-matching")
 PLANE = Table((Real("a"), Real("b")))
 every_preset = pytest.mark.parametrize("name", PRESETS)
 
@@ -120,7 +120,7 @@ def test_samples_are_likely_under_the_truth(name: str, sampler: str) -> None:
 
 
 def test_more_steps_sample_otherwise_and_the_generator_decides() -> None:
-    model = trained("ddpm")
+    model = trained("vdm")
     few, many = (model.sample(50, sampler=Sampler(steps=k), generator=gen(1)) for k in (3, 40))
     assert not torch.equal(few, many)
     assert torch.equal(many, model.sample(50, sampler=Sampler(steps=40), generator=gen(1)))
@@ -156,7 +156,7 @@ def test_noised_score_of_a_gaussian_is_in_closed_form(name: str, noise: float) -
 
 def test_context_is_used() -> None:
     x, side = moons(6000)
-    model = build("ddpm", PLANE, x, Label(("upper", "lower")), side, hidden=64, blocks=1)
+    model = build("vdm", PLANE, x, Label(("upper", "lower")), side, hidden=64, blocks=1)
     train(model, x, 300, side)
     test, which = moons(500, seed=5)
     with torch.no_grad():
@@ -171,10 +171,10 @@ def test_context_is_used() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear-beta", "exploding", "linear"])
 @pytest.mark.parametrize("predict", ["v", "eps", "x0", "velocity", "score"])
-@pytest.mark.parametrize("weighting", ["vlb", "simple", "flat"])
+@pytest.mark.parametrize("weighting", ["likelihood", "simple", "edm", "flat"])
 def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:
     x, _ = moons(400)
-    model = build("ddpm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
+    model = build("vdm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
     covariance = x.T.cov(correction=0)
     shrunk = torch.lerp(covariance, covariance.diagonal().diag(), 2 / 402)
     normal = torch.distributions.MultivariateNormal(x.mean(0), shrunk).log_prob(x)
@@ -192,7 +192,7 @@ def test_vlb_training_lowers_minus_the_bound() -> None:
     """bound = its terms at both ends - half the range of the log SNR x d x loss."""
     x, _ = moons(64)
     ends = {"smallest": 0.05, "largest": 20.0}
-    model = build("ddpm", PLANE, x, hidden=16, blocks=1, **ends)
+    model = build("vdm", PLANE, x, hidden=16, blocks=1, **ends)
     train(model, x, 30, batch=64)
     batch = Batch(x, total=len(x))
     with torch.no_grad():
@@ -257,13 +257,13 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         Ddpm(PathConfig(net="unet"), PLANE)
     with pytest.raises(UsageError, match="cannot rise"):
         FlowMatching(FlowMatching.Config(smallest=2.0, largest=1.0), PLANE)
-    model = build("ddpm", PLANE, x)
+    model = build("vdm", PLANE, x)
     with pytest.raises(UsageError, match="takes no draws"):
         model.log_prob(x, budget=Budget(estimator="ode", draws=4))
     grid = Table((Integer("n", 0, 9),))
     counts = torch.arange(10, dtype=torch.float64)[:, None].repeat(5, 1)
     with pytest.raises(Unsupported, match="complete real columns"):
-        build("ddpm", grid, counts).given().noised_score(counts)
+        build("vdm", grid, counts).given().noised_score(counts)
     with pytest.raises(Unsupported, match="has no score .*noised_score"):
         model.given().score(x)
     with pytest.raises(UsageError, match="noise from 0.001 to 80, not 1e-06"):

@@ -13,14 +13,14 @@ the noisy ones the reverse-time SDE (Song et al. 2021). ``ancestral`` is the fir
 integrator of that SDE, ``ddim`` of that ODE: one function serves four names.
 
 All share one signature. ``denoise``: z [N, *E], t [] -> E[x | z]; ``times`` [steps + 1] falling; ``z``
-[N, *E] at times[0]. Returns z at times[-1].
+[N, *E] at times[0]; ``callback`` sees every denoising and may change it. Returns z at times[-1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,22 @@ from torch import Tensor
 from pofx.paths.predict import Denoise, eps_of
 from pofx.paths.schedule import Point, Schedule
 
-Solver = Callable[[Denoise, Schedule, Tensor, Tensor, torch.Generator], Tensor]
+Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+"""callback(step, t [], z [N, *E], denoised [N, *E]): what it returns, if anything, takes the denoised one's place."""
+
+
+class Solver(Protocol):
+    """One of the samplers."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        schedule: Schedule,
+        times: Tensor,
+        z: Tensor,
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Tensor: ...
 
 
 def exponential(
@@ -37,6 +52,7 @@ def exponential(
     times: Tensor,
     z: Tensor,
     generator: torch.Generator,
+    callback: Callback | None = None,
     *,
     order: int,
     noisy: bool,
@@ -55,7 +71,7 @@ def exponential(
     last = None
     for i in range(len(times) - 1):
         t, s, h = points[i], points[i + 1], half[i + 1] - half[i]
-        x = step = denoise(z, times[i])
+        x = step = _denoised(denoise, callback, i, times[i], z)
         if order == 2 and last is not None and i < len(times) - 2:
             ratio = h / (half[i] - half[i - 1])
             step = x + (ratio / 2).to(z.dtype) * (x - last)
@@ -70,7 +86,14 @@ def exponential(
     return z
 
 
-def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
+def heun(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Tensor,
+    z: Tensor,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+) -> Tensor:
     """Heun's method on dz = x d(alpha) + eps d(sigma), where no derivative of the schedule is needed.
 
     On the linear path these are Heun steps in t, on the exploding path in sigma (Karras et al. 2022). Two
@@ -80,18 +103,19 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generat
         >>> import torch
         >>> from pofx.paths.schedule import Linear
         >>> schedule = Linear()
-        >>> times = schedule.times(10, 1e-3, 1e3)
+        >>> times = schedule.times(10)
         >>> z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
         >>> x = heun(lambda z, t: torch.full_like(z, 3.0), schedule, times, z, torch.Generator())
         >>> bool((x - 3).abs().max() < 0.01)  # all data lie at 3
         True
     """
     points = _points(schedule, times, z)
-    for i, (t, s) in enumerate(pairwise(points)):
-        x = denoise(z, times[i])
+    for i in range(len(times) - 1):
+        t, s = points[i], points[i + 1]
+        x = _denoised(denoise, callback, i, times[i], z)
         eps = eps_of(x, z, t)
         ahead = s.alpha * x + s.sigma * eps
-        x_ahead = denoise(ahead, times[i + 1])
+        x_ahead = _denoised(denoise, callback, i, times[i + 1], ahead)
         eps_ahead = eps_of(x_ahead, ahead, s)
         z = z + (s.alpha - t.alpha) * (x + x_ahead) / 2 + (s.sigma - t.sigma) * (eps + eps_ahead) / 2
     return z
@@ -105,6 +129,12 @@ SAMPLERS: dict[str, Solver] = {
     "dpm++": partial(exponential, order=2, noisy=False),
     "sde": partial(exponential, order=2, noisy=True),
 }
+
+
+def _denoised(denoise: Denoise, callback: Callback | None, step: int, t: Tensor, z: Tensor) -> Tensor:
+    x = denoise(z, t)
+    changed = None if callback is None else callback(step, t, z, x)
+    return x if changed is None else changed
 
 
 def _points(schedule: Schedule, times: Tensor, z: Tensor) -> list[Point]:
