@@ -158,7 +158,7 @@ def images(n, seed=0):
 
 
 NOISY = [
-    ("vae", "iwae"), ("vae", "elbo"), ("ddpm", "vlb"), ("ddpm", "ode"), ("flow-matching", "ode"), ("nsf", None),
+    ("vae", "iwae"), ("vae", "elbo"), ("vdm", "vlb"), ("vdm", "ode"), ("flow-matching", "ode"), ("nsf", None),
     ("gmm", None),
 ]  # fmt: skip
 

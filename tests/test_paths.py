@@ -16,7 +16,7 @@ from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, PathObjective
 from pofx.paths.predict import PREDICTIONS, Denoiser, eps_of, point
-from pofx.paths.samplers import SAMPLERS
+from pofx.paths.samplers import SAMPLERS, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Cosine, Linear, LinearBeta, Schedule
 
 SMALLEST, LARGEST = 1e-3, 80.0
@@ -116,9 +116,9 @@ def test_a_step_down_the_chain_has_the_papers_posterior() -> None:
         beta, now, before = betas[t - 1], kept[t - 1], kept[t - 2]
         times = torch.tensor([t, t - 1], dtype=torch.float64) / 1000
 
-        def step(x: float, z: float, times: Tensor = times) -> Tensor:
+        def step(x: float, z: float, times: Tensor = times, seed: int = t) -> Tensor:
             state = torch.full((3,), z, dtype=torch.float64)
-            return SAMPLERS["ancestral"](lambda v, _: torch.full_like(v, x), chain, times, state, gen(t))
+            return SAMPLERS["ancestral"](lambda v, _: torch.full_like(v, x), chain, times, state, gen(seed))
 
         noise, x_part, z_part = step(0, 0), step(1, 0) - step(0, 0), step(0, 1) - step(0, 0)
         assert torch.allclose(noise / normal(3, seed=t), ((1 - before) / (1 - now) * beta).sqrt())
@@ -329,16 +329,16 @@ def test_a_callback_sees_every_denoising_and_may_guide() -> None:
         return denoised + p.sigma**2 / p.alpha * slope
 
     for name in ("sde", "heun"):
-        x = SAMPLERS[name](data, s, times, s(times[0]).scale * normal(n, 1, seed=3), gen(4), guide)
+        x = sample(name, data, s, times, s(times[0]).scale * normal(n, 1, seed=3), gen(4), guide)
         assert x.mean().item() == pytest.approx(y / (1 + spread**2), abs=0.02)
         assert x.var().item() == pytest.approx(spread**2 / (1 + spread**2), abs=0.02)
     firsts, both = seen[:60], seen[60:]
     assert firsts == [(i, t) for i, t in enumerate(times[:-1].tolist())]
-    assert both == [(i, t) for i, pair in enumerate(pairwise(times.tolist())) for t in pair]
+    assert both == [place for pair in pairwise(enumerate(times.tolist())) for place in pair]
     watched = []
-    z, solve = normal(5, 1), SAMPLERS["dpm++"]
-    unchanged = solve(data, s, times, z, gen(), lambda *what: watched.append(what))
-    assert torch.equal(unchanged, solve(data, s, times, z, gen()))
+    z = normal(5, 1)
+    unchanged = sample("dpm++", data, s, times, z, gen(), lambda *what: watched.append(what))
+    assert torch.equal(unchanged, SAMPLERS["dpm++"](data, s, times, z, gen()))
     assert len(watched) == 60
 
 
@@ -350,13 +350,15 @@ def test_a_callback_sees_every_denoising_and_may_guide() -> None:
 def test_the_pace_of_the_times_undoes_them(name: str, times: str) -> None:
     """It is the derivative of the log SNR in u, whose mean over an even log SNR it so restores."""
     s, u = schedule(name), torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
-    t, pace = TIMES[times](s, u)
+    _, pace = TIMES[times](s, u)
     if name == "ddpm" and times == "uniform":  # of so many steps
         u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
         assert TIMES[times](s, u)[1].mean().item() == pytest.approx(1, abs=0.1)
         return
     ahead, behind = (s.log_snr(TIMES[times](s, u + d)[0]) for d in (1e-6, -1e-6))
-    assert torch.allclose((ahead - behind) / 2e-6, pace * (s.ends[1] - s.ends[0]), rtol=1e-2 if name == "ddpm" else 1e-5)
+    assert torch.allclose(
+        (ahead - behind) / 2e-6, pace * (s.ends[1] - s.ends[0]), rtol=1e-2 if name == "ddpm" else 1e-5
+    )
     edges = s.log_snr(TIMES[times](s, torch.tensor([0, 1 - 1e-12], dtype=torch.float64))[0])
     assert torch.allclose(edges, torch.tensor(s.ends, dtype=torch.float64), atol=0.01)
 

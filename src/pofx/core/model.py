@@ -223,7 +223,7 @@ class Model(nn.Module):
         """Score [N, *E] of data with noise added (see ``Conditional.noised_score``). Where ``has_noised_score``."""
         raise Unsupported(
             f"{self.name} has no score of noised data.",
-            "Ask for score, that of the data themselves." if self.has_score else "Fit a ddpm or flow-matching.",
+            "Ask for score, that of the data themselves." if self.has_score else "Fit a vdm or flow-matching.",
         )
 
     def rows_per_pass(self) -> int:

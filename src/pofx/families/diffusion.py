@@ -39,7 +39,7 @@ from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, PathObjective
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
-from pofx.paths.samplers import SAMPLERS, Callback
+from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
 from pofx.spaces import Image
 
@@ -164,7 +164,7 @@ class PathModel(Continuous):
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(
-            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=16
+            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=8, draws=16
         )
 
     @classmethod
@@ -257,7 +257,7 @@ class PathModel(Continuous):
         generator: torch.Generator,
         callback: Callback | None = None,
     ) -> Tensor:
-        solve = SAMPLERS[sampler.name or self.samplers[0]]
+        name = sampler.name or self.samplers[0]
         times = self.schedule.times(sampler.steps or self.config.sample_steps)
         start = self.schedule(times[0])
 
@@ -266,7 +266,7 @@ class PathModel(Continuous):
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = solve(self.denoiser(h), self.schedule, times, z, generator, callback)
+        z = sample(name, self.denoiser(h), self.schedule, times, z, generator, callback)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 

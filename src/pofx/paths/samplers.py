@@ -12,15 +12,14 @@ The deterministic ones solve the probability flow ODE of the path, dz = E[x|z] d
 the noisy ones the reverse-time SDE (Song et al. 2021). ``ancestral`` is the first-order exponential
 integrator of that SDE, ``ddim`` of that ODE: one function serves four names.
 
-All share one signature. ``denoise``: z [N, *E], t [] -> E[x | z]; ``times`` [steps + 1] falling; ``z``
-[N, *E] at times[0]; ``callback`` sees every denoising and may change it. Returns z at times[-1].
+All share one signature, that of ``sample`` without name and callback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,22 +27,35 @@ from torch import Tensor
 from pofx.paths.predict import Denoise, eps_of
 from pofx.paths.schedule import Point, Schedule
 
+Solver = Callable[[Denoise, Schedule, Tensor, Tensor, torch.Generator], Tensor]
 Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 """callback(step, t [], z [N, *E], denoised [N, *E]): what it returns, if anything, takes the denoised one's place."""
 
 
-class Solver(Protocol):
-    """One of the samplers."""
+def sample(
+    name: str,
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Tensor,
+    z: Tensor,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+) -> Tensor:
+    """From z [N, *E] at times[0] to z at times[-1].
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        schedule: Schedule,
-        times: Tensor,
-        z: Tensor,
-        generator: torch.Generator,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
+    Args:
+        name: of the sampler.
+        denoise: z [N, *E], t [] -> E[x | z].
+        times: [steps + 1], falling.
+        callback: sees every denoising, for previews, and may change it, for guidance; ``step`` is t's place in times.
+    """
+
+    def watched(z: Tensor, t: Tensor) -> Tensor:
+        x = denoise(z, t)
+        changed = None if callback is None else callback(int((times > t).sum()), t, z, x)
+        return x if changed is None else changed
+
+    return SAMPLERS[name](watched, schedule, times, z, generator)
 
 
 def exponential(
@@ -52,7 +64,6 @@ def exponential(
     times: Tensor,
     z: Tensor,
     generator: torch.Generator,
-    callback: Callback | None = None,
     *,
     order: int,
     noisy: bool,
@@ -71,7 +82,7 @@ def exponential(
     last = None
     for i in range(len(times) - 1):
         t, s, h = points[i], points[i + 1], half[i + 1] - half[i]
-        x = step = _denoised(denoise, callback, i, times[i], z)
+        x = step = denoise(z, times[i])
         if order == 2 and last is not None and i < len(times) - 2:
             ratio = h / (half[i] - half[i - 1])
             step = x + (ratio / 2).to(z.dtype) * (x - last)
@@ -86,14 +97,7 @@ def exponential(
     return z
 
 
-def heun(
-    denoise: Denoise,
-    schedule: Schedule,
-    times: Tensor,
-    z: Tensor,
-    generator: torch.Generator,
-    callback: Callback | None = None,
-) -> Tensor:
+def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
     """Heun's method on dz = x d(alpha) + eps d(sigma), where no derivative of the schedule is needed.
 
     On the linear path these are Heun steps in t, on the exploding path in sigma (Karras et al. 2022). Two
@@ -110,12 +114,11 @@ def heun(
         True
     """
     points = _points(schedule, times, z)
-    for i in range(len(times) - 1):
-        t, s = points[i], points[i + 1]
-        x = _denoised(denoise, callback, i, times[i], z)
+    for i, (t, s) in enumerate(pairwise(points)):
+        x = denoise(z, times[i])
         eps = eps_of(x, z, t)
         ahead = s.alpha * x + s.sigma * eps
-        x_ahead = _denoised(denoise, callback, i, times[i + 1], ahead)
+        x_ahead = denoise(ahead, times[i + 1])
         eps_ahead = eps_of(x_ahead, ahead, s)
         z = z + (s.alpha - t.alpha) * (x + x_ahead) / 2 + (s.sigma - t.sigma) * (eps + eps_ahead) / 2
     return z
@@ -129,12 +132,6 @@ SAMPLERS: dict[str, Solver] = {
     "dpm++": partial(exponential, order=2, noisy=False),
     "sde": partial(exponential, order=2, noisy=True),
 }
-
-
-def _denoised(denoise: Denoise, callback: Callback | None, step: int, t: Tensor, z: Tensor) -> Tensor:
-    x = denoise(z, t)
-    changed = None if callback is None else callback(step, t, z, x)
-    return x if changed is None else changed
 
 
 def _points(schedule: Schedule, times: Tensor, z: Tensor) -> list[Point]:
