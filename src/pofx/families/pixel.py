@@ -26,13 +26,13 @@ from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import Options, at_least
 from pofx.core.space import Space
-from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.families.autoregressive import Autoregressive
 from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, ResidualNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import DiagonalLstm, RowLstm
-from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 from pofx.spaces import Image
 
 
