@@ -226,10 +226,5 @@ class Codes(nn.Module):
         return self.heads.log_prob(self.net(self.embed(codes), e), codes).sum(-1)
 
     def sample(self, n: int, e: Tensor | None, generator: torch.Generator) -> Tensor:
-        walk = self.net.walk(n, e)
-        codes = torch.empty(n, len(self.heads.params), dtype=torch.int64, device=self.net.out.weight.device)
-        for i in walk.order:
-            head = self.heads.site(i)
-            codes[:, i] = head.sample(walk.params(), generator).long()
-            walk.push(head.embed(codes[:, i]))
-        return codes
+        codes = torch.empty(n, self.heads.sites, dtype=torch.int64, device=self.net.out.weight.device)
+        return self.heads.visit(self.net.walk(n, e), codes, generator)

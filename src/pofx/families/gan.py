@@ -200,7 +200,7 @@ class Gan(Model):
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
-            "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."
+            "samples (two-sample test, precision and recall), or fit a vae, nsf or vdm for a likelihood."
         )
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
