@@ -27,7 +27,7 @@ from pofx.core.space import Ragged, Space, join, take
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pofx.core.learner import Learner, Recipe, TrainingSet
+    from pofx.core.learner import Learner, Recipe, Stage, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ class Model(nn.Module):
     def learner(self, recipe: Recipe) -> Learner:
         """Everything that differs between families in training."""
         raise NotImplementedError
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        """What a fit goes through, one after the other: the learner on the training data, unless a family has more."""
+        from pofx.core.learner import Stage
+
+        return [Stage("model", recipe, partial(self.learner, recipe))]
 
     def training_set(self, x: Any) -> TrainingSet:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""

@@ -23,28 +23,21 @@ from pofx.core.registry import family as find_family
 from pofx.data.parts import Data, Part, class_counts
 from pofx.train import run as folder
 from pofx.train.device import choose
+from pofx.train.loop import Loop, Progress, seeded
 from pofx.train.machine import one_process
 from pofx.train.memory import building
 from pofx.train.processes import agree, count, is_first, leave, on_this_machine, torchrun
 from pofx.train.run import Run
 from pofx.train.signals import Watch
+from pofx.train.stages import Limit, check_stages
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-from pofx.train.loop import Limit, Loop, Progress, seeded
 
 LOOK = 2**25  # numbers of a sample that stands for rows beyond memory before training: 256 MiB
-
-
 PRECISIONS = ("32-true", "bf16-mixed")
-
-
 COMPILE = ("never", "auto")
-
-
 SEEDS = at_least(0, 2**63 - 1)
-
-
 PART = Range(0, 1, above=True)  # of a budget
 
 
@@ -171,6 +164,7 @@ def fit(
         )
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
+    check_stages(model, model.stages(rec), limit, target)
     about: dict[str, Any] = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
