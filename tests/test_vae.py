@@ -250,7 +250,7 @@ def test_the_latent_report_tells_used_from_collapsed(x: Tensor) -> None:
 def test_the_report_under_a_mixture_prior_agrees_with_the_closed_form(x: Tensor) -> None:
     model = pca()
     closed = model.latent_report(x)
-    model.config = replace(model.config, prior=2)
+    model.config = replace(model.config, prior="mixture:components=2")
     model.prior = MixturePrior(2, 2)
     nn.init.zeros_(model.prior.mean)
     drawn = model.latent_report(x.repeat(50, 1), generator=seeded(0))

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Space
 from pofx.nn.tails import REACH, lengthen, shorten
-from pofx.spaces import Category, Image, Integer, Real, Table
+from pofx.spaces import Category, Image, Integer, Real, Reals, Table
 
 ATOMS = 8  # at most so many per column
 ATOM_DENSITY = 4.0  # in standardised units: ten times the peak of a normal curve
@@ -101,6 +101,8 @@ def preprocess(space: Space, *, logit: float = 0.0, shared_scale: bool = False) 
     """
     if isinstance(space, Image):
         return ImagePreprocess(space, logit, shared_scale)
+    if isinstance(space, Reals):  # as real columns
+        return TablePreprocess(Table(tuple(Real(str(i)) for i in range(space.dims))), space.shape)
     assert isinstance(space, Table)
     return TablePreprocess(space)
 
@@ -111,9 +113,9 @@ class TablePreprocess(Preprocess):
     atoms: Tensor
     reach: Tensor
 
-    def __init__(self, space: Table) -> None:
+    def __init__(self, space: Table, shape: tuple[int, ...] = (-1,)) -> None:
         super().__init__()
-        self.columns = len(space.columns)
+        self.columns, self.shape = len(space.columns), shape
         numeric = [(j, c) for j, c in enumerate(space.columns) if not isinstance(c, Category)]
         self.category = [(j, len(c.values), c.nullable) for j, c in enumerate(space.columns) if isinstance(c, Category)]
         self.numeric = [j for j, _ in numeric]
@@ -136,6 +138,7 @@ class TablePreprocess(Preprocess):
         self.register_buffer("atoms", torch.full((self.dim, ATOMS), math.nan, **f64))  # NaN: unused
 
     def fit(self, x: Tensor, weight: Tensor | None, generator: torch.Generator) -> None:
+        x = x.flatten(1)
         w = torch.ones(len(x), dtype=torch.float64) if weight is None else weight.double()
         self.atoms.fill_(math.nan)
         for i, j in enumerate(self.numeric):
@@ -158,6 +161,7 @@ class TablePreprocess(Preprocess):
             self.reach[i] = (((v - loc).abs().max() + step / 2) / self.scale[i]).clamp(min=REACH)
 
     def split(self, x: Tensor, u: Tensor | None = None, e: Tensor | None = None) -> Parts:
+        x = x.flatten(1)
         v = x[:, self.numeric].double()
         absent = torch.isnan(v)
         codes = []
@@ -199,7 +203,7 @@ class TablePreprocess(Preprocess):
             if nullable:
                 v[:, i] = torch.where(code == size - 1, math.nan, v[:, i])
         x[:, self.numeric] = v
-        return x
+        return x.reshape(-1, *self.shape) if len(self.shape) > 1 else x
 
 
 class ImagePreprocess(Preprocess):

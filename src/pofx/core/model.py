@@ -136,6 +136,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        """Further Configs of that size, by name, whose options change the mathematics: the suite checks them, too."""
+        return {}
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         """How this family is trained on ``space`` unless the user says otherwise."""
         raise NotImplementedError
@@ -284,9 +289,20 @@ class Model(nn.Module):
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def parts(self) -> dict[str, Model]:
+        """The models inside this one by their names in it; what is inside them is theirs."""
+        found: dict[str, Model] = {}
+        for name, module in self.named_modules():
+            if name and isinstance(module, Model) and not any(name.startswith(f"{other}.") for other in found):
+                found[name] = module
+        return found
+
     def parameter_count(self) -> int:
         """Fitted numbers: trainable parameters, or what a counting family counts."""
-        return sum(p.numel() for p in self.parameters())
+        parts = self.parts().values()
+        others = {id(p) for part in parts for p in part.parameters()}
+        own = sum(p.numel() for p in self.parameters() if id(p) not in others)
+        return own + sum(part.parameter_count() for part in parts)
 
     def __repr__(self) -> str:
         """One line; ``model.children()`` are its parts."""

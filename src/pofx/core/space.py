@@ -10,6 +10,7 @@ A space says nothing about any data set beyond what is needed to read, check and
     Text      [L], numbers of symbols            int64     counting
     Audio     [L], levels 0 .. levels-1          int64     counting
     Sequence  [L, D], each step a table's row    float64   that of a step, again and again
+    Reals     any shape                          float64   Lebesgue
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
@@ -120,9 +121,8 @@ class Ragged(Space):
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 
 
-BUILT_IN = {
-    name: f"pofx.spaces.{name}:{name.capitalize()}" for name in ("table", "image", "label", "text", "audio", "sequence")
-}
+NAMES = ("table", "image", "label", "text", "audio", "sequence", "reals")
+BUILT_IN = {name: f"pofx.spaces.{name}:{name.capitalize()}" for name in NAMES}
 _REGISTERED: dict[str, type[Space]] = {}
 
 

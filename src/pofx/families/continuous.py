@@ -29,7 +29,7 @@ from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
 from pofx.nn.sites import heads_for
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category, Image, Label, Reals, Table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Continuous(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if not isinstance(space, Table | Image):
+        if not isinstance(space, Table | Image | Reals):
             return "it models a density on R^d. Fit a classifier for labels."
         if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
@@ -86,7 +86,7 @@ class Continuous(Model):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if not isinstance(space, Image):
             yield "logit"
-        if not isinstance(space, Table | Image):
+        if not isinstance(space, Table | Image | Reals):
             return
         pre = preprocess(space)
         if not pre.code_sizes:

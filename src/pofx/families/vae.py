@@ -13,30 +13,35 @@ pixel (nn/heads.py), proper in raw data space, so a bound is in the data's own m
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from pofx.core.errors import UsageError
-from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
-from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.errors import Unsupported, UsageError
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage
+from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
+from pofx.core.model import Budget, Model, Sampler, replace_config, serving
+from pofx.core.nested import nested, spelled
 from pofx.core.noise import RowNoise
-from pofx.core.options import SHARE, Options, at_least
+from pofx.core.options import BELOW_ONE, SHARE, Options, at_least
 from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, heads_for, mixes
-from pofx.spaces import Image, Label
+from pofx.spaces import Image, Label, Reals
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold
+KERNELS = 500  # draws of a prior by which the density of each dimension is estimated
+STARTED = 4096  # draws of N(0, I) that a prior which is trained with the rest starts from
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class VaeConfig(Options):
         image: the head of image levels.
         components: of the mixture in the heads of real columns and of logistic levels; 1 is a plain
             Gaussian or logistic.
-        prior: components of a learned Gaussian mixture p(z); 1 is the standard normal.
+        prior: p(z): "normal", N(0, I); "mixture", a learned mixture of Gaussians ("mixture:components=20"); or a family
+            with an exact density of real vectors, such as "nsf", with options of its own as "nsf:layers=3,hidden=64".
+        prior_share: of the budget, at its end, in which such a family is fitted, by its own recipe, to codes drawn from
+            the trained encoder, N(0, I) having stood in for it; 0: it is trained with the rest.
         objective: what training raises: the ELBO, or the IWAE bound of ``train_draws`` draws.
         train_draws: draws of z per datum in a training step.
         beta: weight of log q(z | x) - log p(z) in training (Higgins et al. 2017, eq. 4; 1 is the bound).
@@ -67,14 +75,15 @@ class VaeConfig(Options):
     channels: int = 16
     image: ImageKind = "auto"
     components: int = 2
-    prior: int = 1
+    prior: str = "normal"
+    prior_share: float = 0.0
     objective: Literal["elbo", "iwae"] = "elbo"
     train_draws: int = 1
     beta: float = 1.0
     warmup: float = 0.1
     draws: int = 64
 
-    ranges = {"warmup": SHARE, "draws": at_least(2)}
+    ranges = {"prior_share": BELOW_ONE, "warmup": SHARE, "draws": at_least(2)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +91,8 @@ class VaeConfig(Options):
             raise UsageError(
                 f"The IWAE bound of train_draws={self.train_draws} is the ELBO.", "Give 2 or more, or objective=elbo."
             )
+        if self.prior_share and spelled(self.prior)[0] in PRIORS:
+            raise UsageError(f"prior={self.prior} has no stage of its own.", "Leave out prior_share, or name a family.")
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,33 @@ class LatentReport:
     rate: float
 
 
-class StandardNormal(nn.Module):
+class Prior(nn.Module, ABC):
+    """p(z) over latents [..., L].
+
+    Attributes:
+        rows_per_pass: how many z one call of ``log_prob`` may hold.
+    """
+
+    rows_per_pass: int = PASS
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) [...] of z [..., L], exact."""
+
+    @abstractmethod
+    def log_marginals(self, z: Tensor) -> Tensor:
+        """log p(z_d) of every dimension alone [..., L]."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n draws [n, L]."""
+
+    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor | None:
+        """KL(N(mean_d, scale_d^2) || p(z_d)) [N, L] where the dimensions are independent and it has a closed form."""
+        return None
+
+
+class StandardNormal(Prior):
     """p(z) = N(0, I)."""
 
     def __init__(self, latent: int) -> None:
@@ -109,18 +146,30 @@ class StandardNormal(nn.Module):
         self.latent = latent
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """[..., L] -> [...]"""
         return -0.5 * z.square().sum(-1) - self.latent * HALF_LOG_2PI
 
     def log_marginals(self, z: Tensor) -> Tensor:
-        """log p(z_d) of every dimension alone [..., L]."""
         return -0.5 * z.square() - HALF_LOG_2PI
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, self.latent, generator=generator, device=generator.device)
 
+    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """Kingma & Welling 2014, appendix B."""
+        return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
 
-class MixturePrior(nn.Module):
+
+@dataclass(frozen=True)
+class NormalOptions(Options):
+    """None."""
+
+
+@dataclass(frozen=True)
+class MixtureOptions(Options):
+    components: int = 10
+
+
+class MixturePrior(Prior):
     """p(z) = sum_k w_k N(z; m_k, diag s_k^2), learned with the rest of the model.
 
     The prior that maximises the ELBO is the aggregate posterior, itself a mixture (Tomczak & Welling 2018,
@@ -148,6 +197,83 @@ class MixturePrior(nn.Module):
         k = pick(self.logits.expand(n, -1), generator)
         noise = torch.randn(n, self.mean.shape[1], generator=generator, device=generator.device).to(self.mean)
         return self.mean[k] + self.log_scale[k].exp() * noise
+
+
+class FamilyPrior(Prior):
+    """p(z) of another family; N(0, I) stands in for it until it is ``fitted``."""
+
+    fitted: Tensor
+
+    def __init__(self, latent: int, text: str, fitted: bool) -> None:
+        super().__init__()
+        self.model, self.start = nested(text, Reals((latent,))), StandardNormal(latent)
+        if Exact not in self.model.claims:
+            raise Unsupported(
+                f"prior={text}: {self.model.name} has no exact density, without which the bound is none.",
+                "Name a flow, normal or mixture.",
+            )
+        self.rows_per_pass = self.model.rows_per_pass()
+        self.register_buffer("fitted", torch.tensor(fitted))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        if not self.fitted:
+            return self.start.log_prob(z)
+        rows = z.reshape(-1, z.shape[-1]).double()
+        noise = RowNoise(0, lambda: torch.arange(len(rows), device=z.device))  # which an exact density has no use for
+        lik = self.model.rows_log_prob(rows, None, Budget(), noise)
+        assert isinstance(lik, Exact)
+        return lik.nats.to(z.dtype).reshape(z.shape[:-1])
+
+    def log_marginals(self, z: Tensor) -> Tensor:
+        """Estimated, by Gaussian kernels on draws of the prior."""
+        if not self.fitted:
+            return self.start.log_marginals(z)
+        drawn = self.sample(KERNELS, torch.Generator(z.device).manual_seed(0)).to(z)
+        kernels = Normal(drawn, 1.06 * KERNELS**-0.2 * drawn.std(0))  # Silverman 1986, eq. 3.28
+        return kernels.log_prob(z[..., None, :]).logsumexp(-2) - math.log(KERNELS)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        if not self.fitted:
+            return self.start.sample(n, generator)
+        return self.model.rows_sample(n, None, Sampler(), generator).float()
+
+    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor | None:
+        return None if self.fitted else self.start.divergence(mean, log_scale)
+
+
+PRIORS = {"normal": NormalOptions, "mixture": MixtureOptions}  # that are no family; the options of each
+
+
+def prior(config: VaeConfig) -> Prior:
+    """The prior that ``config.prior`` names. Raises UsageError or Unsupported."""
+    name, options = spelled(config.prior)
+    if name not in PRIORS:
+        return FamilyPrior(config.latent, config.prior, not config.prior_share)
+    own = replace_config(PRIORS[name](), options)
+    return StandardNormal(config.latent) if name == "normal" else MixturePrior(config.latent, own.components)
+
+
+@dataclass(eq=False)
+class Codes:
+    """A training set of codes z of rows: draws from q(z | x, c), new ones in every epoch. mean, scale: [N, L]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __post_init__(self) -> None:
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.z[index]
+
+    def owner(self, index: Tensor) -> Tensor:
+        return index
+
+    def set_epoch(self, number: int) -> None:
+        self.z = draw(self.mean, self.scale, torch.Generator().manual_seed(number)).double()
 
 
 class Vae(Model):
@@ -184,7 +310,7 @@ class Vae(Model):
             # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
             self.encoder.last.reset_parameters()
             self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
-        self.prior = StandardNormal(config.latent) if config.prior == 1 else MixturePrior(config.latent, config.prior)
+        self.prior = prior(config)
 
     @classmethod
     def convolves(cls, config: VaeConfig, space: Space) -> bool:
@@ -216,6 +342,16 @@ class Vae(Model):
         return serving(cls, space, latent=4, hidden=64, channels=8, warmup=0.2, draws=32)
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        if not isinstance(space, Image):  # a few cases tell
+            return {}
+        tiny, flow = cls.tiny(space), "realnvp:layers=2,hidden=16,blocks=1"
+        return {
+            "flow as prior": replace(tiny, prior=flow),
+            "flow as prior, after": replace(tiny, prior=flow, prior_share=0.3),
+        }
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=128, lr=2e-3, warmup=100, ema=0.999, epochs=50)
 
@@ -223,9 +359,43 @@ class Vae(Model):
         self.heads.prepare(x, weight)
         if self.context_encoder is not None:
             self.context_encoder.prepare(c, weight)
+        if isinstance(self.prior, FamilyPrior) and self.prior.fitted:
+            self._prepare_prior(
+                torch.randn(STARTED, self.config.latent, generator=generator).to(self.device), generator
+            )
 
     def learner(self, recipe: Recipe) -> Learner:
-        return GradientLearner(self, recipe, self.objective)
+        trained = nn.ModuleList(m for m in self.children() if m is not self.prior) if self.config.prior_share else self
+        return GradientLearner(trained, recipe, self.objective)
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        share = self.config.prior_share
+        if not (share and isinstance(self.prior, FamilyPrior)):
+            return super().stages(recipe)
+        model = self.prior.model
+        own = model.recipe(model.space)
+        return [
+            Stage("autoencoder", recipe, partial(self.learner, recipe), 1 - share),
+            Stage("prior", own, partial(model.learner, own), share, self.codes, self.codes_log_prob),
+        ]
+
+    def codes(self, x: Any, c: Any, generator: torch.Generator) -> Codes:
+        """Codes of the training rows x [N, *E] given c, from which the prior starts."""
+        assert isinstance(self.prior, FamilyPrior)
+        codes = Codes(*self.posteriors(x, c))
+        self._prepare_prior(codes.z, generator)
+        self.prior.fitted.fill_(True)
+        return codes
+
+    def codes_log_prob(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        """log p(z) of one code of each row of x [N, *E]."""
+        assert isinstance(self.prior, FamilyPrior)
+        return self.prior.model.log_prob(draw(*self.posteriors(x, c), generator).double(), generator=generator)
+
+    def _prepare_prior(self, z: Tensor, generator: torch.Generator) -> None:
+        assert isinstance(self.prior, FamilyPrior)
+        self.prior.model.prepare(z.double(), None, None, generator)
+        self.remarks = [*self.remarks, *(f"The prior: {remark}" for remark in self.prior.model.remarks)]
 
     # -- the triple: encoder, decoder, prior --------------------------------------------------------------
 
@@ -245,34 +415,35 @@ class Vae(Model):
             params = params.unflatten(1, (channels, -1)).permute(0, 1, 3, 4, 2).reshape(len(params), -1)
         return params.unflatten(0, z.shape[:2])
 
-    def parts(self, x: Tensor, h: Tensor | None, mean: Tensor, log_scale: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, h: Tensor | None, mean: Tensor, log_scale: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z, c) and log q(z | x, c) - log p(z), both [N, k], at z = mean + scale eps, eps [N, k, L]."""
         z = mean[:, None] + log_scale.exp()[:, None] * eps
         reconstruction = self.heads.log_prob(self.decode(z, h), x[:, None]).sum(-1)
         log_q = -0.5 * eps.square().sum(-1) - log_scale.sum(-1)[:, None] - eps.shape[-1] * HALF_LOG_2PI
         return reconstruction, log_q - self.prior.log_prob(z)
 
-    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """KL(q(z_d | x) || N(0, 1)) [N, L] (Kingma & Welling 2014, appendix B)."""
-        return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
-
     def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         h = None if self.context_encoder is None or batch.c is None else self.context_encoder(batch.c)
         mean, log_scale = self.posterior(batch.x, h)
         eps = batch.randn(config.train_draws, config.latent, generator=generator)
-        reconstruction, log_ratio = self.parts(batch.x, h, mean, log_scale, eps)
+        reconstruction, log_ratio = self.terms(batch.x, h, mean, log_scale, eps)
         beta = config.beta * (min(1.0, batch.progress / config.warmup) if config.warmup else 1.0)
         if config.objective == "iwae":
             bound = (reconstruction - beta * log_ratio).logsumexp(1) - math.log(config.train_draws)
             return {"loss": -bound, "kl": log_ratio.mean(1).detach()}
-        kl = self.divergence(mean, log_scale).sum(1) if config.prior == 1 else log_ratio.mean(1)
+        exact = self.prior.divergence(mean, log_scale)
+        kl = log_ratio.mean(1) if exact is None else exact.sum(1)
         return {"loss": beta * kl - reconstruction.mean(1), "kl": kl.detach()}
 
     # -- the contract ---------------------------------------------------------------------------------------
 
     def rows_per_pass(self) -> int:
-        return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
+        return max(1, min(super().rows_per_pass(), self.codes_per_pass))
+
+    @property
+    def codes_per_pass(self) -> int:
+        return min(PASS // sum(self.heads.params), self.prior.rows_per_pass)
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
         config, n = self.config, len(x)
@@ -280,16 +451,16 @@ class Vae(Model):
         h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
         elbo = budget.estimator == "elbo"
-        closed_kl = elbo and config.prior == 1
+        kl = self.prior.divergence(mean, log_scale) if elbo else None
         log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
-        block = max(1, PASS // sum(self.heads.params) // n)
+        block = max(1, self.codes_per_pass // n)
         for i in range(0, k, block):
             m = min(block, k - i)
             eps = noise.randn(m, config.latent).to(mean)
-            reconstruction, log_ratio = self.parts(x, h, mean, log_scale, eps)
-            log_w[:, i : i + m] = reconstruction if closed_kl else reconstruction - log_ratio
+            reconstruction, log_ratio = self.terms(x, h, mean, log_scale, eps)
+            log_w[:, i : i + m] = reconstruction - log_ratio if kl is None else reconstruction
         if elbo:
-            nats = log_w.mean(1) - (self.divergence(mean, log_scale).sum(1) if closed_kl else 0.0)
+            nats = log_w.mean(1) - (0.0 if kl is None else kl.sum(1))
             se = log_w.std(1) / math.sqrt(k)
         else:
             nats, se = log_mean_exp(log_w)
@@ -311,26 +482,36 @@ class Vae(Model):
     ) -> LatentReport:
         """How much each latent dimension is used on rows x [N, *E] given c [N, *Ec].
 
-        With the standard normal prior everything is in closed form; with a learned mixture the KL figures are
-        means over one draw per row, from ``generator`` (seed 0 where none is given).
+        With the standard normal prior everything is in closed form; with another the KL figures are means over one
+        draw per row, from ``generator`` (seed 0 where none is given), and those of a family's dimensions estimates.
         """
-        size = self.rows_per_pass()
-        blocks = [slice(i, i + size) for i in range(0, len(x), size)]
-        codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
-        mean = torch.cat([q.mean for q in codes])
-        log_scale = torch.cat([q.stddev for q in codes]).log()
-        if self.config.prior == 1:
-            kl = self.divergence(mean, log_scale).mean(0)
+        mean, scale = self.posteriors(x, c)
+        log_scale, exact = scale.log(), self.prior.divergence(mean, scale.log())
+        if exact is not None:
+            kl = exact.mean(0)
             rate = float(kl.sum())
         else:
             generator = generator or torch.Generator(self.device).manual_seed(0)
             eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-            z = mean + log_scale.exp() * eps
+            z = mean + scale * eps
             log_q = -0.5 * eps.square() - log_scale - HALF_LOG_2PI
             kl = (log_q - self.prior.log_marginals(z)).mean(0)
             rate = float((log_q.sum(1) - self.prior.log_prob(z)).mean())
         variance = mean.var(0)
         return LatentReport(variance, int((variance > 0.01).sum()), kl, rate)
+
+    @torch.no_grad()
+    def posteriors(self, x: Any, c: Any) -> tuple[Tensor, Tensor]:
+        """Mean and scale [N, L] of q(z | x, c) for any number of rows x [N, *E] given c [N, *Ec]."""
+        size = self.rows_per_pass()
+        blocks = [slice(i, i + size) for i in range(0, len(x), size)]
+        codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
+        return torch.cat([q.mean for q in codes]), torch.cat([q.stddev for q in codes])
+
+
+def draw(mean: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw from each N(mean, diag scale^2), by a generator on any device."""
+    return mean + scale * torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor]:

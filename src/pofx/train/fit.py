@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pofx.core.errors import EmptyData, Stopped, Unsupported, UsageError
+from pofx.core.errors import EmptyData, Stopped, UsageError
 from pofx.core.memory import enough
-from pofx.core.model import Model, idle, replace_config
+from pofx.core.model import Model, replace_config
+from pofx.core.nested import configured
 from pofx.core.options import Range, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.parts import Data, Part, class_counts
@@ -118,15 +119,7 @@ def fit(
     cls = find_family(family) if isinstance(family, str) else family
     if len(data.train) == 0:
         raise EmptyData("The training part has no rows.", "Give more data or another split.")
-    config = replace_config(cls.Config(), options or {})
-    if reason := cls.refuses(data.space, data.context, config):
-        raise Unsupported(f"{cls.name} does not serve {data.space}: {reason}", "See 'pofx families'.")
-    if unused := idle(cls, data.space, data.context, config):
-        raise Unsupported(
-            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in unused)} changes nothing in a {cls.name} of this "
-            f"{data.space}.",
-            f"Leave out {' and '.join(unused)}.",
-        )
+    config = configured(cls, data.space, data.context, options or {})
     rec = replace_config(cls.recipe(data.space), recipe or {})
     limit = Limit(seconds, steps, rec.epochs if seconds is None and steps is None and epochs is None else epochs)
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):

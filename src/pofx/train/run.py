@@ -38,6 +38,7 @@ from pofx.core.errors import (
 from pofx.core.files import lock
 from pofx.core.learner import Recipe
 from pofx.core.model import Model, replace_config
+from pofx.core.nested import record
 from pofx.core.registry import family
 from pofx.core.space import from_json
 from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, save_tree, write_lines, write_sealed
@@ -96,10 +97,7 @@ def describe(
         "pofx": pofx.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "family": model.name,
-        "options": dataclasses.asdict(model.config),
-        "space": model.space.to_json(),
-        "context": None if model.context is None else model.context.to_json(),
+        **record(model),
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
         "budget": budget,
@@ -117,7 +115,13 @@ def build(info: dict[str, Any]) -> Model:
         raise OlderFormat(f"pofx {info['pofx']} wrote this run: {error}", "Fit again, or use that pofx.") from error
     context = None if info["context"] is None else from_json(info["context"])
     with building(cls.name):
-        return cls(config, from_json(info["space"]), context)
+        model = cls(config, from_json(info["space"]), context)
+    if (parts := record(model)["parts"]) != info["parts"]:
+        raise OlderFormat(
+            f"pofx {info['pofx']} wrote this run: its parts were {info['parts']}, and would be {parts} today.",
+            "Fit again, or use that pofx.",
+        )
+    return model
 
 
 def recipe_of(info: dict[str, Any]) -> Recipe:
