@@ -343,7 +343,7 @@ class Vae(Model):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        if not isinstance(space, Image):  # a few cases tell
+        if not isinstance(space, Image) or space.levels > 2:  # a few cases tell
             return {}
         tiny, flow = cls.tiny(space), "realnvp:layers=2,hidden=16,blocks=1"
         return {

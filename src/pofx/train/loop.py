@@ -207,19 +207,19 @@ class Loop:
         train, world, rank = self.data.train, self.fabric.world_size, self.fabric.global_rank
         step = self.state.step - self.state.begun
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
-        if self.learner.sweep == "dataset":
+        if self.learner.sweep == "dataset" and self.stage.training_set is None:
             part = train if world == 1 else train[slice(start, end)]
             part = part if self.model.in_blocks and part.beyond_memory else part.read()
-            if self.stage.training_set is not None:
-                part = dataclasses.replace(part, x=self.training_set[torch.arange(start, end)])
         else:
             epoch, place = divmod(step, self.per_epoch)
-            if epoch != self.epoch:
-                shuffle = torch.Generator().manual_seed(mix(self.seed, -1 - epoch))
-                self.epoch, self.order = epoch, torch.randperm(len(self.training_set), generator=shuffle)
-                self.training_set.set_epoch(mix(self.seed, -1 - epoch))
-            offset = place * self.batch
-            index = self.order[offset + start : offset + end]
+            if self.learner.sweep == "dataset":
+                index = torch.arange(start, end)
+            else:
+                if epoch != self.epoch:
+                    shuffle = torch.Generator().manual_seed(mix(self.seed, -1 - epoch))
+                    self.epoch, self.order = epoch, torch.randperm(len(self.training_set), generator=shuffle)
+                    self.training_set.set_epoch(mix(self.seed, -1 - epoch))
+                index = self.order[place * self.batch + start : place * self.batch + end]
             owner = self.training_set.owner(index)
             given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
             part = Part(self.training_set[index], *given)
@@ -241,7 +241,7 @@ class Loop:
         self.summed += 1
 
     def _place(self) -> str:
-        return " of stage ".join([str(self.state.step), *self.told.values()])
+        return f"{self.state.step} (stage {self.stage.name})" if self.told else f"{self.state.step}"
 
     def _remedy(self) -> str:
         """Against divergence: what is not trained by gradients has no learning rate to lower."""

@@ -195,10 +195,11 @@ def standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -> str
     if "budget" not in info or how in ENDS:  # a checkpoint of another library knows of no training
         return None
     step, seconds = (log[-1]["step"], log[-1]["seconds"]) if log else (0, 0.0)
+    stage = f" (stage {log[-1]['stage']})" if log and "stage" in log[-1] else ""
     if how == "diverged":
-        return f"Training diverged at step {step:,}: these weights are the last good ones."
+        return f"Training diverged at step {step:,}{stage}: these weights are the last good ones."
     budget = next(f"{value:g} {unit}" for unit, value in info["budget"].items() if value is not None)
-    reached = f"it stands at step {step:,}, after {seconds:.3g} s, of a budget of {budget}"
+    reached = f"it stands at step {step:,}{stage}, after {seconds:.3g} s, of a budget of {budget}"
     return f"Training is {how}: {reached}. To go on: pofx resume {path}."
 
 
