@@ -93,6 +93,8 @@ class Loop:
             self.training_set = self.model.training_set(train.x)
         else:
             self.training_set = self.stage.training_set(train.x, train.c, torch.Generator().manual_seed(self.seed))
+            if fabric.world_size > 1:  # what was prepared with it may differ between machines in the last bit
+                put(self.model, fabric.broadcast(self.model.state_dict()))
         self.told = {"stage": self.stage.name} if len(self.stages) > 1 else {}
         self.recipe, self.learner = self.stage.recipe, self.stage.learner()
         self.learner.runtime = FabricRuntime(fabric)
