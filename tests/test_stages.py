@@ -23,7 +23,8 @@ from pofx.core.nested import nested, spelled
 from pofx.data import synthetic
 from pofx.data.parts import Data, Part
 from pofx.families.flow import RealNvp
-from pofx.families.vae import Codes, Vae, VaeConfig
+from pofx.families.priors import Codes
+from pofx.families.vae import Vae, VaeConfig
 from pofx.spaces import Real, Reals, Table
 from pofx.testing.wrong import Holder
 from pofx.train.checkpoint import load_tree, write_sealed

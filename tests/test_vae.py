@@ -14,7 +14,8 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import LowerBound, noise_of_mean
 from pofx.core.model import Budget
-from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
+from pofx.families.priors import MixturePrior
+from pofx.families.vae import Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
 from pofx.testing.oracles import image_states
