@@ -25,7 +25,7 @@ from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
 from pofx.data.parts import Data
 from pofx.evaluate.study import Settings
-from pofx.train.loop import Limit
+from pofx.train.stages import Limit
 
 
 @cache

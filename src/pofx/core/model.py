@@ -39,7 +39,7 @@ from pofx.core.space import Space, join, take
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pofx.core.learner import Learner, Recipe, TrainingSet
+    from pofx.core.learner import Learner, Recipe, Stage, TrainingSet
 
 
 R = TypeVar("R", Request, Sampler)
@@ -123,6 +123,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        """Further Configs of that size, by name, whose options change the mathematics: the suite checks them, too."""
+        return {}
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         """How this family is trained on ``space`` unless the user says otherwise."""
         raise NotImplementedError
@@ -136,6 +141,12 @@ class Model(nn.Module):
     def learner(self, recipe: Recipe) -> Learner:
         """Everything that differs between families in training."""
         raise NotImplementedError
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        """What a fit goes through, one after the other: the learner on the training data, unless a family has more."""
+        from pofx.core.learner import Stage
+
+        return [Stage("model", recipe, partial(self.learner, recipe))]
 
     def training_set(self, x: Any) -> TrainingSet:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
@@ -194,9 +205,20 @@ class Model(nn.Module):
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def parts(self) -> dict[str, Model]:
+        """The models inside this one by their names in it; what is inside them is theirs."""
+        found: dict[str, Model] = {}
+        for name, module in self.named_modules():
+            if name and isinstance(module, Model) and not any(name.startswith(f"{other}.") for other in found):
+                found[name] = module
+        return found
+
     def parameter_count(self) -> int:
         """Fitted numbers: trainable parameters, or what a counting family counts."""
-        return sum(p.numel() for p in self.parameters())
+        parts = self.parts().values()
+        others = {id(p) for part in parts for p in part.parameters()}
+        own = sum(p.numel() for p in self.parameters() if id(p) not in others)
+        return own + sum(part.parameter_count() for part in parts)
 
     def __repr__(self) -> str:
         """One line; ``model.children()`` are its parts."""
