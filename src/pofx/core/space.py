@@ -121,7 +121,8 @@ class Ragged(Space):
 
 
 BUILT_IN = {
-    name: f"pofx.spaces.{name}:{name.capitalize()}" for name in ("table", "image", "label", "text", "audio", "sequence")
+    name: f"pofx.spaces.{name}:{name.capitalize()}"
+    for name in ("table", "image", "label", "text", "audio", "sequence", "reals")
 }
 _REGISTERED: dict[str, type[Space]] = {}
 
@@ -219,11 +220,12 @@ def _from_array(space: Space, x: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=kept or array.dtype.newbyteorder("=")))
 
 
-def free_length(space: Space, context: Space | None) -> str | None:
-    """Why a family of data of one size refuses these spaces, or None."""
-    for s in (space, context):
-        if isinstance(s, Ragged):
-            return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
+def free_length(space: Space, context: Space | None = None) -> str | None:
+    """Why a family of data (and contexts) of one size refuses these spaces, or None."""
+    if isinstance(space, Ragged):
+        return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
+    if isinstance(context, Ragged):
+        return "it takes contexts of one size, and these are of any length. Fit a made or vae; to labels, a classifier."
     return None
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.nn.emission import TokenHead
+from pofx.nn.encoders import Encoded, told
 from pofx.nn.sequence import SequenceNet
 
 
@@ -20,7 +21,7 @@ class NetDecoder:
         net, emission: in eval mode.
         prompt: [N, t], t >= 1, what is read first; -1 is the beginning.
         most: symbols that will be pushed at most, beyond the prompt.
-        given: the context [N, width], added to every input; None where there is none.
+        given: the contexts, whose vectors [N, width] are added to every input; None where there are none.
         stride: how far a full window moves; half of the longest unless said.
     """
 
@@ -30,7 +31,7 @@ class NetDecoder:
         emission: TokenHead,
         prompt: Tensor,
         most: int,
-        given: Tensor | None = None,
+        given: Encoded | None = None,
         stride: int | None = None,
     ) -> None:
         if prompt.shape[1] == 0:
@@ -39,7 +40,7 @@ class NetDecoder:
         whole = prompt.shape[1] + most
         self.block = min(whole, net.longest or whole)
         self.stride = stride or max(1, self.block // 2)
-        self.cache = net.cache(len(prompt), self.block)
+        self.cache = net.cache(len(prompt), self.block, *told(given))
         self.past, self.start, self.size = prompt[:, :0], 0, 0  # read so far: ``size``; the window is from ``start`` on
         self.last: Tensor | None = None  # the net's output [N, width] after the last symbol
         self._read(prompt)
@@ -91,10 +92,10 @@ class NetDecoder:
 
     def _begin(self, start: int) -> None:
         """An empty window from this symbol on."""
-        self.start, self.cache = start, self.net.cache(len(self.past), self.block)
+        self.start, self.cache = start, self.net.cache(len(self.past), self.block, *told(self.given))
 
     @torch.no_grad()
     def _outputs(self, symbols: Tensor) -> Tensor:
         x = self.emission.embed(symbols)
-        x = x if self.given is None else x + self.given[:, None]
+        x = x if self.given is None else x + self.given.vector[:, None]
         return self.cache.step(x[:, 0])[:, None] if x.shape[1] == 1 else self.cache.extend(x)

@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from pofx.codecs.real import Parts, preprocess
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Budget, Sampler
 from pofx.core.noise import RowNoise
-from pofx.core.options import Options, Range, at_least
+from pofx.core.options import Range, at_least
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.causal import MaskedMlp
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.sites import heads_for
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category, Image, Table
 
 
 @dataclass(frozen=True)
-class ContinuousConfig(Options):
+class ContinuousConfig(ContextOptions):
     """Options of every family on R^d; a family's own Config inherits them.
 
     Attributes:
@@ -49,7 +50,7 @@ class ContinuousConfig(Options):
     ranges = {"draws": at_least(2), "logit": Range(0, 0.5, below=True)}
 
 
-class Continuous(Model):
+class Continuous(Conditioned):
     """Base of the families on R^d. A subclass gives ``density``, ``draw`` and ``objective``.
 
     Its ``__init__`` calls ours first, then builds nets of the sizes ``self.dim`` (d, the length of y) and
@@ -63,27 +64,24 @@ class Continuous(Model):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
         sizes = self.preprocess.code_sizes
-        self.codes = Codes(sizes, config.codes_hidden, known) if sizes else None
+        self.codes = Codes(sizes, config.codes_hidden, self.known) if sizes else None
         self.dim = self.preprocess.dim
-        self.width = known + (self.codes.features if self.codes is not None else 0)
+        self.width = self.known + (self.codes.features if self.codes is not None else 0)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not isinstance(space, Table | Image):
             return "it models a density on R^d. Fit a classifier for labels."
         if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
-        if context is not None and not isinstance(context, Table | Label | Image):
-            return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if not isinstance(space, Image):
             yield "logit"
         if not isinstance(space, Table | Image):
@@ -95,11 +93,10 @@ class Continuous(Model):
             yield "draws"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         self.preprocess.fit(x, weight, generator)
         if self.codes is not None:
             self.codes.heads.prepare(self.preprocess.split(x).codes.double(), weight)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         return GradientLearner(self, recipe, self._terms)
@@ -107,8 +104,8 @@ class Continuous(Model):
     # -- what a family writes ---------------------------------------------------------------------------
 
     @abstractmethod
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
-        """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
+    def density(self, y: Tensor, h: Encoded | None, budget: Budget, noise: RowNoise) -> Available:
+        """log p(y | h) of y [N, d] (float32, standardised) given h, its vector [N, width], or None; nats [N].
 
         Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
         noise with ``budget.draws = 1``, and the spread between calls gives the Monte Carlo error; else
@@ -116,23 +113,22 @@ class Continuous(Model):
         """
 
     @abstractmethod
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """n draws of y [n, d], row i given h[i]."""
 
     @abstractmethod
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss [B] of y [B, d] given h; noise from ``batch.randn`` and ``batch.rand`` only."""
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
-        e = self.encode_context(c)
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, budget: Budget, noise: RowNoise) -> Available:
         if self.preprocess.kind is Exact:
-            return self._one_draw(self.split(x), e, budget, noise)
+            return self._one_draw(self.split(x), c, budget, noise)
         k = self.config.draws if budget.draws is None else budget.draws
         once, values = replace(budget, draws=1), []
         for _ in range(k):
-            lik = self._one_draw(self.noisy_split(x, noise), e, once, noise)
+            lik = self._one_draw(self.noisy_split(x, noise), c, once, noise)
             values.append(lik.nats)
         nats = torch.stack(values)
         kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
@@ -149,43 +145,40 @@ class Continuous(Model):
         parts = self.preprocess.split(x, u, e)
         return replace(parts, y=parts.y.to(next(self.parameters()).dtype))
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        e = self.encode_context(c)
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         codes = torch.zeros(n, 0, dtype=torch.int64, device=self.device)
         if self.codes is not None:
-            codes = self.codes.sample(n, e, generator)
-        y = self.draw(n, self.given_codes(codes, e), sampler, generator)
+            codes = self.codes.sample(n, vector(c), generator)
+        y = self.draw(n, self.given_codes(codes, c), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def _one_draw(self, parts: Parts, e: Encoded | None, budget: Budget, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
         lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, noise)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(parts.codes, e)
+            nats = nats + self.codes.log_prob(parts.codes, vector(e))
         se, caveat = None if isinstance(lik, Exact) else mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
         return make(type(lik), nats, self.space.measure, se, draws(lik), caveat)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""
-        pre, e = self.preprocess, self.encode_context(batch.c)
+        pre, e = self.preprocess, self.batch_context(batch, generator)
         u = batch.rand(self.dim, generator=generator) if pre.uniform else None
         z = batch.randn(self.dim, generator=generator) if pre.normal else None
         parts = self.split(batch.x, u, z)
         loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
         if self.codes is None:
             return {"loss": loss}
-        codes = -self.codes.log_prob(parts.codes, e)
+        codes = -self.codes.log_prob(parts.codes, vector(e))
         return {"loss": loss + codes, "codes": codes}
 
-    def encode_context(self, c: Tensor | None) -> Tensor | None:
-        return None if self.context_encoder is None else self.context_encoder(c)
-
-    def given_codes(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
-        """h [N, width]: the embedded codes and the encoded context."""
-        known = [] if self.codes is None else [self.codes.embed(codes)]
-        known += [] if e is None else [e]
-        return torch.cat(known, 1) if known else None
+    def given_codes(self, codes: Tensor, e: Encoded | None) -> Encoded | None:
+        """h: the encoded context, its vector [N, width] after the embedded codes."""
+        if self.codes is None:
+            return e
+        embedded = self.codes.embed(codes)
+        return Encoded(embedded) if e is None else replace(e, vector=torch.cat([embedded, e.vector], 1))
 
 
 class Codes(nn.Module):

@@ -31,6 +31,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.encoders import Encoded, vector
 from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
 from pofx.paths.gaussian import Gaussian
@@ -111,7 +112,8 @@ class PathModel(Continuous):
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
             patch = 2 if _side(space) >= 16 else 1
             levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-            self.net: nn.Module = UNet(space.channels, config.channels, levels, config.blocks, patch, self.width)
+            sizes = config.channels, levels, config.blocks, patch, self.width, self.memory
+            self.net: nn.Module = UNet(space.channels, *sizes)
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
@@ -158,15 +160,19 @@ class PathModel(Continuous):
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
         return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
 
-    def denoiser(self, h: Tensor | None) -> Denoiser:
-        """The denoiser of rows y [N, *shape] given h [N, width]."""
+    @property
+    def attends(self) -> bool:
+        return isinstance(self.net, UNet)
+
+    def denoiser(self, h: Encoded | None) -> Denoiser:
+        """The denoiser of rows y [N, *shape] given h."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
         return Denoiser(net, self.schedule, c.predict, self.gaussian, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean weighted squared error over the dimensions, [B].
 
         Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1). Each datum is noised by
@@ -193,12 +199,12 @@ class PathModel(Continuous):
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, budget: Budget, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
         if budget.estimator == "ode":
             return super().rows_log_prob(x, c, budget, noise)
-        e, codes = self.encode_context(c), self.split(x).codes
-        denoise = self.denoiser(self.given_codes(codes, e))
+        codes = self.split(x).codes
+        denoise = self.denoiser(self.given_codes(codes, c))
 
         def draw(u: Tensor) -> Tensor:
             parts = self.noisy_split(x, noise)
@@ -210,10 +216,10 @@ class PathModel(Continuous):
         draws = self.config.draws if budget.draws is None else budget.draws
         nats, se = stratified(draw, draws, noise)
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(codes, e)
+            nats = nats + self.codes.log_prob(codes, vector(c))
         return LowerBound(nats, self.space.measure, se, draws + draws % 2)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Estimate:
+    def density(self, y: Tensor, h: Encoded | None, budget: Budget, noise: RowNoise) -> Estimate:
         """The ODE's. Its divergence is traced exactly in few dimensions, else by Hutchinson's probes."""
         c, exact = self.config, self.dim <= EXACT_TRACE
         if exact and self.preprocess.kind is Exact and budget.draws is not None:
@@ -226,7 +232,7 @@ class PathModel(Continuous):
         y = y.double().reshape(-1, *self.shape)
         signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
         probe = None if exact else signs.transpose(0, 1).reshape(probes, *y.shape)
-        asking = [y, *self.parameters(), *([] if h is None else [h])]
+        asking = [y, *self.parameters(), *([] if h is None else [h.vector])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
         denoise = self.denoiser(h)
         nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph, **self.ends)
@@ -236,7 +242,7 @@ class PathModel(Continuous):
 
     # -- samples and score ----------------------------------------------------------------------------------
 
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         solve = SAMPLERS[sampler.name or self.samplers[0]]
         times = self.schedule.times(sampler.steps or self.config.sample_steps, **self.ends)
         start = self.schedule(times[0])
@@ -250,7 +256,7 @@ class PathModel(Continuous):
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+    def rows_noised_score(self, x: Tensor, c: Encoded | None, noise: float | None) -> Tensor:
         """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
         if self.preprocess.kind is not Exact:
             raise Unsupported(
@@ -266,21 +272,21 @@ class PathModel(Continuous):
         y = self.split(x).y.double()
         t = self.schedule.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
-            denoised = self.denoiser(self.encode_context(c))(self.schedule(t).alpha.item() * y, t)
+            denoised = self.denoiser(c)(self.schedule(t).alpha.item() * y, t)
         return (denoised - y) / (noise**2 * self.preprocess.scale)
 
 
 class NoisyMlp(nn.Module):
-    """A residual MLP on y [N, dim] told the log SNR [N] and h [N, context]."""
+    """A residual MLP on y [N, dim] told the log SNR [N] and h, whose vector is [N, context]."""
 
     def __init__(self, dim: int, context: int, hidden: int, blocks: int, features: int = 64) -> None:
         super().__init__()
         self.noise = LogSnrFeatures(features)
         self.mlp = Mlp(dim, dim, hidden=hidden, blocks=blocks, context=features + context)
 
-    def forward(self, y: Tensor, log_snr: Tensor, h: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, log_snr: Tensor, h: Encoded | None = None) -> Tensor:
         level = self.noise(log_snr)
-        return self.mlp(y, level if h is None else torch.cat([level, h], 1))
+        return self.mlp(y, level if h is None else torch.cat([level, h.vector], 1))
 
 
 def _side(space: Image) -> int:

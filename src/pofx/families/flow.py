@@ -28,6 +28,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.encoders import Encoded, vector
 from pofx.nn.tails import lengthen, normal_log_prob
 from pofx.spaces import Image
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
@@ -108,31 +109,31 @@ class Flow(Continuous):
 
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
-    def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
+    def log_density(self, y: Tensor, h: Encoded | None) -> Tensor:
         """log p(y | h) [N] of y [N, d]."""
-        z, log_det = self.flow(y, h)
+        z, log_det = self.flow(y, vector(h))
         return log_det + normal_log_prob(z).sum(1)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def density(self, y: Tensor, h: Encoded | None, budget: Budget, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
-        return self.flow.inverse(lengthen(z), h)
+        return self.flow.inverse(lengthen(z), vector(h))
 
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
 
     # -- what an invertible map gives ---------------------------------------------------------------------
 
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
         """z = f(y): a point, N(0, I) over the data if the flow fits. Discrete entries are taken at the
         midpoint of their cell, absent ones at zero."""
-        parts, e = self.split(x), self.encode_context(c)
-        z, _ = self.flow(parts.y, self.given_codes(parts.codes, e))
+        parts = self.split(x)
+        z, _ = self.flow(parts.y, vector(self.given_codes(parts.codes, c)))
         return Delta(z)
 
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+    def rows_score(self, x: Tensor, c: Encoded | None) -> Tensor:
         if self.preprocess.kind is not Exact:
             raise Unsupported(
                 f"The score of {self.name} needs complete real columns; this space is {self.space}.",
@@ -141,7 +142,7 @@ class Flow(Continuous):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = self.split(x).y  # whose log-Jacobian is constant
-            (score,) = torch.autograd.grad(self.log_density(y, self.encode_context(c)).sum(), x)
+            (score,) = torch.autograd.grad(self.log_density(y, c).sum(), x)
         return score
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,16 +26,17 @@ from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Kind, Likelihood, Unavailable
 from pofx.core.model import Budget, Model, Sampler, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, POSITIVE, Options
+from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import ContextOptions, context_encoder, dropped
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 from pofx.spaces import Category, Image, Label, Table
 
 
 @dataclass(frozen=True)
-class GanConfig(Options):
+class GanConfig(ContextOptions):
     """Options of a GAN.
 
     Attributes:
@@ -181,13 +182,25 @@ class TableCodec(nn.Module):
         return x
 
 
-class Generator(nn.Module):
-    """z [N, noise] (, c [N, *Ec]) -> raw outputs [N, outputs]."""
+class Told(nn.Module):
+    """A net with an encoder of contexts of its own."""
+
+    def __init__(self, config: GanConfig, context: Space | None) -> None:
+        super().__init__()
+        self.context_encoder = context_encoder(config, context)
+        self.known = 0 if self.context_encoder is None else self.context_encoder.width
+
+    def told(self, c: Tensor | None, dropped: Tensor | None) -> Tensor | None:
+        """Contexts c [N, *Ec] as it takes them [N, known], those ``dropped`` [N] as none."""
+        return None if self.context_encoder is None or c is None else self.context_encoder(c, dropped).vector
+
+
+class Generator(Told):
+    """z [N, noise] (, h [N, known]) -> raw outputs [N, outputs]."""
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
-        super().__init__()
-        self.context_encoder = None if context is None else encoder(context)
-        inputs = config.noise + (0 if self.context_encoder is None else self.context_encoder.width)
+        super().__init__(config, context)
+        inputs = config.noise + self.known
         self.net: nn.Module
         if shape := conv_shape(config, space):
             size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
@@ -196,30 +209,26 @@ class Generator(nn.Module):
             self.net = Mlp(inputs, outputs, hidden=config.hidden, blocks=config.blocks)
             self.net.last.reset_parameters()  # at zero, all samples would be one
 
-    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(z if self.context_encoder is None else torch.cat([z, self.context_encoder(c)], 1)).flatten(1)
+    def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
+        return self.net(z if h is None else torch.cat([z, h], 1)).flatten(1)
 
 
-class Critic(nn.Module):
-    """y [N, features] (, c [N, *Ec]) -> how real it looks [N]."""
+class Critic(Told):
+    """y [N, features] (, h [N, known]) -> how real it looks [N]."""
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
-        super().__init__()
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
+        super().__init__(config, context)
         shape = conv_shape(config, space)
         self.shape = shape or (features,)
         self.net: nn.Module
         if shape:
             size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
-            self.net = ConvEncoder(shape, 1, **size, context=known)
+            self.net = ConvEncoder(shape, 1, **size, context=self.known)
         else:
-            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=known)
+            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=self.known)
 
-    def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(y.unflatten(1, self.shape), None if self.context_encoder is None else self.context_encoder(c))[
-            :, 0
-        ]
+    def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
+        return self.net(y.unflatten(1, self.shape), h)[:, 0]
 
 
 class Gan(Model):
@@ -245,7 +254,7 @@ class Gan(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if isinstance(space, Label):
             return "a label needs no generator. Fit a classifier or a histogram."
@@ -255,6 +264,8 @@ class Gan(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         if not conv_shape(config, space):
             yield "channels"
         chosen = isinstance(space, Image) and space.levels == 2
@@ -286,46 +297,60 @@ class Gan(Model):
 
     # -- the two losses ---------------------------------------------------------------------------------------
 
-    def fake(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def fake(self, batch: Batch, drop: Tensor | None, generator: torch.Generator) -> Tensor:
         """Generated rows as the critic sees them [B, features], one per row of the batch and given its context."""
         z = batch.randn(self.config.noise, generator=generator)
         u = batch.rand(self.codec.uniforms, generator=generator)
-        return self.codec.emit(self.generator(z, batch.c), u)
+        return self.codec.emit(self.generator(z, self.generator.told(batch.c, drop)), u)
 
     def critic_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        real = self.codec.encode(batch.x)
+        real, drop = self.codec.encode(batch.x), dropped(self.config, batch, generator)
+        h = self.critic.told(batch.c, drop)
         with torch.no_grad():
-            fake = self.fake(batch, generator)
+            fake = self.fake(batch, drop, generator)
         weight = self.config.penalty
         if self.config.loss == "r1":
-            score = self.critic(real.requires_grad_(), batch.c)
+            score = self.critic(real.requires_grad_(), h)
             penalty = 0.5 * (1.0 if weight is None else weight) * slope(score, real)
-            loss = F.softplus(-score) + F.softplus(self.critic(fake, batch.c))
+            loss = F.softplus(-score) + F.softplus(self.critic(fake, h))
         else:
             t = batch.rand(1, generator=generator)
             between = (t * real + (1 - t) * fake).requires_grad_()
-            length = (slope(self.critic(between, batch.c), between) + 1e-12).sqrt()  # a root has no derivative at 0
+            length = (slope(self.critic(between, h), between) + 1e-12).sqrt()  # a root has no derivative at 0
             penalty = (10.0 if weight is None else weight) * (length - 1).square()
-            loss = self.critic(fake, batch.c) - self.critic(real, batch.c)
+            loss = self.critic(fake, h) - self.critic(real, h)
         return {"loss": loss + penalty, "penalty": penalty.detach()}
 
     def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        score = self.critic(self.fake(batch, generator), batch.c)
+        drop = dropped(self.config, batch, generator)
+        score = self.critic(self.fake(batch, drop, generator), self.critic.told(batch.c, drop))
         return {"loss": F.softplus(-score) if self.config.loss == "r1" else -score}
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, budget: Budget, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
             "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."
         )
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        net = self.generator if self.average is None else self.average
+    @property
+    def sampling(self) -> Generator:
+        """The net that samples."""
+        return self.generator if self.average is None else self.average
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        assert self.sampling.context_encoder is not None
+        return replace(self.sampling.context_encoder(c, dropped), tokens=None, mask=None)
+
+    def null_context(self, n: int) -> Encoded:
+        assert self.sampling.context_encoder is not None
+        return replace(self.sampling.context_encoder.null(n), tokens=None, mask=None)
+
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.config.noise, generator=generator, device=generator.device).to(self.device)
         u = torch.rand(n, self.codec.uniforms, generator=generator, device=generator.device).to(self.device)
-        return self.codec.rows(self.codec.emit(net(z, c), u))
+        return self.codec.rows(self.codec.emit(self.sampling(z, vector(c)), u))
 
 
 class GanLearner:

@@ -24,9 +24,10 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
-from pofx.core.options import Options, at_least
+from pofx.core.options import at_least
 from pofx.core.space import Space
 from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.families.conditioned import ContextOptions
 from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
@@ -37,7 +38,7 @@ from pofx.spaces import Image
 
 
 @dataclass(frozen=True)
-class PixelConfig(Options):
+class PixelConfig(ContextOptions):
     """Options of every family here.
 
     Attributes:
@@ -77,6 +78,8 @@ class Pixel(Autoregressive):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         if not mixes(space, config.head):
             yield "components"
 
@@ -139,7 +142,7 @@ class PixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class GatedPixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class PixelRnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++
@@ -213,8 +216,8 @@ class PixelCnnPlusFamily(Pixel):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if isinstance(space, Image) and space.channels == 1:
-            yield from super().idle(space, context, config)
+        joint = isinstance(space, Image) and space.channels > 1  # always a mixture
+        yield from (name for name in super().idle(space, context, config) if not (joint and name == "components"))
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
@@ -225,7 +228,7 @@ class PixelCnnPlusFamily(Pixel):
         o = self.config
         self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
         outputs = params if self.colours is None else self.colours.outputs
-        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.width)
+        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.known)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)

@@ -12,8 +12,9 @@ from typing import Any
 
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
-from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
+from pofx.core.options import AMOUNT, BELOW_ONE, at_least
 from pofx.core.space import Space
+from pofx.families.conditioned import ContextOptions
 from pofx.families.stepwise import Stepwise
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
@@ -23,7 +24,7 @@ from pofx.spaces import Audio
 
 
 @dataclass(frozen=True)
-class StepOptions(Options):
+class StepOptions(ContextOptions):
     """Options of how a step enters and leaves any of the nets.
 
     Attributes:
@@ -61,7 +62,7 @@ class Gpt(Stepwise):
     config: GptConfig
 
     def build(self, config: GptConfig) -> SequenceNet:
-        return Transformer(config)
+        return Transformer(config, memory=self.memory)
 
     @property
     def small_embeddings(self) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,11 +34,13 @@ from pofx.core.space import Ragged, Space
 from pofx.decode.decoding import Decoding, drafted, search, stops
 from pofx.decode.net import NetDecoder
 from pofx.decode.strategies import choose
+from pofx.families.conditioned import Conditioned
 from pofx.nn.emission import Emission, StepHead, TokenHead
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, told
 from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import Heads, heads_for, image_head, side_by_side
+from pofx.nn.transformer import Transformer
 from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 LOOK = 500  # training rows that are looked at before training
@@ -45,7 +48,7 @@ READ = 256  # excerpts that are read together
 UNBEGUN = 1 / 32  # share of an excerpt's windows that begin with nothing before them
 
 
-class Stepwise(Model):
+class Stepwise(Conditioned):
     """Base of families over sequences of steps; a subclass builds ``net`` in ``build``."""
 
     taxonomy = "explicit density / tractable / autoregressive"
@@ -60,10 +63,7 @@ class Stepwise(Model):
         self.codec: Codec = self.make_codec()
         self.emission: Emission = self.make_emission()
         self.net: SequenceNet = self.build(config)
-        self.context_encoder = None if context is None else encoder(context)
-        self.given_in = (
-            None if self.context_encoder is None else nn.Linear(self.context_encoder.width, config.width, bias=False)
-        )
+        self.given_in = None if context is None else nn.Linear(self.known, config.width, bias=False)
 
     # -- what a family writes, or may change --------------------------------------------------------------
 
@@ -109,14 +109,15 @@ class Stepwise(Model):
             return "rows of a table have no order of steps. --sequence COLUMN makes sequences of them; or fit a made."
         if isinstance(space, Label | Image):
             return "its data have no order of steps. Fit a made, a pixelcnn or an image-gpt."
-        if isinstance(context, Ragged):
-            return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if reason := no_encoder(context):
+            return reason
         if config.vocabulary and not (isinstance(space, Text) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
         return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if isinstance(space, Text):
             yield from ("components", "inner_width")
         else:
@@ -127,6 +128,7 @@ class Stepwise(Model):
     # -- training -------------------------------------------------------------------------------------------
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         some = x[torch.randperm(len(x), generator=generator)[:LOOK]]
         if isinstance(self.codec, Subwords):
             assert isinstance(self.space, Text)
@@ -135,8 +137,6 @@ class Stepwise(Model):
             self.codec.learn(some)
         u = self.codec.encode(some)
         self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self._has_eos else 0)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
     def training_set(self, x: Any) -> TrainingSet:
         """Whole data where they fit into a block, else windows over them."""
@@ -171,7 +171,7 @@ class Stepwise(Model):
                 first = torch.where(unbegun.view(-1, *[1] * (u.ndim - 1)), fill, u[:, :1])
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
-            log_p = self.emission.log_prob(self.net(self._embed(inputs, self._encode(batch.c))), targets)
+            log_p = self.emission.log_prob(self._run(inputs, self.batch_context(batch, generator)), targets)
             idle = self.emission.padded(targets) if self._has_eos else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
@@ -194,16 +194,30 @@ class Stepwise(Model):
     def _has_eos(self) -> bool:
         return isinstance(self.space, Ragged) and self.space.has_eos
 
-    def _encode(self, c: Tensor | None) -> Tensor | None:
-        return None if self.context_encoder is None or self.given_in is None else self.given_in(self.context_encoder(c))
+    @property
+    def attends(self) -> bool:
+        return isinstance(self.net, Transformer)
 
-    def _embed(self, u: Tensor, h: Tensor | None, first: int = 0) -> Tensor:
-        """Steps [N, L, ...], from number ``first`` on, and contexts h [N, width], or [N, steps, width] where each step
-        has its own, -> the net's inputs [N, L, width]."""
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        """With the contexts themselves, which a draft encodes, too."""
+        return replace(super().encode_context(c, dropped), raw=c)
+
+    def _needed(self, e: Encoded) -> Encoded:
+        """With vectors of the net's own width."""
+        assert self.given_in is not None
+        return replace(super()._needed(e), vector=self.given_in(e.vector))
+
+    def _embed(self, u: Tensor, h: Encoded | None, first: int = 0) -> Tensor:
+        """Steps [N, L, ...], from number ``first`` on, and contexts whose vectors are [N, width], or [N, steps, width]
+        where each step has its own, -> the net's inputs [N, L, width]."""
         e = self.emission.embed(u)
         if h is None:
             return e
-        return e + (h[:, None] if h.ndim == 2 else h[:, first : first + u.shape[1]])
+        return e + (h.vector[:, None] if h.vector.ndim == 2 else h.vector[:, first : first + u.shape[1]])
+
+    def _run(self, u: Tensor, h: Encoded | None) -> Tensor:
+        """The net's outputs [N, L, width] for steps u [N, L, ...] and contexts h."""
+        return self.net(self._embed(u, h), *told(h))
 
     # -- likelihood -----------------------------------------------------------------------------------------
 
@@ -211,16 +225,16 @@ class Stepwise(Model):
     def step_kind(self) -> Kind:
         return self.codec.kind
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, budget: Budget, noise: RowNoise) -> Likelihood:
         each = self.rows_log_probs(x, c, None, budget)
         return make(self.step_kind, each.sum(1, dtype=torch.float64), self.space.measure)
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Encoded | None, before: Tensor | None, budget: Budget) -> Tensor:
         u, begins, size, width = self._line(x, before)
-        h, log_p = self._encode(c), torch.zeros(u.shape[:2], device=u.device)
+        log_p = torch.zeros(u.shape[:2], device=u.device)
         for start, first, last in self._spans(u.shape[1] - 1, budget.stride):
             if last >= int(begins.min()):
-                y = self.net(self._embed(u[:, start:last], h))[:, first - 1 - start :]
+                y = self._run(u[:, start:last], c)[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
         j = torch.arange(width + 1, device=u.device)
         return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self._has_eos), 0.0)
@@ -285,16 +299,16 @@ class Stepwise(Model):
 
     # -- samples --------------------------------------------------------------------------------------------
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
     def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+        self, before: Tensor, c: Encoded | None, sampler: Sampler, generator: torch.Generator
     ) -> Tensor:
         u = self._begun(before)
         return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
+    def rows_best(self, n: int, before: Tensor, c: Encoded | None, sampler: Sampler) -> Tensor:
         decoding, u = sampler.decoding, self._begun(before)
         if n > decoding.beams:
             raise UsageError(f"{decoding.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
@@ -304,7 +318,7 @@ class Stepwise(Model):
         return self._spelled(best, sampler, u.expand(n, -1))
 
     def rows_stream(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+        self, before: Tensor, c: Encoded | None, sampler: Sampler, generator: torch.Generator
     ) -> Iterator[str]:
         u, decoding = self._begun(before), sampler.decoding
         spell, text, symbols = self._text_codec.detokenizer(u[0, 1:].tolist()), "", list[int]()
@@ -340,7 +354,7 @@ class Stepwise(Model):
         return self.codec.fixed or sampler.length or self._longest
 
     @torch.inference_mode()
-    def _go_on(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def _go_on(self, u: Tensor, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
         filled, given, most = self.emission.filled, (~self.emission.filled(u)).sum(1), self._most(sampler)
         if sampler.decoding is not None and sampler.decoding.aligned:  # rows of one length at a time
@@ -356,7 +370,7 @@ class Stepwise(Model):
             out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
         return out[:, : self.codec.fixed or max(1, int((~filled(out)).sum(1).max()))]
 
-    def _steps(self, u: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Iterator[Tensor]:
+    def _steps(self, u: Tensor, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Iterator[Tensor]:
         """Steps [N, ...] one after the other, from the end of the shortest beginning of u [N, 1 + K, ...] on.
 
         Rows begin together: while one still has steps given, the others draw theirs.
@@ -366,12 +380,14 @@ class Stepwise(Model):
             raise Unsupported(f"{self.space} have no symbols to decode.", "Leave out the decoding, or fit texts.")
         stop = None if decoding is None else stops(decoding, self._spell)
         if decoding is not None and decoding.draft is not None:
-            target, draft = (m._decoder(u, c, sampler) for m in (self, self._checked(decoding.draft)))
+            other = self._checked(decoding.draft)
+            own = c and (other.null_context(len(u)) if c.raw is None else other.encode_context(c.raw))
+            target, draft = self._decoder(u, c, sampler), other._decoder(u, own, sampler)
             drawn = drafted(target, draft, self._most(sampler), decoding, generator, u, self._end, stop)
             yield from map(self._told, drawn)
             return
         together, whole = int(given.min()), int(given.max()) + self._most(sampler)
-        reader = Reader(self, len(u), self._encode(c), whole)
+        reader = Reader(self, len(u), c, whole)
         line = [u[:, : together + 1]]
         y, over = reader.read(line[0]), torch.zeros(len(u), dtype=torch.bool, device=u.device)
         if decoding is None and not self._has_eos and together == int(given.max()):  # whatever is drawn comes next
@@ -446,10 +462,10 @@ class Stepwise(Model):
             row[self.space.after_first(row, sampler.decoding.stop) :] = -1
         return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
-    def _decoder(self, u: Tensor, c: Tensor | None, sampler: Sampler) -> NetDecoder:
+    def _decoder(self, u: Tensor, c: Encoded | None, sampler: Sampler) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
         assert isinstance(self.emission, TokenHead)
-        return NetDecoder(self.net, self.emission, u, self._most(sampler), self._encode(c), self.stride)
+        return NetDecoder(self.net, self.emission, u, self._most(sampler), c, self.stride)
 
     def _checked(self, draft: Model) -> Stepwise:
         """The draft, which must read and write what this model does."""
@@ -474,10 +490,10 @@ class Stepwise(Model):
 class Reader:
     """A net that reads steps one after the other, through its cache, in the windows that also score."""
 
-    def __init__(self, model: Stepwise, n: int, h: Tensor | None, length: int) -> None:
+    def __init__(self, model: Stepwise, n: int, h: Encoded | None, length: int) -> None:
         self.model, self.n, self.h, self.length = model, n, h, length
         self.limit = min(length, model.net.longest or length)
-        self.cache = model.net.cache(n, self.limit)
+        self.cache = model.net.cache(n, self.limit, *told(h))
         self.size, self.past = 0, [model.emission.beginning(n)[:, :0]]
 
     def read(self, u: Tensor) -> Tensor:
@@ -487,7 +503,7 @@ class Reader:
         if self.size + u.shape[1] > self.limit:  # the window moves on
             self.past = [torch.cat(self.past, 1)[:, -self.limit :]]
             u = self.past[0][:, -context(self.limit, model.stride) :]
-            self.cache, self.size = model.net.cache(self.n, self.limit), 0
+            self.cache, self.size = model.net.cache(self.n, self.limit, *told(self.h)), 0
         x = model._embed(u, self.h, self.size)
         self.size += u.shape[1]
         return self.cache.step(x[:, 0]) if x.shape[1] == 1 else self.cache.extend(x)[:, -1]

@@ -24,12 +24,13 @@ from torch.distributions import Distribution, Independent, Normal
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.model import Budget, Sampler, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import SHARE, Options, at_least
+from pofx.core.options import SHARE, at_least
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, heads_for, mixes
@@ -40,7 +41,7 @@ PASS = 2**21  # numbers of decoder output that one pass may hold
 
 
 @dataclass(frozen=True)
-class VaeConfig(Options):
+class VaeConfig(ContextOptions):
     """Options of a VAE.
 
     Attributes:
@@ -150,7 +151,7 @@ class MixturePrior(nn.Module):
         return self.mean[k] + self.log_scale[k].exp() * noise
 
 
-class Vae(Model):
+class Vae(Conditioned):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
@@ -166,21 +167,19 @@ class Vae(Model):
     def __init__(self, config: VaeConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = heads_for(space, image=config.image, components=config.components)
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
         self.conv = self.convolves(config, space)
         self.encoder: nn.Module
         self.decoder: nn.Module
-        hidden, blocks, codes = config.hidden, config.blocks, config.latent + known
+        hidden, blocks, codes = config.hidden, config.blocks, config.latent + self.known
         if self.conv:
             assert isinstance(space, Image)
             c, h, w = space.channels, space.height, space.width
             size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
-            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=known, **size)
+            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=self.known, **size)
             self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
         else:
             features = sum(self.heads.features)
-            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=known)
+            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=self.known)
             # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
             self.encoder.last.reset_parameters()
             self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
@@ -194,7 +193,7 @@ class Vae(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if isinstance(space, Label):
             return "a label has no latent structure. Fit a classifier or a histogram."
@@ -204,6 +203,7 @@ class Vae(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if not cls.convolves(config, space):
             yield "channels"
         if not isinstance(space, Image):
@@ -220,9 +220,8 @@ class Vae(Model):
         return Recipe(batch=128, lr=2e-3, warmup=100, ema=0.999, epochs=50)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         self.heads.prepare(x, weight)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> Learner:
         return GradientLearner(self, recipe, self.objective)
@@ -258,7 +257,7 @@ class Vae(Model):
 
     def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        h = None if self.context_encoder is None or batch.c is None else self.context_encoder(batch.c)
+        h = vector(self.batch_context(batch, generator))
         mean, log_scale = self.posterior(batch.x, h)
         eps = batch.randn(config.train_draws, config.latent, generator=generator)
         reconstruction, log_ratio = self.parts(batch.x, h, mean, log_scale, eps)
@@ -274,10 +273,10 @@ class Vae(Model):
     def rows_per_pass(self) -> int:
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, budget: Budget, noise: RowNoise) -> Likelihood:
         config, n = self.config, len(x)
         k = budget.draws or config.draws
-        h = None if self.context_encoder is None else self.context_encoder(c)
+        h = vector(c)
         mean, log_scale = self.posterior(x, h)
         elbo = budget.estimator == "elbo"
         closed_kl = elbo and config.prior == 1
@@ -295,13 +294,13 @@ class Vae(Model):
             nats, se = log_mean_exp(log_w)
         return LowerBound(nats, self.space.measure, se, k)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        h = None if self.context_encoder is None else self.context_encoder(c)
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        h = vector(c)
         z = self.prior.sample(n, generator).to(self.device)
         return self.heads.sample(self.decode(z[:, None], h)[:, 0], generator)
 
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        h = None if self.context_encoder is None else self.context_encoder(c)
+    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
+        h = vector(c)
         mean, log_scale = self.posterior(x, h)
         return Independent(Normal(mean, log_scale.exp()), 1)
 

@@ -3,6 +3,7 @@
 from pofx.spaces.audio import Audio as Audio
 from pofx.spaces.image import Image as Image
 from pofx.spaces.label import Label as Label
+from pofx.spaces.reals import Reals as Reals
 from pofx.spaces.sequence import Sequence as Sequence
 from pofx.spaces.table import Category as Category
 from pofx.spaces.table import Column as Column

@@ -63,7 +63,7 @@ class Sequence(Ragged):
         return self.step.check_draws(x[(x != self.fill).any(-1)])
 
     def to_json(self) -> dict[str, Any]:
-        return {"space": self.name, "step": self.step.to_json(), "ends": self.has_eos, "length": self.length}
+        return {"space": self.name, "step": self.step.to_json(), "has_eos": self.has_eos, "length": self.length}
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Sequence:

@@ -136,7 +136,8 @@ def gradient_of_x(s: Subject, part: Part, budget: Budget) -> None:
     along = torch.where(inside, 1e-2 * scale * (1 - 2 * torch.rand(x.shape, generator=generator(2))).sign(), 0.0)
 
     def nats(x: Tensor) -> Tensor:
-        lik = s.model.rows_log_prob(x, part.c, budget, RowNoise.by_place(len(x), generator(1)))
+        c = None if part.c is None else s.model.encode_context(part.c)
+        lik = s.model.rows_log_prob(x, c, budget, RowNoise.by_place(len(x), generator(1)))
         assert not isinstance(lik, Unavailable)
         return lik.nats.double()
 

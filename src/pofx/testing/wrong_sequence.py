@@ -210,7 +210,7 @@ class CacheForgets(OnStrings):
     def build(self, config: Any) -> Any:
         net = super().build(config)
         right = net.cache
-        net.cache = lambda n, length: Forgetful(right(n, length))
+        net.cache = lambda *sizes: Forgetful(right(*sizes))
         return net
 
 
