@@ -69,7 +69,10 @@ class Linear(nn.Module):
         super().__init__()
         self.a = nn.Parameter(a)
 
-    def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
+    def told(self, c: Tensor | None, dropped: Tensor | None) -> None:
+        """It takes no context."""
+
+    def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
         return y @ self.a
 
 

@@ -75,7 +75,7 @@ class Conditioned(Model):
     @property
     def memory(self) -> int:
         """The width of a context's tokens, 0 where it has none."""
-        return self.known if self.context_encoder is not None and self.context_encoder.has_tokens else 0
+        return 0 if self.context_encoder is None else self.context_encoder.memory
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         if self.context_encoder is not None:

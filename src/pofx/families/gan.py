@@ -297,7 +297,7 @@ class Gan(Model):
 
     # -- the two losses ---------------------------------------------------------------------------------------
 
-    def fake(self, batch: Batch, drop: Tensor | None, generator: torch.Generator) -> Tensor:
+    def fake(self, batch: Batch, generator: torch.Generator, drop: Tensor | None = None) -> Tensor:
         """Generated rows as the critic sees them [B, features], one per row of the batch and given its context."""
         z = batch.randn(self.config.noise, generator=generator)
         u = batch.rand(self.codec.uniforms, generator=generator)
@@ -307,7 +307,7 @@ class Gan(Model):
         real, drop = self.codec.encode(batch.x), dropped(self.config, batch, generator)
         h = self.critic.told(batch.c, drop)
         with torch.no_grad():
-            fake = self.fake(batch, drop, generator)
+            fake = self.fake(batch, generator, drop)
         weight = self.config.penalty
         if self.config.loss == "r1":
             score = self.critic(real.requires_grad_(), h)
@@ -323,7 +323,7 @@ class Gan(Model):
 
     def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         drop = dropped(self.config, batch, generator)
-        score = self.critic(self.fake(batch, drop, generator), self.critic.told(batch.c, drop))
+        score = self.critic(self.fake(batch, generator, drop), self.critic.told(batch.c, drop))
         return {"loss": F.softplus(-score) if self.config.loss == "r1" else -score}
 
     # -- the contract -----------------------------------------------------------------------------------------

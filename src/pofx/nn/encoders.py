@@ -32,7 +32,7 @@ class Encoded:
 
     Attributes:
         vector: [N, w].
-        tokens: [N, L, w], where a context has parts: cells of an image, steps of a text.
+        tokens: [N, L, t], where a context has parts: cells of an image, steps of a text.
         mask: [N, L], which of the tokens are the row's own; None where all are.
         raw: the contexts themselves [N, *Ec], where a second net has to encode them, too.
     """
@@ -75,15 +75,15 @@ def told(e: Encoded | None) -> tuple[()] | tuple[Memory]:
 class Encoder(nn.Module):
     """Contexts c [N, *Ec] in raw units -> ``Encoded``; each row's follows from the row alone.
 
-    A subclass gives ``encode``, and says where it gives tokens.
+    Args:
+        width, memory: of vectors and of tokens, 0 where a subclass gives none; it writes ``encode``.
     """
 
-    has_tokens: bool = False
     absent: nn.Parameter | None
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, memory: int = 0) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.memory = width, memory
         self.register_parameter("absent", None)
 
     def encode(self, c: Tensor) -> Encoded:
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
     def learn_null(self) -> None:
         """Have a null context, which stands for none."""
-        self.absent = nn.Parameter(torch.randn(self.width))
+        self.absent = nn.Parameter(torch.randn(self.width + self.memory))
 
     def forward(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
         """Rows c [N, *Ec], those ``dropped`` [N] in training as the null context."""
@@ -115,16 +115,15 @@ class Encoder(nn.Module):
         if self.absent is None:
             raise Unsupported(
                 "No context was dropped in training, so p(x | no context) is unknown.",
-                "Fit with --options.context_dropout above 0, such as 0.1.",
+                "Fit with --options.context-dropout above 0, such as 0.1.",
             )
-        each = self.absent.expand(n, -1)
-        tokens = each[:, None] if self.has_tokens else None
-        return Encoded(each, tokens, None if tokens is None else tokens.new_ones(n, 1, dtype=torch.bool))
+        each, token = self.absent.expand(n, -1).split((self.width, self.memory), 1)
+        return Encoded(each, token[:, None], token.new_ones(n, 1, dtype=torch.bool)) if self.memory else Encoded(each)
 
 
 @singledispatch
 def encoder(space: Space, width: int = 64) -> Encoder:
-    """The encoder of a context space, of vectors and tokens of one width. Raises Unsupported where there is none."""
+    """The encoder of a context space, of vectors of a width. Raises Unsupported where there is none."""
     raise Unsupported(f"There is no encoder for contexts of {space}.", "Condition on labels, columns or images.")
 
 
@@ -170,21 +169,19 @@ class ImageEncoder(Encoder):
     The vector is a linear map of their means over the four quarters.
     """
 
-    has_tokens = True
-
     def __init__(self, space: Image, width: int = 64, channels: int = 32) -> None:
-        super().__init__(width)
-        self.levels = space.levels
         halvings = max(1, math.ceil(math.log2(max(space.height, space.width) / 4)))
         sizes = [min(channels * 2**i, 4 * channels) for i in range(halvings + 1)]
+        super().__init__(width, sizes[-1])
+        self.levels = space.levels
         layers: list[nn.Module] = [nn.Conv2d(space.channels, sizes[0], 3, padding=1)]
         for a, b in pairwise(sizes):
             layers += [nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, b, 3, stride=2, padding=1)]
-        layers += [nn.GroupNorm(8, sizes[-1]), nn.SiLU(), nn.Conv2d(sizes[-1], width, 1)]
+        layers += [nn.GroupNorm(8, sizes[-1]), nn.SiLU()]
         self.convs = nn.Sequential(*layers)
         cells = (-(-side // 2**halvings) for side in (space.height, space.width))
-        self.place = nn.Parameter(0.02 * torch.randn(width, *cells))
-        self.pool, self.linear = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), nn.Linear(4 * width, width)
+        self.place = nn.Parameter(torch.zeros(sizes[-1], *cells))
+        self.pool, self.linear = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), nn.Linear(4 * sizes[-1], width)
 
     def encode(self, c: Tensor) -> Encoded:
         cells = self.convs(c.to(self.linear.weight.dtype) * (2 / (self.levels - 1)) - 1) + self.place
@@ -198,10 +195,8 @@ class StepsEncoder(Encoder):
     of learned queries. What stands after the end of a row is seen by none. A subclass embeds the steps.
     """
 
-    has_tokens = True
-
     def __init__(self, space: Ragged, width: int, features: int, layers: int = 2) -> None:
-        super().__init__(width)
+        super().__init__(width, width)
         self.space = space
         self.stride = -(-max(1, space.length) // MOST_TOKENS)
         self.conv = nn.Conv1d(features, width, 3 if self.stride == 1 else 2 * self.stride, self.stride)
