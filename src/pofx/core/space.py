@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Self
@@ -79,7 +80,7 @@ class Space(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, of which ``from_json`` makes the space again."""
-        return {"space": self.name, **vars(self)}
+        return {"space": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> Self:
@@ -138,15 +139,15 @@ def register(cls: type[Space]) -> None:
 
 def from_json(data: dict[str, Any]) -> Space:
     """The inverse of ``to_json``. Raises UsageError on an unknown space."""
-    name, fields = data["space"], {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "space"}
+    name, values = data["space"], {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "space"}
     if name in _REGISTERED:
-        return _REGISTERED[name].of_json(fields)
+        return _REGISTERED[name].of_json(values)
     known = {point.name: point.value for point in entry_points(group="pofx.spaces")} | BUILT_IN
     if name not in known:
         raise UsageError(f"Unknown space {name!r}; known: {', '.join(known)}.", "Use a newer pofx.")
     module, _, attribute = known[name].partition(":")
     cls: type[Space] = getattr(import_module(module), attribute)
-    return cls.of_json(fields)
+    return cls.of_json(values)
 
 
 READ = "Give numbers; what has names, such as categories, goes in as a frame or a dictionary with the columns by name."

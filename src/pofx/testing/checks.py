@@ -400,7 +400,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 @check
 def run_folder_round_trip(s: Subject) -> None:
     """A saved and read model has the same options, scores and samples; its options survive JSON."""
-    model, read = s.again
+    model, read = s.fitted
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
     x, c = s.test.x[:30], None if s.test.c is None else s.test.c[:30]
@@ -416,7 +416,7 @@ def run_folder_round_trip(s: Subject) -> None:
 @check
 def training_is_reproducible(s: Subject) -> None:
     """The same seed gives the same weights."""
-    for (name, a), b in zip(s.model.state_dict().items(), s.again[0].state_dict().values(), strict=True):
+    for (name, a), b in zip(s.model.state_dict().items(), s.again.state_dict().values(), strict=True):
         assert same(a, b), f"{name} differs between two fits of one seed"
 
 

@@ -26,6 +26,7 @@ from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
+STEPS_GIVEN = 120  # of the many cases of one space given another
 
 
 @dataclass(eq=False)
@@ -36,25 +37,31 @@ class Subject:
     case: Case
     seed: int = 0
 
-    @cached_property
+    @property
     def model(self) -> Model:
-        return self.trained(self.case.data)
+        return self.fitted[0]
+
+    @cached_property
+    def fitted(self) -> tuple[Model, Run]:
+        """The model, and what its run folder gives back."""
+        register(self.cls)
+        with tempfile.TemporaryDirectory() as place:
+            return self.trained(self.case.data, out=Path(place) / "run"), read_run(Path(place) / "run")
 
     def trained(self, data: Data, out: Path | None = None) -> Model:
         options = dataclasses.asdict(self.cls.tiny(data.space))
         small = isinstance(data.space, Ragged)
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
+        if self.case.given is not None:
+            steps, options = STEPS_GIVEN, options | ({"context_dropout": 0.1} if "context_dropout" in options else {})
         limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
         run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
         return run.model
 
     @cached_property
-    def again(self) -> tuple[Model, Run]:
-        """A second fit with the same seed, and what its run folder gives back."""
-        register(self.cls)
-        with tempfile.TemporaryDirectory() as place:
-            model = self.trained(self.case.data, out=Path(place) / "run")
-            return model, read_run(Path(place) / "run")
+    def again(self) -> Model:
+        """A second fit with the same seed."""
+        return self.trained(self.case.data)
 
     @cached_property
     def test(self) -> Part:
