@@ -205,7 +205,7 @@ class StepsEncoder(Encoder):
         self.shape = Shape(width=width, layers=layers, n_heads=n_heads, hidden=2 * width)
         self.layers = nn.ModuleList(Layer(self.shape) for _ in range(layers))
         self.norm, self.query = nn.LayerNorm(width), nn.Linear(width, n_heads)
-        self.linear = nn.Linear(n_heads * width, width)
+        self.linear = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
 
     embed: Any  # steps [N, L, ...] -> [N, L, features]
 
@@ -223,7 +223,8 @@ class StepsEncoder(Encoder):
             x = layer(x, rotation, here[:, None, None])
         x = self.norm(x)
         weight = self.query(x).masked_fill(~here[..., None], -math.inf).softmax(1)
-        return Encoded(self.linear((weight.mT @ x).flatten(1)), x, here)
+        pooled = (weight[..., None] * x.unflatten(2, (weight.shape[2], -1))).sum(1).flatten(1)
+        return Encoded(self.linear(pooled), x, here)
 
 
 class TextEncoder(StepsEncoder):

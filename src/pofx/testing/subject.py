@@ -26,7 +26,7 @@ from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
-STEPS_GIVEN = 120  # of the many cases of one space given another
+STEPS_GIVEN = 100  # of the many cases of one space given another
 
 
 @dataclass(eq=False)
@@ -52,9 +52,10 @@ class Subject:
         options = dataclasses.asdict(self.cls.tiny(data.space))
         small = isinstance(data.space, Ragged)
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
-        if self.case.given is not None:
-            steps, options = STEPS_GIVEN, options | ({"context_dropout": 0.1} if "context_dropout" in options else {})
         limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
+        if self.case.given is not None:
+            steps, recipe, limits = STEPS_GIVEN, {"batch": 32}, {"checks": 2, "valid_rows": 100}
+            options |= {"context_dropout": 0.1} if "context_dropout" in options else {}
         run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
         return run.model
 
