@@ -260,8 +260,8 @@ def cases() -> list[Case]:
         Case("rows", rows, steps=lambda: (table_states(rows.space.step, reach=15), 1.0), depth=1),  # type: ignore[union-attr]
         Case("walk", chains.walk(), steps=lambda: plane(8.0, 120)),
         Case("strings by label", languages, given_label=True, steps=lambda: (letters.values, 1.0), depth=4),
-        Case("table by table", two_chains, given=two_blobs),
-        Case("table by text", two_chains, given=words),
+        Case("table by table", two_blobs, given=two_blobs),
+        Case("table by text", two_blobs, given=words),
         Case("image by image", faces, given=faces),
         Case("text by text", words, given=words),
         Case("text by image", words, given=faces),
