@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core.learner import Batch
-from pofx.core.model import Sampler
+from pofx.core.requests import Ddim, DpmSolver
 from pofx.families.diffusion import Ddpm, PathConfig
 from pofx.spaces import Image
 from timing import Results, middle, race
@@ -116,8 +116,8 @@ def main() -> None:
 
         calls: dict[str, Callable[[], object]] = {"one pass": one_pass}
         passes = {"one pass": 1, "dpm++": 20, "ddim": 50}
-        for name in ("dpm++", "ddim"):
-            calls[name] = partial(model.sample, size, sampler=Sampler(name, passes[name]))
+        for solver in (DpmSolver, Ddim):
+            calls[solver.name] = partial(model.sample, size, sampler=solver(passes[solver.name]))
         for name, times in race(calls, rounds).items():
             seconds, iqr = middle(times)
             limit = size * passes[name] * forward / speed

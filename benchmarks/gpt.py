@@ -59,7 +59,7 @@ def compare(name: str, rounds: int, results: Results) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from pofx.core.learner import Batch, Recipe
-    from pofx.core.model import Sampler
+    from pofx.core.requests import StepByStep
     from pofx.families.sequence import Gpt, GptConfig
     from pofx.spaces import Text
 
@@ -102,7 +102,7 @@ def compare(name: str, rounds: int, results: Results) -> None:
     for n in (1, 32):
 
         def our_sample(n: int = n) -> None:
-            ours.sample(n, generator=generator, sampler=Sampler(length=block - 1))
+            ours.sample(n, generator=generator, sampler=StepByStep(length=block - 1))
 
         def their_sample(n: int = n) -> None:
             with torch.inference_mode():

@@ -26,8 +26,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 
 import pofx
-from pofx.core.model import Budget
 from pofx.core.registry import BUILT_IN
+from pofx.core.requests import VariationalBound
 from pofx.evaluate.text import marks
 
 PLACE = Path(__file__).parent / "_static" / "families"
@@ -76,7 +76,7 @@ def plane(name: str, seconds: float) -> str:
     across, up = torch.linspace(-2.2, 2.2, 120), torch.linspace(-1.5, 1.5, 90)
     grid = torch.cartesian_prod(across, up).double()
     with torch.no_grad():
-        lik = model.log_prob(grid, budget=Budget(draws=16) if model.uses_draws and name != "vae" else None)
+        lik = model.log_prob(grid, request=VariationalBound(16) if VariationalBound in model.estimators else None)
     known = not isinstance(lik, pofx.Unavailable)
     if known:
         p = lik.nats.exp().reshape(len(across), len(up)).T.numpy()

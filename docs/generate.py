@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pofx
+from pofx.core.abilities import ABILITIES, titles
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
@@ -80,22 +81,19 @@ def family_page(name: str, maths: str) -> str:
 
 def facts(cls: Any) -> str:
     """Kind, place, paper and abilities as a table."""
-    kinds = [f"`{SYMBOL[k]}` {k.__name__}" for k in SYMBOL if k in cls.claims]
+    kinds = [f"`{SYMBOL[k]}` {k.__name__}" for k in SYMBOL if k in cls.claims()]
     rows = [("likelihood", ", ".join(kinds)), ("place", cls.taxonomy), ("paper", cls.paper)]
-    if cls.estimators:
-        rows.append(("estimators", ", ".join(f"`{e}`" for e in cls.estimators) + " (the first is the default)"))
-    if cls.samplers:
-        rows.append(("samplers", ", ".join(f"`{s}`" for s in cls.samplers) + " (the first is the default)"))
-    told = {
-        "latents (`encode`)": cls.latent,
-        "score (`score`)": cls.has_score,
-        "score of noised data (`noised_score`)": cls.has_noised_score,
-        "goes on from a beginning (`before`)": cls.continues,
-        "decoding of symbols": cls.decodes,
-    }
-    if able := [what for what, can in told.items() if can]:
+    for word, kinds in (("estimators", cls.estimators), ("samplers", cls.samplers)):
+        rows.append((word, "; ".join(asked(kind) for kind in kinds)))
+    if able := [f"{a.title} (`{a.asked}`)" for a in ABILITIES if issubclass(cls, a)]:
         rows.append(("abilities", ", ".join(able)))
     return table(["", ""], rows)
+
+
+def asked(kind: Any) -> str:
+    """A request by its name, with its options and what it is."""
+    flags = " ".join(f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind))
+    return f"`{f'{kind.name} {flags}'.strip()}` {inspect.getdoc(kind).partition(chr(10))[0].rstrip('.')}"
 
 
 def picture(name: str) -> str:
@@ -155,7 +153,7 @@ def use(name: str, cls: Any) -> str:
     source, extra = EXAMPLES.get(name, ("two-moons", ""))
     return (
         f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx log-prob runs/{name}\n```"
-        if "Unavailable" not in {k.__name__ for k in cls.claims}
+        if "Unavailable" not in {k.__name__ for k in cls.claims()}
         else f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx sample runs/{name} 100\n```"
     )
 
@@ -178,10 +176,8 @@ def index() -> str:
     rows = []
     for name in BUILT_IN:
         cls = family(name)
-        kinds = " ".join(f"`{SYMBOL[k]}`" for k in SYMBOL if k in cls.claims)
-        abilities = [w for w, can in (("latents", cls.latent), ("score", cls.has_score)) if can]
-        abilities += ["score of noised data"] if cls.has_noised_score else []
-        rows.append((f"[{name}]({name}.md)", kinds, cls.summary, ", ".join(abilities)))
+        kinds = " ".join(f"`{SYMBOL[k]}`" for k in SYMBOL if k in cls.claims())
+        rows.append((f"[{name}]({name}.md)", kinds, cls.summary, ", ".join(titles(cls))))
     recipe = [(f"`{f.name}`", f"`{shown(f.default)}`", f.metadata["help"]) for f in dataclasses.fields(Recipe)]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *BUILT_IN, "```"])
     return "\n\n".join(

@@ -22,6 +22,7 @@ from pofx.families.discriminative import Classifier
 from pofx.families.gmm import Gaussian
 from pofx.spaces import Category, Label, Table
 from pofx.testing.wrong import Counts, Plain, Small
+from toys import PROMISES
 
 X = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
 
@@ -93,7 +94,7 @@ def test_accuracy_and_log_loss_are_scikit_learns():
     assert accuracy.accuracy == pytest.approx(accuracy_score(y, p.argmax(1)))
     assert accuracy.commonest == "class_1"
     assert accuracy.majority == pytest.approx((y == 1).mean())
-    score = found.score(data.test.x)
+    score = found.log_loss(data.test.x)
     assert -score.nats == pytest.approx(log_loss(y, p, labels=[0, 1, 2]))
     assert score.unit == "label"
     assert score.loss_text.startswith("= ")
@@ -105,8 +106,8 @@ def test_accuracy_and_log_loss_are_scikit_learns():
 class Gap(Counts):
     """The chain, which holds (0, 0) impossible under both classes."""
 
-    def rows_log_prob(self, x, c, budget, noise):
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x, c, request, noise):
+        lik = super().rows_log_prob(x, c, request, noise)
         return Exact(torch.where((x == 0).all(1), -math.inf, lik.nats), lik.measure)
 
 
@@ -116,16 +117,16 @@ def test_a_row_that_is_impossible_under_every_class_has_no_probabilities():
     assert found.names[2] is None
     assert found.probabilities[2].isnan().all()
     assert found.accuracy(torch.tensor([0, 1, 0])).accuracy == pytest.approx(2 / 3)
-    assert found.score(torch.tensor([0, 1, 0])).impossible == 1
+    assert found.log_loss(torch.tensor([0, 1, 0])).impossible == 1
 
 
 class Bounded(Counts):
     """The chain as a lower bound."""
 
-    claims = frozenset({LowerBound})
+    estimators = (PROMISES["LowerBound"],)
 
-    def rows_log_prob(self, x, c, budget, noise):
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x, c, request, noise):
+        lik = super().rows_log_prob(x, c, request, noise)
         return LowerBound(lik.nats - 1, lik.measure, torch.zeros_like(lik.nats), 0)
 
 
@@ -133,7 +134,7 @@ def test_probabilities_made_of_bounds_are_estimates():
     found = predict(chain(Bounded), X, counts=[1, 1])
     assert found.kind is Estimate
     assert "a lower bound for each class" in found.caveat
-    assert found.score(torch.tensor([0, 1, 0])).loss_text.startswith("≈ ")
+    assert found.log_loss(torch.tensor([0, 1, 0])).loss_text.startswith("≈ ")
 
 
 def test_what_cannot_be_predicted_is_named():

@@ -15,12 +15,13 @@ import pofx
 from pofx.cli import main
 from pofx.core import likelihood as lk
 from pofx.core import registry
+from pofx.core.comparison import compare
 from pofx.core.errors import BadValue, Incomparable, NotANumber, PofxError, UsageError, WrongShape
 from pofx.core.learner import Batch, GradientLearner, Local, Recipe, Stepper, learning_rate
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler
 from pofx.core.registry import families, family
+from pofx.core.requests import Elbo, Heun, OdeLikelihood
 from pofx.core.space import from_json, take
 from pofx.data import synthetic
 from pofx.data.rows import read_rows
@@ -85,26 +86,26 @@ def test_verdicts_are_those_that_kinds_allow():
     for a in kinds:
         for b in kinds:
             better = a in (Exact, LowerBound) and b in (Exact, UpperBound)
-            assert (lk.compare(of(a, high), of(b, low)).verdict == "better") == better
+            assert (compare(of(a, high), of(b, low)).verdict == "better") == better
             worse = b in (Exact, LowerBound) and a in (Exact, UpperBound)
-            assert (lk.compare(of(a, low), of(b, high)).verdict == "worse") == worse
-            assert lk.compare(of(a, low), of(b, low)).verdict == "undecided"
-    assert lk.compare(exact(high), exact(low)).nats == pytest.approx(2.0, abs=1e-6)
-    assert lk.compare(Unavailable("x"), exact(low)).verdict == "undecided"
+            assert (compare(of(a, low), of(b, high)).verdict == "worse") == worse
+            assert compare(of(a, low), of(b, low)).verdict == "undecided"
+    assert compare(exact(high), exact(low)).nats == pytest.approx(2.0, abs=1e-6)
+    assert compare(Unavailable("x"), exact(low)).verdict == "undecided"
 
 
 def test_comparison_is_paired_and_respects_its_error():
     g = torch.Generator().manual_seed(1)
     a = 5 * torch.randn(400, generator=g)  # a wide spread between data, shared by both
     close = Exact(a + 0.1 + 0.05 * torch.randn(400, generator=g), ONE)
-    assert lk.compare(close, Exact(a, ONE)).verdict == "better"
+    assert compare(close, Exact(a, ONE)).verdict == "better"
     far = Exact(a[torch.randperm(400, generator=g)] + 0.1, ONE)
-    assert lk.compare(far, Exact(a, ONE)).verdict == "undecided"
+    assert compare(far, Exact(a, ONE)).verdict == "undecided"
 
 
 def test_different_measures_raise():
     with pytest.raises(Incomparable, match="counting against lebesgue"):
-        lk.compare(exact([1.0, 2.0]), exact([1.0, 2.0], Measure.lebesgue(1)))
+        compare(exact([1.0, 2.0]), exact([1.0, 2.0], Measure.lebesgue(1)))
 
 
 SPACES = [
@@ -212,24 +213,15 @@ def test_draws_that_are_no_numbers_are_refused(monkeypatch, value):
         assert model.sample(2).isnan().sum() == 1
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        (Budget(estimator="tarot"), "no likelihood estimator 'tarot'"),
-        (Budget(draws=16), "takes no draws"),
-        (Budget(steps=3), "takes no solver steps"),
-    ],
-)
-def test_budgets_that_mean_nothing_are_refused(budget, message):
-    with pytest.raises(UsageError, match=message):
-        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), budget=budget)
+@pytest.mark.parametrize("request_", [Elbo, Elbo(draws=16), OdeLikelihood(steps=3)])
+def test_requests_that_a_model_does_not_answer_are_refused(request_):
+    with pytest.raises(UsageError, match="does not answer (Elbo|OdeLikelihood), but ExactLikelihood"):
+        fitted().log_prob(torch.zeros(1, 2, dtype=torch.float64), request=request_)
 
 
 def test_samplers_that_mean_nothing_are_refused():
-    with pytest.raises(UsageError, match="no sampler 'gibbs'"):
-        fitted().sample(1, sampler=Sampler("gibbs"))
-    with pytest.raises(UsageError, match="cannot sample in 5 steps"):
-        fitted().sample(1, sampler=Sampler(steps=5))
+    with pytest.raises(UsageError, match="does not answer Heun, but Direct"):
+        fitted().sample(1, sampler=Heun(steps=5))
 
 
 def test_unknown_family_names_its_neighbours():
@@ -480,10 +472,10 @@ def noisy(values, errors, kind=LowerBound, **more):
         (exact([-1.0, -math.inf]), "= −∞ nats (1 of 2 rows impossible)"),
         (exact([]), "= (no rows)"),
         (noisy([-85.0, -86.0], [0.3, 0.4]), "≥ -85.50 ± 0.50 nats (2 rows; mc 0.25)"),
-        (noisy([-85.0, -86.0], [0.003, 0.004]), "≥ -85.50 ± 0.50 nats (2 rows)"),
-        (noisy(-85.0, 0.02), "≥ -85.00 nats (mc 0.02)"),
+        (noisy([-85.0, -86.0], [0.003, 0.004]), "≥ -85.50 ± 0.50 nats (2 rows; mc 0.0025)"),
+        (noisy(-85.0, 0.02), "≥ -85.000 ± 0.020 nats"),
         (noisy([-math.inf], [0.0]), "≥ −∞ nats (1 of 1 row without a bound)"),
-        (noisy(-85.0, 0.02, UpperBound), "≤ -85.00 nats (mc 0.02)"),
+        (noisy(-85.0, 0.02, UpperBound), "≤ -85.000 ± 0.020 nats"),
         (noisy([-1.0, -3.0], [0.0, 0.0], Estimate, caveat="an ODE"), "≈ -2.0 ± 1.0 nats (2 rows; an ODE)"),
         (Unavailable("a GAN has no density"), "— (a GAN has no density)"),
     ],

@@ -13,8 +13,8 @@ from torch import Tensor
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, LowerBound
-from pofx.core.model import Budget, Sampler
 from pofx.core.registry import family
+from pofx.core.requests import SOLVERS, DpmSolver, OdeLikelihood, Solver, VariationalBound
 from pofx.core.space import Space
 from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
@@ -95,7 +95,7 @@ def test_bound_and_ode_near_the_truth_and_the_bound_below_it(name: str) -> None:
     model, (x, _) = trained(name), moons(1000, seed=7)
     with torch.no_grad():
         lower = model.log_prob(x)
-        solved = model.log_prob(x[:200], budget=Budget(estimator="ode"))
+        solved = model.log_prob(x[:200], request=OdeLikelihood)
     assert type(lower) is LowerBound
     assert type(solved) is Estimate
     assert "smallest noise 0.001" in solved.caveat
@@ -109,11 +109,11 @@ def test_bound_and_ode_near_the_truth_and_the_bound_below_it(name: str) -> None:
 
 
 @every_preset
-@pytest.mark.parametrize("sampler", ["dpm++", "heun", "sde", "ddim", "euler", "ancestral"])
-def test_samples_are_likely_under_the_truth(name: str, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", SOLVERS, ids=lambda s: s.name)
+def test_samples_are_likely_under_the_truth(name: str, sampler: type[Solver]) -> None:
     """Means and spreads agree, and the cross-entropy of the samples is near the entropy of the source."""
     model, (x, _) = trained(name), moons(2000, seed=7)
-    drawn = model.sample(2000, sampler=Sampler(sampler), generator=gen(3))
+    drawn = model.sample(2000, sampler=sampler, generator=gen(3))
     assert (drawn.mean(0) - x.mean(0)).abs().max() < 0.6
     assert (drawn.std(0) / x.std(0) - 1).abs().max() < 0.12
     assert abs(moons_log_prob(drawn).mean() - moons_log_prob(x).mean()) < 0.25
@@ -121,9 +121,9 @@ def test_samples_are_likely_under_the_truth(name: str, sampler: str) -> None:
 
 def test_more_steps_sample_otherwise_and_the_generator_decides() -> None:
     model = trained("ddpm")
-    few, many = (model.sample(50, sampler=Sampler(steps=k), generator=gen(1)) for k in (3, 40))
+    few, many = (model.sample(50, sampler=DpmSolver(steps=k), generator=gen(1)) for k in (3, 40))
     assert not torch.equal(few, many)
-    assert torch.equal(many, model.sample(50, sampler=Sampler(steps=40), generator=gen(1)))
+    assert torch.equal(many, model.sample(50, sampler=DpmSolver(steps=40), generator=gen(1)))
 
 
 @every_preset
@@ -197,7 +197,7 @@ def test_vlb_training_lowers_minus_the_bound() -> None:
     batch = Batch(x, total=len(x))
     with torch.no_grad():
         loss = torch.stack([model._terms(batch, gen(k))["loss"].mean() for k in range(300)]).mean()
-        lower = model.log_prob(x, budget=Budget(draws=300), generator=gen(999)).nats.mean()
+        lower = model.log_prob(x, request=VariationalBound(draws=300), generator=gen(999)).nats.mean()
     parts, ratios = model.split(x), torch.tensor([ends["largest"], ends["smallest"]]).double()
     known = (model.gaussian.ends(parts.y.double(), -2 * ratios.log()) + parts.log_jacobian).mean()
     half_range = math.log(ends["largest"] / ends["smallest"])
@@ -213,7 +213,7 @@ def test_mixed_table_is_a_bound_with_an_error_that_holds(name: str) -> None:
     model = build(name, space, x, hidden=32, blocks=1, codes_hidden=16)
     train(model, x, 60)
     with torch.no_grad():
-        runs = [model.log_prob(x[:60], budget=Budget(draws=8), generator=gen(k)) for k in range(40)]
+        runs = [model.log_prob(x[:60], request=VariationalBound(draws=8), generator=gen(k)) for k in range(40)]
     assert type(runs[0]) is LowerBound
     assert runs[0].draws == 8
     spread = torch.stack([r.nats for r in runs]).var(0).mean()
@@ -237,15 +237,15 @@ def test_unet_learns_images(name: str) -> None:
     model = build(name, space, x, channels=16, blocks=1)
     assert model.shape == (1, 8, 8)
     with torch.no_grad():
-        before = model.log_prob(x[:50], budget=Budget(draws=4)).nats.mean()
+        before = model.log_prob(x[:50], request=VariationalBound(draws=4)).nats.mean()
     train(model, x, 60, batch=16, lr=3e-3)
     with torch.no_grad():
-        after = model.log_prob(x[:50], budget=Budget(draws=16))
-        solved = model.log_prob(x[:4], budget=Budget(estimator="ode", draws=2, steps=2))
+        after = model.log_prob(x[:50], request=VariationalBound(draws=16))
+        solved = model.log_prob(x[:4], request=OdeLikelihood(steps=2, probes=1, draws=2))
     assert type(solved) is Estimate
     assert after.nats.mean() > before + 1.5
     assert after.nats.mean() < -math.log(8)  # eight images, all as likely
-    assert model.sample(3, sampler=Sampler(steps=4)).shape == (3, 1, 8, 8)
+    assert model.sample(3, sampler=DpmSolver(steps=4)).shape == (3, 1, 8, 8)
 
 
 # -- refusals -----------------------------------------------------------------------------------------
@@ -258,8 +258,8 @@ def test_what_cannot_work_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="cannot rise"):
         FlowMatching(FlowMatching.Config(smallest=2.0, largest=1.0), PLANE)
     model = build("ddpm", PLANE, x)
-    with pytest.raises(UsageError, match="takes no draws"):
-        model.log_prob(x, budget=Budget(estimator="ode", draws=4))
+    with pytest.raises(UsageError, match="needs no draws; draws is 4. Give 0"):
+        model.log_prob(x, request=OdeLikelihood(steps=4, draws=4))
     grid = Table((Integer("n", 0, 9),))
     counts = torch.arange(10, dtype=torch.float64)[:, None].repeat(5, 1)
     with pytest.raises(Unsupported, match="complete real columns"):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget
+from pofx.core.requests import Dequantised
 from pofx.families.gmm import Gaussian, GaussianConfig, GaussianMixture, Mixture, MixtureConfig
 from pofx.families.mixture import em, kernels, sweep
 from pofx.families.mixture import whitening as whitening
@@ -576,7 +576,7 @@ def test_grid_columns_are_bounded_from_below() -> None:
     model.prepare(x, None, None, generator())
     run(model, x, 1)
     cells = torch.arange(-4, 25, dtype=torch.float64)[:, None]
-    lik = model.log_prob(cells, budget=Budget(draws=400), generator=generator())
+    lik = model.log_prob(cells, request=Dequantised(draws=400), generator=generator())
     assert isinstance(lik, LowerBound)
     assert lik.draws == 400
     mean, deviation = float(model.means), float(model.covariances.sqrt())

@@ -6,12 +6,13 @@ import pytest
 import torch
 from scipy import stats
 
-from pofx.core.likelihood import noise_of_mean
-from pofx.core.model import Budget
+from pofx.core.likelihood import LowerBound, make, mean, number
+from pofx.core.measure import Measure
 from pofx.core.noise import Copies, RowNoise, row_keys
 from pofx.core.registry import family
+from pofx.core.requests import Dequantised, Elbo, Iwae, OdeLikelihood, VariationalBound
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
@@ -158,33 +159,32 @@ def images(n, seed=0):
 
 
 NOISY = [
-    ("vae", "iwae"), ("vae", "elbo"), ("ddpm", "vlb"), ("ddpm", "ode"), ("flow-matching", "ode"), ("nsf", None),
-    ("gmm", None),
+    ("vae", Iwae(3)), ("vae", Elbo(3)), ("ddpm", VariationalBound(3)), ("ddpm", OdeLikelihood(2, 1, 3)),
+    ("flow-matching", OdeLikelihood(2, 1, 3)), ("nsf", Dequantised(3)), ("gmm", Dequantised(3)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("space", [MIXED, Image(9, 9, 1, 4)], ids=["table", "image"])
-@pytest.mark.parametrize(("name", "estimator"), NOISY)
-def test_the_number_of_a_row_does_not_depend_on_its_place(name, estimator, space, monkeypatch):
+@pytest.mark.parametrize(("name", "asked"), NOISY)
+def test_the_number_of_a_row_does_not_depend_on_its_place(name, asked, space, monkeypatch):
     x = mixed(12) if space is MIXED else images(12)
     options = {"components": 2} if name == "gmm" else {"hidden": 8}
-    if estimator == "ode":
-        options |= {"ode_steps": 2, "net": "mlp"}
+    if isinstance(asked, OdeLikelihood):
+        options |= {"net": "mlp"}
     model = fitted(name, space, x, **options)
-    budget = Budget(estimator=estimator, draws=3)
-    whole = model.log_prob(x, budget=budget, generator=seeded(7))
+    whole = model.log_prob(x, request=asked, generator=seeded(7))
     order = torch.randperm(12, generator=seeded(1))
 
     def close(lik, rows):
         assert torch.allclose(lik.nats.double(), whole.nats[rows].double(), rtol=1e-5, atol=1e-4)
         assert torch.allclose(lik.mc_se.double(), whole.mc_se[rows].double(), rtol=1e-3, atol=1e-3)
 
-    close(model.log_prob(x[order], budget=budget, generator=seeded(7)), order)
-    close(model.log_prob(x[7:8], budget=budget, generator=seeded(7)), slice(7, 8))
-    close(model.log_prob(x.view(2, 6, *x.shape[1:]), budget=budget, generator=seeded(7)), torch.arange(12).view(2, 6))
+    close(model.log_prob(x[order], request=asked, generator=seeded(7)), order)
+    close(model.log_prob(x[7:8], request=asked, generator=seeded(7)), slice(7, 8))
+    close(model.log_prob(x.view(2, 6, *x.shape[1:]), request=asked, generator=seeded(7)), torch.arange(12).view(2, 6))
     monkeypatch.setattr(model, "rows_per_pass", lambda: 3)
-    close(model.log_prob(x, budget=budget, generator=seeded(7)), slice(None))
-    other = model.log_prob(x, budget=budget, generator=seeded(8))
+    close(model.log_prob(x, request=asked, generator=seeded(7)), slice(None))
+    other = model.log_prob(x, request=asked, generator=seeded(8))
     assert (other.nats != whole.nats).double().mean() > 0.5
 
 
@@ -208,10 +208,10 @@ def test_blocks_of_an_evaluation_change_no_row(monkeypatch):
         return real(lambda start, size: likelihood.cat([block(i, 1) for i in range(start, start + size)]), n, seconds)
 
     monkeypatch.setattr(likelihood, "grow", cut)
-    found = score(model, Part(x), generator=seeded(5))
+    found = mean_log_prob(model, Part(x), generator=seeded(5))
     assert torch.allclose(found.rows.nats, direct.nats, atol=1e-4)
     order = torch.randperm(60, generator=seeded(2))
-    again = score(model, Part(x)[order], generator=seeded(5))
+    again = mean_log_prob(model, Part(x)[order], generator=seeded(5))
     assert torch.allclose(again.rows.nats, direct.nats[order], atol=1e-4)
 
 
@@ -223,17 +223,18 @@ def test_copies_have_noise_of_their_own():
     rows = mixed(12, seed=3)
     x = rows.repeat(25, 1)
     model = fitted("vae", MIXED, rows, hidden=8)
-    budget = Budget(draws=4)
-    found = [score(model, Part(x), budget=budget, generator=seeded(k)) for k in range(60)]
+    asked = Iwae(draws=4)
+    found = [mean_log_prob(model, Part(x), request=asked, generator=seeded(k)) for k in range(60)]
     spread = torch.tensor([f.nats for f in found]).std()
     said = torch.tensor([f.mc_se for f in found]).square().mean().sqrt()
     assert 0.7 < spread / said < 1.4
     shuffled = Part(x)[torch.randperm(300, generator=seeded(1))]
-    again = score(model, shuffled, budget=budget, generator=seeded(0))
+    again = mean_log_prob(model, shuffled, request=asked, generator=seeded(0))
     assert torch.allclose(again.rows.nats.sort().values, found[0].rows.nats.sort().values, atol=1e-4)
 
 
 def test_weights_of_the_noise_of_a_mean():
     se, weight = torch.tensor([0.3, 0.3, 0.4]), torch.tensor([1.0, 2.0, 5.0])
-    assert noise_of_mean(se, weight) == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
-    assert noise_of_mean(se) == pytest.approx(math.hypot(0.1, 0.1, 0.4 / 3))
+    rows = number(make(LowerBound, torch.zeros(3), Measure.counting(1), se, 4))
+    assert mean(rows, weight).mc_se == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
+    assert mean(rows).mc_se == pytest.approx(math.hypot(0.1, 0.1, 0.4 / 3))

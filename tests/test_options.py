@@ -20,7 +20,7 @@ import pofx
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Budget, Model, Sampler, idle
+from pofx.core.model import Model, idle
 from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
 from pofx.data.parts import Data
@@ -103,7 +103,7 @@ def test_every_option_is_refused_by_name_or_works(name: str) -> None:
         assert isinstance(lik, Unavailable) or lik.nats.isfinite().all(), (option, value)
 
 
-@pytest.mark.parametrize("cls", [Recipe, Budget, Sampler, Limit, Settings])
+@pytest.mark.parametrize("cls", [Recipe, Limit, Settings])
 def test_requests_are_checked_where_they_are_made(cls: type) -> None:
     fine = {"seconds": 1.0} if cls is Limit else {}
     cls(**fine)

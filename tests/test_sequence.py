@@ -16,12 +16,12 @@ from pofx.codecs.windows import Whole, Windows, spans
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
+from pofx.core.requests import StepByStep, Windowed
 from pofx.data import chains
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
+from pofx.families.continuing import Continuing
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
-from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn import transformer
 from pofx.nn.emission import StepHead, TokenHead
 from pofx.nn.recurrent import Lstm
@@ -320,10 +320,10 @@ def test_the_loss_is_the_likelihood(make: type, space: Text) -> None:
     assert isinstance(training_set, Whole)
     loss = loss_of(model, training_set[torch.arange(20)])
     lik = model.log_prob(x)
-    torch.testing.assert_close(loss * model.targets, -lik.nats.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss * model.steps, -lik.nats.float(), atol=1e-4, rtol=1e-4)
 
 
-def loss_of(model: Stepwise, pieces: Tensor, c: Tensor | None = None) -> Tensor:
+def loss_of(model: Continuing, pieces: Tensor, c: Tensor | None = None) -> Tensor:
     """The objective's term of each piece [B]."""
     learner = model.learner(model.recipe(model.space))
     return learner.objective(Batch(pieces, c, None, 0, len(pieces), 0.0, 0), seeded())["loss"]  # type: ignore[attr-defined]
@@ -334,7 +334,7 @@ def test_the_loss_of_windows_is_the_likelihood_of_what_they_hold() -> None:
     model, x = rnn(space), some_rows(space, 1, 30)
     training_set = model.training_set(x)
     assert isinstance(training_set, Windows)
-    first = loss_of(model, training_set[torch.tensor([0])]) * model.targets
+    first = loss_of(model, training_set[torch.tensor([0])]) * model.steps
     torch.testing.assert_close(first, -model.given().log_probs(x)[:, :8].sum(1), atol=1e-4, rtol=1e-4)
 
 
@@ -360,7 +360,7 @@ def test_a_window_is_judged_by_its_own_datum_where_there_is_a_context() -> None:
     training_set = model.training_set(x)
     pieces, owner = training_set[torch.arange(2)], training_set.owner(torch.arange(2))  # type: ignore[attr-defined]
     assert pieces[0].tolist() == [-1, 0, 1, 2, 0, -1, 2, 2, 1]
-    loss = loss_of(model, pieces, owner) * model.targets
+    loss = loss_of(model, pieces, owner) * model.steps
     alone = -model.given(owner).log_prob(x).nats.float()  # type: ignore[union-attr]
     torch.testing.assert_close(loss, alone, atol=1e-4, rtol=1e-4)
 
@@ -371,13 +371,13 @@ def test_beyond_the_block_samples_are_drawn_as_they_are_scored(space: Text, opti
     model, x = gpt(space, **options), some_rows(space, 5, 40, 40)
     scored = model.given().log_probs(x).detach()[:, :40]
     for first in {1, min(5, model.config.block)}:
-        reader = Reader(model, 5, None, 41)
+        reader = model.reader(5, None, 41, model.stride)
         line = torch.cat([model.emission.beginning(5).to(x.dtype), x], 1)
         with torch.no_grad():
-            y, got = reader.read(line[:, :first]), []
+            y, got = reader.read(line[:, :first])[:, -1], []
             for t in range(first, 41):
                 got.append(model.emission.log_prob(y[:, None], line[:, t : t + 1])[:, 0])
-                y = reader.read(line[:, t : t + 1])
+                y = reader.read(line[:, t : t + 1])[:, -1]
         torch.testing.assert_close(torch.stack(got, 1), scored[:, first - 1 :], atol=1e-4, rtol=1e-4)
     drawn = model.sample(5, generator=seeded())
     assert drawn.shape == x.shape
@@ -388,7 +388,7 @@ def test_beyond_the_block_samples_are_drawn_as_they_are_scored(space: Text, opti
 def test_excerpts_shorter_than_half_a_block(length: int) -> None:
     model = gpt(Text("ab", False, length), block=64)
     assert model.sample(3).shape == (3, length)
-    assert model.sample(3, sampler=Sampler(length=9)).shape == (3, 9)
+    assert model.sample(3, sampler=StepByStep(length=9)).shape == (3, 9)
 
 
 def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None:
@@ -398,20 +398,20 @@ def test_any_stride_gives_probabilities_and_more_context_no_worse_ones() -> None
     x = source.sample(3, seeded())
     scores = {}
     for stride in (1, 2, 3, 6):
-        budget = Budget(stride=stride)
-        each = model.given().log_probs(x, budget=budget)
+        window = Windowed(stride)
+        each = model.given().log_probs(x, request=window)
         scores[stride] = each[:, 6:].sum().item()
         torch.testing.assert_close(each[:, :6], model.given().log_probs(x)[:, :6], atol=1e-5, rtol=1e-5)
         for k in (0, 5, 6, 7, 13):
             begun = x[:1, :k].clamp(min=0).expand(4, k)
-            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), budget=budget)[:, k]
-            end = model.given().log_probs(begun[:1], budget=budget)[0, k]
+            nexts = model.given().log_probs(torch.cat([begun, torch.arange(4)[:, None]], 1), request=window)[:, k]
+            end = model.given().log_probs(begun[:1], request=window)[0, k]
             assert abs((nexts.exp().sum() + end.exp()).item() - 1) < 1e-5
     assert len({round(s, 4) for s in scores.values()}) == 4
     with pytest.raises(UsageError, match=r"stride of 7 is longer than the block of 6"):
-        model.log_prob(x, budget=Budget(stride=7))
-    with pytest.raises(UsageError, match=r"has no window that moves"):
-        rnn(space).log_prob(x, budget=Budget(stride=2))
+        model.log_prob(x, request=Windowed(stride=7))
+    with pytest.raises(UsageError, match=r"does not answer Windowed"):
+        rnn(space).log_prob(x, request=Windowed(stride=2))
 
 
 @pytest.mark.parametrize("make", [gpt, rnn])

@@ -20,13 +20,12 @@ from pofx import cluster
 from pofx.cli import main
 from pofx.core.errors import BadValue, CorruptFile, UsageError
 from pofx.core.likelihood import Exact, LowerBound
-from pofx.core.model import Budget, Sampler
 from pofx.data import pieces
-from pofx.data.pieces import files_of, pieces_of
+from pofx.data.pieces import pieces_of, tables_at
 from pofx.data.rows import read_rows
 from pofx.evaluate import stream
 from pofx.evaluate.likelihood import Tally
-from pofx.evaluate.stream import Drawing, Scoring, Stream, draw, in_order
+from pofx.evaluate.stream import Drawing, Evaluation, Stream, draw, in_order
 from pofx.spaces import Real, Table
 from pofx.train.run import read_run
 
@@ -96,7 +95,7 @@ def test_files_come_in_the_order_in_which_they_are_loaded(tmp_path):
     for k in (10, 9, 1):
         pq.write_table(pa.table({"a": [k + 0.25]}), tmp_path / f"part-{k}.parquet")
     loaded = read_rows(Table((Real("a"),)), None, str(tmp_path)).x.flatten().tolist()
-    assert [f"part-{v:.0f}.parquet" for v in loaded] == [f.rpartition("/")[2] for f in files_of(str(tmp_path), [])]
+    assert [f"part-{v:.0f}.parquet" for v in loaded] == [f.rpartition("/")[2] for f in tables_at(str(tmp_path), [])]
     assert loaded == [1.25, 9.25, 10.25]
 
 
@@ -116,8 +115,8 @@ def test_equal_rows_of_other_blocks_have_noise_of_their_own(place, tmp_path):
     model, row = read_run(place / "vae").model, pa.table({k: v[:1] for k, v in rows(1, 5).items()})
     pq.write_table(pa.concat_tables([row] * 6), tmp_path / "t.parquet", row_group_size=2)
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
-    scoring = Scoring(model, Budget(), 7, None, {})
-    nats = torch.cat([lik.nats for _, lik in Stream(scoring, found)])
+    evaluation = Evaluation(model, None, 7, None, {})
+    nats = torch.cat([lik.nats for _, lik in Stream(evaluation, found)])
     assert len(nats.unique()) == 6
     generator = torch.Generator().manual_seed(7)
     x = read_rows(model.space, None, pa.concat_tables([row] * 2), notes=[]).x
@@ -129,8 +128,8 @@ def test_blocks_are_read_when_they_are_wanted(place, monkeypatch):
     seen = []
     monkeypatch.setattr(stream, "blocks", lambda piece, *a, **k: seen.append(piece) or pieces.blocks(piece, *a, **k))
     model, notes = read_run(place / "made").model, []
-    found = pieces_of(files_of(str(place / "table"), notes), model.space, None)
-    for done, _ in enumerate(Stream(Scoring(model, Budget(), 0, None, {}), found), 1):
+    found = pieces_of(tables_at(str(place / "table"), notes), model.space, None)
+    for done, _ in enumerate(Stream(Evaluation(model, None, 0, None, {}), found), 1):
         assert len(seen) == done
     assert done == len(found) == 4 + 2 + 3
     assert notes == []
@@ -146,13 +145,13 @@ def test_mean_and_errors_of_blocks_are_those_of_all_rows(kind):
     for part in torch.arange(1000).split([1, 299, 600, 100]):
         extra = () if kind is Exact else (noise[part], 5)
         tally.add(kind(nats[part], space.measure, *extra))
-    score = tally.score()
+    score = tally.mean()
     assert score.nats == pytest.approx(nats.mean().item(), rel=1e-15)
     assert score.se == pytest.approx(nats.std().item() / math.sqrt(1000), rel=1e-6)
     assert score.rate_se == pytest.approx(score.se / 2)
     assert score.mc_se == pytest.approx(0 if kind is Exact else noise.square().sum().sqrt().item() / 1000)
     tally.add(kind(torch.tensor([-math.inf, 0.0]), space.measure, *(() if kind is Exact else (noise[:2], 5))))
-    assert (tally.score().nats, tally.score().se, tally.score().impossible) == (-math.inf, None, 1)
+    assert (tally.mean().nats, tally.mean().se, tally.mean().impossible) == (-math.inf, None, 1)
 
 
 def test_notes_are_told_once_and_add_up(place, tmp_path, capsys, small_blocks):
@@ -207,18 +206,18 @@ def test_a_damaged_page_is_named(place, tmp_path):
     model = read_run(place / "made").model
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
     with pytest.raises(CorruptFile, match=r"t\.parquet cannot be read as Parquet"):
-        list(Stream(Scoring(model, Budget(), 0, None, {}), found))
+        list(Stream(Evaluation(model, None, 0, None, {}), found))
 
 
 def test_an_interrupted_stream_leaves_nothing(place, tmp_path, monkeypatch):
-    scored = Scoring.__call__
+    scored = Evaluation.__call__
 
     def interrupted(self, piece):
         if piece.number:
             raise KeyboardInterrupt
         return scored(self, piece)
 
-    monkeypatch.setattr(Scoring, "__call__", interrupted)
+    monkeypatch.setattr(Evaluation, "__call__", interrupted)
     assert main(["log-prob", str(place / "made"), str(place / "table"), "--out", str(tmp_path / "s.parquet")]) == 130
     assert [*tmp_path.iterdir()] == []
 
@@ -238,7 +237,7 @@ def test_a_sample_of_one_block_is_that_of_python(place, tmp_path):
 def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, suffix):
     model, out = read_run(place / "made").model, tmp_path / f"x{suffix}"
     assert main(["sample", str(place / "made"), "120", "--out", str(out)]) == 0
-    parts = [*draw(Drawing(model.given(), Sampler(), 0), 120)]
+    parts = [*draw(Drawing(model.given(), None, 0), 120)]
     assert [len(p) for p in parts] == [50, 50, 20]
     assert torch.allclose(read_rows(model.space, None, out).x, torch.cat(parts), rtol=0, atol=1e-12)
     assert not torch.equal(parts[0], parts[1])
@@ -251,7 +250,7 @@ def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, 
 @pytest.mark.parametrize("family", ["made", "vae"])
 def test_a_cluster_writes_what_one_process_does(place, tmp_path, ray, family, capfd):
     commands = (["log-prob", str(place / family), str(place / "table")], ["sample", str(place / family), "150"])
-    for name, argv in zip(("scores", "draws"), commands, strict=True):
+    for name, argv in zip(("log-probs", "draws"), commands, strict=True):
         told = []
         for engine in ([], ["--cluster", "local"]):
             out = str(tmp_path / f"{name}{len(engine)}.parquet")

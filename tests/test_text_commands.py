@@ -19,14 +19,14 @@ from pofx.cli import main
 from pofx.codecs.steps import Subwords
 from pofx.commands.shared import Terminal
 from pofx.commands.surprise import COLOURS, legend, show, style_of
-from pofx.core.errors import PofxError, Unsupported, UsageError
+from pofx.core.errors import PofxError, UsageError
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
+from pofx.core.requests import Decoding, StepByStep, Windowed
 from pofx.core.spelling import shown, visible
 from pofx.data.parts import Part
-from pofx.decode.decoding import Decoding
 from pofx.decode.net import NetDecoder
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.evaluate.text import Mark, marks, rates
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.spaces import Audio, Label, Text
@@ -90,8 +90,8 @@ def test_an_empty_decoding_draws_what_the_model_draws(family: type[Model], has_e
     model = random_model(has_eos=has_eos, family=family)
     before = model.space.parse(["a", "ab cd ab", "cd"])  # ragged, and longer than the block together with the draw
     x, y = (
-        model.given(before=before).sample(3, sampler=Sampler(length=50, decoding=d), generator=generator())
-        for d in (None, Decoding())
+        model.given(before=before).sample(3, sampler=how(length=50), generator=generator())
+        for how in (StepByStep, Decoding)
     )
     assert torch.equal(x, y)
 
@@ -102,8 +102,8 @@ def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(has_eos: bool) -> No
     for p in draft.parameters():
         p.data += 0.1 * torch.randn(p.shape)
     before = model.space.parse(["a", "ab cd ab", "cd"])
-    ways = [Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)]
-    found = [model.given(before=before).sample(1, sampler=Sampler(length=60, decoding=d)) for d in ways]
+    ways = [{"greedy": True}, {"beams": 1, "length_penalty": 0.0}, {"greedy": True, "draft": draft}]
+    found = [model.given(before=before).sample(1, sampler=Decoding(length=60, **way)) for way in ways]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     # and greedy is what the scores say: each symbol is the likeliest given those before it
@@ -115,6 +115,17 @@ def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(has_eos: bool) -> No
         if there.any():
             other[0, there, i] = k
             assert (model.given(before=before).log_probs(other)[0, there, i] <= own[0, there, i] + 1e-4).all()
+
+
+def test_a_stop_string_does_not_spell_the_end() -> None:
+    """Texts that end before it, drawn with a draft or without, are whole."""
+    model = random_model(has_eos=True)
+    for draft in (None, random_model(has_eos=True)):
+        decoding = Decoding(length=30, stop=("cdcdc",), draft=draft)
+        drawn = model.sample(40, sampler=decoding, generator=generator())
+        ended = (drawn >= 0).sum(1) < drawn.shape[1]
+        assert ended.any()
+        assert all("cdcdc" not in model.space.spell(row) for row in drawn[ended])
 
 
 def test_windows_of_a_decoder_are_those_that_score() -> None:
@@ -144,7 +155,7 @@ def test_windows_of_a_decoder_are_those_that_score() -> None:
 def test_n_of_a_search_are_the_n_best() -> None:
     model = random_model()
     before = model.space.parse(["a", "ab c"])
-    x = model.given(before=before).sample(3, sampler=Sampler(length=6, decoding=Decoding(beams=40, length_penalty=0.0)))
+    x = model.given(before=before).sample(3, sampler=Decoding(length=6, beams=40, length_penalty=0.0))
     assert x.shape[:2] == (3, 2)
     found = model.given(before=before).log_prob(x)
     assert not isinstance(found, Unavailable)
@@ -152,16 +163,16 @@ def test_n_of_a_search_are_the_n_best() -> None:
     nats = torch.where(cut, found.nats - model.given(before=before).log_probs(x)[..., -1], found.nats)
     assert (nats[:-1] >= nats[1:] - 1e-5).all()
     with pytest.raises(UsageError, match="no 3 best"):
-        model.sample(3, sampler=Sampler(decoding=Decoding(beams=2)))
+        model.sample(3, sampler=Decoding(beams=2))
 
 
 @pytest.mark.parametrize(("alphabet", "vocabulary"), [("ab cd", 0), ("", 0), ("", 270), ("déjà vu,rctnoga", 270)])
 def test_a_stream_is_the_sample(alphabet: str, vocabulary: int) -> None:
     model = random_model(alphabet, vocabulary=vocabulary)
     before = model.space.parse(["d"])
-    for decoding in (None, Decoding(top_k=4, repetition=1.3), Decoding(stop=("a", "dd"))):
+    ways = (StepByStep(30), Decoding(30, top_k=4, repetition_penalty=1.3), Decoding(30, stop=("a", "dd")))
+    for sampler in ways:
         for seed in range(3):
-            sampler = Sampler(length=30, decoding=decoding)
             x = model.given(before=before).sample(1, sampler=sampler, generator=generator(seed))
             pieces = [*model.given(before=before).stream(sampler=sampler, generator=generator(seed))]
             assert "".join(pieces).rstrip("�") == model.space.spell(x[0, 0]).rstrip("�")
@@ -176,16 +187,16 @@ def test_an_empty_text_is_one(vocabulary: int) -> None:
         assert not isinstance(found, Unavailable)
         assert not isinstance(whole, Unavailable)
         assert float(found.nats[0]) == pytest.approx(float(whole.nats[0]), abs=1e-4)
-    x, y = (m.sample(2, sampler=Sampler(length=9), generator=generator()) for m in (model.given(), model))
+    x, y = (m.sample(2, sampler=StepByStep(9), generator=generator()) for m in (model.given(), model))
     assert torch.equal(x, y)
-    z = model.given(before=none).sample(2, sampler=Sampler(length=9), generator=generator())
+    z = model.given(before=none).sample(2, sampler=StepByStep(9), generator=generator())
     assert torch.equal(x, z[:, 0])
 
 
 def test_a_text_stops_after_its_string() -> None:
     model = random_model("", vocabulary=270)
     for seed in range(5):
-        sampler = Sampler(length=60, decoding=Decoding(stop=("a", "e")))
+        sampler = Decoding(length=60, stop=("a", "e"))
         text = model.space.spell(model.sample(1, sampler=sampler, generator=generator(seed))[0])
         assert not any(s in text[:-1] for s in "ae")
 
@@ -224,16 +235,16 @@ def test_contexts_and_beginnings_go_together() -> None:
     for p in (*model.parameters(), *draft.parameters()):
         p.data += 0.3 * torch.randn(p.shape)
     c, before = torch.tensor([0, 1, 1]), space.parse(["a", "ab cd", "ab"])
-    for decoding in (Decoding(greedy=True), Decoding(beams=1, length_penalty=0.0), Decoding(greedy=True, draft=draft)):
-        found = model.given(c, before=before).sample(1, sampler=Sampler(length=30, decoding=decoding))[0]
+    for way in ({"greedy": True}, {"beams": 1, "length_penalty": 0.0}, {"greedy": True, "draft": draft}):
+        found = model.given(c, before=before).sample(1, sampler=Decoding(length=30, **way))[0]
         for i in range(3):  # alone each goes on as in the batch
-            sampler = Sampler(length=30, decoding=Decoding(greedy=True))
+            sampler = Decoding(length=30, greedy=True)
             alone = model.given(c[i : i + 1], before=before[i : i + 1]).sample(1, sampler=sampler)[0, 0]
             assert space.spell(alone) == space.spell(found[i])
     assert len([*model.given(c[:1]).stream()]) >= 1
     with pytest.raises(UsageError, match="not 3"):
         next(model.given(c).stream())
-    sampler = Sampler(decoding=Decoding(draft=random_model()))
+    sampler = Decoding(draft=random_model())
     with pytest.raises(UsageError, match="draft"):
         model.given(c).sample(1, sampler=sampler)
 
@@ -241,8 +252,8 @@ def test_contexts_and_beginnings_go_together() -> None:
 def test_only_symbols_are_decoded() -> None:
     space = Audio(100, 256, length=9)
     model = Gpt(Gpt.tiny(space), space)
-    with pytest.raises(Unsupported, match="no symbols"):
-        model.sample(1, sampler=Sampler(decoding=Decoding(greedy=True)))
+    with pytest.raises(UsageError, match="does not answer Decoding, but StepByStep"):
+        model.sample(1, sampler=Decoding(greedy=True))
     with pytest.raises(PofxError):
         next(model.given().stream())
 
@@ -256,7 +267,7 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) 
     model = random_model(alphabet, has_eos=has_eos, vocabulary=vocabulary)
     texts = ["déjà vu, a cat", "a dog", "déjà déjà vu vu"]
     part = Part(model.space.parse(texts))
-    found = rates(model, part, score(model, part))
+    found = rates(model, part, mean_log_prob(model, part))
     with torch.no_grad():
         each = [model.given().log_probs(part.x[i : i + 1])[0].double() for i in range(3)]
     surprise = torch.cat([-e[: n + has_eos] for e, n in zip(each, _steps(model, part.x), strict=True)])
@@ -298,9 +309,9 @@ def test_parts_of_a_character_are_one_stretch() -> None:
 def test_a_smaller_stride_sees_more(runs: dict[str, str]) -> None:
     model = read_run(runs["book"]).model
     x = model.space.parse([Path(runs["lines"]).read_text()[:300]])
-    budgets = (Budget(stride=1), None, Budget(stride=32))
+    windows = (Windowed(stride=1), None, Windowed(stride=32))
     with torch.no_grad():
-        fine, own, coarse = (float(model.given().log_probs(x, budget=b).sum()) for b in budgets)
+        fine, own, coarse = (float(model.given().log_probs(x, request=w).sum()) for w in windows)
     assert len({fine, own, coarse}) == 3
 
 
@@ -360,7 +371,7 @@ def test_sampling_from_the_command_line(runs: dict[str, str], capsys: pytest.Cap
         (["book", "--prompt", "the cat " * 9], "longer than the context of 32. Give its last 32 steps"),
         (["book", "--prompt", "Zebra"], "'Z'"),
         (["book", "--draft", "subwords"], "not those of this gpt"),
-        (["book", "--temperature", "0"], "greedy decoding"),
+        (["book", "--temperature", "0"], "temperature is 0.0; it must be"),
         (["book", "--greedy", "--top-k", "3"], "cannot change"),
         (["book", "--beams", "2", "--stop", "x"], "do not go together"),
         (["book", "--beams", "1"], None),
@@ -386,10 +397,12 @@ def test_options_of_texts_are_refused_elsewhere(tmp_path: Path, capsys: pytest.C
     assert main(["fit", "iris", "gaussian", "--out", run, "--quiet", "--json"]) == 0
     capsys.readouterr()
     assert "beginning" in call(capsys, "sample", run, "1", "--prompt", "x", code=4)
-    assert "nothing to decode" in call(capsys, "sample", run, "1", "--greedy", code=2)
-    assert "length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
+    assert "sampler direct of this gaussian takes no --greedy; it is of no other" in call(
+        capsys, "sample", run, "1", "--greedy", code=2
+    )
+    assert "takes no --length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
     assert "texts" in call(capsys, "log-prob", run, "--show", code=2)
-    assert "no window" in call(capsys, "log-prob", run, "--stride", "3", code=2)
+    assert "takes no --stride" in call(capsys, "log-prob", run, "--stride", "3", code=2)
     assert "gpt" in call(capsys, "export", run, str(tmp_path / "out"), code=4)
 
 

@@ -16,8 +16,7 @@ from pofx.cli import main
 from pofx.codecs.steps import SPELLING, Subwords
 from pofx.core.errors import BadValue, MissingSource, RunExists, Unsupported, UsageError
 from pofx.core.likelihood import LowerBound
-from pofx.core.model import Sampler
-from pofx.decode.decoding import Decoding
+from pofx.core.requests import Decoding
 from pofx.families.sequence import Gpt, GptConfig, Rnn
 from pofx.interop.export import example, export_step, write_step
 from pofx.interop.model import is_checkpoint, read_model, write_model
@@ -290,7 +289,7 @@ def test_greedy_texts_of_export_and_model_agree() -> None:
             logits, keys, values = program(symbols, place + t, keys, values)
         symbols = logits.argmax(-1)
         drawn.append(int(symbols))
-    found = model.sample(1, sampler=Sampler(length=12, decoding=Decoding(greedy=True)))[0]
+    found = model.sample(1, sampler=Decoding(length=12, greedy=True))[0]
     assert isinstance(model.emission, TokenHead)
     whole = drawn[: drawn.index(model.emission.end)] if model.emission.end in drawn else drawn
     assert found[found >= 0].tolist() == whole

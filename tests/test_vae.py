@@ -12,8 +12,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import LowerBound, noise_of_mean
-from pofx.core.model import Budget
+from pofx.core.likelihood import LowerBound, mean, number
+from pofx.core.requests import Elbo, Iwae
 from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
@@ -63,7 +63,7 @@ def pca(shift: float = 0.0, factor: float = 1.0) -> Vae:
 
 def bound(model: Vae, x: Tensor, estimator: str, draws: int, seed: int = 0) -> LowerBound:
     with torch.no_grad():
-        lik = model.log_prob(x, budget=Budget(estimator, draws), generator=seeded(seed))
+        lik = model.log_prob(x, request=(Elbo if estimator == "elbo" else Iwae)(draws), generator=seeded(seed))
     assert isinstance(lik, LowerBound)
     assert lik.draws == draws
     return lik
@@ -187,7 +187,7 @@ def test_the_training_losses_are_the_bounds() -> None:
         model = small(objective=objective, train_draws=draws)
         loss = model.objective(batch(2000), seeded(1))["loss"].detach().mean()
         lik = bound(model, x, objective, draws, seed=2)
-        error = math.sqrt(2) * noise_of_mean(lik.mc_se)  # of training's draws, of ours
+        error = math.sqrt(2) * mean(number(lik)).mc_se  # of training's draws, of ours
         assert abs(float(loss + lik.nats.mean())) < 4 * error
 
 

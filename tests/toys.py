@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pofx.core.learner import GradientLearner, Recipe
-from pofx.core.likelihood import Exact
+from pofx.core.likelihood import KINDS, Exact
 from pofx.core.model import Model
 from pofx.core.registry import register
+from pofx.core.requests import ExactLikelihood, Request
 from pofx.data import synthetic
 from pofx.data.parts import Data, Part
 from pofx.spaces import Category, Integer, Real, Table
@@ -25,11 +26,15 @@ class NoisyConfig:
     blow_up: int = 0
 
 
+# Of toys whose config says what kind their likelihood is.
+PROMISES = {kind: type(kind, (Request,), {"name": kind, "kind": kind}) for kind in KINDS}
+
+
 class NoisyGaussian(Model):
     """Independent Gaussians fitted by gradient to data with noise added in every step."""
 
     name, summary, taxonomy, paper = "noisy-gaussian", "a toy", "test", "none"
-    claims = frozenset({Exact})
+    estimators = (ExactLikelihood,)
     Config = NoisyConfig
 
     def __init__(self, config, space, context=None):
@@ -63,7 +68,7 @@ class NoisyGaussian(Model):
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x, c, budget, noise):
+    def rows_log_prob(self, x, c, request, noise):
         return Exact(self.nats(x), self.space.measure)
 
     def rows_sample(self, n, c, sampler, generator):

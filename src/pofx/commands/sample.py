@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from pofx.commands.requests import Sampling, sampler_of
 from pofx.commands.shared import Output, err, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
 from pofx.core.spelling import visible
@@ -22,14 +23,14 @@ from pofx.core.spelling import visible
 if TYPE_CHECKING:
     import torch
 
-    from pofx.core.model import Conditional, Sampler
+    from pofx.core.model import Conditional
+    from pofx.core.requests import Sampler
     from pofx.data.parts import Part
-    from pofx.spaces import Text
     from pofx.train.run import Run
 
 
 @dataclass(kw_only=True)
-class Sample(Output):
+class Sample(Sampling, Output):  # type: ignore[misc]
     """Draw samples from a run: CSV or Parquet (tables), PNG files or .npz (images), text or JSON lines (texts).
 
     A single text appears as it is drawn. With --complete the rest of given images or rows is drawn.
@@ -44,10 +45,6 @@ class Sample(Output):
     printed."""
     given: str | None = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
-    sampler: str | None = None
-    """One of the family's samplers."""
-    steps: int | None = None
-    """Solver steps, for families that sample in steps."""
     seed: int = 0
     """Seed of the draws."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
@@ -63,32 +60,6 @@ class Sample(Output):
     """A beginning that each text goes on from; several times for several."""
     prompts: Path | None = None
     """A file with one beginning a line."""
-    length: int | None = None
-    """Symbols that are drawn at most (of excerpts: exactly) [default: of the longest text that was trained on]."""
-    temperature: float | None = None
-    """Below 1 sharper, above 1 flatter. This and what follows changes what is drawn: no longer the model's p(x)."""
-    top_k: int | None = None
-    """Draw among the so many likeliest symbols only."""
-    top_p: float | None = None
-    """Draw among the fewest likeliest symbols that hold this probability."""
-    min_p: float | None = None
-    """Draw among symbols that are at least this share as likely as the likeliest."""
-    typical: float | None = None
-    """Draw among symbols of typical surprise that hold this probability."""
-    repetition_penalty: float | None = None
-    """Above 1: symbols that have occurred are less likely."""
-    greedy: bool = False
-    """The likeliest symbol each time."""
-    beams: int | None = None
-    """Search with so many beams; the N best texts are given, best first."""
-    length_penalty: float | None = None
-    """Of beams: log p is divided by length ** this [default: 1]."""
-    stop: UseAppendAction[list[str]] = dataclasses.field(default_factory=list)
-    """A text ends after this string; several times for several."""
-    draft: Path | None = None
-    """A smaller run of the same symbols that writes ahead: the same distribution in fewer passes."""
-    draft_symbols: int | None = None
-    """How many symbols the draft writes ahead [default: 4]."""
 
 
 def sample(argv: list[str]) -> int:
@@ -96,26 +67,25 @@ def sample(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.core.model import Sampler
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
-    from pofx.spaces import Sequence, Text
+    from pofx.spaces import Sequence
 
     run = read_model(args.run)
     check_place(run.model.space, args.n, args.out)
     options = run.info["data"].get("options", {})
     stands = tell_standing(run.info, run.log, args.run)
     space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
-    prompts, sampler = _prompts(args), Sampler(args.sampler, args.steps, args.length, _decoding(args))
+    prompts, sampler = _prompts(args), sampler_of(args, run.model)
     if args.complete is not None:
         given, part = _to_complete(run, args, sampler)
     else:
         if args.known is not None or args.rows is not None:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
-    if args.cluster is not None and (part is not None or isinstance(space, Text)):
+    if args.cluster is not None and (part is not None or space.alphabet is not None):
         raise UsageError("--cluster draws whole data, not texts or what completes given ones.", "Leave it out.")
-    if isinstance(space, Text):
+    if space.alphabet is not None:
         return _texts(args, space, options, prompts, given, sampler, generator, stands)
     started, count, empty = time.perf_counter(), 0, 0
     if part is None:
@@ -154,13 +124,11 @@ def sample(argv: list[str]) -> int:
 def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional, Part]:
     """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
     from pofx.commands.model import new_rows
-    from pofx.core.model import Sampler
-    from pofx.spaces import Image, Table
 
     space, own = run.model.space, args.given is None
-    if not isinstance(space, Image | Table):
+    if not (space.pixels or space.columns) or space.values:
         raise UsageError(f"--complete goes with images and tables, not with {space}.", "Give texts a --prompt.")
-    if _prompts(args) or sampler != Sampler():
+    if _prompts(args) or sampler != run.model.default_sampler():
         raise UsageError("--complete draws from the model itself.", "Leave out options of samplers and texts.")
     if args.n < 1 or (args.rows is not None and args.rows < 1):
         rows = "all" if args.rows is None else args.rows
@@ -177,9 +145,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
     """N completions of each of x [M, *E], those of one together [M N, *E]."""
     import torch
 
-    from pofx.spaces import Image
-
-    axis = 2 if isinstance(given.model.space, Image) else 1  # rows of an image, columns of a table
+    axis = 2 if given.model.space.pixels else 1  # rows of an image, columns of a table
     size = x.shape[axis]
     known = torch.zeros_like(x, dtype=torch.bool)
     known.narrow(axis, 0, round(size * (0.5 if args.known is None else args.known))).fill_(True)
@@ -193,7 +159,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 
 def _texts(
     args: Sample,
-    space: Text,
+    space: Any,
     options: Mapping[str, Any],
     prompts: list[str],
     given: Conditional,
@@ -261,26 +227,13 @@ def _prompts(args: Sample) -> list[str]:
 
 def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
     """p(x | c), after the prompts."""
-    from pofx.spaces import Text
 
     if not prompts:
         return run.model.given(c)
-    if not isinstance(run.model.space, Text):
+    if run.model.space.alphabet is None:
         raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
     c = None if c is None else c.expand(len(prompts), *c.shape)
     return run.model.given(c, before=run.model.space.parse(prompts))
-
-
-def _decoding(args: Sample) -> Any:
-    """What changes the distribution, or None for the model's own."""
-    from pofx.commands.model import read_model
-    from pofx.decode.decoding import Decoding
-
-    names = ("temperature", "top_k", "top_p", "min_p", "typical", "greedy", "beams", "length_penalty", "draft_symbols")
-    values = {name: getattr(args, name) for name in names}
-    draft = None if args.draft is None else read_model(args.draft).model
-    found = Decoding(**values, repetition=args.repetition_penalty, stop=tuple(args.stop), draft=draft)
-    return None if found == Decoding() else found
 
 
 def _pair(pair: str, names: list[str]) -> tuple[str, str]:
@@ -291,10 +244,8 @@ def _pair(pair: str, names: list[str]) -> tuple[str, str]:
 
 def _context(run: Run, given: str | None) -> torch.Tensor | None:
     """One context from its spelling on the command line."""
-    import torch
 
     from pofx.data.rows import encode_row
-    from pofx.spaces import Label, Table
 
     context = run.model.context
     if context is None:
@@ -303,14 +254,12 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
         return None
     if given is None:
         raise UsageError(f"This run models p(x | c) with c a {context}.", "Say which: --given VALUE.")
-    if isinstance(context, Label):
-        if given not in context.values:
-            raise UsageError(f"There is no class {given!r}.", f"Classes: {', '.join(context.values)}.")
-        return torch.tensor(context.values.index(given))
-    if isinstance(context, Table):
+    if (parsed := context.parse([given])) is not None:
+        return parsed[0]
+    if context.columns:
         # 'a=1,b=2', where quotes stand around what holds a comma itself; a single column needs none
         names = [c.name for c in context.columns]
         alone = given.partition("=")[0] in names and len(names) == 1
         pairs = [given] if alone else next(csv.reader([given], skipinitialspace=True))
         return encode_row(context, dict(_pair(pair, names) for pair in pairs))
-    raise UsageError("An image as context cannot be spelt on the command line.", "Use Python: model.given(image).")
+    raise UsageError(f"A context of {context} cannot be spelt on the command line.", "Use Python: model.given(c).")

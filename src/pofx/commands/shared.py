@@ -119,7 +119,7 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
     """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
     target: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Model this column (or 'label') given all the rest: a classifier's task."""
-    kind: Literal["table", "text", "audio", "sequence"] | None = None
+    kind: Literal["table", "text", "audio", "sequence", "reals"] | None = None
     """Read the source as this [default: by its content]."""
     max_rows: int | None = None
     """Use only so many rows, drawn at random."""

@@ -67,7 +67,7 @@ class Batch:
     own, so that any number of processes computes the same step.
     """
 
-    x: Any  # [B, *E]: a tensor; in a sweep over data beyond memory Rows (core.model), where the family works in_blocks
+    x: Any  # [B, *E]: a tensor; in a sweep beyond memory Rows (core.abilities) where the family is InBlocks
     c: Any = None  # [B, *Ec]
     weight: Tensor | None = None  # [B]
     start: int = 0

@@ -12,72 +12,37 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pofx.core.abilities import (
+    ClassesAtOnce,
+    Completes,
+    Continues,
+    Decodes,
+    Encodes,
+    HasNoisedScore,
+    HasScore,
+    ability_of,
+    able,
+    can,
+)
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Exact, Kind, Likelihood, Unavailable, cat, make, per_row, stack
+from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
-from pofx.core.options import Options
-from pofx.core.space import Ragged, Space, join, take
+from pofx.core.requests import AnyRequest, AnySampler, Direct, Request, Sampler
+from pofx.core.space import Space, join, take
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pofx.core.learner import Learner, Recipe, TrainingSet
 
 
-@dataclass(frozen=True)
-class Budget(Options):
-    """What one likelihood may cost.
-
-    ``estimator`` is one of the model's ``estimators`` (the first is the default), ``draws`` the Monte
-    Carlo draws per datum, ``steps`` the solver steps, ``stride`` how far the window of a net of limited context
-    moves over a long datum; None leaves the family's own default. A family raises UsageError for a field
-    that it cannot use.
-
-    Example:
-        >>> Budget(estimator="iwae", draws=500)
-        Budget(estimator='iwae', draws=500, steps=None, stride=None)
-    """
-
-    estimator: str | None = None
-    draws: int | None = None
-    steps: int | None = None
-    stride: int | None = None
-
-
-@dataclass(frozen=True)
-class Sampler(Options):
-    """How to sample: ``name`` is one of the model's ``samplers`` (the first is the default).
-
-    ``steps`` are the solver's; ``length`` is the most (or, of excerpts, the exact) length of what is drawn.
-    ``decoding`` are options of a symbol-by-symbol sampler that change the distribution (``decode.Decoding``).
-
-    Example:
-        >>> Sampler(name="heun", steps=20).steps
-        20
-    """
-
-    name: str | None = None
-    steps: int | None = None
-    length: int | None = None
-    decoding: Any = None
-
-
-class Rows(Protocol):
-    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor.
-
-    Those of a table give a single column [N] as well: ``rows[:, j]``.
-    """
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: Any) -> Tensor:
-        """The rows at ``index`` (a slice, or numbers) as one tensor."""
-        ...
+R = TypeVar("R", Request, Sampler)
 
 
 class Model(nn.Module):
@@ -95,30 +60,52 @@ class Model(nn.Module):
     summary: ClassVar[str]  # one line: how the family models p(x)
     taxonomy: ClassVar[str]  # its place, e.g. "explicit density / tractable / autoregressive"
     paper: ClassVar[str]
-    claims: ClassVar[frozenset[Kind]]  # the kinds of likelihood it may return
-    estimators: ClassVar[tuple[str, ...]] = ()  # names for Budget.estimator
-    samplers: ClassVar[tuple[str, ...]] = ()  # names for Sampler.name
-    uses_draws: ClassVar[bool] = False  # Budget.draws means something
-    uses_steps: ClassVar[bool] = False  # Budget.steps and Sampler.steps mean something
-    uses_stride: ClassVar[bool] = False  # Budget.stride means something
-    in_blocks: ClassVar[bool] = False  # prepare and sweeps take x and c as Rows, which memory may not hold all at once
-    decodes: ClassVar[bool] = False  # symbol by symbol: Sampler.decoding means something
-    continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
-    latent: ClassVar[bool] = False  # rows_encode exists
-    has_score: ClassVar[bool] = False  # rows_score exists
-    has_noised_score: ClassVar[bool] = False  # rows_noised_score exists
-    quick: ClassVar[Budget] = Budget()  # the cheapest useful likelihood: what validation during training uses
+    estimators: ClassVar[tuple[type[Request], ...]]  # what it answers of its likelihood, over one space or another
+    samplers: ClassVar[tuple[type[Sampler], ...]] = (Direct,)  # how it draws, over one space or another
     known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__()
         if reason := self.refuses(space, context, config):
-            raise Unsupported(f"{self.name} does not serve {space}: {reason}", "See 'pofx families'.")
+            others = able(space, context)  # itself among them: its options are what cannot be
+            remedy = f"These do: {', '.join(others)}." if others and self.name not in others else "See 'pofx families'."
+            raise Unsupported(f"{self.name} does not serve {space}: {reason}", remedy)
         self.config, self.space, self.context = config, space, context
         self.remarks: list[str] = []  # of ``prepare``: what the data made it do that nobody asked for, in sentences
 
     # -- what a family declares ---------------------------------------------------------------------
+
+    @classmethod
+    def claims(cls) -> frozenset[Kind]:
+        """The kinds of likelihood that it may return: those of its estimators."""
+        return frozenset(KINDS[request.kind] for request in cls.estimators)
+
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        """Does this model, over its own space, answer this one of ``estimators`` or ``samplers``?"""
+        return True
+
+    @property
+    def own_estimators(self) -> tuple[type[Request], ...]:
+        """Those that this model answers; the first is its default."""
+        return tuple(kind for kind in self.estimators if self.answers(kind))
+
+    @property
+    def own_samplers(self) -> tuple[type[Sampler], ...]:
+        return tuple(kind for kind in self.samplers if self.answers(kind))
+
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        """A request of this class (None: the first of ``own_estimators``). What it must be told, the config says."""
+        kind = kind or self.own_estimators[0]
+        needs = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        return kind(**{name: getattr(self.config, name) for name in needs})
+
+    def quick_request(self) -> Request:
+        """The cheapest useful likelihood: what validation during training asks for."""
+        return self.default_request()
+
+    def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
+        return (kind or self.own_samplers[0])()
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
@@ -143,7 +130,7 @@ class Model(nn.Module):
     def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
         """Look at the training data once, before training: scales, bins, start values into buffers.
 
-        x and c are tensors; of data beyond memory Rows where the family works ``in_blocks``, else a sample of rows.
+        x and c are tensors; of data beyond memory Rows where the family is ``InBlocks``, else a sample of rows.
         """
 
     def learner(self, recipe: Recipe) -> Learner:
@@ -158,7 +145,7 @@ class Model(nn.Module):
 
     # -- the mathematics, on flat rows ----------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N].
 
         What it draws comes from ``noise``, so that a row's number does not depend on the batch.
@@ -169,70 +156,9 @@ class Model(nn.Module):
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
 
-    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
-        assert self.space.classes is not None
-        every = [torch.full((n,), k, device=self.device) for k in range(self.space.classes)]
-        return stack([self.rows_log_prob(y, c, budget, noise) for y in every])
-
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
-
-        ``before`` [N, K, ...] (or None) is what precedes each row. Exists where ``continues`` is True.
-        """
-        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt, rnn or wavenet.")
-
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
-        """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]. Exists where ``continues`` is True."""
-        raise Unsupported(f"{self.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
-
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
-        """The n best continuations [n, L] of ``before`` [1, K] that a search finds. Where it ``decodes``."""
-        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
-
-    def rows_stream(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Iterator[str]:
-        """One draw of a text after ``before`` [1, K], in pieces as they are drawn. Where it ``decodes``."""
-        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
-
-    def rows_spans(self, x: Tensor) -> list[list[tuple[int, int]]]:
-        """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
-        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt or rnn to texts.")
-
-    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
-        raise Unsupported(
-            f"{self.name} does not draw a datum value by value.", "Fit a made, window-mlp, pixelcnn or image-gpt."
-        )
-
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
-        raise Unsupported(f"{self.name} has no latent variable to encode into.", "Fit a vae, a gmm or a flow.")
-
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """grad_x log p(x | c) [N, *E] over a continuous space. Exists where ``has_score`` is True."""
-        raise Unsupported(
-            f"{self.name} has no score (gradient of the log-density).",
-            "Ask for noised_score." if self.has_noised_score else "Fit a gaussian, gmm or flow.",
-        )
-
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
-        """Score [N, *E] of data with noise added (see ``Conditional.noised_score``). Where ``has_noised_score``."""
-        raise Unsupported(
-            f"{self.name} has no score of noised data.",
-            "Ask for score, that of the data themselves." if self.has_score else "Fit a ddpm or flow-matching.",
-        )
-
     def rows_per_pass(self) -> int:
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
         return max(1, min(8192, 2**22 // max(1, self.space.dims)))
-
-    def quick_budget(self) -> Budget:
-        """``quick``, or what follows from this model's own sizes."""
-        return self.quick
 
     def rows_per_draw(self) -> int:
         """How many rows are drawn at once."""
@@ -243,7 +169,7 @@ class Model(nn.Module):
     def given(self, c: Any = None, *, before: Any = None) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
-        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
+        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is evaluated or
         sampled then comes after them. Without a context they alone make up the batch *C.
 
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
@@ -255,23 +181,13 @@ class Model(nn.Module):
             None if before is None else take(self.space, before),
         )
 
-    def log_prob(self, x: Any, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def log_prob(self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """Short for ``given().log_prob(x)``: log p(x), x [*S, *E], nats [*S]."""
-        return self.given().log_prob(x, budget=budget, generator=generator)
+        return self.given().log_prob(x, request=request, generator=generator)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
-
-    @property
-    def step_kind(self) -> Kind:
-        """Of what ``rows_log_probs`` sums to."""
-        return Exact
-
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """(block, stride) of a net of limited context: how long its window is, and how far it moves unless said."""
-        return None
 
     @property
     def device(self) -> torch.device:
@@ -313,8 +229,7 @@ class Conditional:
         if context is not None and self.c is not None:
             context.check(self.c)
         if self.before is not None:
-            if not self.model.continues:
-                raise Unsupported(f"{self.model.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
+            ability_of(self.model, Continues)
             self.model.space.check(self.before)
 
     def __repr__(self) -> str:
@@ -337,7 +252,7 @@ class Conditional:
         self,
         x: Any,
         *,
-        budget: Budget | None = None,
+        request: AnyRequest = None,
         generator: torch.Generator | None = None,
         copies: Copies | None = None,
     ) -> Likelihood:
@@ -349,47 +264,50 @@ class Conditional:
 
         Args:
             x: [*S, *C, *E], checked against the space.
-            budget: what the likelihood may cost, where it is not exact.
+            request: how it is estimated: one of ``core.requests``, or its class for the model's own numbers (None: the
+                first of ``model.own_estimators``).
             generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
-                a datum follows from that seed, the datum and its context, whatever else is scored with it.
-            copies: of data that are scored in several calls with one seed, what tells equal ones apart.
+                a datum follows from that seed, the datum and its context, whatever else is evaluated with it.
+            copies: of data that are evaluated in several calls with one seed, what tells equal ones apart.
 
         Returns:
-            A Likelihood with nats [*S, *C], of a kind in ``model.claims``.
+            A Likelihood with nats [*S, *C], of the kind that the request promises.
+
+        Raises UsageError where the model does not answer the request over its space.
         """
-        model, budget = self.model, budget or Budget()
-        _check_budget(model, budget)
+        model = self.model
+        request = _in_full(model, request, model.own_estimators, model.default_request)
+        if self.before is not None:
+            nats = self.log_probs(x, request=request).sum(-1, dtype=torch.float64)
+            _check_nats(model, nats.flatten())
+            return make(KINDS[request.kind], nats, model.space.measure)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
+            raise EmptyData("There are no rows.", "Give at least one datum.")
+        seed = seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
-                if before is None:
-                    noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    lik = model.rows_log_prob(rows, given, budget, noise)
-                    parts.append(_carrying(lik, rows, given))
-                else:
-                    each = model.rows_log_probs(rows, given, before[i : i + size], budget)
-                    parts.append(make(model.step_kind, each.sum(1, dtype=torch.float64), model.space.measure))
+                noise = RowNoise(seed, partial(self._keys, copies, rows, given))
+                lik = model.rows_log_prob(rows, given, request, noise)
+                parts.append(_carrying(lik, rows, given))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(batch), lik)
 
-    def classes(self, *, budget: Budget | None = None, generator: torch.Generator | None = None) -> Likelihood:
+    def classes(self, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
 
         It is ``log_prob`` of all classes, in one pass where the family can.
         """
-        model, budget = self.model, budget or Budget()
+        model = self.model
         if model.space.classes is None:
             raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
-        _check_budget(model, budget)
+        request = _in_full(model, request, model.own_estimators, model.default_request)
         batch = self.batch_shape
         c, n, seed = self._contexts(batch), math.prod(batch), seed_of(_generator(generator, model.device))
         if n == 0:
@@ -399,32 +317,32 @@ class Conditional:
             for i in range(0, n, size):
                 m, given = min(size, n - i), None if c is None else c[i : i + size]
                 keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
-                parts.append(model.rows_classes(m, given, budget, RowNoise(seed, keys)))
+                parts.append(_every_class(model, m, given, request, RowNoise(seed, keys)))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
         _check_nats(model, lik.nats)
         return per_row(lambda t: t.reshape(*batch, -1), lik)
 
-    def log_probs(self, x: Any, *, budget: Budget | None = None) -> Tensor:
+    def log_probs(self, x: Any, *, request: AnyRequest = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
 
         The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
         Their sum is ``log_prob``. Raises Unsupported where the family does not go step by step.
         """
-        model = self.model
-        _check_budget(model, budget or Budget())
+        model, steps = self.model, ability_of(self.model, Continues)
+        request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
+            raise EmptyData("There are no rows.", "Give at least one datum.")
         before, size = self._befores(batch), model.rows_per_pass()
         with evaluating(model):
             parts = [
-                model.rows_log_probs(
+                steps.rows_log_probs(
                     flat[i : i + size],
                     None if c is None else c[i : i + size],
                     None if before is None else before[i : i + size],
-                    budget or Budget(),
+                    request,
                 )
                 for i in range(0, len(flat), size)
             ]
@@ -432,14 +350,16 @@ class Conditional:
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*batch, -1)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Tensor:
+    def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
 
-        Where ``sampler.decoding`` searches with beams, these are the n best that are found, best first.
+        Where the ``sampler`` searches, these are the n best that are found, best first.
         """
-        model, sampler = self.model, sampler or Sampler()
-        _check_sampler(model, n, sampler)
-        if sampler.decoding is not None and sampler.decoding.beams is not None:
+        model = self.model
+        if n < 0:
+            raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
+        sampler = _in_full(model, sampler, model.own_samplers, model.default_sampler)
+        if sampler.searches:
             return self._best(n, sampler)
         batch = (n, *self.batch_shape)
         rows = math.prod(batch)
@@ -455,30 +375,32 @@ class Conditional:
                 if before is None:
                     parts.append(model.rows_sample(m, given, sampler, gen))
                 else:
-                    parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
+                    parts.append(ability_of(model, Continues).rows_sample_after(before[i : i + m], given, sampler, gen))
         x = join(model.space, parts)
         _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
-    def stream(self, *, generator: torch.Generator | None = None, sampler: Sampler | None = None) -> Iterator[str]:
+    def stream(self, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Iterator[str]:
         """One draw of a text, in pieces as they are drawn: together what ``sample(1)`` spells.
 
         Raises Unsupported where the model does not draw symbol by symbol, UsageError where contexts are many.
         """
-        model, sampler = self.model, sampler or Sampler()
-        _check_sampler(model, 1, sampler)
+        model, symbols = self.model, ability_of(self.model, Decodes)
+        sampler = _in_full(model, sampler, model.own_samplers, model.default_sampler)
+        if sampler.searches:
+            raise UsageError("A search has nothing to stream before it ends.", "Call sample.")
         c, before = self._contexts(self.batch_shape), self._beginnings()
         if len(before) != 1:
             raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
         with evaluating(model), torch.no_grad():
-            yield from model.rows_stream(before, c, sampler, _generator(generator, model.device))
+            yield from symbols.rows_stream(before, c, sampler, _generator(generator, model.device))
 
     def _best(self, n: int, sampler: Sampler) -> Tensor:
         """[n, *C, *E]"""
         model, c, before = self.model, self._contexts(self.batch_shape), self._beginnings()
         with evaluating(model), torch.no_grad():
             found = [
-                model.rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
+                ability_of(model, Decodes).rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
                 for i in range(len(before))
             ]
         x = join(model.space, found)
@@ -501,7 +423,7 @@ class Conditional:
         draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
         Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
         """
-        x = take(self.model.space, x)
+        values, x = ability_of(self.model, Completes), take(self.model.space, x)
         if known.shape != x.shape or known.dtype != torch.bool:
             raise WrongShape(
                 f"known has shape {tuple(known.shape)} and dtype {known.dtype}; x has shape {tuple(x.shape)}.",
@@ -513,20 +435,20 @@ class Conditional:
         with evaluating(self.model), torch.no_grad():
             for i in range(0, len(flat), size):
                 given = None if c is None else c[i : i + size]
-                parts.append(self.model.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
+                parts.append(values.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
         return torch.cat(parts).reshape(x.shape) if parts else x
 
     def encode(self, x: Any) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""
-        flat, c, _ = self._flat(x)
+        latents, (flat, c, _) = ability_of(self.model, Encodes), self._flat(x)
         with evaluating(self.model):
-            return self.model.rows_encode(flat, c)
+            return latents.rows_encode(flat, c)
 
     def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
-        flat, c, batch = self._flat(x)
+        model, (flat, c, batch) = ability_of(self.model, HasScore, HasNoisedScore), self._flat(x)
         with evaluating(self.model), torch.no_grad():
-            return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
+            return model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
 
     def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
         """grad_x log p_noise(x | c), shaped like x: the score of the data plus Gaussian noise, not of the data.
@@ -536,9 +458,9 @@ class Conditional:
         3). Raises Unsupported where the family is not learned from noised data, UsageError for noise that it has not
         seen.
         """
-        flat, c, batch = self._flat(x)
+        model, (flat, c, batch) = ability_of(self.model, HasNoisedScore, HasScore), self._flat(x)
         with evaluating(self.model), torch.no_grad():
-            return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
+            return model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
 
     def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
         """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""
@@ -590,6 +512,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was)
 
 
+def _every_class(model: Model, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    """log p(y | c) of every class y for n rows, nats [N, K]: one pass a class, or better."""
+    if can(model, ClassesAtOnce):
+        return model.rows_classes(n, c, request, noise)
+    assert model.space.classes is not None
+    every = [torch.full((n,), k, device=model.device) for k in range(model.space.classes)]
+    return stack([model.rows_log_prob(y, c, request, noise) for y in every])
+
+
 def _generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
     """The caller's generator, or a fresh one of seed 0: the global random state is never touched."""
     return torch.Generator(device).manual_seed(0) if generator is None else generator
@@ -621,33 +552,17 @@ def _check_draws(model: Model, x: Tensor) -> None:
         raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
 
 
-def _check_sampler(model: Model, n: int, sampler: Sampler) -> None:
-    if n < 0:
-        raise UsageError(f"Cannot draw {n} samples.", "Ask for 0 or more.")
-    if sampler.name is not None and sampler.name not in model.samplers:
-        known = ", ".join(model.samplers) or "one way to sample, without a name"
-        raise UsageError(f"{model.name} has no sampler {sampler.name!r}; it has {known}.")
-    if sampler.steps is not None and (sampler.steps < 1 or not model.uses_steps):
-        raise UsageError(f"{model.name} cannot sample in {sampler.steps} steps.", "Leave out steps.")
-    if sampler.length is not None and (sampler.length < 1 or not isinstance(model.space, Ragged)):
-        raise UsageError(f"{model.space} cannot be sampled with length {sampler.length}.", "Leave out length.")
-    if sampler.decoding is not None and not model.decodes:
-        raise UsageError(f"{model.name} does not draw symbol by symbol, so there is nothing to decode.")
-
-
-def _check_budget(model: Model, budget: Budget) -> None:
-    if budget.estimator is not None and budget.estimator not in model.estimators:
-        known = ", ".join(model.estimators) or "a single one, without a name"
-        raise UsageError(f"{model.name} has no likelihood estimator {budget.estimator!r}; it has {known}.")
-    if budget.draws is not None and (budget.draws < 2 or not model.uses_draws):
-        limit = "needs at least 2 draws (one has no standard error)" if model.uses_draws else "takes no draws"
-        raise UsageError(f"{model.name} {limit}; {budget.draws} were asked for.")
-    if budget.steps is not None and (budget.steps < 1 or not model.uses_steps):
-        limit = "needs at least 1 step" if model.uses_steps else "takes no solver steps"
-        raise UsageError(f"{model.name} {limit}; {budget.steps} were asked for.")
-    if budget.stride is not None and (budget.stride < 1 or not model.uses_stride):
-        limit = "needs a stride of at least 1" if model.uses_stride else "has no window that moves"
-        raise UsageError(f"{model.name} {limit}; a stride of {budget.stride} was asked for.")
+def _in_full(
+    model: Model, asked: R | type[R] | None, own: tuple[type[R], ...], default: Callable[[type[R] | None], R]
+) -> R:
+    """What is asked for, in the model's own numbers where only its class is named."""
+    if asked is None:
+        return default(None)
+    kind = asked if isinstance(asked, type) else type(asked)
+    if kind not in own:
+        answered = ", ".join(k.__name__ for k in own)
+        raise UsageError(f"This {model.name} over {model.space} does not answer {kind.__name__}, but {answered}.")
+    return default(kind) if isinstance(asked, type) else asked
 
 
 def idle(cls: type[Model], space: Space, context: Space | None, config: Any) -> list[str]:

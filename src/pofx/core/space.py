@@ -45,15 +45,17 @@ class Space(ABC):
     """What one x is: a frozen dataclass that derives from this, with all that a space knows of itself.
 
     Other rooms ask what a space knows, never which it is: ``if space.pixels``. What they do for each space is an open
-    function (``functools.singledispatch``), to which a space's own file adds its case:
+    function (``functools.singledispatch``), to which the file of a new space adds its case where the default is not
+    right:
 
-        data.parts.described      what columns of ``describe`` say      default: one line
-        data.rows.new_rows        new rows of it                        an array, or columns
-        data.write.check_place, write_rows                              .csv of columns, or .npy
-        evaluate.two_sample.features, evaluate.outlier.shuffled         standardised numbers; each on its own
-        evaluate.baselines.compression                                  gzip of the bytes
-        report.exhibits.exhibit   samples beside data                   the first data, spelt
-        nn.sites.heads_for, nn.encoders.encoder, codecs.cells.cells     by its ``columns``
+        data.parts.described                            lines of ``describe``      one line
+        data.rows.new_rows                              rows of it that are new    columns by name, or an array
+        data.write.check_place, write_rows              files                      CSV of columns, or .npy
+        evaluate.two_sample.features, outlier.corrupt   sample quality, outliers   columns, each for itself
+        evaluate.baselines.compression                  codes to beat              gzip of CSV, or of the bytes
+        report.exhibits.exhibit                         samples beside data        columns compared, or data spelt
+        nn.sites.heads_for, nn.encoders.encoder         what nets give and take    a head for each column
+        codecs.cells.cells                              what is counted            columns
 
     Attributes:
         name: by which a run folder says which space it is.
@@ -275,7 +277,7 @@ def free_length(space: Space, context: Space | None) -> str | None:
     """Why a family of data of one size refuses these spaces, or None."""
     for s in (space, context):
         if s is not None and s.fill is not None:
-            return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
+            return "it takes data of one size, and these are of any length."
     return None
 
 

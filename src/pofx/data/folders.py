@@ -1,15 +1,17 @@
-"""Folders: which of their files are read, in which order, and what is said of all others."""
+"""Folders, patterns and addresses: which of their files are read, in which order, and what is said of all others."""
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pofx.core.errors import MissingSource
+from pofx.core.errors import CannotSave, MissingSource, UsageError
 
 
 @dataclass
@@ -79,6 +81,21 @@ def listing(folder: Path) -> Listing:
     return found
 
 
+def check_free(path: Path) -> None:
+    """Raises CannotSave where something is at the place of a new folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+
+
+def numbered(folder: Path, n: int, suffix: str, classes: Sequence[str] | None) -> Iterator[Path]:
+    """Makes a folder, and names n files in it, in sub-folders by their classes [n] where there are any."""
+    folder.mkdir()
+    for i in range(n):
+        into = folder if classes is None else folder / classes[i].replace(os.sep, "_")
+        into.mkdir(exist_ok=True)
+        yield into / f"{i:0{max(5, len(str(n)))}d}{suffix}"
+
+
 def natural(path: str | Path) -> list[list[tuple[int, int, str]]]:
     """By which files are sorted, folder by folder: img9 before img10."""
     return [_numbered(part) for part in str(path).split(os.sep)]
@@ -87,3 +104,45 @@ def natural(path: str | Path) -> list[list[tuple[int, int, str]]]:
 def _numbered(text: str) -> list[tuple[int, int, str]]:
     """The parts of a file name, so that img10 comes after img9."""
     return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", text) if s]
+
+
+def files_at(source: str) -> list[str]:
+    """The files of a path, a folder (all below) or a pattern ('folder/*.parquet'), here or at an address of fsspec.
+
+    In natural order; names that begin with "_" or "." are what writers keep beside. Raises MissingSource.
+    """
+    if "://" in source:
+        system, path = _system(source)
+        try:
+            names = system.glob(path) if glob.has_magic(path) else system.find(path)
+        except (ValueError, OSError) as error:  # no answer
+            raise MissingSource(f"{source} cannot be opened: {error}.", "Check the address.") from error
+        found = [str(system.unstrip_protocol(name)) for name in names]
+    elif os.path.isdir(source):
+        found = [str(path) for path in listing(Path(source)).files]
+    else:
+        found = [source] if os.path.exists(source) else [f for f in glob.glob(source) if os.path.isfile(f)]
+    if not found:
+        raise MissingSource(f"There is no file {source}.", "Check the path, the address, or the pattern.")
+    return sorted((f for f in found if not f.rpartition("/")[2].startswith(("_", "."))), key=natural)
+
+
+def opened(file: str) -> Any:
+    """What pyarrow reads a file by: its path, or of an address a file object."""
+    if "://" not in file:
+        return file
+    system, path = _system(file)
+    return system.open(path, "rb")
+
+
+def _system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path there."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise UsageError(f"{address} is read by fsspec, which is not installed.", "pip install 'pofx[ray]'.") from error
+    try:
+        system, path = fsspec.url_to_fs(address)
+    except (ImportError, ValueError, OSError) as error:  # the protocol's own library, no protocol
+        raise MissingSource(f"{address} cannot be opened: {error}.", "Check the address.") from error
+    return system, path

@@ -1,4 +1,4 @@
-"""Tables beyond memory, to be scored: files in pieces, each of which can be read anywhere and by itself.
+"""Tables beyond memory, to be evaluated: files in pieces, each of which can be read anywhere and by itself.
 
 A piece is a row group of a Parquet file, or a whole file of another format. Its rows come in blocks of ``BLOCK``, as
 ``read_rows`` would read them, numbered as in their file.
@@ -6,22 +6,23 @@ A piece is a row group of a Parquet file, or a whole file of another format. Its
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 
 from pofx.core.errors import EmptyData, MissingSource, PofxError, UnknownFormat
 from pofx.core.space import Space
 from pofx.data.columnar import DAMAGE
-from pofx.data.folders import natural
+from pofx.data.folders import files_at, opened
 from pofx.data.parts import Part
 from pofx.data.raw import corrupt
 from pofx.data.rows import names_used, read_rows, unused
-from pofx.spaces import Integer, Label, Real, Table
+from pofx.spaces import Integer, Real
 
 BLOCK = 2**16  # rows that are in memory at once, of a piece that can be read in parts
 PARQUET = (".parquet", ".pq")
@@ -49,42 +50,27 @@ class Piece:
 
 def is_streamed(space: Space, context: Space | None, source: str, cluster: str | None = None) -> bool:
     """Is a source read in pieces: for a model of tables Parquet files, several files, and for a cluster any?"""
-    if not all(isinstance(s, Table | Label | None) for s in (space, context)):
+    if not all(s is None or s.columns for s in (space, context)):
         return False
     if source.lower().endswith(PARQUET if cluster is None else TABLES):
         return True
-    fs, path = fsspec.url_to_fs(source)
-    return fs.isdir(path) or (_has_magic(path) and not fs.exists(path))
+    return os.path.isdir(source) or (glob.has_magic(source) and not os.path.exists(source))
 
 
-def files_of(source: str, notes: list[str]) -> list[str]:
-    """The files of a path, a folder (all in it), or a pattern ('folder/*.parquet'), part-9 before part-10, as paths or
-    addresses.
-
-    ``notes`` is told of those in a folder that hold no table. Raises MissingSource.
-    """
-    fs, path = fsspec.url_to_fs(source)
-    if fs.isdir(path):
-        every = [f for f in sorted(fs.find(path), key=natural) if not f.rpartition("/")[2].startswith((".", "_"))]
-        found = [f for f in every if f.lower().endswith(TABLES)]
-        if others := [f.rpartition("/")[2] for f in every if f not in found]:
-            notes.append(f"Left aside, as no tables: {', '.join(others[:6])}{', …' * (len(others) > 6)}.")
-    elif _has_magic(path) and not fs.exists(path):
-        found = sorted((f for f in fs.glob(path) if not fs.isdir(f)), key=natural)
-    else:
-        found = [path] if fs.exists(path) else []
+def tables_at(source: str, notes: list[str]) -> list[str]:
+    """The tables among the files of a path, a folder or a pattern. ``notes`` is told of the others."""
+    files = files_at(source)
+    found = [f for f in files if f.lower().endswith(TABLES)]
     if not found:
-        raise MissingSource(f"There is no file {source!r}, or none in it.", f"Give {', '.join(TABLES)} files.")
-    return [str(fs.unstrip_protocol(f)) if "://" in source else f for f in found]
-
-
-def _has_magic(path: str) -> bool:
-    return any(c in path for c in "*?[")
+        raise MissingSource(f"No file of {source!r} is a table.", f"Give {', '.join(TABLES)} files.")
+    if others := [f.rpartition("/")[2] for f in files if f not in found]:
+        notes.append(f"Left aside, as no tables: {', '.join(others[:6])}{', …' * (len(others) > 6)}.")
+    return found
 
 
 def pieces_of(files: Sequence[str], space: Space, context: Space | None) -> list[Piece]:
     """All rows of the files in pieces, in order. Raises DataError for a file that cannot be one, or EmptyData."""
-    numeric = {c.name for s in (space, context) if isinstance(s, Table) for c in s.columns if _is_number(c)}
+    numeric = {c.name for s in (space, context) if s is not None for c in s.columns if _is_number(c)}
     pieces: list[Piece] = []
     for number, name in enumerate(files):
         if not name.lower().endswith(TABLES):
@@ -92,7 +78,7 @@ def pieces_of(files: Sequence[str], space: Space, context: Space | None) -> list
         if not name.lower().endswith(PARQUET):
             pieces.append(Piece(name, number))
             continue
-        with _opened(name) as file:
+        with _parquet(name) as file:
             meta, first = file.metadata, 0
             texts = {f.name.strip() for f in file.schema_arrow if "string" in str(f.type) or "binary" in str(f.type)}
             if texts & numeric:  # how numbers and dates are spelled is told from all of a column
@@ -133,7 +119,7 @@ def blocks(
                 yield part[start : start + BLOCK]
             return
         first, used = piece.first, names_used(space, context, options or {})
-        with _opened(piece.file) as file:
+        with _parquet(piece.file) as file:
             names = file.schema_arrow.names
             notes += unused([n.strip() for n in names], used)
             wanted = [n for n in names if n.strip() in used] or names
@@ -153,11 +139,10 @@ def blocks(
         raise type(e)(f"{piece.file}: {e.problem}", e.remedy) from e
 
 
-def _opened(name: str) -> pa.parquet.ParquetFile:
+def _parquet(name: str) -> pa.parquet.ParquetFile:
     """Raises CorruptFile, or MissingSource where it is not there (on this machine)."""
-    fs, path = fsspec.url_to_fs(name)
     try:
-        return pa.parquet.ParquetFile(path, filesystem=fs)
+        return pa.parquet.ParquetFile(opened(name))
     except FileNotFoundError as e:
         raise MissingSource(
             f"There is no file {name} on this machine.",

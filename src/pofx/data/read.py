@@ -7,8 +7,6 @@ import glob
 import os
 import re
 import stat
-import zipfile
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownForma
 from pofx.core.memory import available, gigabytes
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
-from pofx.data.folders import Listing, listed, listing, natural
+from pofx.data.folders import Listing, files_at, listed, listing, opened
 from pofx.data.options import Options
 from pofx.data.ragged import RawRagged, excerpts
 from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Raw, RawTable
@@ -33,15 +31,14 @@ PARQUET = (".parquet", ".pq")
 def read(source: Any, options: Options) -> Raw:
     """Raises DataError by name where the source is missing, empty, ragged, corrupt or unclear."""
     if isinstance(source, str) and "://" in source:
-        return _asked(_address(source), options, source)
+        return _asked(_parquet(source), options, source)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         mode = _mode(path)
         if mode is not None:
             return _of_path(path, mode, options)
         if glob.has_magic(str(source)):
-            files = {name: partial(str, name) for name in glob.glob(str(source))}
-            return _asked(_parquet(files, str(source)), options, str(source))
+            return _asked(_parquet(str(source)), options, str(source))
         name = str(source).replace("_", "-").lower()
         if name == STANDARD_LIBRARY:
             return text.from_standard_library(options.text)
@@ -69,33 +66,16 @@ def read(source: Any, options: Options) -> Raw:
     )
 
 
-def _address(address: str) -> RawTable:
-    """Parquet files at an address of fsspec: a file, a folder or a pattern."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise UsageError(f"{address} is read by fsspec, which is not installed.", "pip install 'pofx[ray]'.") from error
-    try:
-        system, path = fsspec.url_to_fs(address)
-        names = system.glob(path) if glob.has_magic(path) else system.find(path)
-    except (ImportError, ValueError, OSError) as error:  # the protocol's own library, no protocol, no answer
-        raise MissingSource(f"{address} cannot be opened: {error}.", "Check the address.") from error
-    files = {system.unstrip_protocol(name): partial(system.open, name, "rb") for name in names}
-    return _parquet(files, address)
-
-
-def _parquet(files: Mapping[str, Callable[[], Any]], where: str) -> RawTable:
-    """Those of the files that are Parquet, in their order, as one table; "_" and "." begin what writers keep beside."""
-    names = [n for n in files if n.lower().endswith(PARQUET) and not n.rpartition("/")[2].startswith(("_", "."))]
-    found = {name: files[name] for name in sorted(names, key=natural)}
-    if not files:
-        raise MissingSource(f"There is no file {where}.", "Check the address, or the pattern.")
+def _parquet(source: str) -> RawTable:
+    """Those of the files of a folder, a pattern or an address that are Parquet, in their order, as one table."""
+    files = files_at(source)
+    found = {name: partial(opened, name) for name in files if name.lower().endswith(PARQUET)}
     if not found:
         raise UnknownFormat(
-            f"{where} holds no Parquet: {', '.join(sorted(files)[:3])}.",
+            f"{source} holds no Parquet: {', '.join(files[:3])}.",
             "Files of other formats are read one by one, from a path of this machine.",
         )
-    raw = columnar.from_parquet(found, where)
+    raw = columnar.from_parquet(found, source)
     if len(files) > len(found):
         raw.notes.append(f"{len(files) - len(found)} of {len(files)} files were left out: they are no Parquet.")
     return raw
@@ -149,7 +129,7 @@ def _folder(path: Path, options: Options) -> Raw:
         return image.from_idx(path, options.known, options.alone)
     kind = options.kind or _most_files(found)
     if kind == "table":
-        return _asked(_parquet({str(p): partial(str, p) for p in found.files}, str(path)), options, str(path))
+        return _asked(_parquet(str(path)), options, str(path))
     if kind == "text":
         return text.from_folder(path, options.text)
     if kind == "audio":
@@ -227,59 +207,8 @@ def _text_column(raw: Raw, options: Options) -> RawRagged:
     return text.from_documents(texts, options.text, f"column {name!r}", raw.label, raw.part)
 
 
-# how files begin that no reader is for, what they are, and what reads them
-FOREIGN = (
-    (rb"\s*(\{\s*[\"}]|\[\s*[\[{])", "JSON", "read_json"),
-    (rb"\s*<\?xml", "XML", "read_xml"),
-    (rb"(?i)\s*<(!doctype html|html|head|table)", "HTML", "read_html"),
-    (rb"\xd0\xcf\x11\xe0", "an Excel sheet", "read_excel"),
-    (rb"SQLite format 3", "an SQLite database", "read_sql"),
-    (rb"\x89HDF", "HDF5", "read_hdf"),
-    (rb"ORC", "ORC", "read_orc"),
-    (rb"Obj\x01", "Avro", ""),
-    (rb"MATLAB 5", "a MATLAB file", ""),
-    (rb"<stata_dta>", "a Stata file", "read_stata"),
-    (rb"\$FL[23]", "an SPSS file", "read_spss"),
-    (rb"\x80[\x02-\x05]", "a Python pickle, which could run any code", ""),
-    (rb"%PDF", "PDF", ""),
-    (rb"(?s).{257}ustar", "a tar archive", "unpack"),
-    (rb"BZh[1-9]", "packed by bzip2", "unpack"),
-    (rb"\xfd7zXZ", "packed by xz", "unpack"),
-    (rb"\x28\xb5\x2f\xfd", "packed by Zstandard", "unpack"),
-    (rb"\x04\x22\x4d\x18", "packed by LZ4", "unpack"),
-    (rb"7z\xbc\xaf", "a 7z archive", "unpack"),
-    (rb"Rar!", "a RAR archive", "unpack"),
-)
-# the same of zip archives, by a name inside
-ZIPPED = (
-    (r"xl/workbook", "an Excel sheet", "read_excel"),
-    (r"content\.xml$", "an OpenDocument sheet", "read_excel"),
-    (r"word/document", "a Word document", ""),
-    (r"data\.pkl$", "a file of PyTorch, which could run any code", ""),
-)
-
-
-def _refuse_foreign(path: Path, head: bytes, suffix: str) -> None:
-    """Raises UnknownFormat, with the way in, for a file of a known kind that no reader is for."""
-    kinds = [(kind, reader) for begin, kind, reader in FOREIGN if re.match(begin, head)]
-    if suffix in ("json", "geojson", "ipynb"):
-        kinds = [("JSON", "read_json")]
-    if head[:4] == b"PK\x03\x04" and suffix != "npz" and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        kinds = [(kind, reader) for inside, kind, reader in ZIPPED if any(re.search(inside, n) for n in names)]
-        if not kinds and not any(n.endswith(".npy") for n in names):
-            kinds = [("a zip archive", "unpack")]
-    if kinds:
-        kind, reader = kinds[0]
-        remedy = "Unpack it first." if reader == "unpack" else "Save it as CSV, Parquet or .npz"
-        if reader.startswith("read"):
-            remedy += f", or give pofx.load the frame of pandas.{reader}"
-        raise UnknownFormat(f"{path} is {kind}, which pofx does not read.", f"{remedy.rstrip('.')}.")
-
-
 def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
-    _refuse_foreign(path, head, suffix)
+    foreign.refuse(path, head, suffix)
     if head[:4] == b"PAR1" or suffix in ("parquet", "pq"):
         return columnar.from_parquet({str(path): partial(str, path)}, str(path))
     if head[:6] in (b"ARROW1", b"FEA1\0\0") or suffix in ("arrow", "feather", "ipc"):

@@ -14,9 +14,10 @@ from torch import Tensor
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model
+from pofx.core.model import Model
+from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
-from pofx.evaluate.likelihood import Score, summarise
+from pofx.evaluate.likelihood import Mean, summarise
 from pofx.evaluate.ranking import share_error
 from pofx.spaces import Label
 from pofx.train.run import Run
@@ -66,7 +67,7 @@ class Prediction:
         nats = self.nats.gather(1, label.to(self.nats.device)[:, None])[:, 0].nan_to_num(nan=-math.inf)
         return make(self.kind, nats, Measure.counting(1), caveat=self.caveat)
 
-    def score(self, label: Tensor) -> Score:
+    def log_loss(self, label: Tensor) -> Mean:
         """The mean of log p(label | x) [N]; ``loss_text`` of it is the log-loss."""
         return summarise(self.likelihood(label), Label(self.classes), torch.ones(len(label), dtype=torch.float64))
 
@@ -115,7 +116,7 @@ def predict(
     x: Any,
     *,
     counts: Sequence[float] | None = None,
-    budget: Budget | None = None,
+    request: AnyRequest = None,
     generator: torch.Generator | None = None,
 ) -> Prediction:
     """p(y | x) of every class y: what a model of labels says, or what Bayes' rule makes of a model p(x | y).
@@ -125,7 +126,7 @@ def predict(
             p(y | x) = p(x | y) p(y) / sum of the same over all y, with p(y) the frequencies of the training rows.
         x: what the label is told from, [N, *E]: an array, a tensor, a frame, whatever ``log_prob`` takes.
         counts: [K] how often each class is seen, in any unit (default: those of the run's training rows).
-        budget: of the likelihood, where it is not exact.
+        request: how the likelihood is estimated.
         generator: gives the seed of Monte Carlo draws; the same draws for all classes.
 
     Raises Unsupported where the model knows of no label, or has no likelihood; UsageError where frequencies are needed
@@ -139,9 +140,9 @@ def predict(
     if known is not None and (len(known) != len(classes) or min(known) < 0 or sum(known) <= 0):
         raise UsageError(f"counts are {list(known)}; there are {len(classes)} classes.", "Give a count for each.")
     with torch.no_grad():
-        if isinstance(model.space, Label):
+        if model.space.values:
             c = None if model.context is None else take(model.context, x)
-            lik = model.given(c).classes(budget=budget, generator=generator)
+            lik = model.given(c).classes(request=request, generator=generator)
         else:
             if known is None:
                 raise UsageError(
@@ -152,12 +153,12 @@ def predict(
             x, state = take(model.space, x), seed.get_state()
             for k in range(len(classes)):
                 seed.set_state(state)
-                parts.append(model.given(torch.tensor(k)).log_prob(x, budget=budget, generator=seed))
+                parts.append(model.given(torch.tensor(k)).log_prob(x, request=request, generator=seed))
             lik = stack(parts)
     if isinstance(lik, Unavailable):
         raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")
     nats = lik.nats.double()
-    if not isinstance(model.space, Label):
+    if not model.space.values:
         assert known is not None
         nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).log()
     exact = isinstance(lik, Exact)
@@ -169,7 +170,7 @@ def predict(
 def classes_of(model: Model) -> tuple[str, ...]:
     """The classes that a model tells apart. Raises Unsupported where it knows of none."""
     for space in (model.space, model.context):
-        if isinstance(space, Label):
+        if space is not None and space.values:
             return space.values
     raise Unsupported(
         f"This {model.name} models {model.space} and knows of no classes.",
@@ -179,4 +180,4 @@ def classes_of(model: Model) -> tuple[str, ...]:
 
 def told_from(model: Model) -> Space | None:
     """What the classes are told from: the other one of space and context."""
-    return model.context if isinstance(model.space, Label) else model.space
+    return model.context if model.space.values else model.space

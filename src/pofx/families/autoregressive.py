@@ -20,11 +20,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Completes
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
+from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
@@ -62,11 +64,11 @@ class Steps(Protocol):
     def push(self, features: Tensor) -> None: ...
 
 
-class Autoregressive(Model):
+class Autoregressive(Model, Completes):
     """Base of the families here; a subclass builds ``net`` and has ``params`` and ``walk``."""
 
     taxonomy = "explicit density / tractable / autoregressive"
-    claims = frozenset({Exact})
+    estimators = (ExactLikelihood,)
     orders: int = 1
     config: Any
 
@@ -123,7 +125,7 @@ class Autoregressive(Model):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         h = self._encode(c)
         # arrays above 32 MiB cost more in page faults than in arithmetic
         size = max(1, 2**22 // self.width_per_row())

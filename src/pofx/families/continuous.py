@@ -11,20 +11,26 @@ family's own.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
+from pofx.core.abilities import Ability, HasNoisedScore, HasScore
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, draws, join, make, mc_se
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import Available, Exact, join, make, number
+from pofx.core.measure import Measure
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range, at_least
+from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
@@ -58,7 +64,6 @@ class Continuous(Model):
     standardised by one location and scale.
     """
 
-    uses_draws: ClassVar[bool] = True
     shared_scale: ClassVar[bool] = False
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -81,6 +86,12 @@ class Continuous(Model):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
+        return None
+
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability in (HasScore, HasNoisedScore) and space.measure != Measure.lebesgue(space.dims):
+            return "it needs complete real columns. Declare the columns real, or drop those that are not."
         return None
 
     @classmethod
@@ -108,12 +119,11 @@ class Continuous(Model):
     # -- what a family writes ---------------------------------------------------------------------------
 
     @abstractmethod
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Available:
         """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
 
         Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
-        noise with ``budget.draws = 1``, and the spread between calls gives the Monte Carlo error; else
-        with the user's own budget.
+        noise (``request.draws`` in all), and the spread between calls gives the Monte Carlo error.
         """
 
     @abstractmethod
@@ -126,18 +136,17 @@ class Continuous(Model):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
-        e = self.encode_context(c)
-        if self.preprocess.kind is Exact:
-            return self._one_draw(self.split(x), e, budget, noise)
-        k = self.config.draws if budget.draws is None else budget.draws
-        once, values = replace(budget, draws=1), []
-        for _ in range(k):
-            lik = self._one_draw(self.split(x, noise), e, once, noise)
-            values.append(lik.nats)
-        nats = torch.stack(values)
-        kind, caveat = join(self.preprocess.kind, type(lik)), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(kind, nats.mean(0), self.space.measure, nats.std(0) / math.sqrt(k), k, caveat)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Available:
+        e, k = self.encode_context(c), getattr(request, "draws", 0)
+        if (self.preprocess.kind is Exact) != (k == 0):
+            need = "needs no draws" if k else "needs draws of the noise that dequantises it"
+            raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
+        if k == 0:
+            return self._one_draw(self.split(x), e, request, noise)
+        each = [number(self._one_draw(self.split(x, noise), e, request, noise)) for _ in range(k)]
+        total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
+        kind = join(self.preprocess.kind, total.kind)
+        return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
 
     def split(self, x: Tensor, noise: Noise | None = None) -> Parts:
         """``preprocess.split`` with y of the nets' dtype."""
@@ -152,14 +161,13 @@ class Continuous(Model):
         y = self.draw(n, self.given_codes(codes, e), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(self, parts: Parts, e: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def _one_draw(self, parts: Parts, e: Tensor | None, request: Request, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
-        lik = self.density(parts.y, self.given_codes(parts.codes, e), budget, noise)
+        lik = self.density(parts.y, self.given_codes(parts.codes, e), request, noise)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
             nats = nats + self.codes.log_prob(parts.codes, e)
-        se, caveat = None if isinstance(lik, Exact) else mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
-        return make(type(lik), nats, self.space.measure, se, draws(lik), caveat)
+        return replace(lik, nats=nats, measure=self.space.measure)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""

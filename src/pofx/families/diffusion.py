@@ -22,13 +22,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.abilities import HasNoisedScore
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Sampler, serving
+from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE
+from pofx.core.requests import SOLVERS, OdeLikelihood, Request, Sampler, VariationalBound
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
@@ -90,15 +92,12 @@ class PathConfig(ContinuousConfig):
             )
 
 
-class PathModel(Continuous):
+class PathModel(Continuous, HasNoisedScore):
     """The one implementation behind the presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
-    claims = frozenset({LowerBound, Estimate})
-    estimators = ("vlb", "ode")
-    samplers = ("dpm++", "heun", "sde", "ddim", "euler", "ancestral")
-    uses_steps = True
-    has_noised_score = True
+    estimators = (VariationalBound, OdeLikelihood)
+    samplers = SOLVERS
     shared_scale = True
     config: PathConfig
 
@@ -116,7 +115,6 @@ class PathModel(Continuous):
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
         self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
-        self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
 
     @classmethod
     def convolves(cls, config: PathConfig, space: Space) -> bool:
@@ -193,10 +191,23 @@ class PathModel(Continuous):
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Available:
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        config, noisy = self.config, self.preprocess.kind is not Exact
+        if kind is not OdeLikelihood:
+            return super().default_request(kind)
+        probes = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
+        return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
+
+    def quick_request(self) -> Request:
+        return VariationalBound(draws=2 if isinstance(self.space, Image) else 8)
+
+    def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
+        return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
-        if budget.estimator == "ode":
-            return super().rows_log_prob(x, c, budget, noise)
+        if not isinstance(request, VariationalBound):
+            return super().rows_log_prob(x, c, request, noise)
         e, codes = self.encode_context(c), self.split(x).codes
         denoise = self.denoiser(self.given_codes(codes, e))
 
@@ -204,41 +215,32 @@ class PathModel(Continuous):
             parts = self.split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
-            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=budget.steps, **self.ends)
+            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps, **self.ends)
             return nats + parts.log_jacobian
 
-        draws = self.config.draws if budget.draws is None else budget.draws
-        nats, se = stratified(draw, draws, noise)
+        nats, se = stratified(draw, request.draws, noise)
         if self.codes is not None:
             nats = nats + self.codes.log_prob(codes, e)
-        return LowerBound(nats, self.space.measure, se, draws + draws % 2)
+        return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Estimate:
-        """The ODE's. Its divergence is traced exactly in few dimensions, else by Hutchinson's probes."""
-        c, exact = self.config, self.dim <= EXACT_TRACE
-        if exact and self.preprocess.kind is Exact and budget.draws is not None:
-            raise UsageError(
-                f"The ODE likelihood in {self.dim} dimensions traces its divergence exactly and takes no draws.",
-                "Leave out draws, or ask for the estimator vlb.",
-            )
-        steps = budget.steps or c.ode_steps
-        probes = 0 if exact else budget.draws or c.draws
+    def density(self, y: Tensor, h: Tensor | None, request: Any, noise: RowNoise) -> Estimate:
+        """The ODE's."""
+        steps, probes = request.steps, request.probes
         y = y.double().reshape(-1, *self.shape)
         signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
-        probe = None if exact else signs.transpose(0, 1).reshape(probes, *y.shape)
+        probe = signs.transpose(0, 1).reshape(probes, *y.shape) if probes else None
         asking = [y, *self.parameters(), *([] if h is None else [h])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
         denoise = self.denoiser(h)
         nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph, **self.ends)
-        trace = "exact divergence" if exact else f"Hutchinson's divergence, {probes} probes a solution"
-        caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {c.smallest:g}"
+        trace = f"Hutchinson's divergence, {probes} probes a solution" if probes else "exact divergence"
+        caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {self.config.smallest:g}"
         return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)
 
     # -- samples and score ----------------------------------------------------------------------------------
 
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        solve = SAMPLERS[sampler.name or self.samplers[0]]
-        times = self.schedule.times(sampler.steps or self.config.sample_steps, **self.ends)
+    def draw(self, n: int, h: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+        times = self.schedule.times(sampler.steps, **self.ends)
         start = self.schedule(times[0])
 
         def normal() -> Tensor:
@@ -246,17 +248,12 @@ class PathModel(Continuous):
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = solve(self.denoiser(h), self.schedule, times, z, generator)
+        z = SAMPLERS[sampler.name](self.denoiser(h), self.schedule, times, z, generator)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
     def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
         """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
-        if self.preprocess.kind is not Exact:
-            raise Unsupported(
-                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
-                "Declare the columns real, or drop those that are not.",
-            )
         noise = self.config.score_noise if noise is None else noise
         if not self.config.smallest <= noise <= self.config.largest:
             raise UsageError(

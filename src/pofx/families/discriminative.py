@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pofx.core.abilities import ClassesAtOnce
 from pofx.core.learner import Batch, GradientLearner, Recipe
-from pofx.core.likelihood import Exact, Kind, Likelihood, per_row
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import Exact, Likelihood, per_row
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, Options
+from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
-from pofx.spaces import Image, Label
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,18 @@ class ClassifierConfig(Options):
     ranges = {"smoothing": BELOW_ONE}
 
 
-class Classifier(Model):
+class Classifier(Model, ClassesAtOnce):
     """Encoder -> MLP -> softmax: log p(y | x) is the log-softmax, exact."""
 
     name = "classifier"
     summary = "a ConvNet or MLP gives the probability of each class given the rest"
     taxonomy = "conditional / discriminative"
     paper = "LeCun et al. 1998, Gradient-based learning applied to document recognition"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     Config = ClassifierConfig
 
     def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Label)
         assert context is not None
         self.context_encoder = encoder(context, config.width)
         self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
@@ -61,9 +61,9 @@ class Classifier(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if not isinstance(space, Label):
+        if not space.values:
             return "it models a label; say which with --target (a column, or 'label')."
-        if context is None or isinstance(context, Label):
+        if context is None or context.values:
             return "it needs a table or images to tell the label from; load with --target."
         return None
 
@@ -92,12 +92,12 @@ class Classifier(Model):
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        every = self.rows_classes(len(x), c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        every = self.rows_classes(len(x), c, request, noise)
         assert isinstance(every, Exact)
         return per_row(lambda t: t.gather(-1, x[:, None])[:, 0], every)
 
-    def rows_classes(self, n: int, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         assert c is not None
         return Exact(F.log_softmax(self.logits(c).double(), -1), self.space.measure)
 
@@ -107,4 +107,4 @@ class Classifier(Model):
 
     def rows_per_pass(self) -> int:
         assert self.context is not None
-        return 2048 if isinstance(self.context, Image) else 8192
+        return 2048 if self.context.pixels else 8192

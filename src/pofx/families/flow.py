@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.abilities import Encodes, HasScore
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Exact, LowerBound
+from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
+from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.spaces import Image
@@ -65,7 +67,7 @@ class FlowConfig(ContinuousConfig):
     ranges = {"linear_up_to": AMOUNT}
 
 
-class Flow(Continuous):
+class Flow(Continuous, Encodes, HasScore):
     """What the flows share: a subclass gives ``layers()``.
 
     Args:
@@ -73,16 +75,13 @@ class Flow(Continuous):
             interface than models have is a ``transforms.bases.Base``.)
     """
 
-    claims = frozenset({Exact, LowerBound})
-    latent = True
-    has_score = True
+    estimators = (ExactLikelihood, Dequantised)
     config: FlowConfig
 
     def __init__(
         self, config: FlowConfig, space: Space, context: Space | None = None, base: Base | Model | None = None
     ) -> None:
         super().__init__(config, space, context)
-        self.uses_draws = self.preprocess.kind is not Exact  # type: ignore[misc]
         self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
         own = base_of(config.base, self.dim, config.components) if base is None else base
@@ -136,6 +135,9 @@ class Flow(Continuous):
                     f"by {shrinkage:.0%} towards independent columns."
                 ]
 
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return asked is not (Dequantised if self.preprocess.kind is Exact else ExactLikelihood)
+
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
     def latents(self, y: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ class Flow(Continuous):
         z, log_det = self.latents(y, h)
         return log_det + self.base.log_prob(z, h)
 
-    def density(self, y: Tensor, h: Tensor | None, budget: Budget, noise: RowNoise) -> Exact:
+    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -172,15 +174,11 @@ class Flow(Continuous):
         return Delta(self.latents(parts.y, self.given_codes(parts.codes, e))[0])
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        if self.preprocess.kind is not Exact:
-            raise Unsupported(
-                f"The score of {self.name} needs complete real columns; this space is {self.space}.",
-                "Declare the columns real, or drop those that are not.",
-            )
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            y = self.split(x).y  # whose log-Jacobian is constant
-            (score,) = torch.autograd.grad(self.log_density(y, self.encode_context(c)).sum(), x)
+            parts = self.split(x)
+            nats = self.log_density(parts.y, self.encode_context(c)) + parts.log_jacobian
+            (score,) = torch.autograd.grad(nats.sum(), x)
         return score
 
 

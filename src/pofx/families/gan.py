@@ -25,10 +25,11 @@ from pofx.codecs.columns import Columns
 from pofx.codecs.relaxed import relaxed
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
-from pofx.core.likelihood import Kind, Likelihood, Unavailable
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.likelihood import Likelihood, Unavailable
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE, Options
+from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -114,7 +115,7 @@ class Gan(Model):
     summary: ClassVar[str] = "a net that turns noise into data, trained against a critic; it has no density"
     taxonomy: ClassVar[str] = "implicit density / direct / adversarial"
     paper: ClassVar[str] = "Goodfellow et al. 2014; Mescheder et al. 2018; Gulrajani et al. 2017"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Unavailable})
+    estimators: ClassVar[tuple[type[Request], ...]] = (NoLikelihood,)
     Config = GanConfig
     config: GanConfig
 
@@ -179,9 +180,9 @@ class Gan(Model):
             fake = self.fake(batch, generator)
         weight = self.config.penalty
         if self.config.loss == "r1":
-            score = self.critic(real.requires_grad_(), batch.c)
-            penalty = 0.5 * (1.0 if weight is None else weight) * slope(score, real)
-            loss = F.softplus(-score) + F.softplus(self.critic(fake, batch.c))
+            logit = self.critic(real.requires_grad_(), batch.c)
+            penalty = 0.5 * (1.0 if weight is None else weight) * slope(logit, real)
+            loss = F.softplus(-logit) + F.softplus(self.critic(fake, batch.c))
         else:
             t = batch.rand(1, generator=generator)
             between = (t * real + (1 - t) * fake).requires_grad_()
@@ -191,12 +192,12 @@ class Gan(Model):
         return {"loss": loss + penalty, "penalty": penalty.detach()}
 
     def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        score = self.critic(self.fake(batch, generator), batch.c)
-        return {"loss": F.softplus(-score) if self.config.loss == "r1" else -score}
+        logit = self.critic(self.fake(batch, generator), batch.c)
+        return {"loss": F.softplus(-logit) if self.config.loss == "r1" else -logit}
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
             "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."
@@ -256,9 +257,9 @@ class GanLearner:
         self.generator.load_state_dict(state["generator"])
 
 
-def slope(score: Tensor, y: Tensor) -> Tensor:
-    """|d score_i / d y_i|^2 of every row [N], itself differentiable, for score [N] computed from y [N, F]."""
-    (gradient,) = torch.autograd.grad(score.sum(), y, create_graph=True)
+def slope(logit: Tensor, y: Tensor) -> Tensor:
+    """|d logit_i / d y_i|^2 of every row [N], itself differentiable, for logit [N] computed from y [N, F]."""
+    (gradient,) = torch.autograd.grad(logit.sum(), y, create_graph=True)
     return gradient.square().sum(1)
 
 

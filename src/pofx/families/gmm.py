@@ -23,17 +23,18 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, OneHotCategorical
 
 from pofx.codecs.joint import SUMMED, Block, Joint, class_sizes, rows_at
-from pofx.core.errors import BadValue, Unsupported
+from pofx.core.abilities import Ability, Encodes, HasScore, InBlocks
+from pofx.core.errors import BadValue
 from pofx.core.learner import Recipe
-from pofx.core.likelihood import Exact, Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.likelihood import Exact, Likelihood, LowerBound
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
+from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.whitening import Components, Covariance, Rows, Whitening
 from pofx.nn.tails import REACH, lengthen, shorten
-from pofx.spaces import Image, Label, Table
 from pofx.transforms.base import pseudo_rows
 
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
@@ -93,14 +94,10 @@ class MixtureConfig(MixtureOptions):
 Config: TypeAlias = GaussianConfig | MixtureConfig
 
 
-class Mixture(Model):
+class Mixture(Model, InBlocks, HasScore):
     """What both families share. Buffers hold the parameters in whitened coordinates (mixture/whitening.py)."""
 
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact, LowerBound})
-    in_blocks = True
-    uses_draws = True
-    has_score = True
-    quick = Budget(draws=2)
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Dequantised)
 
     training_rows: Tensor
     reach: Tensor
@@ -133,12 +130,14 @@ class Mixture(Model):
     def refuses(cls, space: Space, context: Space | None, config: Config) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(context, Image):
-            return "a mixture cannot be conditioned on images; condition on their label, or fit a classifier."
-        if isinstance(space, Label) and context is None:
+        if not (space.columns or space.pixels):
+            return f"it models numbers and categories, and {space} have none it knows. Fit another family."
+        if context is not None and not context.columns:
+            return f"a mixture cannot be conditioned on {context}; condition on their label, or fit a classifier."
+        if space.values and context is None:
             return "a label alone has no numbers; fit a histogram."
         classes = math.prod(class_sizes(space, context)) if config.per_class else 1
-        if isinstance(context, Table) and not isinstance(space, Label) and classes > MOST_CLASSES:
+        if context is not None and not (space.values or context.values) and classes > MOST_CLASSES:
             other = "fit a gmm with per_class=False" if cls is Gaussian else "set per_class=False"
             return f"the categories of its context make {classes} classes (limit {MOST_CLASSES}); {other}."
         joint = Joint(space, context, config.per_class)
@@ -339,14 +338,23 @@ class Mixture(Model):
         log_p: Tensor = _Density.apply(y, codes, self)
         return log_p + log_slope[:, self.joint.given_dim :].sum(1)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return asked is not (ExactLikelihood if len(self.joint.grid(given=False)) else Dequantised)
+
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return Dequantised(DRAWS) if self.answers(Dequantised) else ExactLikelihood()
+
+    def quick_request(self) -> Request:
+        return Dequantised(draws=2) if self.answers(Dequantised) else ExactLikelihood()
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         """Exact, but for grid columns: those are uniformly dequantised, a LowerBound (the mean over draws)."""
         y, codes = self.joint.split(x, c)
         given = 0.0 if c is None else self._log_density(*self.joint.split_given(c))
         grid = self.joint.grid(given=False)
-        if not len(grid):
+        if not isinstance(request, Dequantised):
             return Exact(self._log_density(y, codes) - given, self.space.measure)
-        draws = budget.draws or DRAWS
+        draws = request.draws
         log_p = y.new_empty(draws, len(y))
         for k in range(draws):
             u = noise.rand(len(grid))
@@ -355,10 +363,14 @@ class Mixture(Model):
         se = log_p.std(0) / math.sqrt(draws)
         return LowerBound(log_p.mean(0) + cells - given, self.space.measure, se, draws)
 
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability is HasScore and any(part == "counting" for part, _ in space.measure.parts):
+            return "not every column is real. Declare the columns real, or drop those that are not."
+        return None
+
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """sum_j p(j | c, x) Sigma_j^-1 (mu_j - s(c, x)) through the tails s, its entries for x."""
-        if not isinstance(self.space, Table) or any(col.measure == "counting" for col in self.space.columns):
-            raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
         y, codes = self.joint.split(x, c)
@@ -367,7 +379,7 @@ class Mixture(Model):
         score = sweep.gradient(self.components(), rows, self.whitening()) * log_slope.exp()
         s = (y - self.location) / self.scale  # of log ds/dv the derivative is -(s + 1 / s) ds/dv
         score -= torch.where(log_slope < 0, log_slope.exp() * (s + 1 / s) / self.scale, 0.0)
-        return score[:, self.joint.given_dim :]
+        return score[:, self.joint.given_dim :].reshape(x.shape)
 
     @torch.no_grad()
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -432,14 +444,13 @@ class Gaussian(Mixture):
         return GaussianConfig()
 
 
-class GaussianMixture(Mixture):
+class GaussianMixture(Mixture, Encodes):
     """K Gaussians times categoricals, by EM."""
 
     name = "gmm"
     summary = "a mixture of Gaussians times categories, by EM; missing values and contexts by exact marginals"
     taxonomy = "explicit density / tractable / mixture"
     paper = "Dempster, Laird, Rubin 1977"
-    latent = True
     Config = MixtureConfig
 
     @classmethod

@@ -33,7 +33,6 @@ from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
 from pofx.nn.pixelrnn import PixelRnn, RnnKind
 from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
-from pofx.spaces import Image
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class Pixel(Autoregressive):
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Image)
-        self.net = self.build((space.channels, space.height, space.width), self.heads.params[0])
+        channels, height, width = space.event_shape
+        self.net = self.build((channels, height, width), self.heads.params[0])
 
     @abstractmethod
     def build(self, shape: Shape, params: int) -> PixelNet:
@@ -71,7 +70,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not isinstance(space, Image):
+        if not space.pixels:
             return "it models images. Fit made or window-mlp."
         return super().refuses(space, context, config)
 
@@ -207,18 +206,18 @@ class PixelCnnPlusFamily(Pixel):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
-            return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
+        if space.pixels and space.pixels[-1] > 1 and config.head not in ("auto", "logistic"):
+            return f"a {config.head} head cannot join several channels here. Leave out head, or fit pixelcnn."
         return super().refuses(space, context, config)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if isinstance(space, Image) and space.channels == 1:
+        if space.pixels and space.pixels[-1] == 1:
             yield from super().idle(space, context, config)
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
-        kind: ImageKind = "logistic" if isinstance(space, Image) and space.channels > 1 else config.head
+        kind: ImageKind = "logistic" if space.pixels and space.pixels[-1] > 1 else config.head
         return heads_for(space, image=kind, components=config.components)
 
     def build(self, shape: Shape, params: int) -> PixelNet:

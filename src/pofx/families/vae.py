@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.abilities import Encodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
-from pofx.core.likelihood import Kind, Likelihood, LowerBound
-from pofx.core.model import Budget, Model, Sampler, serving
+from pofx.core.likelihood import Likelihood, LowerBound
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import SHARE, Options, at_least
+from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
@@ -150,16 +152,12 @@ class MixturePrior(nn.Module):
         return self.mean[k] + self.log_scale[k].exp() * noise
 
 
-class Vae(Model):
+class Vae(Model, Encodes):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
     paper: ClassVar[str] = "Kingma & Welling 2014; Burda et al. 2016"
-    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
-    estimators: ClassVar[tuple[str, ...]] = ("iwae", "elbo")
-    uses_draws: ClassVar[bool] = True
-    latent: ClassVar[bool] = True
-    quick: ClassVar[Budget] = Budget(draws=8)
+    estimators: ClassVar[tuple[type[Request], ...]] = (Iwae, Elbo)
     Config = VaeConfig
     config: VaeConfig
 
@@ -274,12 +272,14 @@ class Vae(Model):
     def rows_per_pass(self) -> int:
         return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        config, n = self.config, len(x)
-        k = budget.draws or config.draws
+    def quick_request(self) -> Request:
+        return Iwae(draws=8)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Likelihood:
+        config, n, k = self.config, len(x), request.draws
         h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
-        elbo = budget.estimator == "elbo"
+        elbo = isinstance(request, Elbo)
         closed_kl = elbo and config.prior == 1
         log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
         block = max(1, PASS // sum(self.heads.params) // n)

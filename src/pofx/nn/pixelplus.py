@@ -193,8 +193,8 @@ class ColourMixture:
 
         p(x_c | x_1, ..., x_{c-1}) = sum_m w_m^c P_m(x_c),   w_m^c ~ w_m prod_{j<c} P_m(x_j)
 
-    so that the head of each value, ``LevelLogistics``, scores and samples it; the product of the conditionals is
-    the joint mixture where the head's start weights are the same for all channels.
+    so that the head of each value, ``LevelLogistics``, gives its probability and samples it; the product of the
+    conditionals is the joint mixture where the head's start weights are the same for all channels.
 
     Args:
         channels: C; components: M.

@@ -356,8 +356,8 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if n < MANY:
         many = groups < q.shape[1]
         return F.scaled_dot_product_attention(q[:, :, None].contiguous(), k, v, enable_gqa=many).reshape(n, -1)
-    score = (q.reshape(n, groups, -1, each) * each**-0.5) @ k.mT
-    return (score.softmax(-1) @ v).reshape(n, -1)
+    logits = (q.reshape(n, groups, -1, each) * each**-0.5) @ k.mT
+    return (logits.softmax(-1) @ v).reshape(n, -1)
 
 
 def normed(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:

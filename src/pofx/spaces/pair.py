@@ -89,4 +89,4 @@ class Pair(Space):
 
 
 def _shaped(space: Space, flat: Tensor) -> Tensor:
-    return flat.to(space.dtype).reshape(*flat.shape[:-1], *space.event_shape)
+    return flat.to(space.dtype).reshape((*flat.shape[:-1], *space.event_shape))

@@ -53,6 +53,10 @@ class Sequence(Ragged):
         what = "sequences" if self.has_eos else "excerpts of sequences"
         return f"{what} of up to {self.length} steps, each a {self.step}"
 
+    def spell(self, x: Tensor) -> str:
+        """A line for each step."""
+        return "\n".join(self.step.spell(row) for row in x[x[:, 0] != self.fill])
+
     def check(self, x: Tensor) -> None:
         check_shape(self, x)
         self.check_ends(x)

@@ -144,6 +144,16 @@ class Table(Space):
                         f"Round it, or declare the column continuous: --types {col.name}=real.",
                     )
 
+    def spell(self, x: Tensor) -> str:
+        """The cells of a row; nothing for a missing one."""
+
+        def cell(column: Column, value: float) -> str:
+            if math.isnan(value):
+                return ""
+            return column.values[int(value)] if isinstance(column, Category) else f"{value:.6g}"
+
+        return ", ".join(map(cell, self.columns, x.tolist()))
+
     def to_json(self) -> dict[str, Any]:
         return {"space": self.name, "columns": [{"type": type(c).__name__, **vars(c)} for c in self.columns]}
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import Available, Unavailable
-from pofx.core.model import Budget, Conditional, Model
+from pofx.core.model import Conditional, Model
 from pofx.core.registry import register
-from pofx.core.space import Ragged
+from pofx.core.requests import Request
 from pofx.data.parts import Data, Part
-from pofx.spaces import Label
 from pofx.testing.oracles import Case
 from pofx.train.fit import fit
 from pofx.train.run import Run, read_run
@@ -42,7 +41,7 @@ class Subject:
 
     def trained(self, data: Data, out: Path | None = None) -> Model:
         options = dataclasses.asdict(self.cls.tiny(data.space))
-        small = isinstance(data.space, Ragged)
+        small = data.space.fill is not None
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
         limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
         run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
@@ -66,7 +65,7 @@ class Subject:
         context = self.case.context
         if context is None:
             return [None]
-        if isinstance(context, Label):
+        if context.values:
             return [torch.tensor(k) for k in range(len(context.values))]
         assert self.test.c is not None
         return [self.test.c[i] for i in range(5)]
@@ -74,9 +73,9 @@ class Subject:
     def given(self, part: Part) -> Conditional:
         return self.model.given(part.c)
 
-    def log_prob(self, part: Part, seed: int = 0, budget: Budget | None = None) -> Available | Unavailable:
+    def log_prob(self, part: Part, seed: int = 0, request: Request | None = None) -> Available | Unavailable:
         with torch.no_grad():
-            return self.given(part).log_prob(part.x, budget=budget, generator=generator(seed))
+            return self.given(part).log_prob(part.x, request=request, generator=generator(seed))
 
     def available(self, part: Part, seed: int = 0) -> Available:
         """A likelihood, or a skipped check where the family has none."""

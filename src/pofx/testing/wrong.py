@@ -1,7 +1,7 @@
 """Deliberately wrong models: each breaks the contract in one known way, and the suite must catch it.
 
-They start from four small right models (a Gaussian by moments, a chain of categories by counting, a
-probabilistic PCA bounded by importance sampling, a histogram by class), which pass every check.
+They start from four small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a
+chain of categories by counting, a probabilistic PCA bounded by importance sampling), which pass every check.
 ``WRONG`` lists each mistake with the checks that are meant to notice it.
 """
 
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
 from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Estimate, Exact, Kind, Likelihood, LowerBound
+from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, UpperBound, make
 from pofx.core.measure import Measure
-from pofx.core.model import Budget, Model, Sampler
-from pofx.core.noise import RowNoise
+from pofx.core.model import Model
+from pofx.core.noise import RowNoise, row_keys
+from pofx.core.requests import Drawn, Elbo, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
-from pofx.spaces import Category, Label, Real, Table
+from pofx.spaces import Category
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Small(Model):
     """What the small models share."""
 
     summary, taxonomy, paper = "a reference for the suite's own tests", "test", "none"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     Config = Plain
 
     @classmethod
@@ -70,7 +72,7 @@ class Small(Model):
         return OneSweep(self)
 
 
-class Moments(Small):
+class Moments(Small, HasScore, HasNoisedScore):
     """N(mean, covariance) by moments, on tables of real columns."""
 
     name = "right gaussian"
@@ -79,7 +81,7 @@ class Moments(Small):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        real = isinstance(space, Table) and all(isinstance(c, Real) and not c.nullable for c in space.columns)
+        real = bool(space.columns) and all(c.measure == "lebesgue" for c in space.columns)
         return None if real and context is None else "it takes real columns only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -97,7 +99,7 @@ class Moments(Small):
         constant = self.root.diagonal().log().sum() + len(self.mean) / 2 * math.log(2 * math.pi)
         return -0.5 * z.square().sum(0) - constant
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -112,9 +114,6 @@ class Moments(Small):
         covariance += ((0.1 if noise is None else noise) ** 2 * covariance.diagonal()).diag()
         return -torch.linalg.solve(covariance, (x - self.mean).T).T
 
-    has_score = True
-    has_noised_score = True
-
 
 class Counts(Small):
     """A first-order chain over category columns by smoothed counts, one per class where there is a label."""
@@ -124,18 +123,14 @@ class Counts(Small):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        columns = space.columns if isinstance(space, Table) else ()
-        sizes = {len(c.values) for c in columns if isinstance(c, Category) and not c.nullable}
-        right = len(sizes) == 1 and all(isinstance(c, Category) and not c.nullable for c in columns)
-        return None if right and (context is None or isinstance(context, Label)) else "it takes equal categories only."
+        counted = all(isinstance(c, Category) and not c.nullable for c in space.columns)
+        right = counted and not space.values and len({len(c.values) for c in space.columns if counted}) == 1
+        return None if right and (context is None or context.values) else "it takes equal categories only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Table)
-        first = space.columns[0]
-        assert isinstance(first, Category)
-        self.levels = len(first.values)
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.levels = len(space.columns[0].values)
+        classes = 1 if context is None else len(context.values)
         shape = (classes, space.dims, self.levels, self.levels)  # class, site, value before, value
         self.register_buffer("table", torch.full(shape, -math.log(self.levels)))
 
@@ -152,7 +147,7 @@ class Counts(Small):
             counts.index_put_(where, torch.ones(len(x)), accumulate=True)
         self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1])
@@ -168,14 +163,11 @@ class Counts(Small):
         return x.double()
 
 
-class Importance(Small):
+class Importance(Small, Encodes):
     """Probabilistic PCA with its importance-weighted lower bound (and the exact number for the truth of it)."""
 
     name = "right bound"
-    claims: ClassVar[frozenset[Kind]] = frozenset({LowerBound})
-    uses_draws = True
-    latent = True
-    draws = 8
+    estimators: ClassVar[tuple[type[Request], ...]] = (Elbo,)
     mean: Tensor  # [2]
     weight: Tensor  # [2, 1]
     noise: Tensor  # []
@@ -203,8 +195,11 @@ class Importance(Small):
         mean = (x - self.mean) @ self.weight / m
         return Independent(Normal(mean, 1.3 * self.noise / m.sqrt()), 1)  # wider than the posterior: a gap
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        k = budget.draws or self.draws
+    def default_request(self, kind: type[Request] | None = None) -> Request:
+        return (kind or self.estimators[0])(draws=8)  # type: ignore[call-arg]
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Likelihood:
+        k = request.draws
         q = self.rows_encode(x, c)
         z = q.mean + q.stddev * noise.randn(k, 1).double().transpose(0, 1)
         likelihood = Normal(self.mean + z @ self.weight.T, self.noise).log_prob(x).sum(-1)
@@ -220,7 +215,39 @@ class Importance(Small):
         return self.mean + z @ self.weight.T + self.noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-RIGHT: list[type[Model]] = [Moments, Counts, Importance]
+class SharedDraws(Request, name="importance", kind="UpperBound"):
+    """log Z by importance sampling, from draws that all rows share."""
+
+
+class Energy(Moments):
+    """The Gaussian as an energy: log p(x) = -energy(x) - log Z, with log Z from draws that all rows share.
+
+    The log of an unbiased estimate of Z is on average below log Z (Jensen), so that this is an upper bound.
+    """
+
+    name = "right energy"
+    estimators: ClassVar[tuple[type[Request], ...]] = (SharedDraws,)
+    draws, wider = 400, 1.2  # of the proposal, which is a wider Gaussian
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        e = torch.randn(self.draws, len(self.mean), generator=noise.shared(), dtype=torch.float64)
+        proposal = Normal(0.0, 1.0).log_prob(e).sum(1) - (self.wider * self.root.diagonal()).log().sum()
+        w = -self.energy(self.mean + self.wider * e @ self.root.T) - proposal
+        log_z = w.logsumexp(0) - math.log(self.draws)
+        se = float((w - log_z).exp().std()) / math.sqrt(self.draws)
+        return self.likelihood(-self.energy(x) - log_z, se, noise)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * torch.linalg.solve_triangular(self.root, (x - self.mean).T, upper=False).square().sum(0)
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        """Where log Z is higher, every row is lower."""
+        weights = int(row_keys(torch.cat([self.mean, self.root.flatten()])[None]))
+        source = f"log Z of weights {weights}, seed {noise.seed}"
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={source: -se})
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy]
 
 
 # -- the mistakes ---------------------------------------------------------------------------------
@@ -316,16 +343,16 @@ class WrongMeasure(Moments):
 
     name = "wrong: measure"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(self.log_density(x), Measure.counting(self.space.dims))
 
 
 class UnclaimedKind(Moments):
-    """Returns an estimate that the family does not claim."""
+    """Returns an estimate where it promises an exact number."""
 
     name = "wrong: kind not claimed"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         nats = self.log_density(x)
         return Estimate(nats, self.space.measure, torch.zeros_like(nats), 0, "none")
 
@@ -400,16 +427,16 @@ class IgnoresContext(Counts):
 
     name = "wrong: ignores its context"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), request, noise)
 
 
 class MissedSite(Counts):
     """The likelihood leaves out the last site."""
 
-    name = "wrong: a site is not scored"
+    name = "wrong: a site is left out"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
         sites = torch.arange(s.shape[1] - 1)
@@ -417,16 +444,31 @@ class MissedSite(Counts):
         return Exact(nats, self.space.measure)
 
 
+@dataclass(frozen=True)
+class CalledExact(Drawn):
+    """As if an ELBO were closed form."""
+
+    name = "called-exact"
+    kind = "Exact"
+
+
 class ElboCalledExact(Importance):
     """A Monte Carlo lower bound that is called exact."""
 
     name = "wrong: ELBO called exact"
-    claims: ClassVar[frozenset[Kind]] = frozenset({Exact})
+    estimators = (CalledExact,)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, request, noise)
         assert isinstance(bound, LowerBound)
         return Exact(bound.nats, bound.measure)
+
+
+class AnswersAnother(Importance):
+    """Gives its bound whatever is asked for: a kind that it claims, and not that of the request."""
+
+    name = "wrong: another kind than was asked for"
+    estimators = (Elbo, CalledExact)
 
 
 class ConfidentError(Importance):
@@ -434,8 +476,8 @@ class ConfidentError(Importance):
 
     name = "wrong: Monte Carlo error too small"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        bound = super().rows_log_prob(x, c, request, noise)
         assert isinstance(bound, LowerBound)
         return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
 
@@ -454,9 +496,36 @@ class NoiseByPlace(Importance):
 
     name = "wrong: noise by place in the batch"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         seed = int(noise.rand_double()[0] * 2**53)
-        return super().rows_log_prob(x, c, budget, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
+        return super().rows_log_prob(x, c, request, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
+
+
+class SharedErrorOfEachRow(Energy):
+    """The error of log Z as if each row had drawn its own: a mean over rows averages it away."""
+
+    name = "wrong: a shared error that is averaged over rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, torch.full_like(nats, se), self.draws)
+
+
+class SharedErrorDivided(Energy):
+    """The error of log Z falls with the number of rows that it is asked for."""
+
+    name = "wrong: a shared error that falls with the rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return super().likelihood(nats, se / math.sqrt(len(nats)), noise)
+
+
+class SharedErrorOfAnyDraws(Energy):
+    """Estimates by other draws go by one name, so that their errors cancel in a difference."""
+
+    name = "wrong: a source that does not tell draws apart"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se})
 
 
 WRONG: dict[type[Model], set[str]] = {
@@ -469,8 +538,9 @@ WRONG: dict[type[Model], set[str]] = {
     NarrowSampler: {"samples agree with the density"},
     FloatSamples: {"samples are of the space"},
     ForgottenBuffer: {"run folder round trip"},
-    WrongMeasure: {"kind is claimed"},
-    UnclaimedKind: {"kind is claimed"},
+    WrongMeasure: {"kind is promised"},
+    UnclaimedKind: {"kind is promised"},
+    AnswersAnother: {"kind is promised"},
     ScoreSign: {"score is the gradient"},
     ScoreWithoutNoise: {"noised score is the gradient"},
     NoGradient: {"gradients are for those who ask"},
@@ -484,5 +554,8 @@ WRONG: dict[type[Model], set[str]] = {
     ConfidentError: {"mc error is calibrated"},
     MissingPrior: {"sums to one", "never beats the truth"},
     NoiseByPlace: {"rows are independent"},
+    SharedErrorOfEachRow: {"mc error is calibrated"},
+    SharedErrorDivided: {"shared errors stay"},
+    SharedErrorOfAnyDraws: {"mc error is calibrated"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""

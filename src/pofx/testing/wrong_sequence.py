@@ -8,32 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues
 from pofx.core.likelihood import Exact, Likelihood
-from pofx.core.model import Budget, Model, Sampler
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
+from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
-from pofx.spaces import Label, Text
 from pofx.testing.wrong import Small
 
 
-class Bigrams(Small):
+class Bigrams(Small, Continues):
     """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
 
     name = "right bigrams"
-    continues = True
+    samplers = (StepByStep,)
     table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        right = isinstance(space, Text) and (context is None or isinstance(context, Label))
+        right = space.alphabet is not None and (context is None or context.values)
         return None if right else "it takes texts only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Text)
-        self.has_eos, self.end = space.has_eos, space.symbols  # which is the beginning's number, too
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.has_eos, self.end = space.has_eos, space.symbols or 0  # which is the beginning's number, too
+        classes = 1 if context is None else len(context.values)
         self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
 
     def learn(self, x: Tensor, c: Tensor | None) -> None:
@@ -61,25 +61,23 @@ class Bigrams(Small):
         padded = torch.cat([before.new_full((len(before), 1), -1), before], 1)
         return padded.gather(1, (before >= 0).sum(1, keepdim=True))[:, 0]
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        return Exact(self.rows_log_probs(x, c, None, budget).double().sum(1), self.space.measure)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return Exact(self.rows_log_probs(x, c, None, request).double().sum(1), self.space.measure)
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         conditions, after = self.line(x, before)
         each = self.table[self.classes(c, len(x))[:, None], conditions, after]
         beyond = torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True) + int(self.has_eos)
         return each.masked_fill(beyond, 0.0)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         return self.walk(torch.full((n,), self.end), c, sampler, generator)
 
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         last = self.last(before)
         return self.walk(last.where(last >= 0, self.end), c, sampler, generator)
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         """One continuation of each symbol [N]."""
         k, over, out = self.classes(c, len(symbol)), torch.zeros(len(symbol), dtype=torch.bool), []
         for _ in range(sampler.length or self.space.dims):
@@ -113,13 +111,13 @@ class LooksAhead(Bigrams):
         return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
 
 
-class EndNotScored(Bigrams):
+class EndLeftOut(Bigrams):
     """The probability of a text, without that of its end."""
 
-    name = "wrong: the end is not scored"
+    name = "wrong: the end is left out"
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        each = super().rows_log_probs(x, c, before, budget)
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+        each = super().rows_log_probs(x, c, before, request)
         return each.masked_fill(torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True), 0.0)
 
 
@@ -128,13 +126,13 @@ class PaddingLeaks(Bigrams):
 
     name = "wrong: padding leaks"
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, budget: Budget) -> Tensor:
-        each = super().rows_log_probs(x, c, before, budget)
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+        each = super().rows_log_probs(x, c, before, request)
         return each * (1 + 0.01 * (x < 0).double().mean(1, keepdim=True))
 
 
 class ForgetsBeginnings(Bigrams):
-    """What comes before is taken, and scores as if it had not been."""
+    """What comes before is taken, and log p is as if it had not been."""
 
     name = "wrong: forgets what comes before"
 
@@ -147,8 +145,8 @@ class SumsElsewhere(Bigrams):
 
     name = "wrong: nats per symbol"
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, budget: Budget, noise: RowNoise) -> Likelihood:
-        lik = super().rows_log_prob(x, c, budget, noise)
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        lik = super().rows_log_prob(x, c, request, noise)
         assert isinstance(lik, Exact)
         return Exact(lik.nats / (x >= 0).sum(1).clamp(min=1), lik.measure)
 
@@ -158,7 +156,7 @@ class NarrowStrings(Bigrams):
 
     name = "wrong: texts drawn at a low temperature"
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
         stated = self.table.clone()
         self.table.copy_((stated / 0.7).log_softmax(-1))
         out = super().walk(symbol, c, sampler, generator)
@@ -171,8 +169,8 @@ class AnyLength(Bigrams):
 
     name = "wrong: lengths that were not asked for"
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        longer = Sampler(length=(sampler.length or self.space.dims) + 1)
+    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+        longer = StepByStep((sampler.length or self.space.dims) + 1)
         return super().walk(symbol, c, longer, generator)
 
 
@@ -184,7 +182,7 @@ class OnStrings(Gpt):  # type: ignore[misc]
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not (isinstance(space, Text) and space.has_eos and context is None):
+        if not (space.alphabet is not None and space.has_eos and context is None):
             return "it takes documents only."
         return super().refuses(space, context, config)
 
@@ -203,7 +201,7 @@ class Forgetful:
 
 
 class CacheForgets(OnStrings):
-    """What is sampled, through such a cache, is not what is scored."""
+    """What is sampled, through such a cache, is not what log p is of."""
 
     name = "wrong: a cache that forgets"
 
@@ -232,7 +230,7 @@ class SubwordsCalledExact(OnStrings):
 WRONG_SEQUENCE: dict[type[Model], set[str]] = {
     SeesItself: {"every step sums to one", "strings sum to one"},
     LooksAhead: {"later steps are not seen"},
-    EndNotScored: {"ends are scored", "strings sum to one"},
+    EndLeftOut: {"ends count", "strings sum to one"},
     PaddingLeaks: {"padding does not leak"},
     ForgetsBeginnings: {"what comes before splits the sum", "continuations follow what is before"},
     SumsElsewhere: {"log probs sum to log prob"},

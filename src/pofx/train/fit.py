@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pofx.core.abilities import InBlocks
 from pofx.core.errors import EmptyData, Stopped, Unsupported, UsageError
 from pofx.core.memory import enough
 from pofx.core.model import Model, idle, replace_config
@@ -97,7 +98,7 @@ def fit(
         processes: of data-parallel training; any number computes the same steps within rounding. Unless said, 1, or all
             that torchrun has started, each with the same call: they may be on several machines, which read the same
             source; the first one alone writes.
-        precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and scores are not).
+        precision: "32-true" or "bf16-mixed" (the nets' passes in bfloat16; weights, updates and likelihoods are not).
         compile: "auto" times some steps as they are and some under ``torch.compile`` (which takes a minute or more,
             so it is tried only where four are left), keeps the faster ones, and logs which these are. Results then
             agree within rounding, not bit for bit, with those of "never".
@@ -240,7 +241,7 @@ def resume(
 def _prepare(model: Model, train: Part, seed: int) -> None:
     """Let the model look at the training rows; of more than memory holds, at a sample, where it needs them at once."""
     n = len(train)
-    if sampled := train.beyond_memory and not model.in_blocks:
+    if sampled := train.beyond_memory and not isinstance(model, InBlocks):
         train = train.draw(LOOK // max(1, model.space.dims), seed).in_memory()
     model.prepare(train.x, train.c, train.weight, torch.Generator().manual_seed(seed))
     if sampled:

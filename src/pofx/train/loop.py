@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import InBlocks
 from pofx.core.errors import CannotSave, Diverged, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
@@ -44,7 +45,7 @@ from pofx.train.average import Average
 PROBE = 32  # rows of the first, timed validation
 
 
-SCORED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
+VALIDATED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 
 
 Progress = Callable[[dict[str, Any]], None]
@@ -136,7 +137,7 @@ class Loop:
             self.threads = None
         self.training_set = self.model.training_set(data.train.x)
         # the part may be sorted, and a head of it would hold a few classes
-        self.scored = data.valid.draw(self.training["valid_rows"], mix(self.seed, SCORED))
+        self.validated = data.valid.draw(self.training["valid_rows"], mix(self.seed, VALIDATED))
         rows = len(self.training_set)
         self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
         if self.batch < fabric.world_size:
@@ -229,7 +230,7 @@ class Loop:
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
         if self.learner.sweep == "dataset":
             part = train if world == 1 else train[slice(start, end)]
-            part = part if self.model.in_blocks and part.beyond_memory else part.read()
+            part = part if isinstance(self.model, InBlocks) and part.beyond_memory else part.read()
         else:
             epoch, place = divmod(state.step, self.per_epoch)
             if epoch != self.epoch:
@@ -319,7 +320,7 @@ class Loop:
             return None
         if not self.state.valid_rows:
             self.state.valid_rows = self._affordable()
-        lik = self._score(self.state.valid_rows)
+        lik = self._log_prob(self.state.valid_rows)
         if isinstance(lik, Unavailable):
             return None
         number = float(lik.nats.double().mean())
@@ -329,27 +330,27 @@ class Loop:
         entry["symbol"] = SYMBOL[type(lik)]
         return number
 
-    def _score(self, rows: int) -> Likelihood:
-        part = self.scored[:rows].read()
+    def _log_prob(self, rows: int) -> Likelihood:
+        part = self.validated[:rows].read()
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         alone = self.fabric.world_size == 1  # other processes would wait for one that leaves
         given = self.model.given(c, before=part.before)
         try:
             with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
-                return given.log_prob(part.x, budget=self.model.quick_budget(), generator=generator)
+                return given.log_prob(part.x, request=self.model.quick_request(), generator=generator)
         except NotANumber as error:
             self._keep_last_good()
             problem = f"{self.model.name} diverged by step {self.state.step}: {error.problem}"
             raise Diverged(problem, self._remedy()) from error
 
     def _affordable(self) -> int:
-        """How many rows one validation scores: on a clock, as many as a twentieth of the budget has time for."""
-        rows = len(self.scored)
+        """How many rows one validation takes: on a clock, as many as a twentieth of the budget has time for."""
+        rows = len(self.validated)
         if self.limit.seconds is None or rows <= PROBE:
             return rows
         started = time.perf_counter()
-        self._score(PROBE)
+        self._log_prob(PROBE)
         each = (time.perf_counter() - started) / PROBE
         affordable = max(PROBE, int(self.limit.seconds / 20 / each))
         return min(rows, affordable if self.fabric.world_size == 1 else int(self.fabric.broadcast(affordable)))

@@ -4,7 +4,7 @@ config.json          family, options, space, context, recipe, data (with their d
 weights.safetensors  the weights to use: the best validated (or averaged, or last) ones
 resume.safetensors   all that training needs to go on
 log.jsonl            one line per entry: step, seconds, loss, validation
-scores.json          what evaluation measured
+evaluation.json      what evaluation measured
 samples/             what the model drew
 
 Each of them carries a digest of its content (see ``train.checkpoint``). While a process trains in the folder, it holds
@@ -132,7 +132,7 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run folder: the model with its weights, ready to sample and score.
+    """Read a run folder: the model with its weights, ready to sample and evaluate.
 
     Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat.
 
@@ -203,13 +203,13 @@ def ended(path: Path) -> bool:
     return status(read_log(path)) in ENDS
 
 
-def read_scores(path: Path, log: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What scores.json holds, where there is one and it tells of the weights as they are: training did not go on."""
-    if not (path / "scores.json").exists():
+def read_evaluation(path: Path, log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What evaluation.json holds, where it is there and tells of the weights as they are: training did not go on."""
+    if not (path / "evaluation.json").exists():
         return None
-    scores: dict[str, Any] = read_sealed(path / "scores.json")
-    measured = (scores["fit"]["status"], scores["fit"]["steps"])
-    return scores if not log or measured == (status(log), log[-1]["step"]) else None
+    found: dict[str, Any] = read_sealed(path / "evaluation.json")
+    measured = (found["fit"]["status"], found["fit"]["steps"])
+    return found if not log or measured == (status(log), log[-1]["step"]) else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -260,7 +260,7 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
 
 def clear(path: Path) -> None:
     """Take a run, and what was measured of it, out of its folder. Raises CannotSave."""
-    measured = ("scores.json", "data_sample.npz", "samples/samples.npz", "report.html")
+    measured = ("evaluation.json", "data_sample.npz", "samples/samples.npz", "report.html")
     for old in ("weights.safetensors", "resume.safetensors", "log.jsonl", *measured, "config.json"):
         remove(path / old)
 
