@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,9 +31,9 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import ContextOptions, context_encoder
+from pofx.families.conditioned import ContextOptions, context_encoder, dropped
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import no_encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 
 
