@@ -37,7 +37,7 @@ def main() -> None:
     import torch
 
     from pofx.core.requests import Iwae
-    from pofx.evaluate.likelihood import score
+    from pofx.evaluate.likelihood import mean_log_prob
     from pofx.train.fit import fit
 
     torch.set_num_threads(args.threads)
@@ -47,12 +47,12 @@ def main() -> None:
         progress=lambda entry: print(entry, flush=True) if "valid" in entry else None,
     )  # fmt: skip
     started = time.perf_counter()
-    result = score(run.model, data.test[: args.test_rows], request=Iwae(DRAWS))
+    result = mean_log_prob(run.model, data.test[: args.test_rows], request=Iwae(DRAWS))
     record = {
         "family": "vae",
         "bound": f"IWAE-{DRAWS}",
         "test_nats": round(result.nats, 3),
-        "kind": result.kind,
+        "kind": result.kind.__name__,
         "data_se": round(result.se, 3),
         "mc_se": round(result.mc_se, 4),
         "rows": result.n,

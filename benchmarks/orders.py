@@ -61,12 +61,12 @@ def main() -> None:
 def measure(results, data, family, options, budget, seed, what, order) -> None:
     """Fit and score one order; nats per datum, exact, on the test part."""
     import pofx
-    from pofx.evaluate.likelihood import score
+    from pofx.evaluate.likelihood import mean_log_prob
 
     run = pofx.fit(data, family, seed=seed, options=options, recipe=MUON | {"batch": 32}, **budget)
-    found = score(run.model, data.test)
+    found = mean_log_prob(run.model, data.test)
     results.emit(
-        what=what, order=order, seed=seed, nats=found.nats, se=found.se, kind=found.kind, unit=found.unit,
+        what=what, order=order, seed=seed, nats=found.nats, se=found.se, kind=found.kind.__name__, unit=found.unit,
         bits_per_unit=found.bits_per_dim, rate_se=found.rate_se, rows=found.n, steps=run.steps,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pofx
+from pofx.core.abilities import ABILITIES, titles
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
@@ -84,14 +85,7 @@ def facts(cls: Any) -> str:
     rows = [("likelihood", ", ".join(kinds)), ("place", cls.taxonomy), ("paper", cls.paper)]
     for word, kinds in (("estimators", cls.estimators), ("samplers", cls.samplers)):
         rows.append((word, "; ".join(asked(kind) for kind in kinds)))
-    told = {
-        "latents (`encode`)": cls.latent,
-        "score (`score`)": cls.has_score,
-        "score of noised data (`noised_score`)": cls.has_noised_score,
-        "goes on from a beginning (`before`)": cls.continues,
-        "decoding of symbols": cls.decodes,
-    }
-    if able := [what for what, can in told.items() if can]:
+    if able := [f"{a.title} (`{a.asked}`)" for a in ABILITIES if issubclass(cls, a)]:
         rows.append(("abilities", ", ".join(able)))
     return table(["", ""], rows)
 
@@ -183,9 +177,7 @@ def index() -> str:
     for name in BUILT_IN:
         cls = family(name)
         kinds = " ".join(f"`{SYMBOL[k]}`" for k in SYMBOL if k in cls.claims())
-        abilities = [w for w, can in (("latents", cls.latent), ("score", cls.has_score)) if can]
-        abilities += ["score of noised data"] if cls.has_noised_score else []
-        rows.append((f"[{name}]({name}.md)", kinds, cls.summary, ", ".join(abilities)))
+        rows.append((f"[{name}]({name}.md)", kinds, cls.summary, ", ".join(titles(cls))))
     recipe = [(f"`{f.name}`", f"`{shown(f.default)}`", f.metadata["help"]) for f in dataclasses.fields(Recipe)]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *BUILT_IN, "```"])
     return "\n\n".join(

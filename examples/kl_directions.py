@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
-from pofx.information import Information, kl, reverse_kl
+from pofx.core.likelihood import Number
+from pofx.information import kl, reverse_kl
 
 OUT = Path(__file__).parent.parent / "docs" / "kl_directions.png"
 STEPS = 300
@@ -31,7 +32,7 @@ def target() -> Distribution:
     return MixtureSameFamily(Categorical(torch.ones(2)), MultivariateNormal(means, covariance.expand(2, 2, 2)))
 
 
-def fit(divergence: Callable[..., Information], p: Distribution, start: tuple[float, float]) -> MultivariateNormal:
+def fit(divergence: Callable[..., Number[Tensor]], p: Distribution, start: tuple[float, float]) -> MultivariateNormal:
     """The Gaussian q that minimises ``divergence(p, q)`` by stochastic gradient descent from ``start``."""
     mean = torch.tensor(start, requires_grad=True)
     scale = torch.eye(2).mul(0.7).requires_grad_()  # Cholesky factor: its lower triangle, positive diagonal
@@ -44,7 +45,7 @@ def fit(divergence: Callable[..., Information], p: Distribution, start: tuple[fl
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
         optimizer.zero_grad()
-        divergence(p, q(), draws=256, generator=generator).value.backward()
+        divergence(p, q(), draws=256, generator=generator).nats.backward()
         optimizer.step()
     return MultivariateNormal(mean.detach(), scale_tril=q().scale_tril.detach())
 
@@ -74,7 +75,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(1)
         forward, reverse = (f(p, q, draws=20_000, generator=generator) for f in (kl, reverse_kl))
         numbers = "   ".join(
-            f"{name} {r.value.item():.2f} ± {r.mc_se.item():.2f}"
+            f"{name} {r.nats.item():.2f} ± {r.mc_se.item():.2f}"
             for name, r in (("KL(p‖q)", forward), ("KL(q‖p)", reverse))
         )
         ax.set_title(title, fontsize=11)

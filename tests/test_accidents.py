@@ -200,7 +200,10 @@ def assessed(data, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "scores.json", "samples/samples.npz", "data_sample.npz"])
+FILES = ["config.json", "log.jsonl", "evaluation.json", "samples/samples.npz", "data_sample.npz"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_report_names_the_damaged_file(name, assessed, tmp_path, capsys):
     run = Path(shutil.copytree(assessed, tmp_path / "run"))
     content = bytearray((run / name).read_bytes())

@@ -14,12 +14,12 @@ import torch
 import pofx
 from pofx.cli import main
 from pofx.core import memory
+from pofx.core.abilities import Rows
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, OutOfMemory, RaggedTable, UsageError
-from pofx.core.model import Rows
 from pofx.data import blocks, columnar
 from pofx.data.blocks import BlockRows, ColumnFile
 from pofx.data.digest import digest
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.families.mixture import em
 from pofx.families.mixture import whitening as mixture
 
@@ -307,7 +307,7 @@ def test_em_agrees_to_rounding(file, family, how):
     fits = [pofx.fit(d, family, steps=4, options=options) for d in data]
     for (name, a), b in zip(fits[0].model.state_dict().items(), fits[1].model.state_dict().values(), strict=True):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-8, equal_nan=True), name
-    a, b = (score(run.model, d.test) for run, d in zip(fits, data, strict=True))
+    a, b = (mean_log_prob(run.model, d.test) for run, d in zip(fits, data, strict=True))
     assert a.nats == pytest.approx(b.nats, rel=1e-9)
 
 

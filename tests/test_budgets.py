@@ -14,7 +14,7 @@ from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.evaluate.compare import compare, read_comparison, resume_comparison, unreached
 from pofx.evaluate.conclude import losers
-from pofx.evaluate.likelihood import Score, summarise, unavailable
+from pofx.evaluate.likelihood import Mean, summarise, unavailable
 from pofx.evaluate.plan import duration, shared
 from pofx.evaluate.study import Settings
 from pofx.report.build import build
@@ -122,7 +122,7 @@ def test_where_the_time_went_adds_up(bell):
 # -- losers --------------------------------------------------------------------------------------------------
 
 
-def of(kind: type, mean: float, spread: float = 1.0, n: int = 400) -> Score:
+def of(kind: type, mean: float, spread: float = 1.0, n: int = 400) -> Mean:
     measure = Measure.lebesgue(1)
     nats = mean + spread * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lik = Exact(nats, measure) if kind is Exact else LowerBound(nats, measure, torch.zeros(n), 0)

@@ -94,7 +94,7 @@ def test_accuracy_and_log_loss_are_scikit_learns():
     assert accuracy.accuracy == pytest.approx(accuracy_score(y, p.argmax(1)))
     assert accuracy.commonest == "class_1"
     assert accuracy.majority == pytest.approx((y == 1).mean())
-    score = found.score(data.test.x)
+    score = found.log_loss(data.test.x)
     assert -score.nats == pytest.approx(log_loss(y, p, labels=[0, 1, 2]))
     assert score.unit == "label"
     assert score.loss_text.startswith("= ")
@@ -117,7 +117,7 @@ def test_a_row_that_is_impossible_under_every_class_has_no_probabilities():
     assert found.names[2] is None
     assert found.probabilities[2].isnan().all()
     assert found.accuracy(torch.tensor([0, 1, 0])).accuracy == pytest.approx(2 / 3)
-    assert found.score(torch.tensor([0, 1, 0])).impossible == 1
+    assert found.log_loss(torch.tensor([0, 1, 0])).impossible == 1
 
 
 class Bounded(Counts):
@@ -134,7 +134,7 @@ def test_probabilities_made_of_bounds_are_estimates():
     found = predict(chain(Bounded), X, counts=[1, 1])
     assert found.kind is Estimate
     assert "a lower bound for each class" in found.caveat
-    assert found.score(torch.tensor([0, 1, 0])).loss_text.startswith("≈ ")
+    assert found.log_loss(torch.tensor([0, 1, 0])).loss_text.startswith("≈ ")
 
 
 def test_what_cannot_be_predicted_is_named():

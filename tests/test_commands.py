@@ -57,7 +57,7 @@ def test_the_report_of_one_fit_evaluates_it(two_bells, capsys):
     run = place / "run"
     assert main(["fit", source, "gaussian", "--out", str(run), "--quiet"]) == 0
     assert main(["report", str(run), "--json"]) == 0
-    scores = json.loads((run / "scores.json").read_text())
+    scores = json.loads((run / "evaluation.json").read_text())
     assert scores["likelihood"]["kind"] == "Exact"
     assert scores["quality"]["c2st"]["accuracy"] is not None
     page = (run / "report.html").read_text()

@@ -25,7 +25,7 @@ from pofx.evaluate.compare import assess, compare, read_comparison, resume_compa
 from pofx.families.gmm import Gaussian
 from pofx.train.checkpoint import load_tree
 from pofx.train.fit import fit, resume
-from pofx.train.run import read_data, read_log, read_run, read_scores
+from pofx.train.run import read_data, read_evaluation, read_log, read_run
 from toys import NoisyGaussian, gaussian_data
 
 # -- data that changed ---------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_commands_refuse_changed_data_and_take_new_rows(run_of_table, capsys, tm
     assert main(["report", str(run)]) == 0
     assert "has changed since" in " ".join(capsys.readouterr().err.split())
     assert "has changed since" in (run / "report.html").read_text()
-    assert not (run / "scores.json").exists()
+    assert not (run / "evaluation.json").exists()
     assert main(["log-prob", str(run), str(source)]) == 0
     assert "on 90 rows" in capsys.readouterr().out
     source.write_text(before)
@@ -491,11 +491,11 @@ def test_a_finished_run_says_nothing_of_it(run_of_table, capsys):
 
 def test_figures_of_weights_that_trained_on_are_measured_again(unfinished, capsys):
     assert main(["report", str(unfinished)]) == 0
-    before = json.loads((unfinished / "scores.json").read_text())
+    before = json.loads((unfinished / "evaluation.json").read_text())
     assert main(["resume", str(unfinished), "--quiet"]) == 0
-    assert read_scores(unfinished, read_log(unfinished)) is None
+    assert read_evaluation(unfinished, read_log(unfinished)) is None
     assert main(["report", str(unfinished)]) == 0
-    after = json.loads((unfinished / "scores.json").read_text())
+    after = json.loads((unfinished / "evaluation.json").read_text())
     assert before["fit"]["status"] != after["fit"]["status"] == "finished"
     assert after["fit"]["steps"] == 40
 

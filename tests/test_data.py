@@ -36,7 +36,7 @@ from pofx.data.parts import Data
 from pofx.data.rows import encode_row, read_rows
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import resolution, snap
-from pofx.data.write import write_rows, write_scores
+from pofx.data.write import write_columns, write_rows
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
@@ -558,15 +558,15 @@ def test_images_round_trip(tmp_path: Path) -> None:
 
 def test_scores_keep_the_order(tmp_path: Path) -> None:
     columns = {"row": torch.tensor([2, 0, 1]), "log_prob": torch.tensor([-1.5, -2.0, 0.25]), "kind": ["Exact"] * 3}
-    write_scores(tmp_path / "s.parquet", columns)
+    write_columns(tmp_path / "s.parquet", columns)
     assert pq.read_table(tmp_path / "s.parquet").to_pydict()["row"] == [2, 0, 1]
-    write_scores(tmp_path / "s.csv", columns)
+    write_columns(tmp_path / "s.csv", columns)
     assert (tmp_path / "s.csv").read_text() == "row,log_prob,kind\n2,-1.5,Exact\n0,-2,Exact\n1,0.25,Exact\n"
     with pytest.raises(UsageError, match="which format"):
-        write_scores(tmp_path / "s.txt", columns)
+        write_columns(tmp_path / "s.txt", columns)
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotSave):
-        write_scores(tmp_path / "file" / "s.csv", columns)
+        write_columns(tmp_path / "file" / "s.csv", columns)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "s.csv", "s.parquet"]  # nothing half-written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,11 +28,19 @@ from pofx.decode.processors import (
     processors,
 )
 from pofx.decode.speculative import Tally, speculative
-from pofx.decode.strategies import collect, greedy, sample, stop_strings, stream
+from pofx.decode.strategies import Decoder, collect, stop_strings, stream
 from pofx.nn.emission import TokenHead
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer
+
+
+def sample(decoder: Decoder, most: int, generator: torch.Generator | None, **options: Any) -> Tensor:
+    return collect(stream(decoder, most, generator, **options))
+
+
+def greedy(decoder: Decoder, most: int, **options: Any) -> Tensor:
+    return collect(stream(decoder, most, None, **options))
 
 
 class Replay:
@@ -296,11 +305,11 @@ def test_a_wide_beam_is_exhaustive(length_penalty: float, end: int | None) -> No
         truth = every_sequence(net, 3, 4, end)
         ranked = sorted(((v / len(s) ** length_penalty, s) for s, v in truth.items()), reverse=True)
         for row in range(2):
-            assert int(found.scores[row].isfinite().sum()) == min(100, len(ranked))
-            for (score, symbols), got, at in zip(ranked, found.symbols[row].tolist(), found.scores[row], strict=False):
+            assert int(found.values[row].isfinite().sum()) == min(100, len(ranked))
+            for (score, symbols), got, at in zip(ranked, found.symbols[row].tolist(), found.values[row], strict=False):
                 assert float(at) == pytest.approx(score, abs=1e-4)
                 assert tuple(s for s in got if s >= 0) == symbols
-        assert (found.symbols[found.scores == -math.inf] == -1).all()
+        assert (found.symbols[found.values == -math.inf] == -1).all()
 
 
 def test_one_beam_is_greedy_and_scores_are_log_probabilities() -> None:
@@ -313,8 +322,8 @@ def test_one_beam_is_greedy_and_scores_are_log_probabilities() -> None:
         for b in range(width):
             whole = torch.cat([prompt, found.symbols[:, b]], 1)
             log_p = net(whole)[:, 1:-1].log_softmax(-1).gather(-1, found.symbols[:, b][..., None]).sum((1, 2))
-            assert torch.allclose(log_p, found.scores[:, b], atol=1e-4)
-        assert (found.scores[:, 0] >= one.scores[:, 0] * 5 - 1e-4).all()
+            assert torch.allclose(log_p, found.values[:, b], atol=1e-4)
+        assert (found.values[:, 0] >= one.values[:, 0] * 5 - 1e-4).all()
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.7, -1.0])
@@ -346,7 +355,7 @@ def test_beam_search_equals_that_of_transformers(length_penalty: float) -> None:
         ours = beam(
             decoder, 9, width, length_penalty=length_penalty, processor=Repetition(penalty), history=prompt, end=7
         )
-        assert torch.allclose(ours.scores.flatten(), theirs.sequences_scores, atol=1e-4)
+        assert torch.allclose(ours.values.flatten(), theirs.sequences_scores, atol=1e-4)
         new = theirs.sequences[:, 3:]
         assert torch.equal(ours.symbols.flatten(0, 1).masked_fill(ours.symbols.flatten(0, 1) < 0, 7), new)
 

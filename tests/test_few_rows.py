@@ -12,6 +12,9 @@ import torch
 from pofx.commands.compare import _comparison_table
 from pofx.core import likelihood as lk
 from pofx.core import registry
+from pofx.core.abilities import Encodes
+from pofx.core.comparison import compare as difference
+from pofx.core.comparison import student
 from pofx.core.likelihood import Estimate, Exact, LowerBound, UpperBound
 from pofx.core.measure import Measure
 from pofx.data.load import load
@@ -21,7 +24,7 @@ from pofx.evaluate import outlier, recommend, two_sample
 from pofx.evaluate.compare import compare
 from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe
-from pofx.evaluate.likelihood import Score, beyond, summarise, verdicts
+from pofx.evaluate.likelihood import Mean, summarise, verdicts
 from pofx.evaluate.study import Settings, Study
 from pofx.report.build import build
 from pofx.spaces import Category, Image, Real, Table
@@ -45,7 +48,7 @@ def of(kind: type, nats: list[float]) -> lk.Available:
     return lk.make(kind, torch.tensor(nats), ONE, torch.zeros(len(nats)), 0, "a caveat")
 
 
-def scored(*nats: float, kind: type = Exact) -> Score:
+def mean_of(*nats: float, kind: type = Exact) -> Mean:
     lik = lk.make(kind, torch.tensor(nats), WORDS.measure, torch.full((len(nats),), 0.1), 0 if kind is Exact else 4)
     return summarise(lik, WORDS, torch.ones(len(nats)))
 
@@ -56,11 +59,11 @@ def scored(*nats: float, kind: type = Exact) -> Score:
 def test_an_impossible_row_decides_whatever_the_others_say():
     for rows in (1, 2, 50):
         good, bad = exact(*[-9.0] * rows), exact(*[-1.0] * (rows - 1), -math.inf)
-        found = lk.compare(good, bad)
+        found = difference(good, bad)
         assert (found.verdict, found.nats, found.se, found.sign) == ("better", math.inf, None, 1)
         assert f"1 of {rows} rows impossible" in found.why
-        assert lk.compare(bad, good).verdict == "worse"
-    both = lk.compare(exact(-math.inf, -1.0), exact(-2.0, -math.inf))
+        assert difference(bad, good).verdict == "worse"
+    both = difference(exact(-math.inf, -1.0), exact(-2.0, -math.inf))
     assert both.verdict == "undecided"
     assert both.se is None
     assert "both hold rows impossible, 1 and 1 of 2" in both.why
@@ -68,9 +71,9 @@ def test_an_impossible_row_decides_whatever_the_others_say():
 
 def test_a_bound_of_minus_infinity_says_nothing_of_the_truth():
     loose = of(LowerBound, [-1.0, -math.inf, -1.0])
-    assert lk.compare(exact(-2.0, -2.0, -2.0), loose).verdict == "undecided"
+    assert difference(exact(-2.0, -2.0, -2.0), loose).verdict == "undecided"
     # an upper bound of minus infinity does
-    assert lk.compare(exact(-2.0, -2.0, -2.0), of(UpperBound, [0.0, -math.inf, 0.0])).verdict == "better"
+    assert difference(exact(-2.0, -2.0, -2.0), of(UpperBound, [0.0, -math.inf, 0.0])).verdict == "better"
 
 
 def test_a_row_of_weight_zero_does_not_count():
@@ -80,24 +83,24 @@ def test_a_row_of_weight_zero_does_not_count():
     assert s.nats == pytest.approx(-2.0)
     assert s.impossible == 0
     assert math.isfinite(s.se)
-    assert lk.compare(exact(-1, -2, -3, -math.inf), exact(-2, -3, -4, 0), weight=weight).verdict == "better"
+    assert difference(exact(-1, -2, -3, -math.inf), exact(-2, -3, -4, 0), weight=weight).verdict == "better"
 
 
 def test_an_impossible_row_is_counted_in_text_and_json():
-    s = scored(-1.0, -math.inf, -2.0)
+    s = mean_of(-1.0, -math.inf, -2.0)
     assert (s.nats, s.se, s.rate_se, s.impossible) == (-math.inf, None, None, 1)
     assert s.text == "= −∞ nats (1 of 3 rows impossible)"
     assert s.bits_text == "= ∞ bits/dim"
     plain = s.to_json()
-    back = Score.from_json(json.loads(json.dumps(plain, allow_nan=False)))
+    back = Mean.from_json(json.loads(json.dumps(plain, allow_nan=False)))
     assert (back.nats, back.se, back.impossible, back.text) == (s.nats, None, 1, s.text)
-    assert scored(-math.inf, -1.0, kind=LowerBound).text == "≥ −∞ nats (1 of 2 rows without a bound)"
+    assert mean_of(-math.inf, -1.0, kind=LowerBound).text == "≥ −∞ nats (1 of 2 rows without a bound)"
 
 
 def test_what_holds_rows_impossible_is_not_recommended():
-    scores = {"a": scored(-0.1, -0.1, -math.inf), "b": scored(-3.0, -3.0, -3.1)}
-    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in scores.items()]
-    found = recommend.recommend(rows, verdicts(scores), ("likelihood",))
+    means = {"a": mean_of(-0.1, -0.1, -math.inf), "b": mean_of(-3.0, -3.0, -3.1)}
+    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in means.items()]
+    found = recommend.recommend(rows, verdicts(means), ("likelihood",))
     assert found.family == "b"
     assert "1 of 3 rows impossible" in found.excluded["a"]
     alone = recommend.recommend(rows[:1], {}, ("likelihood",))
@@ -150,13 +153,13 @@ def test_impossible_validation_rows_leave_the_latest_weights(tmp_path, monkeypat
 
 
 def test_one_row_and_two_decide_nothing():
-    one = lk.compare(exact(-1.0), exact(-1e6))
+    one = difference(exact(-1.0), exact(-1e6))
     assert (one.verdict, one.se, one.sign) == ("undecided", None, 0)
     assert "one row is unknown" in one.why
-    two = lk.compare(exact(-1.0, -1.0), exact(-5.0, -5.1))
+    two = difference(exact(-1.0, -1.0), exact(-5.0, -5.1))
     assert two.verdict == "undecided"
     assert "2 rows are too few" in two.why
-    s = scored(-3.0)
+    s = mean_of(-3.0)
     assert s.se is None
     assert s.text == "= -3.00 ± unknown nats"
     assert s.to_json()["se"] is None
@@ -165,15 +168,15 @@ def test_one_row_and_two_decide_nothing():
 def test_a_gap_that_dwarfs_every_spread_decides_on_four_rows():
     steady = [-1100.0, -1180.0, -1300.0, -1512.0]
     wild = [-2900.0, -4100.0, -7700.0, -50700.0]
-    found = lk.compare(exact(*steady), exact(*wild))
+    found = difference(exact(*steady), exact(*wild))
     assert abs(found.nats) < 2 * found.se  # the spread of the loser hides its loss
     assert found.verdict == "better"
     assert "all 4 rows agree" in found.why
-    assert lk.compare(exact(*wild), exact(*steady)).verdict == "worse"
+    assert difference(exact(*wild), exact(*steady)).verdict == "worse"
     # one row on the other side, and the error counts again
-    assert lk.compare(exact(*steady), exact(*wild[:3], -1000.0)).verdict == "undecided"
-    # a small gap beside the scores' own spread is none
-    assert lk.compare(exact(*steady), exact(-1101.0, -1182.0, -1350.0, -3000.0)).verdict == "undecided"
+    assert difference(exact(*steady), exact(*wild[:3], -1000.0)).verdict == "undecided"
+    # a small gap beside the means' own spread is none
+    assert difference(exact(*steady), exact(-1101.0, -1182.0, -1350.0, -3000.0)).verdict == "undecided"
 
 
 def test_few_rows_are_wrong_as_rarely_as_many():
@@ -182,7 +185,7 @@ def test_few_rows_are_wrong_as_rarely_as_many():
         d = torch.randn(1200, n, generator=seeded(n), dtype=torch.float64)
         level = torch.randn(1200, n, generator=seeded(n + 100), dtype=torch.float64)
         decided = sum(
-            lk.compare(Exact(a + b, ONE), Exact(a, ONE)).verdict != "undecided" for a, b in zip(level, d, strict=True)
+            difference(Exact(a + b, ONE), Exact(a, ONE)).verdict != "undecided" for a, b in zip(level, d, strict=True)
         )
         assert decided / 1200 == pytest.approx(0.0455, abs=0.02)
 
@@ -190,22 +193,22 @@ def test_few_rows_are_wrong_as_rarely_as_many():
 @pytest.mark.parametrize(("freedom", "limit"), [(1, 13.968), (2, 4.5265), (10, 2.2837), (1e6, 2.0)])
 def test_quantiles_of_student_are_those_of_tables(freedom, limit):
     # 1 and 2: closed forms, tan(pi (1 - p)) of the tail p = Phi(-2), and 2 a / sqrt(2 (1 - a^2)) with a = 1 - 2 p
-    assert lk.student(2.0, freedom) == pytest.approx(limit, rel=2e-4)
+    assert student(2.0, freedom) == pytest.approx(limit, rel=2e-4)
 
 
 def test_a_constant_difference_has_no_error_under_weights():
     weight = torch.tensor([1.0, 5.0, 2.0, 9.0])
     a = torch.tensor([-3.0, -1.0, -8.0, -2.5])
-    found = lk.compare(Exact(a, ONE), Exact(a - 0.25, ONE), weight=weight)
+    found = difference(Exact(a, ONE), Exact(a - 0.25, ONE), weight=weight)
     assert found.se == pytest.approx(0, abs=1e-12)
     assert found.nats == pytest.approx(0.25)
     assert found.verdict == "better"
     # weights are repetitions: of many equal ones the error is that of the repeated rows
     n, g = 3000, seeded(1)
     a, b, w = torch.randn(n, generator=g), torch.randn(n, generator=g), torch.randint(1, 4, (n,), generator=g)
-    weighted = lk.compare(Exact(a, ONE), Exact(b, ONE), weight=w.double())
+    weighted = difference(Exact(a, ONE), Exact(b, ONE), weight=w.double())
     whole = [a.repeat_interleave(w), b.repeat_interleave(w)]
-    repeated = lk.compare(*(Exact(v, ONE) for v in whole))
+    repeated = difference(*(Exact(v, ONE) for v in whole))
     assert weighted.nats == pytest.approx(repeated.nats, rel=1e-6)
     # by simulation: the spread of the weighted mean over fresh rows
     draws = torch.randn(2000, n, generator=g, dtype=torch.float64) * math.sqrt(2)
@@ -224,24 +227,16 @@ def test_few_rows_in_order_do_not_make_an_area_certain():
     assert tied.se > 0.1
 
 
-def test_older_files_without_a_sign_are_read():
-    assert beyond({"nats": 1.0, "se": 0.4}) == 1
-    assert beyond({"nats": -1.0, "se": 0.6}) == 0
-    assert beyond({"nats": None, "se": None}) == 0
-    assert beyond({"nats": 1.0, "se": 0.1, "sign": 0}) == 0
-    assert beyond(None) == 0
-
-
 def test_of_two_upper_bounds_the_smaller_promises_more():
     nats = {"high": [-1.0] * 9 + [-1.1], "low": [-5.0] * 9 + [-5.1], "exact": [-9.0] * 9 + [-9.2]}
     kinds = {"high": UpperBound, "low": UpperBound, "exact": Exact}
-    scores = {k: scored(*v, kind=kinds[k]) for k, v in nats.items()}
-    found = verdicts(scores)
+    means = {k: mean_of(*v, kind=kinds[k]) for k, v in nats.items()}
+    found = verdicts(means)
     assert found["high"]["low"]["verdict"] == "undecided"
-    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in scores.items()]
+    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in means.items()]
     assert recommend.recommend(rows[:2], found, ("likelihood",)).family == "low"
     assert recommend.recommend(rows, found, ("likelihood",)).family == "exact"
-    estimate = rows[0] | {"family": "guess", "likelihood": scored(-0.5, -0.6, kind=Estimate).to_json(rows=False)}
+    estimate = rows[0] | {"family": "guess", "likelihood": mean_of(-0.5, -0.6, kind=Estimate).to_json(rows=False)}
     assert recommend.recommend([rows[1], estimate], {}, ("likelihood",)).tied == ("low", "guess")
 
 
@@ -254,11 +249,11 @@ def test_scarce_rows_draw_a_note():
 
 
 def test_far_below_independent_columns_is_said():
-    scores = {"independent": scored(-30.0, -31.0), "wild": scored(-1.6e19, -1e18)}
-    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in scores.items()]
+    means = {"independent": mean_of(-30.0, -31.0), "wild": mean_of(-1.6e19, -1e18)}
+    rows = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in means.items()]
     text = recommend.recommend(rows, {}, ("likelihood",)).text
     assert "far below that of independent columns: wild by 8.5e+18 nats" in text
-    assert scores["wild"].text == "= -8.5e+18 ± 7.5e+18 nats"
+    assert means["wild"].text == "= -8.5e+18 ± 7.5e+18 nats"
 
 
 # -- sorted rows ---------------------------------------------------------------------------------------
@@ -288,6 +283,13 @@ def test_sorted_and_shuffled_validation_keep_the_same_weights():
     assert abs(shuffled.mean() - ordered.mean()) < 0.3  # by the head, which holds the two classes alone: 0.6 and more
 
 
+class Told(Moments, Encodes):
+    """Its latents are the data, with noise."""
+
+    def rows_encode(self, x, c):
+        return torch.distributions.Normal(x.float(), 1.0)
+
+
 def test_a_head_is_never_a_sample():
     """Feature maps, probes and measures see all of a sorted part, however few rows they take."""
     x = torch.arange(12_000.0, dtype=torch.float64)[:, None]
@@ -297,11 +299,9 @@ def test_a_head_is_never_a_sample():
     assert sorted(part.draw(20_000, 1).x[:, 0].tolist()) == x[:, 0].tolist()
     features = two_sample.Features(Table((Real("a"),)), part)
     assert features(x).mean().item() == pytest.approx(0, abs=0.1)
-    model = Moments(Plain(), Table((Real("a"), Real("b"))))
+    model = Told(Plain(), Table((Real("a"), Real("b"))))
     wide = Part(torch.cat([x, torch.randn(12_000, 1, generator=seeded()).double()], 1), label=part.label)
     model.learn(wide.x, None)
-    model.latent = True
-    model.rows_encode = lambda x, c: torch.distributions.Normal(x.float(), 1.0)
     probe = linear_probe(model, wide, wide, two_sample.Features(model.space, wide), max_rows=200)
     assert probe.classes == 2
     assert probe.accuracy > 0.9

@@ -70,7 +70,7 @@ def test_a_level_depends_on_those_before_it_only(patch, channels, order):
     def scores(steps: torch.Tensor) -> torch.Tensor:
         inputs = torch.cat([m.emission.beginning(1), steps[:, :-1]], 1)
         with torch.no_grad():
-            return m.emission.log_prob(m.net(m._embed(inputs, None)), steps)[0]
+            return m.emission.log_prob(m.net(m.embed(inputs, None)), steps)[0]
 
     t = u.shape[1] // 2
     other = u.clone()
@@ -93,8 +93,8 @@ def test_the_cache_changes_no_sample(options):
     which = torch.randint(m.members, (5,), generator=generator)
     h, steps = m._toward(None, which), m.emission.beginning(5)
     with torch.no_grad():
-        for _ in range(m.codec.fixed):
-            y = m.net(m._embed(steps, h))[:, -1]
+        for _ in range(m.steps):
+            y = m.net(m.embed(steps, h))[:, -1]
             steps = torch.cat([steps, m.emission.sample(y, generator)[:, None].to(steps.dtype)], 1)
     for i, member in enumerate(which.tolist()):
         order, scan = divmod(member, m.config.scans)
@@ -166,7 +166,7 @@ def test_an_image_is_completed_from_its_upper_rows(options):
     space, n = Image(2, 2, 1, 3), 6000
     m, x = model(space, **options), torch.tensor([[[[2, 0], [0, 0]]]], dtype=torch.uint8)
     if "palette" in options:
-        m.codec.learn(images(space, 20), seeded())
+        m.codec.prepare(images(space, 20), seeded())
     known = torch.tensor([[[[True, True], [False, False]]]])
     drawn = m.given().complete(x.expand(n, -1, -1, -1), known.expand(n, -1, -1, -1), generator=seeded())
     assert (drawn[:, 0, 0] == torch.tensor([2, 0])).all()
@@ -185,7 +185,7 @@ def test_what_is_known_stays(options):
     space = Image(4, 4, 3, 20)
     m, x = model(space, **options), images(space, 6)
     if "palette" in options:
-        m.codec.learn(x, seeded())
+        m.codec.prepare(x, seeded())
     for rows in range(5):  # some inside a patch
         known = torch.zeros_like(x, dtype=torch.bool)
         known[:, :, :rows] = True

@@ -6,12 +6,13 @@ import pytest
 import torch
 from scipy import stats
 
-from pofx.core.likelihood import noise_of_mean
+from pofx.core.likelihood import LowerBound, make, mean, number
+from pofx.core.measure import Measure
 from pofx.core.noise import Copies, RowNoise, row_keys
 from pofx.core.registry import family
 from pofx.core.requests import Dequantised, Elbo, Iwae, OdeLikelihood, VariationalBound
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
@@ -158,7 +159,7 @@ def images(n, seed=0):
 
 
 NOISY = [
-    ("vae", Iwae(3)), ("vae", Elbo(3)), ("ddpm", VariationalBound(3)), ("ddpm", OdeLikelihood(2, 1, 3)),
+    ("vae", Iwae(3)), ("vae", Elbo(3)), ("vdm", VariationalBound(3)), ("vdm", OdeLikelihood(2, 1, 3)),
     ("flow-matching", OdeLikelihood(2, 1, 3)), ("nsf", Dequantised(3)), ("gmm", Dequantised(3)),
 ]  # fmt: skip
 
@@ -207,10 +208,10 @@ def test_blocks_of_an_evaluation_change_no_row(monkeypatch):
         return real(lambda start, size: likelihood.cat([block(i, 1) for i in range(start, start + size)]), n, seconds)
 
     monkeypatch.setattr(likelihood, "grow", cut)
-    found = score(model, Part(x), generator=seeded(5))
+    found = mean_log_prob(model, Part(x), generator=seeded(5))
     assert torch.allclose(found.rows.nats, direct.nats, atol=1e-4)
     order = torch.randperm(60, generator=seeded(2))
-    again = score(model, Part(x)[order], generator=seeded(5))
+    again = mean_log_prob(model, Part(x)[order], generator=seeded(5))
     assert torch.allclose(again.rows.nats, direct.nats[order], atol=1e-4)
 
 
@@ -223,16 +224,17 @@ def test_copies_have_noise_of_their_own():
     x = rows.repeat(25, 1)
     model = fitted("vae", MIXED, rows, hidden=8)
     asked = Iwae(draws=4)
-    found = [score(model, Part(x), request=asked, generator=seeded(k)) for k in range(60)]
+    found = [mean_log_prob(model, Part(x), request=asked, generator=seeded(k)) for k in range(60)]
     spread = torch.tensor([f.nats for f in found]).std()
     said = torch.tensor([f.mc_se for f in found]).square().mean().sqrt()
     assert 0.7 < spread / said < 1.4
     shuffled = Part(x)[torch.randperm(300, generator=seeded(1))]
-    again = score(model, shuffled, request=asked, generator=seeded(0))
+    again = mean_log_prob(model, shuffled, request=asked, generator=seeded(0))
     assert torch.allclose(again.rows.nats.sort().values, found[0].rows.nats.sort().values, atol=1e-4)
 
 
 def test_weights_of_the_noise_of_a_mean():
     se, weight = torch.tensor([0.3, 0.3, 0.4]), torch.tensor([1.0, 2.0, 5.0])
-    assert noise_of_mean(se, weight) == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
-    assert noise_of_mean(se) == pytest.approx(math.hypot(0.1, 0.1, 0.4 / 3))
+    rows = number(make(LowerBound, torch.zeros(3), Measure.counting(1), se, 4))
+    assert mean(rows, weight).mc_se == pytest.approx(math.hypot(0.3 / 8, 0.6 / 8, 2 / 8))
+    assert mean(rows).mc_se == pytest.approx(math.hypot(0.1, 0.1, 0.4 / 3))

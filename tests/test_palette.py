@@ -37,7 +37,7 @@ def images(space: Image, n: int, seed: int = 0) -> torch.Tensor:
 
 def palette(space: Image, size: int, **options) -> Palette:
     made = Palette(space, size, **options)
-    made.learn(images(space, 50), seeded(1))
+    made.prepare(images(space, 50), seeded(1))
     return made
 
 
@@ -90,7 +90,7 @@ def test_few_colours_are_a_palette_without_loss():
     space = Image(4, 4, 3, 64)
     x = (images(space, 20) // 32) * 32  # 8 colours at most
     p = Palette(space, 20)
-    p.learn(x, seeded())
+    p.prepare(x, seeded())
     assert torch.equal(p.decode(p.encode(x)), x)
     assert p.count.min() > 0
 

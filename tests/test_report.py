@@ -399,8 +399,8 @@ def test_guarantees_are_ranked_by_paired_differences() -> None:
         {"family": name, "likelihood": {"kind": kind}}
         for name, kind in (("a", "Exact"), ("b", "LowerBound"), ("c", "Estimate"), ("d", "Exact"))
     ]
-    far = {"nats": 5.0, "se": 0.1}
-    verdicts = {"a": {"d": far, "b": {"nats": 0.1, "se": 0.1}}, "b": {"d": far}, "c": {"a": far}}
+    far = {"sign": 1}
+    verdicts = {"a": {"d": far, "b": {"sign": 0}}, "b": {"d": far}, "c": {"a": far}}
     assert leaderboard.guaranteed_best(rows, verdicts) == {"a", "b"}
 
 

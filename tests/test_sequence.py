@@ -20,8 +20,8 @@ from pofx.core.requests import StepByStep, Windowed
 from pofx.data import chains
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
+from pofx.families.continuing import Continuing
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
-from pofx.families.stepwise import Reader, Stepwise
 from pofx.nn import transformer
 from pofx.nn.emission import StepHead, TokenHead
 from pofx.nn.recurrent import Lstm
@@ -320,10 +320,10 @@ def test_the_loss_is_the_likelihood(make: type, space: Text) -> None:
     assert isinstance(training_set, Whole)
     loss = loss_of(model, training_set[torch.arange(20)])
     lik = model.log_prob(x)
-    torch.testing.assert_close(loss * model.targets, -lik.nats.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss * model.steps, -lik.nats.float(), atol=1e-4, rtol=1e-4)
 
 
-def loss_of(model: Stepwise, pieces: Tensor, c: Tensor | None = None) -> Tensor:
+def loss_of(model: Continuing, pieces: Tensor, c: Tensor | None = None) -> Tensor:
     """The objective's term of each piece [B]."""
     learner = model.learner(model.recipe(model.space))
     return learner.objective(Batch(pieces, c, None, 0, len(pieces), 0.0, 0), seeded())["loss"]  # type: ignore[attr-defined]
@@ -334,7 +334,7 @@ def test_the_loss_of_windows_is_the_likelihood_of_what_they_hold() -> None:
     model, x = rnn(space), some_rows(space, 1, 30)
     training_set = model.training_set(x)
     assert isinstance(training_set, Windows)
-    first = loss_of(model, training_set[torch.tensor([0])]) * model.targets
+    first = loss_of(model, training_set[torch.tensor([0])]) * model.steps
     torch.testing.assert_close(first, -model.given().log_probs(x)[:, :8].sum(1), atol=1e-4, rtol=1e-4)
 
 
@@ -360,7 +360,7 @@ def test_a_window_is_judged_by_its_own_datum_where_there_is_a_context() -> None:
     training_set = model.training_set(x)
     pieces, owner = training_set[torch.arange(2)], training_set.owner(torch.arange(2))  # type: ignore[attr-defined]
     assert pieces[0].tolist() == [-1, 0, 1, 2, 0, -1, 2, 2, 1]
-    loss = loss_of(model, pieces, owner) * model.targets
+    loss = loss_of(model, pieces, owner) * model.steps
     alone = -model.given(owner).log_prob(x).nats.float()  # type: ignore[union-attr]
     torch.testing.assert_close(loss, alone, atol=1e-4, rtol=1e-4)
 
@@ -371,13 +371,13 @@ def test_beyond_the_block_samples_are_drawn_as_they_are_scored(space: Text, opti
     model, x = gpt(space, **options), some_rows(space, 5, 40, 40)
     scored = model.given().log_probs(x).detach()[:, :40]
     for first in {1, min(5, model.config.block)}:
-        reader = Reader(model, 5, None, 41)
+        reader = model.reader(5, None, 41, model.stride)
         line = torch.cat([model.emission.beginning(5).to(x.dtype), x], 1)
         with torch.no_grad():
-            y, got = reader.read(line[:, :first]), []
+            y, got = reader.read(line[:, :first])[:, -1], []
             for t in range(first, 41):
                 got.append(model.emission.log_prob(y[:, None], line[:, t : t + 1])[:, 0])
-                y = reader.read(line[:, t : t + 1])
+                y = reader.read(line[:, t : t + 1])[:, -1]
         torch.testing.assert_close(torch.stack(got, 1), scored[:, first - 1 :], atol=1e-4, rtol=1e-4)
     drawn = model.sample(5, generator=seeded())
     assert drawn.shape == x.shape

@@ -271,7 +271,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     back = from_folder(tmp_path / "out", Reading())
     assert back.space == Audio(8000, length=4)
     assert torch.equal(back.rows[:], x)
-    write_audio(space, x, tmp_path / "by-label", Label(("cat", "dog")), torch.tensor([1, 0]))
+    write_audio(space, x, tmp_path / "by-label", ["dog", "cat"])
     assert from_folder(tmp_path / "by-label", Reading()).label.tolist() == ["cat", "dog"]
     for name in ("one.wav", "one.flac"):
         write_audio(space, x[0], tmp_path / name)

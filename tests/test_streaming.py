@@ -25,7 +25,7 @@ from pofx.data.pieces import pieces_of, tables_at
 from pofx.data.rows import read_rows
 from pofx.evaluate import stream
 from pofx.evaluate.likelihood import Tally
-from pofx.evaluate.stream import Drawing, Scoring, Stream, draw, in_order
+from pofx.evaluate.stream import Drawing, Evaluation, Stream, draw, in_order
 from pofx.spaces import Real, Table
 from pofx.train.run import read_run
 
@@ -115,8 +115,8 @@ def test_equal_rows_of_other_blocks_have_noise_of_their_own(place, tmp_path):
     model, row = read_run(place / "vae").model, pa.table({k: v[:1] for k, v in rows(1, 5).items()})
     pq.write_table(pa.concat_tables([row] * 6), tmp_path / "t.parquet", row_group_size=2)
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
-    scoring = Scoring(model, None, 7, None, {})
-    nats = torch.cat([lik.nats for _, lik in Stream(scoring, found)])
+    evaluation = Evaluation(model, None, 7, None, {})
+    nats = torch.cat([lik.nats for _, lik in Stream(evaluation, found)])
     assert len(nats.unique()) == 6
     generator = torch.Generator().manual_seed(7)
     x = read_rows(model.space, None, pa.concat_tables([row] * 2), notes=[]).x
@@ -129,7 +129,7 @@ def test_blocks_are_read_when_they_are_wanted(place, monkeypatch):
     monkeypatch.setattr(stream, "blocks", lambda piece, *a, **k: seen.append(piece) or pieces.blocks(piece, *a, **k))
     model, notes = read_run(place / "made").model, []
     found = pieces_of(tables_at(str(place / "table"), notes), model.space, None)
-    for done, _ in enumerate(Stream(Scoring(model, None, 0, None, {}), found), 1):
+    for done, _ in enumerate(Stream(Evaluation(model, None, 0, None, {}), found), 1):
         assert len(seen) == done
     assert done == len(found) == 4 + 2 + 3
     assert notes == []
@@ -145,13 +145,13 @@ def test_mean_and_errors_of_blocks_are_those_of_all_rows(kind):
     for part in torch.arange(1000).split([1, 299, 600, 100]):
         extra = () if kind is Exact else (noise[part], 5)
         tally.add(kind(nats[part], space.measure, *extra))
-    score = tally.score()
+    score = tally.mean()
     assert score.nats == pytest.approx(nats.mean().item(), rel=1e-15)
     assert score.se == pytest.approx(nats.std().item() / math.sqrt(1000), rel=1e-6)
     assert score.rate_se == pytest.approx(score.se / 2)
     assert score.mc_se == pytest.approx(0 if kind is Exact else noise.square().sum().sqrt().item() / 1000)
     tally.add(kind(torch.tensor([-math.inf, 0.0]), space.measure, *(() if kind is Exact else (noise[:2], 5))))
-    assert (tally.score().nats, tally.score().se, tally.score().impossible) == (-math.inf, None, 1)
+    assert (tally.mean().nats, tally.mean().se, tally.mean().impossible) == (-math.inf, None, 1)
 
 
 def test_notes_are_told_once_and_add_up(place, tmp_path, capsys, small_blocks):
@@ -206,18 +206,18 @@ def test_a_damaged_page_is_named(place, tmp_path):
     model = read_run(place / "made").model
     found = pieces_of([str(tmp_path / "t.parquet")], model.space, None)
     with pytest.raises(CorruptFile, match=r"t\.parquet cannot be read as Parquet"):
-        list(Stream(Scoring(model, None, 0, None, {}), found))
+        list(Stream(Evaluation(model, None, 0, None, {}), found))
 
 
 def test_an_interrupted_stream_leaves_nothing(place, tmp_path, monkeypatch):
-    scored = Scoring.__call__
+    scored = Evaluation.__call__
 
     def interrupted(self, piece):
         if piece.number:
             raise KeyboardInterrupt
         return scored(self, piece)
 
-    monkeypatch.setattr(Scoring, "__call__", interrupted)
+    monkeypatch.setattr(Evaluation, "__call__", interrupted)
     assert main(["log-prob", str(place / "made"), str(place / "table"), "--out", str(tmp_path / "s.parquet")]) == 130
     assert [*tmp_path.iterdir()] == []
 
@@ -250,7 +250,7 @@ def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, 
 @pytest.mark.parametrize("family", ["made", "vae"])
 def test_a_cluster_writes_what_one_process_does(place, tmp_path, ray, family, capfd):
     commands = (["log-prob", str(place / family), str(place / "table")], ["sample", str(place / family), "150"])
-    for name, argv in zip(("scores", "draws"), commands, strict=True):
+    for name, argv in zip(("log-probs", "draws"), commands, strict=True):
         told = []
         for engine in ([], ["--cluster", "local"]):
             out = str(tmp_path / f"{name}{len(engine)}.parquet")

@@ -26,7 +26,7 @@ from pofx.core.requests import Decoding, StepByStep, Windowed
 from pofx.core.spelling import shown, visible
 from pofx.data.parts import Part
 from pofx.decode.net import NetDecoder
-from pofx.evaluate.likelihood import score
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.evaluate.text import Mark, marks, rates
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.spaces import Audio, Label, Text
@@ -115,6 +115,17 @@ def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(has_eos: bool) -> No
         if there.any():
             other[0, there, i] = k
             assert (model.given(before=before).log_probs(other)[0, there, i] <= own[0, there, i] + 1e-4).all()
+
+
+def test_a_stop_string_does_not_spell_the_end() -> None:
+    """Texts that end before it, drawn with a draft or without, are whole."""
+    model = random_model(has_eos=True)
+    for draft in (None, random_model(has_eos=True)):
+        decoding = Decoding(length=30, stop=("cdcdc",), draft=draft)
+        drawn = model.sample(40, sampler=decoding, generator=generator())
+        ended = (drawn >= 0).sum(1) < drawn.shape[1]
+        assert ended.any()
+        assert all("cdcdc" not in model.space.spell(row) for row in drawn[ended])
 
 
 def test_windows_of_a_decoder_are_those_that_score() -> None:
@@ -256,7 +267,7 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) 
     model = random_model(alphabet, has_eos=has_eos, vocabulary=vocabulary)
     texts = ["déjà vu, a cat", "a dog", "déjà déjà vu vu"]
     part = Part(model.space.parse(texts))
-    found = rates(model, part, score(model, part))
+    found = rates(model, part, mean_log_prob(model, part))
     with torch.no_grad():
         each = [model.given().log_probs(part.x[i : i + 1])[0].double() for i in range(3)]
     surprise = torch.cat([-e[: n + has_eos] for e, n in zip(each, _steps(model, part.x), strict=True)])

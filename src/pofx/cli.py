@@ -17,7 +17,7 @@ GARBAGE = 20_000  # new objects between two collections: importing torch makes 3
 COMMANDS = {
     "fit": "fit one family to data; leaves a run folder",
     "sample": "draw samples from a run",
-    "log-prob": "score rows: log p(x) in nats, with its kind",
+    "log-prob": "log p(x) of rows in nats, with its kind",
     "predict": "probabilities of the classes of rows",
     "encode": "latents of rows",
     "compare": "fit every family that serves, at equal time, and say which to take",
@@ -39,7 +39,7 @@ examples:
   pofx data wine.csv                       what is in the file, as pofx reads it
   pofx compare wine.csv --seconds 30       which family to take
   pofx fit wine.csv nsf --out runs/wine    fit one family
-  pofx log-prob runs/wine new.csv --out scores.csv
+  pofx log-prob runs/wine new.csv --out log-probs.csv
   pofx sample runs/wine 1000 --out synthetic.csv
   pofx fit book.txt gpt --out runs/book
   pofx sample runs/book 1 --prompt 'Once upon'

@@ -2,8 +2,9 @@
 
 For torch.distributions and for pofx models alike, by the strongest way there is: closed form where
 torch.distributions knows one, the exact sum where the values can be enumerated, Monte Carlo with its
-standard error otherwise. A result says which, and what its number is: -log p of a lower bound on log p
-is an *upper* bound, so H(p, q) of a q with an ELBO is an UpperBound (Cover & Thomas, 2006, ch. 2 and 8).
+standard error otherwise. A result (``core.likelihood.Number``, with nats per batch entry) says in its note
+which, and what it is: -log p of a lower bound on log p is an *upper* bound, so H(p, q) of a q with an ELBO is
+an UpperBound (Cover & Thomas, 2006, ch. 2 and 8).
 
 Every function works per batch entry: two Normals of batch shape [3] have three divergences.
 """
@@ -11,8 +12,10 @@ Every function works per batch entry: two Normals of batch shape [3] have three 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -23,22 +26,11 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pofx.core.errors import Incomparable, UsageError
-from pofx.core.likelihood import (
-    SYMBOL,
-    Estimate,
-    Exact,
-    Kind,
-    Likelihood,
-    LowerBound,
-    Unavailable,
-    UpperBound,
-    join,
-    mc_se,
-)
+from pofx.core.likelihood import Estimate, Exact, Likelihood, Number, number
 from pofx.core.measure import Measure
 from pofx.core.model import Conditional, Model
 from pofx.core.space import Space
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category
 
 Density: TypeAlias = Distribution | Conditional | Model
 
@@ -46,41 +38,8 @@ DRAWS = 4096  # the default number of Monte Carlo draws
 ENUMERABLE = 2**16  # a space with at most this many values is summed over
 
 
-@dataclass(frozen=True, eq=False)
-class Information:
-    """A number of nats that says what it is.
-
-    Attributes:
-        value: nats, one entry per batch entry (a scalar for unbatched densities).
-        kind: Exact, LowerBound, UpperBound, Estimate, or Unavailable (value is NaN, method the reason).
-        mc_se: Monte Carlo standard error, shaped like value.
-        draws: Monte Carlo draws; 0 where none were needed.
-        method: how the number was computed.
-    """
-
-    value: Tensor
-    kind: Kind
-    mc_se: Tensor
-    draws: int
-    method: str
-
-    @property
-    def bits(self) -> Tensor:
-        """The value in bits."""
-        return self.value / math.log(2)
-
-    def __str__(self) -> str:
-        if self.kind is Unavailable:
-            return f"{SYMBOL[Unavailable]} ({self.method})"
-        value, se = self.value.detach().tolist(), self.mc_se.tolist()
-        if isinstance(value, list):
-            return f"{SYMBOL[self.kind]} {value} nats ({self.method})"
-        error = f" ± {se:.2g}" if self.draws else ""
-        return f"{SYMBOL[self.kind]} {value:.6g}{error} nats ({self.method})"
-
-
-def surprise(p: Density, x: Tensor, *, generator: torch.Generator | None = None) -> Information:
-    """-log p(x), for x [*S, *batch, *E]; value [*S, *batch]. Shannon's self-information.
+def surprise(p: Density, x: Tensor, *, generator: torch.Generator | None = None) -> Number[Tensor]:
+    """-log p(x), for x [*S, *batch, *E]; nats [*S, *batch]. Shannon's self-information.
 
     Example:
         >>> import torch
@@ -88,14 +47,11 @@ def surprise(p: Density, x: Tensor, *, generator: torch.Generator | None = None)
         >>> surprise(coin, torch.ones(())).bits  # one in four is two bits
         tensor(2.)
     """
-    lik = _log_prob(_density(p), x, _generator(generator))
-    if isinstance(lik, Unavailable):
-        return _unavailable(lik)
-    draws = 0 if isinstance(lik, Exact) else lik.draws
-    return Information(-lik.nats, _flip(type(lik)), mc_se(lik), draws, "closed form" if draws == 0 else "Monte Carlo")
+    found = -number(_log_prob(_density(p), x, _generator(generator)))
+    return dataclasses.replace(found, note=found.note or ("Monte Carlo" if found.draws else "closed form"))
 
 
-def entropy(p: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+def entropy(p: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Number[Tensor]:
     """H(p) = -E_p[log p(x)]. Differential entropy where p is a density: it may be negative.
 
     Differentiable where it is closed or summed, and where p has ``rsample``.
@@ -116,13 +72,13 @@ def entropy(p: Density, *, draws: int = DRAWS, generator: torch.Generator | None
 
 def cross_entropy(
     p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None
-) -> Information:
+) -> Number[Tensor]:
     """H(p, q) = -E_p[log q(x)] = H(p) + KL(p || q): the mean code length of q's code for draws of p.
 
     Example:
         >>> import torch
         >>> p, q = (torch.distributions.Bernoulli(torch.tensor(v)) for v in (0.5, 0.25))
-        >>> bool(cross_entropy(p, q).value > entropy(p).value)
+        >>> bool(cross_entropy(p, q).nats > entropy(p).nats)
         True
     """
     p, q = _pair(p, q)
@@ -133,7 +89,7 @@ def cross_entropy(
     return _expect(points, [(-1, _log_prob(q, points.x, gen))])
 
 
-def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Number[Tensor]:
     """KL(p || q) = E_p[log p(x) - log q(x)], at least 0, and infinite where q misses mass of p.
 
     With p the data and q the model this is the *forward* direction (what maximum likelihood lowers): q
@@ -155,7 +111,9 @@ def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator
     return _expect(points, [(1, points.log_prob(p, gen)), (-1, _log_prob(q, points.x, gen))])
 
 
-def reverse_kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Information:
+def reverse_kl(
+    p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None
+) -> Number[Tensor]:
     """KL(q || p) = E_q[log q(x) - log p(x)]: ``kl`` with its arguments swapped.
 
     The direction of variational inference: q pays for mass where p has none, and nothing for modes of p
@@ -172,7 +130,7 @@ def reverse_kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.G
 
 def jensen_shannon(
     p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None
-) -> Information:
+) -> Number[Tensor]:
     """JS(p, q) = KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2: symmetric, from 0 to log 2 (Lin, 1991).
 
     It is the mutual information of x with the fair coin that says whether p or q drew x.
@@ -193,7 +151,7 @@ def mutual_information(
     *,
     draws: int = DRAWS,
     generator: torch.Generator | None = None,
-) -> Information:
+) -> Number[Tensor]:
     """I(x; k) = sum_k w_k E_{p_k}[log p_k(x) - log sum_j w_j p_j(x)] of an input k and an output x ~ p_k.
 
     For two random vectors use the identity I(x; y) = KL(p(x, y) || p(x) p(y)) and call ``kl``.
@@ -219,19 +177,20 @@ def mutual_information(
     gen, per_input = _generator(generator), []
     for k, p in enumerate(parts):
         at = _points(p, draws, gen)
-        logs = [_log_prob(q, at.x, gen) for q in parts]
-        if reason := next((lik for lik in logs if isinstance(lik, Unavailable)), None):
-            return _unavailable(reason)
-        nats = torch.stack([lik.nats for lik in logs])  # type: ignore[union-attr]  # [K, n, *batch]
-        log_w = w.log().to(nats).view(-1, *[1] * (nats.ndim - 1))
-        ratio = nats[k] - torch.logsumexp(nats + log_w, 0)
+        logs = [number(_log_prob(q, at.x, gen)) for q in parts]
+        if reason := next((log for log in logs if not log.available), None):
+            return reason
+        nats = torch.stack([log.nats for log in logs])  # [K, n, *batch]
+        joint = nats + w.log().to(nats).view(-1, *[1] * (nats.ndim - 1))
+        moves = dict[str, Tensor]()  # by the derivative of the ratio: what all densities share cancels
+        for j, (log, posterior) in enumerate(zip(logs, joint.softmax(0), strict=True)):
+            for source, move in log.shared.items():
+                moves[source] = moves.get(source, 0.0) + (float(j == k) - posterior) * move
         # a bound enters the ratio with both signs
-        kind = Exact if all(isinstance(lik, Exact) for lik in logs) else Estimate
-        per_input.append(_mean(at, ratio, torch.zeros_like(ratio), kind))
-    value = torch.stack([a * r.value for a, r in zip(w, per_input, strict=True)]).sum(0)
-    variance = torch.stack([(a * r.mc_se) ** 2 for a, r in zip(w, per_input, strict=True)]).sum(0)
-    sampled = next((r for r in per_input if r.draws), per_input[0])
-    return Information(value, reduce(join, [r.kind for r in per_input]), variance.sqrt(), sampled.draws, sampled.method)
+        kind, none = Exact if all(log.kind is Exact for log in logs) else Estimate, torch.zeros_like(nats[k])
+        per_input.append(_mean(at, Number(kind, nats[k] - joint.logsumexp(0), none, none, moves)))
+    total = reduce(operator.add, (r * a for a, r in zip(w.tolist(), per_input, strict=True)))
+    return dataclasses.replace(total, note=next(r.note for r in per_input if r.draws == total.draws))
 
 
 # -- where the expectation is taken --------------------------------------------------------------------
@@ -248,7 +207,7 @@ class _Points:
     def log_prob(self, p: Density, generator: torch.Generator) -> Likelihood:
         """log p of the density that drew the points.
 
-        Without reparameterisation its gradient would miss the score-function term, so there is none.
+        Without reparameterisation its gradient would miss the term by the score of p, so there is none.
         """
         with contextlib.nullcontext() if self.weight is not None or self.reparameterised else torch.no_grad():
             return _log_prob(p, self.x, generator)
@@ -268,31 +227,29 @@ def _points(p: Distribution | Conditional, draws: int, generator: torch.Generato
         return _Points(p.rsample((draws,)) if p.has_rsample else p.sample((draws,)), None, p.has_rsample)
 
 
-def _expect(points: _Points, terms: list[tuple[int, Likelihood]]) -> Information:
+def _expect(points: _Points, terms: list[tuple[int, Likelihood]]) -> Number[Tensor]:
     """The expectation of sum_i sign_i log p_i(x) over the points, of the kind that the terms allow."""
-    kind: Kind = Exact
-    total, variance = torch.zeros(()), torch.zeros(())
-    for sign, lik in terms:
-        if isinstance(lik, Unavailable):
-            return _unavailable(lik)
-        kind = join(kind, type(lik) if sign > 0 else _flip(type(lik)))
-        total = total + sign * lik.nats
-        variance = variance + mc_se(lik) ** 2
-    return _mean(points, total, variance.sqrt(), kind)
+    total = reduce(operator.add, (number(lik) * sign for sign, lik in terms))
+    return _mean(points, total) if total.available else total
 
 
-def _mean(points: _Points, f: Tensor, se: Tensor, kind: Kind) -> Information:
+def _mean(points: _Points, f: Number[Tensor]) -> Number[Tensor]:
     """sum_x w(x) f(x) with the errors of f, or the mean of f over draws with its standard error."""
-    n = len(f)
-    if points.weight is not None:
-        w = points.weight
-        value = torch.where(w > 0, w * f, 0.0).sum(0)  # 0 log 0 = 0
-        error = torch.where(w > 0, w * se, 0.0).square().sum(0).sqrt()
-        return Information(value, kind, error.detach(), 0, f"sum over {n} values")
-    value = f.mean(0)
+    n, w = len(f.nats), points.weight
+    if w is not None:
+
+        def total(t: Tensor) -> Tensor:
+            return torch.where(w > 0, w * t, 0.0).sum(0)  # 0 log 0 = 0
+
+        assert f.mc_se is not None
+        error = torch.where(w > 0, w * f.mc_se, 0.0).square().sum(0).sqrt().detach()
+        shared = {source: total(move) for source, move in f.shared.items()}
+        return Number(f.kind, total(f.nats), error, error, shared, note=f"sum over {n} values")
+    value = f.nats.mean(0)
     # one draw that q rules out settles it: an infinite mean has no Monte Carlo error
-    error = torch.where(value.isinf(), 0.0, (f.var(0) / n).sqrt()).detach()
-    return Information(value, Estimate if kind is Exact else kind, error, n, f"Monte Carlo, {n} draws")
+    error = torch.where(value.isinf(), 0.0, (f.nats.var(0) / n).sqrt()).detach()
+    kind, shared = Estimate if f.kind is Exact else f.kind, {source: move.mean(0) for source, move in f.shared.items()}
+    return Number(kind, value, error, error, shared, draws=n, note=f"Monte Carlo, {n} draws")
 
 
 def _support(p: Distribution | Conditional) -> Tensor | None:
@@ -314,16 +271,12 @@ def _support(p: Distribution | Conditional) -> Tensor | None:
 
 def _values(space: Space) -> Tensor | None:
     """Every value of a space [n, *E], or None where it has more than ``ENUMERABLE``."""
-    if isinstance(space, Label):
-        return torch.arange(len(space.values))
-    if isinstance(space, Image):
-        sizes = [[float(v) for v in range(space.levels)]] * space.dims
-    elif isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
-        sizes = [
-            [float(v) for v in range(len(c.values))] + [math.nan] * c.nullable
-            for c in space.columns
-            if isinstance(c, Category)
-        ]
+    if space.fill is not None or not (space.symbols or space.columns):
+        return None
+    if space.symbols:
+        sizes = [[float(v) for v in range(space.symbols)]] * space.dims
+    elif all(isinstance(c, Category) for c in space.columns):
+        sizes = [[float(v) for v in range(len(c.values))] + [math.nan] * c.nullable for c in space.columns]
     else:
         return None
     if math.prod(len(s) for s in sizes) > ENUMERABLE:
@@ -387,17 +340,6 @@ def _generator(generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
-def _flip(kind: Kind) -> Kind:
-    """The kind of -v, where v is of ``kind``."""
-    if kind is LowerBound:
-        return UpperBound
-    return LowerBound if kind is UpperBound else kind
-
-
-def _closed(value: Tensor) -> Information:
-    return Information(value, Exact, torch.zeros_like(value).detach(), 0, "closed form")
-
-
-def _unavailable(lik: Unavailable) -> Information:
-    nan = torch.tensor(math.nan)
-    return Information(nan, Unavailable, nan, 0, lik.reason)
+def _closed(value: Tensor) -> Number[Tensor]:
+    none = torch.zeros_like(value).detach()
+    return Number(Exact, value, none, none, note="closed form")

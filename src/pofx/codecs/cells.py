@@ -11,13 +11,14 @@ impossible. A missing entry is a cell of its own. Whatever counts cells is then 
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pofx.core.space import Space
-from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
+from pofx.core.space import Space, column_of
+from pofx.spaces import Category, Column, Image, Integer, Real
 
 PSEUDO = 0.5  # Krichevsky-Trofimov
 
@@ -224,10 +225,9 @@ def _size(column: Column, bins: int) -> int:
 
 def sizes(space: Space, bins: int) -> tuple[int, ...]:
     """The number of cells of every site of ``space``, from its declaration alone."""
-    if isinstance(space, Image):
-        return (min(bins, space.levels),) * space.dims
-    assert isinstance(space, Table | Label)
-    return (len(space.values),) if isinstance(space, Label) else tuple(_size(c, bins) for c in space.columns)
+    if space.pixels:
+        return (min(bins, space.symbols or bins),) * space.dims
+    return tuple(_size(c, bins) for c in space.columns)
 
 
 class Cells(nn.Module):
@@ -261,17 +261,15 @@ class Cells(nn.Module):
 
 
 class TableCells(Cells):
-    """The columns of a table (a label is a table of one category)."""
+    """The columns of a space that has some: a table, a label, reals, codes, a pair of these."""
 
     nothing: Tensor
     sites: Any  # a ModuleList of Values and Intervals
 
-    def __init__(self, space: Table | Label, bins: int) -> None:
+    def __init__(self, space: Space, bins: int) -> None:
         super().__init__()
-        self.label = isinstance(space, Label)
-        self.columns: tuple[Column, ...] = (
-            (Category("label", space.values),) if isinstance(space, Label) else space.columns
-        )
+        self.space = space
+        self.columns: tuple[Column, ...] = space.columns
         self.sites = nn.ModuleList(Values(c) if isinstance(c, Category) else Intervals(c, bins) for c in self.columns)
         self.sizes = sizes(space, bins)
         self.register_buffer("nothing", torch.empty(0), persistent=False)  # knows the device
@@ -281,7 +279,7 @@ class TableCells(Cells):
 
     def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
         for j, site in enumerate(self.sites):
-            site.fit((x if self.label else x[:, j].to(weight.device)).double(), weight, target)
+            site.fit(column_of(x, j).to(weight.device).double(), weight, target)
 
     def nominal(self) -> Tensor:
         out = torch.zeros(len(self.sizes), self.size, dtype=torch.float64, device=self.nothing.device)
@@ -294,13 +292,11 @@ class TableCells(Cells):
         return torch.stack([c for c, _ in pairs], 1), torch.stack([w for _, w in pairs]).sum(0)
 
     def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
-        if self.label:
-            return code[:, 0]
         out = []
         for site, column, c in zip(self.sites, self.columns, code.unbind(1), strict=True):
             missing = c == site.size - 1 if column.nullable else torch.zeros_like(c, dtype=torch.bool)
             out.append(site.decode(c, missing, generator))
-        return torch.stack(out, 1)
+        return torch.stack(out, 1).to(self.space.dtype).reshape(-1, *self.space.event_shape)
 
     def coarse(self, radix: int, mass: Tensor) -> Tensor:
         out = torch.zeros(len(self.sizes), self.size, dtype=torch.long, device=mass.device)
@@ -347,9 +343,12 @@ class ImageCells(Cells):
         return symbol.expand(self.space.dims, -1)
 
 
+@singledispatch
 def cells(space: Space, bins: int) -> Cells:
     """The cells of ``space``, with at most ``bins`` intervals per number or groups of levels per pixel."""
-    if isinstance(space, Image):
-        return ImageCells(space, bins)
-    assert isinstance(space, Table | Label)
     return TableCells(space, bins)
+
+
+@cells.register
+def _(space: Image, bins: int) -> Cells:
+    return ImageCells(space, bins)

@@ -45,7 +45,7 @@ class Palette(Patches):
         self.register_buffer("low", torch.zeros(size, c))  # the box around each cell, to draw from it
         self.register_buffer("high", torch.zeros(size, c))
 
-    def learn(self, x: Tensor, generator: torch.Generator) -> None:
+    def prepare(self, x: Tensor, generator: torch.Generator) -> None:
         """k-means (Lloyd 1982) over the pixels of images x [N, C, H, W]."""
         pixels, size = self._pixels(x).flatten(0, 1), len(self.colours)
         pixels = pixels[torch.randperm(len(pixels), generator=generator)[:PIXELS]].to(self.colours)

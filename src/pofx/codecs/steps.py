@@ -42,13 +42,14 @@ class Codec(nn.Module):
         aligned: each unit of a datum is one step.
         apart: the steps of a datum are those of its parts, end to end.
         kind: of a datum's likelihood, given the exact one of its steps: Exact where each datum has one spelling.
-        fixed: the number of steps of every datum; None where it is free.
     """
 
     aligned = True
     apart = False
     kind: Kind = Exact
-    fixed: int | None = None
+
+    def prepare(self, x: Tensor, generator: torch.Generator) -> None:
+        """Learn what there is to learn from some training rows x [N, *E]."""
 
     def encode(self, x: Tensor) -> Tensor:
         """x [N, *E] -> steps [N, L, ...]."""
@@ -64,7 +65,13 @@ class Codec(nn.Module):
 
 
 class TextCodec(Protocol):
-    """What a codec of texts knows besides: which characters a step stands for."""
+    """What a codec of texts knows besides: which characters a step stands for.
+
+    ``json`` is the tokenizer.json of symbols that were learned; "" where they are those of the space.
+    """
+
+    @property
+    def json(self) -> str: ...
 
     def spans(self, x: Tensor) -> list[list[Span]]:
         """Of each text of x [N, L], which characters of its spelling each step stands for, or is a part of."""
@@ -82,7 +89,7 @@ class Predicted(Codec):
         super().__init__()
         self.space, self.prediction = space, LinearPrediction(order, space.levels)
 
-    def learn(self, x: Tensor) -> None:
+    def prepare(self, x: Tensor, generator: torch.Generator) -> None:
         self.prediction.learn(x)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -104,6 +111,7 @@ class Plain(Codec):
     """Symbols, levels or rows as they are; ``single``: numbers [N, L] become steps of one value [N, L, 1]."""
 
     apart = True
+    json = ""
 
     def __init__(self, space: Ragged, single: bool = False) -> None:
         super().__init__()
@@ -173,7 +181,6 @@ class Patches(Codec):
         self.register_buffer("order", places, persistent=False)
         self.register_buffer("back", places.argsort(), persistent=False)
         self.space, self.size, self.symbols = space, size, symbols
-        self.fixed = (space.height // size) * (space.width // size)
         self.each = space.channels * size * size
 
     def encode(self, x: Tensor) -> Tensor:
@@ -259,6 +266,9 @@ class Subwords(Codec):
         self.space, self.size = space, size
         self._made: Any = None  # the tokenizer, once it is used
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
+
+    def prepare(self, x: Tensor, generator: torch.Generator) -> None:
+        self.learn([self.space.spell(row) for row in x])
 
     def learn(self, texts: list[str]) -> None:
         """Train the tokenizer on texts."""
@@ -384,6 +394,6 @@ class PretrainedTokenizer(Subwords):
                 raise BadValue(
                     f"The tokenizer loses something of a text: {text[i : i + 20]!r} comes back as "
                     f"{again[i : i + 20]!r}, so its probability would be that of another text.",
-                    "Score a text that it keeps, or use a model with a byte-level tokenizer.",
+                    "Give a text that it keeps, or use a model with a byte-level tokenizer.",
                 )
         return found

@@ -1,4 +1,4 @@
-"""Windows over long data: what a net of limited context trains on, and how it scores what is longer than that."""
+"""Windows over long data: what a net of limited context trains on, and how it reads what is longer than that."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ IN_MEMORY = 2**28  # bytes of steps beyond which they are kept in a file
 
 
 def spans(targets: int, block: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Windows that score targets 1 .. ``targets`` of a sequence of steps 0 .. ``targets``, each once.
+    """Windows that predict targets 1 .. ``targets`` of a sequence of steps 0 .. ``targets``, each once.
 
-    Yields (first input, first target, last target). Target t is scored with inputs up to t - 1 in the window:
-    the first window scores all of its ``block`` targets, each further one its last ``stride``, after as much
+    Yields (first input, first target, last target). Target t is predicted from inputs up to t - 1 in the window:
+    the first window predicts all of its ``block`` targets, each further one its last ``stride``, after as much
     context as the block leaves. The sequence has thus a proper probability by the chain rule; a smaller stride
     gives more context and costs more windows.
     """

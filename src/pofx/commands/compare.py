@@ -61,7 +61,7 @@ class Compare(Source, Output):
     samples: int = 2000
     """Samples per family for the quality measures."""
     max_test: int = 2000
-    """Test rows that every family scores, at most."""
+    """Test rows that every family evaluates, at most."""
     outliers: Annotated[str | None, arg(metavar="SOURCE")] = None
     """Rows that are none of these data (a file like SOURCE): how well does each family tell them apart?"""
     anomaly: Annotated[str | None, arg(metavar="CLASS")] = None
@@ -241,11 +241,11 @@ def report(argv: list[str]) -> int:
 def _evaluate(args: Report, notes: list[str]) -> dict[str, Any]:
     """Evaluate a run that is not evaluated as it stands; ``notes`` gets why that could not be. How it stands."""
     from pofx.evaluate.compare import assess
-    from pofx.train.run import read_data, read_info, read_log, read_scores
+    from pofx.train.run import read_data, read_evaluation, read_info, read_log
 
     info, log = read_info(args.folder), read_log(args.folder)
     stands = tell_standing(info, log, args.folder)
-    if read_scores(args.folder, log) is None:
+    if read_evaluation(args.folder, log) is None:
         try:
             data, unsure = read_data(info, str(args.folder))
             notes += [] if unsure is None else [unsure]

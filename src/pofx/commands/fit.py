@@ -206,18 +206,17 @@ def _resume_comparison(args: Resume) -> int:
 
 
 def _finish_fit(run: Run, data: Data, args: Output) -> None:
-    """Score the test part and say what came out."""
-    from pofx.evaluate.likelihood import score
+    """Evaluate on the test part and say what came out."""
+    from pofx.evaluate.likelihood import mean_log_prob
     from pofx.evaluate.predict import predict
-    from pofx.spaces import Label
     from pofx.train.compiling import told
     from pofx.train.processes import is_first
 
     if not is_first():
         return
     tell_notes(run.model.remarks, args)
-    result, accuracy = score(run.model, data.test), None
-    if isinstance(data.space, Label):
+    result, accuracy = mean_log_prob(run.model, data.test), None
+    if data.space.values:
         accuracy = predict(run, data.test.c).accuracy(data.test.x)
     assert run.path is not None
     if args.json:

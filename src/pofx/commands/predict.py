@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pofx.commands.log_prob import Rows
 from pofx.commands.requests import Estimating, request_of
-from pofx.commands.score import Rows
 from pofx.commands.shared import err, out, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import UsageError
 from pofx.core.spelling import visible
@@ -35,7 +35,7 @@ def predict(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.data.write import check_place, write_scores
+    from pofx.data.write import check_place, write_columns
     from pofx.evaluate.predict import classes_of
     from pofx.evaluate.predict import predict as probabilities
     from pofx.spaces import Label
@@ -56,11 +56,11 @@ def predict(argv: list[str]) -> int:
     about: dict[str, Any] = {"run": str(args.run), **stands, "rows": len(rows), "notes": notes}
     told = []
     if label is not None:
-        accuracy, loss = found.accuracy(label), found.score(label)
+        accuracy, loss = found.accuracy(label), found.log_loss(label)
         about |= {"accuracy": accuracy.to_json(), "log_loss": loss.to_json(rows=False)}
         told = [f"accuracy on {len(rows)} rows: {accuracy.text}", f"log-loss: {loss.loss_text}"]
     if args.out is not None:
-        write_scores(args.out, columns)
+        write_columns(args.out, columns)
         told.append(f"one line per row, in the input's order: {args.out}")
     if args.json:
         about |= {"kind": found.kind.__name__, "classes": list(found.classes), "out": args.out and str(args.out)}
@@ -70,7 +70,7 @@ def predict(argv: list[str]) -> int:
         return 0
     if args.out is None:
         page = io.StringIO()
-        write_scores(page, columns)
+        write_columns(page, columns)
         sys.stdout.write(visible(page.getvalue()) if sys.stdout.isatty() else page.getvalue())
     for line in told:
         (err if args.out is None else out).print(line)
@@ -81,7 +81,6 @@ def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor 
     """What classes are told from, the classes where the rows have them, and the rows' numbers."""
     from pofx.data.rows import read_rows
     from pofx.evaluate.predict import classes_of, told_from
-    from pofx.spaces import Label
     from pofx.train.run import read_data
 
     model, about = run.model, run.info["data"]
@@ -99,4 +98,4 @@ def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor 
     data, unsure = read_data(run.info, str(args.run))
     notes += data.notes if unsure is None else [*data.notes, unsure]
     part = data.test.read()
-    return (part.c, part.x, part.rows) if isinstance(model.space, Label) else (part.x, part.c, part.rows)
+    return (part.c, part.x, part.rows) if model.space.values else (part.x, part.c, part.rows)

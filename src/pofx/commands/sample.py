@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pofx.core.model import Conditional
     from pofx.core.requests import Sampler
     from pofx.data.parts import Part
-    from pofx.spaces import Text
     from pofx.train.run import Run
 
 
@@ -70,7 +69,7 @@ def sample(argv: list[str]) -> int:
     from pofx.commands.model import read_model
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
-    from pofx.spaces import Sequence, Text
+    from pofx.spaces import Sequence
 
     run = read_model(args.run)
     check_place(run.model.space, args.n, args.out)
@@ -84,9 +83,9 @@ def sample(argv: list[str]) -> int:
         if args.known is not None or args.rows is not None:
             raise UsageError("--known and --rows say what is completed.", "Name it: --complete SOURCE.")
         given, part = _given(run, _context(run, args.given), prompts), None
-    if args.cluster is not None and (part is not None or isinstance(space, Text)):
+    if args.cluster is not None and (part is not None or space.alphabet is not None):
         raise UsageError("--cluster draws whole data, not texts or what completes given ones.", "Leave it out.")
-    if isinstance(space, Text):
+    if space.alphabet is not None:
         return _texts(args, space, options, prompts, given, sampler, generator, stands)
     started, count, empty = time.perf_counter(), 0, 0
     if part is None:
@@ -125,10 +124,9 @@ def sample(argv: list[str]) -> int:
 def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional, Part]:
     """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
     from pofx.commands.model import new_rows
-    from pofx.spaces import Image, Table
 
     space, own = run.model.space, args.given is None
-    if not isinstance(space, Image | Table):
+    if not (space.pixels or space.columns) or space.values:
         raise UsageError(f"--complete goes with images and tables, not with {space}.", "Give texts a --prompt.")
     if _prompts(args) or sampler != run.model.default_sampler():
         raise UsageError("--complete draws from the model itself.", "Leave out options of samplers and texts.")
@@ -147,9 +145,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
     """N completions of each of x [M, *E], those of one together [M N, *E]."""
     import torch
 
-    from pofx.spaces import Image
-
-    axis = 2 if isinstance(given.model.space, Image) else 1  # rows of an image, columns of a table
+    axis = 2 if given.model.space.pixels else 1  # rows of an image, columns of a table
     size = x.shape[axis]
     known = torch.zeros_like(x, dtype=torch.bool)
     known.narrow(axis, 0, round(size * (0.5 if args.known is None else args.known))).fill_(True)
@@ -163,7 +159,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 
 def _texts(
     args: Sample,
-    space: Text,
+    space: Any,
     options: Mapping[str, Any],
     prompts: list[str],
     given: Conditional,
@@ -231,11 +227,10 @@ def _prompts(args: Sample) -> list[str]:
 
 def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
     """p(x | c), after the prompts."""
-    from pofx.spaces import Text
 
     if not prompts:
         return run.model.given(c)
-    if not isinstance(run.model.space, Text):
+    if run.model.space.alphabet is None:
         raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
     c = None if c is None else c.expand(len(prompts), *c.shape)
     return run.model.given(c, before=run.model.space.parse(prompts))
@@ -249,10 +244,8 @@ def _pair(pair: str, names: list[str]) -> tuple[str, str]:
 
 def _context(run: Run, given: str | None) -> torch.Tensor | None:
     """One context from its spelling on the command line."""
-    import torch
 
     from pofx.data.rows import encode_row
-    from pofx.spaces import Label, Table
 
     context = run.model.context
     if context is None:
@@ -261,14 +254,12 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
         return None
     if given is None:
         raise UsageError(f"This run models p(x | c) with c a {context}.", "Say which: --given VALUE.")
-    if isinstance(context, Label):
-        if given not in context.values:
-            raise UsageError(f"There is no class {given!r}.", f"Classes: {', '.join(context.values)}.")
-        return torch.tensor(context.values.index(given))
-    if isinstance(context, Table):
+    if (parsed := context.parse([given])) is not None:
+        return parsed[0]
+    if context.columns:
         # 'a=1,b=2', where quotes stand around what holds a comma itself; a single column needs none
         names = [c.name for c in context.columns]
         alone = given.partition("=")[0] in names and len(names) == 1
         pairs = [given] if alone else next(csv.reader([given], skipinitialspace=True))
         return encode_row(context, dict(_pair(pair, names) for pair in pairs))
-    raise UsageError("An image as context cannot be spelt on the command line.", "Use Python: model.given(image).")
+    raise UsageError(f"A context of {context} cannot be spelt on the command line.", "Use Python: model.given(c).")

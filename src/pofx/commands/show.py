@@ -19,6 +19,7 @@ class Families(Output):
 
 def families(argv: list[str]) -> int:
     args = parse(Families, argv, "families")
+    from pofx.core.abilities import titles
     from pofx.core.likelihood import SYMBOL
     from pofx.core.registry import families as known
     from pofx.core.registry import family
@@ -30,16 +31,14 @@ def families(argv: list[str]) -> int:
     columns = (
         Column("family"),
         Column("log p(x)", 1),
-        Column("latents", 3),
-        Column("score", 4),
+        Column("can also", 3, wraps=True),
         Column("taxonomy", 5),
         Column("how it models p(x)", 2, wraps=True),
     )
     rows = []
     for cls in sorted(classes, key=lambda c: c.taxonomy):
         symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims())
-        score = "yes" if cls.has_score else "noised" if cls.has_noised_score else ""
-        rows.append((cls.name, symbols, "yes" if cls.latent else "", score, cls.taxonomy, cls.summary))
+        rows.append((cls.name, symbols, ", ".join(titles(cls)), cls.taxonomy, cls.summary))
     out.table(columns, rows, "--json has it all")
     legend = {"=": "exact", "≥": "lower bound", "≤": "upper bound", "≈": "estimate", "—": "no likelihood"}
     out.print("  ".join(f"{symbol} {word}" for symbol, word in legend.items()))
@@ -48,6 +47,8 @@ def families(argv: list[str]) -> int:
 
 
 def _about(cls: type[Model]) -> dict[str, Any]:
+    from pofx.core.abilities import titles
+
     return {
         "name": cls.name,
         "summary": cls.summary,
@@ -56,9 +57,7 @@ def _about(cls: type[Model]) -> dict[str, Any]:
         "claims": sorted(k.__name__ for k in cls.claims()),
         "estimators": [k.name for k in cls.estimators],
         "samplers": [k.name for k in cls.samplers],
-        "latent": cls.latent,
-        "score": cls.has_score,
-        "noised_score": cls.has_noised_score,
+        "abilities": titles(cls),
         "options": {k: v for k, v in dataclasses.asdict(cls.Config()).items()},
     }
 

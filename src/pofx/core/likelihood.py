@@ -4,15 +4,22 @@
 final frozen dataclasses, deliberately not tensors: they have no ``float()`` and no ``<``, so no
 bound can slip into a table of exact numbers. Kind and noise are separate axes: an ELBO from few
 draws is a *noisy lower bound*; its bound holds in expectation over the draws.
+
+Errors are of two kinds. ``mc_se`` is of each row alone: a mean over n rows has 1/sqrt(n) of it. ``shared`` is of what
+rows have in common, such as one estimate of a log-partition function: by the name of each source, the nats by which
+one standard error of it moves each row, with their sign. A mean keeps all of it. In a difference one source cancels;
+several sources add up in quadrature. So a name must tell an estimate from all others: of other weights and other draws.
+
+Sums, differences and means of likelihoods are a ``Number``, and so are the measures of ``pofx.information``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +29,14 @@ from pofx.core.measure import Measure
 
 
 class _Printed:
-    """Prints as what it is (``text``), in a notebook, too."""
+    """Prints as what it is: the mean over its rows, such as "= -3.210 ± 0.040 nats (30 rows)", or "— (reason)"."""
 
     def __repr__(self) -> str:
-        return text(self)  # type: ignore[arg-type]
+        rows = number(self)  # type: ignore[arg-type]
+        whole = mean(rows)
+        if whole.n == 1:  # of one datum it is that datum's number, whose error is that of its draws
+            whole = dataclasses.replace(whole, se=whole.mc_se)
+        return repr(whole if whole.n else dataclasses.replace(whole, note="no rows"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,33 +56,28 @@ class Exact(_Printed):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LowerBound(_Printed):
-    """E[nats] <= log p(x). ``draws=0`` is deterministic; else ``mc_se`` is the error per datum."""
+class _Uncertain(_Printed):
+    """``draws=0`` is deterministic; else ``mc_se`` is the error per datum. ``shared`` is as said above."""
 
     nats: Tensor
     measure: Measure
     mc_se: Tensor
     draws: int
+    shared: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class UpperBound(_Printed):
+class LowerBound(_Uncertain):
+    """E[nats] <= log p(x)."""
+
+
+class UpperBound(_Uncertain):
     """E[nats] >= log p(x)."""
 
-    nats: Tensor
-    measure: Measure
-    mc_se: Tensor
-    draws: int
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Estimate(_Printed):
+class Estimate(_Uncertain):
     """nats is near log p(x), with no one-sided guarantee; ``caveat`` names what limits it."""
 
-    nats: Tensor
-    measure: Measure
-    mc_se: Tensor
-    draws: int
     caveat: str
 
 
@@ -86,15 +92,22 @@ Likelihood: TypeAlias = Exact | LowerBound | UpperBound | Estimate | Unavailable
 Available: TypeAlias = Exact | LowerBound | UpperBound | Estimate
 Kind: TypeAlias = type[Exact] | type[LowerBound] | type[UpperBound] | type[Estimate] | type[Unavailable]
 A = TypeVar("A", bound=Available)
+V = TypeVar("V", float, Tensor)
 
 SYMBOL: dict[Kind, str] = {Exact: "=", LowerBound: "≥", UpperBound: "≤", Estimate: "≈", Unavailable: "—"}
 KINDS: dict[str, Kind] = {k.__name__: k for k in SYMBOL}
 
 
 def make(
-    kind: Kind, nats: Tensor, measure: Measure, mc_se: Tensor | None = None, draws: int = 0, caveat: str = ""
+    kind: Kind,
+    nats: Tensor,
+    measure: Measure,
+    mc_se: Tensor | None = None,
+    draws: int = 0,
+    caveat: str = "",
+    shared: Mapping[str, Tensor | float] | None = None,
 ) -> Available:
-    """A likelihood of ``kind``; an ``Exact`` takes no Monte Carlo error.
+    """A likelihood of ``kind``; an ``Exact`` takes no errors. One number of ``shared`` stands for all rows.
 
     Example:
         >>> import torch
@@ -104,33 +117,21 @@ def make(
         ('LowerBound', 16)
     """
     if kind is Exact:
-        if draws:
+        if draws or shared:
             raise UsageError("An exact likelihood has no Monte Carlo draws.", "Return a bound or an estimate.")
         return Exact(nats, measure)
     se = torch.zeros_like(nats) if mc_se is None else mc_se
-    if kind is LowerBound:
-        return LowerBound(nats, measure, se, draws)
-    if kind is UpperBound:
-        return UpperBound(nats, measure, se, draws)
+    moves = {k: torch.as_tensor(v).to(nats).detach().expand(nats.shape) for k, v in (shared or {}).items()}
+    if kind is LowerBound or kind is UpperBound:
+        return kind(nats, measure, se, draws, shared=moves)
     if kind is Estimate:
-        return Estimate(nats, measure, se, draws, caveat)
+        return Estimate(nats, measure, se, draws, caveat, shared=moves)
     raise UsageError(f"{kind.__name__} carries no number.", "Construct Unavailable(reason) directly.")
 
 
 def mc_se(lik: Available) -> Tensor:
     """Monte Carlo standard error per datum (zero for an exact one), shaped like ``nats``."""
-    return torch.zeros_like(lik.nats) if isinstance(lik, Exact) else lik.mc_se
-
-
-def draws(lik: Available) -> int:
-    return 0 if isinstance(lik, Exact) else lik.draws
-
-
-def noise_of_mean(mc_se: Tensor, weight: Tensor | None = None) -> float:
-    """Monte Carlo standard error of the mean over data of errors [N], weighted where there are weights."""
-    noise = mc_se.double().flatten()
-    each = noise / len(noise) if weight is None else noise * weight / weight.sum()
-    return each.square().sum().sqrt().item()
+    return torch.zeros_like(lik.nats).detach() if isinstance(lik, Exact) else lik.mc_se
 
 
 def join(a: Kind, b: Kind) -> Kind:
@@ -149,11 +150,19 @@ def join(a: Kind, b: Kind) -> Kind:
     return b if a is Exact else Estimate
 
 
+def flip(kind: Kind) -> Kind:
+    """The kind of -v, where v is of ``kind``."""
+    if kind is LowerBound:
+        return UpperBound
+    return LowerBound if kind is UpperBound else kind
+
+
 def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
     """Apply a shape change (reshape, index, ...) to every per-datum tensor."""
     if isinstance(lik, Exact):
         return dataclasses.replace(lik, nats=f(lik.nats))
-    return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se))
+    shared = {source: f(move) for source, move in lik.shared.items()}
+    return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se), shared=shared)
 
 
 def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
@@ -164,10 +173,14 @@ def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
     for p in parts:
         if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
             raise Incomparable("Rows of different kinds or measures cannot be joined.")
-    nats = torch.cat([p.nats for p in parts], dim)  # type: ignore[union-attr]
-    se = None if isinstance(first, Exact) else torch.cat([mc_se(p) for p in parts], dim).detach()  # type: ignore[arg-type]
-    caveat = first.caveat if isinstance(first, Estimate) else ""
-    return make(type(first), nats, first.measure, se, draws(first), caveat)
+    rows = [number(p) for p in parts]
+    nats = torch.cat([r.nats for r in rows], dim)
+    se = torch.cat([mc_se(p) for p in parts], dim).detach()  # type: ignore[arg-type]
+    shared = {
+        source: torch.cat([r.shared.get(source, torch.zeros_like(r.nats)) for r in rows], dim)
+        for source in dict.fromkeys(source for r in rows for source in r.shared)
+    }
+    return make(type(first), nats, first.measure, se, rows[0].draws, rows[0].note, shared)
 
 
 def stack(parts: Sequence[Likelihood]) -> Likelihood:
@@ -175,40 +188,188 @@ def stack(parts: Sequence[Likelihood]) -> Likelihood:
     return cat([p if isinstance(p, Unavailable) else per_row(lambda t: t[..., None], p) for p in parts], dim=-1)
 
 
-# -- as text -----------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 
-def text(lik: Likelihood) -> str:
-    """Such as "= -3.210 ± 0.040 nats (30 rows)", "≥ -85.32 nats (mc 0.02)" of one row, or "— (reason)".
+@dataclass(frozen=True, eq=False, repr=False)
+class Number(Generic[V]):
+    """Nats that say what they are: a likelihood row by row, its mean over data, a measure of information.
 
-    It is the mean over all rows with their standard error; where the Monte Carlo error is not small beside that one,
-    where rows are impossible and what limits an estimate stand in brackets.
+    Arithmetic joins kinds: the negative of a lower bound is an upper one, a difference of two lower bounds an estimate.
+    Errors of data and draws are taken for independent (so what is paired is subtracted row by row, before the mean);
+    shared errors add up source by source, with their signs.
+
+    Attributes:
+        nats: a float of a mean, a tensor of rows and of batches. -inf where a datum is held impossible; NaN where there
+            is no number.
+        se: standard error of all but what is shared; None where the data do not tell it (one row, an infinite mean).
+        mc_se: the Monte Carlo part of it alone: what other draws on the same data would change.
+        shared: of each source, how far one standard error of it moves the number.
+        n: data that it is a mean over; impossible: those of them of which the number is -inf.
+        draws: Monte Carlo draws (of a mean over data, for each).
+        note: an estimate's caveat, how it was computed, or why there is no number.
+
+    Example:
+        >>> a, b = Number(LowerBound, -3.0, 0.3, shared={"log Z": 0.5}), Number(Exact, -5.0, 0.4)
+        >>> print(a - b, a - a * 0.5)
+        ≥ 2.00 ± 0.71 nats (shared 0.5) ≈ -1.50 ± 0.42 nats (shared 0.25)
     """
+
+    kind: Kind
+    nats: V
+    se: V | None = None
+    mc_se: V | None = None
+    shared: Mapping[str, V] = field(default_factory=dict)
+    n: int = 0
+    draws: int = 0
+    impossible: int = 0
+    note: str = ""
+
+    def __add__(self, other: Number[V]) -> Number[V]:
+        both = {k: v + other.shared[k] for k, v in self.shared.items() if k in other.shared}
+        return Number(
+            join(self.kind, other.kind), self.nats + other.nats,
+            _quadrature(self.se, other.se), _quadrature(self.mc_se, other.mc_se),
+            {**self.shared, **other.shared, **both},
+            max(self.n, other.n), max(self.draws, other.draws), max(self.impossible, other.impossible),
+            "; ".join(dict.fromkeys(note for note in (self.note, other.note) if note)),
+        )  # fmt: skip
+
+    def __mul__(self, factor: float) -> Number[V]:
+        se, mc_se = (None if v is None else v * abs(factor) for v in (self.se, self.mc_se))
+        return Number(
+            self.kind if factor > 0 else flip(self.kind), self.nats * factor, se, mc_se,
+            {source: move * factor for source, move in self.shared.items()},
+            self.n, self.draws, self.impossible, self.note,
+        )  # fmt: skip
+
+    def __neg__(self) -> Number[V]:
+        return self * -1.0
+
+    def __sub__(self, other: Number[V]) -> Number[V]:
+        return self + -other
+
+    def __repr__(self) -> str:
+        of = f"{self.n:,} rows" if self.n > 1 and not self.impossible else ""
+        return self._told([of, *self._about, self.note])
+
+    @property
+    def shared_se(self) -> Any:
+        """Standard error of what is shared, of all its sources together: a float or a tensor, as ``nats``."""
+        return sum(move**2 for move in self.shared.values()) ** 0.5
+
+    @property
+    def error(self) -> V | None:
+        """Standard error of the number: of data, of draws, and of what is shared."""
+        return _quadrature(self.se, self.shared_se)
+
+    @property
+    def available(self) -> bool:
+        return self.kind is not Unavailable
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOL[self.kind]
+
+    @property
+    def bits(self) -> V:
+        """The number in bits."""
+        return self.nats / math.log(2)
+
+    @property
+    def text(self) -> str:
+        """Such as "≥ -85.32 ± 0.21 nats (mc 0.02)", "= −∞ nats (2 of 500 rows impossible)", or "— (reason)"."""
+        return self._told(self._about if self.available else [self.note])
+
+    @property
+    def lost(self) -> str:
+        """Of how many rows the number is -inf, and what that means of its kind."""
+        meaning: dict[Kind, str] = {LowerBound: "without a bound", Estimate: "estimated as impossible"}
+        what = meaning.get(self.kind, "impossible")
+        return f"{self.impossible:,} of {self.n:,} row{'s' * (self.n > 1)} {what}"
+
+    def told(self, unit: str = "nats", size: float = 1.0) -> str:
+        """The number and its error in a unit of so many nats, without what qualifies it."""
+        value: Any = self.nats / size
+        error: Any = None if self.error is None else self.error / size
+        if isinstance(value, Tensor):
+            value, error = value.tolist(), None if error is None else error.tolist()
+        if isinstance(value, list):
+            return f"{self.symbol} {value} {unit}"
+        if math.isnan(value):
+            return self.symbol
+        unknown = " ± unknown" if self.n == 1 and error is None and math.isfinite(value) else ""
+        written = f"{value:.6g}" if error == 0 and math.isfinite(value) else with_error(value, error)
+        return f"{self.symbol} {written}{unknown} {unit}"
+
+    def _told(self, brackets: Sequence[str]) -> str:
+        inside = "; ".join(note for note in brackets if note)
+        return f"{self.told()} ({inside})" if inside else self.told()
+
+    @property
+    def _about(self) -> list[str]:
+        """What widens or undoes the number; of a batch there is one of each for every entry."""
+        found = [self.lost] if self.impossible else []
+        if torch.as_tensor(self.nats).ndim == 0 and math.isfinite(self.nats):
+            found += [f"mc {self.mc_se:.2g}"] if self.mc_se and self.mc_se != self.se else []
+            found += [f"shared {self.shared_se:.2g}"] if self.shared_se else []
+        return found
+
+
+def number(lik: Likelihood) -> Number[Tensor]:
+    """A likelihood row by row, as what can be added up."""
     if isinstance(lik, Unavailable):
-        return f"{SYMBOL[Unavailable]} ({lik.reason})"
-    nats = lik.nats.detach().double().flatten()
-    n, impossible = len(nats), int((nats == -math.inf).sum())
-    if n == 0:
-        return f"{SYMBOL[type(lik)]} (no rows)"
-    mean = nats.mean().item()
-    se = (nats.std() / math.sqrt(n)).item() if n > 1 and math.isfinite(mean) else None
-    about = [f"{n:,} rows"] if n > 1 and not impossible else []
-    about += [lost(type(lik), impossible, n)] if impossible else []
-    if draws(lik) and math.isfinite(mean) and ((noise := noise_of_mean(mc_se(lik))) > (se or 0.0) / 3):
-        about.append(f"mc {noise:.2g}")  # a smaller one hardly widens the error
-    about += [lik.caveat] if isinstance(lik, Estimate) and lik.caveat else []
-    brackets = f" ({'; '.join(about)})" if about else ""
-    return f"{SYMBOL[type(lik)]} {with_error(mean, se)} nats{brackets}"
+        return Number(Unavailable, torch.tensor(math.nan), note=lik.reason)
+    se, note = mc_se(lik), lik.caveat if isinstance(lik, Estimate) else ""
+    shared, draws = ({}, 0) if isinstance(lik, Exact) else (lik.shared, lik.draws)
+    return Number(type(lik), lik.nats, se, se, shared, draws=draws, note=note)
 
 
-def lost(kind: Kind, impossible: int, n: int) -> str:
-    """Of how many of n rows the number is -inf, and what that means of its kind."""
-    meaning: dict[Kind, str] = {LowerBound: "without a bound", Estimate: "estimated as impossible"}
-    return f"{impossible:,} of {n:,} row{'s' * (n > 1)} {meaning.get(kind, 'impossible')}"
+def mean(rows: Number[Tensor], weight: Tensor | None = None, size: Tensor | None = None) -> Number[float]:
+    """The mean over all rows, by ``weight`` [N] where given, and per unit where ``size`` [N] counts the units of each.
+
+    Its ``se`` is that of the choice of rows, which contains the Monte Carlo spread between them. What rows share is
+    averaged with its sign: a mean over ever more rows keeps it.
+
+    Example:
+        >>> import torch
+        >>> from pofx.core.measure import Measure
+        >>> nats = torch.tensor([-1.0, -2.0, -3.0, -4.0])
+        >>> energy = make(UpperBound, nats, Measure.lebesgue(2), shared={"log Z of 4 chains": 0.3})
+        >>> mean(number(energy))
+        ≤ -2.50 ± 0.71 nats (4 rows; shared 0.3)
+    """
+    nats = rows.nats.detach().double().flatten()
+    w = torch.ones_like(nats) if weight is None else weight.to(nats)
+    w, n = w / w.sum(), len(nats)
+    units = torch.ones_like(nats) if size is None else size.to(nats)
+    whole = float((w * units).sum())
+    impossible = int(((nats == -math.inf) & (w > 0)).sum())
+    value = -math.inf if impossible else float(torch.where(w > 0, w * nats, 0.0).sum() / whole) if n else math.nan
+    finite = math.isfinite(value)
+
+    def independent(each: Tensor) -> float:
+        return float(torch.where(w > 0, w * each.detach().to(w).flatten(), 0.0).square().sum().sqrt() / whole)
+
+    # linearisation of the ratio; n / (n - 1) makes it the usual error where weights are equal
+    se = independent(nats - value * units) * math.sqrt(n / (n - 1)) if finite and n > 1 else None
+    mc_se = independent(rows.mc_se) if finite and rows.mc_se is not None else None
+    shared = {source: shared_mean(move.to(w).flatten(), w) / whole for source, move in rows.shared.items()}
+    return Number(rows.kind, value, se, mc_se, shared, n, rows.draws, impossible, rows.note)
+
+
+def shared_mean(move: Tensor, weight: Tensor) -> float:
+    """How far one standard error of a source moves the mean over rows [N], by how far it moves each of them."""
+    return float((weight * move).sum())
+
+
+def _quadrature(a: V | None, b: V | None) -> V | None:
+    """The standard error of a sum of what is independent; None where one is not known."""
+    return None if a is None or b is None else (a**2 + b**2) ** 0.5  # type: ignore[no-any-return]
 
 
 def with_error(value: float, se: float | None) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e6.
 
     Without the error where that is not known, and infinity as its sign.
 
@@ -219,128 +380,9 @@ def with_error(value: float, se: float | None) -> str:
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
     known = se is not None and math.isfinite(se)
-    if abs(value) >= 1e9:
+    if abs(value) >= 1e6:
         return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
     if se is None or not known:
         return f"{value:.2f}"
     places = 2 if se == 0 else min(6, max(0, 1 - math.floor(math.log10(se))))
     return f"{value:.{places}f} ± {se:.{places}f}"
-
-
-# -- comparison ----------------------------------------------------------------------------------------------
-
-Verdict: TypeAlias = Literal["better", "worse", "undecided"]
-
-
-FEWEST = 3  # rows of which a mean difference has an error worth the name
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Mean paired difference of two likelihoods on the same data, and what it allows one to say.
-
-    Attributes:
-        verdict: of a against b.
-        nats: mean of a - b per datum; infinite where one of them holds a datum impossible, NaN where there is none.
-        se: its standard error, data and Monte Carlo together; None where the data do not tell it (one datum, an
-            infinite mean).
-        sign: 1 or -1 where the difference is beyond its error (see ``compare``), else 0; of the numbers as they
-            stand, whatever their kinds allow one to conclude.
-        why: in words.
-    """
-
-    verdict: Verdict
-    nats: float
-    se: float | None
-    sign: int
-    why: str
-
-
-def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
-    """Is ``a`` better than ``b`` on these data (same rows, in the same order; ``weight`` [N] weighs them)?
-
-    ``better`` only where a lower limit of a (exact or lower bound) beats an upper limit of b (exact or upper bound)
-    and the mean paired difference is beyond its error. An estimate decides nothing. Beyond its error is
-
-    - an infinite difference: b holds impossible (log p = -inf) what a does not, on one datum or more;
-    - of three rows or more, a mean of more than t standard errors: the quantile of Student's t (a degree of freedom
-      less than there are rows) that is exceeded as rarely as ``z`` by a normal one;
-    - of three rows or more that all agree, a smallest difference of more than the same t times (1 nat + the standard
-      deviation of the scores of the steadier model): however far the other one's scores spread, which is what makes
-      the error of the mean large, no row comes near to changing the sign.
-
-    Of one or two rows there is no error to compare with. Raises Incomparable when the measures differ.
-
-    Example:
-        >>> import torch
-        >>> from pofx.core.measure import Measure
-        >>> rows = torch.linspace(-1, 1, 100)
-        >>> flow = Exact(rows - 3.2, Measure.lebesgue(2))
-        >>> elbo = LowerBound(rows - 3.5, Measure.lebesgue(2), torch.zeros(100), draws=0)
-        >>> compare(flow, elbo).verdict  # what the bound hides may be more than 0.3 nats
-        'undecided'
-        >>> compare(flow, Exact(rows - 3.5, Measure.lebesgue(2))).verdict
-        'better'
-    """
-    if isinstance(a, Unavailable) or isinstance(b, Unavailable):
-        return Comparison("undecided", math.nan, None, 0, "there is no likelihood to compare")
-    if a.measure != b.measure:
-        raise Incomparable(
-            f"Measures differ: {a.measure} against {b.measure}.",
-            "Fit both models on one loaded data set, so that both score the same space.",
-        )
-    if a.nats.shape != b.nats.shape:
-        raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Score the same rows.")
-    mean, se, sign, why = _difference(a.nats.double().flatten(), b.nats.double().flatten(), z, weight)
-    if isinstance(a, Estimate) or isinstance(b, Estimate):
-        return Comparison("undecided", mean, se, sign, "an estimate bounds nothing on either side")
-    a_lower, a_upper = isinstance(a, Exact | LowerBound), isinstance(a, Exact | UpperBound)
-    b_lower, b_upper = isinstance(b, Exact | LowerBound), isinstance(b, Exact | UpperBound)
-    if a_lower and b_upper and sign > 0:
-        return Comparison("better", mean, se, sign, f"lower limit above upper limit: {why}")
-    if b_lower and a_upper and sign < 0:
-        return Comparison("worse", mean, se, sign, f"upper limit below lower limit: {why}")
-    if not (a_lower and b_upper) and not (b_lower and a_upper):
-        return Comparison("undecided", mean, se, sign, "two bounds on the same side do not order the likelihoods")
-    if sign == 0:
-        return Comparison("undecided", mean, se, sign, why)
-    return Comparison("undecided", mean, se, sign, "the gap of the bound may explain the difference")
-
-
-def _difference(x: Tensor, y: Tensor, z: float, weight: Tensor | None) -> tuple[float, float | None, int, str]:
-    """Mean of x - y [N], its standard error, its sign where it is beyond that error (else 0), and why."""
-    w = torch.ones_like(x) if weight is None else weight.to(x)
-    x, y, w = x[w > 0], y[w > 0], w[w > 0] / w.sum()
-    lost = [int((v == -math.inf).sum()) for v in (x, y)]
-    if all(lost):
-        return math.nan, None, 0, f"both hold rows impossible, {lost[0]} and {lost[1]} of {len(w)}"
-    if any(lost):
-        sign = -1 if lost[0] else 1
-        return sign * math.inf, None, sign, f"{max(lost)} of {len(w)} rows impossible under the other"
-    diff = x - y
-    mean = (w * diff).sum().item()
-    if not math.isfinite(mean):
-        return math.nan, None, 0, "a density that is infinite orders nothing"
-    if len(w) == 1:
-        return mean, None, 0, "the error of a difference on one row is unknown"
-    # mc_se is noise of the scores on top of the spread between data, which already contains it: the
-    # sample variance of the differences counts both once.
-    scale = len(w) / (len(w) - 1)
-    se = math.sqrt(scale * (w * (diff - mean)).square().sum().item())
-    if len(w) < FEWEST:
-        return mean, se, 0, f"{len(w)} rows are too few to tell the error of their difference"
-    counting = 1 / w.square().sum().item()  # rows: as many as there are, where all weigh the same (Kish, 1965)
-    sign, limit = (mean > 0) - (mean < 0), student(z, max(1.0, counting - 1))
-    if abs(mean) > limit * se:
-        return mean, se, sign, f"the difference is more than {limit:.3g} standard errors"
-    steadier = min(x.std().item(), y.std().item())
-    if (sign * diff).min().item() > limit * (1 + steadier):
-        return mean, se, sign, f"all {len(w)} rows agree, by more than {limit:.3g} times the steadier one's spread"
-    return mean, se, 0, f"difference within {limit:.3g} standard errors"
-
-
-def student(z: float, freedom: float) -> float:
-    """The quantile of Student's t, of so many degrees of freedom, that is exceeded as rarely as z by a normal one."""
-    from scipy.special import ndtr, stdtrit
-
-    return -float(stdtrit(freedom, ndtr(-z)))

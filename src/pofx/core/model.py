@@ -12,12 +12,24 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pofx.core.abilities import (
+    ClassesAtOnce,
+    Completes,
+    Continues,
+    Decodes,
+    Encodes,
+    HasNoisedScore,
+    HasScore,
+    ability_of,
+    able,
+    can,
+)
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
@@ -27,22 +39,10 @@ from pofx.core.space import Space, join, take
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pofx.core.learner import Learner, Recipe, TrainingSet
+    from pofx.core.learner import Learner, Recipe, Stage, TrainingSet
 
 
 R = TypeVar("R", Request, Sampler)
-
-
-class Rows(Protocol):
-    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor.
-
-    Those of a table give a single column [N] as well: ``rows[:, j]``.
-    """
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: Any) -> Tensor:
-        """The rows at ``index`` (a slice, or numbers) as one tensor."""
-        ...
 
 
 class Model(nn.Module):
@@ -62,19 +62,15 @@ class Model(nn.Module):
     paper: ClassVar[str]
     estimators: ClassVar[tuple[type[Request], ...]]  # what it answers of its likelihood, over one space or another
     samplers: ClassVar[tuple[type[Sampler], ...]] = (Direct,)  # how it draws, over one space or another
-    in_blocks: ClassVar[bool] = False  # prepare and sweeps take x and c as Rows, which memory may not hold all at once
-    decodes: ClassVar[bool] = False  # symbol by symbol: rows_best and rows_stream exist
-    continues: ClassVar[bool] = False  # a datum may be given what comes before it: rows_..._after exist
-    latent: ClassVar[bool] = False  # rows_encode exists
-    has_score: ClassVar[bool] = False  # rows_score exists
-    has_noised_score: ClassVar[bool] = False  # rows_noised_score exists
     known_failures: ClassVar[dict[str, str]] = {}  # "check" or "check:case" of the conformance suite -> reason
     Config: ClassVar[type]
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__()
         if reason := self.refuses(space, context, config):
-            raise Unsupported(f"{self.name} does not serve {space}: {reason}", "See 'pofx families'.")
+            others = able(space, context)  # itself among them: its options are what cannot be
+            remedy = f"These do: {', '.join(others)}." if others and self.name not in others else "See 'pofx families'."
+            raise Unsupported(f"{self.name} does not serve {space}: {reason}", remedy)
         self.config, self.space, self.context = config, space, context
         self.remarks: list[str] = []  # of ``prepare``: what the data made it do that nobody asked for, in sentences
 
@@ -127,6 +123,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        """Further Configs of that size, by name, whose options change the mathematics: the suite checks them, too."""
+        return {}
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         """How this family is trained on ``space`` unless the user says otherwise."""
         raise NotImplementedError
@@ -134,12 +135,18 @@ class Model(nn.Module):
     def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
         """Look at the training data once, before training: scales, bins, start values into buffers.
 
-        x and c are tensors; of data beyond memory Rows where the family works ``in_blocks``, else a sample of rows.
+        x and c are tensors; of data beyond memory Rows where the family is ``InBlocks``, else a sample of rows.
         """
 
     def learner(self, recipe: Recipe) -> Learner:
         """Everything that differs between families in training."""
         raise NotImplementedError
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        """What a fit goes through, one after the other: the learner on the training data, unless a family has more."""
+        from pofx.core.learner import Stage
+
+        return [Stage("model", recipe, partial(self.learner, recipe))]
 
     def training_set(self, x: Any) -> TrainingSet:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
@@ -160,63 +167,6 @@ class Model(nn.Module):
         """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
         raise NotImplementedError
 
-    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]. One pass a class, or better."""
-        assert self.space.classes is not None
-        every = [torch.full((n,), k, device=self.device) for k in range(self.space.classes)]
-        return stack([self.rows_log_prob(y, c, request, noise) for y in every])
-
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
-        """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
-
-        ``before`` [N, K, ...] (or None) is what precedes each row. Exists where ``continues`` is True.
-        """
-        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt, rnn or wavenet.")
-
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
-        """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]. Exists where ``continues`` is True."""
-        raise Unsupported(f"{self.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
-
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
-        """The n best continuations [n, L] of ``before`` [1, K] that a search finds. Where it ``decodes``."""
-        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
-
-    def rows_stream(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Iterator[str]:
-        """One draw of a text after ``before`` [1, K], in pieces as they are drawn. Where it ``decodes``."""
-        raise Unsupported(f"{self.name} does not draw symbol by symbol.", "Fit a gpt or rnn to texts.")
-
-    def rows_spans(self, x: Tensor) -> list[list[tuple[int, int]]]:
-        """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
-        raise Unsupported(f"{self.name} does not go through its data step by step.", "Fit a gpt or rnn to texts.")
-
-    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
-        raise Unsupported(
-            f"{self.name} does not draw a datum value by value.", "Fit a made, window-mlp, pixelcnn or image-gpt."
-        )
-
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        """q(z | x, c) with batch shape [N] and event shape [latent]. Exists where ``latent`` is True."""
-        raise Unsupported(f"{self.name} has no latent variable to encode into.", "Fit a vae, a gmm or a flow.")
-
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """grad_x log p(x | c) [N, *E] over a continuous space. Exists where ``has_score`` is True."""
-        raise Unsupported(
-            f"{self.name} has no score (gradient of the log-density).",
-            "Ask for noised_score." if self.has_noised_score else "Fit a gaussian, gmm or flow.",
-        )
-
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
-        """Score [N, *E] of data with noise added (see ``Conditional.noised_score``). Where ``has_noised_score``."""
-        raise Unsupported(
-            f"{self.name} has no score of noised data.",
-            "Ask for score, that of the data themselves." if self.has_score else "Fit a ddpm or flow-matching.",
-        )
-
     def rows_per_pass(self) -> int:
         """How many rows one pass may hold: about 2^22 numbers of data, at most 8192 rows."""
         return max(1, min(8192, 2**22 // max(1, self.space.dims)))
@@ -230,7 +180,7 @@ class Model(nn.Module):
     def given(self, c: Any = None, *, before: Any = None) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
-        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is scored or
+        ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is evaluated or
         sampled then comes after them. Without a context they alone make up the batch *C.
 
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
@@ -251,18 +201,24 @@ class Model(nn.Module):
         return self.given().sample(n, generator=generator, sampler=sampler)
 
     @property
-    def window(self) -> int | None:
-        """How many steps a net of limited context sees at a time."""
-        return None
-
-    @property
     def device(self) -> torch.device:
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def parts(self) -> dict[str, Model]:
+        """The models inside this one by their names in it; what is inside them is theirs."""
+        found: dict[str, Model] = {}
+        for name, module in self.named_modules():
+            if name and isinstance(module, Model) and not any(name.startswith(f"{other}.") for other in found):
+                found[name] = module
+        return found
+
     def parameter_count(self) -> int:
         """Fitted numbers: trainable parameters, or what a counting family counts."""
-        return sum(p.numel() for p in self.parameters())
+        parts = self.parts().values()
+        others = {id(p) for part in parts for p in part.parameters()}
+        own = sum(p.numel() for p in self.parameters() if id(p) not in others)
+        return own + sum(part.parameter_count() for part in parts)
 
     def __repr__(self) -> str:
         """One line; ``model.children()`` are its parts."""
@@ -295,8 +251,7 @@ class Conditional:
         if context is not None and self.c is not None:
             context.check(self.c)
         if self.before is not None:
-            if not self.model.continues:
-                raise Unsupported(f"{self.model.name} cannot go on from a beginning.", "Fit a gpt, rnn or wavenet.")
+            ability_of(self.model, Continues)
             self.model.space.check(self.before)
 
     def __repr__(self) -> str:
@@ -334,8 +289,8 @@ class Conditional:
             request: how it is estimated: one of ``core.requests``, or its class for the model's own numbers (None: the
                 first of ``model.own_estimators``).
             generator: gives the seed of Monte Carlo draws; a fixed seed 0 where none is given. What is drawn for
-                a datum follows from that seed, the datum and its context, whatever else is scored with it.
-            copies: of data that are scored in several calls with one seed, what tells equal ones apart.
+                a datum follows from that seed, the datum and its context, whatever else is evaluated with it.
+            copies: of data that are evaluated in several calls with one seed, what tells equal ones apart.
 
         Returns:
             A Likelihood with nats [*S, *C], of the kind that the request promises.
@@ -344,22 +299,22 @@ class Conditional:
         """
         model = self.model
         request = _in_full(model, request, model.own_estimators, model.default_request)
+        if self.before is not None:
+            nats = self.log_probs(x, request=request).sum(-1, dtype=torch.float64)
+            _check_nats(model, nats.flatten())
+            return make(KINDS[request.kind], nats, model.space.measure)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
-        before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
+            raise EmptyData("There are no rows.", "Give at least one datum.")
+        seed = seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
-                if before is None:
-                    noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    lik = model.rows_log_prob(rows, given, request, noise)
-                    parts.append(_carrying(lik, rows, given))
-                else:
-                    each = model.rows_log_probs(rows, given, before[i : i + size], request)
-                    parts.append(make(KINDS[request.kind], each.sum(1, dtype=torch.float64), model.space.measure))
+                noise = RowNoise(seed, partial(self._keys, copies, rows, given))
+                lik = model.rows_log_prob(rows, given, request, noise)
+                parts.append(_carrying(lik, rows, given))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
@@ -384,7 +339,7 @@ class Conditional:
             for i in range(0, n, size):
                 m, given = min(size, n - i), None if c is None else c[i : i + size]
                 keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
-                parts.append(model.rows_classes(m, given, request, RowNoise(seed, keys)))
+                parts.append(_every_class(model, m, given, request, RowNoise(seed, keys)))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
@@ -397,15 +352,15 @@ class Conditional:
         The last is that of the end; zero at and after the end of a shorter datum, and at the end of an excerpt.
         Their sum is ``log_prob``. Raises Unsupported where the family does not go step by step.
         """
-        model = self.model
+        model, steps = self.model, ability_of(self.model, Continues)
         request = _in_full(model, request, model.own_estimators, model.default_request)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
-            raise EmptyData("There are no rows to score.", "Give at least one datum.")
+            raise EmptyData("There are no rows.", "Give at least one datum.")
         before, size = self._befores(batch), model.rows_per_pass()
         with evaluating(model):
             parts = [
-                model.rows_log_probs(
+                steps.rows_log_probs(
                     flat[i : i + size],
                     None if c is None else c[i : i + size],
                     None if before is None else before[i : i + size],
@@ -442,7 +397,7 @@ class Conditional:
                 if before is None:
                     parts.append(model.rows_sample(m, given, sampler, gen))
                 else:
-                    parts.append(model.rows_sample_after(before[i : i + m], given, sampler, gen))
+                    parts.append(ability_of(model, Continues).rows_sample_after(before[i : i + m], given, sampler, gen))
         x = join(model.space, parts)
         _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
@@ -452,7 +407,7 @@ class Conditional:
 
         Raises Unsupported where the model does not draw symbol by symbol, UsageError where contexts are many.
         """
-        model = self.model
+        model, symbols = self.model, ability_of(self.model, Decodes)
         sampler = _in_full(model, sampler, model.own_samplers, model.default_sampler)
         if sampler.searches:
             raise UsageError("A search has nothing to stream before it ends.", "Call sample.")
@@ -460,14 +415,14 @@ class Conditional:
         if len(before) != 1:
             raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
         with evaluating(model), torch.no_grad():
-            yield from model.rows_stream(before, c, sampler, _generator(generator, model.device))
+            yield from symbols.rows_stream(before, c, sampler, _generator(generator, model.device))
 
     def _best(self, n: int, sampler: Sampler) -> Tensor:
         """[n, *C, *E]"""
         model, c, before = self.model, self._contexts(self.batch_shape), self._beginnings()
         with evaluating(model), torch.no_grad():
             found = [
-                model.rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
+                ability_of(model, Decodes).rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
                 for i in range(len(before))
             ]
         x = join(model.space, found)
@@ -490,7 +445,7 @@ class Conditional:
         draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
         Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
         """
-        x = take(self.model.space, x)
+        values, x = ability_of(self.model, Completes), take(self.model.space, x)
         if known.shape != x.shape or known.dtype != torch.bool:
             raise WrongShape(
                 f"known has shape {tuple(known.shape)} and dtype {known.dtype}; x has shape {tuple(x.shape)}.",
@@ -502,20 +457,20 @@ class Conditional:
         with evaluating(self.model), torch.no_grad():
             for i in range(0, len(flat), size):
                 given = None if c is None else c[i : i + size]
-                parts.append(self.model.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
+                parts.append(values.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
         return torch.cat(parts).reshape(x.shape) if parts else x
 
     def encode(self, x: Any) -> Distribution:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""
-        flat, c, _ = self._flat(x)
+        latents, (flat, c, _) = ability_of(self.model, Encodes), self._flat(x)
         with evaluating(self.model):
-            return self.model.rows_encode(flat, c)
+            return latents.rows_encode(flat, c)
 
     def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
-        flat, c, batch = self._flat(x)
+        model, (flat, c, batch) = ability_of(self.model, HasScore, HasNoisedScore), self._flat(x)
         with evaluating(self.model), torch.no_grad():
-            return self.model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
+            return model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
 
     def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
         """grad_x log p_noise(x | c), shaped like x: the score of the data plus Gaussian noise, not of the data.
@@ -525,9 +480,9 @@ class Conditional:
         3). Raises Unsupported where the family is not learned from noised data, UsageError for noise that it has not
         seen.
         """
-        flat, c, batch = self._flat(x)
+        model, (flat, c, batch) = ability_of(self.model, HasNoisedScore, HasScore), self._flat(x)
         with evaluating(self.model), torch.no_grad():
-            return self.model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
+            return model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
 
     def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
         """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""
@@ -577,6 +532,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was)
+
+
+def _every_class(model: Model, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    """log p(y | c) of every class y for n rows, nats [N, K]: one pass a class, or better."""
+    if can(model, ClassesAtOnce):
+        return model.rows_classes(n, c, request, noise)
+    assert model.space.classes is not None
+    every = [torch.full((n,), k, device=model.device) for k in range(model.space.classes)]
+    return stack([model.rows_log_prob(y, c, request, noise) for y in every])
 
 
 def _generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:

@@ -34,13 +34,17 @@ class RowNoise:
     """
 
     def __init__(self, seed: int, keys: Callable[[], Tensor]) -> None:
-        self._seed, self._keys = seed, keys
+        self.seed, self._keys = seed, keys
         self._used = 0  # words of every stream
 
     @classmethod
     def by_place(cls, n: int, generator: torch.Generator) -> RowNoise:
         """Noise of n rows that are told apart by their places."""
         return cls(seed_of(generator), lambda: torch.arange(n, device=generator.device))
+
+    def shared(self) -> torch.Generator:
+        """A generator that follows from the seed alone: of draws that all rows share, whatever their batch."""
+        return torch.Generator().manual_seed(self.seed)
 
     def rand(self, *shape: int) -> Tensor:
         """Uniform in [0, 1), float32 with 24 random bits."""
@@ -58,7 +62,7 @@ class RowNoise:
     def _streams(self) -> Tensor:
         """The start of each row's stream [N]."""
         keys = self._keys()
-        seed = torch.tensor(self._seed, device=keys.device)
+        seed = torch.tensor(self.seed, device=keys.device)
         return _mix(keys ^ _mix(seed * GOLDEN))
 
     def _draw(
@@ -78,7 +82,7 @@ class RowNoise:
 
 
 class Copies:
-    """Tells equal rows apart, over all that are scored together: the k-th copy of a row has noise of its own."""
+    """Tells equal rows apart, over all that are evaluated together: the k-th copy of a row has noise of its own."""
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}  # key -> how often

@@ -7,9 +7,13 @@ A space says nothing about any data set beyond what is needed to read, check and
     Table     [D], one entry per column          float64   per column, see below
     Image     [C, H, W], 0 .. levels-1           uint8     counting
     Label     [], class index                    int64     counting
+    Reals     any shape                          float64   Lebesgue
+    Codes     any shape, 0 .. size-1             int64     counting
+    Pair      [Da + Db], both flattened          float64   that of both
     Text      [L], numbers of symbols            int64     counting
     Audio     [L], levels 0 .. levels-1          int64     counting
     Sequence  [L, D], each step a table's row    float64   that of a step, again and again
+    Reals     any shape                          float64   Lebesgue
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
@@ -25,6 +29,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Self
@@ -38,14 +43,47 @@ from pofx.core.measure import Measure
 
 
 class Space(ABC):
-    """What one x is: a frozen dataclass that derives from this, with all that a space knows of itself."""
+    """What one x is: a frozen dataclass that derives from this, with all that a space knows of itself.
 
-    name: ClassVar[str]  # by which a run folder says which space it is
+    Other rooms ask what a space knows, never which it is: ``if space.pixels``. What they do for each space is an open
+    function (``functools.singledispatch``), to which the file of a new space adds its case where the default is not
+    right:
+
+        data.parts.described                            lines of ``describe``      one line
+        data.rows.new_rows                              rows of it that are new    columns by name, or an array
+        data.write.check_place, write_rows              files                      CSV of columns, or .npy
+        evaluate.two_sample.features, outlier.corrupt   sample quality, outliers   columns, each for itself
+        evaluate.baselines.compression                  codes to beat              gzip of CSV, or of the bytes
+        report.exhibits.exhibit                         samples beside data        columns compared, or data spelt
+        nn.sites.heads_for, nn.encoders.encoder         what nets give and take    a head for each column
+        codecs.cells.cells                              what is counted            columns
+
+    Attributes:
+        name: by which a run folder says which space it is.
+        unit: what a rate is told per.
+        whole: what to do about values that ``dtype`` cannot hold.
+        values: the classes by name, where x is one of a few.
+        columns: what each number of a flattened x is (``spaces.table.Column``), where the space says so.
+        symbols: every number of x is one of 0 .. symbols - 1.
+        pixels: height, width and channels of an image.
+        alphabet: the characters of a string ("" for bytes); None where x is none.
+        fill: what stands after the end of a datum of free length; None where all are of one size.
+        length: of the longest known datum, in steps; 1 where all are of one size.
+        has_eos: the end belongs to the datum.
+    """
+
+    name: ClassVar[str]
     dtype: ClassVar[torch.dtype]
-    unit: ClassVar[str] = "dim"  # what a rate is told per
-    fill: ClassVar[float | None] = None  # what stands after the end of a datum of free length
-    classes: int | None = None  # how many values x may have, where they are few and each has a name
-    whole: ClassVar[str] = "Give whole numbers."  # what to do about values that ``dtype`` cannot hold
+    unit: ClassVar[str] = "dim"
+    whole: ClassVar[str] = "Give whole numbers."
+    values: tuple[str, ...] = ()
+    columns: tuple[Any, ...] = ()
+    symbols: int | None = None
+    pixels: tuple[int, int, int] | None = None
+    alphabet: str | None = None
+    fill: ClassVar[float | None] = None
+    length: int = 1
+    has_eos: bool = False
 
     @property
     @abstractmethod
@@ -69,9 +107,22 @@ class Space(ABC):
         """What no draw of x [n, *E] may be and one is, in words; None where all may be."""
         return None
 
+    @property
+    def classes(self) -> int | None:
+        """How many values x may have, where each has a name."""
+        return len(self.values) or None
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """How many steps each datum of x [..., *E] has, int64 [...]; one where all are of one size."""
+        return torch.ones(x.shape[: x.ndim - len(self.event_shape)], dtype=torch.int64, device=x.device)
+
     def units(self, x: Tensor) -> Tensor:
         """How many ``unit``s each datum of x [N, *E] has, float64 [N]."""
         return torch.full((len(x),), float(self.dims), dtype=torch.float64)
+
+    def spell(self, x: Tensor) -> str:
+        """One datum [*E] as a person reads it."""
+        return ", ".join(f"{v:.6g}" for v in x.flatten().tolist())
 
     def parse(self, spellings: list[str]) -> Tensor | None:
         """Data [N, *E] by their spellings; None where the space knows none."""
@@ -79,18 +130,17 @@ class Space(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, of which ``from_json`` makes the space again."""
-        return {"space": self.name, **vars(self)}
+        found = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {"space": self.name} | {k: v.to_json() if isinstance(v, Space) else v for k, v in found.items()}
 
     @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Self:
-        return cls(**fields)
+    def of_json(cls, found: dict[str, Any]) -> Self:
+        return cls(**found)
 
 
 class Ragged(Space):
     """What spaces of data of free length share; the first axis of an event is the free one."""
 
-    has_eos: bool
-    length: int
     fill: ClassVar[float]
 
     @property
@@ -120,9 +170,8 @@ class Ragged(Space):
             raise BadValue(f"A datum goes on after its end ({self.fill:g}).", "Fill up after the end only.")
 
 
-BUILT_IN = {
-    name: f"pofx.spaces.{name}:{name.capitalize()}" for name in ("table", "image", "label", "text", "audio", "sequence")
-}
+NAMES = ("table", "image", "label", "reals", "codes", "pair", "text", "audio", "sequence")
+BUILT_IN = {name: f"pofx.spaces.{name}:{name.capitalize()}" for name in NAMES}
 _REGISTERED: dict[str, type[Space]] = {}
 
 
@@ -137,15 +186,21 @@ def register(cls: type[Space]) -> None:
 
 def from_json(data: dict[str, Any]) -> Space:
     """The inverse of ``to_json``. Raises UsageError on an unknown space."""
-    name, fields = data["space"], {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "space"}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict) and "space" in value:
+            return from_json(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    name, found = data["space"], {k: plain(v) for k, v in data.items() if k != "space"}
     if name in _REGISTERED:
-        return _REGISTERED[name].of_json(fields)
+        return _REGISTERED[name].of_json(found)
     known = {point.name: point.value for point in entry_points(group="pofx.spaces")} | BUILT_IN
     if name not in known:
         raise UsageError(f"Unknown space {name!r}; known: {', '.join(known)}.", "Use a newer pofx.")
     module, _, attribute = known[name].partition(":")
     cls: type[Space] = getattr(import_module(module), attribute)
-    return cls.of_json(fields)
+    return cls.of_json(found)
 
 
 READ = "Give numbers; what has names, such as categories, goes in as a frame or a dictionary with the columns by name."
@@ -222,18 +277,24 @@ def _from_array(space: Space, x: Any) -> Tensor:
 def free_length(space: Space, context: Space | None) -> str | None:
     """Why a family of data of one size refuses these spaces, or None."""
     for s in (space, context):
-        if isinstance(s, Ragged):
-            return "it takes data of one size, and these are of any length. Fit a gpt, rnn or wavenet."
+        if s is not None and s.fill is not None:
+            return "it takes data of one size, and these are of any length."
     return None
 
 
 def join(space: Space, parts: list[Tensor]) -> Tensor:
     """Batches [n, *E] one after the other, the shorter ones filled up to the longest."""
-    if isinstance(space, Ragged):
+    if space.fill is not None:
         longest, k = max(p.shape[1] for p in parts), len(space.event_shape)
         short = ((0, 0) * (k - 1) + (0, longest - p.shape[1]) for p in parts)
         parts = [torch.nn.functional.pad(p, pad, value=space.fill) for p, pad in zip(parts, short, strict=True)]
     return torch.cat(parts)
+
+
+def column_of(x: Any, j: int) -> Tensor:
+    """Number j of each datum of x [N, *E], flattened; what is no tensor (rows beyond memory) is [N, D] already."""
+    column: Tensor = x.reshape(len(x), -1)[:, j] if isinstance(x, Tensor) else x[:, j]
+    return column
 
 
 def check_shape(space: Space, x: Tensor) -> None:

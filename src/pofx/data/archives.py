@@ -20,14 +20,16 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import audio, image, packed, sequences
-from pofx.data.image import PARTS, NDArray
+from pofx.data.image import PARTS
 from pofx.data.options import Options
-from pofx.data.ragged import excerpts
-from pofx.data.raw import RATE, SECONDS, STEPS, Raw, RawTable, corrupt, table_of
+from pofx.data.ragged import NDArray, excerpts
+from pofx.data.raw import RATE, SECONDS, STEPS, Raw, RawArray, RawTable, corrupt, table_of
 from pofx.data.split import TEST, TRAIN, VALID
 from pofx.data.tabular import MOST_CATEGORIES
+from pofx.spaces import Reals
 
 X_WORDS = ("x", "images", "image", "data", "features", "inputs")
+REALS = "reals"
 Y_WORDS = ("y", "labels", "label", "targets", "target")
 
 
@@ -113,7 +115,7 @@ def from_tensor(tensor: torch.Tensor, options: Options) -> Raw:
 
 
 def from_array(array: NDArray, name: str, options: Options, names: list[str] | None = None) -> Raw:
-    """[N, D] or [N] numbers or text: a table; more dimensions: images."""
+    """[N, D] or [N] numbers or text: a table; more dimensions: images; or any shape as reals."""
     if array.dtype.names:
         fields = array.dtype.names
         if array.ndim != 1:
@@ -126,6 +128,10 @@ def from_array(array: NDArray, name: str, options: Options, names: list[str] | N
     notes = []
     if options.shape is not None:
         array = _shaped(array, name, options.shape)
+    if options.kind == REALS:
+        if array.dtype.kind not in "biuf" or np.ma.is_masked(array):
+            raise BadValue(f"{name} holds {array.dtype} values, or masked ones.", "Give numbers as reals.")
+        return RawArray(np.asarray(array, np.float64), Reals(array.shape[1:]))
     if array.ndim > 2:
         if np.ma.is_masked(array):
             raise BadValue(f"{name} has masked pixels, and images have no missing ones.", "Give array.filled(VALUE).")

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.core.files import replacing
-from pofx.core.space import Space
 from pofx.data import foreign
-from pofx.data.folders import listing
+from pofx.data.folders import check_free, listing, numbered
 from pofx.data.image import by_folder, by_part
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.split import pick
-from pofx.spaces import Audio, Label
+from pofx.spaces import Audio
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -399,14 +398,12 @@ def check_sounds(n: int, path: Path) -> None:
             raise UsageError(f"{n} sounds do not go into one file.", "Give a folder.")
     elif path.suffix:
         raise UsageError(f"{path} is no place for sounds.", f"Give a folder or a {', '.join(SUFFIXES)} file.")
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+    else:
+        check_free(path)
 
 
-def write_audio(
-    space: Audio, x: Tensor, to: str | os.PathLike[str], context: Space | None = None, c: Tensor | None = None
-) -> None:
-    """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by label, or one file.
+def write_audio(space: Audio, x: Tensor, to: str | os.PathLike[str], classes: Listed[str] | None = None) -> None:
+    """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by class, or one file.
 
     Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
     """
@@ -424,13 +421,6 @@ def write_audio(
         with replacing(path) as scratch:
             write(scratch, sounds[0])
         return
-    label = c.cpu().reshape(-1).tolist() if isinstance(context, Label) and c is not None else None
-    digits = max(5, len(str(len(sounds))))
     with replacing(path) as scratch:
-        scratch.mkdir()
-        for i, samples in enumerate(sounds):
-            into = scratch
-            if label is not None and isinstance(context, Label):
-                into = scratch / context.values[label[i]].replace(os.sep, "_")
-                into.mkdir(exist_ok=True)
-            write(into / f"{i:0{digits}d}.wav", samples)
+        for file, samples in zip(numbered(scratch, len(sounds), ".wav", classes), sounds, strict=True):
+            write(file, samples)

@@ -10,12 +10,10 @@ import pyarrow as pa
 import torch
 
 from pofx.data import image
-from pofx.data.image import RawImages
 from pofx.data.options import Options
-from pofx.data.raw import Fetch, Raw, RawTable, table_of
+from pofx.data.raw import Fetch, Raw, RawArray, RawTable, table_of
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import decode
-from pofx.spaces import Image, Table
 
 STANDARD_LIBRARY = "python-source"
 SKLEARN = ("breast-cancer", "diabetes", "digits", "iris", "wine")
@@ -52,9 +50,8 @@ def from_source(name: str, options: Options) -> Raw:
         x = source.sample(n, generator)
     notes = [f"Drawn from a known source with an entropy of {source.entropy:.4f} nats: no model can do better."]
     labels = None if label is None else np.char.add("part ", label.numpy().astype(str))
-    if isinstance(source.space, Image):
-        return RawImages(x.numpy(), source.space.levels, labels, notes=notes)
-    assert isinstance(source.space, Table)
+    if not source.space.columns:
+        return RawArray(x.numpy(), source.space, labels, notes=notes)
     types = {c.name: c for c in source.space.columns}
     arrays = {c.name: decode(c, x[:, j].numpy()) for j, c in enumerate(source.space.columns)}
     columns: dict[str, Fetch] = {k: partial(pa.chunked_array, [array]) for k, array in arrays.items()}

@@ -79,6 +79,6 @@ def same_data(record: Mapping[str, Any], data: Any, what: str) -> str | None:
         raise DataChanged(
             f"{data.source} has changed since {what} was made{version} ({found}). "
             "Its rows are split anew, so those that are called test rows now may have been trained on.",
-            "Restore the data or fit again; to score rows of your choice, name their file: 'pofx log-prob RUN FILE'.",
+            "Restore the data or fit again; for rows of your choice, name their file: 'pofx log-prob RUN FILE'.",
         )
     return None

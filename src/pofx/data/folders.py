@@ -6,12 +6,12 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pofx.core.errors import MissingSource, UsageError
+from pofx.core.errors import CannotSave, MissingSource, UsageError
 
 
 @dataclass
@@ -79,6 +79,21 @@ def listing(folder: Path) -> Listing:
         raise MissingSource(f"{e.filename} cannot be opened: {e.strerror}.", "Check its permissions.") from e
     found.files.sort(key=natural)
     return found
+
+
+def check_free(path: Path) -> None:
+    """Raises CannotSave where something is at the place of a new folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
+
+
+def numbered(folder: Path, n: int, suffix: str, classes: Sequence[str] | None) -> Iterator[Path]:
+    """Makes a folder, and names n files in it, in sub-folders by their classes [n] where there are any."""
+    folder.mkdir()
+    for i in range(n):
+        into = folder if classes is None else folder / classes[i].replace(os.sep, "_")
+        into.mkdir(exist_ok=True)
+        yield into / f"{i:0{max(5, len(str(n)))}d}{suffix}"
 
 
 def natural(path: str | Path) -> list[list[tuple[int, int, str]]]:

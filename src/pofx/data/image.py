@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, ImageOps
@@ -23,10 +22,10 @@ from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, Us
 from pofx.data import foreign
 from pofx.data.folders import listing
 from pofx.data.packed import unpacked
+from pofx.data.ragged import NDArray
+from pofx.data.raw import RawArray
 from pofx.data.split import TEST, TRAIN, VALID, pick
 from pofx.spaces import Image
-
-NDArray: TypeAlias = "np.ndarray[Any, Any]"
 
 PARTS = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -53,31 +52,10 @@ def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
     return found
 
 
-@dataclass
-class RawImages:
-    """Images as read: uint8 [N, C, H, W], their levels, and what the source says about each."""
-
-    x: NDArray
-    levels: int
-    label: NDArray | None = None  # [N] class names or numbers
-    part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
-    numbers: NDArray | None = None  # [N] number in the source, where only some were read
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def n(self) -> int:
-        return len(self.x)
-
-    @property
-    def space(self) -> Image:
-        channels, height, width = self.x.shape[1:]
-        return Image(height, width, channels, self.levels)
-
-
 # ---------------------------------------------------------------------------------------------- arrays
 
 
-def from_array(array: NDArray, name: str, known: Image | None = None) -> RawImages:
+def from_array(array: NDArray, name: str, known: Image | None = None) -> RawArray:
     """[N, H, W], [N, H, W, C] or [N, C, H, W] of whole levels (or of 0 .. 1 in steps of 1/255).
 
     With ``known`` the images must be of that space. Raises WrongShape, or BadValue for values that are
@@ -100,12 +78,13 @@ def from_array(array: NDArray, name: str, known: Image | None = None) -> RawImag
     if 0 in x.shape:
         raise EmptyData(f"{name} is empty (shape {list(array.shape)}).", "Give at least one image.")
     levels = to_levels(x, name, notes, known.levels if known else None)
-    raw = RawImages(np.ascontiguousarray(levels), known.levels if known else _levels(levels, notes), notes=notes)
-    if known is None and raw.levels == 2 and levels.max() > 1:
-        raw.x = (raw.x > 0).astype(np.uint8)
-    if known is not None and raw.space != known:
-        raise WrongShape(f"{name} holds {raw.space}; expected {known}.", "Resize or convert the images first.")
-    return raw
+    channels, height, width = x.shape[1:]
+    space = Image(height, width, channels, known.levels if known else _levels(levels, notes))
+    if known is None and space.levels == 2 and levels.max() > 1:
+        levels = (levels > 0).astype(np.uint8)
+    if known is not None and space != known:
+        raise WrongShape(f"{name} holds {space}; expected {known}.", "Resize or convert the images first.")
+    return RawArray(np.ascontiguousarray(levels), space, notes=notes)
 
 
 def to_levels(x: NDArray, name: str, notes: list[str], known: int | None = None) -> NDArray:
@@ -191,7 +170,7 @@ def idx_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if re.search(r"images?[-.]idx[34]-ubyte(\.gz)?$", p.name))
 
 
-def from_idx(path: Path, known: Image | None = None, alone: bool = False) -> RawImages:
+def from_idx(path: Path, known: Image | None = None, alone: bool = False) -> RawArray:
     """A folder of IDX files, or one images file; labels are found beside.
 
     A training file brings its t10k (or test) twin as the official test part unless ``alone``.
@@ -247,7 +226,7 @@ def from_folder(
     known: Image | None = None,
     max_rows: int | None = None,
     seed: int = 0,
-) -> RawImages:
+) -> RawArray:
     """PNG and JPEG files; sub-folders are labels; train / valid / test at the top are the official split.
 
     Grey and colour together become RGB; transparency is laid on white; a photo is turned as its EXIF data say.

@@ -13,13 +13,15 @@ import torch
 
 from pofx.core.errors import UsageError
 from pofx.core.memory import enough
-from pofx.core.space import Ragged, Space
+from pofx.core.space import Space
 from pofx.core.spelling import listed
+from pofx.data.archives import REALS
 from pofx.data.blocks import beyond
 from pofx.data.ragged import RaggedRows, RawRagged
+from pofx.data.raw import IN_MEMORY, RawTable
 from pofx.data.roles import roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
-from pofx.spaces import Audio, Image, Label, Table, Text
+from pofx.spaces import Image
 from pofx.spaces import Sequence as Steps
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 from pofx.data.columns import typed
 from pofx.data.parts import Data, Part, _listed
 
-KINDS = (None, "table", "text", "audio", "sequence")
+KINDS = (None, "table", "text", "audio", "sequence", REALS)
 
-
+RECOGNISED = ("table", "label", "image")  # spaces whose data need no word for what they are
 SYMBOLS = ("auto", "characters", "bytes")
 
 
@@ -94,7 +96,8 @@ def load(
             "ymd"), where that is not clear from all their values.
         shape: of one image where an array is flat or bit-packed, e.g. (28, 28).
         resize: crop the middle square of each image of a folder and scale it to so many pixels.
-        kind: "table", "text", "audio" or "sequence", where a source could be several.
+        kind: "table", "text", "audio" or "sequence", where a source could be several; "reals" for an array of real
+            numbers of any shape.
         text: the column of a table, or key of JSON lines, that holds texts.
         separator: what stands between the documents of a text file, e.g. "\\n" where each line is one.
         symbols: what a text is made of: "characters", "bytes", or "auto".
@@ -127,7 +130,6 @@ def load(
     from pofx.data.archives import is_archive
     from pofx.data.dependence import relations
     from pofx.data.formats import FORMATS
-    from pofx.data.raw import IN_MEMORY, RawTable
     from pofx.data.read import read
 
     if target is not None and given is not None:
@@ -175,6 +177,8 @@ def load(
     texts += [text] if text is not None else []
     how = reading(options, texts)
     raw = read(source, how)
+    if kind == REALS and (isinstance(raw, RawTable) or raw.space.name != REALS):
+        raise UsageError("Only arrays of numbers are read as reals; this source is none.", "Leave out kind.")
     if order is not None and not isinstance(raw.space if isinstance(raw, RawRagged) else None, Steps):
         raise UsageError(
             "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
@@ -217,11 +221,12 @@ def load(
     )
     if not isinstance(rows, RaggedRows):
         notes += repeats(rows, indices)
-    notes += scarce(len(train), len(test), roles.space.dims if isinstance(roles.space, Table) else 0)
+    notes += scarce(len(train), len(test), 0 if roles.space.values else len(roles.space.columns))
     dependent: tuple[str, ...] = ()
-    if not isinstance(roles.space, Label) and isinstance(table := getattr(space, "step", space), Table):
+    table: Any = getattr(space, "step", space if isinstance(raw, RawTable) else None)
+    if not roles.space.values and table is not None:
         # what is wholly given cannot collapse
-        given_names = {c.name for c in roles.context.columns} if isinstance(roles.context, Table) else set()
+        given_names = set() if roles.context is None else {c.name for c in roles.context.columns}
         values = rows.values if isinstance(rows, RaggedRows) else rows
         related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
         dependent = tuple(r.column for r in related)
@@ -258,8 +263,6 @@ def _stem(source: str | os.PathLike[str]) -> str:
 
 def _found_again(source: str | os.PathLike[str]) -> str:
     """Where a later command finds a source: its path, the name of a built-in set, or nowhere for a pipe."""
-    from pofx.data.raw import IN_MEMORY
-
     if not os.path.exists(source):
         pattern = glob.has_magic(str(source)) and "://" not in str(source)
         return os.path.abspath(source) if pattern else str(source)
@@ -282,22 +285,24 @@ def reading(
     from pofx.data.options import Delimited, Options
 
     get = options.get
-    known_names = [] if like is None else [c.name for s in (like, context) if isinstance(s, Table) for c in s.columns]
+    spaces = () if like is None else (like, context)
+    names = [c.name for s in spaces if s is not None and not s.values for c in s.columns]
+    known_as: dict[str, Any] = {} if like is None else {like.name: like}
     shape, kind = get("shape"), get("kind")
-    if isinstance(like, Ragged):
-        kind = type(like).__name__.lower()
+    if like is not None and like.name not in RECOGNISED:
+        kind = like.name if like.fill is not None else REALS
     return Options(
         texts, None if shape is None else tuple(shape), get("resize"), known, alone,
         None if alone else get("max_rows"), get("seed", 0), kind, tuple(get("arrays", ())), get("label_array"),
-        Delimited(get("header"), get("names"), get("missing"), get("formats", {}), known_names),
-        text.Reading(get("symbols", "auto"), get("separator"), get("text"), like if isinstance(like, Text) else None),
+        Delimited(get("header"), get("names"), get("missing"), get("formats", {}), names),
+        text.Reading(get("symbols", "auto"), get("separator"), get("text"), known_as.get("text")),
         audio.Reading(
             get("rate"), get("law", "linear"), get("levels"), _classes_of_sounds(options),
-            like if isinstance(like, Audio) else None,
+            known_as.get("audio"),
         ),
         sequences.Reading(
             get("sequence"), get("order"), tuple(get("arrays", ())), get("label_array"), get("types", {}),
-            tuple(get("drop", ())), like if isinstance(like, Steps) else None,
+            tuple(get("drop", ())), known_as.get("sequence"),
         ),
     )  # fmt: skip
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,7 @@ from torch import Tensor
 from pofx.core.space import Ragged, Space
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RaggedRows
-from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table, Text
-
-if TYPE_CHECKING:
-    pass
-
+from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
 
 UNREAD = (RaggedRows, BlockRows)  # rows that are read when asked for
 
@@ -135,16 +131,7 @@ class Data:
             ("x", self.space, [p.x for p in parts]),
             ("given", self.context, [p.c for p in parts if p.c is not None]),
         ):
-            if isinstance(space, Table):
-                for j, column in enumerate(space.columns):
-                    rows.append(_describe(role, column, torch.cat([t[:, j] for t in tensors])))
-            elif isinstance(space, Image):
-                size = f"{space.height}×{space.width}×{space.channels}"
-                rows.append(_entry("image", role, f"image {size}", f"{space.levels} levels"))
-            elif isinstance(space, Label):
-                rows.append(_entry("label", role, "label", _listed(space.values)))
-            elif isinstance(space, Ragged):
-                rows.append(_describe_ragged(role, space, tensors))
+            rows += [] if space is None else described(space, role, tensors)
         if self.labels is not None and not any(r["type"] == "label" for r in rows):
             rows.append(_entry("label", "for probes", "label", _listed(self.labels)))
         return rows
@@ -153,9 +140,42 @@ class Data:
 def class_counts(data: Data) -> list[int] | None:
     """How many training rows each class has, where labels are modelled or given; else None."""
     for space, code in ((data.space, data.train.x), (data.context, data.train.c)):
-        if isinstance(space, Label) and isinstance(code, Tensor):
+        if space is not None and space.values and isinstance(code, Tensor):
             return [int(n) for n in torch.bincount(code, minlength=len(space.values))]
     return None
+
+
+@singledispatch
+def described(space: Space, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
+    """What ``Data.describe`` says of x, or of the context (the role), given its rows in each part.
+
+    An open function: a space with more to tell than one line adds its own case.
+    """
+    return [_entry(space.name, role, space.name, str(space))]
+
+
+@described.register
+def _(space: Table, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
+    return [_describe(role, c, torch.cat([t[:, j] for t in rows])) for j, c in enumerate(space.columns)]
+
+
+@described.register
+def _(space: Image, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
+    size = f"{space.height}×{space.width}×{space.channels}"
+    return [_entry("image", role, f"image {size}", f"{space.levels} levels")]
+
+
+@described.register
+def _(space: Label, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
+    return [_entry("label", role, "label", _listed(space.values))]
+
+
+@described.register
+def _(space: Ragged, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
+    lengths = torch.cat([r.lengths if isinstance(r, RaggedRows) else space.lengths(r) for r in rows])
+    values = repr(space.alphabet).strip("'") if space.alphabet else str(space)
+    values = values if len(values) <= 60 else f"{values[:57]}…"
+    return [_entry(space.name, role, space.name, values, "", f"{int(lengths.min())} to {int(lengths.max())} long")]
 
 
 def _entry(name: str, role: str, kind: str, values: str, missing: str = "", note: str = "") -> dict[str, str]:
@@ -179,14 +199,6 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
     if isinstance(col, Real) and col.step is not None:
         note = f"counted in steps of {col.step:.6g}"
     return _entry(col.name, role, kind, f"{low} to {high}", missing, note)
-
-
-def _describe_ragged(role: str, space: Ragged, rows: Sequence[Any]) -> dict[str, str]:
-    lengths = torch.cat([r.lengths if isinstance(r, RaggedRows) else space.lengths(r) for r in rows])
-    kind = type(space).__name__.lower()
-    values = repr(space.alphabet).strip("'") if isinstance(space, Text) and space.alphabet else str(space)
-    values = values if len(values) <= 60 else f"{values[:57]}…"
-    return _entry(kind, role, kind, values, "", f"{int(lengths.min())} to {int(lengths.max())} long")
 
 
 def _listed(values: Sequence[str], most: int = 6) -> str:

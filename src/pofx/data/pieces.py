@@ -1,4 +1,4 @@
-"""Tables beyond memory, to be scored: files in pieces, each of which can be read anywhere and by itself.
+"""Tables beyond memory, to be evaluated: files in pieces, each of which can be read anywhere and by itself.
 
 A piece is a row group of a Parquet file, or a whole file of another format. Its rows come in blocks of ``BLOCK``, as
 ``read_rows`` would read them, numbered as in their file.
@@ -22,7 +22,7 @@ from pofx.data.folders import files_at, opened
 from pofx.data.parts import Part
 from pofx.data.raw import corrupt
 from pofx.data.rows import names_used, read_rows, unused
-from pofx.spaces import Integer, Label, Real, Table
+from pofx.spaces import Integer, Real
 
 BLOCK = 2**16  # rows that are in memory at once, of a piece that can be read in parts
 PARQUET = (".parquet", ".pq")
@@ -50,7 +50,7 @@ class Piece:
 
 def is_streamed(space: Space, context: Space | None, source: str, cluster: str | None = None) -> bool:
     """Is a source read in pieces: for a model of tables Parquet files, several files, and for a cluster any?"""
-    if not all(isinstance(s, Table | Label | None) for s in (space, context)):
+    if not all(s is None or s.columns for s in (space, context)):
         return False
     if source.lower().endswith(PARQUET if cluster is None else TABLES):
         return True
@@ -70,7 +70,7 @@ def tables_at(source: str, notes: list[str]) -> list[str]:
 
 def pieces_of(files: Sequence[str], space: Space, context: Space | None) -> list[Piece]:
     """All rows of the files in pieces, in order. Raises DataError for a file that cannot be one, or EmptyData."""
-    numeric = {c.name for s in (space, context) if isinstance(s, Table) for c in s.columns if _is_number(c)}
+    numeric = {c.name for s in (space, context) if s is not None for c in s.columns if _is_number(c)}
     pieces: list[Piece] = []
     for number, name in enumerate(files):
         if not name.lower().endswith(TABLES):

@@ -1,4 +1,4 @@
-"""What readers give: columns, images or rows of any length as read."""
+"""What readers give: columns, arrays or rows of any length as read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData
-from pofx.data.image import NDArray, RawImages
-from pofx.data.ragged import RawRagged
+from pofx.core.space import Space
+from pofx.data.ragged import NDArray, RawRagged
 from pofx.data.tabular import Array
 from pofx.spaces import Column
 
@@ -37,7 +37,23 @@ class RawTable:
     numbers: None = None  # rows are never picked while reading
 
 
-Raw: TypeAlias = RawTable | RawImages | RawRagged
+@dataclass
+class RawArray:
+    """Data of one size as read: x [N, *E] of the space's dtype, and what the source says about each."""
+
+    x: NDArray
+    space: Space
+    label: NDArray | None = None  # [N] class names or numbers
+    part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
+    numbers: NDArray | None = None  # [N] number in the source, where only some were read
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return len(self.x)
+
+
+Raw: TypeAlias = RawTable | RawArray | RawRagged
 
 
 def table_of(names: Iterable[str], column: Callable[[int], Array], rows: int, where: str) -> RawTable:

@@ -14,6 +14,7 @@ from pofx.core.errors import UsageError
 from pofx.core.space import Space
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RawRagged
+from pofx.data.raw import RawTable
 from pofx.spaces import Category, Column, Label, Real, Table
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Roles:
 
 
 def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> Roles:
-    names = [c.name for c in space.columns] if isinstance(space, Table) else []
+    names = [c.name for c in space.columns] if isinstance(raw, RawTable) else []
     if isinstance(raw, RawRagged) and raw.classes is not None:  # an array of classes by its own name
         label = None if label == raw.classes else label
         given = ["label"] if given == [raw.classes] else given
@@ -49,7 +50,6 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     if column is not None:
         if column not in names:
             raise no_column(column, names, "label" if column == label else "target")
-        assert isinstance(space, Table)
         labels, code = _classes(space.columns[names.index(column)], x[:, names.index(column)])
     elif raw.label is not None:
         labels, code = _factor(raw.label)
@@ -59,7 +59,7 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     take = x.__getitem__ if isinstance(x, Tensor) else x.take
 
     def rest(without: Container[str | None]) -> tuple[Space, Take]:
-        if not isinstance(space, Table):
+        if not names:
             return space, take
         return _columns(space, x, [n for n in names if n not in without])
 
@@ -72,7 +72,7 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
         kept, take_x = rest([column])
         return Roles(kept, Label(labels), take_x, code.__getitem__, labels, code)
     if given is not None:
-        if not isinstance(space, Table):
+        if not names:
             raise UsageError(f"Only tables have columns to be given ({', '.join(given)}).", "Give 'label'.")
         for name in given:
             if name not in names:
@@ -83,7 +83,7 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     return Roles(space, None, take, None, labels, code)
 
 
-def _columns(space: Table, x: Any, names: list[str]) -> tuple[Table, Take]:
+def _columns(space: Space, x: Any, names: list[str]) -> tuple[Table, Take]:
     """The sub-table of ``names``, and how to take its rows."""
     if not names:
         raise UsageError("No column is left to model.", "Give fewer columns.")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue, UsageError, WrongShape
-from pofx.core.space import Ragged, Space
+from pofx.core.space import Ragged, Space, take
 from pofx.data.load import reading
 from pofx.data.parts import Part
 from pofx.data.ragged import RawRagged
+from pofx.data.raw import Raw, RawArray, RawTable
 from pofx.data.roles import no_column
-from pofx.spaces import Category, Image, Integer, Label, Table
-
-if TYPE_CHECKING:
-    from pofx.data.raw import Raw
+from pofx.data.tabular import encode_rows
+from pofx.spaces import Category, Integer, Label
 
 
 def read_rows(
@@ -45,13 +46,12 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
-    from pofx.data.raw import RawTable
     from pofx.data.read import read
 
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
-    texts = [c.name for s in spaces if isinstance(s, Table) for c in s.columns if isinstance(c, Category)]
-    known = next((s for s in spaces if isinstance(s, Image)), None)
+    texts = [c.name for s in spaces if not s.values for c in s.columns if isinstance(c, Category)]
+    known: Any = next((s for s in spaces if s.pixels), None)
     raw = read(source, reading(options, texts, known=known, alone=True, like=space, context=context))
     label = raw.label
     if isinstance(raw, RawTable):
@@ -59,23 +59,10 @@ def read_rows(
         raw.notes += unused(raw.columns, used)
         label = next((raw.columns[n]() for n in _labels(options) if n in raw.columns), label)
 
-    def rows(s: Space) -> Any:
-        if isinstance(s, Ragged):
-            if not isinstance(raw, RawRagged) or type(raw.space) is not type(s):
-                raise WrongShape(f"The source holds no {type(s).__name__.lower()}; expected {s}.", "Give such data.")
-            return raw.rows
-        if isinstance(s, Image):
-            return _new_images(s, raw)
-        if isinstance(s, Table):
-            return _new_table(s, raw, notes, first)
-        if label is None:
-            raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
-        assert isinstance(s, Label)
-        return _new_labels(s.values, label, first)
-
-    x = rows(space)
-    c = None if context is None else rows(context)
-    code = x if isinstance(space, Label) else c if isinstance(context, Label) else None
+    told = Told(label, notes, first)
+    x = new_rows(space, raw, told)
+    c = None if context is None else new_rows(context, raw, told)
+    code = x if space.values else c if context is not None and context.values else None
     if code is None and labels is not None and label is not None:
         try:
             code = _new_labels(labels, label, first)
@@ -89,7 +76,7 @@ def read_rows(
 
 def names_used(space: Space, context: Space | None, options: Mapping[str, Any]) -> list[str]:
     """The columns of a table that rows of the space and context are made of, and those that may hold a label."""
-    return [*_labels(options), *(c.name for s in (space, context) if isinstance(s, Table) for c in s.columns)]
+    return [*_labels(options), *(c.name for s in (space, context) if s and not s.values for c in s.columns)]
 
 
 def _labels(options: Mapping[str, Any]) -> list[str]:
@@ -111,7 +98,7 @@ def of_names(space: Space, rows: Any) -> Tensor:
     if isinstance(rows, Mapping):
         columns = {k: v for k, v in rows.items() if isinstance(v, Iterable) and not isinstance(v, str)}
         if not columns:
-            if not isinstance(space, Table):
+            if not space.columns:
                 raise WrongShape(f"A dictionary of values is the row of a table; expected {space}.", "Give an array.")
             return encode_row(space, {str(k): str(v) for k, v in rows.items() if v is not None})
         if len(columns) < len(rows):
@@ -119,7 +106,7 @@ def of_names(space: Space, rows: Any) -> Tensor:
             raise WrongShape(f"Column {single!r} is a single value beside others of many.", "Give one for each row.")
         rows = _arrow(columns)
     names = getattr(rows, "column_names", None) or [str(c) for c in rows.columns]
-    alone = names[0] if isinstance(space, Label) and len(names) == 1 else None
+    alone = names[0] if space.values and len(names) == 1 else None
     x: Tensor = read_rows(space, None, rows, options={"label": alone}).x
     return x
 
@@ -136,32 +123,54 @@ def _arrow(columns: Mapping[str, Any]) -> Any:
 
 
 def _held(raw: Raw) -> str:
-    from pofx.data.raw import RawTable
-
     return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
 
 
-def _new_images(space: Image, raw: Raw) -> Tensor:
-    from pofx.data.image import RawImages
+@dataclass(frozen=True)
+class Told:
+    """What reading new rows goes by: each row's class, where the source has one; the others as in ``read_rows``."""
 
-    if not isinstance(raw, RawImages):
-        raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give images.")
-    return torch.from_numpy(raw.x)
+    label: Any
+    notes: list[str] | None
+    first: int
 
 
-def _new_table(space: Table, raw: Raw, notes: list[str] | None, first: int) -> Tensor:
-    from pofx.data.raw import RawTable
-    from pofx.data.tabular import encode_rows
+@singledispatch
+def new_rows(space: Space, raw: Raw, told: Told) -> Any:
+    """What was read as rows [N, *E] of ``space``: an array as it stands, or columns by the names of its own.
 
-    if not isinstance(raw, RawTable):
-        raise WrongShape(f"The source holds {_held(raw)}; expected a {space}.", "Give a table.")
+    An open function: a space whose data are otherwise adds its own case. Raises WrongShape and BadValue.
+    """
+    if isinstance(raw, RawArray) and raw.x.shape[1:] == space.event_shape:
+        return take(space, raw.x)
+    if isinstance(raw, RawTable) and space.columns:
+        return _of_columns(space, raw, told)
+    raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give such data.")
+
+
+@new_rows.register
+def _(space: Ragged, raw: Raw, told: Told) -> Any:
+    if not isinstance(raw, RawRagged) or raw.space.name != space.name:
+        raise WrongShape(f"The source holds no {space.name}; expected {space}.", "Give such data.")
+    return raw.rows
+
+
+@new_rows.register
+def _(space: Label, raw: Raw, told: Told) -> Tensor:
+    if told.label is None:
+        raise WrongShape("The source has no labels.", "Add a column 'label', or sort images into folders by class.")
+    return _new_labels(space.values, told.label, told.first)
+
+
+def _of_columns(space: Space, raw: RawTable, told: Told) -> Tensor:
     for col in space.columns:
         if col.name not in raw.columns:
             near = difflib.get_close_matches(col.name, raw.columns, n=1, cutoff=0.6)
             found = f"The nearest is {near[0]!r}." if near else f"Its columns: {', '.join([*raw.columns][:20])}."
             raise WrongShape(f"The source has no column {col.name!r}.", f"{found} Rename or add it.")
-    tell = warnings.warn if notes is None else notes.append
-    return torch.from_numpy(encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell, first))
+    tell = warnings.warn if told.notes is None else told.notes.append
+    rows = encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell, told.first)
+    return torch.from_numpy(rows).to(space.dtype).reshape(-1, *space.event_shape)
 
 
 def _new_labels(values: Sequence[str], label: Any, first: int) -> Tensor:
@@ -172,8 +181,8 @@ def _new_labels(values: Sequence[str], label: Any, first: int) -> Tensor:
     return torch.from_numpy(encode(column, label, first=first)).nan_to_num(len(column.values)).long()
 
 
-def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
-    """One row [D] of a table from spelled values, as on a command line; nullable columns may be left out.
+def encode_row(space: Space, values: Mapping[str, str]) -> Tensor:
+    """One datum [*E] of a space of columns from spelled values, as on a command line; nullable columns may be left out.
 
     Raises UsageError for an unknown or lacking column, BadValue for a value the column cannot hold.
     """
@@ -196,7 +205,7 @@ def encode_row(space: Table, values: Mapping[str, str]) -> Tensor:
         if isinstance(col, Integer) and col.date and value is not None:
             array = _date(col.name, value)
         row.append(float(encode(col, array)[0]))
-    return torch.tensor(row, dtype=torch.float64)
+    return torch.tensor(row, dtype=torch.float64).to(space.dtype).reshape(space.event_shape)
 
 
 def _date(name: str, spelling: str) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.comparison import FEWEST
 from pofx.core.errors import EmptyData, UsageError
-from pofx.core.likelihood import FEWEST
 from pofx.core.noise import row_keys
 from pofx.data.blocks import BLOCK
 

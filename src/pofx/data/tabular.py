@@ -98,7 +98,7 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
         return Inferred(None, None)
     found = _plain(name, array)
     said = [found.note]
-    read = formats.read(found.spellings) if isinstance(found, Text) and spec.kind != "category" else None
+    read = formats.read(found.spellings) if isinstance(found, Spellings) and spec.kind != "category" else None
     if isinstance(found, Numbers):
         inferred = _numeric(name, found, spec)
     elif not isinstance(read, formats.Spelled):
@@ -124,7 +124,7 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
 
 
 @dataclass(frozen=True)
-class Text:
+class Spellings:
     """Codes [N] into spellings; -1 is missing."""
 
     codes: np.ndarray[Any, Any]
@@ -135,10 +135,10 @@ class Text:
         """What each row's spelling stands for [N], NaN where missing."""
         return np.append(values, math.nan)[self.codes]
 
-    def sorted(self) -> Text:
+    def sorted(self) -> Spellings:
         """The same with its spellings in order."""
         order = sorted(range(len(self.spellings)), key=lambda k: _natural(self.spellings[k]))
-        return Text(np.append(np.argsort(order), -1)[self.codes], [self.spellings[k] for k in order])
+        return Spellings(np.append(np.argsort(order), -1)[self.codes], [self.spellings[k] for k in order])
 
     def rounded(self) -> int:
         """How many rows hold a whole number that float64 does not have."""
@@ -168,7 +168,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.match(formats.PLAIN, text) else None
 
 
-def _plain(name: str, array: Array, first: int = 0) -> Text | Numbers:
+def _plain(name: str, array: Array, first: int = 0) -> Spellings | Numbers:
     """Any Arrow or NumPy column as numbers or as text. Raises BadValue for lists, objects and the like."""
     if isinstance(array, np.ndarray):
         kind, mask = array.dtype.kind, np.ma.getmaskarray(array) if np.ma.isMaskedArray(array) else None
@@ -244,7 +244,7 @@ def _is_unicode(value: str) -> bool:
     return True
 
 
-def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Text:
+def _decimals(name: str, array: pa.ChunkedArray) -> Numbers | Spellings:
     """Decimals as the nearest float64; whole ones that it would merge with their neighbours are identifiers."""
     if abs(array.type.scale) > {32: 9, 64: 18, 128: 38, 256: 76}[array.type.bit_width]:
         raise _no_plain(name, array.type)
@@ -272,7 +272,7 @@ def _floats(array: pa.ChunkedArray) -> Floats:
     return cast(Floats, array.to_numpy())
 
 
-def _text(name: str, array: pa.ChunkedArray, first: int = 0) -> Text:
+def _text(name: str, array: pa.ChunkedArray, first: int = 0) -> Spellings:
     array = array.dictionary_encode().unify_dictionaries()
     raw: list[Any] = array.chunk(0).dictionary.to_pylist() if array.num_chunks else []
     chunks = [np.asarray(pc.fill_null(c.indices, len(raw)), dtype=np.int64) for c in array.chunks]
@@ -291,7 +291,7 @@ def _text(name: str, array: pa.ChunkedArray, first: int = 0) -> Text:
     index = {s: k for k, s in enumerate(spellings)}
     recode = np.array([*(index.get(v, -1) for v in raw), -1])
     empty = int((codes == raw.index("")).sum()) if "" in raw else 0
-    return Text(recode[codes], spellings, f"{empty} empty texts were taken for missing" if empty else "")
+    return Spellings(recode[codes], spellings, f"{empty} empty texts were taken for missing" if empty else "")
 
 
 def _natural(spelling: str) -> tuple[int, float, str]:
@@ -338,7 +338,7 @@ def _dates(name: str, array: pa.ChunkedArray, first: int = 0) -> Numbers:
 # ---------------------------------------------------------------------------------------- types
 
 
-def _category(name: str, text: Text, spec: Spec) -> Inferred:
+def _category(name: str, text: Spellings, spec: Spec) -> Inferred:
     text = text.sorted()
     n, distinct = len(text.codes), len(text.spellings)
     missing = bool((text.codes < 0).any())
@@ -354,7 +354,7 @@ def _category(name: str, text: Text, spec: Spec) -> Inferred:
     return Inferred(column, values, note)
 
 
-def _strays(text: Text) -> str:
+def _strays(text: Spellings) -> str:
     """What keeps a text column from being numbers or dates, where that is little, and what to do about it."""
     odd = formats.strays(text.spellings)
     if not 0 < len(odd) <= max(3, len(text.spellings) // 100) or len(text.spellings) < 3 * len(odd):
@@ -618,11 +618,11 @@ def encode(column: Column, array: Array, tell: Tell = warnings.warn, first: int 
     return values
 
 
-def _encode_category(column: Category, found: Text | Numbers, first: int) -> Floats:
+def _encode_category(column: Category, found: Spellings | Numbers, first: int) -> Floats:
     if isinstance(found, Numbers):
         distinct, inverse = np.unique(found.values, return_inverse=True)
         codes = np.where(np.isnan(found.values), -1, inverse)
-        found = Text(codes, [spell(v) for v in distinct if not math.isnan(v)])
+        found = Spellings(codes, [spell(v) for v in distinct if not math.isnan(v)])
     # "1", "1.0" and True, TRUE are the same value in files of different formats
     index = {s.lower(): k for k, s in enumerate(column.values) if s.lower() in ("true", "false")}
     numbers = [(_number(s), k) for k, s in enumerate(column.values)]
@@ -647,9 +647,9 @@ def _encode_category(column: Category, found: Text | Numbers, first: int) -> Flo
     return cast(Floats, np.where(codes < 0, math.nan, codes.astype(np.float64)))
 
 
-def _encode_number(column: Real | Integer, found: Text | Numbers, tell: Tell, first: int) -> Floats:
+def _encode_number(column: Real | Integer, found: Spellings | Numbers, tell: Tell, first: int) -> Floats:
     name = column.name
-    if isinstance(found, Text):
+    if isinstance(found, Spellings):
         read = formats.read(found.spellings)
         if not isinstance(read, formats.Spelled) and found.spellings:
             row, text = found.first_text()

@@ -1,4 +1,4 @@
-"""Rows and scores to files: CSV, Parquet, PNG folders, .npz. Every file appears whole or not at all."""
+"""Rows and columns to files: CSV, Parquet, PNG folders, .npz. Every file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Listed
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
@@ -21,10 +22,11 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from pofx.core.errors import CannotSave, UsageError
+from pofx.core.errors import UsageError
 from pofx.core.files import replacing
 from pofx.core.space import Space, join
 from pofx.data.audio import check_sounds, write_audio
+from pofx.data.folders import check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
@@ -32,30 +34,60 @@ from pofx.data.text import ENDOFTEXT, TEXT, unescaped
 from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 BETWEEN = "\n" + "-" * 40 + "\n"
+ARRAY = ".npy"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
+@singledispatch
 def check_place(space: Space, n: int, to: Path | None) -> None:
-    """Can n rows be written there (None: to a stream)? Raises UsageError, or CannotSave for what is there already."""
-    if isinstance(space, Image):
-        if to is None:
-            raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
-        _check_images(space, to)
-    elif isinstance(space, Audio):
-        if to is None:
-            raise UsageError("Sounds need a place to be written.", "Say --out folder/, or for one --out sound.wav.")
-        check_sounds(n, to)
-    elif to is not None and isinstance(space, Text):
-        if to.suffix not in (".txt", ".jsonl"):
-            raise UsageError(f"{to} is no place for texts.", "End it in .txt or .jsonl.")
-    elif to is not None:
+    """Can n rows be written there (None: to a stream)? Raises UsageError, or CannotSave for what is there already.
+
+    An open function, as ``write_rows`` is: a space that is written otherwise adds its own case to both.
+    """
+    if to is not None and to.suffix.lower() not in (known := (ARRAY, *TABLE_SUFFIXES * bool(space.columns))):
+        raise UsageError(f"{to} does not say which format.", f"End it in {', '.join(known)}.")
+
+
+@check_place.register
+def _(space: Table | Label | Sequence, n: int, to: Path | None) -> None:
+    if to is not None:
         _check_table(to)
 
 
+@check_place.register
+def _(space: Image, n: int, to: Path | None) -> None:
+    if to is None:
+        raise UsageError("Images need a place to be written.", "Say --out folder/ or --out samples.npz.")
+    if to.suffix == ".npz":
+        return
+    if to.suffix:
+        raise UsageError(f"{to} is no place for images.", "Give a folder or an .npz file.")
+    check_free(to)
+    if space.channels not in (1, 3, 4):
+        raise UsageError(f"PNG has no form for {space.channels} channels.", "Write to an .npz file.")
+
+
+@check_place.register
+def _(space: Audio, n: int, to: Path | None) -> None:
+    if to is None:
+        raise UsageError("Sounds need a place to be written.", "Say --out folder/, or for one --out sound.wav.")
+    check_sounds(n, to)
+
+
+@check_place.register
+def _(space: Text, n: int, to: Path | None) -> None:
+    if to is not None and to.suffix not in (".txt", ".jsonl"):
+        raise UsageError(f"{to} is no place for texts.", "End it in .txt or .jsonl.")
+
+
+Place: TypeAlias = "str | os.PathLike[str] | TextIO"
+
+
+@singledispatch
 def write_rows(
     space: Space,
     x: Tensor | Iterable[Tensor],
-    to: str | os.PathLike[str] | TextIO,
+    to: Place,
     context: Space | None = None,
     c: Tensor | None = None,
     *,
@@ -70,49 +102,85 @@ def write_rows(
     context's columns come after (a label as the column "label"). Images become a folder of PNG files
     (sub-folders by label) or an .npz with x [N, H, W, C] and y; few levels are spread over 0 .. 255 in PNG.
     Texts become a .txt file, JSON lines, or lines on a stream; sounds WAV files; sequences a table whose first
-    column numbers them. Names and separators are those of ``options``, with which the data were loaded.
+    column numbers them. Names and separators are those of ``options``, with which the data were loaded. What else has
+    columns is such a table or an array (.npy); what has none is an array, or spelt line by line on a stream.
 
     Raises UsageError for a suffix that does not fit, CannotSave where the place cannot be written.
     """
-    options = options or {}
     blocks = [x] if isinstance(x, Tensor) else x
-    if not isinstance(space, Image | Text | Audio):
-        _write_tables(_tables(space, blocks, context, c, options), to)
-        return
-    x = join(space, [*blocks])
-    if isinstance(space, Text):
-        write_texts([space.spell(row) for row in x], to, options)
-        return
-    if not isinstance(to, str | os.PathLike):
-        place = "a folder or an .npz file" if isinstance(space, Image) else "a folder or a .wav file"
-        raise UsageError(f"{type(space).__name__} data cannot go to a text stream.", f"Give {place}.")
-    if isinstance(space, Image):
-        _write_images(space, x, Path(to), context, c)
+    if isinstance(to, str | os.PathLike) and str(to).endswith(ARRAY):
+        with replacing(Path(to)) as scratch, open(scratch, "wb") as file:
+            np.save(file, join(space, [*blocks]).detach().cpu().numpy())
+    elif space.columns:
+        given = {} if context is None or c is None else _columns(context, c)
+        _write_tables((pa.table(_columns(space, block) | given) for block in blocks), to)
+    elif not isinstance(to, str | os.PathLike):
+        to.writelines(f"{space.spell(row)}\n" for block in blocks for row in block)
     else:
-        write_audio(space, x, Path(to), context, c)
+        check_place(space, 0, Path(to))
 
 
-def _tables(
-    space: Space, blocks: Iterable[Tensor], context: Space | None, c: Tensor | None, options: Mapping[str, Any]
-) -> Iterator[pa.Table]:
-    """Blocks of rows as tables; of sequences all steps, and a first column that numbers them."""
-    first = 0
-    for x in blocks:
-        if isinstance(space, Sequence):
-            name = options.get("sequence")
-            name = number_of(space) if name in (None, ROWS) else name
-            number = torch.arange(first, first + len(x)).repeat_interleave(space.lengths(x)).numpy()
-            inside = x.flatten(0, 1)
-            columns = {name: number} | _columns(space.step, inside[~inside[:, 0].isinf()])
-        else:
-            columns = _columns(space, x) | ({} if context is None or c is None else _columns(context, c))
-        yield pa.table(columns)
-        first += len(x)
+@write_rows.register
+def _(space: Sequence, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+    name = (options or {}).get("sequence")
+    name = number_of(space) if name in (None, ROWS) else name
+
+    def tables() -> Iterator[pa.Table]:
+        """Of each block all steps, and a first column that numbers their sequences."""
+        first = 0
+        for block in [x] if isinstance(x, Tensor) else x:
+            number = torch.arange(first, first + len(block)).repeat_interleave(space.lengths(block)).numpy()
+            inside = block.flatten(0, 1)
+            yield pa.table({name: number} | _columns(space.step, inside[~inside[:, 0].isinf()]))
+            first += len(block)
+
+    _write_tables(tables(), to)
 
 
-def write_texts(
-    texts: Listed[str], to: str | os.PathLike[str] | TextIO, options: Mapping[str, Any] | None = None
-) -> None:
+@write_rows.register
+def _(space: Text, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+    write_texts([space.spell(row) for row in _whole(space, x)], to, options)
+
+
+@write_rows.register
+def _(space: Audio, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+    write_audio(space, _whole(space, x), _path(to), _classes(context, c))
+
+
+@write_rows.register
+def _(space: Image, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+    path, classes = _path(to), _classes(context, c)
+    check_place(space, 0, path)
+    pixels = np.moveaxis(_whole(space, x).detach().cpu().reshape(-1, *space.event_shape).numpy(), 1, -1)
+    pixels = pixels if space.channels > 1 else pixels[..., 0]
+    with replacing(path) as scratch:
+        if path.suffix == ".npz":
+            arrays: dict[str, Any] = {"x": pixels} | ({} if classes is None else {"y": np.array(classes)})
+            np.savez_compressed(scratch, **arrays)
+            return
+        files = numbered(scratch, len(pixels), ".png", classes)
+        for file, image in zip(files, full_scale(space.levels)[pixels], strict=True):
+            Pillow.fromarray(image).save(file)
+
+
+def _whole(space: Space, x: Tensor | Iterable[Tensor]) -> Tensor:
+    return x if isinstance(x, Tensor) else join(space, [*x])
+
+
+def _path(to: Place) -> Path:
+    if not isinstance(to, str | os.PathLike):
+        raise UsageError("Images and sounds cannot go to a text stream.", "Give a folder, an .npz or a .wav file.")
+    return Path(to)
+
+
+def _classes(context: Space | None, c: Tensor | None) -> list[str] | None:
+    """The class of each row by name, where the context is one."""
+    if context is None or c is None or not context.values:
+        return None
+    return [context.values[k] for k in c.cpu().reshape(-1).tolist()]
+
+
+def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None = None) -> None:
     """To a stream with a line of dashes between them, or to a file that is read back as these texts.
 
     A .txt file has between texts what stands between those of the data (``options`` of ``load``), or ENDOFTEXT; JSON
@@ -136,10 +204,10 @@ def write_texts(
         scratch.write_bytes(content.encode())
 
 
-Scores: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
+Columns: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
 
 
-def write_scores(to: str | os.PathLike[str] | TextIO, columns: Scores | Iterable[Scores]) -> None:
+def write_columns(to: Place, columns: Columns | Iterable[Columns]) -> None:
     """Columns of equal length as CSV or Parquet, or CSV on a stream: one line per row, in the order given.
 
     They come all at once or in blocks.
@@ -148,20 +216,19 @@ def write_scores(to: str | os.PathLike[str] | TextIO, columns: Scores | Iterable
     _write_tables((pa.table({k: _array(v) for k, v in block.items()}) for block in blocks), to)
 
 
-def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Scores]]) -> None:
+def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Columns]]) -> None:
     """A folder with a Parquet file for each of ``files`` that has rows, named and placed as these are to each other.
 
     Blocks come with the number of their file, in order.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise CannotSave(f"{to} exists and is not an empty folder.", "Choose another place.")
+    check_free(to)
     root = os.path.commonpath([os.path.dirname(f) for f in files])
     with replacing(to) as scratch:
         scratch.mkdir()
         for number, rows in itertools.groupby(blocks, key=lambda block: block[0]):
             name = os.path.relpath(files[number], root)
             name = name if name.endswith(".parquet") else f"{name}.parquet"
-            write_scores(scratch / name, (columns for _, columns in rows))
+            write_columns(scratch / name, (columns for _, columns in rows))
 
 
 def _array(values: Any) -> pa.Array:
@@ -169,12 +236,10 @@ def _array(values: Any) -> pa.Array:
 
 
 def _columns(space: Space, x: Tensor) -> dict[str, pa.Array]:
-    if isinstance(space, Table):
-        values = x.detach().cpu().reshape(-1, space.dims).numpy()
-        return {col.name: decode(col, values[:, j]) for j, col in enumerate(space.columns)}
-    if isinstance(space, Label):
-        return {"label": pa.array(np.array(space.values)[x.detach().cpu().reshape(-1).numpy()])}
-    raise UsageError("Images have no place in a table.", "Write the images themselves to a folder.")
+    if not space.columns:
+        raise UsageError(f"{space} have no place in a table.", "Write them to a place of their own.")
+    values = x.detach().cpu().double().reshape(-1, space.dims).numpy()
+    return {col.name: decode(col, values[:, j]) for j, col in enumerate(space.columns)}
 
 
 def _check_table(path: Path) -> None:
@@ -182,7 +247,7 @@ def _check_table(path: Path) -> None:
         raise UsageError(f"{path} does not say which format.", f"End it in {', '.join(TABLE_SUFFIXES)}.")
 
 
-def _write_tables(tables: Iterable[pa.Table], to: str | os.PathLike[str] | TextIO) -> None:
+def _write_tables(tables: Iterable[pa.Table], to: Place) -> None:
     """Tables of the same columns, one below the other, each as it comes; there is at least one."""
     if not isinstance(to, str | os.PathLike):
         for text in _csv(tables, ","):
@@ -226,36 +291,3 @@ def _csv(tables: Iterable[pa.Table], delimiter: str) -> Iterator[bytes]:
         body = pa.BufferOutputStream()
         pa.csv.write_csv(table, body, options)
         yield body.getvalue().to_pybytes()
-
-
-def _check_images(space: Image, path: Path) -> None:
-    if path.suffix == ".npz":
-        return
-    if path.suffix:
-        raise UsageError(f"{path} is no place for images.", "Give a folder or an .npz file.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CannotSave(f"{path} exists and is not an empty folder.", "Choose another place.")
-    if space.channels not in (1, 3, 4):
-        raise UsageError(f"PNG has no form for {space.channels} channels.", "Write to an .npz file.")
-
-
-def _write_images(space: Image, x: Tensor, path: Path, context: Space | None, c: Tensor | None) -> None:
-    _check_images(space, path)
-    pixels = np.moveaxis(x.detach().cpu().reshape(-1, *space.event_shape).numpy(), 1, -1)
-    label = c.cpu().reshape(-1).numpy() if isinstance(context, Label) and c is not None else None
-    if path.suffix == ".npz":
-        arrays: dict[str, Any] = {"x": pixels if space.channels > 1 else pixels[..., 0]}
-        if label is not None and isinstance(context, Label):
-            arrays["y"] = np.array(context.values)[label]
-        with replacing(path) as scratch:
-            np.savez_compressed(scratch, **arrays)
-        return
-    digits = max(5, len(str(len(pixels))))
-    with replacing(path) as scratch:
-        scratch.mkdir()
-        for i, image in enumerate(full_scale(space.levels)[pixels]):
-            into = scratch
-            if label is not None and isinstance(context, Label):
-                into = scratch / context.values[label[i]].replace(os.sep, "_")
-                into.mkdir(exist_ok=True)
-            Pillow.fromarray(image if space.channels > 1 else image[..., 0]).save(into / f"{i:0{digits}d}.png")

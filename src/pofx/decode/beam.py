@@ -18,12 +18,12 @@ class Beams(NamedTuple):
 
     Attributes:
         symbols: [N, beams, t] int64, -1 after the end.
-        scores: [N, beams]: log p of the new symbols in nats / (their number ** length_penalty); -inf where
+        values: [N, beams]: log p of the new symbols in nats / (their number ** length_penalty); -inf where
             there are fewer sequences than beams.
     """
 
     symbols: Tensor
-    scores: Tensor
+    values: Tensor
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def beam(
         decoder: has read the prompt; afterwards it holds N * beams rows.
         most, history, end: as for ``stream``.
         beams: the width of the search.
-        length_penalty: scores are divided by (number of symbols) ** this; 0 ranks by probability alone,
+        length_penalty: log-probabilities are divided by (number of symbols) ** this; 0 ranks by probability alone,
             which prefers short sequences, higher values prefer longer ones.
         processor: changes the log-probabilities; they are not renormalised afterwards.
     """
@@ -65,7 +65,7 @@ def beam(
     going = torch.full((n, beams), -math.inf, device=device, dtype=logits.dtype)
     going[:, 0] = 0  # all beams are alike at first: one of them counts
     symbols = torch.full((n, beams, most), -1, device=device)
-    scores = torch.full_like(going, -math.inf)
+    values = torch.full_like(going, -math.inf)
     for length in range(1, most + 1):
         log_p = processor(decoder.logits().log_softmax(-1), past.flatten(0, 1)).unflatten(0, (n, beams))
         total, index = (going[..., None] + log_p).flatten(1).topk(min(2 * beams, beams * size))
@@ -77,19 +77,19 @@ def beam(
 
         finished = torch.where(ends, total / length**length_penalty, -math.inf)[:, :beams]
         new = torch.nn.functional.pad(longer[:, :beams, prompt.shape[1] :], (0, most - length), value=-1)
-        scores, best = torch.cat([scores, finished], 1).topk(beams)
+        values, best = torch.cat([values, finished], 1).topk(beams)
         symbols = _rows(torch.cat([symbols, new], 1), best)
 
         going, on = total.masked_fill(ends, -math.inf).topk(beams)
-        # log-probabilities only fall, and the most that length can help is its own share of the score
+        # log-probabilities only fall, and the most that length can help is its own share of the value
         bound = going[:, 0] / (most if length_penalty > 0 else length) ** length_penalty
-        if (bound <= scores[:, -1]).all():
+        if (bound <= values[:, -1]).all():
             break
         past, parent, symbol = _rows(longer, on), parent.gather(1, on), symbol.gather(1, on)
         decoder.reorder((first + parent).flatten())
         decoder.push(symbol.flatten())
-    symbols = symbols.masked_fill(scores[..., None] == -math.inf, -1)
-    return Beams(symbols[..., : int((symbols >= 0).sum(-1).max())], scores)
+    symbols = symbols.masked_fill(values[..., None] == -math.inf, -1)
+    return Beams(symbols[..., : int((symbols >= 0).sum(-1).max())], values)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""The decoder of a net over sequences that reads and writes symbols."""
+"""A net over sequences that reads steps into its cache, and the decoder that it is where steps are symbols."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,18 +12,86 @@ from pofx.nn.emission import TokenHead
 from pofx.nn.sequence import SequenceNet
 
 
-class NetDecoder:
-    """``Decoder`` over a net and its symbols: each symbol is read once, into the net's cache.
+class Reader:
+    """A net that reads steps one after the other: each once, into its cache.
 
-    A net of limited context reads what is longer in the windows of ``nn.windows.spans``, which also score: a window
-    that is full moves on by ``stride``, and what it keeps is read again.
+    A net of limited context reads what is longer in the windows of ``codecs.windows.spans``, as ``log_prob`` does: a
+    window that is full moves on by ``stride``, and what it keeps is read again.
+
+    Args:
+        net: in eval mode.
+        embed: steps [n, k, ...] and the number of the first -> inputs of the net [n, k, width].
+        n: sequences.
+        most: steps that will be read at most.
+        stride: how far a full window moves; half of the longest unless said.
+    """
+
+    def __init__(
+        self, net: SequenceNet, embed: Callable[[Tensor, int], Tensor], n: int, most: int, stride: int | None = None
+    ) -> None:
+        self.net, self.embed, self.n = net, embed, n
+        self.block = min(most, net.longest or most)
+        self.stride = stride or max(1, self.block // 2)
+        self.past: list[Tensor] = []
+        self.size = 0  # steps that are read
+        self._begin(0)
+
+    @torch.no_grad()
+    def read(self, u: Tensor) -> Tensor:
+        """The net's outputs [n, k, width] after each of these steps [n, k, ...]."""
+        self.past.append(u)
+        whole, parts = self.size + u.shape[1], []
+        while self.size < whole:
+            first = self.size
+            if self.size - self.start == self.block:
+                self._begin(self.start + self.stride)
+                first = self.start
+            stop = min(whole, self.start + self.block)
+            steps = u if (first, stop) == (whole - u.shape[1], whole) else self._line()[:, first:stop]
+            parts.append(self._outputs(steps, first)[:, self.size - first :])
+            self.size = stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def rewind(self, k: int) -> None:
+        """Forget the last k steps."""
+        self.size -= k
+        self.past = [self._line()[:, : self.size]]
+        start = self.stride * -(-max(0, self.size - self.block) // self.stride)
+        if start == self.start:
+            self.cache.rewind(k)
+        else:  # back into the window before
+            self._begin(start)
+            self._outputs(self.past[0][:, start:], start)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Sequence ``rows[i]`` becomes sequence i."""
+        self.cache.reorder(rows)
+        self.past, self.n = [self._line()[rows]], len(rows)
+
+    def _line(self) -> Tensor:
+        """All steps that were given."""
+        self.past = [torch.cat(self.past, 1)]
+        return self.past[0]
+
+    def _begin(self, start: int) -> None:
+        """An empty window from this step on."""
+        self.start, self.cache = start, self.net.cache(self.n, self.block)
+
+    @torch.no_grad()
+    def _outputs(self, u: Tensor, first: int) -> Tensor:
+        x = self.embed(u, first)
+        return self.cache.step(x[:, 0])[:, None] if x.shape[1] == 1 else self.cache.extend(x)
+
+
+class NetDecoder:
+    """``Decoder`` over a net and its symbols.
 
     Args:
         net, emission: in eval mode.
         prompt: [N, t], t >= 1, what is read first; -1 is the beginning.
         most: symbols that will be pushed at most, beyond the prompt.
         given: the context [N, width], added to every input; None where there is none.
-        stride: how far a full window moves; half of the longest unless said.
+        stride: as of ``Reader``.
     """
 
     def __init__(
@@ -35,14 +105,9 @@ class NetDecoder:
     ) -> None:
         if prompt.shape[1] == 0:
             raise UsageError("A prompt without symbols gives no distribution of the next.", "Begin with -1.")
-        self.net, self.emission, self.given = net, emission, given
-        whole = prompt.shape[1] + most
-        self.block = min(whole, net.longest or whole)
-        self.stride = stride or max(1, self.block // 2)
-        self.cache = net.cache(len(prompt), self.block)
-        self.past, self.start, self.size = prompt[:, :0], 0, 0  # read so far: ``size``; the window is from ``start`` on
-        self.last: Tensor | None = None  # the net's output [N, width] after the last symbol
-        self._read(prompt)
+        self.emission, self.given = emission, given
+        self.reader = Reader(net, self._embed, len(prompt), prompt.shape[1] + most, stride)
+        self.last: Tensor | None = self.reader.read(prompt)[:, -1]  # the net's output [N, width] after the last symbol
 
     def logits(self) -> Tensor:
         if self.last is None:
@@ -50,51 +115,24 @@ class NetDecoder:
         return self.emission.logits(self.last)
 
     def push(self, symbol: Tensor) -> None:
-        self._read(symbol[:, None])
+        self.last = self.reader.read(symbol[:, None])[:, -1]
 
     def extend(self, symbols: Tensor) -> Tensor:
-        return self.emission.logits(self._read(symbols))
+        y = self.reader.read(symbols)
+        self.last = y[:, -1]
+        return self.emission.logits(y)
 
     def rewind(self, k: int) -> None:
-        if not k:
-            return
-        self.last = None  # the output before is not kept: strategies read on first
-        self.past, self.size = self.past[:, : self.past.shape[1] - k], self.size - k
-        start = self.stride * -(-max(0, self.size - self.block) // self.stride)
-        if start == self.start:
-            self.cache.rewind(k)
-        else:  # back into the window before
-            self._begin(start)
-            self._outputs(self.past[:, start:])
+        if k:
+            self.last = None  # the output before is not kept: strategies read on first
+            self.reader.rewind(k)
 
     def reorder(self, rows: Tensor) -> None:
-        self.cache.reorder(rows)
-        self.past = self.past[rows]
+        self.reader.reorder(rows)
         self.last = None if self.last is None else self.last[rows]
         self.given = None if self.given is None else self.given[rows]
 
     @torch.no_grad()
-    def _read(self, symbols: Tensor) -> Tensor:
-        """The net's outputs [N, k, width] after each of these symbols [N, k]."""
-        self.past, parts = torch.cat([self.past, symbols], 1), []
-        while self.size < self.past.shape[1]:
-            first = self.size
-            if self.size - self.start == self.block:
-                self._begin(self.start + self.stride)
-                first = self.start
-            stop = min(self.past.shape[1], self.start + self.block)
-            parts.append(self._outputs(self.past[:, first:stop])[:, self.size - first :])
-            self.size = stop
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        self.last = y[:, -1]
-        return y
-
-    def _begin(self, start: int) -> None:
-        """An empty window from this symbol on."""
-        self.start, self.cache = start, self.net.cache(len(self.past), self.block)
-
-    @torch.no_grad()
-    def _outputs(self, symbols: Tensor) -> Tensor:
+    def _embed(self, symbols: Tensor, first: int) -> Tensor:
         x = self.emission.embed(symbols)
-        x = x if self.given is None else x + self.given[:, None]
-        return self.cache.step(x[:, 0])[:, None] if x.shape[1] == 1 else self.cache.extend(x)
+        return x if self.given is None else x + self.given[:, None]

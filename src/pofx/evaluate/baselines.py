@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import math
+from functools import singledispatch
 
 import numpy as np
 import torch
@@ -21,14 +22,15 @@ from torch import Tensor
 from pofx.core.likelihood import LowerBound
 from pofx.core.space import Space
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score, summarise, unavailable
-from pofx.spaces import Category, Column, Image, Label, Table, Text
+from pofx.evaluate.likelihood import Mean, summarise, unavailable
+from pofx.spaces import Category, Column, Image, Label, Text
 
 MODELS = ("independent", "gaussian")
 """Families that every comparison fits, where they serve the space: what a good model must beat."""
 
 
-def compression(space: Space, part: Part) -> dict[str, Score]:
+@singledispatch
+def compression(space: Space, part: Part) -> dict[str, Mean]:
     """Code lengths of the held-out rows: gzip (of texts xz and bzip2, too) of all together, PNG of each image.
 
     Example:
@@ -37,17 +39,28 @@ def compression(space: Space, part: Part) -> dict[str, Score]:
         >>> found = compression(data.space, data.test)
         >>> sorted(found), found["gzip"].symbol  # a file is a code, and a code bounds -log p from above
         (['gzip', 'png'], '≥')
+
+    An open function: a space with a compressor of its own adds its case.
     """
-    if isinstance(space, Label):
-        return {}
-    part = part.read()
-    if isinstance(space, Text):
-        return {name: packed_text(space, part.x, name) for name in ("gzip", "xz", "bzip2")}
-    found = {"gzip": gzip_score(space, part.x)}
-    return found | {"png": png_score(space, part.x)} if isinstance(space, Image) else found
+    return {"gzip": gzip_code(space, part.read().x)}
 
 
-def packed_text(space: Text, x: Tensor, name: str) -> Score:
+@compression.register
+def _(space: Label, part: Part) -> dict[str, Mean]:
+    return {}
+
+
+@compression.register
+def _(space: Text, part: Part) -> dict[str, Mean]:
+    return {name: packed_text(space, part.read().x, name) for name in ("gzip", "xz", "bzip2")}
+
+
+@compression.register
+def _(space: Image, part: Part) -> dict[str, Mean]:
+    return {"gzip": gzip_code(space, part.x), "png": png_code(space, part.x)}
+
+
+def packed_text(space: Text, x: Tensor, name: str) -> Mean:
     """Texts [N, L] in one file (``text_bytes``), packed at the strongest setting, divided among them."""
     content = text_bytes(space, x)
     packed = {
@@ -68,22 +81,24 @@ def text_bytes(space: Text, x: Tensor) -> bytes:
     return np.array([len(t) for t in texts], "<u4").tobytes() + b"".join(texts)
 
 
-def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Score:
+def _shared(space: Space, packed: bytes, x: Tensor, note: str) -> Mean:
     """A code of all rows together: they share the compressor's memory, so the mean has no error of its own."""
     nats, each = -8 * len(packed) * math.log(2) / len(x), float(space.units(x).double().mean())
-    return Score(LowerBound.__name__, nats, None, 0.0, len(x), 0, space.measure, each, space.unit, note=note)
+    return Mean(
+        kind=LowerBound, nats=nats, mc_se=0.0, n=len(x), measure=space.measure, dims=each, unit=space.unit, note=note
+    )
 
 
-def gzip_score(space: Space, x: Tensor) -> Score:
-    """gzip -9 of all rows [N, *E] as one file (a table as CSV, all else as raw bytes), divided among them."""
+def gzip_code(space: Space, x: Tensor) -> Mean:
+    """gzip -9 of all rows [N, *E] as one file (columns as CSV, all else as raw bytes), divided among them."""
     if not space.measure.discrete:
         return unavailable("gzip codes exact values, and columns with a density have no finite code.", space)
-    content = csv_text(space, x).encode() if isinstance(space, Table) else x.contiguous().numpy().tobytes()
-    note = f"gzip -9 of {len(x)} rows as one {'CSV text' if isinstance(space, Table) else 'file of raw bytes'}"
+    content = csv_text(space, x).encode() if space.columns else x.contiguous().numpy().tobytes()
+    note = f"gzip -9 of {len(x)} rows as one {'CSV text' if space.columns else 'file of raw bytes'}"
     return _shared(space, gzip.compress(content, 9, mtime=0), x, note)
 
 
-def png_score(space: Image, x: Tensor) -> Score:
+def png_code(space: Image, x: Tensor) -> Mean:
     """The bytes of every image [N, C, H, W] as an optimised PNG file, header and all.
 
     Two levels are stored as bits. Channels that are neither grey nor RGB stand side by side in one grey image.
@@ -108,8 +123,8 @@ def png_bytes(space: Image, image: Tensor) -> bytes:
     return file.getvalue()
 
 
-def csv_text(space: Table, x: Tensor) -> str:
-    """Rows [N, D] as they would stand in a CSV file: spellings of categories, shortest digits, nothing for missing.
+def csv_text(space: Space, x: Tensor) -> str:
+    """Rows [N, *E] of columns as they would stand in a CSV file, with nothing for what is missing.
 
     A category is quoted where it holds a comma, a quote or the end of a line, or nothing at all (RFC 4180), and
     numbers have as many digits as tell their value from all others of their column.
@@ -128,4 +143,4 @@ def csv_text(space: Table, x: Tensor) -> str:
         same = round((float(short) - column.origin) / step) == round((value - column.origin) / step)
         return short if same else repr(value).removesuffix(".0")
 
-    return "".join(",".join(map(cell, space.columns, row)) + "\n" for row in x.tolist())
+    return "".join(",".join(map(cell, space.columns, row)) + "\n" for row in x.reshape(len(x), -1).tolist())

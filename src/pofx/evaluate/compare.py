@@ -5,7 +5,7 @@ A comparison leaves a folder
     comparison.json                     everything below; written at the start and after each family
     data_sample.npz                     x, c, label of some test rows; train_x of some training rows
     runs/<family>/                      the run folder of each fit (see train.run), and in it
-        scores.json                     its row, with the likelihood of every test row that was scored
+        evaluation.json                 its row, with the likelihood of every test row that was evaluated
         samples/samples.npz             x (and c) that the model drew
 
 A comparison that was killed goes on, by the same call or by ``resume_comparison``: families that have a row keep it,
@@ -22,7 +22,7 @@ the fit that was interrupted is resumed. comparison.json holds
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
                  samples were cut for lack of time, or null; where columns determine others there is "dependent",
                  what each of those adds to the likelihood given all others (``dependent.Share``)
-    baselines    gzip and PNG as likelihoods (``likelihood.Score`` as JSON)
+    baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so
     frontier     per family: nats against densities/s and samples/s, and whether anything is better in both
@@ -59,7 +59,6 @@ from pofx.evaluate.plan import FORMAT, asked, begun, kept, names_of, same_plan, 
 from pofx.evaluate.race import Race
 from pofx.evaluate.recommend import amount
 from pofx.evaluate.study import Settings, Study, plain, save_shown
-from pofx.spaces import Table
 from pofx.train.checkpoint import read_sealed
 from pofx.train.device import choose
 from pofx.train.processes import torchrun
@@ -150,7 +149,7 @@ def compare(
         seconds, minutes, steps: the budget, in one unit (default: 30 seconds). ``seconds``: wall-clock time of every
             fit; the evaluation of a family takes a quarter as long at most (at least 5 s). ``minutes``: of all fits
             and evaluations together. ``steps``: of every fit, sweeps for EM (counting ends by itself); the same on
-            the same cores is then the same to the bit, and all test rows are scored, however long that takes.
+            the same cores is then the same to the bit, and all test rows are evaluated, however long that takes.
         seed: of every fit, draw and split within the evaluation.
         out: the folder of the comparison; None keeps everything in memory. One that was interrupted there goes on,
             where all that follows and the data are the same.
@@ -158,8 +157,8 @@ def compare(
         needs: what the recommendation is for: names in ``recommend.NEEDS``.
         samples: draws per family; two-sample tests use up to 1000 of them.
         max_test: test rows per family at most, drawn by ``seed``, the same ones in the same random order for all. A
-            slow family scores the first of them; its row says how many, and differences are taken on the rows that
-            both have scored.
+            slow family evaluates the first of them; its row says how many, and differences are taken on the rows that
+            both have evaluated.
         outliers: rows that are none of the data's (anything that ``load`` takes, of the same space).
         anomaly: the class whose test rows are outliers; the others are then the inliers.
         options: family -> options of its Config.
@@ -335,7 +334,7 @@ def _baseline_cells(name: str, lik: Mapping[str, Any]) -> list[str]:
 
 def _about_data(data: Data) -> dict[str, Any]:
     label, notes = data.options.get("label"), []
-    if isinstance(data.space, Table) and label in [c.name for c in data.space.columns]:
+    if not data.space.values and label in [c.name for c in data.space.columns]:
         notes.append(f"The class {label!r} is itself a column of x: a probe of the latents may read it off.")
     return {
         "name": data.name,

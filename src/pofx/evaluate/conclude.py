@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pofx.core.likelihood import UpperBound, with_error
 from pofx.evaluate.entrant import Result
-from pofx.evaluate.likelihood import Score, decode, verdicts
+from pofx.evaluate.likelihood import Mean, decode, verdicts
 from pofx.evaluate.recommend import recommend
 from pofx.evaluate.study import Study, plain
 
@@ -26,7 +26,7 @@ def conclude(record: dict[str, Any], study: Study, results: Mapping[str, Result]
 
     settings = study.settings
     rows = sorted((r.row for r in results.values()), key=order)
-    pairs = verdicts({k: r.score for k, r in results.items() if r.score and r.score.available}, study.test.weight)
+    pairs = verdicts({k: r.test for k, r in results.items() if r.test and r.test.available}, study.test.weight)
     advice = recommend(rows, pairs, settings.needs, settings.budget, study.data.dependent).to_json()
     record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
 
@@ -42,7 +42,7 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "family": r["family"],
             "nats": r["likelihood"]["nats"],
-            "se": r["likelihood"]["se"],
+            "se": r["likelihood"]["error"],
             "kind": r["likelihood"]["kind"],
             "densities_per_second": r["likelihood"]["rows_per_second"],
             "samples_per_second": None if r["sampling"].get("cut") else r["sampling"].get("rows_per_second"),
@@ -68,17 +68,17 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
-def losers(scores: Mapping[str, Score], running: Sequence[str], weight: Tensor | None) -> dict[str, str]:
+def losers(means: Mapping[str, Mean], running: Sequence[str], weight: Tensor | None) -> dict[str, str]:
     """Of the families that are ``running``, those that are clearly worse than half of all, and why.
 
     Args:
-        scores: of validation rows, of all families that are still in the comparison.
+        means: of validation rows, of all families that are still in the comparison.
         weight: of these rows.
 
     A family without a likelihood is neither dropped nor a reason to drop another; nor is one whose bound allows it
     to be better than its number (see ``core.likelihood.compare``).
     """
-    pairs = verdicts({name: s for name, s in scores.items() if s.available}, weight)
+    pairs = verdicts({name: s for name, s in means.items() if s.available}, weight)
     found = {}
     for name in running:
         better = {other: p for other, p in pairs.get(name, {}).items() if p["verdict"] == "worse"}

@@ -40,7 +40,7 @@ def grow(
     The time of a block is predicted by the line through the last two. Before there are two, half of the
     first one's time is taken to be start-up, or three quarters of ``one``: samplers that go step by step
     draw eight rows in little more time than one. Block sizes depend on the clock only in the last block, so
-    that rows scored under one seed agree between runs. The first block always runs.
+    that rows evaluated under one seed agree between runs. The first block always runs.
 
     Args:
         step: does the rows start .. start + size - 1.

@@ -12,7 +12,6 @@ from pofx.core.likelihood import Exact, Unavailable
 from pofx.core.model import Model
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
-from pofx.spaces import Table
 
 ROWS = 32  # test rows over which a share is averaged
 FINEST, WIDEST = -12, 2  # powers of ten: how near to a value and how far off, in standard deviations of its column
@@ -44,7 +43,6 @@ def share(
         generator: of the likelihood. seconds: about as long it takes at most.
     """
     space = model.space
-    assert isinstance(space, Table)
     j = [c.name for c in space.columns].index(column)
     part = part[~part.x[:, j].isnan()][:ROWS]
     if len(part) == 0:

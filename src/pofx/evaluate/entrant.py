@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pofx.core.abilities import ABILITIES, why_not
 from pofx.core.model import Model
 from pofx.core.registry import family as find_family
 from pofx.data.parts import Data
 from pofx.evaluate.baselines import MODELS
 from pofx.evaluate.cost import peak_memory
-from pofx.evaluate.likelihood import Score, score, unavailable
+from pofx.evaluate.likelihood import Mean, mean_log_prob, unavailable
 from pofx.evaluate.study import EVALUATION, Settings, Study, evaluate, plain, reason, save_rows, save_shown, shown
 from pofx.spaces import Label, Table
 from pofx.train.checkpoint import write_sealed
@@ -37,8 +38,8 @@ class Result:
     """The row of one family; its likelihood per test row, that of validation rows, and its run, where it got there."""
 
     row: dict[str, Any]
-    score: Score | None = None
-    valid: Score | None = None
+    test: Mean | None = None
+    valid: Mean | None = None
     run: Run | None = None
 
 
@@ -52,7 +53,7 @@ class Entrant:
 
     def run(self, study: Study, place: Path | None, tell: Tell, until: float = 1.0) -> Result:
         """Fit, or go on, as far as this share of the budget. Then, at its end, evaluate on test rows; before it, which
-        needs a ``place``, score validation rows."""
+        needs a ``place``, validation rows."""
         started, row = time.perf_counter(), dict(self.row)
         before = 0.0 if place is None or not _begun(place) else _seconds(place)
         tell("fitting")
@@ -97,7 +98,7 @@ def opened(data: Data, name: str, options: Mapping[str, Any]) -> Entrant:
 def assess(
     path: str | Path, data: Data | None = None, *, seconds: float = 30.0, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Evaluate one run as ``compare`` would: scores.json, samples and held-out rows go into its folder.
+    """Evaluate one run as ``compare`` would: evaluation.json, samples and held-out rows go into its folder.
 
     Args:
         path: the run folder.
@@ -127,24 +128,25 @@ def told(
         progress({**(entry or {}), "family": family, "stage": stage, "title": f"{title}: {stage}"})
 
 
-def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell: Tell) -> Score:
+def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell: Tell) -> Mean:
     """Evaluate a fitted run: its figures go into ``row`` and, with samples, into its folder."""
     before = time.perf_counter()
     figures, found, samples = evaluate(study, run.model, tell)
     row |= {"status": "ok", "config": plain(run.model.config)} | figures
     row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
     if place is not None:
-        write_sealed(place / "scores.json", row | {"likelihood": found.to_json()})
+        write_sealed(place / "evaluation.json", row | {"likelihood": found.to_json()})
         if samples is not None:
             save_rows(place / "samples" / "samples.npz", shown(samples, study.data.space))
     return found
 
 
-def _valid(study: Study, run: Run) -> Score:
+def _valid(study: Study, run: Run) -> Mean:
     """The likelihood of the validation rows on which clear losers are found, the same ones for all."""
     settings, model = study.settings, run.model
     try:
-        return score(model, study.valid, generator=settings.generator(11, model.device), seconds=settings.within(0.1))
+        generator = settings.generator(11, model.device)
+        return mean_log_prob(model, study.valid, generator=generator, seconds=settings.within(0.1))
     except Exception as error:
         return unavailable(reason(error), model.space)
 
@@ -207,9 +209,7 @@ def _abilities(cls: type[Model], data: Data, options: Mapping[str, Any]) -> dict
     if isinstance(space, Table):
         holes = Table(tuple(dataclasses.replace(c, nullable=True) for c in space.columns))
         missing = cls.refuses(holes, data.context, config) is None
-    return {
-        "latents": cls.latent,
-        "score": cls.has_score,
+    return {a.title: why_not(cls, a, space) is None for a in ABILITIES} | {
         "conditional": cls.refuses(space, data.context or Label(("a", "b")), config) is None,
         "missing_values": missing,
     }

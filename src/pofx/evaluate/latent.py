@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
+from pofx.core.abilities import Encodes, why_not
 from pofx.core.errors import EmptyData
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.data.parts import Part
 from pofx.evaluate.ranking import share_error
 from pofx.evaluate.two_sample import Features
-from pofx.spaces import Label
 
 TRAIN_ROWS, TEST_ROWS = 2000, 1000
 
@@ -55,13 +55,13 @@ def linear_probe(
         >>> found.accuracy > 0.8, found.classes
         (True, 2)
     """
-    if not model.latent:
-        return Unavailable(f"{model.name} has no latent variable.")
+    if reason := why_not(type(model), Encodes, model.space):
+        return Unavailable(reason)
     train, test = train.draw(max_rows, seed), test.draw(max_rows // 2, seed)
     y, y_test = train.label, test.label
     if y is None or y_test is None:
         return Unavailable("The data have no labels to probe for.")
-    if isinstance(model.context, Label):
+    if model.context is not None and model.context.values:
         return Unavailable("The class is this model's context: its latents need not tell it.")
     if min(len(train), len(test)) < 2:
         raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Ragged, Space
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score, score
+from pofx.evaluate.likelihood import Mean, mean_log_prob
 from pofx.evaluate.ranking import auroc
 from pofx.spaces import Image
 
@@ -35,7 +36,7 @@ class Detection:
 
 def detect(
     model: Model,
-    inliers: Score,
+    inliers: Mean,
     outliers: Part,
     name: str,
     *,
@@ -46,16 +47,16 @@ def detect(
     """How well -log p tells ``outliers`` from ``inliers``; Unavailable with the reason where there is no p.
 
     Args:
-        model: the model that scored the inliers.
-        inliers: ``likelihood.score`` of ordinary held-out rows.
+        model: the model that the inliers' likelihood is of.
+        inliers: ``likelihood.mean_log_prob`` of ordinary held-out rows.
         outliers: rows of the same space; ``name`` says in words what they are.
-        request, generator, seconds: as of ``likelihood.score``.
+        request, generator, seconds: as of ``likelihood.mean_log_prob``.
 
     A bound or an estimate may rank as well as an exact number; ``kind`` says which it was.
     """
     if inliers.rows is None:
         return Unavailable(inliers.note)
-    found = score(model, outliers, request=request, generator=generator, seconds=seconds)
+    found = mean_log_prob(model, outliers, request=request, generator=generator, seconds=seconds)
     if found.rows is None:
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
@@ -66,19 +67,22 @@ def detect(
         se=area.se,
         n_in=area.n_in,
         n_out=area.n_out,
-        kind=found.kind,
+        kind=found.kind.__name__,
         bits_in=float(normal.median()),
         bits_out=float(odd.median()),
     )
 
 
+@singledispatch
 def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part, str]:
     """Rows that keep every marginal and lose what binds them, with a description in words.
 
-    Tables: each column is shuffled among the rows by itself (so that no row keeps its own combination, and
-    a model of independent columns scores 0.5). Texts, sounds and sequences: each keeps its steps in another order.
-    Images: cut into a 4 x 4 grid of blocks that change places
-    within each image (textures stay, the whole is lost), each image by an order of its own.
+    Tables, and by default: each column is shuffled among the rows by itself (so that no row keeps its own combination,
+    and a model of independent columns stands at 0.5). Texts, sounds and sequences: each keeps its steps, in another
+    order. Images: cut into a 4 x 4 grid of blocks that change places within each image (textures stay, the whole is
+    lost), each image by an order of its own.
+
+    An open function: a space whose numbers cannot be shuffled each by itself adds its own case.
 
     Example:
         >>> import pofx, torch
@@ -87,15 +91,23 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
         >>> torch.equal(shuffled.x.sort(0).values, data.test.x.sort(0).values)  # each column keeps its values
         True
     """
-    if isinstance(space, Ragged):
-        part = part.read()
-        return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
-    if isinstance(space, Image):
-        return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
     if len(space.event_shape) == 0:
         raise UsageError(f"A {space} has no parts to shuffle.", "Give outliers of your own.")
-    columns = [part.x[torch.randperm(len(part), generator=generator), j] for j in range(part.x.shape[1])]
-    return Part(torch.stack(columns, 1), part.c), "test rows with every column shuffled by itself"
+    flat = part.x.reshape(len(part), -1)
+    columns = [v[torch.randperm(len(part), generator=generator)] for v in flat.unbind(1)]
+    x = torch.stack(columns, 1).reshape(part.x.shape)
+    return Part(x, part.c), "test rows with every column shuffled by itself"
+
+
+@corrupt.register
+def _(space: Ragged, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    part = part.read()
+    return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
+
+
+@corrupt.register
+def _(space: Image, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
 
 
 def _shuffle_steps(space: Ragged, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from pofx.data.parts import Data
 from pofx.data.raw import IN_MEMORY
 from pofx.evaluate.baselines import MODELS
 from pofx.evaluate.entrant import Result
-from pofx.evaluate.likelihood import Score
+from pofx.evaluate.likelihood import Mean
 from pofx.evaluate.study import EVALUATION, SHORTEST, USUAL, Settings, plain
 from pofx.train.checkpoint import read_sealed
 
@@ -129,11 +129,11 @@ def kept(record: Mapping[str, Any], path: Path) -> dict[str, Result]:
     """What is there of each family that has its row: verdicts need the likelihood of every test row."""
     found = {}
     for row in record["rows"]:
-        scores = path / "runs" / row["family"] / "scores.json"
+        evaluation = path / "runs" / row["family"] / "evaluation.json"
         if row["status"] != "ok":
             found[row["family"]] = Result(row)
-        elif scores.exists():
-            found[row["family"]] = Result(row, Score.from_json(read_sealed(scores)["likelihood"]))
+        elif evaluation.exists():
+            found[row["family"]] = Result(row, Mean.from_json(read_sealed(evaluation)["likelihood"]))
     return found
 
 

@@ -17,7 +17,7 @@ from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
-from pofx.evaluate.likelihood import Score, summarise
+from pofx.evaluate.likelihood import Mean, summarise
 from pofx.evaluate.ranking import share_error
 from pofx.spaces import Label
 from pofx.train.run import Run
@@ -67,7 +67,7 @@ class Prediction:
         nats = self.nats.gather(1, label.to(self.nats.device)[:, None])[:, 0].nan_to_num(nan=-math.inf)
         return make(self.kind, nats, Measure.counting(1), caveat=self.caveat)
 
-    def score(self, label: Tensor) -> Score:
+    def log_loss(self, label: Tensor) -> Mean:
         """The mean of log p(label | x) [N]; ``loss_text`` of it is the log-loss."""
         return summarise(self.likelihood(label), Label(self.classes), torch.ones(len(label), dtype=torch.float64))
 
@@ -140,7 +140,7 @@ def predict(
     if known is not None and (len(known) != len(classes) or min(known) < 0 or sum(known) <= 0):
         raise UsageError(f"counts are {list(known)}; there are {len(classes)} classes.", "Give a count for each.")
     with torch.no_grad():
-        if isinstance(model.space, Label):
+        if model.space.values:
             c = None if model.context is None else take(model.context, x)
             lik = model.given(c).classes(request=request, generator=generator)
         else:
@@ -158,7 +158,7 @@ def predict(
     if isinstance(lik, Unavailable):
         raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")
     nats = lik.nats.double()
-    if not isinstance(model.space, Label):
+    if not model.space.values:
         assert known is not None
         nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).log()
     exact = isinstance(lik, Exact)
@@ -170,7 +170,7 @@ def predict(
 def classes_of(model: Model) -> tuple[str, ...]:
     """The classes that a model tells apart. Raises Unsupported where it knows of none."""
     for space in (model.space, model.context):
-        if isinstance(space, Label):
+        if space is not None and space.values:
             return space.values
     raise Unsupported(
         f"This {model.name} models {model.space} and knows of no classes.",
@@ -180,4 +180,4 @@ def classes_of(model: Model) -> tuple[str, ...]:
 
 def told_from(model: Model) -> Space | None:
     """What the classes are told from: the other one of space and context."""
-    return model.context if isinstance(model.space, Label) else model.space
+    return model.context if model.space.values else model.space

@@ -76,8 +76,8 @@ class Race:
     def _dropped(self, reached: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
         """The rows of those that lost this round; one that has ended its fit is not stopped."""
         running = [name for name, r in reached.items() if r.row["fit"]["status"] not in ENDS]
-        scores = {name: r.valid for name, r in reached.items() if r.valid is not None}
-        lost = losers(scores, running, self.study.valid.weight)
+        valid = {name: r.valid for name, r in reached.items() if r.valid is not None}
+        lost = losers(valid, running, self.study.valid.weight)
         rows = {name: reached[name].row for name in lost}
         why = {name: f"after {rows[name]['fit']['seconds']:.3g} s, {lost[name]}" for name in lost}
         return {name: row | {"status": "dropped", "reason": why[name]} for name, row in rows.items()}

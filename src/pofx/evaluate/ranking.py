@@ -13,7 +13,7 @@ from pofx.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Auroc:
-    """P(an outlier scores higher than an inlier), ties counted half; ``se`` by DeLong et al. (1988)."""
+    """P(an outlier is more surprising than an inlier), ties counted half; ``se`` by DeLong et al. (1988)."""
 
     auroc: float
     se: float
@@ -22,7 +22,7 @@ class Auroc:
 
 
 def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
-    """Area under the ROC curve of scores [M] and [N]; higher scores should mean outliers.
+    """Area under the ROC curve of values [M] and [N]; higher ones should mean outliers.
 
     The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
     outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988). Where all of

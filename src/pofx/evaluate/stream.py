@@ -1,4 +1,4 @@
-"""Scores and samples of any number of rows, block by block: in this process, or by the workers of a Ray cluster.
+"""Likelihoods and samples of any number of rows, block by block: in this process, or by the workers of a Ray cluster.
 
 ``in_order`` maps a function over jobs and gives its answers in the jobs' order, whoever computes them. What a job
 answers follows from the job alone (its block boundaries, its seed), so both engines give the same numbers.
@@ -26,7 +26,7 @@ from pofx.core.model import Conditional, Model
 from pofx.core.requests import Request, Sampler
 from pofx.data.pieces import Piece, blocks
 from pofx.data.tabular import Rounded
-from pofx.evaluate.likelihood import Score, Tally
+from pofx.evaluate.likelihood import Mean, Tally
 
 Job = TypeVar("Job")
 A = TypeVar("A")
@@ -36,11 +36,11 @@ TRIES = 3  # times that a job whose worker dies is given to another one
 DRAWN = 2**16  # rows that are drawn at once, of data of few numbers each
 
 
-# -- scores ------------------------------------------------------------------------------------------------
+# -- likelihoods -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Scored:
+class Evaluated:
     """What is known of the rows of one piece: their likelihood [n], and what reading them had to tell."""
 
     piece: Piece
@@ -49,7 +49,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Evaluation:
     """log p of the rows of a piece. Callable, so that it and its model travel to workers as one object.
 
     Attributes:
@@ -64,7 +64,7 @@ class Scoring:
     labels: Sequence[str] | None
     options: Mapping[str, Any]
 
-    def __call__(self, piece: Piece) -> Scored:
+    def __call__(self, piece: Piece) -> Evaluated:
         model, notes, found, first = self.model, list[str](), list[Likelihood](), piece.first
         how: Any = {"labels": self.labels, "options": self.options, "notes": notes}
         for part in blocks(piece, model.space, model.context, **how):
@@ -76,14 +76,14 @@ class Scoring:
                 place = f"{piece.file}, counted from its row {first}"
                 raise NotANumber(f"{place}: {error.problem}", error.remedy) from error
             first += len(part)
-        return Scored(piece, cat(found), notes)
+        return Evaluated(piece, cat(found), notes)
 
 
 @dataclass
 class Stream:
-    """The rows of pieces as they are scored, in order; ``tally`` and ``notes`` have grown when all have been taken."""
+    """The likelihoods of pieces, in order; ``tally`` and ``notes`` have grown when all have been taken."""
 
-    scoring: Scoring
+    evaluation: Evaluation
     pieces: Sequence[Piece]
     cluster: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -91,22 +91,22 @@ class Stream:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.tally = Tally(self.scoring.model.space)
+        self.tally = Tally(self.evaluation.model.space)
 
     def __iter__(self) -> Generator[tuple[Piece, Available], None, None]:
         """The likelihood of each piece's rows. Raises Unsupported where there is none."""
-        with closing(in_order(self.scoring, self.pieces, self.cluster)) as answers:
-            for scored in answers:
-                lik = scored.likelihood
+        with closing(in_order(self.evaluation, self.pieces, self.cluster)) as answers:
+            for answer in answers:
+                lik = answer.likelihood
                 if isinstance(lik, Unavailable):
-                    raise Unsupported(f"{self.scoring.model.name} has no likelihood: {lik.reason}")
-                tell_once(self.notes, scored.notes)
+                    raise Unsupported(f"{self.evaluation.model.name} has no likelihood: {lik.reason}")
+                tell_once(self.notes, answer.notes)
                 self.tally.add(lik)
-                yield scored.piece, lik
+                yield answer.piece, lik
 
-    def score(self) -> Score:
+    def mean(self) -> Mean:
         """Of the rows so far."""
-        return self.tally.score(time.perf_counter() - self.started)
+        return self.tally.mean(time.perf_counter() - self.started)
 
 
 def tell_once(told: list[str], notes: Sequence[str]) -> None:

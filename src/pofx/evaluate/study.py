@@ -18,19 +18,18 @@ from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
 from pofx.core.requests import Sampler, StepByStep
-from pofx.core.space import Ragged, Space, join
+from pofx.core.space import Space, join
 from pofx.data.parts import Data, Part, class_counts
 from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe, usage
-from pofx.evaluate.likelihood import Score, encode, score, unavailable
+from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
 from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, nearest, prdc
-from pofx.spaces import Label, Table, Text
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
@@ -93,7 +92,7 @@ class Study:
     """The rows, features and outliers on which every family is judged.
 
     Attributes:
-        test: test rows in one random order, of which every family scores the first.
+        test: test rows in one random order, of which every family evaluates the first.
         features: the map of the two-sample tests (None over labels: there is nothing to look at).
         train: training rows in random order, at most ``TRAIN_ROWS``.
         real, known: the features of test rows and of these training rows.
@@ -125,23 +124,25 @@ class Study:
             found.append(_other_rows(data, outliers, settings))
         test = test[: settings.max_test].in_memory()
         train = data.train[torch.randperm(len(data.train), generator=settings.generator(2))[:TRAIN_ROWS]].in_memory()
-        if isinstance(data.space, Label):
+        if data.space.values:
             empty = torch.empty(0)
             return Study(data, settings, test, None, train, empty, empty, empty, tuple(found))
-        shuffled, words = corrupt(data.space, test, settings.generator(1))
+        if data.space.event_shape:  # a single number has nothing to shuffle
+            shuffled, words = corrupt(data.space, test, settings.generator(1))
+            found.insert(0, (words, shuffled))
         some = test[: settings.quality_rows]
         features = Features(data.space, train, data.context, seed=settings.seed)
         real, known = features.of(some), features.of(train)
         near = nearest(real, known)
-        return Study(data, settings, test, features, train, real, known, near, ((words, shuffled), *found))
+        return Study(data, settings, test, features, train, real, known, near, tuple(found))
 
     @property
     def valid(self) -> Part:
-        """Validation rows, as many as test rows are scored at most: what may be decided before these are seen."""
+        """Validation rows, as many as test rows are evaluated at most: what may be decided before these are seen."""
         return self.data.valid.draw(self.settings.max_test, self.settings.seed)
 
     def reference(self) -> dict[str, Any]:
-        """The two-sample tests with training rows for samples: what a perfect model would score."""
+        """The two-sample tests with training rows for samples: what a perfect model would reach."""
         if self.features is None:
             return {"unavailable": "Labels have no sample quality."}
         return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
@@ -155,8 +156,8 @@ class Study:
         }
 
 
-def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Score, Part | None]:
-    """All figures of a fitted model as plain data, its Score with the rows, and its samples.
+def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Mean, Part | None]:
+    """All figures of a fitted model as plain data, its mean log-likelihood with the rows, and its samples.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
     20% and what that left over, its speed over length 10%, outliers 10%; the rest, some 30%, is bounded by its number
@@ -181,21 +182,21 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     if study.data.dependent:
         tell("dependent columns")
         found["dependent"] = _dependent(study, model, settings.within(0.05))
-    if isinstance(space, Label):
+    if space.values:
         found["accuracy"] = guarded(lambda: _accuracy(study, model))
-    if isinstance(space, Text):
+    if space.alphabet is not None:
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
     return found, lik, fake
 
 
-def _likelihood(study: Study, model: Model, seconds: float | None) -> Score:
+def _likelihood(study: Study, model: Model, seconds: float | None) -> Mean:
     generator, test = study.settings.generator(5, model.device), study.test
     try:
-        found = score(model, test, generator=generator, seconds=seconds)
-        if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: score them again and again
+        found = mean_log_prob(model, test, generator=generator, seconds=seconds)
+        if found.n == len(test) < RATE_ROWS:  # too few rows for a throughput: take them again and again
             many = test[torch.arange(RATE_ROWS) % len(test)]
-            rate = score(model, many, generator=generator, seconds=0.035 * study.settings.limit).rows_per_second
-            found = dataclasses.replace(found, rows_per_second=rate)
+            again = mean_log_prob(model, many, generator=generator, seconds=0.035 * study.settings.limit)
+            found = dataclasses.replace(found, rows_per_second=again.rows_per_second)
         return found
     except Exception as error:
         return unavailable(reason(error), model.space)
@@ -219,7 +220,7 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
 
     sampler = StepByStep() if StepByStep in model.own_samplers else None
     timed = study.settings.generator(9, model.device)
-    if isinstance(space, Ragged) and sampler is not None:
+    if space.fill is not None and sampler is not None:
 
         def steps(rows: int, length: int) -> int:
             return int(space.lengths(draw(0, rows, StepByStep(length), timed).x).max())
@@ -238,7 +239,7 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     x = join(space, [p.x for p in grown.parts])
     space.check(x)
     c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
-    if isinstance(space, Ragged) and sampler is not None and sampler.length == int(space.lengths(x).max()):
+    if space.fill is not None and sampler is not None and sampler.length == int(space.lengths(x).max()):
         figures["cut"] = sampler.length  # else all ended before it
     figures |= {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
     return figures, Part(x, c)
@@ -278,7 +279,7 @@ def _latents(study: Study, model: Model) -> dict[str, Any]:
     }
 
 
-def _outliers(study: Study, model: Model, inliers: Score, seconds: float | None) -> list[dict[str, Any]]:
+def _outliers(study: Study, model: Model, inliers: Mean, seconds: float | None) -> list[dict[str, Any]]:
     generator = study.settings.generator(7, model.device)
     share = None if seconds is None else seconds / max(1, len(study.outliers))
 
@@ -290,7 +291,7 @@ def _outliers(study: Study, model: Model, inliers: Score, seconds: float | None)
 
 def _dependent(study: Study, model: Model, seconds: float | None) -> list[dict[str, Any]]:
     """What the columns that others determine add to the likelihood, each given all others; of the first few."""
-    names = [c.name for c in study.data.space.columns] if isinstance(study.data.space, Table) else []
+    names = [c.name for c in study.data.space.columns]
     columns = [name for name in study.data.dependent if name in names][:DEPENDENT]
     generator = study.settings.generator(10, model.device)
     each = None if seconds is None else seconds / max(1, len(columns))
@@ -396,7 +397,7 @@ def shown(part: Part, space: Space) -> Part:
     Of data of free length a few at the least, cut where one alone has as much.
     """
     size = space.dtype.itemsize * math.prod(abs(k) for k in space.event_shape)  # of a step, where the length is free
-    if isinstance(space, Ragged):
+    if space.fill is not None:
         length = min(space.length, SHOWN_BYTES // size)
         part, size = part.cut(length), size * length
     return part[: max(SHOWN_ROWS, min(1000, SHOWN_BYTES // max(1, size)))].read()

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues, Decodes, ability_of
 from pofx.core.errors import Unsupported
-from pofx.core.likelihood import KINDS, SYMBOL, LowerBound
+from pofx.core.likelihood import KINDS, SYMBOL, flip
 from pofx.core.model import Model
 from pofx.core.requests import Request, Windowed
 from pofx.data.parts import Part
-from pofx.evaluate.likelihood import Score
-from pofx.spaces import Text
+from pofx.evaluate.likelihood import Mean
 
 BATCH = 256  # texts that are spelt at a time
 
@@ -72,7 +72,7 @@ class Rates:
     @property
     def text(self) -> str:
         """One line for each rate."""
-        sign = "≤" if KINDS[self.kind] is LowerBound else SYMBOL[KINDS[self.kind]]
+        sign = SYMBOL[flip(KINDS[self.kind])]
         predicted = f"{self.symbols:,}{' with ends' * self.has_eos}"
         lines = [
             (f"{self.nats_per_character:.4f} nats/char", f"{self.characters:,} characters"),
@@ -95,41 +95,41 @@ class Rates:
         return vars(self) | {k: getattr(self, k) for k in (*names, "perplexity_per_symbol", "perplexity_per_word")}
 
 
-def rates(model: Model, part: Part, score: Score, request: Request | None = None) -> Rates:
-    """The rates of the texts of ``part`` from their score under the model.
+def rates(model: Model, part: Part, found: Mean, request: Request | None = None) -> Rates:
+    """The rates of the texts of ``part`` from their likelihood under the model.
 
     Args:
         model: over texts, symbol by symbol.
-        score: of the first rows of ``part``, with their likelihoods.
-        request: that of ``score``; None for the model's own.
+        found: of the first rows of ``part``, with their likelihoods.
+        request: that of ``found``; None for the model's own.
 
     Raises Unsupported where the data are no texts, or the model does not go through them step by step.
     """
     space = model.space
-    if not isinstance(space, Text):
-        raise Unsupported(f"{space} have no characters.", "Score texts.")
-    if score.rows is None:
-        raise Unsupported(f"{model.name} has no likelihood: {score.note}")
+    if space.alphabet is None:
+        raise Unsupported(f"{space} have no characters.", "Give texts.")
+    if found.rows is None:
+        raise Unsupported(f"{model.name} has no likelihood: {found.note}")
+    decoder, block = ability_of(model, Decodes), ability_of(model, Continues).window
     characters = size = symbols = words = 0
-    for i in range(0, score.n, BATCH):
-        x = part[i : min(i + BATCH, score.n)].read().x
+    for i in range(0, found.n, BATCH):
+        x = part[i : min(i + BATCH, found.n)].read().x
         texts = [space.spell(row) for row in x]
         characters += sum(map(len, texts))
         words += sum(len(t.split()) for t in texts)
         size += int(space.units(x).sum())
-        symbols += sum(map(len, model.rows_spans(x))) + len(x) * space.has_eos
-    nats, request = float(score.rows.nats.sum(dtype=torch.float64)), request or model.default_request()
+        symbols += sum(map(len, decoder.rows_spans(x))) + len(x) * space.has_eos
+    nats, request = float(found.rows.nats.sum(dtype=torch.float64)), request or model.default_request()
     stride = request.stride if isinstance(request, Windowed) else None
-    return Rates(
-        score.kind, nats, characters, size, symbols, words, symbol_of(model), space.has_eos, model.window, stride
-    )
+    counts = (characters, size, symbols, words)
+    return Rates(found.kind.__name__, nats, *counts, symbol_of(model), space.has_eos, block, stride)
 
 
 def symbol_of(model: Model) -> str:
     """What the model predicts at a time."""
     if getattr(model.config, "vocabulary", 0):
         return "subword"
-    return "character" if isinstance(model.space, Text) and model.space.alphabet else "byte"
+    return "character" if model.space.alphabet else "byte"
 
 
 # -- where -----------------------------------------------------------------------------------------------
@@ -158,13 +158,13 @@ def marks(
     Their texts together are the text, their bits together its surprise -log2 p.
     """
     space = model.space
-    if not isinstance(space, Text):
+    if space.alphabet is None:
         raise Unsupported(f"{space} have no characters.", "Mark texts.")
     row, spelt = x[None], space.spell(x)
     with torch.no_grad():
         given = model.given(None if c is None else c[None], before=None if before is None else before[None])
         bits = (-given.log_probs(row, request=request)[0].double() / math.log(2)).tolist()
-    spans = model.rows_spans(row)[0]
+    spans = ability_of(model, Decodes).rows_spans(row)[0]
     found: list[Mark] = []
     told = 0  # characters
     for (_, end), each in zip(spans, bits, strict=False):

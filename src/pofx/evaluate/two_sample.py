@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,9 +22,10 @@ from pofx.core.errors import UsageError
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.ranking import auroc, share_error
-from pofx.spaces import Audio, Category, Column, Image, Label, Sequence, Table, Text
+from pofx.spaces import Audio, Category, Column, Image, Label, Real, Sequence, Text
 
 ONE_HOT = 32  # a category with more values has its rarest share one feature
+MOST_HOT = 4096  # of all of a row, where it has very many categories
 COMPONENTS = 64  # principal components of an image
 FIT_ROWS = 5000  # training rows that fit the feature map
 HASHED = 64  # counts of symbols, of pairs, of triples
@@ -52,10 +54,10 @@ class Features:
 
     def __init__(self, space: Space, train: Part, context: Space | None = None, *, seed: int = 0) -> None:
         train = train.draw(FIT_ROWS, seed).read()
-        maps = [_feature_map(space, train.x, seed)]
+        maps = [features(space, train.x, seed)]
         if context is not None:
             assert train.c is not None
-            maps.append(_feature_map(context, train.c, seed))
+            maps.append(features(context, train.c, seed))
         self.maps = maps
         self.description = "; given ".join(m.description for m in maps)
 
@@ -72,16 +74,32 @@ class Features:
         return torch.cat(found)
 
 
-def _feature_map(space: Space, x: Tensor, seed: int) -> FeatureMap:
-    if isinstance(space, Table):
-        return _TableFeatures(space, x)
-    if isinstance(space, Text):
-        return _TextFeatures(space)
-    if isinstance(space, Audio | Sequence):
-        return _SeriesFeatures(space, x)
-    if isinstance(space, Label):
-        return _LabelFeatures(space)
-    assert isinstance(space, Image)
+@singledispatch
+def features(space: Space, x: Tensor, seed: int) -> FeatureMap:
+    """The map of one space, fitted on training rows x [N, *E]; by default that of its columns, or of its numbers.
+
+    An open function: a space whose numbers are to be seen otherwise adds its own case.
+    """
+    return _TableFeatures(space, x)
+
+
+@features.register
+def _(space: Text, x: Tensor, seed: int) -> FeatureMap:
+    return _TextFeatures(space)
+
+
+@features.register
+def _(space: Audio | Sequence, x: Tensor, seed: int) -> FeatureMap:
+    return _SeriesFeatures(space, x)
+
+
+@features.register
+def _(space: Label, x: Tensor, seed: int) -> FeatureMap:
+    return _LabelFeatures(space)
+
+
+@features.register
+def _(space: Image, x: Tensor, seed: int) -> FeatureMap:
     return _PixelFeatures(space, x, seed)
 
 
@@ -131,20 +149,24 @@ class _SeriesFeatures:
 
 
 class _TableFeatures:
-    def __init__(self, space: Table, x: Tensor) -> None:
-        self.columns = space.columns
-        self.fitted = [self._fit(col, x[:, j]) for j, col in enumerate(space.columns)]
-        numbers = sum(not isinstance(c, Category) for c in space.columns)
-        flags = sum(c.nullable for c in space.columns)
+    def __init__(self, space: Space, x: Tensor) -> None:
+        columns: tuple[Column, ...] = space.columns or (Real("number"),) * space.dims
+        self.columns, self.most = columns, max(2, min(ONE_HOT, MOST_HOT // len(columns)))
+        self.fitted = [self._fit(col, v) for col, v in zip(columns, self._columns(x), strict=True)]
+        numbers = sum(not isinstance(c, Category) for c in columns)
+        flags = sum(c.nullable for c in columns)
         parts = [
             f"{numbers} standardised numbers" * bool(numbers),
-            f"{len(space.columns) - numbers} one-hot categories" * (numbers < len(space.columns)),
+            f"{len(columns) - numbers} one-hot categories" * (numbers < len(columns)),
             f"{flags} flags of missing values" * bool(flags),
         ]
         self.description = ", ".join(p for p in parts if p)
 
     @staticmethod
-    def _fit(col: Column, v: Tensor) -> Tensor:
+    def _columns(x: Tensor) -> tuple[Tensor, ...]:
+        return x.reshape(len(x), -1).double().unbind(1)
+
+    def _fit(self, col: Column, v: Tensor) -> Tensor:
         """Mean and scale of a number, or the code -> feature table of a category."""
         v = v[~v.isnan()]
         if not isinstance(col, Category):
@@ -153,20 +175,20 @@ class _TableFeatures:
         counts = torch.bincount(v.long(), minlength=len(col.values))
         rank = torch.empty_like(counts)
         rank[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts))
-        return rank.clamp(max=ONE_HOT - 1)
+        return rank.clamp(max=self.most - 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         out = []
-        for j, (col, fitted) in enumerate(zip(self.columns, self.fitted, strict=True)):
-            missing = x[:, j].isnan()
+        for v, col, fitted in zip(self._columns(x), self.columns, self.fitted, strict=True):
+            missing = v.isnan()
             if isinstance(col, Category):
-                slot = fitted[x[:, j].nan_to_num(0).long()]
-                hot = torch.nn.functional.one_hot(slot, min(len(col.values), ONE_HOT)).to(x)
+                slot = fitted[v.nan_to_num(0).long()]
+                hot = torch.nn.functional.one_hot(slot, min(len(col.values), self.most)).to(v)
                 out.append(torch.where(missing[:, None], 0.0, hot))
             else:
-                out.append(((x[:, j] - fitted[0]) / fitted[1]).nan_to_num(0.0)[:, None])
+                out.append(((v - fitted[0]) / fitted[1]).nan_to_num(0.0)[:, None])
             if col.nullable:
-                out.append(missing[:, None].to(x))
+                out.append(missing[:, None].to(v))
         return torch.cat(out, 1)
 
 

@@ -15,11 +15,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Completes
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model, serving
@@ -29,7 +30,7 @@ from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 from pofx.spaces import Image, Label, Table
 
 Order = Literal["raster", "reverse", "random"]
@@ -54,16 +55,7 @@ class AutoregressiveConfig(Options):
     atoms: int = 64
 
 
-class Steps(Protocol):
-    """A visit of the sites in order: see ``nn.causal.IncrementalSampler``."""
-
-    order: list[int]
-
-    def params(self) -> Tensor: ...
-    def push(self, features: Tensor) -> None: ...
-
-
-class Autoregressive(Model):
+class Autoregressive(Model, Completes):
     """Base of the families here; a subclass builds ``net`` and has ``params`` and ``walk``."""
 
     taxonomy = "explicit density / tractable / autoregressive"
@@ -142,23 +134,12 @@ class Autoregressive(Model):
         for k in which.unique().tolist():
             rows = (which == k).nonzero()[:, 0]
             walk = self.walk(len(rows), None if h is None else h[rows], k)
-            none = torch.zeros(len(rows), self.heads.sites, dtype=torch.bool, device=self.device)
-            values[rows] = self._visited(walk, values[rows], none, generator)
+            values[rows] = self.heads.visit(walk, values[rows], generator)
         return self.heads.event(values)
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
         values, walk = self.heads.values(x).double(), self.walk(len(x), self._encode(c), 0)
-        return self.heads.event(self._visited(walk, values, known.reshape(len(x), -1), generator))
-
-    def _visited(self, walk: Steps, values: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
-        """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
-        values = values.clone()
-        for i in walk.order:
-            head = self.heads.site(i)
-            drawn = head.sample(walk.params(), generator)
-            values[:, i] = torch.where(known[:, i], values[:, i], drawn)
-            walk.push(head.embed(values[:, i]))
-        return values
+        return self.heads.event(self.heads.visit(walk, values, generator, known.reshape(len(x), -1)))
 
     def width_per_row(self) -> int:
         """Numbers in the largest array that a pass holds per row."""

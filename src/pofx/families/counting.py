@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pofx.codecs.cells import cells, sizes
+from pofx.core.abilities import InBlocks
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.model import Model
 from pofx.core.requests import ExactLikelihood, Request
 from pofx.core.space import Space, free_length
 from pofx.nn.backoff import Backoff
-from pofx.spaces import Category, Image, Table
+from pofx.spaces import Category
 
 CONTEXTS = 10_000  # cells of the context that get a table of their own
 MANY = 1000  # columns: of more, numbers of intervals are not tried in turn, which takes ten times as long
@@ -50,13 +51,12 @@ class CountingLearner:
         self.finished = state["finished"]
 
 
-class Counting(Model):
+class Counting(Model, InBlocks):
     """What the three families share: cells, contexts, and the counting sweep.
 
     A weight counts as so many rows, after scaling to a mean of one.
     """
 
-    in_blocks = True
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
     taxonomy = "explicit density / tractable / table of counts"
 
@@ -87,8 +87,10 @@ class Counting(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(context, Image):
-            return "a table cannot be indexed by images; condition on a label or on columns, or fit a classifier."
+        if not (space.columns or space.pixels):
+            return f"it counts columns and pixels, and {space} have none. Fit another family."
+        if context is not None and not context.columns:
+            return f"a table cannot be indexed by {context}; condition on a label or on columns, or fit a classifier."
         if (count := cls.smallest(config, space, context)) > config.limit:
             spelled = f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"
             return f"its table would hold {spelled} counts (limit {config.limit:,}); {cls.remedy}."
@@ -134,7 +136,7 @@ class Counting(Model):
         largest = self.bins(self.config, self.space, self.context)
         if self.space.dims > MANY:
             return [None]
-        if not isinstance(self.space, Table) or all(isinstance(c, Category) for c in self.space.columns):
+        if all(isinstance(c, Category) for c in self.space.columns):
             return [None]
         return [None, *(largest // 2**i for i in range(largest.bit_length() - 1))]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pofx.core.abilities import ClassesAtOnce
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Likelihood, per_row
 from pofx.core.model import Model
@@ -22,7 +23,6 @@ from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
-from pofx.spaces import Image, Label
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ClassifierConfig(Options):
     ranges = {"smoothing": BELOW_ONE}
 
 
-class Classifier(Model):
+class Classifier(Model, ClassesAtOnce):
     """Encoder -> MLP -> softmax: log p(y | x) is the log-softmax, exact."""
 
     name = "classifier"
@@ -53,7 +53,6 @@ class Classifier(Model):
 
     def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Label)
         assert context is not None
         self.context_encoder = encoder(context, config.width)
         self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
@@ -62,9 +61,9 @@ class Classifier(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if not isinstance(space, Label):
+        if not space.values:
             return "it models a label; say which with --target (a column, or 'label')."
-        if context is None or isinstance(context, Label):
+        if context is None or context.values:
             return "it needs a table or images to tell the label from; load with --target."
         return None
 
@@ -108,4 +107,4 @@ class Classifier(Model):
 
     def rows_per_pass(self) -> int:
         assert self.context is not None
-        return 2048 if isinstance(self.context, Image) else 8192
+        return 2048 if self.context.pixels else 8192

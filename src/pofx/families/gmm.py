@@ -23,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, OneHotCategorical
 
 from pofx.codecs.joint import SUMMED, Block, Joint, class_sizes, rows_at
-from pofx.core.errors import BadValue, Unsupported
+from pofx.core.abilities import Ability, Encodes, HasScore, InBlocks
+from pofx.core.errors import BadValue
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Exact, Likelihood, LowerBound
 from pofx.core.model import Model
@@ -34,7 +35,6 @@ from pofx.core.space import Space, free_length
 from pofx.families.mixture import em, sweep
 from pofx.families.mixture.whitening import Components, Covariance, Rows, Whitening
 from pofx.nn.tails import REACH, lengthen, shorten
-from pofx.spaces import Image, Label, Table
 from pofx.transforms.base import pseudo_rows
 
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
@@ -95,12 +95,10 @@ class MixtureConfig(MixtureOptions):
 Config: TypeAlias = GaussianConfig | MixtureConfig
 
 
-class Mixture(Model):
+class Mixture(Model, InBlocks, HasScore):
     """What both families share. Buffers hold the parameters in whitened coordinates (mixture/whitening.py)."""
 
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Dequantised)
-    in_blocks = True
-    has_score = True
 
     training_rows: Tensor
     reach: Tensor
@@ -133,12 +131,14 @@ class Mixture(Model):
     def refuses(cls, space: Space, context: Space | None, config: Config) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(context, Image):
-            return "a mixture cannot be conditioned on images; condition on their label, or fit a classifier."
-        if isinstance(space, Label) and context is None:
+        if not (space.columns or space.pixels):
+            return f"it models numbers and categories, and {space} have none it knows. Fit another family."
+        if context is not None and not context.columns:
+            return f"a mixture cannot be conditioned on {context}; condition on their label, or fit a classifier."
+        if space.values and context is None:
             return "a label alone has no numbers; fit a histogram."
         classes = math.prod(class_sizes(space, context)) if config.per_class else 1
-        if isinstance(context, Table) and not isinstance(space, Label) and classes > MOST_CLASSES:
+        if context is not None and not (space.values or context.values) and classes > MOST_CLASSES:
             other = "fit a gmm with per_class=False" if cls is Gaussian else "set per_class=False"
             return f"the categories of its context make {classes} classes (limit {MOST_CLASSES}); {other}."
         joint = Joint(space, context, config.per_class)
@@ -361,10 +361,14 @@ class Mixture(Model):
         se = log_p.std(0) / math.sqrt(draws)
         return LowerBound(log_p.mean(0) + cells - given, self.space.measure, se, draws)
 
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability is HasScore and any(part == "counting" for part, _ in space.measure.parts):
+            return "not every column is real. Declare the columns real, or drop those that are not."
+        return None
+
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         """sum_j p(j | c, x) Sigma_j^-1 (mu_j - s(c, x)) through the tails s, its entries for x."""
-        if not isinstance(self.space, Table) or any(col.measure == "counting" for col in self.space.columns):
-            raise Unsupported(f"{self.space} has no gradient.", "The score exists where every column is real.")
         if x.isnan().any():
             raise BadValue("A row with missing values has no gradient.", "Drop it, or fill it in.")
         y, codes = self.joint.split(x, c)
@@ -373,7 +377,7 @@ class Mixture(Model):
         score = sweep.gradient(self.components(), rows, self.whitening()) * log_slope.exp()
         s = (y - self.location) / self.scale  # of log ds/dv the derivative is -(s + 1 / s) ds/dv
         score -= torch.where(log_slope < 0, log_slope.exp() * (s + 1 / s) / self.scale, 0.0)
-        return score[:, self.joint.given_dim :]
+        return score[:, self.joint.given_dim :].reshape(x.shape)
 
     @torch.no_grad()
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -438,14 +442,13 @@ class Gaussian(Mixture):
         return GaussianConfig()
 
 
-class GaussianMixture(Mixture):
+class GaussianMixture(Mixture, Encodes):
     """K Gaussians times categoricals, by EM."""
 
     name = "gmm"
     summary = "a mixture of Gaussians times categories, by EM; missing values and contexts by exact marginals"
     taxonomy = "explicit density / tractable / mixture"
     paper = "Dempster, Laird, Rubin 1977"
-    latent = True
     Config = MixtureConfig
 
     @classmethod

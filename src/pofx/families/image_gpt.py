@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from pofx.codecs.palette import CUBE, Palette
 from pofx.codecs.steps import Patches, PatchOrder
-from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, RowDataset, TrainingSet
+from pofx.core.abilities import Completes
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
@@ -34,7 +35,7 @@ from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
 from pofx.core.space import Ragged, Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
-from pofx.families.stepwise import LOOK, Reader, Stepwise
+from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, StepHead, TokenHead
 from pofx.nn.heads import Head, LevelLogistics
@@ -87,14 +88,12 @@ class ImageGptConfig(Shape):
     }
 
 
-class ImageGpt(Stepwise):
+class ImageGpt(Stepwise, Completes):
     name = "image-gpt"
     summary = "a transformer goes through an image patch by patch, a masked net through the pixels inside"
     paper = "Chen, Radford, Child, Wu, Jun, Luan & Sutskever 2020, Generative pretraining from pixels"
     estimators = (ExactLikelihood,)
     samplers = (Direct,)
-    continues = False
-    decodes = False
     Config = ImageGptConfig
     config: ImageGptConfig
     space: Image
@@ -103,7 +102,7 @@ class ImageGpt(Stepwise):
 
     def __init__(self, config: ImageGptConfig, space: Image, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        steps = self.codec.fixed or 0
+        steps = self.steps
         each = [range(steps), *(site_order("random", steps, config.order_seed + k) for k in range(1, config.orders))]
         self.register_buffer("ways", torch.tensor([list(way) for way in each]), persistent=False)
         self.members = config.scans * config.orders
@@ -114,7 +113,7 @@ class ImageGpt(Stepwise):
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
         if not isinstance(space, Image):
-            return "it goes through images. Fit a gpt for texts, sounds and sequences, a made for tables."
+            return "it goes through images."
         if isinstance(context, Ragged):
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
         if config.head == "bernoulli" and space.levels != 2:
@@ -201,29 +200,23 @@ class ImageGpt(Stepwise):
         return StepHead(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, has_eos=False)
 
     def build(self, config: ImageGptConfig) -> SequenceNet:
-        assert self.codec.fixed is not None
-        return Transformer(config, self.codec.fixed)
+        return Transformer(config, self.steps)
 
-    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
-        if isinstance(self.codec, Palette):
-            x = x[torch.randperm(len(x), generator=generator)[:LOOK]]
-            self.codec.learn(x, generator)
-        super().prepare(x, c, weight, generator)
+    @property
+    def steps(self) -> int:
+        return len(self.codec.order)
 
     # -- scans and orders: members of a mixture -----------------------------------------------------------
-
-    def training_set(self, x: Tensor) -> TrainingSet:
-        return RowDataset(x)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             # the members take turns: over a few batches this is the mean of their losses
-            return {"loss": -self._by(batch.step % self.members, batch.x, self._encode(batch.c))}
+            return {"loss": -self._by(batch.step % self.members, batch.x, self.encoded(batch.c))}
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
-        h = self._encode(c)
+        h = self.encoded(c)
         each = torch.stack([self._by(k, x, h) for k in range(self.members)])
         return Exact(each.logsumexp(0) - math.log(self.members), self.space.measure)
 
@@ -232,7 +225,7 @@ class ImageGpt(Stepwise):
         order, scan = divmod(member, self.config.scans)
         u = self.codec.encode(turned(x, scan))[:, self.ways[order]]
         inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
-        y = self.net(self._embed(inputs, self._toward(h, torch.full((len(x),), member, device=x.device))))
+        y = self.net(self.embed(inputs, self._toward(h, torch.full((len(x),), member, device=x.device))))
         log_p = self.emission.log_prob(y, u)
         if isinstance(self.codec, Palette):  # uniform on the cell of each pixel
             log_p = log_p - self.codec.log_volume(u)
@@ -251,7 +244,7 @@ class ImageGpt(Stepwise):
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         which = torch.randint(self.members, (n,), generator=generator, device=generator.device).to(self.device)
-        u = self._drawn(which, self._encode(c), generator)
+        u = self._drawn(which, self.encoded(c), generator)
         out = torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
         for member in which.unique().tolist():
             order, scan = divmod(member, self.config.scans)
@@ -261,7 +254,7 @@ class ImageGpt(Stepwise):
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
         first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        u = self._drawn(first, self._encode(c), generator, (self.codec.encode(x), self.codec.known(known)))
+        u = self._drawn(first, self.encoded(c), generator, (self.codec.encode(x), self.codec.known(known)))
         return torch.where(known, x, self._image(u, generator))
 
     @torch.inference_mode()
@@ -269,12 +262,11 @@ class ImageGpt(Stepwise):
         self, members: Tensor, h: Tensor | None, generator: torch.Generator, given: Given | None = None
     ) -> Tensor:
         """Steps [N, L, ...] by these members [N], each in its own order, with what is given of them [N, L, ...]."""
-        assert self.codec.fixed is not None
-        reader = Reader(self, len(members), self._toward(h, members), self.codec.fixed)
+        reader = self.reader(len(members), self._toward(h, members), self.steps)
         step, steps = self.emission.beginning(len(members)), []
-        for t in range(self.codec.fixed):
+        for t in range(self.steps):
             some = None if given is None else (given[0][:, t], given[1][:, t])
-            step = self.emission.complete(reader.read(step), some, generator)[:, None]
+            step = self.emission.complete(reader.read(step)[:, -1], some, generator)[:, None]
             steps.append(step)
         return torch.cat(steps, 1)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,14 +26,13 @@ from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import Options, at_least
 from pofx.core.space import Space
-from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.families.autoregressive import Autoregressive
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.pixel import PixelNet, Shape
-from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
+from pofx.nn.pixel import PixelNet, ResidualNet, Shape
+from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
-from pofx.nn.pixelrnn import PixelRnn, RnnKind
-from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
-from pofx.spaces import Image
+from pofx.nn.pixelrnn import DiagonalLstm, RowLstm
+from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class Pixel(Autoregressive):
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Image)
-        self.net = self.build((space.channels, space.height, space.width), self.heads.params[0])
+        channels, height, width = space.event_shape
+        self.net = self.build((channels, height, width), self.heads.params[0])
 
     @abstractmethod
     def build(self, shape: Shape, params: int) -> PixelNet:
@@ -71,7 +70,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not isinstance(space, Image):
+        if not space.pixels:
             return "it models images. Fit made or window-mlp."
         return super().refuses(space, context, config)
 
@@ -139,7 +138,9 @@ class PixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return ResidualNet(
+            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class PixelRnnConfig(PixelCnnConfig):
         kind: row-lstm (its context is a triangle above each pixel) or diagonal-bilstm (all pixels before).
     """
 
-    kind: RnnKind = "diagonal-bilstm"
+    kind: Literal["row-lstm", "diagonal-bilstm"] = "diagonal-bilstm"
     layers: int = 2
 
 
@@ -183,7 +184,8 @@ class PixelRnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        layer = RowLstm if o.kind == "row-lstm" else DiagonalLstm
+        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++
@@ -207,18 +209,18 @@ class PixelCnnPlusFamily(Pixel):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if isinstance(space, Image) and space.channels > 1 and config.head not in ("auto", "logistic"):
-            return f"a {config.head} head cannot join {space.channels} channels here. Leave out head, or fit pixelcnn."
+        if space.pixels and space.pixels[-1] > 1 and config.head not in ("auto", "logistic"):
+            return f"a {config.head} head cannot join several channels here. Leave out head, or fit pixelcnn."
         return super().refuses(space, context, config)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if isinstance(space, Image) and space.channels == 1:
+        if space.pixels and space.pixels[-1] == 1:
             yield from super().idle(space, context, config)
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
-        kind: ImageKind = "logistic" if isinstance(space, Image) and space.channels > 1 else config.head
+        kind: ImageKind = "logistic" if space.pixels and space.pixels[-1] > 1 else config.head
         return heads_for(space, image=kind, components=config.components)
 
     def build(self, shape: Shape, params: int) -> PixelNet:

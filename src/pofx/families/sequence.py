@@ -1,4 +1,4 @@
-"""Families over texts, sounds and sequences: nets for ``stepwise``.
+"""Families over texts, sounds and sequences: nets for ``continuing``.
 
 gpt         a transformer (Radford et al. 2019)
 rnn         an LSTM (Mikolov et al. 2010, Graves 2013)
@@ -12,39 +12,15 @@ from typing import Any
 
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
-from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
+from pofx.core.options import BELOW_ONE, at_least
 from pofx.core.requests import Windowed, WindowedTokens
 from pofx.core.space import Space
-from pofx.families.stepwise import Stepwise
+from pofx.families.continuing import Continuing, StepOptions
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer, learned
 from pofx.nn.wavenet import WaveNet
 from pofx.spaces import Audio
-
-
-@dataclass(frozen=True)
-class StepOptions(Options):
-    """Options of how a step enters and leaves any of the nets.
-
-    Attributes:
-        vocabulary: of subwords learned from a text (byte-pair encoding); 0 for its characters or bytes.
-        tied: one matrix embeds symbols and reads them out.
-        marginal: symbols start at their frequencies, kept beside the weights; exports need it off.
-        components: of the mixture that a number's distribution is.
-        prediction: samples before one of sound that predict it linearly, the net modelling the errors; 0 for none.
-        inner_width: of the masked MLP inside a step of several values.
-    """
-
-    vocabulary: int = 0
-    tied: bool = False
-    marginal: bool = True
-    components: int = 8
-    prediction: int = 16
-    inner_width: int = 128
-
-    ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024)}
-
 
 # ----------------------------------------------------------------------------------------------- gpt
 
@@ -54,7 +30,7 @@ class GptConfig(StepOptions, Shape):
     """Options of ``gpt``: those of its transformer and of its steps."""
 
 
-class Gpt(Stepwise):
+class Gpt(Continuing):
     name = "gpt"
     estimators = (Windowed, WindowedTokens)
     summary = "a transformer predicts each symbol, level or step from all before it"
@@ -104,7 +80,7 @@ class RnnConfig(StepOptions):
     ranges = {"dropout": BELOW_ONE}
 
 
-class Rnn(Stepwise):
+class Rnn(Continuing):
     name = "rnn"
     summary = "an LSTM predicts each symbol, level or step from the state it keeps of all before it"
     paper = "Graves 2013, Generating sequences with recurrent neural networks"
@@ -150,7 +126,7 @@ class WaveNetConfig(StepOptions):
     ranges = {"depth": at_least(1, 20)}  # dilations double
 
 
-class WaveNetFamily(Stepwise):
+class WaveNetFamily(Continuing):
     name = "wavenet"
     summary = "dilated convolutions predict each level, symbol or step from thousands before it"
     paper = "van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior & Kavukcuoglu 2016, WaveNet"

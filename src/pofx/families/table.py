@@ -18,7 +18,6 @@ from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space
 from pofx.families.counting import Counting, contexts, join, split
 from pofx.nn.backoff import Backoff
-from pofx.spaces import Image, Table
 
 
 class Chain(Counting):
@@ -32,7 +31,7 @@ class Chain(Counting):
         super().__init__(config, space, context)
         order, self.radix, shared = self.history(config, space, context)
         count = len(self.cells.sizes)
-        group = self.site % space.channels if shared and isinstance(space, Image) else self.site
+        group = self.site % space.pixels[-1] if shared and space.pixels else self.site
         self.register_buffer("group", group.clone(), persistent=False)
         parents = torch.tensor(_parents(space, count, order), dtype=torch.long).reshape(count, order)
         self.register_buffer("parents", parents, persistent=False)
@@ -48,7 +47,7 @@ class Chain(Counting):
 
     def choose(self, batch: Batch, target: int | None) -> None:
         super().choose(batch, target)
-        if isinstance(self.space, Image):
+        if self.space.pixels:
             return  # neighbouring levels share a symbol, whatever the data
         marginal = Backoff(len(self.cells.sizes), (), self.cells.size).to(self.device)
         for code, _, _, weight in self._chunks(batch, Local()):
@@ -62,9 +61,9 @@ class Chain(Counting):
             self.backoff.add(self.group, self._history(code, given), code, weight.unsqueeze(1))
             total += torch.stack([(within * weight).sum(), weight.sum()])
         self.backoff.share(runtime)
-        score = self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
+        nats = self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
         within_all, rows = runtime.sum(total)
-        return -(score + within_all) / rows
+        return -(nats + within_all) / rows
 
     def _history(self, code: Tensor, given: Tensor) -> Tensor:
         """The number of the history [N, S] of every site; a parent outside the datum counts as symbol 0."""
@@ -196,19 +195,19 @@ class Markov(Chain):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: MarkovConfig) -> str | None:
-        if config.shared and not isinstance(space, Image):
+        if config.shared and not space.pixels:
             return "columns cannot share one table of transitions as pixels can; leave out shared."
         return super().refuses(space, context, config)
 
     @classmethod
     def smallest(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
-        return cls._width(config, space, context, 2 if isinstance(space, Table) else config.bins) * 2**config.order
+        return cls._width(config, space, context, config.bins if space.pixels else 2) * 2**config.order
 
     @classmethod
     def bins(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
         """Fewer where a table has so many columns that they leave no room for two symbols of history."""
         bins, symbols = config.bins, 2
-        while isinstance(space, Table) and bins > 2:
+        while not space.pixels and bins > 2:
             if cls._width(config, space, context, bins) * symbols**config.order <= config.limit:
                 break
             bins, symbols = max(2, bins // 2), config.history
@@ -285,9 +284,9 @@ class Histogram(Counting):
         self.marginal.share(runtime)
         self.joint.share(runtime)
         self.marginal.concentrate(lambda site, symbol: self.base[site, symbol])
-        score = self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
+        nats = self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
         within_all, rows = runtime.sum(total)
-        return -(score + within_all) / rows
+        return -(nats + within_all) / rows
 
     def _product(self, code: Tensor, drop: float = 0.0) -> Tensor:
         """The product of the marginals [N] of cells [N, S]."""
@@ -317,25 +316,25 @@ class Histogram(Counting):
 def _width(config: Any, space: Space, context: Space | None, bins: int, shared: bool = False) -> int:
     """Counts per symbol of history: groups × symbols × contexts."""
     of = sizes(space, bins)
-    groups = space.channels if shared and isinstance(space, Image) else len(of)
+    groups = space.pixels[-1] if shared and space.pixels else len(of)
     return groups * max(of) * contexts(config, context)
 
 
 def _parents(space: Space, sites: int, order: int) -> list[list[int]]:
     """The sites that each site looks at, the nearest first; ``sites`` stands for one outside the datum."""
-    if not isinstance(space, Image):
+    if not space.pixels:
         return [[s - k if s >= k else sites for k in range(1, order + 1)] for s in range(sites)]
     reach = range(-order, order + 1)
     past = sorted(
         ((-i, j) for i in range(order + 1) for j in reach if (-i, j) < (0, 0)),
         key=lambda o: (o[0] ** 2 + o[1] ** 2, o[1] > 0, -o[0]),
     )
-    channels, out = space.channels, []
+    (_, width, channels), out = space.pixels, []
     for s in range(sites):
-        (row, column), channel = divmod(s // channels, space.width), s % channels
+        (row, column), channel = divmod(s // channels, width), s % channels
         near = [s - k for k in range(1, channel + 1)]
         for i, j in past:
-            inside = row + i >= 0 and 0 <= column + j < space.width
-            near.append(((row + i) * space.width + column + j) * channels + channel if inside else sites)
+            inside = row + i >= 0 and 0 <= column + j < width
+            near.append(((row + i) * width + column + j) * channels + channel if inside else sites)
         out.append(near[:order])
     return out

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pofx.codecs.cells import Intervals, TableCells
+from pofx.core.abilities import Completes, InBlocks
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact
 from pofx.core.model import Model, serving
@@ -33,7 +34,7 @@ from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.atoms import Repeats, shares
 from pofx.nn.trees import BYTES, Column, Tree, grow
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category
 
 ROUNDS = 8  # trees of one step: rows are laid out for the grower once in a step
 LEAST = 1e-6  # nats per datum that a tree has to gain: of what is certain, odds could grow for ever
@@ -210,7 +211,7 @@ class Told:
         return -float((nats * self.weight[part]).sum()) / self.held_mass
 
 
-class Trees(Model):
+class Trees(Model, InBlocks, Completes):
     """The columns of a table in a chain of boosted trees."""
 
     name = "trees"
@@ -218,16 +219,14 @@ class Trees(Model):
     taxonomy = "explicit density / tractable / autoregressive"
     paper = "Friedman 2001 (boosted trees); Bengio and Bengio 2000 (the chain); McCarter 2025, Unmasking Trees"
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood,)
-    in_blocks: ClassVar[bool] = True
     Config = TreesConfig
     config: TreesConfig
     sites: Any  # a ModuleList of Site
 
     def __init__(self, config: TreesConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Table | Label)
         self.cells = TableCells(space, config.bins)
-        self.given_cells = TableCells(context, BYTES - 1) if isinstance(context, Table | Label) else None
+        self.given_cells = None if context is None else TableCells(context, BYTES - 1)
         self.given_sites = 0 if self.given_cells is None else len(self.given_cells.sizes)
         self.sites = nn.ModuleList(Site(size) for size in self.cells.sizes)
         given = (0, 0) if self.given_cells is None else (self.given_sites, self.given_cells.size)
@@ -241,11 +240,13 @@ class Trees(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: TreesConfig) -> str | None:
-        if isinstance(space, Image):
+        if reason := free_length(space, context):
+            return reason
+        if not space.columns:
             return "trees look at columns of a table. Fit a made or pixelcnn."
-        if isinstance(context, Image):
+        if context is not None and not context.columns:
             return "trees look at columns of a table; condition on a label or on columns, or fit a classifier."
-        return free_length(space, context)
+        return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: TreesConfig) -> Iterable[str]:
@@ -382,7 +383,7 @@ class Trees(Model):
                 code = cells.encode(v)[0]
             told[:, before] = site.byte[code]
             out.append(v)
-        return out[0].long() if isinstance(self.space, Label) else torch.stack(out, 1)
+        return torch.stack(out, 1).to(self.space.dtype).reshape(-1, *self.space.event_shape)
 
     def parameter_count(self) -> int:
         """Splits and leaves, and the values that repeat."""

@@ -93,21 +93,21 @@ class Backoff(nn.Module):
         ``base(group, symbol)`` leaves the datum out as well. Returns the leave-one-out log-likelihood
         of the longest histories, summed over all data, in nats.
         """
-        score = self.concentration.new_zeros(())
+        nats = self.concentration.new_zeros(())
         for j, (count, total, concentration) in enumerate(self.orders()):
             group, history, symbol = count.nonzero(as_tuple=True)
             n, others = count[group, history, symbol], (total[group, history] - 1).clamp(min=0)
             lower = base(group, symbol)
             lower = self.prob(group, history, symbol, lower, drop=1.0, length=j - 1) if j else lower
-            scores = []
+            found = []
             for m in CONCENTRATIONS.tolist():
                 p = ((n - 1).clamp(min=0) + m * lower) / (others + m)
-                scores.append(n.new_zeros(len(count)).index_add_(0, group, n * p.log()))
-            m, table = CONCENTRATIONS.to(n.device), torch.stack(scores)
+                found.append(n.new_zeros(len(count)).index_add_(0, group, n * p.log()))
+            m, table = CONCENTRATIONS.to(n.device), torch.stack(found)
             best = (table + (m / (1 + m) ** 2).log().unsqueeze(1)).argmax(0)
             concentration.copy_(m[best])
-            score = table.gather(0, best.unsqueeze(0)).sum()
-        return score
+            nats = table.gather(0, best.unsqueeze(0)).sum()
+        return nats
 
     def lines(self, base: Tensor) -> Tensor:
         """Distribution functions after all histories [groups, histories × symbols], given base [groups, symbols].

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import singledispatch
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.space import Space
 from pofx.nn.heads import AtomsAndLogistics, Bernoulli, Categorical, Head, LevelLogistics, MissingOr, MixtureOfGaussians
-from pofx.spaces import Category, Image, Integer, Label, Real, Table
+from pofx.spaces import Category, Image, Integer, Real, Table
 
 ImageKind = Literal["auto", "bernoulli", "categorical", "logistic"]
 
@@ -34,10 +35,19 @@ def image_head(kind: ImageKind, levels: int, *, components: int = 8, sites: tupl
 
 
 def mixes(space: Space, kind: ImageKind) -> bool:
-    """Has any site of a table or an image a mixture as its head?"""
-    if isinstance(space, Image):
-        return kind == "logistic" or (kind == "auto" and space.levels > FEW_LEVELS)
-    return isinstance(space, Table) and any(not isinstance(c, Category) for c in space.columns)
+    """Has any site of columns or an image a mixture as its head?"""
+    if space.pixels:
+        return kind == "logistic" or (kind == "auto" and (space.symbols or 0) > FEW_LEVELS)
+    return any(not isinstance(c, Category) for c in space.columns)
+
+
+class Steps(Protocol):
+    """A visit of the sites in order: see ``nn.causal.IncrementalSampler``."""
+
+    order: list[int]
+
+    def params(self) -> Tensor: ...
+    def push(self, features: Tensor) -> None: ...
 
 
 class Heads(nn.Module):
@@ -98,6 +108,16 @@ class Heads(nn.Module):
         parts = [self._group(g).sample(self._own(params, g), generator) for g in range(len(self.places))]
         return self.event(torch.cat(parts, -1)[..., self.back])
 
+    def visit(self, walk: Steps, values: Tensor, generator: torch.Generator, known: Tensor | None = None) -> Tensor:
+        """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
+        values = values.clone()
+        for i in walk.order:
+            head = self.site(i)
+            drawn = head.sample(walk.params(), generator).to(values.dtype)
+            values[:, i] = drawn if known is None else torch.where(known[:, i], values[:, i], drawn)
+            walk.push(head.embed(values[:, i]))
+        return values
+
     def site(self, i: int) -> Head:
         """The head of site i alone."""
         g, j = self.home[i]
@@ -124,20 +144,19 @@ def side_by_side(sites: int) -> Table:
     return Table(tuple(Real(f"value{i}") for i in range(sites)))
 
 
+@singledispatch
 def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:
-    """Heads for every site of ``space``, in the order of its flattened event.
+    """Heads for every site of ``space``, in the order of its flattened event: one for each of its columns.
+
+    An open function: a space without columns adds its own case. Raises Unsupported where there is none.
 
     Args:
         image: the head of image levels; "auto" chooses by their number.
         components: of each mixture.
         slots: the most atoms of an integer or step column.
     """
-    if isinstance(space, Image):
-        sites = space.dims
-        return Heads(space, [image_head(image, space.levels, components=components, sites=(sites,))], [range(sites)])
-    if isinstance(space, Label):
-        return Heads(space, [Categorical([len(space.values)])], [[0]])
-    assert isinstance(space, Table)
+    if not space.columns:
+        raise Unsupported(f"There is no head for {space}.", "Register one with pofx.nn.sites.heads_for.")
     groups: dict[tuple[str, bool, int], list[int]] = {}
     for j, column in enumerate(space.columns):
         # categories of like size share a head: at most half of its logits are padding
@@ -156,3 +175,9 @@ def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, s
             head = MixtureOfGaussians(components, (len(columns),))
         heads.append(MissingOr(head) if nullable else head)
     return Heads(space, heads, list(groups.values()))
+
+
+@heads_for.register
+def _(space: Image, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:
+    sites = space.dims
+    return Heads(space, [image_head(image, space.levels, components=components, sites=(sites,))], [range(sites)])

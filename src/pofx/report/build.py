@@ -16,15 +16,14 @@ from markupsafe import Markup
 
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
-from pofx.core.space import Ragged, Space, from_json
+from pofx.core.space import Space, from_json
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
-from pofx.evaluate.recommend import amount
+from pofx.evaluate.recommend import amount, get
 from pofx.report import exhibits, leaderboard, plots
-from pofx.report.leaderboard import Cell, Column, duration, get, minus
-from pofx.spaces import Audio, Image, Table, Text
+from pofx.report.leaderboard import Cell, Column, duration, minus
 from pofx.train.compiling import told
-from pofx.train.run import read_info, read_log, read_scores
+from pofx.train.run import read_evaluation, read_info, read_log
 
 Page = dict[str, Any]
 
@@ -80,7 +79,7 @@ def _comparison(folder: Path) -> Page:
     data, settings = record["data"], record["settings"]
     rows = [r for r in record["rows"] if r["status"] == "ok"]
     logs = {r["family"]: read_log(folder / "runs" / r["family"]) for r in rows}
-    scored, verdicts = settings["test_rows"], record["verdicts"]
+    of, verdicts = settings["test_rows"], record["verdicts"]
     names, matrix = leaderboard.verdict_matrix(rows, verdicts)
     context = f" given {data['context_text']}" if data["context_text"] else ""
     return {
@@ -88,9 +87,9 @@ def _comparison(folder: Path) -> Page:
         "eyebrow": "Comparison of generative models",
         "lead": f"{len(rows)} of {len(settings['families'])} families fitted to {data['rows']['train']:,} rows "
         f"({data['space_text']}{context}). Each had {_budget(record)}; all are judged on the same "
-        f"{scored:,} held-out rows.{_not_reached(record, folder)}",
+        f"{of:,} held-out rows.{_not_reached(record, folder)}",
         "advice": _advice(record["recommendation"]),
-        "board": _board(rows, record, scored),
+        "board": _board(rows, record, of),
         "matrix": (names, matrix) if len(names) > 1 else None,
         "plots": _plots(rows, logs),
         "exhibits": _exhibits(folder, data, rows),
@@ -131,8 +130,8 @@ def _advice(found: Mapping[str, Any]) -> Page:
     }
 
 
-def _board(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], scored: int) -> Page:
-    columns = leaderboard.columns(rows, scored)
+def _board(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], of: int) -> Page:
+    columns = leaderboard.columns(rows, of)
     cells = leaderboard.table(rows, columns)
     best = leaderboard.guaranteed_best(rows, record["verdicts"])
     for row, line in zip(rows, cells, strict=True):
@@ -141,18 +140,19 @@ def _board(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], scored:
         "columns": columns,
         "rows": list(zip(rows, cells, strict=True)),
         "baselines": [
-            (name, [_baseline(c, {"likelihood": lik}, scored) for c in columns], lik["note"])
+            (name, [_baseline(c, {"likelihood": lik}, of) for c in columns], lik["note"])
             for name, lik in record["baselines"].items()
         ],
         "measure": leaderboard.superscript(get(record, "data", "measure") or ""),
         "draws": any(r["likelihood"]["draws"] for r in rows),
+        "shared": any(r["likelihood"]["shared"] for r in rows),
     }
 
 
-def _baseline(column: Column, row: Mapping[str, Any], scored: int) -> Cell:
+def _baseline(column: Column, row: Mapping[str, Any], of: int) -> Cell:
     """A compressor has a likelihood and nothing else."""
     if column.head == "log p(x)":
-        return leaderboard.likelihood(row, scored)
+        return leaderboard.likelihood(row, of)
     return leaderboard.bits(row) if column.head.startswith(leaderboard.PER) else Cell()
 
 
@@ -160,7 +160,7 @@ def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mappin
     def points(*path: str) -> list[plots.Point]:
         return [
             plots.Point(
-                r["family"], r["likelihood"]["kind"], decode(r["likelihood"]["nats"]), decode(r["likelihood"]["se"]),
+                r["family"], r["likelihood"]["kind"], decode(r["likelihood"]["nats"]), decode(r["likelihood"]["error"]),
                 decode(get(r, *path)),
             )
             for r in rows
@@ -198,21 +198,14 @@ def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str,
 
 
 def _shown(space: Space, context: Space | None, held_out: exhibits.Rows, samples: Mapping[str, exhibits.Rows]) -> Page:
-    page: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
-    if isinstance(space, Image):
-        page["sheets"] = exhibits.sheets(space, held_out, samples, context)
-    elif isinstance(space, Text):
-        page["texts"] = exhibits.texts(space, held_out, samples)
-    elif isinstance(space, Audio):
-        page["sounds"] = exhibits.sounds(space, held_out, samples, context)
-    elif isinstance(space, Table) and "x" in held_out:
-        page["table"] = exhibits.tabular(space, held_out, samples, context)
-    return page
+    return {"sheets": [], "table": None, "texts": [], "sounds": []} | exhibits.exhibit(
+        space, held_out, samples, context
+    )
 
 
 def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """Steps drawn per second over length: of one run, a line per batch; of several, a plot per batch and its name."""
-    if not isinstance(space, Ragged):
+    if space.fill is None:
         return []
     lines: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for r in rows:
@@ -221,7 +214,7 @@ def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
             line.append((s["length"], s["steps_per_second"]))
     if len(rows) == 1:
         lines = {0: {f"{n} at a time": line for n, of in lines.items() for line in of.values()}}
-    what = {Text: "symbols", Audio: "samples of sound"}.get(type(space), "steps")
+    what = {"text": "symbols", "audio": "samples of sound"}.get(space.name, "steps")
     drawn = [
         (f"{n} at a time" if n else "", plots.speeds(of, what, title="Speed of sampling over length"))
         for n, of in lines.items()
@@ -236,7 +229,7 @@ def _shades(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
 
 
 def _quality(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Page | None:
-    """All two-sample figures, above what training rows in place of samples score."""
+    """All two-sample figures, above what training rows in place of samples reach."""
     able = [r for r in rows if any(get(r, "quality", k, f) is not None for k, f in _QUALITY_FIGURES)]
     if not able:
         return None
@@ -316,7 +309,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Given", data["context_text"] or "nothing: p(x)"),
         ("Base measure", leaderboard.superscript(data["measure"])),
         ("Split", f"{data['split']}: {rows['train']:,} training, {rows['valid']:,} validation, {rows['test']:,} test"),
-        ("Scored", f"{s['test_rows']:,} test rows; {s['quality_rows']:,} of each side in two-sample tests"),
+        ("Evaluated", f"{s['test_rows']:,} test rows; {s['quality_rows']:,} of each side in two-sample tests"),
         ("Budget", f"{_budget(record)} to fit, {duration(s['evaluation_limit'])} to evaluate, per family"),
         *([("Cores", f"{s['cores']} per family")] if s.get("cores") else []),
         *([("Time", spent)] if (spent := Comparison(dict(record)).times) else []),
@@ -344,17 +337,17 @@ def _plain(value: Any) -> str:
 
 def _run(folder: Path) -> Page:
     info, log = read_info(folder), read_log(folder)
-    scores = read_scores(folder, log)
+    evaluation = read_evaluation(folder, log)
     space = from_json(info["space"])
     context = None if info["context"] is None else from_json(info["context"])
     last = log[-1] if log else {}
-    rows = [scores] if scores else []
+    rows = [evaluation] if evaluation else []
     record = {
         "data": {"measure": str(space.measure)},
         "verdicts": {},
         "baselines": {},
         "reference": {},
-        "settings": {"features": get(scores, "quality", "features")},
+        "settings": {"features": get(evaluation, "quality", "features")},
     }
     found = exhibits.load_rows(folder / "samples" / "samples.npz")
     beside = folder / "data_sample.npz"  # of one fit; a comparison keeps one for all its runs

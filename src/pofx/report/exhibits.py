@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pofx.data.audio import pcm, wav
 from pofx.data.tabular import show
 from pofx.report import plots
 from pofx.report.leaderboard import duration
-from pofx.spaces import Audio, Category, Column, Image, Label, Table, Text
+from pofx.spaces import Audio, Category, Column, Image
 from pofx.train.checkpoint import read_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,17 +35,41 @@ def load_rows(path: Path) -> Rows:
     return read_arrays(path) if path.exists() else {}
 
 
+@singledispatch
+def exhibit(space: Space, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> dict[str, Any]:
+    """What the page shows of held-out data and of every family's samples, under the name of a part of the page.
+
+    The parts: "table" (a ``Tabular``), "texts" (``Written``), "sounds" (``Heard``), "sheets" (``Sheet``, a PNG or any
+    drawing). An open function: a space that is seen otherwise adds its own case. By default columns are compared, and
+    what has none is spelt.
+    """
+    if space.columns:
+        return {"table": tabular(space, data, samples, context)} if "x" in data else {}
+    return {"texts": texts(space, data, samples)}
+
+
+@exhibit.register
+def _(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> dict[str, Any]:
+    return {"sheets": sheets(space, data, samples, context)}
+
+
+@exhibit.register
+def _(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> dict[str, Any]:
+    return {"sounds": sounds(space, data, samples, context)}
+
+
 # -- images --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Images of one origin: the PNG as a data URI, and what it shows."""
+    """Images of one origin: the PNG as a data URI, or a drawing in its place, and what it shows."""
 
     name: str
     png: str
     caption: str
     data: bool = False
+    svg: Markup | None = None
 
 
 def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> list[Sheet]:
@@ -55,7 +80,7 @@ def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space
     def sheet(name: str, found: Rows, caption: str, is_data: bool = False) -> Sheet:
         count = rows * columns
         x = found["x"][:count]
-        if isinstance(context, Label) and "c" in found:  # by class, so that rows can be compared
+        if context is not None and context.values and "c" in found:  # by class, so that rows can be compared
             x = x[np.argsort(found["c"][: len(x)], kind="stable")]
         few = f"{len(x)} {caption}" if len(x) < count else caption
         return Sheet(name, plots.montage(x, space.levels, rows, columns), few, is_data)
@@ -89,7 +114,7 @@ class Stretch:
     shade: int
 
 
-def texts(space: Text, data: Rows, samples: Mapping[str, Rows]) -> list[Written]:
+def texts(space: Space, data: Rows, samples: Mapping[str, Rows]) -> list[Written]:
     """Held-out texts first, then as many samples of every family, each as far as it can be read at a glance."""
 
     def some(name: str, found: Rows, caption: str, is_data: bool = False) -> Written:
@@ -187,7 +212,7 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Tabular:
-    """Table samples: the heads, rows of the data, one exhibit per family, and what training rows would score."""
+    """Table samples: the heads, rows of the data, one exhibit per family, and what training rows would reach."""
 
     columns: list[str]
     drawn: list[str]
@@ -197,23 +222,23 @@ class Tabular:
 
 
 def tabular(
-    space: Table, data: Rows, samples: Mapping[str, Rows], context: Space | None, show_rows: int = 6
+    space: Space, data: Rows, samples: Mapping[str, Rows], context: Space | None, show_rows: int = 6
 ) -> Tabular:
     """Compare the samples of every family with held-out rows, column by column and pair by pair."""
     drawn = list(space.columns[:MOST_COLUMNS])
-    x = data["x"]
+    x = _flat(data, "x")
     bins = [_bins(column, x[:, j]) for j, column in enumerate(drawn)]
     truth = [_frequencies(b, x[:, j]) for j, b in enumerate(bins)]
     pairs = _pairs(space, x)
 
     def spelled(found: Rows) -> list[list[str]]:
-        return [_given(context, found, i) + _spell(space, row) for i, row in enumerate(found["x"][:show_rows])]
+        return [_given(context, found, i) + _spell(space, row) for i, row in enumerate(_flat(found, "x")[:show_rows])]
 
     exhibits = []
     for name, found in samples.items():
         if "x" not in found:
             continue
-        y = found["x"]
+        y = _flat(found, "x")
         model = [_frequencies(b, y[:, j]) for j, b in enumerate(bins)]
         distances = [_distance(p, q) for p, q in zip(truth, model, strict=True)]
         marginals = [
@@ -224,28 +249,29 @@ def tabular(
         exhibits.append(Exhibit(name, few, spelled(found), marginals, _draw_pairs(space, pairs, x, y, name), distances))
     reference = None
     if "train_x" in data:
-        t = data["train_x"]
+        t = _flat(data, "train_x")
         reference = [_distance(p, _frequencies(b, t[:, j])) for j, (p, b) in enumerate(zip(truth, bins, strict=True))]
     heads = _given_heads(context) + [c.name for c in space.columns]
     return Tabular(heads, [c.name for c in drawn], spelled(data), exhibits, reference)
 
 
-def _spell(space: Table, row: Array) -> list[str]:
+def _flat(rows: Rows, name: str) -> Array:
+    """Rows [N, *E] with a number per column [N, D]."""
+    return rows[name].reshape(len(rows[name]), -1).astype(float)
+
+
+def _spell(space: Space, row: Array) -> list[str]:
     return [show(c, float(v)) or "–" for c, v in zip(space.columns, row, strict=True)]
 
 
 def _given_heads(context: Space | None) -> list[str]:
-    if isinstance(context, Table):
-        return [f"given {c.name}" for c in context.columns]
-    return ["given class"] if isinstance(context, Label) else []
+    if context is None:
+        return []
+    return ["given class"] if context.values else [f"given {c.name}" for c in context.columns]
 
 
 def _given(context: Space | None, found: Rows, i: int) -> list[str]:
-    if context is None or "c" not in found:
-        return []
-    if isinstance(context, Table):
-        return _spell(context, found["c"][i])
-    return [context.values[int(found["c"][i])]] if isinstance(context, Label) else []
+    return [] if context is None or "c" not in found or not context.columns else _spell(context, _flat(found, "c")[i])
 
 
 def _bins(column: Column, values: Array) -> Callable[[Array], Array]:
@@ -286,7 +312,7 @@ def _ends(column: Column, values: Array) -> tuple[str, str]:
     return show(column, float(low)), show(column, float(high))
 
 
-def _pairs(space: Table, x: Array, most: int = 3) -> list[tuple[int, int]]:
+def _pairs(space: Space, x: Array, most: int = 3) -> list[tuple[int, int]]:
     """The most dependent pairs of numeric columns, by Spearman's rank correlation."""
     numeric = [
         j
@@ -311,7 +337,7 @@ def _ranks(values: Array) -> Array:
     return (np.cumsum(counts) - counts / 2)[place]
 
 
-def _draw_pairs(space: Table, pairs: Sequence[tuple[int, int]], x: Array, y: Array, name: str) -> list[Pair]:
+def _draw_pairs(space: Space, pairs: Sequence[tuple[int, int]], x: Array, y: Array, name: str) -> list[Pair]:
     out = []
     for j, k in pairs:
         limits = []

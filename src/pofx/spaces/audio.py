@@ -36,6 +36,10 @@ class Audio(Ragged):
     unit: ClassVar[str] = "sample"
 
     @property
+    def symbols(self) -> int:  # type: ignore[override]
+        return self.levels
+
+    @property
     def measure(self) -> Measure:
         return Measure.counting(1)
 

@@ -36,6 +36,14 @@ class Image(Space):
         return (self.channels, self.height, self.width)
 
     @property
+    def symbols(self) -> int:  # type: ignore[override]
+        return self.levels
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return (self.height, self.width, self.channels)
+
+    @property
     def measure(self) -> Measure:
         return Measure.counting(self.dims)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from pofx.core.errors import BadValue
 from pofx.core.measure import Measure
 from pofx.core.space import Space, check_shape
+from pofx.spaces.table import Category, Column
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,19 @@ class Label(Space):
         1
     """
 
-    values: tuple[str, ...]
+    values: tuple[str, ...] = field()
 
     name: ClassVar[str] = "label"
     dtype: ClassVar[torch.dtype] = torch.int64
     unit: ClassVar[str] = "label"
 
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
+        """A label is a table of one category."""
+        return (Category("label", self.values),)
+
     @property
-    def classes(self) -> int:  # type: ignore[override]
+    def symbols(self) -> int:  # type: ignore[override]
         return len(self.values)
 
     @property
@@ -42,6 +49,9 @@ class Label(Space):
 
     def __str__(self) -> str:
         return f"label of {len(self.values)} classes"
+
+    def spell(self, x: Tensor) -> str:
+        return self.values[int(x)]
 
     def parse(self, spellings: list[str]) -> Tensor:
         """Classes by their names, as one batch [N]. Raises BadValue for a name that is none of them."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pofx.core.measure import Measure
-from pofx.core.space import Ragged, check_shape, from_json
+from pofx.core.space import Ragged, check_shape
 from pofx.spaces.table import Table
 
 
@@ -53,6 +53,10 @@ class Sequence(Ragged):
         what = "sequences" if self.has_eos else "excerpts of sequences"
         return f"{what} of up to {self.length} steps, each a {self.step}"
 
+    def spell(self, x: Tensor) -> str:
+        """A line for each step."""
+        return "\n".join(self.step.spell(row) for row in x[x[:, 0] != self.fill])
+
     def check(self, x: Tensor) -> None:
         check_shape(self, x)
         self.check_ends(x)
@@ -61,10 +65,3 @@ class Sequence(Ragged):
 
     def check_draws(self, x: Tensor) -> str | None:
         return self.step.check_draws(x[(x != self.fill).any(-1)])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"space": self.name, "step": self.step.to_json(), "ends": self.has_eos, "length": self.length}
-
-    @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Sequence:
-        return cls(**fields | {"step": from_json(fields["step"])})

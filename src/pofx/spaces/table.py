@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
@@ -87,7 +87,7 @@ class Table(Space):
         'lebesgue × counting^2'
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...] = field()
 
     name: ClassVar[str] = "table"
     dtype: ClassVar[torch.dtype] = torch.float64
@@ -144,14 +144,24 @@ class Table(Space):
                         f"Round it, or declare the column continuous: --types {col.name}=real.",
                     )
 
+    def spell(self, x: Tensor) -> str:
+        """The cells of a row; nothing for a missing one."""
+
+        def cell(column: Column, value: float) -> str:
+            if math.isnan(value):
+                return ""
+            return column.values[int(value)] if isinstance(column, Category) else f"{value:.6g}"
+
+        return ", ".join(map(cell, self.columns, x.tolist()))
+
     def to_json(self) -> dict[str, Any]:
         return {"space": self.name, "columns": [{"type": type(c).__name__, **vars(c)} for c in self.columns]}
 
     @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Table:
+    def of_json(cls, found: dict[str, Any]) -> Table:
         kinds: dict[str, Callable[..., Column]] = {"Real": Real, "Integer": Integer, "Category": Category}
         columns = []
-        for entry in fields["columns"]:
+        for entry in found["columns"]:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "type"}
             columns.append(kinds[entry["type"]](**values))
         return cls(tuple(columns))

@@ -34,7 +34,7 @@ class Text(Ragged):
     unit: ClassVar[str] = "byte"
 
     @property
-    def symbols(self) -> int:
+    def symbols(self) -> int:  # type: ignore[override]
         return len(self.alphabet) or 256
 
     @property

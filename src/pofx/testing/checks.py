@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore, can
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import (
     Available,
@@ -18,16 +19,17 @@ from pofx.core.likelihood import (
     LowerBound,
     Unavailable,
     UpperBound,
-    draws,
     mc_se,
+    mean,
+    number,
 )
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import ExactLikelihood, Request
-from pofx.core.space import Ragged, Space
+from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.data.synthetic import Gaussian
-from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
 from pofx.train.loop import seeded
 
@@ -72,7 +74,7 @@ def kind_is_promised(s: Subject) -> None:
 
 @check
 def rows_are_independent(s: Subject) -> None:
-    """A row is scored the same, noise and all, in whatever batch and order it stands, alone, and before a copy."""
+    """A row has the same log p, noise and all, in whatever batch and order it stands, alone, and before a copy."""
     part = s.test[:64].read()
     first = {int(key): i for i, key in reversed([*enumerate(row_keys(part.x))])}  # copies have noise of their own
     part = part[torch.tensor(sorted(first.values()))]
@@ -105,7 +107,7 @@ def eval_is_deterministic(s: Subject) -> None:
 
 @check
 def global_state_is_untouched(s: Subject) -> None:
-    """Scoring and sampling leave torch's global generator alone, and do not read it."""
+    """Likelihoods and samples leave torch's global generator alone, and do not read it."""
     before = torch.random.get_rng_state()
     s.log_prob(s.test[:20])
     first = draw(s, 5, seed=0)
@@ -139,8 +141,8 @@ def gradients_are_for_those_who_ask(s: Subject) -> None:
 
 def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
     """The gradient of x is the slope between neighbours, what is drawn being the same for both."""
-    step = s.case.space.step if isinstance(s.case.space, Sequence) else s.case.space
-    if not isinstance(step, Table) or any("counting" in column.measure for column in step.columns):
+    step = getattr(s.case.space, "step", s.case.space)
+    if not step.columns or any("counting" in column.measure for column in step.columns):
         return
     x = part.x.clone().requires_grad_()
     inside = part.x.isfinite()  # neither missing nor after the end
@@ -164,16 +166,31 @@ def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
 
 @check
 def mc_error_is_calibrated(s: Subject) -> None:
-    """The spread over seeds is what ``mc_se`` says."""
+    """The spread over seeds is what the errors say: of rows, and of their mean, which moves by all that they share."""
     part = s.test[:40]
     first = s.available(part)
     if isinstance(first, Exact) or first.draws == 0:
         raise NotApplicable
-    runs = [s.available(part, seed=100 + k) for k in range(24)]
-    spread = torch.stack([r.nats for r in runs]).var(0).mean().sqrt()
-    said = torch.stack([mc_se(r) for r in runs]).square().mean().sqrt()
-    ratio = float(spread / said.clamp(min=1e-12))
-    assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread over seeds is {ratio:.2f} times the stated error"
+    runs = [number(s.available(part, seed=100 + k)) for k in range(24)]
+    fixed = set.intersection(*(set(r.shared) for r in runs))  # a source that no seed moves
+    runs = [dataclasses.replace(r, shared={k: v for k, v in r.shared.items() if k not in fixed}) for r in runs]
+    for what, found in (("rows", runs), ("their mean", [mean(r) for r in runs])):
+        spread = torch.stack([torch.as_tensor(r.nats) for r in found]).var(0).mean().sqrt()
+        said = torch.stack([torch.as_tensor(r.mc_se**2 + r.shared_se**2) for r in found]).mean().sqrt()  # type: ignore[operator]
+        ratio = float(spread / said.clamp(min=1e-12))
+        assert 0.5 < ratio < 2.0 or spread < 1e-4, f"spread of {what} is {ratio:.2f} times the stated error"
+
+
+@check
+def shared_errors_stay(s: Subject) -> None:
+    """What rows share is the same however many there are, stands in their mean in full, and cancels in a difference."""
+    few, many = (number(s.available(s.test[:n])) for n in (5, 80))
+    if not few.shared:
+        raise NotApplicable
+    assert set(few.shared) == set(many.shared), "rows and more rows name other sources"
+    ratio = mean(many).shared_se / mean(few).shared_se
+    assert 0.5 < ratio < 2.0, f"16 times as many rows have {ratio:.2f} times the shared error"
+    assert mean(few - few).shared_se == 0, "what both share does not cancel"
 
 
 # -- the truth -------------------------------------------------------------------------------------
@@ -199,6 +216,7 @@ def sums_to_one(s: Subject) -> None:
         # mean of exp of a noisy number is above exp of its mean, by half its variance
         noise = float((lik.nats.double().exp() * cell * mc_se(lik)).square().sum().sqrt())
         bias = float((lik.nats.double().exp() * cell * mc_se(lik).square()).sum())
+        noise += float(sum((lik.nats.double().exp() * cell * move).sum().abs() for move in number(lik).shared.values()))
         slack = (1e-5 if states is not None else 1e-3 + rule_error(lik.nats.double().exp() * cell)) + 4 * noise + bias
         if isinstance(lik, Exact):
             assert abs(total - 1) < slack, f"probabilities sum to {total:.6f}"
@@ -237,7 +255,7 @@ def mean_nats(model: Model, part: Part) -> float:
         if isinstance(lik, Unavailable):
             raise NotApplicable
         means.append(float(lik.nats.double().mean()))
-        if not draws(lik):
+        if not number(lik).draws:
             break
     return sum(means) / len(means)
 
@@ -245,9 +263,8 @@ def mean_nats(model: Model, part: Part) -> float:
 @check
 def training_helps(s: Subject) -> None:
     """The trained model is better on held-out data than the prepared, untrained one, or already near the truth."""
-    config = s.cls.tiny(s.case.space)
     with seeded(s.seed):
-        fresh = s.cls(config, s.case.space, s.case.context)
+        fresh = s.cls(s.config, s.case.space, s.case.context)
     train = s.case.data.train
     fresh.prepare(train.x, train.c, train.weight, generator(s.seed))
     after, before = (mean_nats(model, s.test) for model in (s.model, fresh))
@@ -261,9 +278,8 @@ def training_helps(s: Subject) -> None:
 def scaling_shifts_the_density(s: Subject) -> None:
     """Data times a have log-density lower by D log a: the model accounts for its own scaling."""
     space, factor = s.case.space, 1024.0  # a power of two: scaled data are the same to the last bit
-    step = space.step if isinstance(space, Sequence) else space
-    continuous = isinstance(step, Table) and all(c.measure == "lebesgue" for c in step.columns)
-    if not continuous or s.case.context is not None:
+    step = getattr(space, "step", space)
+    if not continuous(step) or s.case.context is not None:
         raise NotApplicable
     data = s.case.data
     parts = {
@@ -332,7 +348,7 @@ def samples_follow_the_generator(s: Subject) -> None:
 @check
 def samples_agree_with_the_density(s: Subject) -> None:
     """Frequencies of samples are the probabilities that the model states (chi-squared over pooled cells)."""
-    if s.case.context is not None and not isinstance(s.case.context, Label):
+    if s.case.context is not None and not s.case.context.values:
         raise NotApplicable
     states, n = s.case.states, 4000
     x, cell = (states(), 1.0) if states is not None else (s.case.grid() if s.case.grid else (None, 0.0))
@@ -374,9 +390,14 @@ def state_index(states: Tensor, x: Tensor) -> Tensor:
     return distance.argmin(1)
 
 
+def continuous(space: Space) -> bool:
+    """Has every number of a datum a density?"""
+    return bool(space.columns) and all(c.measure == "lebesgue" for c in space.columns)
+
+
 def features(space: Space, x: Tensor) -> Tensor:
     """What is compared between samples and data, float64 [N, D]; of free length: means of steps, and how many."""
-    if not isinstance(space, Ragged):
+    if space.fill is None:
         return x.reshape(len(x), -1).double()
     here = torch.arange(x.shape[1]) < space.lengths(x)[:, None]
     steps = x.reshape(*x.shape[:2], -1).double()
@@ -410,7 +431,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 
 @check
 def run_folder_round_trip(s: Subject) -> None:
-    """A saved and read model has the same options, scores and samples; its options survive JSON."""
+    """A saved and read model, and each of its parts, has the same options, nats and samples; options survive JSON."""
     model, read = s.again
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -419,9 +440,30 @@ def run_folder_round_trip(s: Subject) -> None:
         a = model.given(c).log_prob(x, generator=generator(0))
         b = read.model.given(c).log_prob(x, generator=generator(0))
     if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
-        assert torch.equal(a.nats, b.nats), "a reloaded model scores differently"
+        assert torch.equal(a.nats, b.nats), "a reloaded model has other likelihoods"
     one = model.given(c).sample(2, generator=generator(1))
     assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
+    parts = read.model.parts()
+    assert model.parts().keys() == parts.keys() == read.info["parts"].keys()
+    for name, part in model.parts().items():
+        assert parts[name].config == part.config
+        if part.context is None:
+            z = part.sample(30, generator=generator(1))
+            assert same(z, parts[name].sample(30, generator=generator(1))), f"a reloaded {name} samples differently"
+            with torch.no_grad():
+                a, b = (p.log_prob(z, generator=generator(0)) for p in (part, parts[name]))
+            if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
+                assert torch.equal(a.nats, b.nats), f"a reloaded {name} scores differently"
+
+
+@check
+def validation_rows_train_nothing(s: Subject) -> None:
+    """Where nothing is chosen by validation, other validation rows leave every weight as it is."""
+    data = dataclasses.replace(s.case.data, train=s.case.data.train[:250])
+    other = dataclasses.replace(data, valid=data.test[:50])
+    one, two = (s.trained(d, steps=6, checks=1, valid_rows=20).state_dict() for d in (data, other))
+    for name, value in one.items():
+        assert same(value, two[name]), f"{name} depends on the validation rows"
 
 
 @check
@@ -435,7 +477,7 @@ def training_is_reproducible(s: Subject) -> None:
 def every_parameter_learns(s: Subject) -> None:
     """No parameter tensor is left as it was initialised."""
     with seeded(s.seed):
-        fresh = s.cls(s.cls.tiny(s.case.space), s.case.space, s.case.context)
+        fresh = s.cls(s.config, s.case.space, s.case.context)
     for (name, a), b in zip(fresh.named_parameters(), s.model.parameters(), strict=True):
         assert a.numel() == 0 or not torch.equal(a, b), f"{name} never changed"
 
@@ -447,12 +489,12 @@ def every_parameter_learns(s: Subject) -> None:
 def encoding_has_its_shape(s: Subject) -> None:
     """encode(x) is a distribution with one batch entry per row, or a named error."""
     part = s.test[:10]
-    if not s.cls.latent:
+    if not can(s.model, Encodes):
         try:
             s.given(part).encode(part.x)
         except PofxError:
             return
-        raise AssertionError("encode exists but latent is False")
+        raise AssertionError("encode answers, but the family does not say that it Encodes")
     with torch.no_grad():
         q = s.given(part).encode(part.x)
     assert q.batch_shape == (10,)
@@ -462,8 +504,7 @@ def encoding_has_its_shape(s: Subject) -> None:
 @check
 def score_is_the_gradient(s: Subject) -> None:
     """score(x) = grad_x log p(x), by autograd through log_prob or by central differences."""
-    continuous = isinstance(s.case.space, Table) and all(c.measure == "lebesgue" for c in s.case.space.columns)
-    if not s.cls.has_score or not continuous:
+    if not can(s.model, HasScore) or s.case.space.measure != Measure.lebesgue(s.case.space.dims):
         raise NotApplicable
     part = s.test[:20]
     if not isinstance(s.available(part), Exact):
@@ -487,7 +528,7 @@ def score_is_the_gradient(s: Subject) -> None:
 def noised_score_is_the_gradient(s: Subject) -> None:
     """noised_score(x) = grad_x log p_noise(x), on data from a Gaussian, which plus noise is a Gaussian."""
     source = s.case.source
-    if not s.cls.has_noised_score or not isinstance(source, Gaussian):
+    if not can(s.model, HasNoisedScore) or not isinstance(source, Gaussian):
         raise NotApplicable
     scale, x = s.case.data.train.x.std(0), s.test.x
     for noise in (0.2, 1.0):
@@ -515,30 +556,28 @@ def bad_input_is_named(s: Subject) -> None:
             return
         raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
 
-    if not s.case.space.dtype.is_floating_point:
+    space = s.case.space
+    if not space.dtype.is_floating_point:
         refuses(x.double() + 0.5, BadValue)
-    if s.case.space.event_shape and s.case.space.event_shape[-1] > 0:
+    if space.event_shape and space.event_shape[-1] > 0:
         refuses(x[..., :-1], WrongShape)
     refuses(x.to(torch.complex64), WrongShape)
     if s.case.context is None:
         refuses(x[:0], EmptyData)
-    if isinstance(s.case.space, Table):
+    if space.dtype.is_floating_point and space.fill is None:
         refuses(x * math.inf, BadValue)
-        if not all(c.nullable for c in s.case.space.columns):
+        if not space.columns or not all(c.nullable for c in space.columns):
             refuses(x * math.nan, BadValue)
-    if isinstance(s.case.space, Image) and s.case.space.levels < 256:
-        refuses(torch.full_like(x, s.case.space.levels), BadValue)
-    if isinstance(s.case.space, Label):
-        refuses(x + len(s.case.space.values), BadValue)
-    if isinstance(s.case.space, Ragged):
-        short = torch.full_like(x[:, :1], s.case.space.fill)
+    if space.fill is not None:
+        short = torch.full_like(x[:, :1], space.fill)
         refuses(torch.cat([short, x], 1), BadValue)
-    if isinstance(s.case.space, Text | Audio):
-        count = s.case.space.symbols if isinstance(s.case.space, Text) else s.case.space.levels
-        refuses(torch.where(x < 0, x, count), BadValue)
-        refuses(torch.where(x < 0, x, -2), BadValue)
-    if isinstance(s.case.space, Sequence):
-        refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
+        if space.dtype.is_floating_point:
+            refuses(torch.cat([x[:, :1], -short, x[:, 1:]], 1), BadValue)
+    if space.symbols and space.symbols <= torch.iinfo(space.dtype).max:
+        inside = x != (-1 if space.fill is None else space.fill)
+        refuses(torch.where(inside, space.symbols, x), BadValue)
+        if space.dtype.is_signed:
+            refuses(torch.where(inside, -2, x), BadValue)
     for wrong in (
         lambda: p.log_prob(x, request=CrystalBall),
         lambda: p.sample(-1),

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.likelihood import Exact, Likelihood
+from pofx.core.comparison import compare
+from pofx.core.likelihood import Exact, Likelihood, UpperBound, make
+from pofx.core.measure import Measure
 from pofx.core.noise import RowNoise
 from pofx.core.requests import Request
 from pofx.data.parts import Data, Part
@@ -28,11 +30,11 @@ from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, 
 from pofx.testing.wrong import Moments, Plain
 from pofx.train.fit import fit
 
-CLASSES, EACH, SCORED = 8, 50, 100  # validation rows: many times those that a validation scores, sorted by class
+CLASSES, EACH, DRAWN = 8, 50, 100  # validation rows: many times those that a validation takes, sorted by class
 
 
 def validation_sees_every_class() -> None:
-    """Of a part sorted by class a validation scores rows of all classes, about equally many, and the same each time."""
+    """Of a part sorted by class a validation takes rows of all classes, about equally many, and the same each time."""
     code = torch.arange(CLASSES).repeat_interleave(EACH)
     x = torch.stack([code + 0.1 * torch.randn(len(code), generator=torch.Generator().manual_seed(0)), -code], 1)
     part = Part((x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).double(), label=code)
@@ -47,15 +49,15 @@ def validation_sees_every_class() -> None:
             return super().rows_log_prob(x, c, request, noise)
 
     for _ in range(2):
-        fit(data, Watched, epochs=1, valid_rows=SCORED, options=vars(Plain()))
+        fit(data, Watched, epochs=1, valid_rows=DRAWN, options=vars(Plain()))
     first, again = seen
     assert torch.equal(first, again), "equal seeds validate other rows"
-    assert len(first) == SCORED
+    assert len(first) == DRAWN
     counts = (-first[:, 1]).round().clamp(0, CLASSES - 1).long().bincount(minlength=CLASSES).double()
     # without replacement the counts spread less than multinomial ones; 30 is beyond 1 in 10,000 of chi-squared with 7
-    expected = SCORED / CLASSES
+    expected = DRAWN / CLASSES
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    assert statistic < 30, f"validation scores so many rows of each class: {counts.long().tolist()}"
+    assert statistic < 30, f"validation takes so many rows of each class: {counts.long().tolist()}"
 
 
 def impossible_rows_lose() -> None:
@@ -63,17 +65,39 @@ def impossible_rows_lose() -> None:
     space = Table((Category("c", ("x", "y", "z")),))
     rows = {"sure": [-0.1] * 20 + [-math.inf], "plain": [-1.0 - 0.01 * k for k in range(21)]}
     size = torch.ones(21)
-    scores = {k: summarise(Exact(torch.tensor(v), space.measure), space, size) for k, v in rows.items()}
-    found = verdicts(scores)
+    means = {k: summarise(Exact(torch.tensor(v), space.measure), space, size) for k, v in rows.items()}
+    found = verdicts(means)
     assert found["plain"]["sure"]["verdict"] == "better", found["plain"]["sure"]
     assert found["sure"]["plain"]["verdict"] == "worse", found["sure"]["plain"]
     for a, b in (("plain", "sure"), ("sure", "plain")):
         se = found[a][b]["se"]
         assert se is None or isinstance(se, str) or math.isfinite(se), "an error that is no number"
-    assert scores["sure"].se is None, "a mean of minus infinity has no error"
-    assert "−∞ nats (1 of 21 rows impossible)" in scores["sure"].text, scores["sure"].text
-    table = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in scores.items()]
+    assert means["sure"].se is None, "a mean of minus infinity has no error"
+    assert "−∞ nats (1 of 21 rows impossible)" in means["sure"].text, means["sure"].text
+    table = [{"family": k, "status": "ok", "likelihood": s.to_json(rows=False)} for k, s in means.items()]
     assert recommend.recommend(table, found, ("likelihood",)).family == "plain"
+
+
+def shared_errors_are_not_averaged() -> None:
+    """Over estimates of log Z, differences of equal models spread as they say, for any rows; one estimate cancels."""
+    measure, se, draws = Measure.lebesgue(1), 0.5, torch.Generator().manual_seed(0)
+    for n in (10, 1000):
+        z = []
+        for one, two in (se * torch.randn(200, 2, generator=draws)).tolist():
+            rows, noise = torch.randn(2, n, generator=draws)
+            a, b, c = (
+                make(UpperBound, nats - error, measure, shared={source: -se})
+                for nats, error, source in (
+                    (rows, one, "first"), (rows + 0.1 * noise, two, "second"), (rows + 0.1 * noise, one, "first"),
+                )
+            )  # fmt: skip
+            apart, together = compare(a, b), compare(a, c)
+            assert apart.se
+            assert together.se
+            z.append(apart.nats / apart.se)
+            assert together.se < 0.2 / math.sqrt(n), f"one source does not cancel: {together.se:.3g} over {n} rows"
+        spread = torch.tensor(z).square().mean().sqrt().item()
+        assert 0.85 < spread < 1.15, f"over {n} rows differences spread {spread:.2f} times as much as they say"
 
 
 def codes_give_their_rows_back() -> None:
@@ -101,7 +125,7 @@ def codes_give_their_rows_back() -> None:
     x = torch.cat([x, torch.tensor([[math.nan, 1, math.nan, 0.5, 0]], dtype=torch.float64)])
     text = baselines.csv_text(table, x).encode()
     same(decode_csv(table, text), x)
-    counted(baselines.gzip_score(table, x).nats, [gzip.compress(text, 9, mtime=0)], len(x))
+    counted(baselines.gzip_code(table, x).nats, [gzip.compress(text, 9, mtime=0)], len(x))
 
     for channels, levels in ((1, 256), (3, 256), (1, 2), (2, 16), (3, 2)):
         image = Image(5, 7, channels, levels)
@@ -109,11 +133,11 @@ def codes_give_their_rows_back() -> None:
         pixels = torch.randint(0, levels, (3, channels, 5, 7), generator=draws).to(torch.uint8)
         files = [baselines.png_bytes(image, p) for p in pixels]
         same(torch.stack([decode_png(image, f) for f in files]), pixels)
-        counted(baselines.png_score(image, pixels).nats, files, 3)
+        counted(baselines.png_code(image, pixels).nats, files, 3)
         whole = gzip.compress(pixels.numpy().tobytes(), 9, mtime=0)
         back = np.frombuffer(gzip.decompress(whole), np.uint8).reshape(3, *image.event_shape)
         same(torch.from_numpy(back.copy()), pixels)
-        counted(baselines.gzip_score(image, pixels).nats, [whole], 3)
+        counted(baselines.gzip_code(image, pixels).nats, [whole], 3)
     for free, x in (
         (Audio(8000, 256, "mu"), _ragged([[3, 255, 0], [7], [1, 1, 1, 1, 1]])),
         (Sequence(Table((Integer("i", -9, 9),))), torch.tensor([[[1.0], [-2.0]], [[5.0], [math.inf]]]).double()),
@@ -121,13 +145,18 @@ def codes_give_their_rows_back() -> None:
         whole = gzip.compress(x.numpy().tobytes(), 9, mtime=0)
         flat = torch.frombuffer(bytearray(gzip.decompress(whole)), dtype=free.dtype)
         same(flat.reshape(len(x), -1, *free.event_shape[1:]), x)
-        counted(baselines.gzip_score(free, x).nats, [whole], len(x))
+        counted(baselines.gzip_code(free, x).nats, [whole], len(x))
     assert baselines.compression(Label(("a", "b")), Part(torch.tensor([0, 1]))) == {}
 
 
 NUMBERS: dict[str, Callable[[], None]] = {
     check.__name__.replace("_", " "): check
-    for check in (validation_sees_every_class, impossible_rows_lose, codes_give_their_rows_back)
+    for check in (
+        validation_sees_every_class,
+        impossible_rows_lose,
+        shared_errors_are_not_averaged,
+        codes_give_their_rows_back,
+    )
 }
 
 

@@ -17,7 +17,7 @@ from pofx.data import chains, synthetic
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.data.synthetic import Mixture, Source
-from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table, Text
+from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +78,18 @@ class Case:
     @cached_property
     def data(self) -> Data:
         train, valid, test = self.draw(4000, 1), self.draw(500, 2), self.draw(2000, 3)
-        if isinstance(self.space, Text | Audio):  # which a loaded source reads when asked for
+        if self.space.fill is not None and self.space.symbols:  # which a loaded source reads when asked for
             train, valid = (dataclasses.replace(p, x=unread(self.space, p.x)) for p in (train, valid))
         return Data(self.name, self.name, self.space, train, valid, test, self.context)
 
 
-def unread(space: Text | Audio, x: Tensor) -> RaggedRows:
+def unread(space: Space, x: Tensor) -> RaggedRows:
     """Symbols [N, L] end to end, with a gap after each row: none goes on from the one before."""
     lengths = space.lengths(x).numpy()
-    gapped = torch.nn.functional.pad(x, (0, 1), value=space.fill)
+    gapped = torch.nn.functional.pad(x, (0, 1), value=-1)
     inside = torch.arange(gapped.shape[1]) <= torch.from_numpy(lengths)[:, None]
     ends = (lengths + 1).cumsum()
-    return RaggedRows(gapped[inside].numpy(), ends - lengths - 1, ends - 1, space.fill, torch.int64)
+    return RaggedRows(gapped[inside].numpy(), ends - lengths - 1, ends - 1, -1, torch.int64)
 
 
 def strings(values: Tensor, length: int) -> Tensor:

@@ -18,9 +18,7 @@ from pofx.core.likelihood import Available, Unavailable
 from pofx.core.model import Conditional, Model
 from pofx.core.registry import register
 from pofx.core.requests import Request
-from pofx.core.space import Ragged
 from pofx.data.parts import Data, Part
-from pofx.spaces import Label
 from pofx.testing.oracles import Case
 from pofx.train.fit import fit
 from pofx.train.run import Run, read_run
@@ -31,23 +29,28 @@ STEPS_OF_SEQUENCES = 200  # each goes through many positions
 
 @dataclass(eq=False)
 class Subject:
-    """A tiny model of one family, trained on one case."""
+    """A tiny model of one family, trained on one case; ``variant`` is one of its ``variants``, "" its ``tiny``."""
 
     cls: type[Model]
     case: Case
     seed: int = 0
+    variant: str = ""
+
+    @property
+    def config(self) -> Any:
+        space = self.case.space
+        return self.cls.variants(space)[self.variant] if self.variant else self.cls.tiny(space)
 
     @cached_property
     def model(self) -> Model:
         return self.trained(self.case.data)
 
-    def trained(self, data: Data, out: Path | None = None) -> Model:
-        options = dataclasses.asdict(self.cls.tiny(data.space))
-        small = isinstance(data.space, Ragged)
+    def trained(self, data: Data, out: Path | None = None, **changes: Any) -> Model:
+        options = dataclasses.asdict(self.config)
+        small = data.space.fill is not None
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
-        limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
-        run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
-        return run.model
+        limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500} | changes
+        return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
     @cached_property
     def again(self) -> tuple[Model, Run]:
@@ -67,7 +70,7 @@ class Subject:
         context = self.case.context
         if context is None:
             return [None]
-        if isinstance(context, Label):
+        if context.values:
             return [torch.tensor(k) for k in range(len(context.values))]
         assert self.test.c is not None
         return [self.test.c[i] for i in range(5)]

@@ -1,7 +1,8 @@
 """Deliberately wrong models: each breaks the contract in one known way, and the suite must catch it.
 
-They start from four small right models (a Gaussian by moments, a chain of categories by counting, a
-probabilistic PCA bounded by importance sampling, a histogram by class), which pass every check.
+They start from small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a chain of
+categories by counting, a probabilistic PCA bounded by importance sampling, a model that holds another and fits it in a
+stage), which pass every check.
 ``WRONG`` lists each mistake with the checks that are meant to notice it.
 """
 
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from pofx.core.learner import Batch, Local, Recipe, Runtime
-from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound
+from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
+from pofx.core.learner import Batch, Local, Recipe, RowDataset, Runtime, Stage
+from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, UpperBound, make
 from pofx.core.measure import Measure
 from pofx.core.model import Model
-from pofx.core.noise import RowNoise
+from pofx.core.noise import RowNoise, row_keys
 from pofx.core.requests import Drawn, Elbo, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
-from pofx.spaces import Category, Label, Real, Table
+from pofx.spaces import Category
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Small(Model):
         return OneSweep(self)
 
 
-class Moments(Small):
+class Moments(Small, HasScore, HasNoisedScore):
     """N(mean, covariance) by moments, on tables of real columns."""
 
     name = "right gaussian"
@@ -80,7 +82,7 @@ class Moments(Small):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        real = isinstance(space, Table) and all(isinstance(c, Real) and not c.nullable for c in space.columns)
+        real = bool(space.columns) and all(c.measure == "lebesgue" for c in space.columns)
         return None if real and context is None else "it takes real columns only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
@@ -113,9 +115,6 @@ class Moments(Small):
         covariance += ((0.1 if noise is None else noise) ** 2 * covariance.diagonal()).diag()
         return -torch.linalg.solve(covariance, (x - self.mean).T).T
 
-    has_score = True
-    has_noised_score = True
-
 
 class Counts(Small):
     """A first-order chain over category columns by smoothed counts, one per class where there is a label."""
@@ -125,18 +124,14 @@ class Counts(Small):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        columns = space.columns if isinstance(space, Table) else ()
-        sizes = {len(c.values) for c in columns if isinstance(c, Category) and not c.nullable}
-        right = len(sizes) == 1 and all(isinstance(c, Category) and not c.nullable for c in columns)
-        return None if right and (context is None or isinstance(context, Label)) else "it takes equal categories only."
+        counted = all(isinstance(c, Category) and not c.nullable for c in space.columns)
+        right = counted and not space.values and len({len(c.values) for c in space.columns if counted}) == 1
+        return None if right and (context is None or context.values) else "it takes equal categories only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Table)
-        first = space.columns[0]
-        assert isinstance(first, Category)
-        self.levels = len(first.values)
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.levels = len(space.columns[0].values)
+        classes = 1 if context is None else len(context.values)
         shape = (classes, space.dims, self.levels, self.levels)  # class, site, value before, value
         self.register_buffer("table", torch.full(shape, -math.log(self.levels)))
 
@@ -169,12 +164,11 @@ class Counts(Small):
         return x.double()
 
 
-class Importance(Small):
+class Importance(Small, Encodes):
     """Probabilistic PCA with its importance-weighted lower bound (and the exact number for the truth of it)."""
 
     name = "right bound"
     estimators: ClassVar[tuple[type[Request], ...]] = (Elbo,)
-    latent = True
     mean: Tensor  # [2]
     weight: Tensor  # [2, 1]
     noise: Tensor  # []
@@ -222,7 +216,77 @@ class Importance(Small):
         return self.mean + z @ self.weight.T + self.noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-RIGHT: list[type[Model]] = [Moments, Counts, Importance]
+class SharedDraws(Request, name="importance", kind="UpperBound"):
+    """log Z by importance sampling, from draws that all rows share."""
+
+
+class Energy(Moments):
+    """The Gaussian as an energy: log p(x) = -energy(x) - log Z, with log Z from draws that all rows share.
+
+    The log of an unbiased estimate of Z is on average below log Z (Jensen), so that this is an upper bound.
+    """
+
+    name = "right energy"
+    estimators: ClassVar[tuple[type[Request], ...]] = (SharedDraws,)
+    draws, wider = 400, 1.2  # of the proposal, which is a wider Gaussian
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        e = torch.randn(self.draws, len(self.mean), generator=noise.shared(), dtype=torch.float64)
+        proposal = Normal(0.0, 1.0).log_prob(e).sum(1) - (self.wider * self.root.diagonal()).log().sum()
+        w = -self.energy(self.mean + self.wider * e @ self.root.T) - proposal
+        log_z = w.logsumexp(0) - math.log(self.draws)
+        se = float((w - log_z).exp().std()) / math.sqrt(self.draws)
+        return self.likelihood(-self.energy(x) - log_z, se, noise)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * torch.linalg.solve_triangular(self.root, (x - self.mean).T, upper=False).square().sum(0)
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        """Where log Z is higher, every row is lower."""
+        weights = int(row_keys(torch.cat([self.mean, self.root.flatten()])[None]))
+        source = f"log Z of weights {weights}, seed {noise.seed}"
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={source: -se})
+
+
+class Holder(Small):
+    """A model that is another, its part, which it fits in a second stage; the first one does nothing."""
+
+    name = "right part"
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        return Moments.refuses(space, context, config)
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.hold(Moments(Plain(), space))
+
+    def hold(self, part: Moments) -> None:
+        self.part = part
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        pass
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        return [
+            Stage("nothing", recipe, lambda: OneSweep(self), 0.5, validate=self.validate),
+            Stage("part", recipe, lambda: OneSweep(self.part), 0.5, lambda x, c, generator: self.rows(x)),
+        ]
+
+    def validate(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        return self.part.log_prob(x)
+
+    def rows(self, x: Tensor) -> RowDataset:
+        return RowDataset(x)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return self.part.rows_log_prob(x, c, request, noise)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return self.part.rows_sample(n, c, sampler, generator)
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy, Holder]
 
 
 # -- the mistakes ---------------------------------------------------------------------------------
@@ -409,7 +473,7 @@ class IgnoresContext(Counts):
 class MissedSite(Counts):
     """The likelihood leaves out the last site."""
 
-    name = "wrong: a site is not scored"
+    name = "wrong: a site is left out"
 
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         s = x.long()
@@ -476,6 +540,55 @@ class NoiseByPlace(Importance):
         return super().rows_log_prob(x, c, request, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
 
 
+class SharedErrorOfEachRow(Energy):
+    """The error of log Z as if each row had drawn its own: a mean over rows averages it away."""
+
+    name = "wrong: a shared error that is averaged over rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, torch.full_like(nats, se), self.draws)
+
+
+class SharedErrorDivided(Energy):
+    """The error of log Z falls with the number of rows that it is asked for."""
+
+    name = "wrong: a shared error that falls with the rows"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return super().likelihood(nats, se / math.sqrt(len(nats)), noise)
+
+
+class SharedErrorOfAnyDraws(Energy):
+    """Estimates by other draws go by one name, so that their errors cancel in a difference."""
+
+    name = "wrong: a source that does not tell draws apart"
+
+    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
+        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se})
+
+
+class HiddenPart(Holder):
+    """A part that is none of the module's own: neither config nor checkpoint know of it."""
+
+    name = "wrong: a part that is not in the checkpoint"
+
+    def hold(self, part: Moments) -> None:
+        object.__setattr__(self, "part", part)
+
+
+class TrainsOnValidation(Holder):
+    """A stage that learns from the rows on which the one before was validated."""
+
+    name = "wrong: a stage trains on validation rows"
+
+    def validate(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        self.seen = x
+        return super().validate(x, c, generator)
+
+    def rows(self, x: Tensor) -> RowDataset:
+        return RowDataset(self.seen)
+
+
 WRONG: dict[type[Model], set[str]] = {
     LogDetSign: {"sums to one", "scaling shifts the density"},
     ForgetsScaling: {"sums to one", "scaling shifts the density"},
@@ -502,5 +615,10 @@ WRONG: dict[type[Model], set[str]] = {
     ConfidentError: {"mc error is calibrated"},
     MissingPrior: {"sums to one", "never beats the truth"},
     NoiseByPlace: {"rows are independent"},
+    SharedErrorOfEachRow: {"mc error is calibrated"},
+    SharedErrorDivided: {"shared errors stay"},
+    SharedErrorOfAnyDraws: {"mc error is calibrated"},
+    HiddenPart: {"run folder round trip"},
+    TrainsOnValidation: {"validation rows train nothing"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""

@@ -14,7 +14,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pofx.core.likelihood import Comparison, Exact
+from pofx.core.comparison import Comparison
+from pofx.core.likelihood import Exact
 from pofx.data.parts import Part
 from pofx.spaces import Category, Table, Text
 
@@ -54,6 +55,11 @@ def undecided_by_infinity(a: Exact, b: Exact, *, z: float = 2.0, weight: Tensor 
     return Comparison(verdict, mean, se, 0, "")
 
 
+def averaged_over_rows(move: Tensor, weight: Tensor) -> float:
+    """What rows share, as if it were independent from row to row."""
+    return float((weight * move).square().sum().sqrt())
+
+
 def without_lengths(space: Text, x: Tensor) -> bytes:
     """Texts one after the other: nobody can tell where one ends."""
     return "".join(space.spell(row) for row in x).encode(errors="replace")
@@ -79,6 +85,10 @@ PLANTED = [
     Planted(
         "wrong: impossible row undecided", "pofx.evaluate.likelihood.compare", undecided_by_infinity,
         frozenset({"impossible rows lose"}),
+    ),
+    Planted(
+        "wrong: a shared error that is averaged over rows", "pofx.core.likelihood.shared_mean", averaged_over_rows,
+        frozenset({"shared errors are not averaged"}),
     ),
     Planted(
         "wrong: texts without their boundaries called a bound", "pofx.evaluate.baselines.text_bytes", without_lengths,

@@ -8,34 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Continues
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
-from pofx.spaces import Label, Text
 from pofx.testing.wrong import Small
 
 
-class Bigrams(Small):
+class Bigrams(Small, Continues):
     """Each symbol by the one before, by smoothed counts, one table per class where there is a label."""
 
     name = "right bigrams"
     samplers = (StepByStep,)
-    continues = True
     table: Tensor  # [class, symbol before or the beginning, symbol or the end], log-probabilities
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        right = isinstance(space, Text) and (context is None or isinstance(context, Label))
+        right = space.alphabet is not None and (context is None or context.values)
         return None if right else "it takes texts only."
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        assert isinstance(space, Text)
-        self.has_eos, self.end = space.has_eos, space.symbols  # which is the beginning's number, too
-        classes = len(context.values) if isinstance(context, Label) else 1
+        self.has_eos, self.end = space.has_eos, space.symbols or 0  # which is the beginning's number, too
+        classes = 1 if context is None else len(context.values)
         self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
 
     def learn(self, x: Tensor, c: Tensor | None) -> None:
@@ -113,10 +111,10 @@ class LooksAhead(Bigrams):
         return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
 
 
-class EndNotScored(Bigrams):
+class EndLeftOut(Bigrams):
     """The probability of a text, without that of its end."""
 
-    name = "wrong: the end is not scored"
+    name = "wrong: the end is left out"
 
     def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
         each = super().rows_log_probs(x, c, before, request)
@@ -134,7 +132,7 @@ class PaddingLeaks(Bigrams):
 
 
 class ForgetsBeginnings(Bigrams):
-    """What comes before is taken, and scores as if it had not been."""
+    """What comes before is taken, and log p is as if it had not been."""
 
     name = "wrong: forgets what comes before"
 
@@ -184,7 +182,7 @@ class OnStrings(Gpt):  # type: ignore[misc]
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if not (isinstance(space, Text) and space.has_eos and context is None):
+        if not (space.alphabet is not None and space.has_eos and context is None):
             return "it takes documents only."
         return super().refuses(space, context, config)
 
@@ -203,7 +201,7 @@ class Forgetful:
 
 
 class CacheForgets(OnStrings):
-    """What is sampled, through such a cache, is not what is scored."""
+    """What is sampled, through such a cache, is not what log p is of."""
 
     name = "wrong: a cache that forgets"
 
@@ -232,7 +230,7 @@ class SubwordsCalledExact(OnStrings):
 WRONG_SEQUENCE: dict[type[Model], set[str]] = {
     SeesItself: {"every step sums to one", "strings sum to one"},
     LooksAhead: {"later steps are not seen"},
-    EndNotScored: {"ends are scored", "strings sum to one"},
+    EndLeftOut: {"ends count", "strings sum to one"},
     PaddingLeaks: {"padding does not leak"},
     ForgetsBeginnings: {"what comes before splits the sum", "continuations follow what is before"},
     SumsElsewhere: {"log probs sum to log prob"},

@@ -2,7 +2,7 @@
 
 Every timed step is a step of the training, so nothing is thrown away but the time that the compiler takes. What is
 compiled is the objective of a ``GradientLearner``: neither the model nor its state dict knows of it, so checkpoints
-keep their names, and validation, scoring and sampling stay as they are.
+keep their names, and validation, likelihoods and sampling stay as they are.
 """
 
 from __future__ import annotations

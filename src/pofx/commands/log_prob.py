@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pofx.core.likelihood import Available
     from pofx.core.requests import Request
     from pofx.data.parts import Part
-    from pofx.evaluate.likelihood import Score
+    from pofx.evaluate.likelihood import Mean
     from pofx.evaluate.text import Mark
     from pofx.train.run import Run
 
@@ -31,7 +31,7 @@ SHOWN = 4000  # symbols of one text that are shown
 
 @dataclass(kw_only=True)
 class Rows(Output):
-    """Rows to be scored or encoded by a run."""
+    """Rows to be evaluated or encoded by a run."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
@@ -48,16 +48,16 @@ class LogProb(Rows, Estimating):  # type: ignore[misc]
     """log p(x) of rows in nats per row, with its kind (exact, bound or estimate) and errors.
 
     Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
-    files of a table, of any number and size ('folder/*.parquet', or the folder), are scored block by block; --out may
-    then be a folder, which gets a file of scores for each.
+    files of a table, of any number and size ('folder/*.parquet', or the folder), are read block by block; --out may
+    then be a folder, which gets a file for each.
     """
 
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: str | None = None
-    """Score and show this text, in place of a SOURCE."""
+    """Evaluate and show this text, in place of a SOURCE."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
-    """Score files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
+    """Work on files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
 
 
 def log_prob(argv: list[str]) -> int:
@@ -66,13 +66,12 @@ def log_prob(argv: list[str]) -> int:
 
     from pofx.commands.model import read_model
     from pofx.data.pieces import is_streamed
-    from pofx.data.write import write_scores
-    from pofx.evaluate.likelihood import score
+    from pofx.data.write import write_columns
+    from pofx.evaluate.likelihood import mean_log_prob
     from pofx.evaluate.text import rates
-    from pofx.spaces import Label, Text
 
     run = read_model(args.run)
-    model, texts = run.model, isinstance(run.model.space, Text)
+    model, texts = run.model, run.model.space.alphabet is not None
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
@@ -81,13 +80,13 @@ def log_prob(argv: list[str]) -> int:
         return _streamed(run, args, request, stands)
     if args.cluster is not None:
         raise UsageError(
-            f"--cluster scores files of a table; {args.source or 'what there is without a SOURCE'} is none.",
+            f"--cluster works on files of a table; {args.source or 'what there is without a SOURCE'} is none.",
             "Leave it out, or name Parquet or CSV files.",
         )
     part = _part(run, args, notes) if args.say is None else _said(run, args)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
-    result = score(model, part, request=request, generator=generator)
+    result = mean_log_prob(model, part, request=request, generator=generator)
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
@@ -97,7 +96,7 @@ def log_prob(argv: list[str]) -> int:
         columns = _columns(part.rows, rows)
         if texts:
             columns |= _per_byte(run, part, rows.nats)
-        write_scores(args.out, columns)
+        write_columns(args.out, columns)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     if args.json:
         found = {"run": str(args.run), **stands, "rows": len(part), "out": args.out and str(args.out), "notes": notes}
@@ -108,7 +107,7 @@ def log_prob(argv: list[str]) -> int:
             found["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
         print_json(found)
         return 0
-    if isinstance(model.space, Label):
+    if model.space.values:
         out.print(f"log-loss on {len(part)} rows: {result.loss_text}")
     elif of_text is None or len(part) > 1:
         _say(result)
@@ -127,53 +126,56 @@ def log_prob(argv: list[str]) -> int:
     return 0
 
 
-def _say(result: Score) -> None:
+def _say(result: Mean) -> None:
     out.print(f"log p(x) on {result.n} rows: {result.text} per row, {result.bits_text}")
 
 
-def _columns(number: torch.Tensor, rows: Available) -> dict[str, Any]:
-    """What is written of each row: its number, its log p, what that is, and its Monte Carlo error where it has one."""
+def _columns(row: torch.Tensor, rows: Available) -> dict[str, Any]:
+    """What is written of each row: its number, its log p, what that is, and its errors where it has some."""
     import pyarrow as pa
 
-    from pofx.core.likelihood import Exact
+    from pofx.core.likelihood import Exact, number
 
-    columns = {"row": number, "log_prob": rows.nats, "kind": pa.repeat(type(rows).__name__, len(number))}
-    return columns if isinstance(rows, Exact) else columns | {"mc_se": rows.mc_se}
+    columns = {"row": row, "log_prob": rows.nats, "kind": pa.repeat(type(rows).__name__, len(row))}
+    if isinstance(rows, Exact):
+        return columns
+    columns |= {"mc_se": rows.mc_se}
+    return columns | {"shared_se": number(rows).shared_se} if rows.shared else columns
 
 
 def _streamed(run: Run, args: LogProb, request: Request, stands: dict[str, Any]) -> int:
-    """Score files of a table block by block, in memory that does not grow with their number or size."""
+    """Files of a table block by block, in memory that does not grow with their number or size."""
     import torch
 
     from pofx.data.pieces import pieces_of, tables_at
-    from pofx.data.write import write_parts, write_scores
-    from pofx.evaluate.stream import Scoring, Stream
+    from pofx.data.write import write_columns, write_parts
+    from pofx.evaluate.stream import Evaluation, Stream
 
     model, about, notes = run.model, run.info["data"], list[str]()
     files = tables_at(str(args.source), notes)
     pieces = pieces_of(files, model.space, model.context)
-    scoring = Scoring(model, request, args.seed, about.get("labels"), about.get("options", {}))
-    stream = Stream(scoring, pieces, args.cluster, notes)
+    evaluation = Evaluation(model, request, args.seed, about.get("labels"), about.get("options", {}))
+    stream = Stream(evaluation, pieces, args.cluster, notes)
 
     parts = args.out is not None and not args.out.suffix
 
-    def scores() -> Generator[tuple[int, dict[str, Any]], None, None]:
-        """The number of the file, and columns of scores; rows are numbered through all files, or in each part."""
+    def columns() -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """The number of the file, and columns; rows are numbered through all files, or in each part."""
         before = 0
         for piece, rows in stream:
             first = piece.first if parts else before
             yield piece.number, _columns(torch.arange(first, first + len(rows.nats)), rows)
             before += len(rows.nats)
 
-    with closing(scores()) as blocks:
+    with closing(columns()) as blocks:
         if args.out is None:
             for _ in blocks:
                 pass
         elif parts:
             write_parts(args.out, files, blocks)
         else:
-            write_scores(args.out, (columns for _, columns in blocks))
-    result, told = stream.score(), tell_notes(stream.notes, args)
+            write_columns(args.out, (block for _, block in blocks))
+    result, told = stream.mean(), tell_notes(stream.notes, args)
     if args.json:
         where = args.out and str(args.out)
         found = {"run": str(args.run), **stands, "files": len(files), "rows": result.n, "out": where, "notes": told}
@@ -199,15 +201,13 @@ def _said(run: Run, args: LogProb) -> Part:
     import torch
 
     from pofx.data.parts import Part
-    from pofx.spaces import Text
 
     if args.source is not None:
         raise UsageError("--say takes the place of a SOURCE; both were given.", "Leave out one.")
     if not args.say:
         raise UsageError("--say got an empty text.", "Give at least one character.")
-    assert isinstance(run.model.space, Text)
     if run.model.context is not None:
-        raise UsageError("--say has no context, which this run takes.", "Score a SOURCE that has it.")
+        raise UsageError("--say has no context, which this run takes.", "Name a SOURCE that has it.")
     return Part(run.model.space.parse([args.say]), rows=torch.arange(1))
 
 
@@ -255,7 +255,7 @@ def encode(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
-    from pofx.data.write import write_scores
+    from pofx.data.write import write_columns
 
     run = read_model(args.run)
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
@@ -267,7 +267,7 @@ def encode(argv: list[str]) -> int:
         z = torch.cat([run.model.given(rows.c).encode(rows.x).mean for rows in parts])
     where = args.out or args.run / "latents.parquet"
     columns: dict[str, Any] = {"row": part.rows} | {f"z{k}": z[:, k] for k in range(z.shape[1])}
-    write_scores(where, columns)
+    write_columns(where, columns)
     if args.json:
         about = {"rows": len(part), "latents": z.shape[1], "out": str(where), "notes": notes}
         print_json({"run": str(args.run), **stands, **about})
@@ -287,7 +287,7 @@ def _part(run: Run, args: Rows, notes: list[str]) -> Part:
     if args.source is not None:
         return new_rows(run, args.source, run.model.context, notes)
     if run.info["data"]["source"] is None:
-        raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to score.")
+        raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE.")
     data, unsure = read_data(run.info, str(args.run))
     notes += data.notes if unsure is None else [*data.notes, unsure]
     return data.test

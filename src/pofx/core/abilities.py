@@ -1,0 +1,228 @@
+"""What some families can do beyond what every family has: abilities, small abstract classes that a family inherits.
+
+    class Flow(Continuous, Encodes, HasScore): ...
+
+An ability is its hooks on flat rows, which ``Conditional`` calls, and the words of tables and errors. A family of which
+only some spaces have one says so in ``lacks``. Whoever asks what can be done asks here: ``why_not`` about a family,
+``can`` and ``ability_of`` about a model, ``able`` about all families.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pofx.core.errors import Unsupported
+from pofx.core.likelihood import Likelihood
+from pofx.core.noise import RowNoise
+from pofx.core.requests import Request, Sampler
+from pofx.core.space import Space
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+A = TypeVar("A", bound="Ability")
+
+FAMILIES = "pofx.core.registry"  # met by its own name, as families are by theirs: it knows models, which know abilities
+
+
+class Ability(ABC):
+    """Base of the abilities; a family inherits those it has, and writes their hooks."""
+
+    title: ClassVar[str]  # in a table of families
+    asked: ClassVar[str]  # what a user calls
+    without: ClassVar[str]  # of a family that has it not: "NAME ..."
+
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        """Why this family, which has the ability, has it not over the space (a sentence with the remedy), or None."""
+        return None
+
+
+class Encodes(Ability):
+    """Has a latent variable z, and a posterior of it."""
+
+    title, asked = "latents", "encode"
+    without = "has no latent variable to encode into"
+
+    @abstractmethod
+    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+        """q(z | x, c) with batch shape [N] and event shape [latent], of rows x [N, *E]."""
+
+
+class HasScore(Ability):
+    """Has a score: the gradient of its log-density."""
+
+    title, asked = "score", "score"
+    without = "has no score (gradient of the log-density)"
+
+    @abstractmethod
+    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """grad_x log p(x | c) [N, *E]."""
+
+
+class HasNoisedScore(Ability):
+    """Has the score of data with noise added, which it was learned from."""
+
+    title, asked = "score of noised data", "noised_score"
+    without = "has no score of noised data"
+
+    @abstractmethod
+    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+        """Score [N, *E] of data with noise added (see ``Conditional.noised_score``)."""
+
+
+class Continues(Ability):
+    """Goes through a datum step by step, and on from what comes before it."""
+
+    title, asked = "goes on from a beginning", "log_probs"
+    without = "does not go through its data step by step, so it cannot go on from a beginning"
+
+    @abstractmethod
+    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+        """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
+
+        ``before`` [N, K, ...] (or None) is what precedes each row.
+        """
+
+    @abstractmethod
+    def rows_sample_after(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Tensor:
+        """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]."""
+
+    @property
+    def window(self) -> int | None:
+        """How many steps a net of limited context sees at a time."""
+        return None
+
+
+class Decodes(Ability):
+    """Draws symbol by symbol, by rules that may change the distribution (``decode.Decoding``)."""
+
+    title, asked = "decoding of symbols", "stream"
+    without = "does not draw symbol by symbol, so there is nothing to decode"
+
+    @abstractmethod
+    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
+        """The n best continuations [n, L] of ``before`` [1, K] that a search finds."""
+
+    @abstractmethod
+    def rows_stream(
+        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
+    ) -> Iterator[str]:
+        """One draw of a text after ``before`` [1, K], in pieces as they are drawn."""
+
+    @abstractmethod
+    def rows_spans(self, x: Tensor) -> list[list[tuple[int, int]]]:
+        """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
+
+
+class Completes(Ability):
+    """Draws a datum value by value, and so the rest of one that is known in part."""
+
+    title, asked = "completion", "complete"
+    without = "does not draw a datum value by value"
+
+    @abstractmethod
+    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
+
+
+class ClassesAtOnce(Ability):
+    """Finds the probabilities of all classes in one pass; others take one for each class."""
+
+    title, asked = "classes in one pass", "classes"
+    without = "goes through its data once for each class"
+
+    @abstractmethod
+    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]."""
+
+
+class InBlocks(Ability):
+    """Takes the x and c of ``prepare`` and of sweeps as ``Rows``, which memory may not hold all at once."""
+
+    title, asked = "data beyond memory", "fit"
+    without = "needs all of its training rows in memory"
+
+
+class Rows(Protocol):
+    """Rows that are made when they are asked for: what a tensor [N, *E] is to data that fit no tensor.
+
+    Those of a table give a single column [N] as well: ``rows[:, j]``.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any) -> Tensor:
+        """The rows at ``index`` (a slice, or numbers) as one tensor."""
+        ...
+
+
+ABILITIES: tuple[type[Ability], ...] = tuple(Ability.__subclasses__())
+
+
+def titles(cls: type) -> list[str]:
+    """What a family can do, over some space."""
+    return [a.title for a in ABILITIES if issubclass(cls, a)]
+
+
+def why_not(cls: Any, ability: type[Ability], space: Space) -> str | None:
+    """Why models of the family ``cls`` over the space have not the ability (a sentence), or None where they have.
+
+    Example:
+        >>> from pofx.core.registry import family
+        >>> from pofx.spaces import Label
+        >>> why_not(family("histogram"), Encodes, Label(("a", "b")))
+        'histogram has no latent variable to encode into.'
+    """
+    if not issubclass(cls, ability):
+        return f"{cls.name} {ability.without}."
+    reason = cls.lacks(ability, space)
+    return reason and f"{cls.name} {ability.without} over {space}: {reason}"
+
+
+def can(model: Any, ability: type[A]) -> TypeIs[A]:
+    """Has the model the ability?"""
+    return why_not(type(model), ability, model.space) is None
+
+
+def ability_of(model: Any, ability: type[A], instead: type[Ability] | None = None) -> A:
+    """The model, which has the ability. Raises Unsupported with the remedy: ``instead`` where it has that."""
+    reason = why_not(type(model), ability, model.space)
+    if reason is None:
+        found: A = model
+        return found
+    remedy = "See 'pofx families'."
+    if isinstance(model, ability):
+        remedy = ""  # is in the reason
+    elif instead is not None and can(model, instead):
+        remedy = f"Ask for {instead.asked}."
+    elif names := able(model.space, model.context, ability):
+        remedy = f"Fit one of {', '.join(names)}."
+    raise Unsupported(reason, remedy)
+
+
+def able(space: Space, context: Space | None, ability: type[Ability] | None = None) -> list[str]:
+    """The names of all families that serve these spaces, and have the ability over them.
+
+    Example:
+        >>> from pofx.spaces import Text
+        >>> able(Text("ab"), None, Decodes)
+        ['gpt', 'rnn', 'wavenet']
+    """
+    registry, found = import_module(FAMILIES), []
+    for name in registry.families():
+        with suppress(Exception):  # one of another package that is broken has another error of its own
+            cls = registry.family(name)
+            unable = ability is not None and why_not(cls, ability, space)
+            if not (unable or cls.refuses(space, context, cls.Config())):
+                found.append(name)
+    return found

@@ -1,0 +1,92 @@
+"""Two spaces as one, for joint models: each datum holds one of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pofx.core.errors import BadValue, UsageError
+from pofx.core.measure import Measure
+from pofx.core.space import Space, check_shape
+from pofx.spaces.table import Column
+
+
+@dataclass(frozen=True)
+class Pair(Space):
+    """A datum of each of two spaces of one size; one event is float64 [a.dims + b.dims]: a flattened, then b flattened.
+
+    Its measure is the product of both.
+
+    Example:
+        >>> import torch
+        >>> from pofx.spaces import Label, Reals
+        >>> both = Pair(Label(("cat", "dog")), Reals((2,)))
+        >>> x = both.join(torch.tensor([1]), torch.tensor([[0.5, -1.0]], dtype=torch.float64))
+        >>> x.tolist(), both.split(x)[0].tolist(), str(both.measure)
+        ([[1.0, 0.5, -1.0]], [1], 'counting × lebesgue^2')
+    """
+
+    a: Space
+    b: Space
+
+    name: ClassVar[str] = "pair"
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    def __post_init__(self) -> None:
+        for part in (self.a, self.b):
+            if part.fill is not None:
+                raise UsageError(f"A pair holds data of one size, and {part} are of any length.", "Cut them alike.")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.a.dims + self.b.dims,)
+
+    @cached_property
+    def measure(self) -> Measure:
+        return Measure.of([name for s in (self.a, self.b) for name, count in s.measure.parts for _ in range(count)])
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:  # type: ignore[override]
+        """Those of both, where both have some; "a." and "b." tell them apart."""
+        if not (self.a.columns and self.b.columns):
+            return ()
+        return tuple(replace(c, name=f"{k}.{c.name}") for k, s in (("a", self.a), ("b", self.b)) for c in s.columns)
+
+    def __str__(self) -> str:
+        return f"pairs of a {self.a} and a {self.b}"
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [*S, D] as data of a and of b."""
+        k = self.a.dims
+        return _shaped(self.a, x[..., :k]), _shaped(self.b, x[..., k:])
+
+    def join(self, a: Tensor, b: Tensor) -> Tensor:
+        """Data of a [*S, *Ea] and of b [*S, *Eb] as x [*S, D]."""
+        parts = [v.reshape(*v.shape[: v.ndim - len(s.event_shape)], -1) for s, v in ((self.a, a), (self.b, b))]
+        return torch.cat([v.to(self.dtype) for v in parts], -1)
+
+    def check(self, x: Tensor) -> None:
+        check_shape(self, x)
+        a, b = self.split(x)
+        # codes and levels stand as float64: what is no whole number, or too large for them, is none of them
+        whole = (self.join(a, b) == x) | x.isnan()
+        if not whole.all():
+            raise BadValue(f"A pair holds {x[~whole][0].item():g}, which is no whole number there.", "Round it.")
+        self.a.check(a)
+        self.b.check(b)
+
+    def check_draws(self, x: Tensor) -> str | None:
+        return next(
+            filter(None, (s.check_draws(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))), None
+        )
+
+    def spell(self, x: Tensor) -> str:
+        return "; ".join(s.spell(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))
+
+
+def _shaped(space: Space, flat: Tensor) -> Tensor:
+    return flat.to(space.dtype).reshape((*flat.shape[:-1], *space.event_shape))

@@ -1,0 +1,42 @@
+"""A word means one thing: the score is the gradient of the log-density, but in scikit-learn's own names."""
+
+import re
+from pathlib import Path
+
+import pofx
+
+ROOT = Path(pofx.__file__).parent
+DOCS = ROOT.parent.parent
+GRADIENT = {  # where it is spoken of
+    "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/diffusion.py",
+    "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py", "paths/schedule.py",
+    "testing/checks.py", "testing/wrong.py",
+}  # fmt: skip
+SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}
+GRADIENTS = {
+    "score", "scores", "noised_score", "rows_score", "rows_noised_score", "has_score", "has_noised_score",
+    "score_noise", "score_is_the_gradient", "noised_score_is_the_gradient", "scoresign", "scorewithoutnoise",
+}  # fmt: skip
+
+
+def words(text: str) -> set[str]:
+    """Those of a text, identifiers as they are, that have the word within them."""
+    return {w for w in re.findall(r"\w*scor\w*", text.lower()) if "underscore" not in w}
+
+
+def test_score_means_the_gradient_in_code_and_comments():
+    for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.jinja")]:
+        name = path.relative_to(ROOT).as_posix()
+        allowed = SKLEARN.get(name, set()) | (GRADIENTS if name in GRADIENT else set())
+        # the families' table and its page say of all whether there is one
+        allowed |= {"has_score", "has_noised_score"} if name.startswith(("commands/", "evaluate/")) else set()
+        assert words(path.read_text()) <= allowed, name
+
+
+def test_no_file_is_named_after_it():
+    assert not words(" ".join(p.name for p in ROOT.rglob("*.py")))
+
+
+def test_pages_speak_of_it_as_the_gradient():
+    for path in [DOCS / "README.md", DOCS / "CONTRIBUTING.md", *(DOCS / "docs").rglob("*.md")]:
+        assert words(path.read_text()) <= GRADIENTS, path.name
