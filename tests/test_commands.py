@@ -119,7 +119,7 @@ def test_rows_of_a_table_are_completed_behind_their_first_columns(tmp_path, caps
 @pytest.mark.parametrize(
     ("extra", "says"),
     [(["--complete", "SOURCE", "--known", "1.5"], "--known 1.5"), (["--known", "0.5"], "--complete SOURCE"),
-     (["--complete", "SOURCE", "--steps", "3"], "Leave out options of samplers"),
+     (["--complete", "SOURCE", "--steps", "3"], "takes no --steps"),
      (["--complete", "SOURCE", "--rows", "0"], "Cannot complete 0")],
 )  # fmt: skip
 def test_completions_that_cannot_be_are_named(pictures, tmp_path, capsys, extra, says):

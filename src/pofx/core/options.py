@@ -49,7 +49,7 @@ class Options:
     """Base of a frozen dataclass of options: values of another type, or out of range, raise UsageError by name.
 
     Whole numbers are 1 or more and others 0 or more, all of them finite, unless ``ranges`` of the class (or of one
-    that it inherits from) says otherwise.
+    that it inherits from) says otherwise. A field's ``metadata`` may have a "remedy" for values that are not.
     """
 
     ranges: ClassVar[dict[str, Range]] = {}
@@ -60,7 +60,7 @@ class Options:
             limit = next((r[f.name] for c in type(self).__mro__ if f.name in (r := vars(c).get("ranges", {}))), None)
             default = f.default
             remedy = "" if default is dataclasses.MISSING or default is None else f"Leave it out for {default}."
-            check(f.name, getattr(self, f.name), hints[f.name], limit, remedy)
+            check(f.name, getattr(self, f.name), hints[f.name], limit, f.metadata.get("remedy", remedy))
 
 
 _hints = cache(typing.get_type_hints)

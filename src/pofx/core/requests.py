@@ -7,7 +7,7 @@ A request is complete: of a class alone ``Model.default_request`` and ``default_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
@@ -173,7 +173,7 @@ class Decoding(StepByStep, name="decoding"):
     Raises UsageError for options that have no effect beside others.
     """
 
-    temperature: float | None = None
+    temperature: float | None = field(default=None, metadata={"remedy": "Use greedy decoding instead."})
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -187,6 +187,7 @@ class Decoding(StepByStep, name="decoding"):
     draft_symbols: int | None = None
 
     ranges = {
+        "length_penalty": Range(),
         "temperature": POSITIVE,
         "top_p": Range(0, 1, above=True),
         "min_p": SHARE,

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pofx.core.errors import UsageError
+from pofx.core.options import POSITIVE, SHARE, Options, Range
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Temperature:
+class Temperature(Options):
     """Logits divided by ``value`` > 0: below 1 sharper, above 1 flatter.
 
     Example:
@@ -39,21 +40,16 @@ class Temperature:
         tensor([[0.9074, 0.0741, 0.0185]])
     """
 
-    value: float
+    value: float = field(metadata={"remedy": "Use greedy decoding for the likeliest symbol, or leave it out."})
 
-    def __post_init__(self) -> None:
-        if not 0 < self.value < math.inf:
-            raise UsageError(
-                f"A temperature of {self.value} does not exist: it is a number above 0.",
-                "Use greedy decoding for the likeliest symbol (the limit 0), or leave the temperature at 1.",
-            )
+    ranges = {"value": POSITIVE}
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         return logits / self.value
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Options):
     """The ``k`` likeliest symbols, and those exactly as likely as the k-th; all of them where k > V.
 
     Example:
@@ -63,11 +59,7 @@ class TopK:
         tensor([[0.7778, 0.2222, 0.0000]])
     """
 
-    k: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
-            raise UsageError(f"top-k keeps a whole number of symbols, not {self.k}.", "Leave it out to keep all.")
+    k: int = field(metadata={"remedy": "Leave it out to keep all symbols."})
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         least = logits.topk(min(self.k, logits.shape[-1])).values[..., -1:]
@@ -75,7 +67,7 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class TopP:
+class TopP(Options):
     """The likeliest symbols that together hold at least ``mass`` in (0, 1]; never none.
 
     The mass left out is summed from the unlikely end, where floating point keeps its digits. At 1 only
@@ -88,13 +80,9 @@ class TopP:
         tensor([[1., 0., 0.]])
     """
 
-    mass: float
+    mass: float = field(metadata={"remedy": "Use greedy decoding, or leave it out to keep all symbols."})
 
-    def __post_init__(self) -> None:
-        if not 0 < self.mass <= 1:
-            raise UsageError(
-                f"top-p keeps a mass in (0, 1], not {self.mass}.", "Use greedy decoding, or leave it out to keep all."
-            )
+    ranges = {"mass": Range(0, 1, above=True)}
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         ordered, order = logits.sort(-1)
@@ -104,7 +92,7 @@ class TopP:
 
 
 @dataclass(frozen=True)
-class MinP:
+class MinP(Options):
     """Symbols of at least ``share`` in [0, 1] of the likeliest symbol's probability.
 
     Example:
@@ -114,13 +102,9 @@ class MinP:
         tensor([[0.7778, 0.2222, 0.0000]])
     """
 
-    share: float
+    share: float = field(metadata={"remedy": "Leave it out to keep all symbols."})
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UsageError(
-                f"min-p is a share of the highest probability in [0, 1], not {self.share}.", "Leave it out to keep all."
-            )
+    ranges = {"share": SHARE}
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         p = logits.softmax(-1)
@@ -128,7 +112,7 @@ class MinP:
 
 
 @dataclass(frozen=True)
-class Typical:
+class Typical(Options):
     """Symbols in the order of |surprise - entropy| until they hold ``mass`` in (0, 1): the likeliest may go.
 
     Example:
@@ -138,14 +122,9 @@ class Typical:
         tensor([[0., 1., 0., 0.]])
     """
 
-    mass: float
+    mass: float = field(metadata={"remedy": "Leave it out to keep all symbols."})
 
-    def __post_init__(self) -> None:
-        if not 0 < self.mass < 1:
-            raise UsageError(
-                f"Typical decoding keeps a mass strictly between 0 and 1, not {self.mass}.",
-                "Leave it out to keep all symbols.",
-            )
+    ranges = {"mass": Range(0, 1, above=True, below=True)}
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         log_p = logits.log_softmax(-1)
@@ -158,7 +137,7 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class Repetition:
+class Repetition(Options):
     """Logits of symbols in the history divided by ``penalty`` > 0 where positive, else multiplied by it.
 
     Unlike the others it depends on where the logits have their zero, which a softmax does not see. Symbols
@@ -170,14 +149,9 @@ class Repetition:
         tensor([[ 0.5000, -2.0000,  0.5000]])
     """
 
-    penalty: float
+    penalty: float = field(metadata={"remedy": "Use 1.2 against repetition, or 1 for none."})
 
-    def __post_init__(self) -> None:
-        if not 0 < self.penalty < math.inf:
-            raise UsageError(
-                f"A repetition penalty is a number above 0, not {self.penalty}.",
-                "Use 1.2 against repetition, or 1 for none.",
-            )
+    ranges = {"penalty": POSITIVE}
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:
         n, size = logits.shape
@@ -224,17 +198,7 @@ def processors(
         >>> processors(temperature=0.8, top_k=40).processors
         (Temperature(value=0.8), TopK(k=40))
     """
-    made: list[Processor] = []
-    if repetition is not None:
-        made.append(Repetition(repetition))
-    if temperature is not None:
-        made.append(Temperature(temperature))
-    if top_k is not None:
-        made.append(TopK(top_k))
-    if top_p is not None:
-        made.append(TopP(top_p))
-    if min_p is not None:
-        made.append(MinP(min_p))
-    if typical is not None:
-        made.append(Typical(typical))
-    return compose(*made)
+    named: dict[Any, float | None] = {
+        Repetition: repetition, Temperature: temperature, TopK: top_k, TopP: top_p, MinP: min_p, Typical: typical,
+    }  # fmt: skip
+    return compose(*(kind(value) for kind, value in named.items() if value is not None))

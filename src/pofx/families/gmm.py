@@ -40,7 +40,6 @@ from pofx.transforms.base import pseudo_rows
 LARGEST_COVARIANCE = 2**24  # numbers in all covariances of a model: 128 MiB
 MOST_CLASSES = 64  # made by the categories of a context
 START_ROWS = 20_000  # k-means looks at so many rows, or at 100 a component
-DRAWS = 8
 TOLD = 0.05  # the least share of a prior in a covariance that is told
 
 
@@ -63,6 +62,8 @@ class MixtureOptions(Options):
     """EM stops when a sweep gains less than this, in nats per datum"""
     dtype: Literal["float64", "float32"] = "float64"
     """of the arithmetic on rows; float32 is up to twice as fast, and right to about 4 digits"""
+
+    draws: ClassVar[int] = 8  # of dequantisation
 
     ranges = {"floor": at_least(1e-8, 1), "smoothing": at_least(1e-6)}
 
@@ -340,9 +341,6 @@ class Mixture(Model, InBlocks, HasScore):
 
     def answers(self, asked: type[Request] | type[Sampler]) -> bool:
         return asked is not (ExactLikelihood if len(self.joint.grid(given=False)) else Dequantised)
-
-    def default_request(self, kind: type[Request] | None = None) -> Request:
-        return Dequantised(DRAWS) if self.answers(Dequantised) else ExactLikelihood()
 
     def quick_request(self) -> Request:
         return Dequantised(draws=2) if self.answers(Dequantised) else ExactLikelihood()
