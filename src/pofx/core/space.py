@@ -13,6 +13,7 @@ A space says nothing about any data set beyond what is needed to read, check and
     Text      [L], numbers of symbols            int64     counting
     Audio     [L], levels 0 .. levels-1          int64     counting
     Sequence  [L, D], each step a table's row    float64   that of a step, again and again
+    Reals     any shape                          float64   Lebesgue
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
@@ -273,11 +274,11 @@ def _from_array(space: Space, x: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=kept or array.dtype.newbyteorder("=")))
 
 
-def free_length(space: Space, context: Space | None) -> str | None:
-    """Why a family of data of one size refuses these spaces, or None."""
-    for s in (space, context):
+def free_length(space: Space, context: Space | None = None) -> str | None:
+    """Why a family of data (and contexts) of one size refuses these spaces, or None."""
+    for s, what in ((space, "data"), (context, "contexts")):
         if s is not None and s.fill is not None:
-            return "it takes data of one size, and these are of any length."
+            return f"it takes {what} of one size, and these are of any length."
     return None
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,19 +24,20 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
-from pofx.core.options import Options, at_least
+from pofx.core.options import at_least
 from pofx.core.space import Space
-from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.families.autoregressive import Autoregressive
+from pofx.families.conditioned import ContextOptions
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.pixel import PixelNet, Shape
-from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
+from pofx.nn.pixel import PixelNet, ResidualNet, Shape
+from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
-from pofx.nn.pixelrnn import PixelRnn, RnnKind
-from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.nn.pixelrnn import DiagonalLstm, RowLstm
+from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 
 
 @dataclass(frozen=True)
-class PixelConfig(Options):
+class PixelConfig(ContextOptions):
     """Options of every family here.
 
     Attributes:
@@ -76,6 +77,8 @@ class Pixel(Autoregressive):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         if not mixes(space, config.head):
             yield "components"
 
@@ -138,7 +141,9 @@ class PixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return ResidualNet(
+            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class GatedPixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class PixelRnnConfig(PixelCnnConfig):
         kind: row-lstm (its context is a triangle above each pixel) or diagonal-bilstm (all pixels before).
     """
 
-    kind: RnnKind = "diagonal-bilstm"
+    kind: Literal["row-lstm", "diagonal-bilstm"] = "diagonal-bilstm"
     layers: int = 2
 
 
@@ -182,7 +187,8 @@ class PixelRnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        layer = RowLstm if o.kind == "row-lstm" else DiagonalLstm
+        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++
@@ -212,8 +218,8 @@ class PixelCnnPlusFamily(Pixel):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if space.pixels and space.pixels[-1] == 1:
-            yield from super().idle(space, context, config)
+        joint = space.pixels is not None and space.pixels[-1] > 1  # always a mixture
+        yield from (name for name in super().idle(space, context, config) if not (joint and name == "components"))
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
@@ -224,7 +230,7 @@ class PixelCnnPlusFamily(Pixel):
         o = self.config
         self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
         outputs = params if self.colours is None else self.colours.outputs
-        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.width)
+        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.known)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)

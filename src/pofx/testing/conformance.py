@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pofx.core.errors import UsageError
 from pofx.core.model import Model
-from pofx.testing import checks, checks_sequence  # noqa: F401, both fill CHECKS
+from pofx.testing import checks, checks_context, checks_sequence  # noqa: F401, which fill CHECKS
 from pofx.testing.oracles import Case, cases
 from pofx.testing.subject import CHECKS, NotApplicable, Subject
 
@@ -36,7 +36,8 @@ def run_check(subject: Subject, name: str) -> Result:
     declared = reasons.get(name) or reasons.get(f"{name}:{subject.case.name}")
 
     def result(outcome: str, message: str = "") -> Result:
-        return Result(subject.cls.name, subject.case.name, name, outcome, message)
+        case = f"{subject.case.name}, {subject.variant}" if subject.variant else subject.case.name
+        return Result(subject.cls.name, case, name, outcome, message)
 
     try:
         CHECKS[name](subject)
@@ -52,9 +53,25 @@ def run_check(subject: Subject, name: str) -> Result:
     return result("passed")
 
 
+CONTEXT_CHECKS = (
+    "rows are independent", "contexts do not leak", "no context is null", "context matters", "samples are of the space",
+    "run folder round trip",
+)  # fmt: skip
+
+
+def checks_of(case: Case) -> Iterable[str]:
+    """The names of the checks on a case."""
+    return CHECKS if case.given is None else CONTEXT_CHECKS
+
+
 def served(cls: type[Model]) -> list[Case]:
     """The cases that a family does not refuse."""
     return [c for c in cases() if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
+
+
+def subjects(cls: type[Model], seed: int = 0) -> list[Subject]:
+    """The family on every case that it serves, and its variants there."""
+    return [Subject(cls, case, seed, variant) for case in served(cls) for variant in ("", *cls.variants(case.space))]
 
 
 def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0) -> list[Result]:
@@ -75,8 +92,8 @@ def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: 
     wanted = None if names is None else set(names)
     if unknown := sorted((wanted or set()) - {c.name for c in cases()}):
         raise UsageError(f"There is no case {unknown[0]!r}.", f"Cases: {', '.join(c.name for c in cases())}.")
-    subjects = [Subject(cls, case, seed) for case in served(cls) if wanted is None or case.name in wanted]
-    results = [run_check(subject, name) for subject in subjects for name in CHECKS]
+    looked_at = [s for s in subjects(cls, seed) if wanted is None or s.case.name in wanted]
+    results = [run_check(subject, name) for subject in looked_at for name in checks_of(subject.case)]
     failed = [r for r in results if r.outcome == "failed"]
     assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)
     return results
