@@ -37,7 +37,7 @@ from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
-from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, PathObjective
+from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
@@ -126,9 +126,6 @@ class PathModel(Continuous):
             self.schedule: Schedule = Chain(config.betas)
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
-        self.path_objective = PathObjective(
-            TIMES[config.times], WEIGHTINGS[config.weighting], COUPLINGS[config.coupling]
-        )
         if self.convolves(config, space):
             assert isinstance(space, Image)
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
@@ -151,9 +148,11 @@ class PathModel(Continuous):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if config.net == "unet" and not isinstance(space, Image):
             return "a U-Net is for images. Leave net at auto."
+        if reason := super().refuses(space, context, config):
+            return reason
         if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
             return "optimal coupling makes noise depend on what is given. Leave coupling at independent."
-        return super().refuses(space, context, config)
+        return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
@@ -197,10 +196,11 @@ class PathModel(Continuous):
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
-        y, eps = y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
+        c, y, eps = self.config, y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
         shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
         u = (batch.start + torch.arange(len(y), device=y.device) + shift) / max(batch.total, len(y))
-        return self.path_objective(self.denoiser(h), y, eps, u)
+        choices = TIMES[c.times], WEIGHTINGS[c.weighting], COUPLINGS[c.coupling]
+        return path_loss(self.denoiser(h), y, eps, u, *choices)
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
