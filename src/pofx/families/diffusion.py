@@ -61,7 +61,8 @@ class PathConfig(ContinuousConfig):
         schedule: the path; "ddpm" is the chain of Ho et al. 2020.
         betas: steps of that chain.
         predict: what the network predicts.
-        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all.
+        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all, and what
+            samplers denoise is kept within the range of the data, as Ho et al. 2020 do.
         times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
             ("log-normal"), or even in the angle of the cosine path.
         weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
@@ -119,6 +120,7 @@ class PathModel(Continuous):
     has_noised_score = True
     shared_scale = True
     config: PathConfig
+    span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -135,6 +137,7 @@ class PathModel(Continuous):
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
+        self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
         self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
         self.quick = Budget(draws=2 if isinstance(space, Image) else 8)  # type: ignore[misc]
 
@@ -174,12 +177,13 @@ class PathModel(Continuous):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
-        if self.config.start == "none":
-            return
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.noisy_split(some, RowNoise.by_place(len(some), generator)).y
-        self.gaussian.fit(y, None if weight is None else weight[rows])
+        if self.span is None:
+            self.gaussian.fit(y, None if weight is None else weight[rows])
+        else:
+            self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
@@ -189,7 +193,7 @@ class PathModel(Continuous):
         """The denoiser of rows y [N, *shape] given h [N, width]."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
-        start = self.gaussian if c.start == "gaussian" else None
+        start = self.gaussian if self.span is None else None
         return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -259,14 +263,18 @@ class PathModel(Continuous):
     ) -> Tensor:
         name = sampler.name or self.samplers[0]
         times = self.schedule.times(sampler.steps or self.config.sample_steps)
-        start = self.schedule(times[0])
+        start, denoiser = self.schedule(times[0]), self.denoiser(h)
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            x = denoiser(z, t)
+            return x if self.span is None else x.clamp(*self.span.to(x).view(2, *self.shape))
 
         def normal() -> Tensor:
             shape = (n, *self.shape)
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = sample(name, self.denoiser(h), self.schedule, times, z, generator, callback)
+        z = sample(name, denoise, self.schedule, times, z, generator, callback)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
