@@ -232,6 +232,10 @@ def test_ddpm_is_the_papers() -> None:
     eps = batch.randn(2, generator=gen(5))
     assert torch.allclose(loss, eps.square().mean(1))
     assert (model.gaussian.variance == 1).all()
+    drawn, (x, _) = model.sample(100, generator=gen(3)), moons(500)  # untrained: what is denoised is clipped
+    margin = 0.06 * x.std(0)
+    assert (drawn > x.min(0).values - margin).all()
+    assert (drawn < x.max(0).values + margin).all()
     assert model.denoiser(None).start is None
     seen: list[float] = []
     model.draw(3, None, model.default_sampler(), gen(2), lambda step, t, z, denoised: seen.append(1000 * t.item()))

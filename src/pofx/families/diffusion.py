@@ -40,7 +40,7 @@ from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
-from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, PathObjective
+from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
@@ -64,7 +64,8 @@ class PathConfig(ContinuousConfig):
         schedule: the path; "ddpm" is the chain of Ho et al. 2020.
         betas: steps of that chain.
         predict: what the network predicts.
-        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all.
+        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all, and what
+            samplers denoise is kept within the range of the data, as Ho et al. 2020 do.
         times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
             ("log-normal"), or even in the angle of the cosine path.
         weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
@@ -119,6 +120,7 @@ class PathModel(Continuous, HasNoisedScore):
     samplers = SOLVERS
     shared_scale = True
     config: PathConfig
+    span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -126,9 +128,6 @@ class PathModel(Continuous, HasNoisedScore):
             self.schedule: Schedule = Chain(config.betas)
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
-        self.path_objective = PathObjective(
-            TIMES[config.times], WEIGHTINGS[config.weighting], COUPLINGS[config.coupling]
-        )
         if self.convolves(config, space):
             assert isinstance(space, Image)
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
@@ -139,6 +138,7 @@ class PathModel(Continuous, HasNoisedScore):
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
+        self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
         self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
 
     @classmethod
@@ -151,9 +151,11 @@ class PathModel(Continuous, HasNoisedScore):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if config.net == "unet" and not isinstance(space, Image):
             return "a U-Net is for images. Leave net at auto."
+        if reason := super().refuses(space, context, config):
+            return reason
         if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
             return "optimal coupling makes noise depend on what is given. Leave coupling at independent."
-        return super().refuses(space, context, config)
+        return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
@@ -175,12 +177,13 @@ class PathModel(Continuous, HasNoisedScore):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
-        if self.config.start == "none":
-            return
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.split(some, RowNoise.by_place(len(some), generator)).y
-        self.gaussian.fit(y, None if weight is None else weight[rows])
+        if self.span is None:
+            self.gaussian.fit(y, None if weight is None else weight[rows])
+        else:
+            self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
@@ -194,17 +197,18 @@ class PathModel(Continuous, HasNoisedScore):
         """The denoiser of rows y [N, *shape] given h."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
-        start = self.gaussian if c.start == "gaussian" else None
+        start = self.gaussian if self.span is None else None
         return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
 
     def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
-        y, eps = y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
+        c, y, eps = self.config, y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
         shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
         u = (batch.start + torch.arange(len(y), device=y.device) + shift) / max(batch.total, len(y))
-        return self.path_objective(self.denoiser(h), y, eps, u)
+        choices = TIMES[c.times], WEIGHTINGS[c.weighting], COUPLINGS[c.coupling]
+        return path_loss(self.denoiser(h), y, eps, u, *choices)
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
@@ -267,14 +271,18 @@ class PathModel(Continuous, HasNoisedScore):
         callback: Callback | None = None,
     ) -> Tensor:
         times = self.schedule.times(sampler.steps)
-        start = self.schedule(times[0])
+        start, denoiser = self.schedule(times[0]), self.denoiser(h)
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            x = denoiser(z, t)
+            return x if self.span is None else x.clamp(*self.span.to(x).view(2, *self.shape))
 
         def normal() -> Tensor:
             shape = (n, *self.shape)
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = sample(sampler.name, self.denoiser(h), self.schedule, times, z, generator, callback)
+        z = sample(sampler.name, denoise, self.schedule, times, z, generator, callback)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 

@@ -49,16 +49,15 @@ def bound(
         steps: T, the looser bound of the ancestral sampler in T steps, those of ``schedule.levels`` (Kingma et al.
             2021, section 4; Ho et al. 2020, eq. 5); None for continuous time.
     """
-    first, last = schedule.ends
-    lam = first + u.to(x.device) * (last - first)
+    lam = schedule.ends[0] + u.to(x.device) * schedule.range
     if steps is None:
-        nats, weight = gaussian.log_prob(x), lam.exp() * (last - first)
+        nats, weight = gaussian.log_prob(x), lam.exp() * schedule.range
     else:
         grid = schedule.log_snr(schedule.levels(steps)).to(x.device)
         length, drop = grid.diff(), grid.exp().diff()  # of every step, in lambda and in SNR
         nats = gaussian.ends(x, grid[[0, -1]]) - gaussian.error(x, grid[:-1], drop)
         step = (torch.searchsorted(grid, lam, right=True) - 1).clamp(0, len(drop) - 1)
-        lam, weight = grid[step], (drop / length)[step] * (last - first)
+        lam, weight = grid[step], (drop / length)[step] * schedule.range
     t = schedule.time(lam)
     p = point(schedule, t, x)
     z = p.alpha * x + p.sigma * eps

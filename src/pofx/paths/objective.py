@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,15 +42,14 @@ MEAN, DEVIATION = -1.2 - math.log(0.5), 1.2
 
 
 def even_in_log_snr(schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
-    first, last = schedule.ends
-    return schedule.time(first + u * (last - first)), torch.ones_like(u)
+    return schedule.time(schedule.ends[0] + u * schedule.range), torch.ones_like(u)
 
 
 def even_in_time(schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
     t, ends = schedule.uniform(u), schedule.uniform(u.new_tensor([0.0, 1.0]))
     p = schedule(t)
     slope = 2 * (p.d_alpha / p.alpha - p.d_sigma / p.sigma)
-    return t, slope * (ends[1] - ends[0]) / _range(schedule)
+    return t, slope * (ends[1] - ends[0]) / schedule.range
 
 
 def log_normal(schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,21 +57,13 @@ def log_normal(schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
     high, low = torch.special.ndtr(ends)
     normal = torch.special.ndtri(high + u * (low - high))
     pace = 2 * DEVIATION * (high - low) * math.sqrt(2 * math.pi) * (normal.square() / 2).exp()
-    return schedule.time(-2 * (MEAN + DEVIATION * normal)), pace / _range(schedule)
+    return schedule.time(-2 * (MEAN + DEVIATION * normal)), pace / schedule.range
 
 
 def cosine(schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
     first, last = math.atan(schedule.largest), math.atan(schedule.smallest)
     angle = first + u * (last - first)
-    return schedule.time(-2 * angle.tan().log()), 4 / (2 * angle).sin() * (first - last) / _range(schedule)
-
-
-def _range(schedule: Schedule) -> float:
-    return schedule.ends[1] - schedule.ends[0]
-
-
-def independent(x: Tensor, eps: Tensor) -> Tensor:
-    return eps
+    return schedule.time(-2 * angle.tan().log()), 4 / (2 * angle).sin() * (first - last) / schedule.range
 
 
 def optimal(x: Tensor, eps: Tensor) -> Tensor:
@@ -85,40 +75,33 @@ def optimal(x: Tensor, eps: Tensor) -> Tensor:
     return eps[torch.from_numpy(partner).to(eps.device)]
 
 
-TIMES: dict[str, Times] = {
-    "log-snr": even_in_log_snr,
-    "uniform": even_in_time,
-    "log-normal": log_normal,
-    "cosine": cosine,
-}
+TIMES = {"log-snr": even_in_log_snr, "uniform": even_in_time, "log-normal": log_normal, "cosine": cosine}
 WEIGHTINGS: dict[str, Weighting] = {
     "likelihood": lambda kind, p, pace: pace / kind.weight(p),
     "simple": lambda kind, p, pace: 1 / kind.weight(p),
     "edm": lambda kind, p, pace: (p.scale / p.alpha).square() / kind.weight(p),
     "flat": lambda kind, p, pace: torch.ones_like(p.alpha),
 }
-COUPLINGS: dict[str, Coupling] = {"independent": independent, "optimal": optimal}
+COUPLINGS: dict[str, Coupling] = {"independent": lambda x, eps: eps, "optimal": optimal}
 
 
-@dataclass(frozen=True)
-class PathObjective:
-    """The loss of a denoiser's network."""
+def path_loss(
+    denoiser: Denoiser, x: Tensor, eps: Tensor, u: Tensor, times: Times, weighting: Weighting, coupling: Coupling
+) -> Tensor:
+    """Weighted squared error of the denoiser's network, the mean over the dimensions, [N].
 
-    times: Times
-    weighting: Weighting
-    coupling: Coupling
+    Each datum is noised by eps and by -eps: where there is little noise the network sees nearly the same twice, and
+    what is no signal in its gradient cancels.
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, eps: Tensor, u: Tensor) -> Tensor:
-        """Weighted squared error, the mean over the dimensions, [N], for x and eps [N, *E] and u [N] float64.
-
-        Each datum is noised by eps and by -eps: where there is little noise the network sees nearly the same twice,
-        and what is no signal in its gradient cancels.
-        """
-        kind, (t, pace) = denoiser.prediction, self.times(denoiser.schedule, u)
-        p = point(denoiser.schedule, t, x)
-        weight = self.weighting(kind, p, pace.to(x).view_as(p.alpha))
-        losses = []
-        for noise in (self.coupling(x, eps), self.coupling(x, -eps)):
-            miss = denoiser.output(p.alpha * x + p.sigma * noise, p) - kind.target(x, noise, p)
-            losses.append((weight * miss.square()).flatten(1).mean(1))
-        return (losses[0] + losses[1]) / 2
+    Args:
+        x, eps: [N, *E], data and standard normal noise.
+        u: [N] float64 in [0, 1), picks the times.
+    """
+    kind, (t, pace) = denoiser.prediction, times(denoiser.schedule, u)
+    p = point(denoiser.schedule, t, x)
+    weight = weighting(kind, p, pace.to(x).view_as(p.alpha))
+    losses = []
+    for noise in (coupling(x, eps), coupling(x, -eps)):
+        miss = denoiser.output(p.alpha * x + p.sigma * noise, p) - kind.target(x, noise, p)
+        losses.append((weight * miss.square()).flatten(1).mean(1))
+    return (losses[0] + losses[1]) / 2

@@ -15,7 +15,6 @@ affine in one another: knowing one is knowing all. Samplers and likelihoods see 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,24 +28,26 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """denoise(z [N, *E], t [] or [N]) -> E[x | z_t = z] [N, *E]"""
 
 
-class Prediction(ABC):
+@dataclass(frozen=True)
+class Prediction:
     """One kind of prediction. x, eps, z [N, *E]; path points p [N, 1, ...].
+
+    Args:
+        mixture: a and b of the prediction a x + b eps at p.
 
     Example:
         >>> import torch
         >>> from pofx.paths.schedule import Linear
         >>> x, eps = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
         >>> p = point(Linear(), torch.tensor([0.5]), x)
-        >>> Velocity().target(x, eps, p)  # eps - x on the straight line
+        >>> PREDICTIONS["velocity"].target(x, eps, p)  # eps - x on the straight line
         tensor([[-3.]])
         >>> z = p.alpha * x + p.sigma * eps
         >>> [kind.to_denoised(kind.target(x, eps, p), z, p).item() for kind in PREDICTIONS.values()]
         [2.0, 2.0, 2.0, 2.0, 2.0]
     """
 
-    @abstractmethod
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        """a and b of the prediction a x + b eps."""
+    mixture: Callable[[Point], tuple[Tensor | float, Tensor | float]]
 
     def target(self, x: Tensor, eps: Tensor, p: Point) -> Tensor:
         """What the network is to predict for data x and noise eps."""
@@ -64,42 +65,13 @@ class Prediction(ABC):
         return (b - a * p.sigma / p.alpha).square()
 
 
-class X0(Prediction):
-    """The datum x."""
-
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        return 1.0, 0.0
-
-
-class Eps(Prediction):
-    """The noise."""
-
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        return 0.0, torch.ones_like(p.sigma)
-
-
-class Score(Prediction):
-    """The gradient of the log-density of z."""
-
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        return 0.0, -1 / p.sigma
-
-
-class V(Prediction):
-    """How z / r turns with the angle of its noise."""
-
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        return -p.sigma / p.scale, p.alpha / p.scale
-
-
-class Velocity(Prediction):
-    """How z moves with time."""
-
-    def mixture(self, p: Point) -> tuple[Tensor | float, Tensor | float]:
-        return p.d_alpha, p.d_sigma
-
-
-PREDICTIONS: dict[str, Prediction] = {"eps": Eps(), "x0": X0(), "v": V(), "velocity": Velocity(), "score": Score()}
+PREDICTIONS = {
+    "eps": Prediction(lambda p: (0.0, 1.0)),
+    "x0": Prediction(lambda p: (1.0, 0.0)),
+    "v": Prediction(lambda p: (-p.sigma / p.scale, p.alpha / p.scale)),
+    "velocity": Prediction(lambda p: (p.d_alpha, p.d_sigma)),
+    "score": Prediction(lambda p: (0.0, -1 / p.sigma)),
+}
 
 
 def eps_of(x: Tensor, z: Tensor, p: Point) -> Tensor:

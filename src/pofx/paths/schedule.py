@@ -47,6 +47,7 @@ class Schedule(ABC):
     def __init__(self, smallest: float = 1e-3, largest: float = 80.0) -> None:
         self.smallest, self.largest = smallest, largest
         self.ends = -2 * math.log(largest), -2 * math.log(smallest)  # the log SNR at the noise's and the data's end
+        self.range = self.ends[1] - self.ends[0]
 
     @abstractmethod
     def __call__(self, t: Tensor) -> Point:
