@@ -74,7 +74,7 @@ class Continuing(Stepwise, Continues, Decodes):
         known = stepped(space)
         if known is None:
             return "its data have no order of steps. (--sequence COLUMN makes sequences of the rows of a table.)"
-        if isinstance(context, Ragged):
+        if context is not None and context.fill is not None:
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
         if config.vocabulary and not ("vocabulary" in known.options and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
@@ -82,7 +82,7 @@ class Continuing(Stepwise, Continues, Decodes):
 
     @classmethod
     def lacks(cls, ability: type[Ability], space: Space) -> str | None:
-        if ability is Decodes and not isinstance(space, Text):
+        if ability is Decodes and space.alphabet is None:
             return f"{space} have no symbols to decode. Leave out the decoding, or fit texts."
         return None
 

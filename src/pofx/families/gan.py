@@ -32,7 +32,7 @@ from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category, Image, Table
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,9 @@ class Gan(Model):
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(space, Label):
+        if space.values:
             return "a label needs no generator. Fit a classifier or a histogram."
-        if config.net == "conv" and not isinstance(space, Image):
+        if config.net == "conv" and not space.pixels:
             return "net=conv is for images. Use net=mlp."
         return None
 
@@ -258,9 +258,9 @@ class Gan(Model):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if not conv_shape(config, space):
             yield "channels"
-        chosen = isinstance(space, Image) and space.levels == 2
-        if isinstance(space, Table):
-            chosen = any(isinstance(c, Category) or c.nullable for c in space.columns)
+        chosen = (
+            space.symbols == 2 if space.pixels else any(isinstance(c, Category) or c.nullable for c in space.columns)
+        )
         if not chosen:
             yield "temperature"
 

@@ -33,7 +33,7 @@ from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
-from pofx.core.space import Ragged, Space
+from pofx.core.space import Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
 from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
@@ -114,7 +114,7 @@ class ImageGpt(Stepwise, Completes):
     def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
         if not isinstance(space, Image):
             return "it goes through images."
-        if isinstance(context, Ragged):
+        if context is not None and context.fill is not None:
             return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
         if config.head == "bernoulli" and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."

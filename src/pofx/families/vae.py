@@ -34,8 +34,7 @@ from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
-from pofx.nn.sites import ImageKind, heads_for, mixes
-from pofx.spaces import Image, Label
+from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold
@@ -171,8 +170,7 @@ class Vae(Model, Encodes):
         self.decoder: nn.Module
         hidden, blocks, codes = config.hidden, config.blocks, config.latent + known
         if self.conv:
-            assert isinstance(space, Image)
-            c, h, w = space.channels, space.height, space.width
+            c, h, w = space.event_shape
             size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
             self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=known, **size)
             self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
@@ -187,16 +185,18 @@ class Vae(Model, Encodes):
     @classmethod
     def convolves(cls, config: VaeConfig, space: Space) -> bool:
         """Are the nets convolutional?"""
-        large = isinstance(space, Image) and min(space.height, space.width) >= 16
+        large = space.pixels is not None and min(space.pixels[:2]) >= 16
         return config.net == "conv" or (config.net == "auto" and large)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if isinstance(space, Label):
+        if not has_heads(space):
+            return f"there is no head for {space}."
+        if space.values:
             return "a label has no latent structure. Fit a classifier or a histogram."
-        if config.net == "conv" and not isinstance(space, Image):
+        if config.net == "conv" and not space.pixels:
             return "net=conv is for images. Use net=mlp."
         return None
 
@@ -204,7 +204,7 @@ class Vae(Model, Encodes):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if not cls.convolves(config, space):
             yield "channels"
-        if not isinstance(space, Image):
+        if not space.pixels:
             yield "image"
         if not mixes(space, config.image):
             yield "components"
