@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core.learner import Batch
 from pofx.core.requests import Ddim, DpmSolver
-from pofx.families.diffusion import Ddpm, PathConfig
+from pofx.families.diffusion import PathConfig, Vdm
 from pofx.spaces import Image
 from timing import Results, middle, race
 
@@ -40,16 +40,16 @@ def flops(forward: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def build(channels: int) -> Ddpm:
-    model = Ddpm(PathConfig(channels=channels), SPACE)
+def build(channels: int) -> Vdm:
+    model = Vdm(PathConfig(channels=channels), SPACE)
     x = torch.randint(256, (256, *SPACE.event_shape), dtype=torch.uint8)
     model.prepare(x, None, None, torch.Generator().manual_seed(0))
     return model
 
 
-def our_step(model: Ddpm, batch: int) -> Callable[[], object]:
+def our_step(model: Vdm, batch: int) -> Callable[[], object]:
     """A whole step: dequantisation, noise, two passes per image (eps and -eps), backward, Adam."""
-    learner, generator = model.learner(Ddpm.recipe(SPACE)), torch.Generator().manual_seed(0)
+    learner, generator = model.learner(Vdm.recipe(SPACE)), torch.Generator().manual_seed(0)
     x = torch.randint(256, (batch // 2, *SPACE.event_shape), dtype=torch.uint8)
     return lambda: learner.step(Batch(x, total=len(x)), generator)
 
@@ -85,7 +85,7 @@ def main() -> None:
     emit(what="u-net", parameters=sum(p.numel() for p in model.net.parameters()), forward_mflop_per_image=forward / 1e6)
 
     steps = {
-        "pofx ddpm, whole step": our_step(model, args.batch),
+        "pofx vdm, whole step": our_step(model, args.batch),
         "pofx u-net alone": net_step(model.net, model.net, args.batch),
     }
     work = dict.fromkeys(steps, forward)

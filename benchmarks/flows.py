@@ -30,8 +30,8 @@ def ours(family: str, d: int, layers: int, hidden: int):
     flow = Chain([MaskedAutoregressive(d, scalar, reverse=i % 2 == 1, **size) for i in range(layers)])
 
     def log_prob(x):
-        z, log_det = flow(x)
-        return log_det - 0.5 * z.square().sum(1) - 0.5 * d * 1.8378770664093453
+        step = flow(x)
+        return step.log_term - 0.5 * step.z.square().sum(1) - 0.5 * d * 1.8378770664093453
 
     return flow, log_prob, lambda n: flow.inverse(torch.randn(n, d))
 

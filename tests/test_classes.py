@@ -17,12 +17,12 @@ import pofx
 from pofx.cli import main
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound
-from pofx.core.requests import Elbo
 from pofx.evaluate.predict import Prediction, predict
 from pofx.families.discriminative import Classifier
 from pofx.families.gmm import Gaussian
 from pofx.spaces import Category, Label, Table
 from pofx.testing.wrong import Counts, Plain, Small
+from toys import PROMISES
 
 X = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
 
@@ -123,7 +123,7 @@ def test_a_row_that_is_impossible_under_every_class_has_no_probabilities():
 class Bounded(Counts):
     """The chain as a lower bound."""
 
-    estimators = (Elbo,)
+    estimators = (PROMISES["LowerBound"],)
 
     def rows_log_prob(self, x, c, request, noise):
         lik = super().rows_log_prob(x, c, request, noise)

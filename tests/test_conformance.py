@@ -3,15 +3,15 @@
 import pytest
 
 from pofx.core.registry import BUILT_IN, family
-from pofx.testing.conformance import CHECKS, Subject, run_check, served
+from pofx.testing.conformance import CHECKS, Subject, run_check, subjects
 from pofx.testing.oracles import cases
 
-PAIRS = [(name, case.name) for name in BUILT_IN for case in served(family(name))]
+ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
 
 
-@pytest.mark.parametrize(("name", "case_name"), PAIRS, ids=[f"{n} · {c}" for n, c in PAIRS])
-def test_conformance(name, case_name):
-    s = Subject(family(name), next(c for c in cases() if c.name == case_name))
+@pytest.mark.parametrize(("name", "case_name", "variant"), ALL, ids=[" · ".join(filter(None, one)) for one in ALL])
+def test_conformance(name, case_name, variant):
+    s = Subject(family(name), next(c for c in cases() if c.name == case_name), variant=variant)
     results = [run_check(s, check) for check in CHECKS]
     failed = [f"{r.check}: {r.message}" for r in results if r.outcome == "failed"]
     assert not failed, "\n" + "\n".join(failed)
@@ -21,5 +21,5 @@ def test_conformance(name, case_name):
 def test_every_family_serves_a_case_with_and_without_context():
     """A family that the suite never sees is not checked."""
     for name in BUILT_IN:
-        contexts = {next(c for c in cases() if c.name == case).context is None for n, case in PAIRS if n == name}
+        contexts = {next(c for c in cases() if c.name == case).context is None for n, case, _ in ALL if n == name}
         assert contexts == ({False} if name == "classifier" else {True, False}), name

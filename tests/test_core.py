@@ -504,7 +504,7 @@ def test_models_data_and_runs_print_in_a_line(tmp_path):
     assert "c: label of 2 classes; " in repr(given)
 
 
-@pytest.mark.parametrize("family", ["made", "vae", "gmm", "nsf", "ddpm", "histogram"])
+@pytest.mark.parametrize("family", ["made", "vae", "gmm", "nsf", "vdm", "histogram"])
 def test_the_numbers_of_a_run_are_arrays_until_somebody_asks_for_gradients(family):
     data = pofx.load("two-moons", max_rows=200)
     model = pofx.fit(data, family, steps=3).model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,11 +28,19 @@ from pofx.decode.processors import (
     processors,
 )
 from pofx.decode.speculative import Tally, speculative
-from pofx.decode.strategies import collect, greedy, sample, stop_strings, stream
+from pofx.decode.strategies import Decoder, collect, stop_strings, stream
 from pofx.nn.emission import TokenHead
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer
+
+
+def sample(decoder: Decoder, most: int, generator: torch.Generator | None, **options: Any) -> Tensor:
+    return collect(stream(decoder, most, generator, **options))
+
+
+def greedy(decoder: Decoder, most: int, **options: Any) -> Tensor:
+    return collect(stream(decoder, most, None, **options))
 
 
 class Replay:

@@ -14,14 +14,15 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, LowerBound
 from pofx.core.registry import family
-from pofx.core.requests import SOLVERS, DpmSolver, OdeLikelihood, Solver, VariationalBound
+from pofx.core.requests import SOLVERS, DpmSolver, Heun, OdeLikelihood, Solver, VariationalBound
 from pofx.core.space import Space
 from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
-PRESETS = ("ddpm", "flow-matching")
+PRESETS = ("ddpm", "vdm", "flow-matching")
 PLANE = Table((Real("a"), Real("b")))
 every_preset = pytest.mark.parametrize("name", PRESETS)
+every_start = pytest.mark.parametrize("name", PRESETS[1:])  # those that start from the Gaussian of the data
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -98,11 +99,11 @@ def test_bound_and_ode_near_the_truth_and_the_bound_below_it(name: str) -> None:
         solved = model.log_prob(x[:200], request=OdeLikelihood)
     assert type(lower) is LowerBound
     assert type(solved) is Estimate
-    assert "smallest noise 0.001" in solved.caveat
+    assert f"smallest noise {model.schedule.smallest:g}" in solved.caveat
     truth = moons_log_prob(x)
     error = lower.mc_se.square().sum().sqrt() / len(x)
     gap = (lower.nats - truth).mean()
-    gaussian = build(name, PLANE, moons(8000)[0]).log_prob(x).nats.mean()
+    gaussian = build("vdm", PLANE, moons(8000)[0]).log_prob(x).nats.mean()
     assert -0.12 < gap < 3 * error
     assert gap > 0.5 * (gaussian - truth.mean())  # most of what a Gaussian misses is learned
     assert abs((solved.nats - truth[:200]).mean()) < 0.15
@@ -120,7 +121,7 @@ def test_samples_are_likely_under_the_truth(name: str, sampler: type[Solver]) ->
 
 
 def test_more_steps_sample_otherwise_and_the_generator_decides() -> None:
-    model = trained("ddpm")
+    model = trained("vdm")
     few, many = (model.sample(50, sampler=DpmSolver(steps=k), generator=gen(1)) for k in (3, 40))
     assert not torch.equal(few, many)
     assert torch.equal(many, model.sample(50, sampler=DpmSolver(steps=40), generator=gen(1)))
@@ -141,7 +142,7 @@ def test_noised_score_points_uphill(name: str) -> None:
     assert torch.nn.functional.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.85
 
 
-@every_preset
+@every_start
 @pytest.mark.parametrize("noise", [0.05, 0.7, 5.0])
 def test_noised_score_of_a_gaussian_is_in_closed_form(name: str, noise: float) -> None:
     """A net of zeros stands for the data's fitted Gaussian: its score plus noise is known, in raw units."""
@@ -156,7 +157,7 @@ def test_noised_score_of_a_gaussian_is_in_closed_form(name: str, noise: float) -
 
 def test_context_is_used() -> None:
     x, side = moons(6000)
-    model = build("ddpm", PLANE, x, Label(("upper", "lower")), side, hidden=64, blocks=1)
+    model = build("vdm", PLANE, x, Label(("upper", "lower")), side, hidden=64, blocks=1)
     train(model, x, 300, side)
     test, which = moons(500, seed=5)
     with torch.no_grad():
@@ -169,12 +170,12 @@ def test_context_is_used() -> None:
 # -- what every configuration keeps --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear-beta", "exploding", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "ddpm", "linear-beta", "exploding", "linear"])
 @pytest.mark.parametrize("predict", ["v", "eps", "x0", "velocity", "score"])
-@pytest.mark.parametrize("weighting", ["vlb", "simple", "flat"])
+@pytest.mark.parametrize("weighting", ["likelihood", "simple", "edm", "flat"])
 def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:
     x, _ = moons(400)
-    model = build("ddpm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
+    model = build("vdm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)
     covariance = x.T.cov(correction=0)
     shrunk = torch.lerp(covariance, covariance.diagonal().diag(), 2 / 402)
     normal = torch.distributions.MultivariateNormal(x.mean(0), shrunk).log_prob(x)
@@ -192,7 +193,7 @@ def test_vlb_training_lowers_minus_the_bound() -> None:
     """bound = its terms at both ends - half the range of the log SNR x d x loss."""
     x, _ = moons(64)
     ends = {"smallest": 0.05, "largest": 20.0}
-    model = build("ddpm", PLANE, x, hidden=16, blocks=1, **ends)
+    model = build("vdm", PLANE, x, hidden=16, blocks=1, **ends)
     train(model, x, 30, batch=64)
     batch = Batch(x, total=len(x))
     with torch.no_grad():
@@ -223,10 +224,52 @@ def test_mixed_table_is_a_bound_with_an_error_that_holds(name: str) -> None:
     space.check(drawn)
 
 
+def test_ddpm_is_the_papers() -> None:
+    """Ho, Jain & Abbeel 2020: 1000 linear betas, eps, the simple loss, no start, all steps down again."""
+    model = build("ddpm", PLANE, moons(500)[0], hidden=16, blocks=1)
+    y, eps, batch = torch.randn(64, 2, generator=gen(1)), None, Batch(torch.zeros(64, 2), total=64)
+    loss = model.objective(y, None, batch, gen(5))  # of a net that says zero: the mean square of the noise itself
+    eps = batch.randn(2, generator=gen(5))
+    assert torch.allclose(loss, eps.square().mean(1))
+    assert (model.gaussian.variance == 1).all()
+    assert model.denoiser(None).start is None
+    seen: list[float] = []
+    model.draw(3, None, model.default_sampler(), gen(2), lambda step, t, z, denoised: seen.append(1000 * t.item()))
+    assert seen == pytest.approx(list(range(1000, 1, -1)))  # the last step is p(x | z_0)
+
+
+def test_a_start_is_an_option_of_every_preset() -> None:
+    """Without one a net of zeros stands for what it says: nothing moves; the Gaussian is nearer to the data."""
+    x, _ = moons(400)
+    with_start, without = (build("flow-matching", PLANE, x, start=s, hidden=16, blocks=1) for s in ("gaussian", "none"))
+    z, t = torch.randn(20, 2, generator=gen(), dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    assert torch.allclose(without.denoiser(None)(z, t), z)
+    assert not torch.allclose(with_start.denoiser(None)(z, t), z, atol=0.1)
+    with torch.no_grad():
+        assert with_start.log_prob(x).nats.mean() > without.log_prob(x).nats.mean()
+
+
+def test_optimal_coupling_makes_straighter_paths() -> None:
+    """What is seen from the noise is nearer to where its path ends (Tong et al. 2024, section 3.2)."""
+    x, _ = moons(4000)
+    turns = {}
+    for coupling in ("independent", "optimal"):
+        model = build("flow-matching", PLANE, x, coupling=coupling, start="none", hidden=64, blocks=1)
+        train(model, x, 150)
+        seen: list[Tensor] = []
+        end = model.draw(500, None, Heun(steps=20), gen(3), lambda *at, s=seen: s.append(at[-1]))
+        turns[coupling] = (end - seen[0]).square().mean()
+    assert turns["optimal"] < 0.5 * turns["independent"]
+    with pytest.raises(Unsupported, match="coupling=independent"):
+        model.given().noised_score(x)
+    with pytest.raises(Unsupported, match="Leave coupling at independent"):
+        build("flow-matching", PLANE, x, Label(("a", "b")), coupling="optimal")
+
+
 # -- images -------------------------------------------------------------------------------------------
 
 
-@every_preset
+@every_start
 def test_unet_learns_images(name: str) -> None:
     """Stripes, horizontal or vertical: the bound rises above the Gaussian's and stays a bound."""
     space, g = Image(8, 8, 1, 4), gen(4)
@@ -257,13 +300,13 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         Ddpm(PathConfig(net="unet"), PLANE)
     with pytest.raises(UsageError, match="cannot rise"):
         FlowMatching(FlowMatching.Config(smallest=2.0, largest=1.0), PLANE)
-    model = build("ddpm", PLANE, x)
+    model = build("vdm", PLANE, x)
     with pytest.raises(UsageError, match="needs no draws; draws is 4. Give 0"):
         model.log_prob(x, request=OdeLikelihood(steps=4, draws=4))
     grid = Table((Integer("n", 0, 9),))
     counts = torch.arange(10, dtype=torch.float64)[:, None].repeat(5, 1)
     with pytest.raises(Unsupported, match="complete real columns"):
-        build("ddpm", grid, counts).given().noised_score(counts)
+        build("vdm", grid, counts).given().noised_score(counts)
     with pytest.raises(Unsupported, match="has no score .*noised_score"):
         model.given().score(x)
     with pytest.raises(UsageError, match="noise from 0.001 to 80, not 1e-06"):

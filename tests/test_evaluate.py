@@ -26,7 +26,7 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.requests import ExactLikelihood, Request, Sampler
+from pofx.core.requests import ExactLikelihood, Request, Sampler, StepByStep
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
@@ -427,6 +427,7 @@ class Letters(Bell):
     """Excerpts drawn letter by letter, ``delay`` seconds for each, however many rows at once."""
 
     name = "test-letters"
+    samplers = (StepByStep,)
 
     def __init__(self, config, space, context=None):  # type: ignore[no-untyped-def]
         Model.__init__(self, config, space, context)

@@ -14,7 +14,15 @@ from pofx.core.requests import Dequantised
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 NAMES = ["realnvp", "maf", "nsf"]
-KINDS = [("realnvp", {}), ("maf", {}), ("nsf", {"kind": "autoregressive"}), ("nsf", {"kind": "coupling"})]
+KINDS = [
+    ("realnvp", {}),
+    ("maf", {}),
+    ("nsf", {"kind": "autoregressive"}),
+    ("nsf", {"kind": "coupling"}),
+    ("realnvp", {"scales": 2}),
+    ("maf", {"base": "student"}),
+    ("realnvp", {"base": "mixture", "components": 3}),
+]
 PLANE = Table((Real("a"), Real("b")))
 SIDE = torch.linspace(-9, 9, 301, dtype=torch.float64)
 GRID, CELL = torch.cartesian_prod(SIDE, SIDE), 0.06**2
@@ -107,7 +115,7 @@ def test_dequantised_bound_sums_to_at_most_one():
     x[::3, 1] = 40.0  # an atom
     x[::5, 0] = math.nan
     model = build("maf", space, x, steps=100)
-    assert not model.preprocess.atoms[1].isnan().all()
+    assert not model.preprocess.columns.atoms[1].isnan().all()
     i = torch.tensor([*range(-4, 12), math.nan], dtype=torch.float64)
     rows = torch.cartesian_prod(i, torch.arange(-30, 72, dtype=torch.float64), torch.arange(2, dtype=torch.float64))
     with torch.no_grad():
@@ -212,7 +220,7 @@ def test_encode_inverts_sampling(name, options):
     model = build(name, PLANE, curve(500), steps=20, **options).double()
     z = randn(50, 2)
     with torch.no_grad():
-        x = model.preprocess.join(torch.zeros(50, 0), model.flow.inverse(z))
+        x = model.preprocess.join(torch.zeros(50, 0), model.of_latents(z, None))
         assert torch.allclose(model.given().encode(x).mean, z, atol=1e-5)
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.relaxed import relaxed, straight_through
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.space import Space
-from pofx.families.gan import Gan, GanConfig, ImageCodec, TableCodec, slope, straight_through
+from pofx.families.gan import Gan, GanConfig, slope
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 PLANE = Table((Real("x"), Real("y")))
@@ -141,7 +142,7 @@ def test_codecs_invert() -> None:
 def test_the_critic_sees_only_what_data_can_be() -> None:
     for model, x in spaces():
         model.prepare(x, None, None, seeded(0))
-        raw = 2 * torch.randn(500, model.codec.outputs, generator=seeded(1))
+        raw = 2 * torch.randn(500, model.codec.size, generator=seeded(1))
         u = torch.rand(500, model.codec.uniforms, generator=seeded(2))
         seen = model.codec.emit(raw, u)
         rows = model.codec.rows(seen)
@@ -152,7 +153,7 @@ def test_the_critic_sees_only_what_data_can_be() -> None:
 def test_the_gradient_passes_straight_through() -> None:
     for model, x in spaces():
         model.prepare(x, None, None, seeded(0))
-        raw = (0.5 * torch.randn(200, model.codec.outputs, generator=seeded(1))).requires_grad_()
+        raw = (0.5 * torch.randn(200, model.codec.size, generator=seeded(1))).requires_grad_()
         seen = model.codec.emit(raw, torch.rand(200, model.codec.uniforms, generator=seeded(2)))
         seen.square().sum().backward()
         assert (raw.grad.abs().sum(0) > 0).all()
@@ -162,7 +163,7 @@ def test_the_gradient_passes_straight_through() -> None:
 
 
 def test_gumbel_choices_have_their_softmax_frequencies() -> None:
-    codec = TableCodec(Table((Category("k", ("a", "b", "c")),)), temperature=0.7)
+    codec = relaxed(Table((Category("k", ("a", "b", "c")),)), temperature=0.7)
     logits = torch.tensor([0.5, -1.0, 1.2])
     n = 40000
     share = codec.emit(logits.expand(n, 3), torch.rand(n, 3, generator=seeded(0))).mean(0)
@@ -170,7 +171,7 @@ def test_gumbel_choices_have_their_softmax_frequencies() -> None:
 
 
 def test_binary_pixels_have_their_log_odds() -> None:
-    codec = ImageCodec(Image(1, 3, 1, 2), temperature=0.7)
+    codec = relaxed(Image(1, 3, 1, 2), temperature=0.7)
     logits, n = torch.tensor([0.5, -1.0, 2.0]), 40000
     share = codec.rows(codec.emit(logits.expand(n, 3), torch.rand(n, 3, generator=seeded(0)))).float().mean(0)
     torch.testing.assert_close(share.flatten(), logits.sigmoid(), atol=0.012, rtol=0)

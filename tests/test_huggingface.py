@@ -16,7 +16,7 @@ from torch import Tensor
 from pofx.core.errors import CorruptCheckpoint, MissingSource, PofxError, RunExists, Unsupported
 from pofx.decode.beam import beam
 from pofx.decode.net import NetDecoder
-from pofx.decode.strategies import greedy
+from pofx.decode.strategies import collect, stream
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.interop.huggingface_config import architecture
 from pofx.nn.emission import TokenHead
@@ -161,7 +161,7 @@ def test_we_write_what_they_write(name: str, tmp_path: Path) -> None:
     prompt = symbols()[:, :4]
     same = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 9, "do_sample": False, "pad_token_id": 2}
 
-    ours = greedy(NetDecoder(net.eval(), emission, prompt, 9), 9, end=2)
+    ours = collect(stream(NetDecoder(net.eval(), emission, prompt, 9), 9, None, end=2))
     assert torch.equal(ours.masked_fill(ours < 0, 2), theirs.generate(prompt, **same)[:, 4:])
     best = beam(NetDecoder(net, emission, prompt, 9), 9, 3, end=2).symbols[:, 0]
     wanted = theirs.generate(prompt, num_beams=3, early_stopping="never", **same)[:, 4:]

@@ -18,7 +18,7 @@ MAY = {
     "information": {"core", "spaces"},
     "cluster": {"core"},
     "nn": {"core", "spaces"},
-    "codecs": {"core", "spaces", "nn"},
+    "codecs": {"core", "spaces", "nn", "transforms"},
     "transforms": {"core", "spaces", "nn"},
     "decode": {"core", "nn"},
     "paths": {"core", "nn", "transforms"},

@@ -159,7 +159,7 @@ def images(n, seed=0):
 
 
 NOISY = [
-    ("vae", Iwae(3)), ("vae", Elbo(3)), ("ddpm", VariationalBound(3)), ("ddpm", OdeLikelihood(2, 1, 3)),
+    ("vae", Iwae(3)), ("vae", Elbo(3)), ("vdm", VariationalBound(3)), ("vdm", OdeLikelihood(2, 1, 3)),
     ("flow-matching", OdeLikelihood(2, 1, 3)), ("nsf", Dequantised(3)), ("gmm", Dequantised(3)),
 ]  # fmt: skip
 

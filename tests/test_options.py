@@ -25,7 +25,7 @@ from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
 from pofx.data.parts import Data
 from pofx.evaluate.study import Settings
-from pofx.train.loop import Limit
+from pofx.train.stages import Limit
 
 
 @cache
@@ -122,8 +122,8 @@ def test_requests_are_checked_where_they_are_made(cls: type) -> None:
         (Recipe, {"schedule": "cosinus"}, "cosine"),
         (Recipe, {"betas": [0.9, 0.99]}, "tuple of 2"),
         (family("nsf").Config, {"bins": 1500}, "at most 500"),  # of width 1e-3 each they would not fit
-        (family("ddpm").Config, {"sample_steps": 0}, "1 or more"),
-        (family("ddpm").Config, {"smallest": 3.0, "largest": 2.0}, "Swap"),
+        (family("vdm").Config, {"sample_steps": 0}, "1 or more"),
+        (family("vdm").Config, {"smallest": 3.0, "largest": 2.0}, "Swap"),
         (family("classifier").Config, {"smoothing": 2.0}, "below 1"),
         (family("vae").Config, {"objective": "iwae"}, "2 or more"),
         (family("gan").Config, {"temperature": -0.5}, "above 0"),
@@ -176,8 +176,10 @@ def test_ranges() -> None:
         ("image-gpt", "image", {"palette": 4, "components": 3}),
         ("maf", "table", {"logit": 0.05}),
         ("maf", "image", {"codes_hidden": 16}),
-        ("ddpm", "table", {"channels": 16}),
-        ("ddpm", "image", {"hidden": 16}),
+        ("vdm", "table", {"channels": 16}),
+        ("vdm", "image", {"hidden": 16}),
+        ("vdm", "table", {"betas": 500}),
+        ("ddpm", "table", {"smallest": 0.1}),
         ("vae", "table", {"image": "logistic"}),
         ("vae", "image", {"channels": 8}),  # of 8 pixels a side: an MLP
         ("gan", "table", {"temperature": 0.3}),

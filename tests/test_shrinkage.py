@@ -20,7 +20,7 @@ from pofx.nn.tails import REACH, lengthen, normal_log_prob, shorten
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table, Text
 from pofx.transforms.base import pseudo_rows
 
-FAMILIES = ("gaussian", "gmm", "realnvp", "maf", "nsf", "vae", "made", "ddpm", "flow-matching")
+FAMILIES = ("gaussian", "gmm", "realnvp", "maf", "nsf", "vae", "made", "vdm", "flow-matching")
 
 
 def columns(rng: np.random.Generator, n: int, d: int) -> np.ndarray:

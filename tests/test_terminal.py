@@ -245,7 +245,8 @@ def test_a_screen_too_narrow_for_a_table_gets_a_stack(monkeypatch):
 
 def test_progress_shows_whole_numbers_or_none(monkeypatch):
     task = Progress(disable=True, console=shared.Terminal(file=io.StringIO()))
-    number = task.add_task("[3/24] gated-pixelcnn: sample quality", valid="valid = -12.137 nats", step="step 1234567")
+    fields = {"stage": "prior", "valid": "valid = -12.137 nats", "step": "step 1234567"}
+    number = task.add_task("[3/24] gated-pixelcnn: sample quality", **fields)
     for room in range(1, 90):
         text = _State(room).render(task.tasks[number]).plain
         assert len(text) <= max(room, 37)

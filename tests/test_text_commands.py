@@ -117,6 +117,17 @@ def test_one_beam_a_draft_and_greedy_agree_beyond_the_block(has_eos: bool) -> No
             assert (model.given(before=before).log_probs(other)[0, there, i] <= own[0, there, i] + 1e-4).all()
 
 
+def test_a_stop_string_does_not_spell_the_end() -> None:
+    """Texts that end before it, drawn with a draft or without, are whole."""
+    model = random_model(has_eos=True)
+    for draft in (None, random_model(has_eos=True)):
+        decoding = Decoding(length=30, stop=("cdcdc",), draft=draft)
+        drawn = model.sample(40, sampler=decoding, generator=generator())
+        ended = (drawn >= 0).sum(1) < drawn.shape[1]
+        assert ended.any()
+        assert all("cdcdc" not in model.space.spell(row) for row in drawn[ended])
+
+
 def test_windows_of_a_decoder_are_those_that_score() -> None:
     model = random_model(has_eos=False)
     x = model.space.parse(["abc d" * 9])[:, :40].clamp(min=0)
@@ -386,10 +397,12 @@ def test_options_of_texts_are_refused_elsewhere(tmp_path: Path, capsys: pytest.C
     assert main(["fit", "iris", "gaussian", "--out", run, "--quiet", "--json"]) == 0
     capsys.readouterr()
     assert "beginning" in call(capsys, "sample", run, "1", "--prompt", "x", code=4)
-    assert "No sampler of this gaussian (direct) takes --greedy" in call(capsys, "sample", run, "1", "--greedy", code=2)
-    assert "takes --length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
+    assert "sampler direct of this gaussian takes no --greedy; it is of no other" in call(
+        capsys, "sample", run, "1", "--greedy", code=2
+    )
+    assert "takes no --length" in call(capsys, "sample", run, "1", "--length", "5", code=2)
     assert "texts" in call(capsys, "log-prob", run, "--show", code=2)
-    assert "takes --stride" in call(capsys, "log-prob", run, "--stride", "3", code=2)
+    assert "takes no --stride" in call(capsys, "log-prob", run, "--stride", "3", code=2)
     assert "gpt" in call(capsys, "export", run, str(tmp_path / "out"), code=4)
 
 

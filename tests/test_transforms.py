@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 
-from pofx.codecs.real import ATOMS, preprocess
-from pofx.core.likelihood import Exact, LowerBound
+from pofx.codecs.columns import ATOMS
+from pofx.codecs.real import preprocess
+from pofx.core.likelihood import Estimate, Exact, LowerBound
+from pofx.core.noise import RowNoise
 from pofx.nn.mlp import Mlp
 from pofx.spaces import Category, Image, Integer, Real, Table
-from pofx.transforms.base import Affine, Chain, Delta, LuLinear
+from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Split, Step, Transform
 from pofx.transforms.coupling import Coupling
+from pofx.transforms.entrywise import Dequantise, Fill, Logit, Standardise, Tails
 from pofx.transforms.masked import MaskedAutoregressive
 from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_inverse
 
@@ -51,6 +54,11 @@ def jacobian(f, x):
     return torch.stack([torch.autograd.grad(z[0, i], x, retain_graph=True)[0][0] for i in range(z.shape[1])])
 
 
+def latents(step):
+    """All of them [N, d]: what left early, and the rest."""
+    return step.z if step.out is None else torch.cat([step.out, step.z], 1)
+
+
 def lu(seed=0):
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(seed)
@@ -65,6 +73,10 @@ TRANSFORMS = {
     "reversed": lambda: MaskedAutoregressive(D, Affine(), reverse=True, **SIZE),
     "spline autoregressive": lambda: MaskedAutoregressive(D, Spline(6), **SIZE),
     "lu": lu,
+    "standardise": lambda: Standardise(D, 0.7, 2.5),
+    "tails": lambda: Tails(D),
+    "split": lambda: Split(MASK),
+    "multi-scale": lambda: Chain([lu(), Split(MASK), Coupling(MASK[:3], Spline(4), **SIZE), Split(~MASK[:3])]),
     "chain": lambda: Chain([lu(), MaskedAutoregressive(D, Spline(4), **SIZE), Coupling(MASK, Affine(), **SIZE)]),
 }
 
@@ -76,20 +88,45 @@ def transform(request):
 
 def test_inverse_and_log_determinant(transform):
     x, h = 2 * randn(40, D), randn(40, WIDTH, seed=7)
-    z, log_det = transform(x, h)
-    assert transform.kind is Exact
-    close(transform.inverse(z, h), x, atol=1e-7, rtol=1e-7)
+    step = transform(x, h)
+    assert transform.kind is step.kind is Exact
+    close(transform.inverse(step.z, h, step.out), x, atol=1e-7, rtol=1e-7)
     for i in range(10):
-        _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: transform(v, h[i : i + 1])[0], x[i : i + 1]))
-        close(log_det[i], want, atol=1e-9, rtol=1e-9)
+        _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: latents(transform(v, h[i : i + 1])), x[i : i + 1]))
+        close(step.log_term[i], want, atol=1e-9, rtol=1e-9)
+
+
+def test_inverse_is_differentiable(transform):
+    """The gradient of x(z, h, parameters) is that of finite differences in a random direction of all of them."""
+    for p in transform.parameters():
+        p.data *= 0.5  # where a spline is nearly flat its inverse bends too much for finite differences
+    step = transform(2 * randn(6, D), h := randn(6, WIDTH, seed=7))
+    inputs = [step.z.detach(), h, *([] if step.out is None else [step.out.detach()]), *transform.parameters()]
+    weights, ways = randn(6, D, seed=3), [randn(*p.shape, seed=20 + i) for i, p in enumerate(inputs)]
+
+    def value():
+        return (weights * transform.inverse(*inputs[:2], inputs[2] if step.out is not None else None)).sum()
+
+    for p in inputs:
+        p.requires_grad_()
+    grads = torch.autograd.grad(value(), inputs, allow_unused=True)
+    got = sum((g * w).sum() for g, w in zip(grads, ways, strict=True) if g is not None)
+    ends = []
+    for eps in (1e-6, -1e-6):
+        with torch.no_grad():
+            for p, w in zip(inputs, ways, strict=True):
+                p += eps * w
+            ends.append(value())
+            for p, w in zip(inputs, ways, strict=True):
+                p -= eps * w
+    close(got, (ends[0] - ends[1]) / 2e-6, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_do_not_see_each_other(transform):
     x, h = randn(6, D), randn(6, WIDTH, seed=7)
-    z, log_det = transform(x, h)
-    alone, log_det_alone = transform(x[2:3], h[2:3])
-    close(z[2:3], alone)
-    close(log_det[2:3], log_det_alone)
+    step, alone = transform(x, h), transform(x[2:3], h[2:3])
+    close(latents(step)[2:3], latents(alone))
+    close(step.log_term[2:3], alone.log_term)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -102,7 +139,7 @@ def test_autoregressive_is_causal_and_its_cached_inverse_equals_the_naive_one(re
         parameters = layer.net(x, h).view(30, D, -1)[:, i].T
         x[:, i] = spline_inverse(z[:, i], parameters)
     close(layer.inverse(z, h), x)
-    in_order = jacobian(lambda v: layer(v, h[:1])[0], x[:1])[order][:, order]
+    in_order = jacobian(lambda v: layer(v, h[:1]).z, x[:1])[order][:, order]
     assert torch.equal(in_order, in_order.tril())
     assert (in_order.diagonal() > 0).all()
 
@@ -110,21 +147,69 @@ def test_autoregressive_is_causal_and_its_cached_inverse_equals_the_naive_one(re
 def test_fresh_layers_are_the_identity():
     x = randn(8, D, dtype=torch.float32)
     for make in (TRANSFORMS["affine coupling"], TRANSFORMS["spline autoregressive"]):
-        z, log_det = make()(x, torch.zeros(8, WIDTH))
-        close(z, x, atol=1e-5, rtol=1e-5)
-        close(log_det, torch.zeros(8), atol=1e-5, rtol=0)
+        step = make()(x, torch.zeros(8, WIDTH))
+        close(step.z, x, atol=1e-5, rtol=1e-5)
+        close(step.log_term, torch.zeros(8), atol=1e-5, rtol=0)
 
 
 def test_whitening_start():
     x = randn(4000, D) @ randn(D, D, seed=2) + 3
     layer = lu().double()
     layer.whiten(x)
-    z, _ = layer(x)
+    z = layer(x).z
     close(z.mean(0), torch.zeros(D, dtype=torch.float64), atol=1e-6, rtol=0)
     close(z.T.cov(correction=0), torch.eye(D, dtype=torch.float64), atol=1e-2, rtol=0)
     singular = torch.stack([x[:, 0], x[:, 0], x[:, 1], 0 * x[:, 2], x[:, 3]], 1)
     layer.whiten(singular)
     assert all(p.isfinite().all() for p in layer.parameters())
+
+
+# ------------------------------------------------------------------------------------------- chains and kinds
+
+
+class Solver(Transform):
+    """Its log term is estimated, with an error."""
+
+    kind = Estimate
+
+    def forward(self, x, h=None, noise=None):
+        return Step(x, x.sum(1), kind=self.kind, se=x.new_full((len(x),), 3.0))
+
+    def inverse(self, z, h=None, out=None):
+        return z
+
+
+def test_a_chain_joins_kinds_and_sums_terms_and_errors():
+    step, origin = torch.tensor([0.5, 0.0, 0.0]).double(), torch.zeros(3).double()
+    x = torch.tensor([[1.5, 0.3, math.nan]], dtype=torch.float64)
+    bound = Chain([Standardise(3, 0.0, 2.0, gaps=True), Dequantise(step / 2, origin, gaps=True), Fill()])
+    assert bound.kind is bound(x).kind is LowerBound
+    assert bound(x).se is None
+    noise = RowNoise.by_place(1, generator())
+    done = bound(x, noise=noise)
+    assert (done.z[0, 0] - 0.75).abs() <= 0.125
+    assert done.z[0, 1] == 0.15
+    # the cell is 1/4, two entries are halved, and what is absent adds minus the log-density of its noise
+    filled = torch.distributions.Normal(0, 1).log_prob(done.z[0, 2])
+    close(done.log_term, math.log(0.25) - 2 * math.log(2) - filled[None])
+    assert bound.inverse(done.z)[0, :2].tolist() == x[0, :2].tolist()
+    both = Chain(
+        [bound, Solver(), Solver(), Split(torch.tensor([True, False, True])), Split(torch.tensor([False, True]))]
+    )
+    assert both.kind is both(x).kind is Estimate
+    assert both(x).se.item() == pytest.approx(18**0.5)
+    assert both.leaving == 2
+    z = torch.tensor([[1.0, 2.0, 3.0]]).double()
+    step = Chain(list(both.transforms)[1:])(z)
+    assert (step.z.tolist(), step.out.tolist(), step.log_term.tolist()) == ([[3.0]], [[2.0, 1.0]], [12.0])
+    assert Chain(list(both.transforms)[1:]).inverse(step.z, None, step.out).tolist() == z.tolist()
+
+
+def test_logit():
+    x = torch.rand(20, 3, generator=generator(), dtype=torch.float64)
+    step = Logit(0.05)(x)
+    close(Logit(0.05).inverse(step.z), x)
+    close(step.log_term[0], jacobian(lambda v: Logit(0.05)(v).z, x[:1]).diagonal().log().sum())
 
 
 # ------------------------------------------------------------------------------------------- splines
@@ -210,6 +295,18 @@ def test_spline_equals_zuko():
 
 # ------------------------------------------------------------------------------------------- preprocessing
 
+
+class Given:
+    """Noise that is known."""
+
+    def __init__(self, u):
+        self.u = u
+
+    def rand(self, *shape):
+        assert self.u.shape[1:] == shape
+        return self.u
+
+
 MIXED = Table(
     (
         Real("real"),
@@ -239,8 +336,7 @@ def test_table_round_trip():
     pre.fit(x, None, generator())
     assert pre.code_sizes == (3, 2, 2 + ATOMS, 1 + ATOMS)
     assert pre.kind is LowerBound
-    n = torch.rand(1000, pre.dim, generator=generator(1)), randn(1000, pre.dim, seed=2)
-    parts = pre.split(x, *n)
+    parts = pre.split(x, RowNoise.by_place(1000, generator(1)))
     back = pre.join(parts.codes, parts.y.float())
     MIXED.check(back)
     close(back, x, atol=1e-6, rtol=1e-6, equal_nan=True)
@@ -258,7 +354,7 @@ def test_a_table_of_complete_reals_is_exact():
     assert pre.code_sizes == ()
     parts = pre.split(x)
     close(pre.join(parts.codes, parts.y), x)
-    assert pre.loc[0].item() == 1e9 + 1  # weighted
+    assert pre.standard.loc[0].item() == 1e9 + 1  # weighted
     close(parts.log_jacobian, -pre.scale.log().sum().expand(3))
 
 
@@ -269,10 +365,10 @@ def test_image_round_trip_and_jacobian(options):
     pre = preprocess(space, **options)
     pre.fit(x, None, generator())
     u = torch.rand(500, 24, generator=generator(1))
-    parts = pre.split(x, u)
+    parts = pre.split(x, Given(u))
     assert torch.equal(pre.join(parts.codes, parts.y), x)
     for i in range(3):  # y is elementwise in u, and |dx| = |du|
-        want = jacobian(lambda v, i=i: pre.split(x[i : i + 1], v).y, u[i : i + 1]).diagonal().log().sum()
+        want = jacobian(lambda v, i=i: pre.split(x[i : i + 1], Given(v)).y, u[i : i + 1]).diagonal().log().sum()
         close(parts.log_jacobian[i], want.double(), atol=1e-4, rtol=1e-5)
 
 

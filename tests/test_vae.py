@@ -14,7 +14,8 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import LowerBound, mean, number
 from pofx.core.requests import Elbo, Iwae
-from pofx.families.vae import MixturePrior, Vae, VaeConfig, log_mean_exp
+from pofx.families.priors import MixturePrior
+from pofx.families.vae import Vae, VaeConfig, log_mean_exp
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
 from pofx.testing.oracles import image_states
@@ -250,7 +251,7 @@ def test_the_latent_report_tells_used_from_collapsed(x: Tensor) -> None:
 def test_the_report_under_a_mixture_prior_agrees_with_the_closed_form(x: Tensor) -> None:
     model = pca()
     closed = model.latent_report(x)
-    model.config = replace(model.config, prior=2)
+    model.config = replace(model.config, prior="mixture:components=2")
     model.prior = MixturePrior(2, 2)
     nn.init.zeros_(model.prior.mean)
     drawn = model.latent_report(x.repeat(50, 1), generator=seeded(0))

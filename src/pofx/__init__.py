@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
 
+_REQUESTS = """ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood
+    StepByStep Decoding DpmSolver Heun SdeSolver Ddim Euler Ancestral"""
+
 # Public name -> module. Nothing is imported (torch least of all) until a name is used.
 _PUBLIC = {
     "load": "pofx.data.load",
@@ -14,21 +17,7 @@ _PUBLIC = {
     "resume_comparison": "pofx.evaluate.compare",
     "read_run": "pofx.train.run",
     "resume": "pofx.train.fit",
-    "ExactLikelihood": "pofx.core.requests",
-    "Dequantised": "pofx.core.requests",
-    "Windowed": "pofx.core.requests",
-    "Elbo": "pofx.core.requests",
-    "Iwae": "pofx.core.requests",
-    "VariationalBound": "pofx.core.requests",
-    "OdeLikelihood": "pofx.core.requests",
-    "StepByStep": "pofx.core.requests",
-    "Decoding": "pofx.core.requests",
-    "DpmSolver": "pofx.core.requests",
-    "Heun": "pofx.core.requests",
-    "SdeSolver": "pofx.core.requests",
-    "Ddim": "pofx.core.requests",
-    "Euler": "pofx.core.requests",
-    "Ancestral": "pofx.core.requests",
+    **dict.fromkeys(_REQUESTS.split(), "pofx.core.requests"),
     "Model": "pofx.core.model",
     "Exact": "pofx.core.likelihood",
     "LowerBound": "pofx.core.likelihood",

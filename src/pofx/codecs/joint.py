@@ -1,13 +1,8 @@
 """The joint vector of context and datum that a mixture models: (c, x) <-> real coordinates y and codes.
 
-    column                 code                               entry of y
-    Category, Label        its value, or missing              none
-    Real                   (present, missing)                 x; NaN where missing
-    Integer or a step      value, one of 8 atoms, (missing)   x + step (u - 1/2), u ~ U[0, 1); NaN at atoms
-    pixel                  none                               x + u - 1/2
-
-NaN entries are marginalised exactly, so an atom or a missing entry costs no bound: its probability is its
-code's. Contexts come first in y. With ``per_class`` the categories of the context (or the label that is
+Coordinates and codes are those of ``codecs.columns``, the context's first (but a label's before them). A grid is
+dequantised, y + step (u - 1/2) with u ~ U[0, 1); NaN entries are marginalised exactly, so an atom or a missing entry
+costs no bound: its probability is its code's. With ``per_class`` the categories of the context (or the label that is
 modelled) become one code, the class, which is the first.
 """
 
@@ -16,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pofx.codecs.real import ATOMS, find_atoms
+from pofx.codecs.columns import ATOMS, Columns, as_event
 from pofx.core.space import Space, column_of
 from pofx.spaces import Category
 
@@ -34,15 +29,11 @@ Block: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"
 
 @dataclass(frozen=True)
 class Code:
-    """One discrete column: raw columns and their sizes (several: a class), or the state of coordinate ``real``."""
+    """A discrete column of the joint vector."""
 
     size: int
     given: bool  # part of the context
-    columns: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    real: int = -1
-    grid: bool = False
-    nullable: bool = False
+    atoms: int = -1  # the row of its part's atoms, its values from 1 on
 
 
 def class_sizes(space: Space, context: Space | None) -> tuple[int, ...]:
@@ -62,80 +53,54 @@ class Joint(nn.Module):
         groups: classes; 1 without.
     """
 
-    step: Tensor
-    origin: Tensor
-    atoms: Tensor
     offset: Tensor
 
     def __init__(self, space: Space, context: Space | None, per_class: bool) -> None:
         super().__init__()
-        self.space, self.context = space, context
-        self.real: list[int] = []  # raw columns of the coordinates
-        codes: list[Code] = []
-        steps: list[float] = []
-        origins: list[float] = []
-        start = 0
-        for part, given in ((context, True), (space, False)):
-            if part is not None and part.pixels:
-                self.real += range(start, start + part.dims)
-                steps, origins = steps + [1.0] * part.dims, origins + [0.0] * part.dims
-            for j, column in enumerate(() if part is None else part.columns):
-                if isinstance(column, Category):
-                    size = len(column.values) + column.nullable
-                    codes.append(Code(size, given, (start + j,), (size,), nullable=column.nullable))
-                    continue
-                grid = column.step is not None
-                if grid or column.nullable:
-                    size = 1 + ATOMS * grid + column.nullable
-                    codes.append(Code(size, given, real=len(steps), grid=grid, nullable=column.nullable))
-                self.real.append(start + j)
-                steps.append(column.step or 0.0)
-                origins.append(column.origin if column.step is not None else 0.0)
-            if given:
-                self.given_dim, self.width = len(steps), 0 if part is None else part.dims
-                start = self.width
-        self.groups = math.prod(class_sizes(space, context)) if per_class else 1
-        self.codes = _with_class(codes, class_sizes(space, context), space) if per_class else codes
+        self.space = space
+        self.context, self.datum = Columns(context), Columns(space)
+        sizes = class_sizes(space, context) if per_class else ()
+        self.groups = math.prod(sizes)
+        self.merged = () if space.values else sizes  # of the context's categories, which are one code then
+        given = [Code(c.size, True, c.atoms) for c in self.context.codes[len(self.merged) :]]
+        given = [Code(self.groups, True), *given] if self.merged else given
+        own = [Code(c.size, False, c.atoms) for c in self.datum.codes]
+        self.codes = own + given if space.values else given + own
         self.given_codes = [i for i, code in enumerate(self.codes) if code.given]
-        self.dim, self.values = len(steps), sum(code.size for code in self.codes)
+        self.given_dim = len(self.context.reals)
+        self.dim, self.values = self.given_dim + len(self.datum.reals), sum(code.size for code in self.codes)
         offset = torch.tensor([0, *(code.size for code in self.codes)]).cumsum(0)[:-1]
-        gridded = [code.real for code in self.codes if code.grid]
-        f64: dict[str, Any] = {"dtype": torch.float64}
-        self.register_buffer("step", torch.tensor(steps, **f64), persistent=False)
-        self.register_buffer("origin", torch.tensor(origins, **f64), persistent=False)
         self.register_buffer("offset", offset, persistent=False)
-        self.register_buffer("atoms", torch.full((len(gridded), ATOMS), math.nan, **f64))  # NaN: unused
-        self.place = {i: row for row, i in enumerate(gridded)}  # of a coordinate among the atoms
+
+    @property
+    def step(self) -> Tensor:
+        """Of each coordinate's grid [d], 0 where there is none."""
+        return torch.cat([self.context.step, self.datum.step])
 
     def fit(self, x: Any, c: Any, weight: Tensor) -> Tensor:
         """Find the atoms; base [values]: smoothed frequencies of every code, the unused slots of atoms at 0."""
-        self.atoms.fill_(math.nan)
-        for i, row in self.place.items():
-            j = self.real[i]
-            v = (column_of(c, j) if j < self.width else column_of(x, j - self.width)).to(self.step)
-            keep = ~v.isnan()
-            if keep.any():
-                found = find_atoms(v[keep], weight[keep], float(self.step[i]))
-                self.atoms[row, : len(found)] = found
-        counts, every = weight.new_zeros(self.values), range(len(self.codes))
+        if c is not None:
+            self.context.fit(partial(column_of, c), weight)
+        self.datum.fit(partial(column_of, x), weight)
+        counts = weight.new_zeros(self.values)
         for at in self.slices(len(x)) if self.codes else ():
-            codes = self._codes(self._raw(x[at], None if c is None else c[at]), every)
+            _, codes = self.split(x[at], None if c is None else c[at])
             counts.index_add_(0, codes.flatten(), weight[at].repeat_interleave(codes.shape[1]))
         return self.frequencies(counts)
 
     def frequencies(self, counts: Tensor) -> Tensor:
         """Probabilities of the values of every code, with one pseudo-row for each value in use."""
         used = torch.ones_like(counts)
-        for i, code in enumerate(self.codes):
-            if code.grid:
-                at = int(self.offset[i]) + 1
-                used[at : at + ATOMS] = (~self.atoms[self.place[code.real]].isnan()).to(used.dtype)
+        for start, code in zip(self.offset.tolist(), self.codes, strict=True):
+            if code.atoms >= 0:
+                atoms = (self.context if code.given else self.datum).atoms[code.atoms]
+                used[start + 1 : start + 1 + ATOMS] = (~atoms.isnan()).to(used.dtype)
         smoothed = (counts + 1) * used
         return torch.cat([p / p.sum() for p in smoothed.split([c.size for c in self.codes])] or [smoothed])
 
     def slices(self, n: int) -> Iterator[slice]:
         """n rows in blocks, which are whole numbers of those that a whitening sums over."""
-        size = SUMMED * max(1, NUMBERS // (SUMMED * (len(self.real) + len(self.codes))))
+        size = SUMMED * max(1, NUMBERS // (SUMMED * (self.dim + len(self.codes))))
         return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
     def blocks(self, x: Any, c: Any, weight: Tensor, noise: torch.Generator) -> Iterable[Block]:
@@ -149,13 +114,25 @@ class Joint(nn.Module):
 
     def split(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """y [N, d] with NaN where absent, at the middle of grid cells, and codes [N, m] as places in ``values``."""
-        raw = self._raw(x, c)
-        return self._reals(raw, self.dim), self._codes(raw, range(len(self.codes)))
+        y, codes = self.datum.split(x)
+        if c is not None:
+            given_y, given = self._given(c)
+            y, codes = torch.cat([given_y, y], 1), torch.cat([codes, given] if self.space.values else [given, codes], 1)
+        return y, codes + self.offset
 
     def split_given(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """The context's part of ``split``."""
-        raw = self._flat(c)
-        return self._reals(raw, self.given_dim), self._codes(raw, self.given_codes)
+        y, codes = self._given(c)
+        return y, codes + self.offset[self.given_codes]
+
+    def _given(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        y, codes = self.context.split(c)
+        if not self.merged:
+            return y, codes
+        label = torch.zeros_like(codes[:, :1])
+        for size, code in zip(self.merged, codes.T, strict=False):
+            label = label * size + code[:, None]
+        return y, torch.cat([label, codes[:, len(self.merged) :]], 1)
 
     def grid(self, given: bool = True) -> Tensor:
         """The coordinates on a grid, those of the context included or not."""
@@ -171,68 +148,12 @@ class Joint(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether no entry of y can be absent."""
-        return bool(self.atoms.isnan().all()) and not any(code.nullable and code.real >= 0 for code in self.codes)
+        return self.context.complete and self.datum.complete
 
     def join(self, y: Tensor, codes: Tensor) -> Tensor:
         """The datum x [N, *E] of y [N, d] and the codes' values [N, m] (those of the context are not read)."""
-        if self.space.values:
-            return codes[:, 0 if self.groups > 1 else -1]
-        cell = torch.where(self.step > 0, self.step, 1.0)
-        y = torch.where(self.step > 0, self.origin + ((y - self.origin) / cell).round() * cell, y)
-        if self.space.pixels:
-            x = y[:, self.given_dim :].clamp(0, (self.space.symbols or 0) - 1)
-            return x.to(self.space.dtype).reshape(-1, *self.space.event_shape)
-        x = y.new_empty(len(y), self.space.dims)
-        x[:, [j - self.width for j in self.real[self.given_dim :]]] = y[:, self.given_dim :]
-        for i, code in enumerate(self.codes):
-            if code.given:
-                continue
-            value, at = codes[:, i], (code.columns[0] if code.real < 0 else self.real[code.real]) - self.width
-            v = value.double() if code.real < 0 else x[:, at]
-            if code.grid:
-                atom = F.pad(self.atoms[self.place[code.real]], (1, 1), value=math.nan)[value]
-                v = torch.where(atom.isnan(), v, atom)
-            x[:, at] = torch.where(value == code.size - 1, math.nan, v) if code.nullable else v
-        return x.to(self.space.dtype).reshape(-1, *self.space.event_shape)
-
-    def _flat(self, part: Tensor) -> Tensor:
-        return part.to(self.step).reshape(len(part), -1)
-
-    def _raw(self, x: Tensor, c: Tensor | None) -> Tensor:
-        flat = self._flat(x)
-        return flat if c is None else torch.cat([self._flat(c), flat], 1)
-
-    def _reals(self, raw: Tensor, d: int) -> Tensor:
-        """The first d coordinates; ``raw`` itself where that is all (it is never written to)."""
-        columns = self.real[:d]
-        y = raw if columns == list(range(raw.shape[1])) else raw[:, columns]
-        for i, row in self.place.items():
-            if i < d:
-                hit = self._hit(raw, i, row).any(1)
-                y = y.clone() if y is raw else y
-                y[hit, i] = math.nan
-        return y
-
-    def _hit(self, raw: Tensor, i: int, row: int) -> Tensor:
-        """Which atom the grid coordinate i is at [N, ATOMS]."""
-        return (raw[:, self.real[i], None] - self.atoms[row]).abs() < self.step[i] / 2
-
-    def _codes(self, raw: Tensor, which: range | list[int]) -> Tensor:
-        codes = torch.zeros(len(raw), len(which), dtype=torch.int64, device=raw.device)
-        for at, i in enumerate(which):
-            code = self.codes[i]
-            value = codes[:, at]
-            if code.real < 0:
-                for j, size in zip(code.columns, code.sizes, strict=True):
-                    value.mul_(size).add_(raw[:, j].nan_to_num(nan=size - 1).long())
-            else:
-                if code.grid:
-                    hit = self._hit(raw, code.real, self.place[code.real])
-                    value.copy_(torch.where(hit.any(1), hit.long().argmax(1) + 1, 0))
-                if code.nullable:
-                    value[raw[:, self.real[code.real]].isnan()] = code.size - 1
-            value += self.offset[i]
-        return codes
+        own = codes[:, [i for i, code in enumerate(self.codes) if not code.given]]
+        return as_event(self.space, self.datum.join(y[:, self.given_dim :], own))
 
 
 @dataclass(frozen=True)
@@ -270,12 +191,3 @@ def rows_at(blocks: Iterable[Block], index: Tensor) -> list[Tensor]:
         found.append([t[index[order[slice(*ends)]] - start] for t in block if t is not None])
         start = stop
     return [torch.cat(parts)[order.argsort()] for parts in zip(*found, strict=True)]
-
-
-def _with_class(codes: list[Code], sizes: tuple[int, ...], space: Space) -> list[Code]:
-    """The label that is modelled, or else the categories of the context, as one code, the first."""
-    if not sizes:
-        return codes
-    parts = codes[-1:] if space.values else [c for c in codes if c.given and c.columns]
-    whole = Code(math.prod(sizes), parts[0].given, tuple(j for c in parts for j in c.columns), sizes)
-    return [whole, *(c for c in codes if c not in parts)]

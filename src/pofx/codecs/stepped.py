@@ -40,35 +40,37 @@ def stepped(space: Any) -> Stepped | None:
 
 @stepped.register
 def _(space: Text) -> Stepped:
-    def codec(config: Any) -> Codec:
-        return Subwords(space, config.vocabulary) if config.vocabulary else Plain(space)
-
-    def emission(config: Any, small: bool) -> Emission:
-        options = {"tied": config.tied, "marginal": config.marginal, "small": small}
-        return TokenHead(config.vocabulary or space.symbols, config.width, has_eos=space.has_eos, **options)
-
-    return Stepped(("vocabulary", "tied", "marginal"), codec, emission)
+    return Stepped(
+        ("vocabulary", "tied", "marginal"),
+        lambda o: Subwords(space, o.vocabulary) if o.vocabulary else Plain(space),
+        lambda o, small: TokenHead(
+            o.vocabulary or space.symbols, o.width, has_eos=space.has_eos, tied=o.tied, marginal=o.marginal, small=small
+        ),
+    )
 
 
 @stepped.register
 def _(space: Audio) -> Stepped:
-    def codec(config: Any) -> Codec:
-        return Predicted(space, config.prediction) if config.prediction else Plain(space, single=True)
-
-    def emission(config: Any, small: bool) -> Emission:
-        if config.prediction:
-            head: Head = LevelLogistics(space.levels, config.components, (1,), errors=True)
+    def emission(o: Any, small: bool) -> Emission:
+        if o.prediction:
+            head: Head = LevelLogistics(space.levels, o.components, (1,), errors=True)
         else:
-            head = image_head("auto", space.levels, components=config.components, sites=(1,))
-        return StepHead(Heads(side_by_side(1), [head], [[0]]), config.width, has_eos=space.has_eos)
+            head = image_head("auto", space.levels, components=o.components, sites=(1,))
+        return StepHead(Heads(side_by_side(1), [head], [[0]]), o.width, has_eos=space.has_eos)
 
-    return Stepped(("components", "prediction"), codec, emission)
+    return Stepped(
+        ("components", "prediction"),
+        lambda o: Predicted(space, o.prediction) if o.prediction else Plain(space, single=True),
+        emission,
+    )
 
 
 @stepped.register
 def _(space: Sequence) -> Stepped:
-    def emission(config: Any, small: bool) -> Emission:
-        heads = heads_for(space.step, components=config.components)
-        return StepHead(heads, config.width, hidden=config.inner_width, has_eos=space.has_eos)
-
-    return Stepped(("components", "inner_width"), lambda config: Plain(space), emission)
+    return Stepped(
+        ("components", "inner_width"),
+        lambda o: Plain(space),
+        lambda o, small: StepHead(
+            heads_for(space.step, components=o.components), o.width, hidden=o.inner_width, has_eos=space.has_eos
+        ),
+    )

@@ -229,7 +229,7 @@ class _State(ProgressColumn):
         self.room = room
 
     def render(self, task: Task) -> Words:
-        words = [visible(task.description), task.fields["valid"], task.fields["step"]]
+        words = [visible(task.description), *(task.fields[name] for name in ("stage", "valid", "step"))]
         words.append(str(timedelta(seconds=int(task.elapsed or 0))))
         while len(words) > 1 and cell_len("  ".join(filter(None, words))) > self.room:
             words.pop()
@@ -248,14 +248,16 @@ def progress(args: Output, title: str) -> Iterator[Any]:
     bars = [BarColumn(BAR)] if err.width >= 4 * BAR else []
     columns = (_State(err.width - len(bars) * (BAR + 1)), *bars)
     with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task: TaskID = bar.add_task(title, total=1.0, valid="", step="")
+        task: TaskID = bar.add_task(title, total=1.0, stage="", valid="", step="")
 
         def report(entry: dict[str, Any]) -> None:
             if "note" in entry:
                 err.print(f"· {entry['note']}")
                 return
-            if entry.get("valid") is not None:
-                bar.update(task, valid=f"valid {entry['symbol']} {entry['valid']:.3f} nats")
+            if "stage" in entry:
+                bar.update(task, stage=entry["stage"])
+            if (number := entry.get("valid", entry.get("stage_valid"))) is not None:
+                bar.update(task, valid=f"valid {entry['symbol']} {number:.3f} nats")
             if "title" in entry:
                 bar.update(task, description=entry["title"])
             done = 1.0 if "status" in entry else entry.get("progress")

@@ -196,20 +196,22 @@ def can(model: Any, ability: type[A]) -> TypeIs[A]:
 
 def ability_of(model: Any, ability: type[A], instead: type[Ability] | None = None) -> A:
     """The model, which has the ability. Raises Unsupported with the remedy: ``instead`` where it has that."""
-    if can(model, ability):
-        return model
-    if instead is not None and can(model, instead):
-        remedy = f"Ask for {instead.asked}."
-    elif isinstance(model, ability):
+    reason = why_not(type(model), ability, model.space)
+    if reason is None:
+        found: A = model
+        return found
+    remedy = "See 'pofx families'."
+    if isinstance(model, ability):
         remedy = ""  # is in the reason
-    else:
-        here, anywhere = (able(space, model.context, ability) for space in (model.space, None))
-        remedy = f"Fit one of {', '.join(here)}." if here else f"Over other data {', '.join(anywhere)} can."
-    raise Unsupported(why_not(type(model), ability, model.space) or "", remedy)
+    elif instead is not None and can(model, instead):
+        remedy = f"Ask for {instead.asked}."
+    elif names := able(model.space, model.context, ability):
+        remedy = f"Fit one of {', '.join(names)}."
+    raise Unsupported(reason, remedy)
 
 
-def able(space: Space | None, context: Space | None, ability: type[Ability] | None = None) -> list[str]:
-    """The names of all families that serve these spaces and have the ability over them; over any space without one.
+def able(space: Space, context: Space | None, ability: type[Ability] | None = None) -> list[str]:
+    """The names of all families that serve these spaces, and have the ability over them.
 
     Example:
         >>> from pofx.spaces import Text
@@ -220,8 +222,7 @@ def able(space: Space | None, context: Space | None, ability: type[Ability] | No
     for name in registry.families():
         with suppress(Exception):  # one of another package that is broken has another error of its own
             cls = registry.family(name)
-            unfit = ability is not None and not issubclass(cls, ability)
-            if space is not None and not unfit:
-                unfit = bool(cls.refuses(space, context, cls.Config()) or (ability and cls.lacks(ability, space)))
-            found += [] if unfit else [name]
+            unable = ability is not None and why_not(cls, ability, space)
+            if not (unable or cls.refuses(space, context, cls.Config())):
+                found.append(name)
     return found

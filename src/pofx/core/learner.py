@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pofx.core.errors import CorruptCheckpoint, OlderFormat, UsageError
+from pofx.core.likelihood import Likelihood
 from pofx.core.muon import Muon
 from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, Options, Range
 
@@ -363,6 +364,31 @@ class GradientLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stepper.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a fit: some of a model's weights are learned, the others stay as they are.
+
+    What it is made of is asked for when it begins: the model then has the best weights of the stages before.
+
+    Attributes:
+        name: by which the log tells of it.
+        recipe: how it is trained.
+        learner: makes what takes its steps.
+        share: of the fit's one budget; those of all stages add up to 1.
+        training_set: makes what it learns from, such as codes of a trained encoder, of the training rows x, their
+            contexts c and a generator; it may prepare a part of the model for it. None: ``Model.training_set``.
+        validate: the likelihood that tells its best weights, of validation rows x given c; what it draws comes from the
+            generator. None: that of the whole model.
+    """
+
+    name: str
+    recipe: Recipe
+    learner: Callable[[], Learner]
+    share: float = 1.0
+    training_set: Callable[[Any, Any, torch.Generator], TrainingSet] | None = None
+    validate: Callable[[Tensor, Tensor | None, torch.Generator], Likelihood] | None = None
 
 
 def steppers(learner: Learner) -> Iterable[Stepper]:

@@ -56,37 +56,29 @@ class Exact(_Printed):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LowerBound(_Printed):
-    """E[nats] <= log p(x). ``draws=0`` is deterministic; else ``mc_se`` is the error per datum."""
+class _Uncertain(_Printed):
+    """``draws=0`` is deterministic; else ``mc_se`` is the error per datum. ``shared`` is as said above."""
 
     nats: Tensor
     measure: Measure
     mc_se: Tensor
     draws: int
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class UpperBound(_Printed):
+class LowerBound(_Uncertain):
+    """E[nats] <= log p(x)."""
+
+
+class UpperBound(_Uncertain):
     """E[nats] >= log p(x)."""
 
-    nats: Tensor
-    measure: Measure
-    mc_se: Tensor
-    draws: int
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Estimate(_Printed):
+class Estimate(_Uncertain):
     """nats is near log p(x), with no one-sided guarantee; ``caveat`` names what limits it."""
 
-    nats: Tensor
-    measure: Measure
-    mc_se: Tensor
-    draws: int
     caveat: str
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,12 +122,10 @@ def make(
         return Exact(nats, measure)
     se = torch.zeros_like(nats) if mc_se is None else mc_se
     moves = {k: torch.as_tensor(v).to(nats).detach().expand(nats.shape) for k, v in (shared or {}).items()}
-    if kind is LowerBound:
-        return LowerBound(nats, measure, se, draws, moves)
-    if kind is UpperBound:
-        return UpperBound(nats, measure, se, draws, moves)
+    if kind is LowerBound or kind is UpperBound:
+        return kind(nats, measure, se, draws, shared=moves)
     if kind is Estimate:
-        return Estimate(nats, measure, se, draws, caveat, moves)
+        return Estimate(nats, measure, se, draws, caveat, shared=moves)
     raise UsageError(f"{kind.__name__} carries no number.", "Construct Unavailable(reason) directly.")
 
 
@@ -236,20 +226,14 @@ class Number(Generic[V]):
     note: str = ""
 
     def __add__(self, other: Number[V]) -> Number[V]:
-        shared = dict(self.shared)
-        for source, move in other.shared.items():
-            shared[source] = shared[source] + move if source in shared else move
+        both = {k: v + other.shared[k] for k, v in self.shared.items() if k in other.shared}
         return Number(
-            join(self.kind, other.kind),
-            self.nats + other.nats,
-            _quadrature(self.se, other.se),
-            _quadrature(self.mc_se, other.mc_se),
-            shared,
-            max(self.n, other.n),
-            max(self.draws, other.draws),
-            max(self.impossible, other.impossible),
+            join(self.kind, other.kind), self.nats + other.nats,
+            _quadrature(self.se, other.se), _quadrature(self.mc_se, other.mc_se),
+            {**self.shared, **other.shared, **both},
+            max(self.n, other.n), max(self.draws, other.draws), max(self.impossible, other.impossible),
             "; ".join(dict.fromkeys(note for note in (self.note, other.note) if note)),
-        )
+        )  # fmt: skip
 
     def __mul__(self, factor: float) -> Number[V]:
         se, mc_se = (None if v is None else v * abs(factor) for v in (self.se, self.mc_se))
@@ -324,13 +308,11 @@ class Number(Generic[V]):
 
     @property
     def _about(self) -> list[str]:
-        """What widens or undoes the number."""
+        """What widens or undoes the number; of a batch there is one of each for every entry."""
         found = [self.lost] if self.impossible else []
-        if isinstance(
-            self.nats, float
-        ):  # of tensors the one is the error that stands there, the other one of each entry
+        if torch.as_tensor(self.nats).ndim == 0 and math.isfinite(self.nats):
             found += [f"mc {self.mc_se:.2g}"] if self.mc_se and self.mc_se != self.se else []
-            found += [f"shared {self.shared_se:.2g}"] if self.shared_se and math.isfinite(self.nats) else []
+            found += [f"shared {self.shared_se:.2g}"] if self.shared_se else []
         return found
 
 
@@ -387,7 +369,7 @@ def _quadrature(a: V | None, b: V | None) -> V | None:
 
 
 def with_error(value: float, se: float | None) -> str:
-    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e9.
+    """``value ± se`` with two significant digits of the error: 85.3 ± 1.2, 0.1570 ± 0.0042; in powers of ten from 1e6.
 
     Without the error where that is not known, and infinity as its sign.
 
@@ -398,7 +380,7 @@ def with_error(value: float, se: float | None) -> str:
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "∞" if value > 0 else "−∞"
     known = se is not None and math.isfinite(se)
-    if abs(value) >= 1e9:
+    if abs(value) >= 1e6:
         return f"{value:.3g}" + (f" ± {se:.2g}" if known else "")
     if se is None or not known:
         return f"{value:.2f}"

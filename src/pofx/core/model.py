@@ -39,7 +39,7 @@ from pofx.core.space import Space, join, take
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pofx.core.learner import Learner, Recipe, TrainingSet
+    from pofx.core.learner import Learner, Recipe, Stage, TrainingSet
 
 
 R = TypeVar("R", Request, Sampler)
@@ -95,8 +95,10 @@ class Model(nn.Module):
         return tuple(kind for kind in self.samplers if self.answers(kind))
 
     def default_request(self, kind: type[Request] | None = None) -> Request:
-        """A request of this class (None: the first of ``own_estimators``) in the numbers of this model's config."""
-        return (kind or self.own_estimators[0])()
+        """A request of this class (None: the first of ``own_estimators``). What it must be told, the config says."""
+        kind = kind or self.own_estimators[0]
+        needs = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        return kind(**{name: getattr(self.config, name) for name in needs})
 
     def quick_request(self) -> Request:
         """The cheapest useful likelihood: what validation during training asks for."""
@@ -121,6 +123,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        """Further Configs of that size, by name, whose options change the mathematics: the suite checks them, too."""
+        return {}
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         """How this family is trained on ``space`` unless the user says otherwise."""
         raise NotImplementedError
@@ -134,6 +141,12 @@ class Model(nn.Module):
     def learner(self, recipe: Recipe) -> Learner:
         """Everything that differs between families in training."""
         raise NotImplementedError
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        """What a fit goes through, one after the other: the learner on the training data, unless a family has more."""
+        from pofx.core.learner import Stage
+
+        return [Stage("model", recipe, partial(self.learner, recipe))]
 
     def training_set(self, x: Any) -> TrainingSet:
         """What minibatches are drawn from: the training data x as they are, or what is made of them once."""
@@ -192,9 +205,20 @@ class Model(nn.Module):
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
+    def parts(self) -> dict[str, Model]:
+        """The models inside this one by their names in it; what is inside them is theirs."""
+        found: dict[str, Model] = {}
+        for name, module in self.named_modules():
+            if name and isinstance(module, Model) and not any(name.startswith(f"{other}.") for other in found):
+                found[name] = module
+        return found
+
     def parameter_count(self) -> int:
         """Fitted numbers: trainable parameters, or what a counting family counts."""
-        return sum(p.numel() for p in self.parameters())
+        parts = self.parts().values()
+        others = {id(p) for part in parts for p in part.parameters()}
+        own = sum(p.numel() for p in self.parameters() if id(p) not in others)
+        return own + sum(part.parameter_count() for part in parts)
 
     def __repr__(self) -> str:
         """One line; ``model.children()`` are its parts."""
@@ -275,23 +299,22 @@ class Conditional:
         """
         model = self.model
         request = _in_full(model, request, model.own_estimators, model.default_request)
+        if self.before is not None:
+            nats = self.log_probs(x, request=request).sum(-1, dtype=torch.float64)
+            _check_nats(model, nats.flatten())
+            return make(KINDS[request.kind], nats, model.space.measure)
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows.", "Give at least one datum.")
-        before, seed = self._befores(batch), seed_of(_generator(generator, model.device))
+        seed = seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
                 rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
-                if before is None:
-                    noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                    lik = model.rows_log_prob(rows, given, request, noise)
-                    parts.append(_carrying(lik, rows, given))
-                else:
-                    steps = ability_of(model, Continues)
-                    each = steps.rows_log_probs(rows, given, before[i : i + size], request)
-                    parts.append(make(KINDS[request.kind], each.sum(1, dtype=torch.float64), model.space.measure))
+                noise = RowNoise(seed, partial(self._keys, copies, rows, given))
+                lik = model.rows_log_prob(rows, given, request, noise)
+                parts.append(_carrying(lik, rows, given))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik

@@ -40,6 +40,7 @@ BUILT_IN = {
     "vae": "pofx.families.vae:Vae",
     "gan": "pofx.families.gan:Gan",
     "ddpm": "pofx.families.diffusion:Ddpm",
+    "vdm": "pofx.families.diffusion:Vdm",
     "flow-matching": "pofx.families.diffusion:FlowMatching",
     "trees": "pofx.families.trees:Trees",
     "classifier": "pofx.families.discriminative:Classifier",

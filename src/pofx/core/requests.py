@@ -106,7 +106,7 @@ class OdeLikelihood(Request, name="ode", kind="Estimate"):
         steps: of the solver [default: the model's own].
         probes: Hutchinson's, of the divergence; 0: its exact trace, in as many passes as there are dimensions
             [default: 0 in few dimensions].
-        draws: of the noise that dequantises discrete data, 0 of data that need none [default: the model's own].
+        draws: of the noise that dequantises discrete data, 0 of data that need none.
     """
 
     steps: int

@@ -13,6 +13,7 @@ A space says nothing about any data set beyond what is needed to read, check and
     Text      [L], numbers of symbols            int64     counting
     Audio     [L], levels 0 .. levels-1          int64     counting
     Sequence  [L, D], each step a table's row    float64   that of a step, again and again
+    Reals     any shape                          float64   Lebesgue
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).

@@ -12,7 +12,7 @@ from pofx.core.requests import Decoding
 from pofx.decode.beam import beam
 from pofx.decode.processors import Processor, processors
 from pofx.decode.speculative import speculative
-from pofx.decode.strategies import Decoder, Stop, stop_strings
+from pofx.decode.strategies import Decoder, stop_strings, stream
 
 
 def processor_of(decoding: Decoding) -> Processor:
@@ -20,29 +20,10 @@ def processor_of(decoding: Decoding) -> Processor:
     return processors(repetition=decoding.repetition_penalty, **{name: getattr(decoding, name) for name in names})
 
 
-def source(decoding: Decoding, generator: torch.Generator) -> torch.Generator | None:
-    """Of the draws; None where there are none."""
-    return None if decoding.greedy else generator
-
-
-def past(decoding: Decoding, line: list[Tensor]) -> Tensor:
-    """The symbols [N, t] that the processor sees; put together only where it looks at them."""
-    return line[0] if decoding.repetition_penalty is None else torch.cat(line, 1)
-
-
 def until_stop(decoding: Decoding, text: str) -> str | None:
     """The text up to the end of the first stop string in it; None where there is none."""
     ends = [text.find(s) + len(s) for s in decoding.stop if s in text]
     return text[: min(ends)] if ends else None
-
-
-def stops(decoding: Decoding, text: Callable[[list[int]], str]) -> Stop | None:
-    """Which rows end with a stop string; ``text`` spells symbols. None where there is none."""
-    if not decoding.stop:
-        return None
-    inner = stop_strings(text, decoding.stop)
-    reach = 4 * max(map(len, decoding.stop)) + 1  # symbols: each has a byte or more, and a character at most four
-    return lambda new: inner(new[:, -reach:])
 
 
 def search(decoder: Decoder, most: int, decoding: Decoding, history: Tensor, end: int | None) -> Tensor:
@@ -53,25 +34,26 @@ def search(decoder: Decoder, most: int, decoding: Decoding, history: Tensor, end
     return beam(decoder, most, decoding.beams, **how).symbols
 
 
-def drafted(
-    target: Decoder,
-    draft: Decoder,
+def drawn(
+    decoder: Decoder,
+    draft: Decoder | None,
     most: int,
     decoding: Decoding,
     generator: torch.Generator,
     history: Tensor,
+    told: Tensor,
     end: int | None,
-    stop: Stop | None,
+    text: Callable[[list[int]], str],
 ) -> Iterator[Tensor]:
-    """Symbols [N] one after the other. Arguments as for ``decode.speculative``."""
-    return speculative(
-        target,
-        draft,
-        most,
-        source(decoding, generator),
-        k=decoding.draft_symbols or 4,
-        processor=processor_of(decoding),
-        history=history,
-        end=end,
-        stop=stop,
-    )
+    """Symbols [N] one after the other, by the model and, where there is one, its draft. Arguments as for
+    ``decode.stream``; ``text`` spells symbols."""
+    stop = None
+    if decoding.stop:
+        inner, reach = stop_strings(text, decoding.stop), 4 * max(map(len, decoding.stop)) + 1
+        # reach in symbols: each has a byte or more, and a character at most four
+        stop = lambda new: inner(new[:, -reach:])  # noqa: E731
+    source = None if decoding.greedy else generator
+    options: dict[str, Any] = {"processor": processor_of(decoding), "history": history, "end": end, "stop": stop}
+    if draft is None:
+        return stream(decoder, most, source, told=told, **options)
+    return speculative(decoder, draft, most, source, k=decoding.draft_symbols or 4, **options)

@@ -1,10 +1,9 @@
 """Decoding: from a model that reads one symbol after the other to new symbols.
 
     name         what it writes
-    sample       draws of p, or of what the processors make of it (``stream``: the same, symbol by symbol)
-    greedy       the likeliest symbol, each time
+    stream       draws of p, or of what the processors make of it; or the likeliest symbol, each time
     beam         the best few sequences that a search of this width finds
-    speculative  exactly what ``sample`` draws, in fewer passes of the model, with the help of a draft model
+    speculative  exactly what ``stream`` draws, in fewer passes of the model, with the help of a draft model
 
 All see the model through ``Decoder`` alone. Symbols are int64 in 0 .. V-1; -1 stands for no symbol.
 """
@@ -60,6 +59,7 @@ def stream(
     history: Tensor | None = None,
     end: int | None = None,
     stop: Stop | None = None,
+    told: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """New symbols as they are drawn: [N] int64 per step, -1 in rows that have ended.
 
@@ -73,10 +73,21 @@ def stream(
         history: the prompt [N, t] for the processor, -1 where a row has no symbol; nothing where None.
         end: the symbol that ends a row.
         stop: given the new symbols [N, t] so far, the rows bool [N] that end here, e.g. ``stop_strings``.
+        told: of rows whose prompt goes on, its symbols [N, t], -1 where a row has no more: they stand for draws.
 
     Raises UsageError, WrongShape; BadValue where the model gives no distribution (NaN, all -inf).
+
+    Example:
+        >>> import torch
+        >>> class Counts:  # after symbol s comes s + 1, in all likelihood
+        ...     def __init__(self, last): self.last = last
+        ...     def logits(self): return 5.0 * torch.eye(4)[(self.last + 1).clamp(max=3)]
+        ...     def push(self, symbol): self.last = symbol
+        >>> collect(stream(Counts(torch.tensor([0, 1])), 5, None, end=3))
+        tensor([[ 1,  2,  3],
+                [ 2,  3, -1]])
     """
-    written = Written(decoder.logits(), most, history, end, stop)
+    written = Written(decoder.logits(), most, history, end, stop, told)
     return _stream(decoder, most, generator, processor, written)
 
 
@@ -85,7 +96,7 @@ def _stream(
     decoder: Decoder, most: int, generator: torch.Generator | None, processor: Processor, written: Written
 ) -> Iterator[Tensor]:
     for left in range(most - 1, -1, -1):
-        symbol = choose(processor(decoder.logits(), written.history), generator)
+        symbol = written.told(choose(processor(decoder.logits(), written.history), generator))
         yield written.add(symbol)
         if left == 0 or written.ended.all():
             return
@@ -95,53 +106,6 @@ def _stream(
 def collect(steps: Iterable[Tensor]) -> Tensor:
     """All symbols [N, t] of a stream of [N]."""
     return torch.stack(list(steps), 1)
-
-
-def sample(
-    decoder: Decoder,
-    most: int,
-    generator: torch.Generator,
-    *,
-    processor: Processor = UNCHANGED,
-    history: Tensor | None = None,
-    end: int | None = None,
-    stop: Stop | None = None,
-) -> Tensor:
-    """New symbols [N, t], t <= most, -1 after the end of a row. Arguments as for ``stream``.
-
-    Example:
-        >>> import torch
-        >>> class Coin:
-        ...     def logits(self): return torch.zeros(3, 2)
-        ...     def push(self, symbol): pass
-        >>> sample(Coin(), 4, torch.Generator().manual_seed(0)).shape
-        torch.Size([3, 4])
-    """
-    return collect(stream(decoder, most, generator, processor=processor, history=history, end=end, stop=stop))
-
-
-def greedy(
-    decoder: Decoder,
-    most: int,
-    *,
-    processor: Processor = UNCHANGED,
-    history: Tensor | None = None,
-    end: int | None = None,
-    stop: Stop | None = None,
-) -> Tensor:
-    """The likeliest symbol each time, [N, t], -1 after the end of a row. Arguments as for ``stream``.
-
-    Example:
-        >>> import torch
-        >>> class Counts:  # after symbol s comes s + 1, in all likelihood
-        ...     def __init__(self, last): self.last = last
-        ...     def logits(self): return 5.0 * torch.eye(4)[(self.last + 1).clamp(max=3)]
-        ...     def push(self, symbol): self.last = symbol
-        >>> greedy(Counts(torch.tensor([0, 1])), 5, end=3)
-        tensor([[ 1,  2,  3],
-                [ 2,  3, -1]])
-    """
-    return collect(stream(decoder, most, None, processor=processor, history=history, end=end, stop=stop))
 
 
 def stop_strings(text: Callable[[list[int]], str], strings: Sequence[str]) -> Stop:
@@ -173,7 +137,13 @@ class Written:
     """The symbols of N rows so far, and which rows have ended."""
 
     def __init__(
-        self, logits: Tensor, most: int, history: Tensor | None, end: int | None, stop: Stop | None = None
+        self,
+        logits: Tensor,
+        most: int,
+        history: Tensor | None,
+        end: int | None,
+        stop: Stop | None = None,
+        told: Tensor | None = None,
     ) -> None:
         n, size = logits.shape
         if most < 1:
@@ -187,18 +157,32 @@ class Written:
                 f"The history is {history.dtype} {tuple(history.shape)}; the decoder has {n} rows.",
                 f"Give int64 [{n}, t], or leave it out.",
             )
-        self.history = history  # [N, t], -1 after the end of a row
         self.ended = torch.zeros(n, dtype=torch.bool, device=logits.device)
-        self._prompt, self._end, self._stop = history.shape[1], end, stop
+        self._line = torch.nn.functional.pad(history, (0, most), value=-1)
+        self._size = self._prompt = history.shape[1]
+        self._end, self._stop, self._told = end, stop, history[:, :0] if told is None else told
+
+    @property
+    def history(self) -> Tensor:
+        """[N, t], -1 after the end of a row."""
+        return self._line[:, : self._size]
+
+    def told(self, symbol: Tensor) -> Tensor:
+        """The next symbol [N]: the one drawn, or, where the prompt goes on, its own."""
+        place = self._size - self._prompt
+        own = self._told[:, place] if place < self._told.shape[1] else symbol
+        return torch.where(own >= 0, own, symbol)
 
     def add(self, symbol: Tensor) -> Tensor:
         """Note one symbol [N] of every row; the same with -1 in rows that had ended before."""
         symbol = symbol.masked_fill(self.ended, -1)
-        self.history = torch.cat([self.history, symbol[:, None]], 1)
+        self._line[:, self._size], self._size = symbol, self._size + 1
         if self._end is not None:
             self.ended = self.ended | (symbol == self._end)
         if self._stop is not None:
-            self.ended = self.ended | self._stop(self.history[:, self._prompt :])
+            new, k = self.history[:, self._prompt :].clone(), self._told.shape[1]
+            new[:, :k].masked_fill_(self._told[:, : new.shape[1]] >= 0, -1)
+            self.ended = self.ended | self._stop(new if self._end is None else new.masked_fill(new == self._end, -1))
         return symbol
 
 

@@ -175,32 +175,30 @@ def mean_log_prob(
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
     size = torch.cat(counted)
-    return summarise(cat(grown.parts), model.space, size, weight, grown.seconds, grown.rows_per_second)
+    cost = {"seconds": grown.seconds, "rows_per_second": grown.rows_per_second}
+    return summarise(cat(grown.parts), model.space, size, weight, **cost)
 
 
-def summarise(
-    lik: Likelihood,
-    space: Space,
-    counted: Tensor,
-    weight: Tensor | None = None,
-    seconds: float = 0.0,
-    rows_per_second: float = math.nan,
-) -> Mean:
-    """The Mean of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean."""
+def summarise(lik: Likelihood, space: Space, counted: Tensor, weight: Tensor | None = None, **cost: float) -> Mean:
+    """The Mean of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean.
+
+    ``cost``: ``seconds`` and ``rows_per_second``.
+    """
     if isinstance(lik, Unavailable):
         return unavailable(lik.reason, space)
-    found, w = mean(number(lik), weight), torch.ones(len(counted)) if weight is None else weight.double()
-    return Mean(
-        **vars(found),
-        measure=space.measure,
-        dims=round(((w * counted).sum() / w.sum()).item(), 6),
-        unit=space.unit,
-        # long data are less likely than short ones: what is left after their rate
-        rate_se=mean(number(lik), weight, counted).se,
-        seconds=seconds,
-        rows_per_second=rows_per_second,
-        rows=lik,
-    )
+    rows, w = number(lik), torch.ones(len(counted)) if weight is None else weight.double()
+    # long data are less likely than short ones: the error of the rate is what is left after that
+    rate_se, dims = mean(rows, weight, counted).se, ((w * counted).sum() / w.sum()).item()
+    return _told(mean(rows, weight), space, dims=round(dims, 6), rate_se=rate_se, rows=lik, **cost)
+
+
+def unavailable(reason: str, space: Space) -> Mean:
+    """No number, and why."""
+    return _told(Number(Unavailable, math.nan, note=reason), space, dims=space.dims)
+
+
+def _told(number: Number[float], space: Space, **more: Any) -> Mean:
+    return Mean(**vars(number), measure=space.measure, unit=space.unit, **more)
 
 
 class Tally:
@@ -219,15 +217,9 @@ class Tally:
         """Of the rows so far, of which there is at least one."""
         assert self.whole is not None
         dims, se = self.space.units(torch.zeros(1)).item(), self.whole.se
-        return Mean(
-            **vars(self.whole),
-            measure=self.space.measure,
-            dims=round(dims, 6),
-            unit=self.space.unit,
-            rate_se=None if se is None else se / dims,
-            seconds=seconds,
-            rows_per_second=self.whole.n / seconds if seconds else math.nan,
-        )
+        rate_se, rate = None if se is None else se / dims, self.whole.n / seconds if seconds else math.nan
+        more = {"rate_se": rate_se, "seconds": seconds, "rows_per_second": rate}
+        return _told(self.whole, self.space, dims=round(dims, 6), **more)
 
 
 def _pooled(a: Number[float], b: Number[float]) -> Number[float]:
@@ -238,11 +230,6 @@ def _pooled(a: Number[float], b: Number[float]) -> Number[float]:
         squares = sum(0.0 if v.se is None else v.se**2 * v.n * (v.n - 1) for v in (a, b))
         se = math.sqrt((squares + (a.nats - b.nats) ** 2 * a.n * b.n / n) / n / (n - 1))
     return dataclasses.replace(a * (a.n / n) + b * (b.n / n), se=se, n=n, impossible=impossible)
-
-
-def unavailable(reason: str, space: Space) -> Mean:
-    """No number, and why."""
-    return Mean(kind=Unavailable, nats=math.nan, measure=space.measure, dims=space.dims, unit=space.unit, note=reason)
 
 
 def verdicts(
@@ -259,21 +246,18 @@ def verdicts(
         [a][b] -> verdict of a against b ("better", "worse", "undecided"), nats (mean of a - b), se (None where it is
         not known), sign (of a difference beyond its error, else 0), n, why.
     """
-    return {a: {b: _verdict(sa, sb, weight, z) for b, sb in means.items() if b != a} for a, sa in means.items()}
+    return {a: {b: _verdict(ma, mb, weight, z) for b, mb in means.items() if b != a} for a, ma in means.items()}
 
 
 def _verdict(a: Mean, b: Mean, weight: Tensor | None, z: float) -> dict[str, Any]:
+    n, reason = min(a.n, b.n), a.note if a.rows is None else b.note
+    found = Comparison("undecided", math.nan, None, 0, reason or "the likelihood per row is not known")
     if a.rows is None or b.rows is None:
-        reason = a.note if a.rows is None else b.note
-        return _plain(Comparison("undecided", math.nan, None, 0, reason or "the likelihood per row is not known"), 0)
-    n = min(a.n, b.n)
-    ours, theirs = per_row(lambda t: t[:n], a.rows), per_row(lambda t: t[:n], b.rows)
-    return _plain(compare(ours, theirs, z=z, weight=None if weight is None else weight[:n]), n)
-
-
-def _plain(c: Comparison, n: int) -> dict[str, Any]:
-    found = {"verdict": c.verdict, "nats": encode(c.nats), "se": None if c.se is None else encode(c.se)}
-    return found | {"sign": c.sign, "n": n, "why": c.why}
+        n = 0
+    else:
+        ours, theirs = (per_row(lambda t: t[:n], rows) for rows in (a.rows, b.rows))
+        found = compare(ours, theirs, z=z, weight=None if weight is None else weight[:n])
+    return {k: encode(v) for k, v in vars(found).items()} | {"n": n}
 
 
 def beyond(pair: Mapping[str, Any] | None) -> int:

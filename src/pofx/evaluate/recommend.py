@@ -238,24 +238,26 @@ def _and(words: Sequence[str]) -> str:
 # -- figures of a row --------------------------------------------------------------------------------------
 
 
-def _get(row: Row | None, *path: str) -> Any:
-    """A nested entry, or None where any step is missing or was not available."""
-    node: Any = row
+def get(node: Any, *path: str) -> Any:
+    """A nested entry (of lists, by number), or None where a step is missing or was not available."""
     for key in path:
-        node = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(node, list):
+            node = node[int(key)] if int(key) < len(node) else None
+        else:
+            node = node.get(key) if isinstance(node, Mapping) else None
     return node
 
 
 def _nats(row: Row) -> float:
-    return decode(_get(row, "likelihood", "nats"))
+    return decode(get(row, "likelihood", "nats"))
 
 
 def _kind(row: Row) -> str:
-    return str(_get(row, "likelihood", "kind") or Unavailable.__name__)
+    return str(get(row, "likelihood", "kind") or Unavailable.__name__)
 
 
 def _needs_number(row: Row) -> str | None:
-    return f"no likelihood ({_get(row, 'likelihood', 'note')})" if _kind(row) == Unavailable.__name__ else None
+    return f"no likelihood ({get(row, 'likelihood', 'note')})" if _kind(row) == Unavailable.__name__ else None
 
 
 def _needs_finite(row: Row) -> str | None:
@@ -284,33 +286,33 @@ def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
         return promises[0]
     if (kinds[0] == UpperBound.__name__) != (kinds[1] == UpperBound.__name__):
         return False
-    sign = beyond(_get(verdicts, a["family"], b["family"]))
+    sign = beyond(get(verdicts, a["family"], b["family"]))
     return sign < 0 if kinds[0] == UpperBound.__name__ else sign > 0
 
 
 def _measured(*path: str) -> Callable[[Row], str | None]:
     def lacks(row: Row) -> str | None:
-        return None if _get(row, *path) is not None else "not measured"
+        return None if get(row, *path) is not None else "not measured"
 
     return lacks
 
 
 def _cut(row: Row) -> str | None:
     """Samples cut short say nothing of how fast whole ones are drawn."""
-    cut = _get(row, "sampling", "cut")
+    cut = get(row, "sampling", "cut")
     return None if cut is None else f"in its time only the first {cut:,} steps of each could be drawn"
 
 
 def _cut_alike(beats: Callable[[Row, Row, Verdicts], bool]) -> Callable[[Row, Row, Verdicts], bool]:
     """Only among samples of which all were whole, or cut at one length."""
-    return lambda a, b, found: _get(a, "sampling", "cut") == _get(b, "sampling", "cut") and beats(a, b, found)
+    return lambda a, b, found: get(a, "sampling", "cut") == get(b, "sampling", "cut") and beats(a, b, found)
 
 
 def _by_factor(factor: float, *path: str, less: bool = False) -> Callable[[Row, Row, Verdicts], bool]:
     """More (or less) by more than ``factor``: what timings of one run on a shared machine can tell."""
 
     def beats(a: Row, b: Row, _: Verdicts) -> bool:
-        x, y = float(_get(a, *path)), float(_get(b, *path))
+        x, y = float(get(a, *path)), float(get(b, *path))
         return x * factor < y if less else x > y * factor
 
     return beats
@@ -337,25 +339,25 @@ def _copying(row: Row) -> tuple[float, float]:
 
 
 def _probe(row: Row) -> tuple[float, float]:
-    found = _get(row, "latents", "probe", "accuracy")
+    found = get(row, "latents", "probe", "accuracy")
     return (math.nan, math.nan) if found is None else (found, row["latents"]["probe"]["se"])
 
 
-def _detections(row: Row) -> list[Row]:
+def detections(row: Row) -> list[Row]:
     return [d for d in row.get("outliers") or [] if "auroc" in d]
 
 
-def _outliers(row: Row) -> tuple[float, float]:
+def mean_auroc(row: Row) -> tuple[float, float]:
     """Mean AUROC over the kinds of outliers."""
-    found = _detections(row)
+    found = detections(row)
     n = len(found)
     return sum(d["auroc"] for d in found) / n, math.sqrt(sum(d["se"] ** 2 for d in found)) / n
 
 
 def _latents_figure(row: Row) -> str:
-    probe, active = _get(row, "latents", "probe"), _get(row, "latents", "usage", "active")
+    probe, active = get(row, "latents", "probe"), get(row, "latents", "usage", "active")
     used = f", {active} of {row['latents']['usage']['dims']} dimensions active" if active is not None else ""
-    if _get(probe, "accuracy") is None:
+    if get(probe, "accuracy") is None:
         return f"has latents{used}"
     return f"probe {probe['accuracy']:.1%} ± {probe['se']:.1%} (raw features {probe['raw_accuracy']:.1%}){used}"
 
@@ -430,9 +432,9 @@ NEEDS: dict[str, Need] = {
     ),
     "outliers": Need(
         "outlier detection",
-        lambda r: _needs_number(r) or (None if _detections(r) else "not measured"),
-        _by_error(_outliers),
-        lambda r: f"AUROC {_plus(_outliers(r))}",
+        lambda r: _needs_number(r) or (None if detections(r) else "not measured"),
+        _by_error(mean_auroc),
+        lambda r: f"AUROC {_plus(mean_auroc(r))}",
     ),
     "small": Need(
         "few parameters",

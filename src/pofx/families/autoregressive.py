@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import encoder
-from pofx.nn.sites import Heads, ImageKind, has_heads, heads_for, mixes
+from pofx.nn.sites import Heads, ImageKind, Steps, has_heads, heads_for, mixes
 
 Order = Literal["raster", "reverse", "random"]
 MOST_ORDERS = at_least(1, 1024)
@@ -52,15 +52,6 @@ class AutoregressiveConfig(Options):
     head: ImageKind = "auto"
     components: int = 8
     atoms: int = 64
-
-
-class Steps(Protocol):
-    """A visit of the sites in order: see ``nn.causal.IncrementalSampler``."""
-
-    order: list[int]
-
-    def params(self) -> Tensor: ...
-    def push(self, features: Tensor) -> None: ...
 
 
 class Autoregressive(Model, Completes):
@@ -144,23 +135,12 @@ class Autoregressive(Model, Completes):
         for k in which.unique().tolist():
             rows = (which == k).nonzero()[:, 0]
             walk = self.walk(len(rows), None if h is None else h[rows], k)
-            none = torch.zeros(len(rows), self.heads.sites, dtype=torch.bool, device=self.device)
-            values[rows] = self._visited(walk, values[rows], none, generator)
+            values[rows] = self.heads.visit(walk, values[rows], generator)
         return self.heads.event(values)
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
         values, walk = self.heads.values(x).double(), self.walk(len(x), self._encode(c), 0)
-        return self.heads.event(self._visited(walk, values, known.reshape(len(x), -1), generator))
-
-    def _visited(self, walk: Steps, values: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
-        """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
-        values = values.clone()
-        for i in walk.order:
-            head = self.heads.site(i)
-            drawn = head.sample(walk.params(), generator)
-            values[:, i] = torch.where(known[:, i], values[:, i], drawn)
-            walk.push(head.embed(values[:, i]))
-        return values
+        return self.heads.event(self.heads.visit(walk, values, generator, known.reshape(len(x), -1)))
 
     def width_per_row(self) -> int:
         """Numbers in the largest array that a pass holds per row."""

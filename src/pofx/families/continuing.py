@@ -28,9 +28,8 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, Options, at_least
 from pofx.core.requests import Decoding, ExactLikelihood, Request, Sampler, StepByStep, Tokenised, Windowed
 from pofx.core.space import Ragged, Space
-from pofx.decode.decoding import drafted, past, processor_of, search, source, stops, until_stop
+from pofx.decode.decoding import drawn, search, until_stop
 from pofx.decode.net import NetDecoder
-from pofx.decode.strategies import choose
 from pofx.families.stepwise import Stepwise
 from pofx.nn.emission import Emission, TokenHead
 from pofx.spaces import Text
@@ -244,7 +243,7 @@ class Continuing(Stepwise, Continues, Decodes):
         u = self._begun(before)
         if n > sampler.beams:
             raise UsageError(f"{sampler.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
-        found = search(self._decoder(u, c, sampler), self._most(sampler), sampler, u, self._end)
+        found = search(self._decoder(u, c, self._most(sampler)), self._most(sampler), sampler, u, self._end)
         best = self._told(found[0, :n])
         best = best[:, : max(1, int((best >= 0).sum(1).max()))]
         return self._spelled(best, sampler, u.expand(n, -1))
@@ -305,46 +304,23 @@ class Continuing(Stepwise, Continues, Decodes):
         Rows begin together: while one still has steps given, the others draw theirs.
         """
         filled, given = self.emission.filled, (~self.emission.filled(u)).sum(1)
-        decoding = sampler if isinstance(sampler, Decoding) else None
-        stop = None if decoding is None else stops(decoding, self._spell)
-        if decoding is not None and decoding.draft is not None:
-            target, draft = (m._decoder(u, c, sampler) for m in (self, self._checked(decoding.draft)))
-            drawn = drafted(target, draft, self._most(sampler), decoding, generator, u, self._end, stop)
-            yield from map(self._told, drawn)
-            return
         together, whole = int(given.min()), int(given.max()) + self._most(sampler)
-        reader, line = self.reader(len(u), self.encoded(c), whole, self.stride), [u[:, : together + 1]]
-        y, over = reader.read(line[0])[:, -1], torch.zeros(len(u), dtype=torch.bool, device=u.device)
-        if decoding is None and not self.has_eos and together == int(given.max()):  # whatever is drawn comes next
-            for t in range(together + 1, whole + 1):
-                step = self.emission.sample(y, generator).to(u.dtype)
-                yield step
-                if t < whole:
-                    y = reader.read(step[:, None])[:, -1]
+        if isinstance(sampler, Decoding):
+            yield from map(self._told, self._decoded(u, c, sampler, together, whole, generator))
             return
+        free = not self.has_eos and together == int(given.max())  # whatever is drawn comes next
+        over, step = torch.zeros_like(given, dtype=torch.bool), u[:, : together + 1]
+        reader = self.reader(len(u), self.encoded(c), whole, self.stride)
         for t in range(together + 1, whole + 1):
-            step = self._draw(y, line, decoding, generator).to(u.dtype)[:, None]
-            if t < u.shape[1]:
-                step = torch.where(_like(t <= given, step), u[:, t : t + 1], step)
-            over = over | filled(step)[:, 0]
-            step = torch.where(_like(over, step), self.emission.fill, step).to(u.dtype)
+            step = self.emission.sample(reader.read(step)[:, -1], generator).to(u.dtype)[:, None]
+            if not free:
+                if t < u.shape[1]:
+                    step = torch.where(_like(t <= given, step), u[:, t : t + 1], step)
+                over = over | filled(step)[:, 0]
+                step = torch.where(_like(over, step), self.emission.fill, step).to(u.dtype)
             yield step[:, 0]
-            if decoding is not None:
-                line.append(step)
-            if stop is not None:
-                new = torch.cat(line[1:], 1)
-                told = together + 1 + torch.arange(new.shape[1], device=u.device) <= given[:, None]
-                over = over | stop(new.masked_fill(told, -1))
-            if t == whole or bool(over.all()):
-                break
-            y = reader.read(step)[:, -1]
-
-    def _draw(self, y: Tensor, line: list[Tensor], decoding: Decoding | None, generator: torch.Generator) -> Tensor:
-        """A step [N, ...] given the net's output y [N, width] after ``line``."""
-        if decoding is None:
-            return self.emission.sample(y, generator)
-        logits = processor_of(decoding)(self._head.logits(y), past(decoding, line))
-        return self._told(choose(logits, source(decoding, generator)))
+            if not free and bool(over.all()):
+                return
 
     # -- texts: symbols that decoding knows ------------------------------------------------------------------
 
@@ -389,9 +365,20 @@ class Continuing(Stepwise, Continues, Decodes):
             row[self._text.after_first(row, sampler.stop) :] = -1
         return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
-    def _decoder(self, u: Tensor, c: Tensor | None, sampler: StepByStep) -> NetDecoder:
+    def _decoded(
+        self, u: Tensor, c: Tensor | None, decoding: Decoding, together: int, whole: int, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Symbols [N] one after the other, up to so many, after so many of ``u`` that all rows have."""
+        begun, told = u[:, : 1 + together], u[:, 1 + together :]
+        most, draft = whole - together, None
+        if decoding.draft is not None:
+            draft = self._checked(decoding.draft)._decoder(begun, c, most)
+        decoder = self._decoder(begun, c, most)
+        return drawn(decoder, draft, most, decoding, generator, begun, told, self._end, self._spell)
+
+    def _decoder(self, u: Tensor, c: Tensor | None, most: int) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
-        return NetDecoder(self.net, self._head, u, self._most(sampler), self.encoded(c), self.stride)
+        return NetDecoder(self.net, self._head, u, most, self.encoded(c), self.stride)
 
     def _checked(self, draft: Model) -> Continuing:
         """The draft, which must read and write what this model does."""

@@ -2,7 +2,7 @@
 
     p(x | c) = P(codes | c) p(y | codes, c) |dy / dx|
 
-``transforms.preprocess`` splits a row into discrete codes and a real vector y; a masked autoregressive net
+``codecs.real`` splits a row into discrete codes and a real vector y; a masked autoregressive net
 models the codes exactly; the family models y given a vector h that holds the codes and the context. The
 kind is the join of the preprocessing's (exact only for complete real columns, else a lower bound) and the
 family's own.
@@ -36,6 +36,7 @@ from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import encoder
 from pofx.nn.sites import heads_for
 from pofx.spaces import Category, Image, Label, Table
+from pofx.transforms.base import Noise
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ class Continuous(Model):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space, context):
             return reason
-        if not isinstance(space, Table | Image):
+        if not (space.columns or space.pixels) or space.values:
             return "it models a density on R^d. Fit a classifier for labels."
-        if isinstance(space, Table) and all(isinstance(c, Category) for c in space.columns):
+        if not space.pixels and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
         if context is not None and not isinstance(context, Table | Label | Image):
             return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
@@ -95,9 +96,9 @@ class Continuous(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if not isinstance(space, Image):
+        if not space.pixels:
             yield "logit"
-        if not isinstance(space, Table | Image):
+        if not (space.columns or space.pixels):
             return
         pre = preprocess(space)
         if not pre.code_sizes:
@@ -142,20 +143,14 @@ class Continuous(Model):
             raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
         if k == 0:
             return self._one_draw(self.split(x), e, request, noise)
-        each = [number(self._one_draw(self.noisy_split(x, noise), e, request, noise)) for _ in range(k)]
+        each = [number(self._one_draw(self.split(x, noise), e, request, noise)) for _ in range(k)]
         total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
         kind = join(self.preprocess.kind, total.kind)
         return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
 
-    def noisy_split(self, x: Tensor, noise: RowNoise) -> Parts:
-        """Codes and y of rows x [N, *E] under one draw of the noise."""
-        u = noise.rand(self.dim).to(x.device) if self.preprocess.uniform else None
-        e = noise.randn(self.dim).to(x.device) if self.preprocess.normal else None
-        return self.split(x, u, e)
-
-    def split(self, x: Tensor, u: Tensor | None = None, e: Tensor | None = None) -> Parts:
+    def split(self, x: Tensor, noise: Noise | None = None) -> Parts:
         """``preprocess.split`` with y of the nets' dtype."""
-        parts = self.preprocess.split(x, u, e)
+        parts = self.preprocess.split(x, noise)
         return replace(parts, y=parts.y.to(next(self.parameters()).dtype))
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -176,10 +171,7 @@ class Continuous(Model):
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""
-        pre, e = self.preprocess, self.encode_context(batch.c)
-        u = batch.rand(self.dim, generator=generator) if pre.uniform else None
-        z = batch.randn(self.dim, generator=generator) if pre.normal else None
-        parts = self.split(batch.x, u, z)
+        e, parts = self.encode_context(batch.c), self.split(batch.x, BatchNoise(batch, generator))
         loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
         if self.codes is None:
             return {"loss": loss}
@@ -194,6 +186,20 @@ class Continuous(Model):
         known = [] if self.codes is None else [self.codes.embed(codes)]
         known += [] if e is None else [e]
         return torch.cat(known, 1) if known else None
+
+
+@dataclass(frozen=True)
+class BatchNoise:
+    """The noise of a training batch, from one generator for all processes."""
+
+    batch: Batch
+    generator: torch.Generator
+
+    def rand(self, *shape: int) -> Tensor:
+        return self.batch.rand(*shape, generator=self.generator)
+
+    def randn(self, *shape: int) -> Tensor:
+        return self.batch.randn(*shape, generator=self.generator)
 
 
 class Codes(nn.Module):
@@ -220,10 +226,5 @@ class Codes(nn.Module):
         return self.heads.log_prob(self.net(self.embed(codes), e), codes).sum(-1)
 
     def sample(self, n: int, e: Tensor | None, generator: torch.Generator) -> Tensor:
-        walk = self.net.walk(n, e)
-        codes = torch.empty(n, len(self.heads.params), dtype=torch.int64, device=self.net.out.weight.device)
-        for i in walk.order:
-            head = self.heads.site(i)
-            codes[:, i] = head.sample(walk.params(), generator).long()
-            walk.push(head.embed(codes[:, i]))
-        return codes
+        codes = torch.empty(n, self.heads.sites, dtype=torch.int64, device=self.net.out.weight.device)
+        return self.heads.visit(self.net.walk(n, e), codes, generator)

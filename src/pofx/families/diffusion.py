@@ -2,14 +2,15 @@
 
     z_t = alpha_t y + sigma_t eps,   eps ~ N(0, I)        (paths/schedule.py)
 
-                    path             predicts    weighting   from
-    ddpm            cosine           v           vlb         Ho et al. 2020; Kingma et al. 2021
-    flow-matching   straight lines   velocity    flat        Lipman et al. 2023
+                    path             predicts    times, weighting       from
+    ddpm            chain of 1000    eps         uniform, simple        Ho et al. 2020
+    vdm             cosine           v           log-snr, likelihood    Kingma et al. 2021
+    flow-matching   straight lines   velocity    uniform, flat          Lipman et al. 2023
 
-The two are presets: every option of one is open to the other, both sample by the same samplers, and both
-have the same two likelihoods (paths/likelihood.py), a variational bound and an estimate by the probability
-flow ODE. DDPM as published is schedule=linear-beta, predict=eps, weighting=simple, sampled by "ancestral";
-our defaults reach a higher likelihood in fewer steps.
+All are presets of one implementation: every option of one is open to the others, they sample by the same samplers, and
+have the same two likelihoods (paths/likelihood.py), a variational bound and an estimate by the probability flow ODE.
+``ddpm`` is as published; ``vdm`` reaches a higher likelihood in fewer steps, and as flow-matching starts from the
+Gaussian of the data.
 """
 
 from __future__ import annotations
@@ -22,39 +23,51 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.real import preprocess
 from pofx.core.abilities import HasNoisedScore
-from pofx.core.errors import UsageError
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import POSITIVE
-from pofx.core.requests import SOLVERS, OdeLikelihood, Request, Sampler, VariationalBound
+from pofx.core.options import POSITIVE, at_least
+from pofx.core.requests import SOLVERS, Ancestral, OdeLikelihood, Request, Sampler, VariationalBound
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
-from pofx.paths.predict import Denoiser, error_in_eps, point, target
-from pofx.paths.samplers import SAMPLERS
-from pofx.paths.schedule import SCHEDULES
-from pofx.spaces import Image
+from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, PathObjective
+from pofx.paths.predict import PREDICTIONS, Denoiser, point
+from pofx.paths.samplers import Callback, sample
+from pofx.paths.schedule import SCHEDULES, Chain, Schedule
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
+ScheduleName = Literal["cosine", "ddpm", "linear-beta", "exploding", "linear"]
+PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
+TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
+WeightingName = Literal["likelihood", "simple", "edm", "flat"]
+
+
 @dataclass(frozen=True)
 class PathConfig(ContinuousConfig):
-    """Options of both presets.
+    """Options of all presets.
 
     Attributes:
-        schedule: the path.
+        schedule: the path; "ddpm" is the chain of Ho et al. 2020.
+        betas: steps of that chain.
         predict: what the network predicts.
-        weighting: of the squared error in training. "vlb": as in the variational bound, noise levels even
-            in the log SNR; "simple": that of eps, "flat": that of the prediction itself, times even in t.
+        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all.
+        times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
+            ("log-normal"), or even in the angle of the cosine path.
+        weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
+            that of Karras et al. 2022 ("edm"), or as the plain squared error of the prediction has it ("flat").
+        coupling: the noise that a datum gets in training: any, or within each batch the nearest by optimal transport.
         smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
         largest: the same at the noise's end.
         net: "auto" is a U-Net for images with sides of at least 8, else an MLP.
@@ -68,9 +81,13 @@ class PathConfig(ContinuousConfig):
         score_noise: of ``noised_score`` where it names none.
     """
 
-    schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "cosine"
-    predict: Literal["v", "eps", "x0", "velocity", "score"] = "v"
-    weighting: Literal["vlb", "simple", "flat"] = "vlb"
+    schedule: ScheduleName = "cosine"
+    betas: int = 1000
+    predict: PredictionName = "v"
+    start: Literal["gaussian", "none"] = "gaussian"
+    times: TimesName = "log-snr"
+    weighting: WeightingName = "likelihood"
+    coupling: Literal["independent", "optimal"] = "independent"
     smallest: float = 1e-3
     largest: float = 80.0
     net: Literal["auto", "mlp", "unet"] = "auto"
@@ -82,7 +99,7 @@ class PathConfig(ContinuousConfig):
     draws: int = 32
     score_noise: float = 0.1
 
-    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE}
+    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE, "betas": at_least(25)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,53 +120,62 @@ class PathModel(Continuous, HasNoisedScore):
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
-        self.ends: dict[str, Any] = {"smallest": config.smallest, "largest": config.largest}
+        if config.schedule == "ddpm":
+            self.schedule: Schedule = Chain(config.betas)
+        else:
+            self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
+        self.path_objective = PathObjective(
+            TIMES[config.times], WEIGHTINGS[config.weighting], COUPLINGS[config.coupling]
+        )
         if self.convolves(config, space):
-            assert isinstance(space, Image)
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
             patch = 2 if _side(space) >= 16 else 1
             levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-            self.net: nn.Module = UNet(space.channels, config.channels, levels, config.blocks, patch, self.width)
+            self.net: nn.Module = UNet(self.shape[0], config.channels, levels, config.blocks, patch, self.width)
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
-        self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
+        self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     @classmethod
     def convolves(cls, config: PathConfig, space: Space) -> bool:
         """Is the network a U-Net?"""
-        large = isinstance(space, Image) and _side(space) >= 8
+        large = _side(space) >= 8
         return config.net == "unet" or (config.net == "auto" and large)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.net == "unet" and not isinstance(space, Image):
+        if config.net == "unet" and not space.pixels:
             return "a U-Net is for images. Leave net at auto."
+        if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
+            return "optimal coupling makes noise depend on what is given. Leave coupling at independent."
         return super().refuses(space, context, config)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
+        yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
         yield "hidden" if cls.convolves(config, space) else "channels"
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(
-            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=16, draws=16
+            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=8, draws=16
         )
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        if isinstance(space, Image):
+        if space.pixels:
             return Recipe(batch=64, lr=1e-3, clip=1.0, ema=0.998)
         return Recipe(batch=256, lr=3e-3, clip=1.0, ema=0.998)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
+        if self.config.start == "none":
+            return
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
-        y = self.noisy_split(some, RowNoise.by_place(len(some), generator)).y
+        y = self.split(some, RowNoise.by_place(len(some), generator)).y
         self.gaussian.fit(y, None if weight is None else weight[rows])
 
     def rows_per_pass(self) -> int:
@@ -160,46 +186,29 @@ class PathModel(Continuous, HasNoisedScore):
         """The denoiser of rows y [N, *shape] given h [N, width]."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
-        return Denoiser(net, self.schedule, c.predict, self.gaussian, dtype)
+        start = self.gaussian if c.start == "gaussian" else None
+        return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean weighted squared error over the dimensions, [B].
-
-        Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1). Each datum is noised by
-        eps and by -eps: where there is little noise the network sees nearly the same twice, and what is no
-        signal in its gradient cancels.
-        """
-        c = self.config
+        """Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
         y, eps = y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
         shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
         u = (batch.start + torch.arange(len(y), device=y.device) + shift) / max(batch.total, len(y))
-        first, last = (-2 * math.log(v) for v in (c.largest, c.smallest))
-        if c.weighting == "vlb":
-            t = self.schedule.time(first + u * (last - first))
-        else:
-            begin, end = self.schedule.time(torch.tensor([first, last], dtype=torch.float64)).tolist()
-            t = begin + u * (end - begin)
-        p = point(self.schedule, t, y)
-        scale = 1.0 if c.weighting == "flat" else error_in_eps(c.predict, p)
-        denoiser, losses = self.denoiser(h), []
-        for noise in (eps, -eps):
-            miss = denoiser.prediction(p.alpha * y + p.sigma * noise, p) - target(c.predict, y, noise, p)
-            losses.append((scale * miss).square().flatten(1).mean(1))
-        return (losses[0] + losses[1]) / 2
+        return self.path_objective(self.denoiser(h), y, eps, u)
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
     def default_request(self, kind: type[Request] | None = None) -> Request:
         config, noisy = self.config, self.preprocess.kind is not Exact
         if kind is not OdeLikelihood:
-            return VariationalBound(config.draws)
+            return super().default_request(kind)
         probes = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
         return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
 
     def quick_request(self) -> Request:
-        return VariationalBound(draws=2 if isinstance(self.space, Image) else 8)
+        return VariationalBound(draws=2 if self.space.pixels else 8)
 
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
         return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
@@ -212,10 +221,10 @@ class PathModel(Continuous, HasNoisedScore):
         denoise = self.denoiser(self.given_codes(codes, e))
 
         def draw(u: Tensor) -> Tensor:
-            parts = self.noisy_split(x, noise)
+            parts = self.split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
-            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps, **self.ends)
+            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
             return nats + parts.log_jacobian
 
         nats, se = stratified(draw, request.draws, noise)
@@ -232,15 +241,24 @@ class PathModel(Continuous, HasNoisedScore):
         asking = [y, *self.parameters(), *([] if h is None else [h])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
         denoise = self.denoiser(h)
-        nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph, **self.ends)
+        nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph)
         trace = f"Hutchinson's divergence, {probes} probes a solution" if probes else "exact divergence"
-        caveat = f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {self.config.smallest:g}"
+        caveat = (
+            f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {self.schedule.smallest:g}"
+        )
         return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)
 
     # -- samples and score ----------------------------------------------------------------------------------
 
-    def draw(self, n: int, h: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
-        times = self.schedule.times(sampler.steps, **self.ends)
+    def draw(
+        self,
+        n: int,
+        h: Tensor | None,
+        sampler: Any,
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        times = self.schedule.times(sampler.steps)
         start = self.schedule(times[0])
 
         def normal() -> Tensor:
@@ -248,22 +266,27 @@ class PathModel(Continuous, HasNoisedScore):
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = SAMPLERS[sampler.name](self.denoiser(h), self.schedule, times, z, generator)
+        z = sample(sampler.name, self.denoiser(h), self.schedule, times, z, generator, callback)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
     def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
         """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
-        noise = self.config.score_noise if noise is None else noise
-        if not self.config.smallest <= noise <= self.config.largest:
+        if self.config.coupling == "optimal":
+            raise Unsupported(
+                "Optimal coupling leaves a denoiser of the flow, which is not that of the data.",
+                "Fit with coupling=independent.",
+            )
+        noise, path = self.config.score_noise if noise is None else noise, self.schedule
+        if not path.smallest <= noise <= path.largest:
             raise UsageError(
-                f"{self.name} has seen noise from {self.config.smallest:g} to {self.config.largest:g}, not {noise:g}.",
+                f"{self.name} has seen noise from {path.smallest:g} to {path.largest:g}, not {noise:g}.",
                 "Ask for noise within.",
             )
         y = self.split(x).y.double()
-        t = self.schedule.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
+        t = path.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
-            denoised = self.denoiser(self.encode_context(c))(self.schedule(t).alpha.item() * y, t)
+            denoised = self.denoiser(self.encode_context(c))(path(t).alpha.item() * y, t)
         return (denoised - y) / (noise**2 * self.preprocess.scale)
 
 
@@ -280,24 +303,50 @@ class NoisyMlp(nn.Module):
         return self.mlp(y, level if h is None else torch.cat([level, h], 1))
 
 
-def _side(space: Image) -> int:
-    return min(space.height, space.width)
+def _side(space: Space) -> int:
+    """The shorter one of an image, in pixels; none of anything else."""
+    return min(space.pixels[:2]) if space.pixels else 0
+
+
+@dataclass(frozen=True)
+class DdpmConfig(PathConfig):
+    """Options of ``ddpm``: those of ``PathConfig``."""
+
+    schedule: ScheduleName = "ddpm"
+    predict: PredictionName = "eps"
+    start: Literal["gaussian", "none"] = "none"
+    times: TimesName = "uniform"
+    weighting: WeightingName = "simple"
+    sample_steps: int = 1000
 
 
 class Ddpm(PathModel):
-    """Variance-preserving diffusion, trained on its variational bound."""
+    """A chain of small steps, undone one by one."""
 
     name = "ddpm"
-    summary = "a network that removes Gaussian noise step by step"
+    summary = "a network that finds the noise in data, taken away in a thousand steps"
     paper = "Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models"
+    samplers = (Ancestral, *(s for s in SOLVERS if s is not Ancestral))
+    Config = DdpmConfig
+
+
+class Vdm(PathModel):
+    """Variance-preserving diffusion, trained on its variational bound."""
+
+    name = "vdm"
+    summary = "a network that removes Gaussian noise, trained on its bound of the likelihood"
+    paper = "Kingma, Salimans, Poole & Ho 2021, Variational diffusion models"
     Config = PathConfig
 
 
 @dataclass(frozen=True)
 class FlowMatchingConfig(PathConfig):
-    schedule: Literal["cosine", "linear-beta", "exploding", "linear"] = "linear"
-    predict: Literal["v", "eps", "x0", "velocity", "score"] = "velocity"
-    weighting: Literal["vlb", "simple", "flat"] = "flat"
+    """Options of ``flow-matching``: those of ``PathConfig``."""
+
+    schedule: ScheduleName = "linear"
+    predict: PredictionName = "velocity"
+    times: TimesName = "uniform"
+    weighting: WeightingName = "flat"
 
 
 class FlowMatching(PathModel):

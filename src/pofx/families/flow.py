@@ -1,5 +1,5 @@
-"""Normalising flows: p(y | h) = N(f(y; h); 0, I) |det df/dy| with f a chain of invertible transforms, and N of the
-tails in ``nn.tails``: no value is out of the question.
+"""Normalising flows: p(y | h) = p(f(y; h)) |det df/dy| with f a chain of invertible transforms, and p a base density
+(``transforms.bases``): a normal, Student's t, a mixture, or any model of reals.
 
     realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
     maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
@@ -12,7 +12,9 @@ sets out from the full-covariance Gaussian, not from independent entries.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, Literal
 
 import torch
@@ -20,18 +22,20 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pofx.core.abilities import Encodes, HasScore
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
-from pofx.core.model import serving
+from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
-from pofx.nn.tails import lengthen, normal_log_prob
 from pofx.spaces import Image
-from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Transform
+from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Split, Transform
+from pofx.transforms.bases import Base, BaseKind, OfModel
+from pofx.transforms.bases import base as base_of
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
 from pofx.transforms.spline import MOST_BINS, Spline
@@ -48,42 +52,69 @@ class FlowConfig(ContinuousConfig):
         hidden: width of the nets.
         blocks: hidden layers of a masked net, residual blocks of a coupling net.
         linear_up_to: largest d that gets linear layers: the one that starts as a whitening, and those of ``nsf``.
+        base: the density that samples start from. "student" has learned degrees of freedom, for heavy tails;
+            "mixture" learned normals, for modes that are far apart.
+        components: of the mixture.
     """
 
     layers: int = 5
     hidden: int = 128
     blocks: int = 2
     linear_up_to: int = 1024
+    base: BaseKind = "normal"
+    components: int = 8
 
     ranges = {"linear_up_to": AMOUNT}
 
 
 class Flow(Continuous, Encodes, HasScore):
-    """Base of the flows: a subclass gives ``layers()``."""
+    """What the flows share: a subclass gives ``layers()``.
+
+    Args:
+        base: a density on R^d in place of the one that ``config`` names: a model of reals. (One that has another
+            interface than models have is a ``transforms.bases.Base``.)
+    """
 
     estimators = (ExactLikelihood, Dequantised)
     config: FlowConfig
 
-    def __init__(self, config: FlowConfig, space: Space, context: Space | None = None) -> None:
+    def __init__(
+        self, config: FlowConfig, space: Space, context: Space | None = None, base: Base | Model | None = None
+    ) -> None:
         super().__init__(config, space, context)
         self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
+        own = base_of(config.base, self.dim, config.components) if base is None else base
+        self.base: Base = OfModel(own, self.dim) if isinstance(own, Model) else own
 
     def layers(self) -> list[Transform]:
         """The chain after the whitening."""
         raise NotImplementedError
 
-    def couplings(self, scalar: Scalar) -> list[Transform]:
-        """Couplings with alternating masks."""
-        c = self.config
+    def couplings(self, scalar: Scalar, scales: int = 1) -> list[Transform]:
+        """Couplings with alternating masks; between scales half of the entries leave."""
+        c, chain, half = self.config, list[Transform](), halves(self.space, self.dim)
         size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
-        return [Coupling(mask, scalar, **size) for mask in masks(self.space, self.dim, c.layers)]
+        for scale in range(scales):
+            for k in range(c.layers // scales + (scale < c.layers % scales)):
+                # a single entry is always transformed
+                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **size))
+            if scale + 1 < scales and len(half) > 1:
+                chain.append(Split(half))
+                half = torch.arange(int(half.sum())) % 2 == 0
+        return chain
 
     def autoregressions(self, scalar: Scalar) -> list[MaskedAutoregressive]:
         """Masked autoregressive layers, the order of the entries reversed from one to the next."""
         c = self.config
         size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
         return [MaskedAutoregressive(self.dim, scalar, reverse=i % 2 == 1, **size) for i in range(c.layers)]
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if config.base != "mixture":
+            yield "components"
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -97,7 +128,7 @@ class Flow(Continuous, Encodes, HasScore):
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
         if self.whiten is not None:
-            shrinkage = self.whiten.whiten(self.noisy_split(x, RowNoise.by_place(len(x), generator)).y)
+            shrinkage = self.whiten.whiten(self.split(x, RowNoise.by_place(len(x), generator)).y)
             if shrinkage >= TOLD:
                 self.remarks = [
                     f"{len(x):,} rows are few for {self.dim} columns: {self.name} starts from their covariance, shrunk "
@@ -107,22 +138,29 @@ class Flow(Continuous, Encodes, HasScore):
     def answers(self, asked: type[Request] | type[Sampler]) -> bool:
         return asked is not (Dequantised if self.preprocess.kind is Exact else ExactLikelihood)
 
-    def default_request(self, kind: type[Request] | None = None) -> Request:
-        return ExactLikelihood() if self.preprocess.kind is Exact else Dequantised(self.config.draws)
-
     # -- hooks of Continuous ------------------------------------------------------------------------------
+
+    def latents(self, y: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z [N, d] of y [N, d], what left the chain early first, and log |det dz/dy| [N]."""
+        step = self.flow(y, h)
+        return step.z if step.out is None else torch.cat([step.out, step.z], 1), step.log_term
+
+    def of_latents(self, z: Tensor, h: Tensor | None) -> Tensor:
+        """The y of z, differentiable in z, h and the parameters."""
+        out, z = z.split([self.flow.leaving, self.dim - self.flow.leaving], 1)
+        return self.flow.inverse(z, h, out)
 
     def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
         """log p(y | h) [N] of y [N, d]."""
-        z, log_det = self.flow(y, h)
-        return log_det + normal_log_prob(z).sum(1)
+        z, log_det = self.latents(y, h)
+        return log_det + self.base.log_prob(z, h)
 
     def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.dim, generator=generator, device=generator.device).to(self.device)
-        return self.flow.inverse(lengthen(z), h)
+        dtype = next(self.flow.parameters()).dtype
+        return self.of_latents(self.base.sample(n, h, generator).to(self.device, dtype), h)
 
     def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
@@ -130,11 +168,10 @@ class Flow(Continuous, Encodes, HasScore):
     # -- what an invertible map gives ---------------------------------------------------------------------
 
     def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        """z = f(y): a point, N(0, I) over the data if the flow fits. Discrete entries are taken at the
-        midpoint of their cell, absent ones at zero."""
+        """z = f(y): a point, distributed as the base over the data if the flow fits. Discrete entries are taken at
+        the midpoint of their cell, absent ones at zero."""
         parts, e = self.split(x), self.encode_context(c)
-        z, _ = self.flow(parts.y, self.given_codes(parts.codes, e))
-        return Delta(z)
+        return Delta(self.latents(parts.y, self.given_codes(parts.codes, e))[0])
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         with torch.enable_grad():
@@ -146,7 +183,22 @@ class Flow(Continuous, Encodes, HasScore):
 
 @dataclass(frozen=True)
 class RealNvpConfig(FlowConfig):
+    """Options of ``realnvp``, beside those of every flow.
+
+    Attributes:
+        scales: parts of the chain; after each but the last, half of the entries that are left leave it for the base
+            (Dinh et al. 2017, section 3.6), so that the next part works on fewer.
+    """
+
     layers: int = 8
+    scales: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scales > self.layers:
+            raise UsageError(
+                f"{self.layers} layers make no {self.scales} scales.", "Give more layers, or fewer scales."
+            )
 
 
 class RealNvp(Flow):
@@ -160,9 +212,10 @@ class RealNvp(Flow):
         "every parameter learns:small mixed": "one numeric column leaves a coupling layer no other part to look at"
     }
     Config = RealNvpConfig
+    config: RealNvpConfig
 
     def layers(self) -> list[Transform]:
-        return self.couplings(Affine())
+        return self.couplings(Affine(), self.config.scales)
 
 
 @dataclass(frozen=True)
@@ -221,13 +274,14 @@ class Nsf(Flow):
         return max(1, min(super().rows_per_pass(), 2**23 // (self.dim * 3 * self.config.bins)))
 
 
-def masks(space: Space, dim: int, count: int) -> list[Tensor]:
-    """``count`` alternating masks [dim] of the entries to transform: every other column, a checkerboard over
-    pixels. The single entry of dim = 1 always is."""
-    parity = torch.arange(dim) % 2
-    if isinstance(space, Image):
-        i, j = torch.arange(space.height)[:, None], torch.arange(space.width)
-        parity = ((i + j) % 2).expand(space.event_shape).flatten()
-    if dim == 1:
-        return [torch.ones(1, dtype=torch.bool)] * count
-    return [parity == k % 2 for k in range(count)]
+@singledispatch
+def halves(space: Space, dim: int) -> Tensor:
+    """The entries [dim] bool that a coupling transforms first, the others second: every other one."""
+    return torch.arange(dim) % 2 == 0
+
+
+@halves.register
+def _(space: Image, dim: int) -> Tensor:
+    """A checkerboard over pixels."""
+    i, j = torch.arange(space.height)[:, None], torch.arange(space.width)
+    return ((i + j) % 2 == 0).expand(space.event_shape).flatten()

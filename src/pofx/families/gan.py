@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.codecs.columns import Columns
+from pofx.codecs.relaxed import relaxed
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Likelihood, Unavailable
@@ -32,7 +34,6 @@ from pofx.core.space import Space, free_length
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
 from pofx.nn.mlp import Mlp
-from pofx.spaces import Category, Image, Table
 
 
 @dataclass(frozen=True)
@@ -66,120 +67,6 @@ class GanConfig(Options):
     ema: float = 0.998
 
     ranges = {"temperature": POSITIVE, "ema": BELOW_ONE}
-
-
-class ImageCodec(nn.Module):
-    """Levels 0 .. n-1 as numbers in [-1, 1], flat; the generator's outputs go through tanh onto them.
-
-    Two levels are a choice, not a rounded number: the output is its log-odds, drawn by the binary case of the
-    Gumbel-softmax (Maddison et al. 2017, appendix B). A deterministic threshold would soon be stuck on one side.
-    """
-
-    def __init__(self, space: Image, temperature: float) -> None:
-        super().__init__()
-        self.space, self.top, self.temperature = space, space.levels - 1, temperature
-        self.outputs = self.features = space.dims
-        self.uniforms = space.dims if space.levels == 2 else 0
-
-    def prepare(self, x: Tensor, weight: Tensor | None) -> None:
-        """Images need no scale of their own."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Real rows [N, *E] as the critic sees them [N, features]."""
-        return x.flatten(1).to(torch.get_default_dtype()) * (2 / self.top) - 1
-
-    def emit(self, raw: Tensor, u: Tensor) -> Tensor:
-        """Outputs of the generator's net [N, outputs] -> what the critic sees; u [N, uniforms] in (0, 1)."""
-        if self.uniforms:
-            raw = (raw + u.clamp(1e-7, 1 - 1e-7).logit()) / (2 * self.temperature)  # tanh(r / 2) = 2 sigma(r) - 1
-        y = raw.tanh()
-        return straight_through(((y + 1) * (self.top / 2)).round() * (2 / self.top) - 1, y)
-
-    def rows(self, y: Tensor) -> Tensor:
-        """The inverse of ``encode``."""
-        return ((y + 1) * (self.top / 2)).round().to(torch.uint8).unflatten(1, self.space.event_shape)
-
-
-class TableCodec(nn.Module):
-    """A row as standardised numbers, then one-hot choices: of each category, and missing or not of each number."""
-
-    def __init__(self, space: Table, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-        columns = list(enumerate(space.columns))
-        self.numbers = [j for j, c in columns if not isinstance(c, Category)]
-        self.categories = [j for j, c in columns if isinstance(c, Category)]
-        self.nullable = [i for i, j in enumerate(self.numbers) if space.columns[j].nullable]  # of the numbers
-        # choices: (present, missing) per nullable number; the values and, where nullable, "missing" per category
-        sizes = [2] * len(self.nullable)
-        sizes += [len(c.values) + c.nullable for _, c in columns if isinstance(c, Category)]
-        self.values = [len(c.values) for _, c in columns if isinstance(c, Category)]
-        widest = max(sizes, default=1)
-        self.register_buffer("slot", torch.arange(widest) < torch.tensor(sizes).view(-1, 1), persistent=False)
-        self.outputs = self.features = len(self.numbers) + sum(sizes)
-        self.uniforms = sum(sizes)
-        grid = [(c.step or 0.0, c.origin) for _, c in columns if not isinstance(c, Category)]
-        step, origin = torch.tensor(grid, dtype=torch.float64).view(-1, 2).unbind(1)
-        self.register_buffer("step", step, persistent=False)  # 0: no grid
-        self.register_buffer("origin", origin, persistent=False)
-        self.register_buffer("location", torch.zeros(len(self.numbers), dtype=torch.float64))
-        self.register_buffer("scale", torch.ones(len(self.numbers), dtype=torch.float64))
-
-    slot: Tensor
-    step: Tensor
-    origin: Tensor
-    location: Tensor
-    scale: Tensor
-
-    def prepare(self, x: Tensor, weight: Tensor | None) -> None:
-        v = x[:, self.numbers]
-        w = (torch.ones(len(x)) if weight is None else weight).to(v)[:, None] * ~v.isnan()
-        v, total = v.nan_to_num(nan=0.0), w.sum(0).clamp(min=1e-300)
-        self.location.copy_((w * v).sum(0) / total)
-        std = ((w * (v - self.location).square()).sum(0) / total).sqrt()
-        self.scale.copy_(torch.where(std > 1e-12 * self.location.abs(), std, 1.0))
-
-    def encode(self, x: Tensor) -> Tensor:
-        dtype = torch.get_default_dtype()
-        v = x[:, self.numbers]
-        y = ((v - self.location) / self.scale).nan_to_num(nan=0.0).to(dtype)
-        missing = v[:, self.nullable].isnan().long()
-        code = x[:, self.categories]
-        size = torch.tensor(self.values, device=x.device, dtype=x.dtype)
-        choice = torch.cat([missing, torch.where(code.isnan(), size, code).long()], 1)
-        return torch.cat([y, F.one_hot(choice, self.slot.shape[1])[:, self.slot].to(dtype)], 1)
-
-    def emit(self, raw: Tensor, u: Tensor) -> Tensor:
-        y, logits = raw.split([len(self.numbers), self.uniforms], 1)
-        gumbel = -(-u.clamp(1e-7, 1 - 1e-7).log()).log()
-        padded = raw.new_full((len(raw), *self.slot.shape), -torch.inf)
-        padded[:, self.slot] = (logits + gumbel) / self.temperature
-        soft = padded.softmax(-1)
-        hard = F.one_hot(padded.argmax(-1), self.slot.shape[1]).to(soft)
-        chosen = straight_through(hard, soft)
-        step, offset = self.step / self.scale, (self.origin - self.location) / self.scale
-        grid = offset + step * ((y - offset) / step.where(step > 0, 1.0)).round()
-        y = straight_through(torch.where(step > 0, grid, y.double()).to(y.dtype), y)
-        if self.nullable:
-            present = torch.ones_like(y)
-            present[:, self.nullable] = chosen[:, : len(self.nullable), 0]
-            y = y * present
-        return torch.cat([y, chosen[:, self.slot]], 1)
-
-    def rows(self, y: Tensor) -> Tensor:
-        v, chosen = y.split([len(self.numbers), self.uniforms], 1)
-        x = y.new_empty(len(y), len(self.numbers) + len(self.categories), dtype=torch.float64)
-        number = v.double() * self.scale + self.location
-        k = ((number - self.origin) / self.step.where(self.step > 0, 1.0)).round()
-        number = torch.where(self.step > 0, self.origin + self.step * k, number)
-        padded = y.new_zeros(len(y), *self.slot.shape)
-        padded[:, self.slot] = chosen
-        choice = padded.argmax(-1)
-        missing, code = choice.split([len(self.nullable), len(self.categories)], 1)
-        number[:, self.nullable] = number[:, self.nullable].masked_fill(missing == 1, torch.nan)
-        x[:, self.numbers] = number
-        x[:, self.categories] = code.double().masked_fill(code == code.new_tensor(self.values), torch.nan)
-        return x
 
 
 class Generator(nn.Module):
@@ -234,20 +121,17 @@ class Gan(Model):
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.codec: ImageCodec | TableCodec
-        if isinstance(space, Image):
-            self.codec = ImageCodec(space, config.temperature)
-        else:
-            assert isinstance(space, Table)
-            self.codec = TableCodec(space, config.temperature)
-        self.generator = Generator(config, space, context, self.codec.outputs)
-        self.critic = Critic(config, space, context, self.codec.features)
+        self.codec = relaxed(space, config.temperature)
+        self.generator = Generator(config, space, context, self.codec.size)
+        self.critic = Critic(config, space, context, self.codec.size)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else None
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
         if reason := free_length(space, context):
             return reason
+        if not (space.columns or space.pixels):
+            return f"it makes columns and pixels, and {space} have none. Fit another family."
         if space.values:
             return "a label needs no generator. Fit a classifier or a histogram."
         if config.net == "conv" and not space.pixels:
@@ -258,10 +142,7 @@ class Gan(Model):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if not conv_shape(config, space):
             yield "channels"
-        chosen = (
-            space.symbols == 2 if space.pixels else any(isinstance(c, Category) or c.nullable for c in space.columns)
-        )
-        if not chosen:
+        if not (space.pixels and space.symbols == 2) and not Columns(space, atoms=False).codes:
             yield "temperature"
 
     @classmethod
@@ -319,7 +200,7 @@ class Gan(Model):
     def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
-            "samples (two-sample test, precision and recall), or fit a vae, nsf or ddpm for a likelihood."
+            "samples (two-sample test, precision and recall), or fit a vae, nsf or vdm for a likelihood."
         )
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
@@ -382,15 +263,8 @@ def slope(logit: Tensor, y: Tensor) -> Tensor:
     return gradient.square().sum(1)
 
 
-def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
-    """``value`` forwards, the gradient of ``gradient`` backwards."""
-    return value.detach() + (gradient - gradient.detach())
-
-
 def conv_shape(config: GanConfig, space: Space) -> tuple[int, int, int] | None:
     """(C, H, W) where the nets are convolutional."""
-    if not isinstance(space, Image) or config.net == "mlp":
+    if not space.pixels or config.net == "mlp" or (config.net == "auto" and min(space.pixels[:2]) < 16):
         return None
-    if config.net == "auto" and min(space.height, space.width) < 16:
-        return None
-    return space.channels, space.height, space.width
+    return space.pixels[2], *space.pixels[:2]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ from pofx.core.learner import Recipe
 from pofx.core.model import serving
 from pofx.core.options import Options, at_least
 from pofx.core.space import Space
-from pofx.families.autoregressive import Autoregressive, Steps
+from pofx.families.autoregressive import Autoregressive
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.pixel import PixelNet, Shape
-from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnn
+from pofx.nn.pixel import PixelNet, ResidualNet, Shape
+from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
 from pofx.nn.pixelplus import ColourMixture, ColourWalk, PixelCnnPlus
-from pofx.nn.pixelrnn import PixelRnn, RnnKind
-from pofx.nn.sites import Heads, ImageKind, heads_for, mixes
+from pofx.nn.pixelrnn import DiagonalLstm, RowLstm
+from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ class PixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return ResidualNet(
+            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class PixelRnnConfig(PixelCnnConfig):
         kind: row-lstm (its context is a triangle above each pixel) or diagonal-bilstm (all pixels before).
     """
 
-    kind: RnnKind = "diagonal-bilstm"
+    kind: Literal["row-lstm", "diagonal-bilstm"] = "diagonal-bilstm"
     layers: int = 2
 
 
@@ -182,7 +184,8 @@ class PixelRnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return PixelRnn(shape, params, o.kind, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        layer = RowLstm if o.kind == "row-lstm" else DiagonalLstm
+        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,21 +24,22 @@ from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.abilities import Encodes
 from pofx.core.errors import UsageError
-from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage
 from pofx.core.likelihood import Likelihood, LowerBound
 from pofx.core.model import Model, serving
+from pofx.core.nested import spelled
 from pofx.core.noise import RowNoise
-from pofx.core.options import SHARE, Options, at_least
+from pofx.core.options import BELOW_ONE, SHARE, Options, at_least
 from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
+from pofx.families.priors import HALF_LOG_2PI, PRIORS, Codes, FamilyPrior, draw, prior
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import encoder
-from pofx.nn.heads import pick
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
 
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 PASS = 2**21  # numbers of decoder output that one pass may hold
+STARTED = 4096  # draws of N(0, I) that a prior which is trained with the rest starts from
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class VaeConfig(Options):
         image: the head of image levels.
         components: of the mixture in the heads of real columns and of logistic levels; 1 is a plain
             Gaussian or logistic.
-        prior: components of a learned Gaussian mixture p(z); 1 is the standard normal.
+        prior: p(z): "normal", N(0, I); "mixture", a learned mixture of Gaussians ("mixture:components=20"); or a family
+            with an exact density of real vectors, such as "nsf", with options of its own as "nsf:layers=3,hidden=64".
+        prior_share: of the budget, at its end, in which such a family is fitted, by its own recipe, to codes drawn from
+            the trained encoder, N(0, I) having stood in for it; 0: it is trained with the rest.
         objective: what training raises: the ELBO, or the IWAE bound of ``train_draws`` draws.
         train_draws: draws of z per datum in a training step.
         beta: weight of log q(z | x) - log p(z) in training (Higgins et al. 2017, eq. 4; 1 is the bound).
@@ -68,14 +73,15 @@ class VaeConfig(Options):
     channels: int = 16
     image: ImageKind = "auto"
     components: int = 2
-    prior: int = 1
+    prior: str = "normal"
+    prior_share: float = 0.0
     objective: Literal["elbo", "iwae"] = "elbo"
     train_draws: int = 1
     beta: float = 1.0
     warmup: float = 0.1
     draws: int = 64
 
-    ranges = {"warmup": SHARE, "draws": at_least(2)}
+    ranges = {"prior_share": BELOW_ONE, "warmup": SHARE, "draws": at_least(2)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +89,8 @@ class VaeConfig(Options):
             raise UsageError(
                 f"The IWAE bound of train_draws={self.train_draws} is the ELBO.", "Give 2 or more, or objective=elbo."
             )
+        if self.prior_share and spelled(self.prior)[0] in PRIORS:
+            raise UsageError(f"prior={self.prior} has no stage of its own.", "Leave out prior_share, or name a family.")
 
 
 @dataclass(frozen=True)
@@ -100,55 +108,6 @@ class LatentReport:
     active: int
     kl: Tensor
     rate: float
-
-
-class StandardNormal(nn.Module):
-    """p(z) = N(0, I)."""
-
-    def __init__(self, latent: int) -> None:
-        super().__init__()
-        self.latent = latent
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """[..., L] -> [...]"""
-        return -0.5 * z.square().sum(-1) - self.latent * HALF_LOG_2PI
-
-    def log_marginals(self, z: Tensor) -> Tensor:
-        """log p(z_d) of every dimension alone [..., L]."""
-        return -0.5 * z.square() - HALF_LOG_2PI
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, self.latent, generator=generator, device=generator.device)
-
-
-class MixturePrior(nn.Module):
-    """p(z) = sum_k w_k N(z; m_k, diag s_k^2), learned with the rest of the model.
-
-    The prior that maximises the ELBO is the aggregate posterior, itself a mixture (Tomczak & Welling 2018,
-    eq. 5); this one learns its components directly.
-    """
-
-    def __init__(self, latent: int, components: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(components))
-        self.mean = nn.Parameter(torch.randn(components, latent))
-        self.log_scale = nn.Parameter(torch.zeros(components, latent))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        # -((z - m) / s)^2 / 2 expanded: two matrix products instead of a [..., K, L] temporary
-        precision = (-2 * self.log_scale).exp()
-        constant = -0.5 * (self.mean.square() * precision).sum(1) - self.log_scale.sum(1) + self.logits.log_softmax(0)
-        quadratic = -0.5 * z.square() @ precision.T + z @ (self.mean * precision).T
-        return (quadratic + constant).logsumexp(-1) - z.shape[-1] * HALF_LOG_2PI
-
-    def log_marginals(self, z: Tensor) -> Tensor:
-        log_n = Normal(self.mean, self.log_scale.exp()).log_prob(z[..., None, :])  # [..., K, L]
-        return (self.logits.log_softmax(0)[:, None] + log_n).logsumexp(-2)
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        k = pick(self.logits.expand(n, -1), generator)
-        noise = torch.randn(n, self.mean.shape[1], generator=generator, device=generator.device).to(self.mean)
-        return self.mean[k] + self.log_scale[k].exp() * noise
 
 
 class Vae(Model, Encodes):
@@ -180,7 +139,7 @@ class Vae(Model, Encodes):
             # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
             self.encoder.last.reset_parameters()
             self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
-        self.prior = StandardNormal(config.latent) if config.prior == 1 else MixturePrior(config.latent, config.prior)
+        self.prior = prior(config.prior, config.latent, config.prior_share > 0)
 
     @classmethod
     def convolves(cls, config: VaeConfig, space: Space) -> bool:
@@ -214,6 +173,16 @@ class Vae(Model, Encodes):
         return serving(cls, space, latent=4, hidden=64, channels=8, warmup=0.2, draws=32)
 
     @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        if not space.pixels or space.symbols != 2:  # a few cases tell
+            return {}
+        tiny, flow = cls.tiny(space), "realnvp:layers=2,hidden=16,blocks=1"
+        return {
+            "flow as prior": replace(tiny, prior=flow),
+            "flow as prior, after": replace(tiny, prior=flow, prior_share=0.3),
+        }
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=128, lr=2e-3, warmup=100, ema=0.999, epochs=50)
 
@@ -221,9 +190,43 @@ class Vae(Model, Encodes):
         self.heads.prepare(x, weight)
         if self.context_encoder is not None:
             self.context_encoder.prepare(c, weight)
+        if isinstance(self.prior, FamilyPrior) and self.prior.fitted:
+            self._prepare_prior(
+                torch.randn(STARTED, self.config.latent, generator=generator).to(self.device), generator
+            )
 
     def learner(self, recipe: Recipe) -> Learner:
-        return GradientLearner(self, recipe, self.objective)
+        trained = nn.ModuleList(m for m in self.children() if m is not self.prior) if self.config.prior_share else self
+        return GradientLearner(trained, recipe, self.objective)
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        share = self.config.prior_share
+        if not (share and isinstance(self.prior, FamilyPrior)):
+            return super().stages(recipe)
+        model = self.prior.model
+        own = model.recipe(model.space)
+        return [
+            Stage("autoencoder", recipe, partial(self.learner, recipe), 1 - share),
+            Stage("prior", own, partial(model.learner, own), share, self.codes, self.codes_log_prob),
+        ]
+
+    def codes(self, x: Any, c: Any, generator: torch.Generator) -> Codes:
+        """Codes of the training rows x [N, *E] given c, from which the prior starts."""
+        assert isinstance(self.prior, FamilyPrior)
+        codes = Codes(*self.posteriors(x, c))
+        self._prepare_prior(codes.z, generator)
+        self.prior.fitted.fill_(True)
+        return codes
+
+    def codes_log_prob(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        """log p(z) of one code of each row of x [N, *E]."""
+        assert isinstance(self.prior, FamilyPrior)
+        return self.prior.model.log_prob(draw(*self.posteriors(x, c), generator).double(), generator=generator)
+
+    def _prepare_prior(self, z: Tensor, generator: torch.Generator) -> None:
+        assert isinstance(self.prior, FamilyPrior)
+        self.prior.model.prepare(z.double(), None, None, generator)
+        self.remarks = [*self.remarks, *(f"The prior: {remark}" for remark in self.prior.model.remarks)]
 
     # -- the triple: encoder, decoder, prior --------------------------------------------------------------
 
@@ -243,37 +246,35 @@ class Vae(Model, Encodes):
             params = params.unflatten(1, (channels, -1)).permute(0, 1, 3, 4, 2).reshape(len(params), -1)
         return params.unflatten(0, z.shape[:2])
 
-    def parts(self, x: Tensor, h: Tensor | None, mean: Tensor, log_scale: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, h: Tensor | None, mean: Tensor, log_scale: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z, c) and log q(z | x, c) - log p(z), both [N, k], at z = mean + scale eps, eps [N, k, L]."""
         z = mean[:, None] + log_scale.exp()[:, None] * eps
         reconstruction = self.heads.log_prob(self.decode(z, h), x[:, None]).sum(-1)
         log_q = -0.5 * eps.square().sum(-1) - log_scale.sum(-1)[:, None] - eps.shape[-1] * HALF_LOG_2PI
         return reconstruction, log_q - self.prior.log_prob(z)
 
-    def divergence(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """KL(q(z_d | x) || N(0, 1)) [N, L] (Kingma & Welling 2014, appendix B)."""
-        return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
-
     def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         h = None if self.context_encoder is None or batch.c is None else self.context_encoder(batch.c)
         mean, log_scale = self.posterior(batch.x, h)
         eps = batch.randn(config.train_draws, config.latent, generator=generator)
-        reconstruction, log_ratio = self.parts(batch.x, h, mean, log_scale, eps)
+        reconstruction, log_ratio = self.terms(batch.x, h, mean, log_scale, eps)
         beta = config.beta * (min(1.0, batch.progress / config.warmup) if config.warmup else 1.0)
         if config.objective == "iwae":
             bound = (reconstruction - beta * log_ratio).logsumexp(1) - math.log(config.train_draws)
             return {"loss": -bound, "kl": log_ratio.mean(1).detach()}
-        kl = self.divergence(mean, log_scale).sum(1) if config.prior == 1 else log_ratio.mean(1)
+        exact = self.prior.divergence(mean, log_scale)
+        kl = log_ratio.mean(1) if exact is None else exact.sum(1)
         return {"loss": beta * kl - reconstruction.mean(1), "kl": kl.detach()}
 
     # -- the contract ---------------------------------------------------------------------------------------
 
     def rows_per_pass(self) -> int:
-        return max(1, min(super().rows_per_pass(), PASS // sum(self.heads.params)))
+        return max(1, min(super().rows_per_pass(), self.codes_per_pass))
 
-    def default_request(self, kind: type[Request] | None = None) -> Request:
-        return (kind or Iwae)(draws=self.config.draws)  # type: ignore[call-arg]
+    @property
+    def codes_per_pass(self) -> int:
+        return min(PASS // sum(self.heads.params), self.prior.rows_per_pass)
 
     def quick_request(self) -> Request:
         return Iwae(draws=8)
@@ -283,16 +284,16 @@ class Vae(Model, Encodes):
         h = None if self.context_encoder is None else self.context_encoder(c)
         mean, log_scale = self.posterior(x, h)
         elbo = isinstance(request, Elbo)
-        closed_kl = elbo and config.prior == 1
+        kl = self.prior.divergence(mean, log_scale) if elbo else None
         log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
-        block = max(1, PASS // sum(self.heads.params) // n)
+        block = max(1, self.codes_per_pass // n)
         for i in range(0, k, block):
             m = min(block, k - i)
             eps = noise.randn(m, config.latent).to(mean)
-            reconstruction, log_ratio = self.parts(x, h, mean, log_scale, eps)
-            log_w[:, i : i + m] = reconstruction if closed_kl else reconstruction - log_ratio
+            reconstruction, log_ratio = self.terms(x, h, mean, log_scale, eps)
+            log_w[:, i : i + m] = reconstruction - log_ratio if kl is None else reconstruction
         if elbo:
-            nats = log_w.mean(1) - (self.divergence(mean, log_scale).sum(1) if closed_kl else 0.0)
+            nats = log_w.mean(1) - (0.0 if kl is None else kl.sum(1))
             se = log_w.std(1) / math.sqrt(k)
         else:
             nats, se = log_mean_exp(log_w)
@@ -314,26 +315,31 @@ class Vae(Model, Encodes):
     ) -> LatentReport:
         """How much each latent dimension is used on rows x [N, *E] given c [N, *Ec].
 
-        With the standard normal prior everything is in closed form; with a learned mixture the KL figures are
-        means over one draw per row, from ``generator`` (seed 0 where none is given).
+        With the standard normal prior everything is in closed form; with another the KL figures are means over one
+        draw per row, from ``generator`` (seed 0 where none is given), and those of a family's dimensions estimates.
         """
-        size = self.rows_per_pass()
-        blocks = [slice(i, i + size) for i in range(0, len(x), size)]
-        codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
-        mean = torch.cat([q.mean for q in codes])
-        log_scale = torch.cat([q.stddev for q in codes]).log()
-        if self.config.prior == 1:
-            kl = self.divergence(mean, log_scale).mean(0)
+        mean, scale = self.posteriors(x, c)
+        log_scale, exact = scale.log(), self.prior.divergence(mean, scale.log())
+        if exact is not None:
+            kl = exact.mean(0)
             rate = float(kl.sum())
         else:
             generator = generator or torch.Generator(self.device).manual_seed(0)
             eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-            z = mean + log_scale.exp() * eps
+            z = mean + scale * eps
             log_q = -0.5 * eps.square() - log_scale - HALF_LOG_2PI
             kl = (log_q - self.prior.log_marginals(z)).mean(0)
             rate = float((log_q.sum(1) - self.prior.log_prob(z)).mean())
         variance = mean.var(0)
         return LatentReport(variance, int((variance > 0.01).sum()), kl, rate)
+
+    @torch.no_grad()
+    def posteriors(self, x: Any, c: Any) -> tuple[Tensor, Tensor]:
+        """Mean and scale [N, L] of q(z | x, c) for any number of rows x [N, *E] given c [N, *Ec]."""
+        size = self.rows_per_pass()
+        blocks = [slice(i, i + size) for i in range(0, len(x), size)]
+        codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
+        return torch.cat([q.mean for q in codes]), torch.cat([q.stddev for q in codes])
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor]:

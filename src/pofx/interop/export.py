@@ -14,14 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn import functional as F
 
 from pofx.core.errors import RunExists, UsageError
 from pofx.core.files import write_atomic, write_json
 from pofx.core.model import Model
 from pofx.interop.model import text_parts, tokenizer_of
 from pofx.nn.emission import TokenHead
-from pofx.nn.transformer import Transformer, heads, mlp
+from pofx.nn.transformer import Transformer, attention, block
 
 
 class Step(nn.Module):
@@ -50,16 +49,18 @@ class Step(nn.Module):
         seen = at <= place
         if shape.window:
             seen = seen & (at > place - shape.window)
-        new_keys, new_values = [], []
-        for i, layer in enumerate(net.layers):
-            q, k, v = (t.transpose(1, 2) for t in heads(layer, x, rotation))
-            ks, vs = (torch.where((at == place)[:, None], new, old[i]) for new, old in ((k, keys), (v, values)))
-            y = F.scaled_dot_product_attention(q, ks, vs, seen[None], enable_gqa=shape.groups < shape.n_heads)
-            x = x + layer.out(y.transpose(1, 2).flatten(2))
-            x = x + mlp(layer, x)
-            new_keys.append(ks)
-            new_values.append(vs)
-        return self.emission.logits(net.norm(x)[:, 0]), torch.stack(new_keys), torch.stack(new_values)
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            i, here = len(kept), (at == place)[:, None]
+            ks, vs = (torch.where(here, new.transpose(1, 2), old[i]) for new, old in ((k, keys), (v, values)))
+            kept.append((ks, vs))
+            return attention(shape, q, ks, vs, seen[None])
+
+        for layer in net.layers:
+            x = block(layer, x, rotation, attend)
+        new_keys, new_values = (torch.stack(new) for new in zip(*kept, strict=True))
+        return self.emission.logits(net.norm(x)[:, 0]), new_keys, new_values
 
 
 def export_step(model: Model, texts: int = 1, length: int | None = None) -> ExportedProgram:

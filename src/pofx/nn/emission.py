@@ -213,14 +213,13 @@ class StepHead(Emission):
         return torch.where(self.filled(u), F.logsigmoid(logit), log_p + F.logsigmoid(-logit))
 
     def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
-        values = y.new_empty(len(y), self.heads.sites, dtype=torch.float64)
-        walk = None if self.inner is None else self.inner.walk(len(y), y)
-        for i in [0] if walk is None else walk.order:
-            head = self.heads.site(i)
-            drawn = head.sample(self.out(y) if walk is None else walk.params(), generator)
-            values[:, i] = drawn if given is None else torch.where(given[1][:, i], given[0][:, i], drawn)
-            if walk is not None:
-                walk.push(head.embed(values[:, i]))
+        empty = y.new_empty(len(y), self.heads.sites, dtype=torch.float64)
+        values, known = (empty, None) if given is None else given
+        if self.inner is not None:
+            values = self.heads.visit(self.inner.walk(len(y), y), values, generator, known)
+        else:
+            drawn = self.heads.site(0).sample(self.out(y), generator)[:, None].double()
+            values = drawn if known is None else torch.where(known, values, drawn)
         if self.stop is not None:
             p = (self.stop(y)[:, 0] + self.base).sigmoid()
             values[uniform(p, generator) < p] = self.fill

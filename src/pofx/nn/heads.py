@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.nn.numbers import moments, shares
 from pofx.nn.tails import lengthen, normal_log_prob
 
 LOG_SCALE_LIMIT = 7.0  # of a mixture component, in standardised units, either way (Salimans et al. 2017 have the floor)
@@ -174,15 +175,9 @@ class _Standardised(Head):
         return self.standardise(x, torch.get_default_dtype()).asinh()[..., None]
 
     def prepare(self, x: Tensor, weight: Tensor | None = None) -> None:
-        x = x.double()
-        w = (torch.ones(len(x)) if weight is None else weight.cpu()).to(x)
-        w = w.reshape(-1, *[1] * (x.ndim - 1)) * ~x.isnan()
-        v, total = x.nan_to_num(nan=0.0), w.sum(0).clamp(min=1e-300)
-        mean = (w * v).sum(0) / total
-        std = ((w * (v - mean).square()).sum(0) / total).sqrt()
+        mean, std = moments(x.double(), weight)
         self.location.copy_(mean)
-        # a constant column leaves only rounding: any scale serves it
-        self.scale.copy_(torch.where(std > 1e-12 * mean.abs(), std, torch.ones_like(std)))
+        self.scale.copy_(std)
 
     def neutral(self) -> Tensor:
         return self.location
@@ -275,11 +270,9 @@ class AtomsAndLogistics(_Standardised):
         rest = torch.full_like(k, math.nan)
         for j in range(k.shape[1]):
             present = ~k[:, j].isnan()
-            values, index = k[present, j].unique(return_inverse=True)
-            if len(values) == 0:
+            if not present.any():
                 continue
-            count = torch.zeros_like(values).index_add_(0, index, w[present])
-            share = count / count.sum()
+            values, share, index = shares(k[present, j], w[present])
             top = share.topk(min(self.slots, len(share)))
             frequent = top.values >= ATOM_SHARE
             chosen, size = top.indices[frequent], int(frequent.sum())

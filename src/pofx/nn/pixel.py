@@ -16,6 +16,8 @@ side in memory, so that a layer costs one matrix product and an activation, what
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -271,7 +273,14 @@ class PixelWalk(ABC):
     for site in walk.order:              # site = (c H + h) W + w
         params = walk.params()           # [n, P], given the values so far
         walk.push(embed(draw(params)))   # [n, 1]
+
+    A subclass sets ``first``, which reads the image, ``layers``, each with ``pixel(y, w, c)`` from features [N, p] of
+    group c at column w to the next ones, and ``out``, from the last ones to parameters.
     """
+
+    first: CachedConv
+    layers: Iterable[Any]
+    out: Callable[[Tensor, int], Tensor]
 
     @torch.no_grad()
     def __init__(self, net: PixelNet, n: int, up: int, reach: int) -> None:
@@ -287,9 +296,17 @@ class PixelWalk(ABC):
     def start_row(self) -> None:
         """Compute all that a row takes from the rows above it."""
 
-    @abstractmethod
+    def row_above(self, conv: CausalConv) -> Tensor:
+        """A convolution of the image shifted down, at the current row: [N, W, outputs]."""
+        above = self.x.above(conv.up + 1, conv.left, conv.right)
+        return F.conv2d(above, conv.weight, conv.bias)[:, :, 0].mT
+
     def pixel(self, w: int, c: int) -> Tensor:
         """Parameters [N, P] of channel c at column w (where there is one group, of the whole pixel, and c is 0)."""
+        y = self.first.pixel(w, c)
+        for layer in self.layers:
+            y = layer.pixel(y, w, c)
+        return self.out(y, c)
 
     @torch.no_grad()
     def params(self) -> Tensor:
@@ -309,3 +326,53 @@ class PixelWalk(ABC):
         pixel, c = divmod(self.rank, self.net.shape[0])
         self.x.row[:, pixel % self.width, c] = features[:, 0]
         self.rank += 1
+
+
+# ------------------------------------------------------------------------------------- residual layers
+
+
+class ResidualNet(PixelNet):
+    """A k x k convolution with mask A, residual layers, two 1x1 layers: both nets of van den Oord, Kalchbrenner &
+    Kavukcuoglu 2016 (table 1).
+
+    Args:
+        params: per value.
+        layer: makes one, given p (half the features of the residual stream), C and the width of the context. It maps
+            y [N, 2 p, H, W], the image and h to the next y, and has a ``walk``.
+        hidden: features of the residual stream; layers: how many; kernel: k, odd.
+    """
+
+    def __init__(
+        self, shape: Shape, params: int, layer: Callable[[int, int, int], nn.Module], *, hidden: int, layers: int,
+        kernel: int, context: int = 0,
+    ) -> None:  # fmt: skip
+        channels = shape[0]
+        super().__init__(shape, channels)
+        inner, reach = hidden_units(hidden // 2, channels), kernel // 2
+        own = groups(2 * inner, channels)
+        self.first = CausalConv(channels + 1, 2 * inner, reach, reach, reach, inside=self.seen(own))
+        self.layers = nn.ModuleList(layer(inner, channels, context) for _ in range(layers))
+        self.out = OutputLayers(2 * inner, channels * params, channels)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        x = self.image(x)
+        y = self.first(x)
+        for layer in self.layers:
+            y = layer(y, x, h)
+        return self.out(y)
+
+    def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
+        return ResidualWalk(self, n, h)
+
+
+class ResidualWalk(PixelWalk):
+    @torch.no_grad()
+    def __init__(self, net: ResidualNet, n: int, h: Tensor | None) -> None:
+        super().__init__(net, n, net.first.up, net.first.left)
+        self.first = CachedConv(net.first, self.x, parts=self.parts)
+        self.layers = [layer.walk(self, h) for layer in net.layers]  # type: ignore[operator]
+        self.out = OutputWalk(net.out, n, self.parts)
+
+    def start_row(self) -> None:
+        for part in (self.first, *self.layers):
+            part.start_row()

@@ -24,73 +24,29 @@ from pofx.nn.pixel import (
 )
 
 
-class PixelCnn(PixelNet):
-    """Masked convolutions (van den Oord, Kalchbrenner & Kavukcuoglu 2016, section 3.4 and figure 5).
+class PixelCnnBlock(nn.Module):
+    """y + 1x1(ReLU(3x3(ReLU(1x1(ReLU(y)))) + V h)), with mask B (van den Oord et al. 2016, section 3.4 and figure 5).
 
-    A k x k convolution with mask A, residual blocks (ReLU, 1x1 to half the width, ReLU, 3x3 with mask B, ReLU,
-    1x1 back), two 1x1 layers. Pixels to the right in the rows above stay partly unseen: the paper's blind spot.
-
-    Args:
-        hidden: features of the residual stream; layers: its blocks; kernel: k, odd.
+    Pixels to the right in the rows above stay partly unseen: the paper's blind spot.
     """
 
-    def __init__(self, shape: Shape, params: int, *, hidden: int, layers: int, kernel: int, context: int = 0) -> None:
-        channels = shape[0]
-        super().__init__(shape, channels)
-        inner, reach = hidden_units(hidden // 2, channels), kernel // 2
-        hidden = 2 * inner
-        own = groups(hidden, channels)
-        self.first = CausalConv(channels + 1, hidden, reach, reach, reach, inside=self.seen(own))
-        self.blocks = nn.ModuleList(PixelCnnBlock(hidden, inner, channels, context) for _ in range(layers))
-        self.out = OutputLayers(hidden, channels * params, channels)
-
-    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        y = self.first(self.image(x))
-        for block in self.blocks:
-            y = block(y, h)
-        return self.out(y)
-
-    def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
-        return PixelCnnWalk(self, n, h)
-
-
-class PixelCnnBlock(nn.Module):
-    """y + 1x1(ReLU(3x3(ReLU(1x1(ReLU(y)))) + V h))"""
-
-    def __init__(self, hidden: int, inner: int, channels: int, context: int) -> None:
+    def __init__(self, inner: int, channels: int, context: int) -> None:
         super().__init__()
+        hidden = 2 * inner
         wide, own = groups(hidden, channels), groups(inner, channels)
         self.narrow = CausalConv(hidden, inner, inside=wide <= own[:, None])
         self.conv = CausalConv(inner, inner, 1, 1, 1, inside=own <= own[:, None])
         self.widen = CausalConv(inner, hidden, inside=own <= wide[:, None])
         self.context = nn.Linear(context, inner, bias=False) if context else None
 
-    def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor, h: Tensor | None) -> Tensor:
         z = self.conv(F.relu(self.narrow(F.relu(y))))
         if self.context is not None:
             z = z + self.context(h)[:, :, None, None]
         return y + self.widen(F.relu(z))
 
-
-class PixelCnnWalk(PixelWalk):
-    @torch.no_grad()
-    def __init__(self, net: PixelCnn, n: int, h: Tensor | None) -> None:
-        super().__init__(net, n, net.first.up, net.first.left)
-        self.first = CachedConv(net.first, self.x, parts=self.parts)
-        self.blocks = [PixelCnnBlockWalk(block, self, h) for block in net.blocks]  # type: ignore[arg-type]
-        self.out = OutputWalk(net.out, n, self.parts)
-
-    def start_row(self) -> None:
-        self.first.start_row()
-        for block in self.blocks:
-            block.band.next_row()
-            block.conv.start_row()
-
-    def pixel(self, w: int, c: int) -> Tensor:
-        y = self.first.pixel(w, c)
-        for block in self.blocks:
-            y = block.pixel(y, w, c)
-        return self.out(y, c)
+    def walk(self, walk: PixelWalk, h: Tensor | None) -> PixelCnnBlockWalk:
+        return PixelCnnBlockWalk(self, walk, h)
 
 
 class PixelCnnBlockWalk:
@@ -101,6 +57,10 @@ class PixelCnnBlockWalk:
         self.band = RowBuffer(walk.like, walk.n, walk.width, inner, 2, 1, 1, parts=parts)
         shift = None if block.context is None else block.context(h)
         self.conv = CachedConv(block.conv, self.band, parts=parts, shift=shift)
+
+    def start_row(self) -> None:
+        self.band.next_row()
+        self.conv.start_row()
 
     def pixel(self, y: Tensor, w: int, c: int) -> Tensor:
         torch.clamp_min(self.narrow(self.active.relu(y, c), c), 0, out=self.band.pixels[w][c])
@@ -181,22 +141,14 @@ class GatedPixelCnnWalk(PixelWalk):
     def __init__(self, net: GatedPixelCnn, n: int, h: Tensor | None) -> None:
         reach = net.right.left
         super().__init__(net, n, reach, reach)
-        self.down, self.right = net.down, CachedConv(net.right, self.x, parts=self.parts)
+        self.down, self.first = net.down, CachedConv(net.right, self.x, parts=self.parts)
         self.layers = [GatedLayerWalk(layer, self, h) for layer in net.layers]  # type: ignore[arg-type]
         self.out = OutputWalk(net.out, n, self.parts)
 
     def start_row(self) -> None:
-        reach = self.down.left
-        above = self.x.above(self.down.up + 1, reach, reach)
-        v = F.conv2d(above, self.down.weight, self.down.bias)[:, :, 0].mT
+        v = self.row_above(self.down)
         for layer in self.layers:
             v = layer.start_row(v)
-
-    def pixel(self, w: int, c: int) -> Tensor:
-        y = self.right.pixel(w, c)
-        for layer in self.layers:
-            y = layer.pixel(y, w, c)
-        return self.out(y, c)
 
 
 class GatedLayerWalk:

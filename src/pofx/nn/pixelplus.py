@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.heads import LevelLogistics
-from pofx.nn.pixel import CachedConv, CausalConv, PixelNet, PixelWalk, RowBuffer, RowConv, Shape, shifted_down
+from pofx.nn.pixel import (
+    CachedConv,
+    CausalConv,
+    PixelNet,
+    PixelWalk,
+    Pointwise,
+    RowBuffer,
+    RowConv,
+    Shape,
+    shifted_down,
+)
 
 
 class PixelCnnPlus(PixelNet):
@@ -91,7 +101,7 @@ class PixelCnnPlusWalk(PixelWalk):
     @torch.no_grad()
     def __init__(self, net: PixelCnnPlus, n: int, h: Tensor | None) -> None:
         super().__init__(net, n, 2, 1)
-        self.down, self.right = net.down, CachedConv(net.right, self.x)
+        self.down, self.first = net.down, CachedConv(net.right, self.x)
         self.u_up, self.u_down = (
             [RowResnet(layer, self, h) for layer in layers]  # type: ignore[arg-type]
             for layers in (net.u_up, net.u_down)
@@ -102,13 +112,12 @@ class PixelCnnPlusWalk(PixelWalk):
             PixelResnet(layer, self, h, mirror.read)  # type: ignore[arg-type]
             for layer, mirror in zip(net.l_down, reversed(self.l_up), strict=True)
         ]
-        assert net.out.bias is not None
-        self.out, self.bias = net.out.weight[:, :, 0, 0].T.contiguous(), net.out.bias
+        self.layers, out = (*self.l_up, *self.l_down), Pointwise(net.out)
+        self.out = lambda y, c: out(F.elu(y))
 
     def start_row(self) -> None:
-        self.right.start_row()
-        above = self.x.above(2, 1, 1)
-        us = [F.conv2d(above, self.down.weight, self.down.bias)[:, :, 0].mT]
+        self.first.start_row()
+        us = [self.row_above(self.down)]
         for u_layer, l_layer in zip(self.u_up, self.l_up, strict=True):
             us.append(u_layer(us[-1]))
             l_layer.start_row(us[-1])
@@ -116,12 +125,6 @@ class PixelCnnPlusWalk(PixelWalk):
         for u_layer, l_layer in zip(self.u_down, self.l_down, strict=True):
             u = u_layer(u, us.pop())
             l_layer.start_row(u)
-
-    def pixel(self, w: int, c: int) -> Tensor:
-        y = self.right.pixel(w)
-        for layer in (*self.l_up, *self.l_down):
-            y = layer.pixel(y, w)
-        return torch.addmm(self.bias, F.elu(y), self.out)
 
 
 class RowResnet:
@@ -164,7 +167,7 @@ class PixelResnet:
         self.first.start_row(F.linear(concat_elu(u, -1), self.above))
         self.second.start_row()
 
-    def pixel(self, y: Tensor, w: int) -> Tensor:
+    def pixel(self, y: Tensor, w: int, c: int) -> Tensor:
         """y [N, hidden] -> [N, hidden]"""
         write_concat_elu(y, self.read.pixels[w][0])
         z = self.first.pixel(w)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,50 +10,12 @@ from pofx.nn.pixel import (
     CachedConv,
     CausalConv,
     Features,
-    OutputLayers,
-    OutputWalk,
-    PixelNet,
     PixelWalk,
     Pointwise,
     RowBuffer,
-    Shape,
     groups,
-    hidden_units,
     shifted_down,
 )
-
-RnnKind = Literal["row-lstm", "diagonal-bilstm"]
-
-
-class PixelRnn(PixelNet):
-    """A k x k convolution with mask A, residual LSTM layers, two 1x1 layers (the paper's table 1).
-
-    Args:
-        kind: row-lstm sees a triangle above each pixel, diagonal-bilstm all pixels before it.
-        hidden: features of the residual stream, twice those of an LSTM; layers: of LSTMs; kernel: k, odd.
-    """
-
-    def __init__(
-        self, shape: Shape, params: int, kind: RnnKind, *, hidden: int, layers: int, kernel: int, context: int = 0
-    ) -> None:
-        channels = shape[0]
-        super().__init__(shape, channels)
-        inner, reach = hidden_units(hidden // 2, channels), kernel // 2
-        own = groups(2 * inner, channels)
-        self.first = CausalConv(channels + 1, 2 * inner, reach, reach, reach, inside=self.seen(own))
-        layer = RowLstm if kind == "row-lstm" else DiagonalLstm
-        self.layers = nn.ModuleList(layer(inner, channels, context) for _ in range(layers))
-        self.out = OutputLayers(2 * inner, channels * params, channels)
-
-    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        x = self.image(x)
-        y = self.first(x)
-        for layer in self.layers:
-            y = layer(y, x, h)
-        return self.out(y)
-
-    def walk(self, n: int, h: Tensor | None = None) -> PixelWalk:
-        return PixelRnnWalk(self, n, h)
 
 
 class LstmLayer(nn.Module):
@@ -109,6 +69,9 @@ class RowLstm(LstmLayer):
             states.append(state)
         return torch.stack(states, 2)
 
+    def walk(self, walk: PixelWalk, h: Tensor | None) -> RowLstmWalk:
+        return RowLstmWalk(self, walk, h)
+
 
 class DiagonalLstm(LstmLayer):
     """Both diagonals: the gates see the input at the pixel, and the states beside it and above it.
@@ -141,6 +104,9 @@ class DiagonalLstm(LstmLayer):
         left, right = unskew(torch.stack(states, 4).permute(0, 1, 3, 2, 4), width)
         return left + shifted_down(right.flip(3))
 
+    def walk(self, walk: PixelWalk, h: Tensor | None) -> DiagonalLstmWalk:
+        return DiagonalLstmWalk(self, walk, h)
+
 
 def skew(x: Tensor) -> Tensor:
     """Row i moved right by i: [..., H, W] -> [..., H, W + H - 1], zeros elsewhere."""
@@ -155,29 +121,6 @@ def unskew(x: Tensor, width: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- walking
-
-
-class PixelRnnWalk(PixelWalk):
-    @torch.no_grad()
-    def __init__(self, net: PixelRnn, n: int, h: Tensor | None) -> None:
-        super().__init__(net, n, net.first.up, net.first.left)
-        self.first = CachedConv(net.first, self.x, parts=self.parts)
-        self.layers = [
-            RowLstmWalk(layer, self, h) if isinstance(layer, RowLstm) else DiagonalLstmWalk(layer, self, h)  # type: ignore[arg-type]
-            for layer in net.layers
-        ]
-        self.out = OutputWalk(net.out, n, self.parts)
-
-    def start_row(self) -> None:
-        self.first.start_row()
-        for layer in self.layers:
-            layer.start_row()
-
-    def pixel(self, w: int, c: int) -> Tensor:
-        y = self.first.pixel(w, c)
-        for layer in self.layers:
-            y = layer.pixel(y, w, c)
-        return self.out(y, c)
 
 
 class LstmLayerWalk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import singledispatch
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,15 @@ def mixes(space: Space, kind: ImageKind) -> bool:
     if space.pixels:
         return kind == "logistic" or (kind == "auto" and (space.symbols or 0) > FEW_LEVELS)
     return any(not isinstance(c, Category) for c in space.columns)
+
+
+class Steps(Protocol):
+    """A visit of the sites in order: see ``nn.causal.IncrementalSampler``."""
+
+    order: list[int]
+
+    def params(self) -> Tensor: ...
+    def push(self, features: Tensor) -> None: ...
 
 
 class Heads(nn.Module):
@@ -98,6 +107,16 @@ class Heads(nn.Module):
         """Independent draws of all sites [..., *E], given params [..., sum(params)]."""
         parts = [self._group(g).sample(self._own(params, g), generator) for g in range(len(self.places))]
         return self.event(torch.cat(parts, -1)[..., self.back])
+
+    def visit(self, walk: Steps, values: Tensor, generator: torch.Generator, known: Tensor | None = None) -> Tensor:
+        """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
+        values = values.clone()
+        for i in walk.order:
+            head = self.site(i)
+            drawn = head.sample(walk.params(), generator).to(values.dtype)
+            values[:, i] = drawn if known is None else torch.where(known[:, i], values[:, i], drawn)
+            walk.push(head.embed(values[:, i]))
+        return values
 
     def site(self, i: int) -> Head:
         """The head of site i alone."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -157,7 +158,7 @@ class Transformer(SequenceNet):
     def enter(self, x: Tensor, first: int) -> Tensor:
         """Inputs at positions first, first + 1, ... as the residual stream."""
         x = x if self.position is None else x + self.position[first : first + x.shape[1]]
-        return F.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
+        return dropped(self, x)
 
     def turns(self, first: int, length: int) -> Tensor | None:
         """Cosines and sines [2, length, 1, each] of these positions, for rotary ones."""
@@ -199,15 +200,9 @@ class Layer(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
-        q, k, v = (t.transpose(1, 2) for t in heads(self, x, rotation))
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, enable_gqa=self.shape.groups < self.shape.n_heads
+        return block(
+            self, x, rotation, lambda q, k, v: attention(self.shape, q, k.transpose(1, 2), v.transpose(1, 2), mask)
         )
-        x = x + self._drop(self.out(y.transpose(1, 2).flatten(2)))
-        return x + self._drop(mlp(self, x))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.shape.dropout, self.training) if self.shape.dropout else x
 
 
 class TransformerCache:
@@ -227,30 +222,32 @@ class TransformerCache:
         turns, seen = net.turns(t, 1), min(net.shape.window or self.size, self.size)
         start = self.size - seen
         rotation = None if turns is None else turns[:, 0]
-        for layer, (keys, values) in zip(self.lean, self.kept, strict=True):
-            q, k, v = heads(layer, x, rotation)
+
+        def attend(kept: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = kept
             keys.select(2, t).copy_(k)
             values.select(2, t).copy_(v)
-            x = x + layer.out(decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen)))
-            x = x + mlp(layer, x)
+            return decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen))
+
+        for layer, kept in zip(self.lean, self.kept, strict=True):
+            x = block(layer, x, rotation, partial(attend, kept))
         return self.norm(x)
 
     def extend(self, x: Tensor) -> Tensor:
         if x.shape[1] == 1:
             return self.step(x[:, 0])[:, None]
-        net, shape, size = self.net, self.net.shape, self._grow(x.shape[1])
+        net, size = self.net, self._grow(x.shape[1])
         first = size - x.shape[1]
         x = net.enter(x, first)
         rotation, mask = net.turns(first, x.shape[1]), net.mask(first, x.shape[1], x.device)
-        for layer, (keys, values) in zip(net.layers, self.kept, strict=True):
-            q, k, v = (t.transpose(1, 2) for t in heads(layer, x, rotation))
-            keys[:, :, first:size], values[:, :, first:size] = k, v
-            y = F.scaled_dot_product_attention(
-                q, keys[:, :, :size], values[:, :, :size], mask,
-                is_causal=mask is None, enable_gqa=shape.groups < shape.n_heads,
-            )  # fmt: skip
-            x = x + layer.out(y.transpose(1, 2).flatten(2))
-            x = x + mlp(layer, x)
+
+        def attend(kept: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = kept
+            keys[:, :, first:size], values[:, :, first:size] = k.transpose(1, 2), v.transpose(1, 2)
+            return attention(net.shape, q, keys[:, :, :size], values[:, :, :size], mask)
+
+        for layer, kept in zip(net.layers, self.kept, strict=True):
+            x = block(layer, x, rotation, partial(attend, kept))
         return net.norm(x)
 
     def _grow(self, k: int) -> int:
@@ -281,6 +278,7 @@ class DecodeWeights:
     """
 
     def __init__(self, layer: Layer, n: int) -> None:
+        self.training = False
         self.shape, self.q_norm, self.k_norm = layer.shape, layer.q_norm, layer.k_norm
         self.norm1, self.norm2 = lean_norm(layer.norm1), lean_norm(layer.norm2)
         self.qkv, self.out, self.up, self.down = (
@@ -309,6 +307,25 @@ def lean_norm(norm: nn.Module) -> Apply:
     assert isinstance(norm, nn.LayerNorm)
     size, gain, bias, least = norm.normalized_shape, norm.weight, norm.bias, norm.eps
     return lambda x: torch.layer_norm(x, size, gain, bias, least)
+
+
+def block(
+    layer: Layer | DecodeWeights, x: Tensor, rotation: Tensor | None, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The layer on inputs [..., width]; ``attend`` maps ``heads`` to what each takes of others [..., heads each]."""
+    x = x + dropped(layer, layer.out(attend(*heads(layer, x, rotation))))
+    return x + dropped(layer, mlp(layer, x))
+
+
+def dropped(part: Transformer | Layer | DecodeWeights, x: Tensor) -> Tensor:
+    return F.dropout(x, part.shape.dropout, part.training) if part.shape.dropout else x
+
+
+def attention(shape: Shape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Of queries [N, L, heads, each] to keys and values [N, groups, T, each]: [N, L, heads each]. No mask: causal."""
+    many = shape.groups < shape.n_heads
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, mask, is_causal=mask is None, enable_gqa=many)
+    return y.transpose(1, 2).flatten(2)
 
 
 def heads(layer: Layer | DecodeWeights, x: Tensor, rotation: Tensor | None) -> Triple:

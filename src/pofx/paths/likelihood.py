@@ -26,8 +26,6 @@ def bound(
     u: Tensor,
     eps: Tensor,
     *,
-    smallest: float,
-    largest: float,
     steps: int | None = None,
 ) -> Tensor:
     """One draw [N] of the variational lower bound on log p(x), unbiased for u ~ U[0, 1) and eps ~ N(0, I).
@@ -48,22 +46,19 @@ def bound(
         gaussian: of the data, as good as it may be: it moves the model's ends and the noise of the number.
         x: [N, *E] standardised; float64 for full precision.
         u: [N] float64, picks the noise level; eps: the noise [N, *E].
-        smallest, largest: sigma / alpha at both ends of the path.
-        steps: T, the looser bound of the ancestral sampler in T steps even in lambda (Kingma et al. 2021,
-            section 4); None for continuous time.
+        steps: T, the looser bound of the ancestral sampler in T steps, those of ``schedule.levels`` (Kingma et al.
+            2021, section 4; Ho et al. 2020, eq. 5); None for continuous time.
     """
-    ends = -2 * torch.tensor([largest, smallest], dtype=torch.float64, device=x.device).log()
-    u = u.to(x.device)
+    first, last = schedule.ends
+    lam = first + u.to(x.device) * (last - first)
     if steps is None:
-        nats = gaussian.log_prob(x)
-        lam = ends[0] + u * (ends[1] - ends[0])
-        weight = lam.exp() * (ends[1] - ends[0])
+        nats, weight = gaussian.log_prob(x), lam.exp() * (last - first)
     else:
-        grid = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)
-        drop = grid[1:].exp() - grid[:-1].exp()  # SNR(s) - SNR(t) of every step
-        nats = gaussian.ends(x, ends) - gaussian.error(x, grid[:-1], drop)
-        step = (u * steps).long().clamp_max(steps - 1)
-        lam, weight = grid[step], drop[step] * steps
+        grid = schedule.log_snr(schedule.levels(steps)).to(x.device)
+        length, drop = grid.diff(), grid.exp().diff()  # of every step, in lambda and in SNR
+        nats = gaussian.ends(x, grid[[0, -1]]) - gaussian.error(x, grid[:-1], drop)
+        step = (torch.searchsorted(grid, lam, right=True) - 1).clamp(0, len(drop) - 1)
+        lam, weight = grid[step], (drop / length)[step] * (last - first)
     t = schedule.time(lam)
     p = point(schedule, t, x)
     z = p.alpha * x + p.sigma * eps
@@ -93,8 +88,6 @@ def ode(
     schedule: Schedule,
     x: Tensor,
     *,
-    smallest: float,
-    largest: float,
     steps: int,
     probe: Tensor | None = None,
     graph: bool = False,
@@ -103,8 +96,8 @@ def ode(
 
     On the circle alpha = cos(phi), sigma = sin(phi), where all paths look alike, the flow is
     dz/d(phi) = cos(phi) eps_hat - sin(phi) x_hat and the log-density falls along it by its divergence. It
-    is solved by the classical Runge-Kutta method of order 4 in the log SNR, from ``smallest`` noise, where z = x is
-    taken, to ``largest``, where z has the density of the noisy ``gaussian``.
+    is solved by the classical Runge-Kutta method of order 4 in the log SNR, from the schedule's smallest noise, where
+    z = x is taken, to its largest, where z has the density of the noisy ``gaussian``.
 
     Args:
         x: [N, *E] standardised.
@@ -133,7 +126,7 @@ def ode(
             parts = [torch.autograd.grad(v, z, e, retain_graph=True, create_graph=graph)[0] * e for e in along]
         return v if graph else v.detach(), torch.stack(parts).flatten(2).sum(2)
 
-    start, end = -2 * math.log(smallest), -2 * math.log(largest)
+    end, start = schedule.ends
     h = (end - start) / steps
     z, trace = x, x.new_zeros(len(along), n)
     for i in range(steps):

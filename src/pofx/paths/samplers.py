@@ -12,8 +12,7 @@ The deterministic ones solve the probability flow ODE of the path, dz = E[x|z] d
 the noisy ones the reverse-time SDE (Song et al. 2021). ``ancestral`` is the first-order exponential
 integrator of that SDE, ``ddim`` of that ODE: one function serves four names.
 
-All share one signature. ``denoise``: z [N, *E], t [] -> E[x | z]; ``times`` [steps + 1] falling; ``z``
-[N, *E] at times[0]. Returns z at times[-1].
+All share one signature, that of ``sample`` without name and callback.
 """
 
 from __future__ import annotations
@@ -29,6 +28,34 @@ from pofx.paths.predict import Denoise, eps_of
 from pofx.paths.schedule import Point, Schedule
 
 Solver = Callable[[Denoise, Schedule, Tensor, Tensor, torch.Generator], Tensor]
+Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+"""callback(step, t [], z [N, *E], denoised [N, *E]): what it returns, if anything, takes the denoised one's place."""
+
+
+def sample(
+    name: str,
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Tensor,
+    z: Tensor,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+) -> Tensor:
+    """From z [N, *E] at times[0] to z at times[-1].
+
+    Args:
+        name: of the sampler.
+        denoise: z [N, *E], t [] -> E[x | z].
+        times: [steps + 1], falling.
+        callback: sees every denoising, for previews, and may change it, for guidance; ``step`` is t's place in times.
+    """
+
+    def watched(z: Tensor, t: Tensor) -> Tensor:
+        x = denoise(z, t)
+        changed = None if callback is None else callback(int((times > t).sum()), t, z, x)
+        return x if changed is None else changed
+
+    return SAMPLERS[name](watched, schedule, times, z, generator)
 
 
 def exponential(
@@ -80,7 +107,7 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generat
         >>> import torch
         >>> from pofx.paths.schedule import Linear
         >>> schedule = Linear()
-        >>> times = schedule.times(10, 1e-3, 1e3)
+        >>> times = schedule.times(10)
         >>> z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
         >>> x = heun(lambda z, t: torch.full_like(z, 3.0), schedule, times, z, torch.Generator())
         >>> bool((x - 3).abs().max() < 0.01)  # all data lie at 3

@@ -5,7 +5,8 @@ ratio, through log SNR = 2 log(alpha / sigma), is all of it that a likelihood se
 sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds (Kingma et al. 2021,
 "Variational Diffusion Models", section 5.1).
 
-    linear-beta   variance preserving   Ho et al. 2020 in the continuous time of Song et al. 2021 (appendix C)
+    ddpm          variance preserving   Ho et al. 2020: a chain of T steps (section 4)
+    linear-beta   variance preserving   its limit of many steps (Song et al. 2021, appendix C)
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
     exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C)
     linear        straight lines        Lipman et al. 2023 (eq. 20-23, with time running from data to noise)
@@ -15,8 +16,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,7 +38,15 @@ class Point(NamedTuple):
 
 
 class Schedule(ABC):
-    """alpha falls, sigma rises in t, so that the log SNR falls strictly. Give times as float64."""
+    """alpha falls, sigma rises in t, so that the log SNR falls strictly. Give times as float64.
+
+    Args:
+        smallest, largest: sigma / alpha at both ends of what is made of the path, the data's and the noise's.
+    """
+
+    def __init__(self, smallest: float = 1e-3, largest: float = 80.0) -> None:
+        self.smallest, self.largest = smallest, largest
+        self.ends = -2 * math.log(largest), -2 * math.log(smallest)  # the log SNR at the noise's and the data's end
 
     @abstractmethod
     def __call__(self, t: Tensor) -> Point:
@@ -54,17 +61,71 @@ class Schedule(ABC):
         p = self(t)
         return 2 * (p.alpha.log() - p.sigma.log())
 
-    def times(self, steps: int, smallest: float, largest: float) -> Tensor:
-        """A sampler's times [steps + 1], from noise to data, uniform in t as the schedule means them.
+    def uniform(self, u: Tensor) -> Tensor:
+        """Times even between both ends, the noise's at u = 0 and the data's at u = 1."""
+        first, last = self.time(torch.tensor(self.ends, dtype=torch.float64)).tolist()
+        return first + u * (last - first)
 
-        ``largest`` and ``smallest`` are the values of sigma / alpha at both ends.
-        """
-        ends = torch.tensor([largest, smallest], dtype=torch.float64)
-        first, last = self.time(-2 * ends.log()).tolist()
-        return torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    def times(self, steps: int) -> Tensor:
+        """A sampler's times [steps + 1], from noise to data, even in t as the schedule means them."""
+        return self.uniform(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+
+    def levels(self, steps: int) -> Tensor:
+        """The times [steps + 1] of a bound in that many steps, from noise to data, even in the log SNR."""
+        return self.time(torch.linspace(*self.ends, steps + 1, dtype=torch.float64))
 
 
-@dataclass(frozen=True)
+def preserving(rate: Tensor, integral: Tensor) -> Point:
+    """The variance-preserving path with alpha^2 = exp(-integral), the integral of beta growing at this rate."""
+    alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+    return Point(alpha, sigma, -rate * alpha / 2, rate * alpha**2 / (2 * sigma))
+
+
+class Chain(Schedule):
+    """T steps x_t = sqrt(1 - beta_t) x_(t-1) + sqrt(beta_t) noise, step k at time k / T (Ho et al. 2020, eq. 2).
+
+    beta_t rises linearly from 1e-4 to 0.02 where T is 1000, else by 1000 / T as much, so that the ends stay. Between
+    its steps log alpha^2 is linear. Its ends are its first and its last step.
+
+    Example:
+        >>> import torch
+        >>> chain = Chain(1000)
+        >>> round(chain(torch.tensor(0.001, dtype=torch.float64)).alpha.item() ** 2, 12)  # 1 - beta_1
+        0.9999
+        >>> round(chain.largest, 1)
+        157.4
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+        self.lost = -torch.log1p(-self.betas)  # of log alpha^2, in each step
+        self.integral = torch.cat([self.lost.new_zeros(1), self.lost.cumsum(0)])
+        first, last = self.integral[[1, -1]].expm1().sqrt().tolist()
+        super().__init__(first, last)
+
+    def __call__(self, t: Tensor) -> Point:
+        place = t * self.steps
+        i = place.long().clamp(0, self.steps - 1)
+        lost = self.lost.to(t.device)[i]
+        return preserving(self.steps * lost, self.integral.to(t.device)[i] + lost * (place - i))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        integral, grid = softplus(-log_snr), self.integral.to(log_snr.device)
+        i = (torch.searchsorted(grid, integral) - 1).clamp(0, self.steps - 1)
+        return (i + (integral - grid[i]) / self.lost.to(integral.device)[i]) / self.steps
+
+    def uniform(self, u: Tensor) -> Tensor:
+        """One of the T steps, each for as much of u."""
+        return 1 - (u * self.steps).long().clamp_max(self.steps - 1) / self.steps
+
+    def times(self, steps: int) -> Tensor:
+        """All T steps, or fewer, evenly left out (Nichol & Dhariwal 2021, section 4)."""
+        return torch.linspace(self.steps, 1, min(steps, self.steps - 1) + 1, dtype=torch.float64).round() / self.steps
+
+    levels = times
+
+
 class LinearBeta(Schedule):
     """Variance preserving with rate beta(t) = beta0 + (beta1 - beta0) t: alpha^2 = exp(-integral of beta).
 
@@ -75,25 +136,21 @@ class LinearBeta(Schedule):
         [1.0, 1.0]
     """
 
-    beta0: float = 0.1
-    beta1: float = 20.0
+    beta0, beta1 = 0.1, 20.0
 
     def __call__(self, t: Tensor) -> Point:
         slope = self.beta1 - self.beta0
-        beta, integral = self.beta0 + slope * t, self.beta0 * t + slope * t**2 / 2
-        alpha, sigma = torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
-        return Point(alpha, sigma, -beta * alpha / 2, beta * alpha**2 / (2 * sigma))
+        return preserving(self.beta0 + slope * t, self.beta0 * t + slope * t**2 / 2)
 
     def time(self, log_snr: Tensor) -> Tensor:
         integral, slope = softplus(-log_snr), self.beta1 - self.beta0  # alpha^2 = sigmoid(log SNR)
         return 2 * integral / (self.beta0 + torch.sqrt(self.beta0**2 + 2 * slope * integral))
 
 
-@dataclass(frozen=True)
 class Cosine(Schedule):
     """Variance preserving with alpha = cos(a(t)) / cos(a(0)), the angle a(t) = pi/2 (t + s) / (1 + s)."""
 
-    offset: float = 0.008
+    offset = 0.008
 
     @property
     def _start(self) -> float:
@@ -115,12 +172,8 @@ class Cosine(Schedule):
         return a * (2 / math.pi) * (1 + self.offset) - self.offset
 
 
-@dataclass(frozen=True)
 class Exploding(Schedule):
     """alpha = 1, sigma geometric from ``smallest`` to ``largest``."""
-
-    smallest: float
-    largest: float
 
     def __call__(self, t: Tensor) -> Point:
         rate = math.log(self.largest / self.smallest)
@@ -131,7 +184,6 @@ class Exploding(Schedule):
         return (-log_snr / 2 - math.log(self.smallest)) / math.log(self.largest / self.smallest)
 
 
-@dataclass(frozen=True)
 class Linear(Schedule):
     """alpha = 1 - t, sigma = t: each datum moves on a straight line to its noise.
 
@@ -150,10 +202,10 @@ class Linear(Schedule):
         return torch.sigmoid(-log_snr / 2)
 
 
-SCHEDULES: dict[str, Callable[[float, float], Schedule]] = {
-    "linear-beta": lambda smallest, largest: LinearBeta(),
-    "cosine": lambda smallest, largest: Cosine(),
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "linear-beta": LinearBeta,
     "exploding": Exploding,
-    "linear": lambda smallest, largest: Linear(),
+    "linear": Linear,
 }
-"""Name -> schedule, given the smallest and the largest sigma / alpha that it is to reach."""
+"""Name -> schedule, given the smallest and the largest sigma / alpha; a ``Chain`` has ends of its own."""

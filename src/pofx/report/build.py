@@ -19,9 +19,9 @@ from pofx.core.files import write_atomic
 from pofx.core.space import Space, from_json
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
-from pofx.evaluate.recommend import amount
+from pofx.evaluate.recommend import amount, get
 from pofx.report import exhibits, leaderboard, plots
-from pofx.report.leaderboard import Cell, Column, duration, get, minus
+from pofx.report.leaderboard import Cell, Column, duration, minus
 from pofx.train.compiling import told
 from pofx.train.run import read_evaluation, read_info, read_log
 

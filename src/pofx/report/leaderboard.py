@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pofx.core.likelihood import SYMBOL, Unavailable, with_error
 from pofx.evaluate.likelihood import beyond, decode
-from pofx.evaluate.recommend import amount
+from pofx.evaluate.recommend import amount, detections, get, mean_auroc
 from pofx.report import plots
 
 Row = Mapping[str, Any]
@@ -49,16 +49,6 @@ class Column:
     of_samples: bool = False  # what they are like: not compared where some were cut at another length
 
 
-def get(node: Any, *path: str) -> Any:
-    """A nested entry (of lists, by number), or None where a step is missing or was not available."""
-    for key in path:
-        if isinstance(node, list):
-            node = node[int(key)] if int(key) < len(node) else None
-        else:
-            node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
 def minus(text: str) -> str:
     """The sign, not the hyphen, before digits."""
     return "".join(
@@ -92,34 +82,17 @@ def likelihood(row: Row, of: int) -> Cell:
     lik = row["likelihood"]
     if lik["kind"] == "Unavailable":
         return Cell(NONE, why=lik["note"])
-    nats, se, mc, common = (decode(lik[k]) for k in ("nats", "error", "mc_se", "shared_se"))
-    notes = [f"MC ±{amount(float(f'{mc:.1g}'))}"] if lik["mc_se"] else []
-    notes += [f"shared ±{amount(float(f'{common:.1g}'))}"] if lik["shared"] else []
-    notes += [f"{lik['impossible']:,} of {lik['n']:,} rows"] if lik["impossible"] else []
-    notes += ["error unknown"] if lik["n"] == 1 else []
+    number, _, about = lik["text"].partition(" nats")
     shares = [(d["column"], decode(d["nats"])) for d in row.get("dependent") or [] if "nats" in d]
-    notes += [f"{name} adds {minus(amount(nats))}" for name, nats in shares]
-    notes += [f"n {lik['n']:,}"] if lik["n"] < of else []
+    notes = [about.strip(" ()").replace("; ", " · "), *(f"{name} adds {minus(amount(nats))}" for name, nats in shares)]
     why = [f"{lik['draws']} Monte Carlo draws per row."] if lik["draws"] else []
-    why += [f"Of the first {lik['n']:,} of {of:,} rows."] if lik["n"] < of else []
-    why += [f"{lik['text']}."] if lik["impossible"] else []
-    why += (
-        [f"All rows share the error of {' and of '.join(lik['shared'])}, which no number of rows lowers."]
-        if lik["shared"]
-        else []
-    )
+    why += [f"All rows share the error of {' and of '.join(lik['shared'])}."] if lik["shared"] else []
+    if lik["n"] < of:
+        notes.append(f"n {lik['n']:,}")
+        why.append(f"Of the first {lik['n']:,} of {of:,} rows.")
     why += [f"Other columns determine {name}, which given them adds {nats:.3g} nats." for name, nats in shares]
     why += row.get("fit", {}).get("remarks", [])
-    return Cell(
-        f"{lik['symbol']} {minus(_compact(nats, se))}", " · ".join(notes), " ".join([*why, lik["note"]]).strip()
-    )
-
-
-def _compact(value: float, se: float) -> str:
-    """``value ± se``, in millions where the digits would fill the table."""
-    if abs(value) < 1e6 or not math.isfinite(value):
-        return with_error(value, se)
-    return f"{amount(value)} ± {amount(se)}" if math.isfinite(se) else amount(value)
+    return Cell(minus(number), " · ".join(filter(None, notes)), " ".join([*why, lik["note"]]).strip())
 
 
 def bits(row: Row) -> Cell:
@@ -179,18 +152,14 @@ def whole(column: Column) -> Column:
 
 def outliers(row: Row) -> Cell:
     """The mean AUROC over the kinds of outliers."""
-    found = [d for d in row.get("outliers") or [] if "auroc" in d]
-    if not found:
-        return Cell(NONE, why=next((d["unavailable"] for d in row.get("outliers") or [] if "unavailable" in d), ""))
-    mean, se = outlier_value(row)
-    return Cell(f"{mean:.3f}", f"±{se:.3f}")
+    if detections(row):
+        mean, se = mean_auroc(row)
+        return Cell(f"{mean:.3f}", f"±{se:.3f}")
+    return Cell(NONE, why=next((d["unavailable"] for d in row.get("outliers") or [] if "unavailable" in d), ""))
 
 
 def outlier_value(row: Row) -> tuple[float, float]:
-    found = [d for d in row.get("outliers") or [] if "auroc" in d]
-    if not found:
-        return math.nan, 0.0
-    return sum(d["auroc"] for d in found) / len(found), math.hypot(*(d["se"] for d in found)) / len(found)
+    return mean_auroc(row) if detections(row) else (math.nan, 0.0)
 
 
 def columns(rows: Sequence[Row], of: int) -> list[Column]:

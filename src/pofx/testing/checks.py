@@ -263,9 +263,8 @@ def mean_nats(model: Model, part: Part) -> float:
 @check
 def training_helps(s: Subject) -> None:
     """The trained model is better on held-out data than the prepared, untrained one, or already near the truth."""
-    config = s.cls.tiny(s.case.space)
     with seeded(s.seed):
-        fresh = s.cls(config, s.case.space, s.case.context)
+        fresh = s.cls(s.config, s.case.space, s.case.context)
     train = s.case.data.train
     fresh.prepare(train.x, train.c, train.weight, generator(s.seed))
     after, before = (mean_nats(model, s.test) for model in (s.model, fresh))
@@ -432,7 +431,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 
 @check
 def run_folder_round_trip(s: Subject) -> None:
-    """A saved and read model has the same options, likelihoods and samples; its options survive JSON."""
+    """A saved and read model, and each of its parts, has the same options, nats and samples; options survive JSON."""
     model, read = s.again
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
@@ -444,6 +443,27 @@ def run_folder_round_trip(s: Subject) -> None:
         assert torch.equal(a.nats, b.nats), "a reloaded model has other likelihoods"
     one = model.given(c).sample(2, generator=generator(1))
     assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
+    parts = read.model.parts()
+    assert model.parts().keys() == parts.keys() == read.info["parts"].keys()
+    for name, part in model.parts().items():
+        assert parts[name].config == part.config
+        if part.context is None:
+            z = part.sample(30, generator=generator(1))
+            assert same(z, parts[name].sample(30, generator=generator(1))), f"a reloaded {name} samples differently"
+            with torch.no_grad():
+                a, b = (p.log_prob(z, generator=generator(0)) for p in (part, parts[name]))
+            if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
+                assert torch.equal(a.nats, b.nats), f"a reloaded {name} scores differently"
+
+
+@check
+def validation_rows_train_nothing(s: Subject) -> None:
+    """Where nothing is chosen by validation, other validation rows leave every weight as it is."""
+    data = dataclasses.replace(s.case.data, train=s.case.data.train[:250])
+    other = dataclasses.replace(data, valid=data.test[:50])
+    one, two = (s.trained(d, steps=6, checks=1, valid_rows=20).state_dict() for d in (data, other))
+    for name, value in one.items():
+        assert same(value, two[name]), f"{name} depends on the validation rows"
 
 
 @check
@@ -457,7 +477,7 @@ def training_is_reproducible(s: Subject) -> None:
 def every_parameter_learns(s: Subject) -> None:
     """No parameter tensor is left as it was initialised."""
     with seeded(s.seed):
-        fresh = s.cls(s.cls.tiny(s.case.space), s.case.space, s.case.context)
+        fresh = s.cls(s.config, s.case.space, s.case.context)
     for (name, a), b in zip(fresh.named_parameters(), s.model.parameters(), strict=True):
         assert a.numel() == 0 or not torch.equal(a, b), f"{name} never changed"
 

@@ -20,10 +20,13 @@ from pofx.testing.oracles import strings
 from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error
 
 
-def ragged(s: Subject, stepwise: bool = True) -> Any:
-    """The space of the case; skips the check for data of one size, or for families without steps."""
+def ragged(s: Subject, stepwise: bool = True, exact: bool = False) -> Any:
+    """The space of the case; skips the check for data of one size, for families without steps, and for steps that do
+    not sum to the likelihood itself where they must."""
     space = s.case.space
     if space.fill is None or (stepwise and not can(s.model, Continues)):
+        raise NotApplicable
+    if exact and s.model.default_request().kind != "Exact":
         raise NotApplicable
     return space
 
@@ -57,10 +60,6 @@ def steps(s: Subject) -> tuple[Tensor, float]:
 # -- sums ------------------------------------------------------------------------------------------
 
 
-def is_exact(s: Subject) -> bool:
-    return s.model.default_request().kind == "Exact"
-
-
 @check
 def strings_sum_to_one(s: Subject) -> None:
     """P(all data of up to n steps) + P(all beginnings of n + 1 steps) = 1; of excerpts, P(all of n steps) = 1."""
@@ -90,10 +89,8 @@ def strings_sum_to_one(s: Subject) -> None:
 @check
 def every_step_sums_to_one(s: Subject) -> None:
     """At any place of any datum, the probabilities of what may stand there, the end included, sum to 1."""
-    space = ragged(s)
+    space = ragged(s, exact=True)
     values, cell = steps(s)
-    if not is_exact(s):
-        raise NotApplicable
     part, sizes = some(s, 4 if cell == 1.0 else 2)
     for i, size in enumerate(sizes.tolist()):
         c = None if part.c is None else part.c[i]
@@ -117,7 +114,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
         each = s.given(part).log_probs(part.x).double()
     gap = (each.sum(1) - lik.nats).abs() / (1 + lik.nats.abs())
     assert gap.max() < 1e-5, f"log_probs sum to what differs from log_prob by {gap.max():.3g}"
-    if is_exact(s):
+    if s.model.default_request().kind == "Exact":
         assert each.shape == (len(part), part.x.shape[1] + 1), f"{tuple(each.shape)} for x {tuple(part.x.shape)}"
         beyond = torch.arange(each.shape[1]) > space.lengths(part.x)[:, None]
         assert (each[beyond] == 0).all(), "what comes after the end has a probability"
@@ -126,13 +123,11 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
 @check
 def ends_count(s: Subject) -> None:
     """To end is less than certain, where data have ends; else it costs nothing."""
-    space = ragged(s)
+    space = ragged(s, exact=True)
     x, c = s.test.x, s.test.c
     with torch.no_grad():
         each = s.model.given(c).log_probs(x).double()
     last = each.gather(1, space.lengths(x)[:, None])[:, 0]
-    if not is_exact(s):
-        raise NotApplicable
     if not space.has_eos:
         assert (last == 0).all(), "the end of an excerpt has a probability, but its length is given"
         return
@@ -198,9 +193,7 @@ def padding_does_not_leak(s: Subject) -> None:
 @check
 def what_comes_before_splits_the_sum(s: Subject) -> None:
     """log p(ab) = log p(a...) + log p(b | before = a), for beginnings of any lengths side by side."""
-    space = ragged(s)
-    if not is_exact(s):
-        raise NotApplicable
+    space = ragged(s, exact=True)
     part, sizes = some(s, 40)
     cut = (torch.rand(len(part), generator=generator(0)) * (sizes + 1)).long()
     pairs = [(x[:k], x[k:n]) for x, k, n in zip(part.x, cut.tolist(), sizes.tolist(), strict=True)]
@@ -225,10 +218,8 @@ def what_comes_before_splits_the_sum(s: Subject) -> None:
 @check
 def strings_are_drawn_as_stated(s: Subject) -> None:
     """Frequencies of samples' first steps are the probabilities that the model states (chi-squared)."""
-    space = ragged(s)
+    space = ragged(s, exact=True)
     values, cell = steps(s)
-    if not is_exact(s):
-        raise NotApplicable
     n, depth = 4000, s.case.depth
     for c in s.contexts:
         drawn = s.model.given(c).sample(n, generator=generator(11))
@@ -276,7 +267,7 @@ def continuations_follow_what_is_before(s: Subject) -> None:
     """The first step drawn after given beginnings has its stated probabilities (chi-squared)."""
     space = ragged(s)
     values, cell = steps(s)
-    if not is_exact(s) or cell != 1.0:
+    if s.model.default_request().kind != "Exact" or cell != 1.0:
         raise NotApplicable
     long = s.test.x[space.lengths(s.test.x) > 3]
     before = torch.stack([long[0, :3], torch.where(like(torch.arange(3) < 1, long), long[1:2, :3], space.fill)[0]])

@@ -36,7 +36,8 @@ def run_check(subject: Subject, name: str) -> Result:
     declared = reasons.get(name) or reasons.get(f"{name}:{subject.case.name}")
 
     def result(outcome: str, message: str = "") -> Result:
-        return Result(subject.cls.name, subject.case.name, name, outcome, message)
+        case = f"{subject.case.name}, {subject.variant}" if subject.variant else subject.case.name
+        return Result(subject.cls.name, case, name, outcome, message)
 
     try:
         CHECKS[name](subject)
@@ -57,8 +58,15 @@ def served(cls: type[Model], more: Iterable[Case] = ()) -> list[Case]:
     return [c for c in [*cases(), *more] if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
 
 
+def subjects(cls: type[Model], seed: int = 0, more: Sequence[Case] = ()) -> list[Subject]:
+    """The family on every case that it serves, and its variants there."""
+    return [
+        Subject(cls, case, seed, variant) for case in served(cls, more) for variant in ("", *cls.variants(case.space))
+    ]
+
+
 def check_family(
-    cls: type[Model], names: Iterable[str] | None = None, *, more: Sequence[Case] = (), seed: int = 0
+    cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0, more: Sequence[Case] = ()
 ) -> list[Result]:
     """Every check on every case that the family serves.
 
@@ -78,8 +86,8 @@ def check_family(
     wanted = None if names is None else set(names)
     if unknown := sorted((wanted or set()) - {c.name for c in [*cases(), *more]}):
         raise UsageError(f"There is no case {unknown[0]!r}.", f"Cases: {', '.join(c.name for c in cases())}.")
-    subjects = [Subject(cls, case, seed) for case in served(cls, more) if wanted is None or case.name in wanted]
-    results = [run_check(subject, name) for subject in subjects for name in CHECKS]
+    looked_at = [s for s in subjects(cls, seed, more) if wanted is None or s.case.name in wanted]
+    results = [run_check(subject, name) for subject in looked_at for name in CHECKS]
     failed = [r for r in results if r.outcome == "failed"]
     assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)
     return results

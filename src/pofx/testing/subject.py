@@ -29,23 +29,28 @@ STEPS_OF_SEQUENCES = 200  # each goes through many positions
 
 @dataclass(eq=False)
 class Subject:
-    """A tiny model of one family, trained on one case."""
+    """A tiny model of one family, trained on one case; ``variant`` is one of its ``variants``, "" its ``tiny``."""
 
     cls: type[Model]
     case: Case
     seed: int = 0
+    variant: str = ""
+
+    @property
+    def config(self) -> Any:
+        space = self.case.space
+        return self.cls.variants(space)[self.variant] if self.variant else self.cls.tiny(space)
 
     @cached_property
     def model(self) -> Model:
         return self.trained(self.case.data)
 
-    def trained(self, data: Data, out: Path | None = None) -> Model:
-        options = dataclasses.asdict(self.cls.tiny(data.space))
+    def trained(self, data: Data, out: Path | None = None, **changes: Any) -> Model:
+        options = dataclasses.asdict(self.config)
         small = data.space.fill is not None
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
-        limits: dict[str, Any] = {"checks": 4, "valid_rows": 100 if small else 500}
-        run = fit(data, self.cls, steps=steps, seed=self.seed, options=options, recipe=recipe, out=out, **limits)
-        return run.model
+        limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500} | changes
+        return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
     @cached_property
     def again(self) -> tuple[Model, Run]:

@@ -1,7 +1,8 @@
 """Deliberately wrong models: each breaks the contract in one known way, and the suite must catch it.
 
-They start from four small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a
-chain of categories by counting, a probabilistic PCA bounded by importance sampling), which pass every check.
+They start from small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a chain of
+categories by counting, a probabilistic PCA bounded by importance sampling, a model that holds another and fits it in a
+stage), which pass every check.
 ``WRONG`` lists each mistake with the checks that are meant to notice it.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
-from pofx.core.learner import Batch, Local, Recipe, Runtime
+from pofx.core.learner import Batch, Local, Recipe, RowDataset, Runtime, Stage
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, UpperBound, make
 from pofx.core.measure import Measure
 from pofx.core.model import Model
@@ -247,7 +248,45 @@ class Energy(Moments):
         return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={source: -se})
 
 
-RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy]
+class Holder(Small):
+    """A model that is another, its part, which it fits in a second stage; the first one does nothing."""
+
+    name = "right part"
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        return Moments.refuses(space, context, config)
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.hold(Moments(Plain(), space))
+
+    def hold(self, part: Moments) -> None:
+        self.part = part
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        pass
+
+    def stages(self, recipe: Recipe) -> list[Stage]:
+        return [
+            Stage("nothing", recipe, lambda: OneSweep(self), 0.5, validate=self.validate),
+            Stage("part", recipe, lambda: OneSweep(self.part), 0.5, lambda x, c, generator: self.rows(x)),
+        ]
+
+    def validate(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        return self.part.log_prob(x)
+
+    def rows(self, x: Tensor) -> RowDataset:
+        return RowDataset(x)
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return self.part.rows_log_prob(x, c, request, noise)
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        return self.part.rows_sample(n, c, sampler, generator)
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy, Holder]
 
 
 # -- the mistakes ---------------------------------------------------------------------------------
@@ -528,6 +567,28 @@ class SharedErrorOfAnyDraws(Energy):
         return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se})
 
 
+class HiddenPart(Holder):
+    """A part that is none of the module's own: neither config nor checkpoint know of it."""
+
+    name = "wrong: a part that is not in the checkpoint"
+
+    def hold(self, part: Moments) -> None:
+        object.__setattr__(self, "part", part)
+
+
+class TrainsOnValidation(Holder):
+    """A stage that learns from the rows on which the one before was validated."""
+
+    name = "wrong: a stage trains on validation rows"
+
+    def validate(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+        self.seen = x
+        return super().validate(x, c, generator)
+
+    def rows(self, x: Tensor) -> RowDataset:
+        return RowDataset(self.seen)
+
+
 WRONG: dict[type[Model], set[str]] = {
     LogDetSign: {"sums to one", "scaling shifts the density"},
     ForgetsScaling: {"sums to one", "scaling shifts the density"},
@@ -557,5 +618,7 @@ WRONG: dict[type[Model], set[str]] = {
     SharedErrorOfEachRow: {"mc error is calibrated"},
     SharedErrorDivided: {"shared errors stay"},
     SharedErrorOfAnyDraws: {"mc error is calibrated"},
+    HiddenPart: {"run folder round trip"},
+    TrainsOnValidation: {"validation rows train nothing"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""

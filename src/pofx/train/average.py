@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pofx.core.model import Model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Average:

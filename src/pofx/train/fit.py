@@ -16,36 +16,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pofx.core.abilities import InBlocks
-from pofx.core.errors import EmptyData, Stopped, Unsupported, UsageError
+from pofx.core.errors import EmptyData, Stopped, UsageError
 from pofx.core.memory import enough
-from pofx.core.model import Model, idle, replace_config
+from pofx.core.model import Model, replace_config
+from pofx.core.nested import configured
 from pofx.core.options import Range, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.parts import Data, Part, class_counts
 from pofx.train import run as folder
 from pofx.train.device import choose
+from pofx.train.loop import Loop, Progress, seeded
 from pofx.train.machine import one_process
 from pofx.train.memory import building
 from pofx.train.processes import agree, count, is_first, leave, on_this_machine, torchrun
 from pofx.train.run import Run
 from pofx.train.signals import Watch
+from pofx.train.stages import Limit, check_stages
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-from pofx.train.loop import Limit, Loop, Progress, seeded
 
 LOOK = 2**25  # numbers of a sample that stands for rows beyond memory before training: 256 MiB
-
-
 PRECISIONS = ("32-true", "bf16-mixed")
-
-
 COMPILE = ("never", "auto")
-
-
 SEEDS = at_least(0, 2**63 - 1)
-
-
 PART = Range(0, 1, above=True)  # of a budget
 
 
@@ -126,15 +120,7 @@ def fit(
     cls = find_family(family) if isinstance(family, str) else family
     if len(data.train) == 0:
         raise EmptyData("The training part has no rows.", "Give more data or another split.")
-    config = replace_config(cls.Config(), options or {})
-    if reason := cls.refuses(data.space, data.context, config):
-        raise Unsupported(f"{cls.name} does not serve {data.space}: {reason}", "See 'pofx families'.")
-    if unused := idle(cls, data.space, data.context, config):
-        raise Unsupported(
-            f"{', '.join(f'{k}={getattr(config, k)!r}' for k in unused)} changes nothing in a {cls.name} of this "
-            f"{data.space}.",
-            f"Leave out {' and '.join(unused)}.",
-        )
+    config = configured(cls, data.space, data.context, options or {})
     rec = replace_config(cls.recipe(data.space), recipe or {})
     limit = Limit(seconds, steps, rec.epochs if seconds is None and steps is None and epochs is None else epochs)
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
@@ -172,6 +158,7 @@ def fit(
         )
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
+    check_stages(model, model.stages(rec), limit, target)
     about: dict[str, Any] = {
         "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
         "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),

@@ -1,5 +1,8 @@
 """One training loop for every learner: gradients, alternation, EM and counting differ only in ``step``.
 
+A fit goes through the model's stages, most often a single one: each has its own learner, training set and share of
+the budget (see ``stages``), and sets out from the best weights of the one before.
+
 What the loop owes the user: a budget in seconds, steps or epochs; the best validated weights; no silent
 NaN; checkpoints that a kill cannot break; a resume that continues exactly. For that, every random
 choice of step t is a function of (seed, t) alone and every shuffle one of (seed, epoch), so there is no
@@ -13,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,12 @@ from torch import Tensor
 
 from pofx.core.abilities import InBlocks
 from pofx.core.errors import CannotSave, Diverged, NotANumber, Stopped, Unsupported, UsageError
-from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, steppers
+from pofx.core.learner import Batch, GradientLearner, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model
-from pofx.core.options import POSITIVE, Options
 from pofx.data.parts import Data, Part
 from pofx.train import run as folder
+from pofx.train.average import Average
 from pofx.train.checkpoint import load_into, load_tree, put, save_tree
 from pofx.train.compiling import Trial
 from pofx.train.machine import Alone
@@ -36,67 +38,19 @@ from pofx.train.memory import check_training
 from pofx.train.processes import whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
+from pofx.train.stages import Limit, State, overall
 from pofx.train.threads import Threads
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-from pofx.train.average import Average
 
 PROBE = 32  # rows of the first, timed validation
 
 
 VALIDATED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 
-
 Progress = Callable[[dict[str, Any]], None]
-
-
 """Called with each new log entry, and a few times a second between them."""
-
-
-@dataclass(frozen=True)
-class Limit(Options):
-    """The budget of a fit, in exactly one unit."""
-
-    seconds: float | None = None
-    steps: int | None = None
-    epochs: int | None = None
-
-    ranges = {"seconds": POSITIVE}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        if len(given) != 1:
-            raise UsageError(f"A budget has one unit; given: {given or 'none'}.", "Give seconds, steps or epochs.")
-
-    def progress(self, state: State, per_epoch: int) -> float:
-        """How much of the budget is used, from 0 to 1 (or beyond)."""
-        if self.seconds is not None:
-            return state.seconds / self.seconds
-        return state.step / self._steps(per_epoch)
-
-    def left(self, state: State, per_epoch: int, each: float) -> float:
-        """How many seconds are left, at ``each`` seconds per step."""
-        if self.seconds is not None:
-            return self.seconds - state.seconds
-        return each * (self._steps(per_epoch) - state.step)
-
-    def _steps(self, per_epoch: int) -> int:
-        return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
-
-
-@dataclass
-class State:
-    """The counters of training; with weights and learner state, all that a resume needs."""
-
-    step: int = 0
-    seconds: float = 0.0
-    checks: int = 0  # validations done
-    best: float | None = None  # best validation number so far, nats
-    best_step: int = 0
-    stale: int = 0  # validations since it improved
-    valid_rows: int = 0  # of every validation; 0 until the first
 
 
 class Loop:
@@ -114,41 +68,17 @@ class Loop:
         watch: Watch,
     ) -> None:
         self.fabric, self.info, self.data, self.path, self.progress = fabric, info, data, path, progress
-        self.watch = watch
+        self.watch, self.target = watch, target
         self.model = model.to(fabric.device)
-        self.recipe: Recipe = folder.recipe_of(info)
+        recipe = folder.recipe_of(info)
         self.training, self.limit, self.seed = info["training"], Limit(**info["budget"]), info["seed"]
-        check_training(self.model, self.recipe, model.name)
-        self.learner: Learner = self.model.learner(self.recipe)
-        self.learner.runtime = FabricRuntime(fabric)
-        for stepper in steppers(self.learner):
-            stepper.rows = len(data.train)
-        if target is not None:
-            if not isinstance(self.learner, GradientLearner):
-                raise Unsupported(f"{model.name} is not trained by gradients.", "Leave out the target distribution.")
-            self.learner.target = drawn_from(target)
-            self.learner.target_weight = self.training["target_weight"]
-        compiling = self.training.get("compile", "never") == "auto"  # an older run does not say
-        self.trial = Trial(self.learner, fabric.world_size) if compiling else None
-        several = fabric.device.type == "cpu" and fabric.world_size == 1 and torch.get_num_threads() > 1
-        if several and self.limit.seconds is not None and self.learner.sweep == "minibatch" and self.trial is None:
-            self.threads: Threads | None = Threads(torch.get_num_threads())
-        else:
-            self.threads = None
-        self.training_set = self.model.training_set(data.train.x)
+        check_training(self.model, recipe, model.name)
+        self.stages = self.model.stages(recipe)
         # the part may be sorted, and a head of it would hold a few classes
         self.validated = data.valid.draw(self.training["valid_rows"], mix(self.seed, VALIDATED))
-        rows = len(self.training_set)
-        self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
-        if self.batch < fabric.world_size:
-            raise UsageError(f"{self.batch} rows cannot be shared by {fabric.world_size} processes.", "Use fewer.")
-        self.per_epoch = rows // self.batch  # a last, smaller batch is left to the next shuffle
         self.state = State()
         self.log: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] | None = None
-        self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
         self.noise = torch.Generator(fabric.device)
-        self.epoch, self.order = -1, torch.empty(0)
         self.valid_cost = 0.0  # seconds of the last validation
         self.sums: dict[str, Tensor] = {}  # of step figures since the last log entry
         self.summed = 0
@@ -156,50 +86,97 @@ class Loop:
         tree = whole(fabric, load_tree(kept) if kept is not None and kept.exists() else None)
         if tree is not None and path is not None:
             self._restore(tree, path)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make what the present stage is made of."""
+        self.stage, fabric, train = self.stages[self.state.stage], self.fabric, self.data.train
+        if self.stage.training_set is None:
+            self.training_set = self.model.training_set(train.x)
+        else:
+            self.training_set = self.stage.training_set(train.x, train.c, torch.Generator().manual_seed(self.seed))
+            if fabric.world_size > 1:  # what was prepared with it may differ between machines in the last bit
+                put(self.model, fabric.broadcast(self.model.state_dict()))
+        self.told = {"stage": self.stage.name} if len(self.stages) > 1 else {}
+        self.recipe, self.learner = self.stage.recipe, self.stage.learner()
+        self.learner.runtime = FabricRuntime(fabric)
+        for stepper in steppers(self.learner):
+            stepper.rows = len(train)
+        if self.target is not None:
+            if not isinstance(self.learner, GradientLearner):
+                raise Unsupported(
+                    f"{self.model.name} is not trained by gradients.", "Leave out the target distribution."
+                )
+            self.learner.target = drawn_from(self.target)
+            self.learner.target_weight = self.training["target_weight"]
+        self.trial = Trial(self.learner, fabric.world_size) if self.training["compile"] == "auto" else None
+        several = fabric.device.type == "cpu" and fabric.world_size == 1 and torch.get_num_threads() > 1
+        timed = self.limit.seconds is not None and self.learner.sweep == "minibatch" and self.trial is None
+        self.threads = Threads(torch.get_num_threads()) if several and timed else None
+        rows = len(self.training_set)
+        self.batch = rows if self.learner.sweep == "dataset" else min(self.recipe.batch, rows)
+        if self.batch < fabric.world_size:
+            raise UsageError(f"{self.batch} rows cannot be shared by {fabric.world_size} processes.", "Use fewer.")
+        self.per_epoch = rows // self.batch  # a last, smaller batch is left to the next shuffle
+        self.epoch, self.order = -1, torch.empty(0)
+        self.best: dict[str, Tensor] | None = None
+        self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
 
     # -- the loop ---------------------------------------------------------------------------------------
 
     @torch.enable_grad()  # also where the caller has switched gradients off
     def run(self, until: float = 1.0) -> Run:
-        state, started = self.state, time.perf_counter() - self.state.seconds
+        if folder.status(self.log) in folder.ENDS:
+            return self._finish()
+        started = time.perf_counter() - self.state.seconds
         saved = shown = time.perf_counter()
         self.model.train()
         self.watch.patient = True
-        status, patience = "finished", self.training["patience"]
+        patience = self.training["patience"]
         while True:
+            state = self.state
             state.seconds = time.perf_counter() - started
-            done = self._agree(self.limit.progress(state, self.per_epoch))
-            if done >= 1 or (self.learner.finished and state.step > 0):
+            done = self._agree(self.limit.progress(state, self.stages, self.per_epoch))
+            reached, begun = overall(state, self.stages, done), state.step > state.begun
+            over = "finished" if begun and (done >= 1 or self.learner.finished) else None
+            if over is None:
+                if self._asked_to_stop():
+                    self._save()
+                    raise self.watch.stopped(f"after step {state.step}, which is saved")
+                if begun and self._check_due(reached):
+                    self._check()
+                if reached >= until and self.path is not None:
+                    self._save()
+                    return folder.read_run(self.path)
+                if patience is not None and state.stale >= patience:
+                    over = "stopped early"
+            if over is not None and self.stage is self.stages[-1]:
                 break
-            if self._asked_to_stop():
-                self._save()
-                raise self.watch.stopped(f"after step {state.step}, which is saved")
-            if state.step > 0 and self._check_due(done):
+            if over is not None:
                 self._check()
-            if done >= until and self.path is not None:
-                self._save()
-                return folder.read_run(self.path)
-            if patience is not None and self.log and state.stale >= patience:
-                status = "stopped early"
-                break
+                self._take_best()
+                self.state = state.next_stage()
+                self._begin()
+                continue
             batch = self._batch(done)
             self.noise.manual_seed(mix(self.seed, state.step))
             if self.trial is not None:
-                terms = self.trial.step(batch, self.noise, partial(self.limit.left, state, self.per_epoch))
+                left = partial(self.limit.left, state, self.stages, self.per_epoch)
+                terms = self.trial.step(batch, self.noise, left)
             elif self.threads is not None:
                 terms = self.threads.run(partial(self.learner.step, batch, self.noise))
             else:
                 terms = self.learner.step(batch, self.noise)
             self._guard(terms)
             if self.average is not None:
-                self.average.update(state.step)
+                self.average.update(batch.step)
             state.step += 1
             now = time.perf_counter()
             if self.progress is not None and now - shown > 0.2:
                 shown = now
-                self.progress(
-                    {"step": state.step, "seconds": now - started, "progress": done, "loss": terms["loss"].item()}
-                )
+                figures = {"seconds": now - started, "progress": reached, "loss": terms["loss"].item()}
+                self.progress({"step": state.step} | figures | self.told)
             if self.path is not None and now - saved > self.training["save_every"]:
                 try:
                     self._save()
@@ -208,7 +185,13 @@ class Loop:
                         self.progress({"note": str(error)})
                 saved = time.perf_counter()
         state.seconds = time.perf_counter() - started
-        self._check(status)
+        if self.stage.validate is not None:  # the last number is the whole model's, to be compared with others
+            self._check()
+            self._take_best()
+            if self.recipe.ema is not None:
+                self.average = Average(self.model, self.recipe.ema)
+            state.best, self.stage = None, dataclasses.replace(self.stage, validate=None)
+        self._check(over)
         return self._finish()
 
     def _agree(self, done: float) -> float:
@@ -226,25 +209,28 @@ class Loop:
         return bool(self.fabric.all_reduce(votes, reduce_op="sum") > 0)  # type: ignore[operator]
 
     def _batch(self, done: float) -> Batch:
-        train, state, world, rank = self.data.train, self.state, self.fabric.world_size, self.fabric.global_rank
+        train, world, rank = self.data.train, self.fabric.world_size, self.fabric.global_rank
+        step = self.state.step - self.state.begun
         start, end = rank * self.batch // world, (rank + 1) * self.batch // world
-        if self.learner.sweep == "dataset":
+        if self.learner.sweep == "dataset" and self.stage.training_set is None:
             part = train if world == 1 else train[slice(start, end)]
             part = part if isinstance(self.model, InBlocks) and part.beyond_memory else part.read()
         else:
-            epoch, place = divmod(state.step, self.per_epoch)
-            if epoch != self.epoch:
-                shuffle = torch.Generator().manual_seed(mix(self.seed, -1 - epoch))
-                self.epoch, self.order = epoch, torch.randperm(len(self.training_set), generator=shuffle)
-                self.training_set.set_epoch(mix(self.seed, -1 - epoch))
-            offset = place * self.batch
-            index = self.order[offset + start : offset + end]
+            epoch, place = divmod(step, self.per_epoch)
+            if self.learner.sweep == "dataset":
+                index = torch.arange(start, end)
+            else:
+                if epoch != self.epoch:
+                    shuffle = torch.Generator().manual_seed(mix(self.seed, -1 - epoch))
+                    self.epoch, self.order = epoch, torch.randperm(len(self.training_set), generator=shuffle)
+                    self.training_set.set_epoch(mix(self.seed, -1 - epoch))
+                index = self.order[place * self.batch + start : place * self.batch + end]
             owner = self.training_set.owner(index)
             given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
             part = Part(self.training_set[index], *given)
         device = self.fabric.device
         x, c, weight = (t.to(device) if isinstance(t, Tensor) else t for t in (part.x, part.c, part.weight))
-        return Batch(x, c, weight, start, self.batch, done, state.step)
+        return Batch(x, c, weight, start, self.batch, done, step)
 
     def _guard(self, terms: dict[str, Tensor]) -> None:
         """No silent NaN: name the step, keep the last good weights, stop."""
@@ -252,12 +238,15 @@ class Loop:
         if bad:
             self._keep_last_good()
             raise Diverged(
-                f"{self.model.name} diverged at step {self.state.step}: {bad[0]} is {terms[bad[0]].item()}.",
+                f"{self.model.name} diverged at step {self._place()}: {bad[0]} is {terms[bad[0]].item()}.",
                 self._remedy(),
             )
         for key, value in terms.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
         self.summed += 1
+
+    def _place(self) -> str:
+        return f"{self.state.step} (stage {self.stage.name})" if self.told else f"{self.state.step}"
 
     def _remedy(self) -> str:
         """Against divergence: what is not trained by gradients has no learning rate to lower."""
@@ -282,7 +271,7 @@ class Loop:
     def _check(self, status: str | None = None) -> None:
         """Validate with the averaged weights where there are any, log, and keep the best weights."""
         state, started = self.state, time.perf_counter()
-        entry: dict[str, Any] = {"step": state.step, "seconds": round(state.seconds, 3)}
+        entry: dict[str, Any] = {"step": state.step, "seconds": round(state.seconds, 3)} | self.told
         entry |= {k: float(v / self.summed) for k, v in self.sums.items()}
         if self.trial is not None:
             entry |= self.trial.news(over=status is not None)
@@ -315,7 +304,10 @@ class Loop:
             self.progress(entry)
 
     def _validate(self, entry: dict[str, Any]) -> float | None:
-        """Mean nats per datum of the drawn validation rows, the same ones each time; None without a likelihood."""
+        """Mean nats per datum of the drawn validation rows, the same ones each time; None without a likelihood.
+
+        The log has it as "valid", or "stage_valid" where it is the number of a part of the model.
+        """
         if len(self.data.valid) == 0:
             return None
         if not self.state.valid_rows:
@@ -325,7 +317,8 @@ class Loop:
             return None
         number = float(lik.nats.double().mean())
         # minus infinity is an honest number (a datum that the model holds impossible) but not JSON
-        entry["valid"] = number if math.isfinite(number) else None
+        key = "valid" if self.stage.validate is None else "stage_valid"
+        entry[key] = number if math.isfinite(number) else None
         entry["kind"] = type(lik).__name__
         entry["symbol"] = SYMBOL[type(lik)]
         return number
@@ -335,13 +328,15 @@ class Loop:
         c = None if part.c is None else part.c.to(self.fabric.device)
         generator = torch.Generator(self.fabric.device).manual_seed(self.seed)
         alone = self.fabric.world_size == 1  # other processes would wait for one that leaves
-        given = self.model.given(c, before=part.before)
         try:
             with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
+                if self.stage.validate is not None:
+                    return self.stage.validate(part.x, c, generator)
+                given = self.model.given(c, before=part.before)
                 return given.log_prob(part.x, request=self.model.quick_request(), generator=generator)
         except NotANumber as error:
             self._keep_last_good()
-            problem = f"{self.model.name} diverged by step {self.state.step}: {error.problem}"
+            problem = f"{self.model.name} diverged by step {self._place()}: {error.problem}"
             raise Diverged(problem, self._remedy()) from error
 
     def _affordable(self) -> int:
@@ -385,6 +380,9 @@ class Loop:
 
     def _restore(self, tree: dict[str, Any], path: Path) -> None:
         self.state = State(**tree["state"])
+        if self.state.stage:  # its training set is made with what earlier stages trained
+            load_into(self.model, tree["weights"], path / "resume.safetensors")
+        self._begin()
         load_into(self.model, tree["weights"], path / "resume.safetensors")
         self.learner.load_state_dict(tree["learner"])
         if self.average is not None:
@@ -399,15 +397,19 @@ class Loop:
             folder.write_log(self.path, [*self.log, self._so_far("diverged")])
 
     def _so_far(self, status: str) -> dict[str, Any]:
-        return {"step": self.state.step, "seconds": round(self.state.seconds, 3), "status": status}
+        return {"step": self.state.step, "seconds": round(self.state.seconds, 3), "status": status} | self.told
 
     def _averaged(self) -> AbstractContextManager[None]:
         """The model has the averaged weights inside, where there are any."""
         return nullcontext() if self.average is None else self.average.swapped()
 
-    def _finish(self) -> Run:
+    def _take_best(self) -> None:
+        """The model takes the best validated weights of the present stage."""
         if self.best is not None:
             put(self.model, self.best)
+
+    def _finish(self) -> Run:
+        self._take_best()
         self.model.eval()
         self._save()
         return Run(self.model, self.info, self.log, self.path)

@@ -38,6 +38,7 @@ from pofx.core.errors import (
 from pofx.core.files import lock
 from pofx.core.learner import Recipe
 from pofx.core.model import Model, replace_config
+from pofx.core.nested import record
 from pofx.core.registry import family
 from pofx.core.space import from_json
 from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, save_tree, write_lines, write_sealed
@@ -96,10 +97,7 @@ def describe(
         "pofx": pofx.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "family": model.name,
-        "options": dataclasses.asdict(model.config),
-        "space": model.space.to_json(),
-        "context": None if model.context is None else model.context.to_json(),
+        **record(model),
         "recipe": dataclasses.asdict(recipe),
         "seed": seed,
         "budget": budget,
@@ -117,7 +115,13 @@ def build(info: dict[str, Any]) -> Model:
         raise OlderFormat(f"pofx {info['pofx']} wrote this run: {error}", "Fit again, or use that pofx.") from error
     context = None if info["context"] is None else from_json(info["context"])
     with building(cls.name):
-        return cls(config, from_json(info["space"]), context)
+        model = cls(config, from_json(info["space"]), context)
+    if (parts := record(model)["parts"]) != info["parts"]:
+        raise OlderFormat(
+            f"pofx {info['pofx']} wrote this run: its parts were {info['parts']}, and would be {parts} today.",
+            "Fit again, or use that pofx.",
+        )
+    return model
 
 
 def recipe_of(info: dict[str, Any]) -> Recipe:
@@ -191,10 +195,11 @@ def standing(info: dict[str, Any], log: list[dict[str, Any]], path: Path) -> str
     if "budget" not in info or how in ENDS:  # a checkpoint of another library knows of no training
         return None
     step, seconds = (log[-1]["step"], log[-1]["seconds"]) if log else (0, 0.0)
+    stage = f" (stage {log[-1]['stage']})" if log and "stage" in log[-1] else ""
     if how == "diverged":
-        return f"Training diverged at step {step:,}: these weights are the last good ones."
+        return f"Training diverged at step {step:,}{stage}: these weights are the last good ones."
     budget = next(f"{value:g} {unit}" for unit, value in info["budget"].items() if value is not None)
-    reached = f"it stands at step {step:,}, after {seconds:.3g} s, of a budget of {budget}"
+    reached = f"it stands at step {step:,}{stage}, after {seconds:.3g} s, of a budget of {budget}"
     return f"Training is {how}: {reached}. To go on: pofx resume {path}."
 
 

@@ -1,15 +1,21 @@
-"""Transforms z = f(x; h): invertible maps with their log-determinant, and chains of them.
+"""Transforms z = f(x; h, noise) with what the density of z lacks to be that of x, and chains of them.
 
-Shapes: x, z [N, d]; h [N, width] a context or None; log-determinants [N]. In memory z is *features first*
-(the transpose of a contiguous [d, N]), so that what happens to each entry runs over contiguous rows; the
-matrix products before and after take either layout at no cost.
+    log p(x) >= E_noise [ log p(z, out) + log_term ],   with equality where a transform is exact
+
+The one rule covers invertible maps (the log term is log |det dz/dx|), dequantisation and filled gaps (noise makes a
+bound, Nielsen et al. 2020, table 1) and latents that are factored out (Dinh et al. 2017, section 3.6).
+
+Shapes: x, z [N, d]; h [N, width] a context or None; log terms [N]. In memory z is *features first* (the transpose of
+a contiguous [d, N]), so that what happens to each entry runs over contiguous rows; the matrix products before and
+after take either layout at no cost.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Protocol
 
 import torch
@@ -31,29 +37,62 @@ def pseudo_rows(n: float, d: int, components: int = 1) -> float:
     return d * min(1.0, max(q, (5 * q) ** 2))
 
 
+class Noise(Protocol):
+    """Where the random numbers of N rows come from: each call gives the next ones, [N, *shape]."""
+
+    def rand(self, *shape: int) -> Tensor: ...
+
+    def randn(self, *shape: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a transform makes of N rows.
+
+    Attributes:
+        z: what goes on along the chain [N, d'].
+        log_term: what the log-density of z and ``out`` lacks to be that of x, nats [N].
+        out: latents that leave the chain here [N, k], if any.
+        kind: what a log-density through this step is worth.
+        se: standard error of the log term [N], where it is estimated.
+    """
+
+    z: Tensor
+    log_term: Tensor
+    out: Tensor | None = None
+    kind: Kind = Exact
+    se: Tensor | None = None
+
+
 class Transform(nn.Module):
-    """z = f(x; h). ``kind`` says what the log-density through it is worth: Exact, or a bound."""
+    """z = f(x; h, noise).
+
+    Attributes:
+        kind: what a log-density through it is worth: Exact, a bound, or an Estimate.
+        leaving: how many entries leave the chain here.
+    """
 
     kind: Kind = Exact
+    leaving: int = 0
 
     @abstractmethod
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z and log |det dz/dx|."""
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
+        """Without noise, a transform that takes any maps to the middle: a point to encode, not a likelihood."""
 
     @abstractmethod
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
-        """x with f(x; h) = z. Its gradient is not promised: sampling needs none."""
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The x that z (and what left, ``out`` [N, leaving]) is of; differentiable in z, h and the parameters."""
 
 
 class Chain(Transform):
-    """f = f_T . ... . f_1: log-determinants add, kinds join.
+    """f = f_T . ... . f_1: log terms add, kinds join, what leaves is put side by side, errors add in quadrature.
 
     Example:
         >>> import torch
         >>> x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
         >>> chain = Chain([LuLinear(3), LuLinear(3)])
-        >>> z, log_det = chain(x)
-        >>> torch.allclose(chain.inverse(z), x, atol=1e-6), log_det.shape
+        >>> step = chain(x)
+        >>> torch.allclose(chain.inverse(step.z), x, atol=1e-6), step.log_term.shape
         (True, torch.Size([5]))
     """
 
@@ -62,18 +101,87 @@ class Chain(Transform):
         self.transforms = nn.ModuleList(transforms)
         for t in transforms:
             self.kind = join(self.kind, t.kind)
+        self.leaving = sum(t.leaving for t in transforms)
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
+        total = torch.zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.float64, device=x.device)
+        kind: Kind = Exact
+        outs, variance = [], None
         for transform in self.transforms:
-            x, log_det = transform(x, h)
-            total = total + log_det
-        return x, total
+            step = transform(x, h, noise)
+            x, total, kind = step.z, total + step.log_term, join(kind, step.kind)
+            if step.out is not None:
+                outs.append(step.out)
+            if step.se is not None:
+                variance = step.se.square() + (0.0 if variance is None else variance)
+        return Step(x, total, torch.cat(outs, 1) if outs else None, kind, None if variance is None else variance.sqrt())
 
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
-        for transform in reversed(self.transforms):
-            z = transform.inverse(z, h)  # type: ignore[operator]
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        ends = [0, *accumulate(t.leaving for t in self.transforms)]
+        for transform, start, end in zip(reversed(self.transforms), ends[-2::-1], ends[::-1], strict=False):
+            z = transform.inverse(z, h, out[:, start:end] if out is not None and end > start else None)  # type: ignore[operator]
         return z
+
+
+class Split(Transform):
+    """Factors entries out: those of ``keep`` [d] bool go on, the others leave the chain (Dinh et al. 2017, eq. 14-16).
+
+    Example:
+        >>> import torch
+        >>> step = Split(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> step.z, step.out
+        (tensor([[1., 3.]]), tensor([[2.]]))
+    """
+
+    kept: Tensor
+    gone: Tensor
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", keep.nonzero()[:, 0], persistent=False)
+        self.register_buffer("gone", (~keep).nonzero()[:, 0], persistent=False)
+        self.leaving = len(self.gone)
+
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
+        return Step(x.T[self.kept].T, x.new_zeros(len(x)), x.T[self.gone].T)
+
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        assert out is not None
+        return torch.cat([z.T, out.T])[torch.cat([self.kept, self.gone]).argsort()].T
+
+
+def implicit(x: Tensor, z: Tensor, f: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """The solution x of f(x) = z, found without gradient, with the gradient of the implicit function theorem.
+
+    With J = df/dx a gradient g of x is J^-T g of z, and that times -df/dparameters of what f depends on. J is
+    triangular in some order of the entries: of k equations on the diagonal one more is solved by each round.
+
+    Args:
+        x: [N, d] or [*M], the solution.
+        z: alike.
+        f: gives f(x) and J's diagonal, alike. Where J is diagonal, the first round is the last.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    rest = z - f(x)[0]  # zero, up to rounding, but it depends on all that x does
+    if not rest.requires_grad:
+        return x
+
+    def solve(g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            value, slope = f(at)
+        v = g / slope.detach()
+        for _ in range(x.shape[-1]):
+            (seen,) = torch.autograd.grad(value, at, v, retain_graph=True)
+            miss = g - seen
+            if not (miss.abs() > 8 * torch.finfo(g.dtype).eps * g.abs().max()).any():
+                break
+            v = v + miss / slope.detach()
+        return v
+
+    rest.register_hook(solve)
+    return x + (rest - rest.detach())
 
 
 class Scalar(Protocol):
@@ -89,7 +197,9 @@ class Scalar(Protocol):
         """z and log dz/dx, each [*M]."""
         ...
 
-    def inverse(self, z: Tensor, parameters: Tensor) -> Tensor: ...
+    def inverse(self, z: Tensor, parameters: Tensor) -> Tensor:
+        """Differentiable in both."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +237,7 @@ class LuLinear(Transform):
         >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]])
         >>> linear = LuLinear(2)
         >>> shrinkage = linear.whiten(x)
-        >>> z, _ = linear(x)
+        >>> z = linear(x).z
         >>> bool((z.T.cov() - torch.eye(2)).abs().max() < 0.05)
         True
     """
@@ -165,12 +275,12 @@ class LuLinear(Transform):
             self.bias.copy_(-white @ loc)
         return shrinkage
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         lower, upper = self.factors()
         z = torch.addmm(self.bias[:, None], lower, upper @ x.T[self.permutation])
-        return z.T, self.packed.diagonal().sum().expand(len(x))
+        return Step(z.T, self.packed.diagonal().sum().expand(len(x)))
 
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         lower, upper = self.factors()
         y = torch.linalg.solve_triangular(lower, z.T - self.bias[:, None], upper=False, unitriangular=True)
         y = torch.linalg.solve_triangular(upper, y, upper=True)

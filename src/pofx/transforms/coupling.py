@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.nn.mlp import Mlp
-from pofx.transforms.base import Scalar, Transform
+from pofx.transforms.base import Noise, Scalar, Step, Transform
 
 
 class Coupling(Transform):
@@ -29,7 +29,7 @@ class Coupling(Transform):
         >>> from pofx.transforms.base import Affine
         >>> layer = Coupling(torch.tensor([False, True]), Affine(), context=0, hidden=8, blocks=1)
         >>> x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-        >>> z, log_det = layer(x)
+        >>> z = layer(x).z
         >>> torch.equal(z[:, 0], x[:, 0]), torch.allclose(layer.inverse(z), x, atol=1e-6)
         (True, True)
     """
@@ -50,10 +50,10 @@ class Coupling(Transform):
         seen = x.T[self.given].T if len(self.given) else torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
         return self.net.features_first(seen, h).view(self.scalar.count, len(self.changed), len(x))
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         z, log_slope = self.scalar.forward(x.T[self.changed], self.parameters_given(x, h))
-        return x.T.index_copy(0, self.changed, z).T, log_slope.sum(0)
+        return Step(x.T.index_copy(0, self.changed, z).T, log_slope.sum(0))
 
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         x = self.scalar.inverse(z.T[self.changed], self.parameters_given(z, h))
         return z.T.index_copy(0, self.changed, x).T

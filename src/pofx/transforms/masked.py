@@ -3,7 +3,8 @@
     z_i = g(x_i; net_i(x_1, ..., x_{i-1}, h))
 
 The density costs one pass of a MADE. Sampling visits the entries in order; every hidden unit is computed
-once, when all it depends on is known, so that all d steps together cost about one pass too.
+once, when all it depends on is known, so that all d steps together cost about one pass too. Gradients of a sample
+follow from the implicit function theorem, with one more pass.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pofx.nn.causal import MaskedMlp, site_order
-from pofx.transforms.base import Scalar, Transform
+from pofx.transforms.base import Noise, Scalar, Step, Transform, implicit
 
 
 class MaskedAutoregressive(Transform):
@@ -30,8 +31,7 @@ class MaskedAutoregressive(Transform):
         >>> from pofx.transforms.spline import Spline
         >>> layer = MaskedAutoregressive(3, Spline(bins=4), context=0, hidden=8, blocks=1)
         >>> x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-        >>> z, log_det = layer(x)
-        >>> torch.allclose(layer.inverse(z), x, atol=1e-5)
+        >>> torch.allclose(layer.inverse(layer(x).z), x, atol=1e-5)
         True
     """
 
@@ -51,15 +51,25 @@ class MaskedAutoregressive(Transform):
             direct=False,
         )
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _features_first(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z and log dz/dx of each entry, [d, N]."""
         n, d = x.shape
         parameters = self.net.features_first(x, h).view(d, self.scalar.count, n).transpose(0, 1)
-        z, log_slope = self.scalar.forward(x.T.contiguous(), parameters)
-        return z.T, log_slope.sum(0)
+        return self.scalar.forward(x.T.contiguous(), parameters)
+
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
+        z, log_slope = self._features_first(x, h)
+        return Step(z.T, log_slope.sum(0))
+
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+            again, log_slope = self._features_first(x, h)
+            return again.T, log_slope.exp().T
+
+        return implicit(self._solved(z, h), z, slopes)
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, h: Tensor | None = None) -> Tensor:
-        """Without gradient."""
+    def _solved(self, z: Tensor, h: Tensor | None) -> Tensor:
         walk = self.net.walk(len(z), h)
         entries = list(z.T.contiguous())
         for i in walk.order:

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pofx.transforms.base import implicit
+
 BOUND = 5.0  # B: outside it a spline is the identity
 FLOOR = 1e-3  # of 2B: the smallest width and height of a bin
 MOST_BINS = 500  # of which the smallest take half of 2B
@@ -39,7 +41,11 @@ class Spline:
         return z.view(x.shape), log_slope.view(x.shape)
 
     def inverse(self, z: Tensor, parameters: Tensor) -> Tensor:
-        return spline_inverse(z.flatten(), parameters.flatten(1)).view(z.shape)
+        def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+            again, log_slope = self.forward(x, parameters)
+            return again, log_slope.exp()
+
+        return implicit(spline_inverse(z.flatten(), parameters.flatten(1)).view(z.shape), z, slopes)
 
 
 def spline(x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
