@@ -92,7 +92,7 @@ def test_causal_by_jacobian_and_nothing_lost(
     """Parameters of a site depend on exactly the sites before it (of a window: on those of them in it)."""
     model = scrambled(cls, space, LABEL, torch.zeros(100, dtype=torch.int64), **options)
     features = model.heads.embed(rows(space, 3))
-    h = torch.randn(3, model.width, generator=generator(1))
+    h = torch.randn(3, model.known, generator=generator(1))
     starts_in, starts_out = np.cumsum([0, *model.heads.features]), np.cumsum([0, *model.heads.params])
     for order in range(model.orders):
 
@@ -121,7 +121,7 @@ def test_walk_gives_the_parameters_of_one_pass(
         c = None if context is None else torch.tensor([0, 1, 0, 1, 1])
         many = None if context is None else torch.zeros(100, dtype=torch.int64)
         model = scrambled(cls, space, context, many, **options)
-        h = model._encode(c)
+        h = None if c is None else model.encode_context(c).vector
         features = model.heads.embed(x)
         each = features.split(model.heads.features, 1)
         for order in range(model.orders):

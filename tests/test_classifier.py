@@ -21,7 +21,7 @@ def test_digits_are_told_apart():
     assert isinstance(data.space, Label)
     run = pofx.fit(data, "classifier", epochs=8, seed=0)
     with torch.no_grad():
-        guess = run.model.logits(data.test.c).argmax(-1)
+        guess = run.model.logits(run.model.encode_context(data.test.c)).argmax(-1)
         nats = run.model.given(data.test.c).log_prob(data.test.x).nats
     assert (guess == data.test.x).float().mean() > 0.93
     assert nats.mean() > -0.35
@@ -31,7 +31,7 @@ def test_a_table_is_classified_about_as_well_as_by_a_linear_model():
     data = pofx.load("wine", target="label")
     run = pofx.fit(data, "classifier", epochs=60, seed=0, recipe={"batch": 32})
     with torch.no_grad():
-        ours = (run.model.logits(data.test.c).argmax(-1) == data.test.x).float().mean()
+        ours = (run.model.logits(run.model.encode_context(data.test.c)).argmax(-1) == data.test.x).float().mean()
     scale = data.train.c.std(0)
     linear = LogisticRegression(max_iter=2000).fit(data.train.c / scale, data.train.x)
     theirs = linear.score(data.test.c / scale, data.test.x)

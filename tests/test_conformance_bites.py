@@ -6,12 +6,12 @@ import pofx
 from pofx.core.errors import UsageError
 from pofx.testing.conformance import CHECKS, Subject, check_family, run_check, served
 from pofx.testing.wrong import RIGHT, WRONG
-from pofx.testing.wrong_sequence import WRONG_SEQUENCE, Bigrams
+from pofx.testing.wrong_sequence import WRONG_SEQUENCE, Bigrams, Translator
 
 ALL_WRONG = WRONG | WRONG_SEQUENCE
 
 
-@pytest.mark.parametrize("cls", [*RIGHT, Bigrams], ids=lambda c: c.name)
+@pytest.mark.parametrize("cls", [*RIGHT, Bigrams, Translator], ids=lambda c: c.name)
 def test_right_models_pass(cls):
     results = check_family(cls)
     assert any(r.outcome == "passed" for r in results)

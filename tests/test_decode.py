@@ -30,6 +30,7 @@ from pofx.decode.processors import (
 from pofx.decode.speculative import Tally, speculative
 from pofx.decode.strategies import Decoder, collect, stop_strings, stream
 from pofx.nn.emission import TokenHead
+from pofx.nn.encoders import Encoded, told
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer
@@ -455,7 +456,8 @@ def test_both_caches_hold_what_was_written() -> None:
 
 def net_of(name: str, seed: int) -> tuple[SequenceNet, TokenHead]:
     torch.manual_seed(seed)
-    net: SequenceNet = Lstm(16, 1) if name == "lstm" else Transformer(Shape(16, 2, 2, block=32, window=WINDOWS[name]))
+    shape = Shape(16, 2, 2, block=32, window=WINDOWS.get(name, 0))
+    net: SequenceNet = Lstm(16, 1) if name == "lstm" else Transformer(shape, memory=8)
     emission = TokenHead(7, 16)
     for p in (*net.parameters(), *emission.parameters()):
         p.data += 0.3 * torch.randn(p.shape)
@@ -469,11 +471,13 @@ PROMPT = torch.tensor([[-1, 3, 0], [-1, 6, 6], [-1, 1, 2], [-1, 0, 5]])
 def twins(name: str, seed: int) -> tuple[NetDecoder, Replay]:
     """The cached decoder of a net, and the one that runs it over all again. A row's second symbol tells its context."""
     net, emission = net_of(name, seed)
-    given = torch.randn(7, 16)
+    given = Encoded(torch.randn(7, 16), torch.randn(7, 3, 8), torch.arange(3) < torch.tensor([[1, 2, 3, 3, 2, 1, 1]]).T)
+    given = Encoded(given.vector) if name == "lstm" else given
 
     @torch.no_grad()
     def whole(symbols: Tensor) -> Tensor:
-        return emission.logits(net(emission.embed(symbols) + given[symbols[:, 1]][:, None]))
+        own = given[symbols[:, 1]]
+        return emission.logits(net(emission.embed(symbols) + own.vector[:, None], *told(own)))
 
     return NetDecoder(net, emission, PROMPT, 20, given[PROMPT[:, 1]]), Replay(whole, PROMPT)
 

@@ -70,7 +70,10 @@ class Linear(nn.Module):
         super().__init__()
         self.a = nn.Parameter(a)
 
-    def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
+    def told(self, c: Tensor | None, dropped: Tensor | None) -> None:
+        """It takes no context."""
+
+    def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
         return y @ self.a
 
 
@@ -235,7 +238,7 @@ def test_a_conditional_gan_learns_where_its_labels_lie(loss: str) -> None:
     model.prepare(x, c, None, seeded(0))
     learner = model.learner(replace(model.recipe(PLANE), lr=2e-3))
     for step in range(250):
-        rows = torch.randint(512, (128,), generator=seeded(step))
+        rows = torch.randint(512, (128,), generator=seeded(1000 + step))
         learner.step(whole(x[rows], c[rows], step / 250, step), seeded(step))
     drawn = model.given(torch.tensor([0, 1])).sample(300, generator=seeded(1))
     assert drawn.shape == (300, 2, 2)

@@ -335,14 +335,14 @@ def test_encoders_take_raw_contexts() -> None:
     space, x = Table(COLUMNS), rows()
     e = encoder(space)
     e.prepare(x)
-    assert e(x).shape == (ROWS, e.width)
-    assert e(x).isfinite().all()
-    assert float(e(x).detach().std(0).max()) < 10, "columns far from the origin are standardised"
+    assert e(x).vector.shape == (ROWS, e.width)
+    assert e(x).vector.isfinite().all()
+    assert float(e(x).vector.detach().std(0).max()) < 10, "columns far from the origin are standardised"
     label = encoder(Label(("a", "b")), width=8)
-    assert label(torch.tensor([0, 1, 1])).shape == (3, 8)
+    assert label(torch.tensor([0, 1, 1])).vector.shape == (3, 8)
     for image in (Image(28, 28), Image(5, 3, 3), Image(1, 7, 1, 2), Image(64, 48, 3)):
         net = encoder(image)
         c = torch.randint(0, image.levels, (2, *image.event_shape), generator=generator(), dtype=torch.uint8)
-        assert net(c).shape == (2, net.width)
+        assert net(c).vector.shape == (2, net.width)
     with pytest.raises(Unsupported):
         encoder("a string")  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def naive_sample(model: Pixel, n: int, c: Tensor | None, g: torch.Generator) -> 
     """The whole net anew for every value."""
     torch.randint(1, (n,), generator=g)  # the base draws each row's order, here the only one
     x = torch.zeros(n, *model.space.event_shape, dtype=torch.uint8)
-    h = model._encode(c)
+    h = None if c is None else model.encode_context(c).vector
     for site in model.net.walk(1, None if h is None else h[:1]).order:
         params = model.params(model.heads.embed(x), h, 0).split(model.heads.params, 1)
         x.view(n, -1)[:, site] = model.heads.site(site).sample(params[site], g).to(torch.uint8)
@@ -73,7 +73,7 @@ def test_causal_by_jacobian(name: str, options: dict[str, Any], space: Image) ->
     """Parameters of a value depend on values before it only, and (where the family says so) on all of them."""
     model = scrambled(name, options, space, LABEL, torch.zeros(100, dtype=torch.int64))
     sites, each = space.dims, model.heads.params[0]
-    h = torch.randn(8, model.width, generator=generator(1))
+    h = torch.randn(8, model.known, generator=generator(1))
     features = torch.rand(8, sites, generator=generator(2)) * 2 - 1
 
     def summed(f: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def test_walk_gives_the_parameters_of_one_pass(name: str, options: dict[str, Any
     tolerance = 1e-3 if name == "pixelcnn++" and space.channels > 1 else 1e-5
     for context in (None, LABEL):
         model = scrambled(name, {"layers": 2} | options, space, context, None if context is None else c[:1].expand(100))
-        h = model._encode(None if context is None else c)
+        h = None if context is None else model.encode_context(c).vector
         features = model.heads.embed(x)
         with torch.no_grad():
             once = model.params(features, h, 0).split(model.heads.params, 1)

@@ -53,7 +53,7 @@ class Encodes(Ability):
     without = "has no latent variable to encode into"
 
     @abstractmethod
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+    def rows_encode(self, x: Tensor, c: Any) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent], of rows x [N, *E]."""
 
 
@@ -64,7 +64,7 @@ class HasScore(Ability):
     without = "has no score (gradient of the log-density)"
 
     @abstractmethod
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+    def rows_score(self, x: Tensor, c: Any) -> Tensor:
         """grad_x log p(x | c) [N, *E]."""
 
 
@@ -75,7 +75,7 @@ class HasNoisedScore(Ability):
     without = "has no score of noised data"
 
     @abstractmethod
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+    def rows_noised_score(self, x: Tensor, c: Any, noise: float | None) -> Tensor:
         """Score [N, *E] of data with noise added (see ``Conditional.noised_score``)."""
 
 
@@ -86,16 +86,14 @@ class Continues(Ability):
     without = "does not go through its data step by step, so it cannot go on from a beginning"
 
     @abstractmethod
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Any, before: Tensor | None, request: Request) -> Tensor:
         """log p of each symbol or step of rows x [N, L, ...] given those before it: [N, L + 1], the last the end's.
 
         ``before`` [N, K, ...] (or None) is what precedes each row.
         """
 
     @abstractmethod
-    def rows_sample_after(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Any, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """One continuation [N, L, ...] of each row of ``before`` [N, K, ...]."""
 
     @property
@@ -111,13 +109,11 @@ class Decodes(Ability):
     without = "does not draw symbol by symbol, so there is nothing to decode"
 
     @abstractmethod
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Sampler) -> Tensor:
+    def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
         """The n best continuations [n, L] of ``before`` [1, K] that a search finds."""
 
     @abstractmethod
-    def rows_stream(
-        self, before: Tensor, c: Tensor | None, sampler: Sampler, generator: torch.Generator
-    ) -> Iterator[str]:
+    def rows_stream(self, before: Tensor, c: Any, sampler: Sampler, generator: torch.Generator) -> Iterator[str]:
         """One draw of a text after ``before`` [1, K], in pieces as they are drawn."""
 
     @abstractmethod
@@ -132,7 +128,7 @@ class Completes(Ability):
     without = "does not draw a datum value by value"
 
     @abstractmethod
-    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+    def rows_complete(self, x: Tensor, known: Tensor, c: Any, generator: torch.Generator) -> Tensor:
         """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
 
 
@@ -143,7 +139,7 @@ class ClassesAtOnce(Ability):
     without = "goes through its data once for each class"
 
     @abstractmethod
-    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    def rows_classes(self, n: int, c: Any, request: Request, noise: RowNoise) -> Likelihood:
         """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]."""
 
 

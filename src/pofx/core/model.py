@@ -11,7 +11,7 @@ import dataclasses
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -154,17 +154,33 @@ class Model(nn.Module):
 
         return RowDataset(x)
 
-    # -- the mathematics, on flat rows ----------------------------------------------------------------
+    # -- the mathematics, on flat rows; c is what ``encode_context`` makes of contexts -----------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        """log p(x | c) of rows x [N, *E] given c [N, *Ec] or None; nats [N].
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Any:
+        """What the hooks below take in the place of contexts c [N, *Ec]: themselves, or what an encoder makes of them.
+
+        Rows can be taken of it by ``[index]``, and batches of it joined by its own ``cat`` where it is no tensor. Each
+        row follows from its own context alone: it is made once, whatever is asked of it. In training, a family that
+        has a null context puts that in the place of rows ``dropped`` [N].
+        """
+        return c
+
+    def null_context(self, n: int) -> Any:
+        """n rows of what ``encode_context`` makes, which stand for no context."""
+        raise Unsupported(
+            f"{self.name} learns no p(x | no context).",
+            "Fit a family with the option context_dropout, or fit this one without a context.",
+        )
+
+    def rows_log_prob(self, x: Tensor, c: Any, request: Request, noise: RowNoise) -> Likelihood:
+        """log p(x | c) of rows x [N, *E] given N contexts or None; nats [N].
 
         What it draws comes from ``noise``, so that a row's number does not depend on the batch.
         """
         raise NotImplementedError
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        """n rows [n, *E] (of ``space.dtype``), row i given c[i] of c [n, *Ec]."""
+    def rows_sample(self, n: int, c: Any, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """n rows [n, *E] (of ``space.dtype``), row i given c[i]."""
         raise NotImplementedError
 
     def rows_per_pass(self) -> int:
@@ -177,19 +193,23 @@ class Model(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------
 
-    def given(self, c: Any = None, *, before: Any = None) -> Conditional:
+    def given(self, c: Any = None, *, before: Any = None, null: bool = False) -> Conditional:
         """p(. | c) for c [*C, *Ec], or p(.) for a model without context; c is an array, a frame, ... (``space.take``).
 
         ``before`` [*C, K, ...] are beginnings (of the space of x, their ends not meant): what is evaluated or
         sampled then comes after them. Without a context they alone make up the batch *C.
 
+        ``null`` asks for p(x | no context) of a model of p(x | c) that was trained with some contexts left out (its
+        option ``context_dropout``); what guidance starts from.
+
         Raises UsageError where a context is missing or is not taken, WrongShape or BadValue where c is
-        not of the context space, Unsupported where the family cannot go on from a beginning.
+        not of the context space, Unsupported where the family cannot go on from a beginning or knows no null context.
         """
         return Conditional(
             self,
             c if c is None or self.context is None else take(self.context, c),
             None if before is None else take(self.space, before),
+            null,
         )
 
     def log_prob(self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
@@ -232,19 +252,25 @@ class Conditional:
 
     Data x (and contexts c) are a tensor, array or nested lists of any dtype whose values the space holds unchanged;
     frames and dictionaries with the columns by name; strings, of texts and labels (``space.take``).
+
+    Each distinct context is encoded once, when it is first needed, and what that gives is kept as long as the model's
+    weights stay as they are. Where a gradient is asked for, each call encodes anew.
     """
 
     model: Model
     c: Tensor | None = None
     before: Tensor | None = None
+    null: bool = False
 
     def __post_init__(self) -> None:
         context = self.model.context
-        if context is None and self.c is not None:
+        if context is None and (self.c is not None or self.null):
             raise UsageError(
                 f"This {self.model.name} models p(x) and takes no context.", "Fit it with a context (--given)."
             )
-        if context is not None and self.c is None:
+        if self.null and self.c is not None:
+            raise UsageError("A context is given, and no context is asked for (null).", "Give one of them.")
+        if context is not None and self.c is None and not self.null:
             raise UsageError(
                 f"This {self.model.name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c)."
             )
@@ -255,7 +281,7 @@ class Conditional:
             self.model.space.check(self.before)
 
     def __repr__(self) -> str:
-        given = [] if self.c is None else ["c"]
+        given = ["no c"] if self.null else [] if self.c is None else ["c"]
         given += [] if self.before is None else ["before"]
         of = f"p(x | {', '.join(given)}) of batch shape {list(self.batch_shape)}" if given else "p(x)"
         return f"{of}, by {self.model!r}"
@@ -311,10 +337,10 @@ class Conditional:
         with evaluating(model):
             size, parts = model.rows_per_pass(), []
             for i in range(0, len(flat), size):
-                rows, given = flat[i : i + size].to(model.device), None if c is None else c[i : i + size]
-                noise = RowNoise(seed, partial(self._keys, copies, rows, given))
-                lik = model.rows_log_prob(rows, given, request, noise)
-                parts.append(_carrying(lik, rows, given))
+                rows, raw = flat[i : i + size].to(model.device), c.raw(slice(i, i + size))
+                noise = RowNoise(seed, partial(self._keys, copies, rows, raw))
+                lik = model.rows_log_prob(rows, c[i : i + size], request, noise)
+                parts.append(_carrying(lik, rows, raw))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
             return lik
@@ -337,8 +363,9 @@ class Conditional:
         with evaluating(model):
             size, parts, copies = model.rows_per_pass(), [], Copies()
             for i in range(0, n, size):
-                m, given = min(size, n - i), None if c is None else c[i : i + size]
-                keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), given)
+                m, given = min(size, n - i), c[i : i + size]
+                raw = c.raw(slice(i, i + size))
+                keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), raw)
                 parts.append(_every_class(model, m, given, request, RowNoise(seed, keys)))
         lik = cat(parts)
         if isinstance(lik, Unavailable):
@@ -362,7 +389,7 @@ class Conditional:
             parts = [
                 steps.rows_log_probs(
                     flat[i : i + size],
-                    None if c is None else c[i : i + size],
+                    c[i : i + size],
                     None if before is None else before[i : i + size],
                     request,
                 )
@@ -372,6 +399,7 @@ class Conditional:
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*batch, -1)
 
+    @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """n draws for every context: [n, *C, *E], of ``space.dtype``, without gradient.
 
@@ -389,11 +417,11 @@ class Conditional:
         gen = _generator(generator, model.device)
         if rows == 0:
             return torch.empty(*batch, *(max(0, size) for size in model.space.event_shape), dtype=model.space.dtype)
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             size, parts = model.rows_per_draw(), []
             for i in range(0, rows, size):
                 m = min(size, rows - i)
-                given = None if c is None else c[i : i + m]
+                given = c[i : i + m]
                 if before is None:
                     parts.append(model.rows_sample(m, given, sampler, gen))
                 else:
@@ -402,6 +430,7 @@ class Conditional:
         _check_draws(model, x)
         return x.reshape(*batch, *x.shape[1:])
 
+    @torch.no_grad()
     def stream(self, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Iterator[str]:
         """One draw of a text, in pieces as they are drawn: together what ``sample(1)`` spells.
 
@@ -414,17 +443,15 @@ class Conditional:
         c, before = self._contexts(self.batch_shape), self._beginnings()
         if len(before) != 1:
             raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
-        with evaluating(model), torch.no_grad():
-            yield from symbols.rows_stream(before, c, sampler, _generator(generator, model.device))
+        with evaluating(model):
+            yield from symbols.rows_stream(before, c[:], sampler, _generator(generator, model.device))
 
     def _best(self, n: int, sampler: Sampler) -> Tensor:
         """[n, *C, *E]"""
-        model, c, before = self.model, self._contexts(self.batch_shape), self._beginnings()
-        with evaluating(model), torch.no_grad():
-            found = [
-                ability_of(model, Decodes).rows_best(n, before[i : i + 1], None if c is None else c[i : i + 1], sampler)
-                for i in range(len(before))
-            ]
+        model, symbols = self.model, ability_of(self.model, Decodes)
+        c, before = self._contexts(self.batch_shape), self._beginnings()
+        with evaluating(model):
+            found = [symbols.rows_best(n, before[i : i + 1], c[i : i + 1], sampler) for i in range(len(before))]
         x = join(model.space, found)
         return x.reshape(len(before), n, *x.shape[1:]).transpose(0, 1).reshape(n, *self.batch_shape, *x.shape[1:])
 
@@ -437,6 +464,7 @@ class Conditional:
             before = torch.full((math.prod(self.batch_shape), *event), -1, dtype=space.dtype, device=self.model.device)
         return before
 
+    @torch.no_grad()
     def complete(self, x: Any, known: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """x [*S, *C, *E] with the values that are not ``known`` (booleans, shaped like x) drawn.
 
@@ -454,9 +482,9 @@ class Conditional:
         flat, c, _ = self._flat(x)
         known = known.reshape(flat.shape).to(flat.device)
         gen, size, parts = _generator(generator, self.model.device), self.model.rows_per_draw(), []
-        with evaluating(self.model), torch.no_grad():
+        with evaluating(self.model):
             for i in range(0, len(flat), size):
-                given = None if c is None else c[i : i + size]
+                given = c[i : i + size]
                 parts.append(values.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
         return torch.cat(parts).reshape(x.shape) if parts else x
 
@@ -464,14 +492,16 @@ class Conditional:
         """q(z | x, c) for x [*C or N, *E]; raises Unsupported where the family has no latent."""
         latents, (flat, c, _) = ability_of(self.model, Encodes), self._flat(x)
         with evaluating(self.model):
-            return latents.rows_encode(flat, c)
+            return latents.rows_encode(flat, c[:])
 
+    @torch.no_grad()
     def score(self, x: Any) -> Tensor:
         """grad_x log p(x | c), shaped like x; raises Unsupported where it does not exist."""
         model, (flat, c, batch) = ability_of(self.model, HasScore, HasNoisedScore), self._flat(x)
-        with evaluating(self.model), torch.no_grad():
-            return model.rows_score(flat, c).reshape(*batch, *flat.shape[1:])
+        with evaluating(self.model):
+            return model.rows_score(flat, c[:]).reshape(*batch, *flat.shape[1:])
 
+    @torch.no_grad()
     def noised_score(self, x: Any, noise: float | None = None) -> Tensor:
         """grad_x log p_noise(x | c), shaped like x: the score of the data plus Gaussian noise, not of the data.
 
@@ -481,10 +511,10 @@ class Conditional:
         seen.
         """
         model, (flat, c, batch) = ability_of(self.model, HasNoisedScore, HasScore), self._flat(x)
-        with evaluating(self.model), torch.no_grad():
-            return model.rows_noised_score(flat, c, noise).reshape(*batch, *flat.shape[1:])
+        with evaluating(self.model):
+            return model.rows_noised_score(flat, c[:], noise).reshape(*batch, *flat.shape[1:])
 
-    def _flat(self, x: Any) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    def _flat(self, x: Any) -> tuple[Tensor, _Given, tuple[int, ...]]:
         """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""
         space = self.model.space
         x = take(space, x)
@@ -508,19 +538,82 @@ class Conditional:
         event = self.before.shape[self.before.ndim - len(self.model.space.event_shape) :]
         return self.before.expand(*batch, *event).reshape(math.prod(batch), *event).to(self.model.device)
 
-    def _contexts(self, batch: tuple[int, ...] | torch.Size) -> Tensor | None:
-        """c repeated to one flat row per entry of the batch shape [*S, *C]."""
+    def _contexts(self, batch: tuple[int, ...] | torch.Size) -> _Given:
+        """The context of each entry of the batch shape [*S, *C], flat."""
         want = self.batch_shape
         if tuple(batch[len(batch) - len(want) :]) != want:
             raise WrongShape(
                 f"A batch of shape {tuple(batch)} does not end in the context batch {want}.",
                 "Shapes are x [*S, *C, *E] for contexts [*C, *Ec].",
             )
-        if self.c is None:
+        if self.c is None and not self.null:
+            return _Given(self, None)
+        count = math.prod(want) if self.c is not None else 1
+        places = torch.arange(count, device=self.model.device)
+        places = (places.view(want) if self.c is not None else places).expand(*batch or (1,)).flatten()
+        return _Given(self, places)
+
+    @property
+    def flat_contexts(self) -> Tensor:
+        """c [C, *Ec], where the model is."""
+        assert self.c is not None
+        batch = self.batch_shape
+        return self.c.reshape(math.prod(batch), *self.c.shape[len(batch) :]).to(self.model.device)
+
+    def encoded(self) -> tuple[Any, Tensor]:
+        """The distinct contexts encoded, and which of them each of c is [C]."""
+        model, weights = self.model, [*self.model.parameters(), *self.model.buffers()]
+        if type(model).encode_context is Model.encode_context and self.c is not None:  # there is nothing to encode
+            return self.flat_contexts, torch.arange(math.prod(self.batch_shape), device=model.device)
+        asked = self.c is not None and self.c.requires_grad
+        if torch.is_grad_enabled() and (asked or any(w.requires_grad for w in weights)):
+            return self._encode(distinct=not asked)
+        stamp = [(w.data_ptr(), w._version) for w in weights]
+        if self.__dict__.get("_stamp") != stamp:
+            with torch.no_grad():
+                self.__dict__.update(_kept=self._encode(distinct=True), _stamp=stamp)
+        kept: tuple[Any, Tensor] = self.__dict__["_kept"]
+        return kept
+
+    def _encode(self, distinct: bool) -> tuple[Any, Tensor]:
+        model = self.model
+        with evaluating(model):
+            if self.c is None:
+                return model.null_context(1), torch.zeros(1, dtype=torch.int64, device=model.device)
+            raw = self.flat_contexts
+            which = torch.arange(len(raw), device=raw.device)
+            if distinct and len(raw) > 1:
+                assert model.context is not None
+                which = torch.unique(row_keys(raw.detach(), model.context.fill), return_inverse=True)[1]
+                first = which.new_empty(int(which.max()) + 1)
+                first[which] = torch.arange(len(raw), device=raw.device)
+                raw = raw[first]
+            parts = [model.encode_context(part) for part in torch.split(raw, model.rows_per_pass())]
+        return (torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0].cat(parts)), which
+
+
+class _Given:
+    """The contexts of flat rows: ``[rows]`` of them as the hooks take them, and ``raw``; None where there are none.
+
+    Args:
+        places: in p.c, of each flat row [N].
+    """
+
+    def __init__(self, p: Conditional, places: Tensor | None) -> None:
+        self.p, self.places = p, places
+
+    @cached_property
+    def encoded(self) -> tuple[Any, Tensor]:
+        return self.p.encoded()
+
+    def __getitem__(self, rows: slice) -> Any:
+        if self.places is None:
             return None
-        assert self.model.context is not None
-        event = self.model.context.event_shape
-        return self.c.expand(*batch, *event).reshape(-1, *event).to(self.model.device)
+        encoded, which = self.encoded
+        return encoded[which[self.places[rows]]]
+
+    def raw(self, rows: slice) -> Tensor | None:
+        return None if self.places is None or self.p.c is None else self.p.flat_contexts[self.places[rows]]
 
 
 @contextmanager

@@ -274,11 +274,11 @@ def _from_array(space: Space, x: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=kept or array.dtype.newbyteorder("=")))
 
 
-def free_length(space: Space, context: Space | None) -> str | None:
-    """Why a family of data of one size refuses these spaces, or None."""
-    for s in (space, context):
+def free_length(space: Space, context: Space | None = None) -> str | None:
+    """Why a family of data (and contexts) of one size refuses these spaces, or None."""
+    for s, what in ((space, "data"), (context, "contexts")):
         if s is not None and s.fill is not None:
-            return "it takes data of one size, and these are of any length."
+            return f"it takes {what} of one size, and these are of any length."
     return None
 
 

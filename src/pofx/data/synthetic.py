@@ -342,9 +342,12 @@ class Mixture:
     def sample_labelled(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws [n, *E] and their labels [n] int64."""
         label = categorical(self.weights.expand(n, -1), generator)
+        return self.sample_given(label, generator), label
+
+    def sample_given(self, label: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw [n, *E] of the part of each label [n]."""
         drawn = [part.sample(int((label == k).sum()), generator) for k, part in enumerate(self.parts)]
-        sorted_by_label = join(self.space, drawn)
-        return sorted_by_label[label.argsort(stable=True).argsort()], label
+        return join(self.space, drawn)[label.argsort(stable=True).argsort()]
 
     def log_prob(self, x: Tensor) -> Tensor:
         total = torch.full((len(x),), -math.inf, dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.nn.emission import TokenHead
+from pofx.nn.encoders import Encoded, told
 from pofx.nn.sequence import SequenceNet
 
 
@@ -24,12 +25,19 @@ class Reader:
         n: sequences.
         most: steps that will be read at most.
         stride: how far a full window moves; half of the longest unless said.
+        given: the contexts, whose tokens the net attends to; None where there are none.
     """
 
     def __init__(
-        self, net: SequenceNet, embed: Callable[[Tensor, int], Tensor], n: int, most: int, stride: int | None = None
+        self,
+        net: SequenceNet,
+        embed: Callable[[Tensor, int], Tensor],
+        n: int,
+        most: int,
+        stride: int | None = None,
+        given: Encoded | None = None,
     ) -> None:
-        self.net, self.embed, self.n = net, embed, n
+        self.net, self.embed, self.n, self.given = net, embed, n, given
         self.block = min(most, net.longest or most)
         self.stride = stride or max(1, self.block // 2)
         self.past: list[Tensor] = []
@@ -67,6 +75,7 @@ class Reader:
         """Sequence ``rows[i]`` becomes sequence i."""
         self.cache.reorder(rows)
         self.past, self.n = [self._line()[rows]], len(rows)
+        self.given = None if self.given is None else self.given[rows]
 
     def _line(self) -> Tensor:
         """All steps that were given."""
@@ -75,7 +84,7 @@ class Reader:
 
     def _begin(self, start: int) -> None:
         """An empty window from this step on."""
-        self.start, self.cache = start, self.net.cache(self.n, self.block)
+        self.start, self.cache = start, self.net.cache(self.n, self.block, *told(self.given))
 
     @torch.no_grad()
     def _outputs(self, u: Tensor, first: int) -> Tensor:
@@ -90,7 +99,7 @@ class NetDecoder:
         net, emission: in eval mode.
         prompt: [N, t], t >= 1, what is read first; -1 is the beginning.
         most: symbols that will be pushed at most, beyond the prompt.
-        given: the context [N, width], added to every input; None where there is none.
+        given: the contexts, whose vectors [N, width] are added to every input; None where there are none.
         stride: as of ``Reader``.
     """
 
@@ -100,13 +109,14 @@ class NetDecoder:
         emission: TokenHead,
         prompt: Tensor,
         most: int,
-        given: Tensor | None = None,
+        given: Encoded | None = None,
         stride: int | None = None,
     ) -> None:
         if prompt.shape[1] == 0:
             raise UsageError("A prompt without symbols gives no distribution of the next.", "Begin with -1.")
-        self.emission, self.given = emission, given
-        self.reader = Reader(net, self._embed, len(prompt), prompt.shape[1] + most, stride)
+        self.emission = emission
+        self.given = given
+        self.reader = Reader(net, self._embed, len(prompt), prompt.shape[1] + most, stride, given)
         self.last: Tensor | None = self.reader.read(prompt)[:, -1]  # the net's output [N, width] after the last symbol
 
     def logits(self) -> Tensor:
@@ -135,4 +145,4 @@ class NetDecoder:
     @torch.no_grad()
     def _embed(self, symbols: Tensor, first: int) -> Tensor:
         x = self.emission.embed(symbols)
-        return x if self.given is None else x + self.given[:, None]
+        return x if self.given is None else x + self.given.vector[:, None]

@@ -23,13 +23,14 @@ from torch import Tensor
 from pofx.core.abilities import Completes
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import Model, serving
+from pofx.core.model import serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import Options, at_least
+from pofx.core.options import at_least
 from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.sites import Heads, ImageKind, Steps, has_heads, heads_for, mixes
 
 Order = Literal["raster", "reverse", "random"]
@@ -39,7 +40,7 @@ MOST_DIRECT = 2**22  # direct connections of a masked net: more would outweigh t
 
 
 @dataclass(frozen=True)
-class AutoregressiveConfig(Options):
+class AutoregressiveConfig(ContextOptions):
     """Options of every autoregressive family.
 
     Attributes:
@@ -54,7 +55,7 @@ class AutoregressiveConfig(Options):
     atoms: int = 64
 
 
-class Autoregressive(Model, Completes):
+class Autoregressive(Conditioned, Completes):
     """Base of the families here; a subclass builds ``net`` and has ``params`` and ``walk``."""
 
     taxonomy = "explicit density / tractable / autoregressive"
@@ -65,12 +66,10 @@ class Autoregressive(Model, Completes):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = self.choose_heads(config, space)
-        self.context_encoder = None if context is None else encoder(context)
-        self.width = 0 if self.context_encoder is None else self.context_encoder.width
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not has_heads(space):
             return f"there is no head for {space}."
@@ -82,6 +81,7 @@ class Autoregressive(Model, Completes):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if not space.pixels:
             yield "head"
         if not mixes(space, config.head):
@@ -90,14 +90,14 @@ class Autoregressive(Model, Completes):
             yield "atoms"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         self.heads.prepare(x, weight)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            e = self.batch_context(batch, generator)
             # the orders take turns: over a few batches this is the mean of their losses
-            return {"loss": -self._log_prob(batch.x, self._encode(batch.c), batch.step % self.orders)}
+            return {"loss": -self._log_prob(batch.x, vector(e), batch.step % self.orders)}
 
         return GradientLearner(self, recipe, objective)
 
@@ -117,8 +117,8 @@ class Autoregressive(Model, Completes):
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
-        h = self._encode(c)
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Exact:
+        h = vector(c)
         # arrays above 32 MiB cost more in page faults than in arithmetic
         size = max(1, 2**22 // self.width_per_row())
         parts = []
@@ -128,8 +128,8 @@ class Autoregressive(Model, Completes):
         # several orders are an exact mixture of as many models, with equal weights
         return Exact(torch.cat(parts, 1).logsumexp(0) - math.log(self.orders), self.space.measure)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        h = self._encode(c)
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        h = vector(c)
         values = torch.empty(n, self.heads.sites, dtype=torch.float64, device=self.device)
         which = torch.randint(self.orders, (n,), generator=generator, device=generator.device).to(self.device)
         for k in which.unique().tolist():
@@ -138,8 +138,8 @@ class Autoregressive(Model, Completes):
             values[rows] = self.heads.visit(walk, values[rows], generator)
         return self.heads.event(values)
 
-    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
-        values, walk = self.heads.values(x).double(), self.walk(len(x), self._encode(c), 0)
+    def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
+        values, walk = self.heads.values(x).double(), self.walk(len(x), vector(c), 0)
         return self.heads.event(self.heads.visit(walk, values, generator, known.reshape(len(x), -1)))
 
     def width_per_row(self) -> int:
@@ -149,9 +149,6 @@ class Autoregressive(Model, Completes):
     def _log_prob(self, x: Tensor, h: Tensor | None, order: int) -> Tensor:
         features = self.heads.embed(x)
         return self.heads.log_prob(self.params(features, h, order), x).sum(-1, dtype=torch.float64)
-
-    def _encode(self, c: Tensor | None) -> Tensor | None:
-        return None if self.context_encoder is None else self.context_encoder(c)
 
 
 def space_orders(space: Space, name: str, count: int, seed: int) -> list[list[int]]:
@@ -211,7 +208,7 @@ class Made(Autoregressive):
             features,
             params,
             (config.hidden,) * config.layers,
-            context=self.width,
+            context=self.known,
             orders=space_orders(space, config.order, config.orders, config.order_seed),
             residual=True,
             direct=sum(features) * sum(params) <= MOST_DIRECT,
@@ -283,7 +280,7 @@ class WindowMlp(Autoregressive):
             hidden=config.hidden,
             layers=config.layers,
             embedding=embedding,
-            context=self.width,
+            context=self.known,
         )
 
     @classmethod

@@ -25,13 +25,15 @@ from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingS
 from pofx.core.likelihood import KINDS, Exact, Likelihood, make
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.options import AMOUNT, Options, at_least
+from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Decoding, ExactLikelihood, Request, Sampler, StepByStep, Tokenised, Windowed
 from pofx.core.space import Ragged, Space
 from pofx.decode.decoding import drawn, search, until_stop
 from pofx.decode.net import NetDecoder
+from pofx.families.conditioned import ContextOptions
 from pofx.families.stepwise import Stepwise
 from pofx.nn.emission import Emission, TokenHead
+from pofx.nn.encoders import Encoded, no_encoder
 from pofx.spaces import Text
 
 READ = 256  # excerpts that are read together
@@ -39,7 +41,7 @@ UNBEGUN = 1 / 32  # share of an excerpt's windows that begin with nothing before
 
 
 @dataclass(frozen=True)
-class StepOptions(Options):
+class StepOptions(ContextOptions):
     """Options of how a step enters and leaves any of the nets.
 
     Attributes:
@@ -73,8 +75,8 @@ class Continuing(Stepwise, Continues, Decodes):
         known = stepped(space)
         if known is None:
             return "its data have no order of steps. (--sequence COLUMN makes sequences of the rows of a table.)"
-        if context is not None and context.fill is not None:
-            return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if reason := no_encoder(context):
+            return reason
         if config.vocabulary and not ("vocabulary" in known.options and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
         return None
@@ -89,7 +91,8 @@ class Continuing(Stepwise, Continues, Decodes):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         known = stepped(space)
         used = () if known is None else known.options
-        return (f.name for f in dataclasses.fields(StepOptions) if f.name not in used)
+        own = (f.name for f in dataclasses.fields(StepOptions) if f.name not in ContextOptions.__dataclass_fields__)
+        yield from (*super().idle(space, context, config), *(name for name in own if name not in used))
 
     # -- the parts ------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class Continuing(Stepwise, Continues, Decodes):
                 first = torch.where(_like(unbegun, u), fill, u[:, :1])
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
-            log_p = self.emission.log_prob(self.net(self.embed(inputs, self.encoded(batch.c))), targets)
+            log_p = self.emission.log_prob(self.outputs(inputs, self.batch_context(batch, generator)), targets)
             idle = self.emission.padded(targets) if self.has_eos else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
@@ -168,17 +171,17 @@ class Continuing(Stepwise, Continues, Decodes):
             return asked is not Decoding or isinstance(self.emission, TokenHead)
         return KINDS[asked.kind] is self.codec.kind
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Likelihood:
         each = self.rows_log_probs(x, c, None, request)
         return make(self.codec.kind, each.sum(1, dtype=torch.float64), self.space.measure)
 
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
+    def rows_log_probs(self, x: Tensor, c: Encoded | None, before: Tensor | None, request: Request) -> Tensor:
         u, begins, size, width = self._line(x, before)
-        h, log_p = self.encoded(c), torch.zeros(u.shape[:2], device=u.device)
+        log_p = torch.zeros(u.shape[:2], device=u.device)
         stride = request.stride if isinstance(request, Windowed) else self.stride
         for start, first, last in self._spans(u.shape[1] - 1, stride):
             if last >= int(begins.min()):
-                y = self.net(self.embed(u[:, start:last], h))[:, first - 1 - start :]
+                y = self.outputs(u[:, start:last], c)[:, first - 1 - start :]
                 log_p[:, first : last + 1] = self.emission.log_prob(y, u[:, first : last + 1])
         j = torch.arange(width + 1, device=u.device)
         return _at(log_p, begins[:, None] + j, 0.0).masked_fill(j >= size[:, None] + int(self.has_eos), 0.0)
@@ -232,14 +235,14 @@ class Continuing(Stepwise, Continues, Decodes):
 
     # -- samples --------------------------------------------------------------------------------------------
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Any, generator: torch.Generator) -> Tensor:
         return self._spelled(self._go_on(self.emission.beginning(n), c, sampler, generator), sampler)
 
-    def rows_sample_after(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+    def rows_sample_after(self, before: Tensor, c: Encoded | None, sampler: Any, generator: torch.Generator) -> Tensor:
         u = self._begun(before)
         return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
-    def rows_best(self, n: int, before: Tensor, c: Tensor | None, sampler: Any) -> Tensor:
+    def rows_best(self, n: int, before: Tensor, c: Encoded | None, sampler: Any) -> Tensor:
         u = self._begun(before)
         if n > sampler.beams:
             raise UsageError(f"{sampler.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
@@ -248,7 +251,7 @@ class Continuing(Stepwise, Continues, Decodes):
         best = best[:, : max(1, int((best >= 0).sum(1).max()))]
         return self._spelled(best, sampler, u.expand(n, -1))
 
-    def rows_stream(self, before: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Iterator[str]:
+    def rows_stream(self, before: Tensor, c: Encoded | None, sampler: Any, generator: torch.Generator) -> Iterator[str]:
         u = self._begun(before)
         spell, text, symbols = self._text_codec.detokenizer(u[0, 1:].tolist()), "", list[int]()
         for step in itertools.chain(self._steps(u, c, sampler, generator), [None]):
@@ -282,7 +285,7 @@ class Continuing(Stepwise, Continues, Decodes):
         return sampler.length or self.space.length
 
     @torch.inference_mode()
-    def _go_on(self, u: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator) -> Tensor:
+    def _go_on(self, u: Tensor, c: Encoded | None, sampler: StepByStep, generator: torch.Generator) -> Tensor:
         """Steps [N, L, ...] drawn after u [N, 1 + K, ...], fill before and after the K or fewer that are given."""
         filled, given, most = self.emission.filled, (~self.emission.filled(u)).sum(1), self._most(sampler)
         if isinstance(sampler, Decoding) and sampler.draft is not None:  # rows of one length at a time
@@ -298,7 +301,7 @@ class Continuing(Stepwise, Continues, Decodes):
             out = _at(torch.cat(line, 1), given[:, None] + 1 + torch.arange(most, device=u.device), self.emission.fill)
         return out[:, : max(1, int((~filled(out)).sum(1).max()))]
 
-    def _steps(self, u: Tensor, c: Tensor | None, sampler: StepByStep, generator: torch.Generator) -> Iterator[Tensor]:
+    def _steps(self, u: Tensor, c: Encoded | None, sampler: StepByStep, generator: torch.Generator) -> Iterator[Tensor]:
         """Steps [N, ...] one after the other, from the end of the shortest beginning of u [N, 1 + K, ...] on.
 
         Rows begin together: while one still has steps given, the others draw theirs.
@@ -310,7 +313,7 @@ class Continuing(Stepwise, Continues, Decodes):
             return
         free = not self.has_eos and together == int(given.max())  # whatever is drawn comes next
         over, step = torch.zeros_like(given, dtype=torch.bool), u[:, : together + 1]
-        reader = self.reader(len(u), self.encoded(c), whole, self.stride)
+        reader = self.reader(len(u), c, whole, self.stride)
         for t in range(together + 1, whole + 1):
             step = self.emission.sample(reader.read(step)[:, -1], generator).to(u.dtype)[:, None]
             if not free:
@@ -366,19 +369,21 @@ class Continuing(Stepwise, Continues, Decodes):
         return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
     def _decoded(
-        self, u: Tensor, c: Tensor | None, decoding: Decoding, together: int, whole: int, generator: torch.Generator
+        self, u: Tensor, c: Encoded | None, decoding: Decoding, together: int, whole: int, generator: torch.Generator
     ) -> Iterator[Tensor]:
         """Symbols [N] one after the other, up to so many, after so many of ``u`` that all rows have."""
         begun, told = u[:, : 1 + together], u[:, 1 + together :]
         most, draft = whole - together, None
         if decoding.draft is not None:
-            draft = self._checked(decoding.draft)._decoder(begun, c, most)
+            other = self._checked(decoding.draft)
+            own = c and (other.null_context(len(u)) if c.raw is None else other.encode_context(c.raw))
+            draft = other._decoder(begun, own, most)
         decoder = self._decoder(begun, c, most)
         return drawn(decoder, draft, most, decoding, generator, begun, told, self._end, self._spell)
 
-    def _decoder(self, u: Tensor, c: Tensor | None, most: int) -> NetDecoder:
+    def _decoder(self, u: Tensor, c: Encoded | None, most: int) -> NetDecoder:
         """A decoder that has read fill and beginnings u [N, 1 + K] of one length."""
-        return NetDecoder(self.net, self._head, u, most, self.encoded(c), self.stride)
+        return NetDecoder(self.net, self._head, u, most, c, self.stride)
 
     def _checked(self, draft: Model) -> Continuing:
         """The draft, which must read and write what this model does."""

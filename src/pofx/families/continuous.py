@@ -27,20 +27,20 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Exact, join, make, number
 from pofx.core.measure import Measure
-from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.options import Options, Range, at_least
+from pofx.core.options import Range, at_least
 from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.causal import MaskedMlp
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.sites import heads_for
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category, Table
 from pofx.transforms.base import Noise
 
 
 @dataclass(frozen=True)
-class ContinuousConfig(Options):
+class ContinuousConfig(ContextOptions):
     """Options of every family on R^d; a family's own Config inherits them.
 
     Attributes:
@@ -56,7 +56,7 @@ class ContinuousConfig(Options):
     ranges = {"draws": at_least(2), "logit": Range(0, 0.5, below=True)}
 
 
-class Continuous(Model):
+class Continuous(Conditioned):
     """Base of the families on R^d. A subclass gives ``density``, ``draw`` and ``objective``.
 
     Its ``__init__`` calls ours first, then builds nets of the sizes ``self.dim`` (d, the length of y) and
@@ -69,23 +69,19 @@ class Continuous(Model):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
         sizes = self.preprocess.code_sizes
-        self.codes = Codes(sizes, config.codes_hidden, known) if sizes else None
+        self.codes = Codes(sizes, config.codes_hidden, self.known) if sizes else None
         self.dim = self.preprocess.dim
-        self.width = known + (self.codes.features if self.codes is not None else 0)
+        self.width = self.known + (self.codes.features if self.codes is not None else 0)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not (space.columns or space.pixels) or space.values:
             return "it models a density on R^d. Fit a classifier for labels."
         if not space.pixels and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
-        if context is not None and not isinstance(context, Table | Label | Image):
-            return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None
 
     @classmethod
@@ -96,6 +92,7 @@ class Continuous(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if not space.pixels:
             yield "logit"
         if not (space.columns or space.pixels):
@@ -107,11 +104,10 @@ class Continuous(Model):
             yield "draws"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         self.preprocess.fit(x, weight, generator)
         if self.codes is not None:
             self.codes.heads.prepare(self.preprocess.split(x).codes.double(), weight)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         return GradientLearner(self, recipe, self._terms)
@@ -119,31 +115,31 @@ class Continuous(Model):
     # -- what a family writes ---------------------------------------------------------------------------
 
     @abstractmethod
-    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Available:
-        """log p(y | h) of y [N, d] (float32, standardised) given h [N, width] or None; nats [N].
+    def density(self, y: Tensor, h: Encoded | None, request: Request, noise: RowNoise) -> Available:
+        """log p(y | h) of y [N, d] (float32, standardised) given h, its vector [N, width], or None; nats [N].
 
         Its measure is of no account. Where preprocessing is noisy this is called once per draw of the
         noise (``request.draws`` in all), and the spread between calls gives the Monte Carlo error.
         """
 
     @abstractmethod
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """n draws of y [n, d], row i given h[i]."""
 
     @abstractmethod
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss [B] of y [B, d] given h; noise from ``batch.randn`` and ``batch.rand`` only."""
 
     # -- the contract ---------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Available:
-        e, k = self.encode_context(c), getattr(request, "draws", 0)
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise) -> Available:
+        k = getattr(request, "draws", 0)
         if (self.preprocess.kind is Exact) != (k == 0):
             need = "needs no draws" if k else "needs draws of the noise that dequantises it"
             raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
         if k == 0:
-            return self._one_draw(self.split(x), e, request, noise)
-        each = [number(self._one_draw(self.split(x, noise), e, request, noise)) for _ in range(k)]
+            return self._one_draw(self.split(x), c, request, noise)
+        each = [number(self._one_draw(self.split(x, noise), c, request, noise)) for _ in range(k)]
         total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
         kind = join(self.preprocess.kind, total.kind)
         return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
@@ -153,39 +149,36 @@ class Continuous(Model):
         parts = self.preprocess.split(x, noise)
         return replace(parts, y=parts.y.to(next(self.parameters()).dtype))
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        e = self.encode_context(c)
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         codes = torch.zeros(n, 0, dtype=torch.int64, device=self.device)
         if self.codes is not None:
-            codes = self.codes.sample(n, e, generator)
-        y = self.draw(n, self.given_codes(codes, e), sampler, generator)
+            codes = self.codes.sample(n, vector(c), generator)
+        y = self.draw(n, self.given_codes(codes, c), sampler, generator)
         return self.preprocess.join(codes, y)
 
-    def _one_draw(self, parts: Parts, e: Tensor | None, request: Request, noise: RowNoise) -> Available:
+    def _one_draw(self, parts: Parts, e: Encoded | None, request: Request, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
         lik = self.density(parts.y, self.given_codes(parts.codes, e), request, noise)
         nats = lik.nats.double() + parts.log_jacobian
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(parts.codes, e)
+            nats = nats + self.codes.log_prob(parts.codes, vector(e))
         return replace(lik, nats=nats, measure=self.space.measure)
 
     def _terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""
-        e, parts = self.encode_context(batch.c), self.split(batch.x, BatchNoise(batch, generator))
+        e, parts = self.batch_context(batch, generator), self.split(batch.x, BatchNoise(batch, generator))
         loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
         if self.codes is None:
             return {"loss": loss}
-        codes = -self.codes.log_prob(parts.codes, e)
+        codes = -self.codes.log_prob(parts.codes, vector(e))
         return {"loss": loss + codes, "codes": codes}
 
-    def encode_context(self, c: Tensor | None) -> Tensor | None:
-        return None if self.context_encoder is None else self.context_encoder(c)
-
-    def given_codes(self, codes: Tensor, e: Tensor | None) -> Tensor | None:
-        """h [N, width]: the embedded codes and the encoded context."""
-        known = [] if self.codes is None else [self.codes.embed(codes)]
-        known += [] if e is None else [e]
-        return torch.cat(known, 1) if known else None
+    def given_codes(self, codes: Tensor, e: Encoded | None) -> Encoded | None:
+        """h: the encoded context, its vector [N, width] after the embedded codes."""
+        if self.codes is None:
+            return e
+        embedded = self.codes.embed(codes)
+        return Encoded(embedded) if e is None else replace(e, vector=torch.cat([embedded, e.vector], 1))
 
 
 @dataclass(frozen=True)

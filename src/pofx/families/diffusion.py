@@ -35,6 +35,7 @@ from pofx.core.options import POSITIVE, at_least
 from pofx.core.requests import SOLVERS, Ancestral, OdeLikelihood, Request, Sampler, VariationalBound
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.encoders import Encoded, vector
 from pofx.nn.mlp import Mlp
 from pofx.nn.unet import LogSnrFeatures, UNet
 from pofx.paths.gaussian import Gaussian
@@ -131,7 +132,8 @@ class PathModel(Continuous, HasNoisedScore):
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
             patch = 2 if _side(space) >= 16 else 1
             levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-            self.net: nn.Module = UNet(self.shape[0], config.channels, levels, config.blocks, patch, self.width)
+            sizes = config.channels, levels, config.blocks, patch, self.width, self.memory
+            self.net: nn.Module = UNet(self.shape[0], *sizes)
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
@@ -182,8 +184,12 @@ class PathModel(Continuous, HasNoisedScore):
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
         return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
 
-    def denoiser(self, h: Tensor | None) -> Denoiser:
-        """The denoiser of rows y [N, *shape] given h [N, width]."""
+    @property
+    def attends(self) -> bool:
+        return isinstance(self.net, UNet)
+
+    def denoiser(self, h: Encoded | None) -> Denoiser:
+        """The denoiser of rows y [N, *shape] given h."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
         start = self.gaussian if c.start == "gaussian" else None
@@ -191,7 +197,7 @@ class PathModel(Continuous, HasNoisedScore):
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         """Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
         y, eps = y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
         shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
@@ -213,12 +219,12 @@ class PathModel(Continuous, HasNoisedScore):
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
         return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Available:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
         if not isinstance(request, VariationalBound):
             return super().rows_log_prob(x, c, request, noise)
-        e, codes = self.encode_context(c), self.split(x).codes
-        denoise = self.denoiser(self.given_codes(codes, e))
+        codes = self.split(x).codes
+        denoise = self.denoiser(self.given_codes(codes, c))
 
         def draw(u: Tensor) -> Tensor:
             parts = self.split(x, noise)
@@ -229,16 +235,16 @@ class PathModel(Continuous, HasNoisedScore):
 
         nats, se = stratified(draw, request.draws, noise)
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(codes, e)
+            nats = nats + self.codes.log_prob(codes, vector(c))
         return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
 
-    def density(self, y: Tensor, h: Tensor | None, request: Any, noise: RowNoise) -> Estimate:
+    def density(self, y: Tensor, h: Encoded | None, request: Any, noise: RowNoise) -> Estimate:
         """The ODE's."""
         steps, probes = request.steps, request.probes
         y = y.double().reshape(-1, *self.shape)
         signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
         probe = signs.transpose(0, 1).reshape(probes, *y.shape) if probes else None
-        asking = [y, *self.parameters(), *([] if h is None else [h])]
+        asking = [y, *self.parameters(), *([] if h is None else [h.vector])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
         denoise = self.denoiser(h)
         nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph)
@@ -253,7 +259,7 @@ class PathModel(Continuous, HasNoisedScore):
     def draw(
         self,
         n: int,
-        h: Tensor | None,
+        h: Encoded | None,
         sampler: Any,
         generator: torch.Generator,
         callback: Callback | None = None,
@@ -270,7 +276,7 @@ class PathModel(Continuous, HasNoisedScore):
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
+    def rows_noised_score(self, x: Tensor, c: Encoded | None, noise: float | None) -> Tensor:
         """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
         if self.config.coupling == "optimal":
             raise Unsupported(
@@ -286,21 +292,21 @@ class PathModel(Continuous, HasNoisedScore):
         y = self.split(x).y.double()
         t = path.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
-            denoised = self.denoiser(self.encode_context(c))(path(t).alpha.item() * y, t)
+            denoised = self.denoiser(c)(path(t).alpha.item() * y, t)
         return (denoised - y) / (noise**2 * self.preprocess.scale)
 
 
 class NoisyMlp(nn.Module):
-    """A residual MLP on y [N, dim] told the log SNR [N] and h [N, context]."""
+    """A residual MLP on y [N, dim] told the log SNR [N] and h, whose vector is [N, context]."""
 
     def __init__(self, dim: int, context: int, hidden: int, blocks: int, features: int = 64) -> None:
         super().__init__()
         self.noise = LogSnrFeatures(features)
         self.mlp = Mlp(dim, dim, hidden=hidden, blocks=blocks, context=features + context)
 
-    def forward(self, y: Tensor, log_snr: Tensor, h: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, log_snr: Tensor, h: Encoded | None = None) -> Tensor:
         level = self.noise(log_snr)
-        return self.mlp(y, level if h is None else torch.cat([level, h], 1))
+        return self.mlp(y, level if h is None else torch.cat([level, h.vector], 1))
 
 
 def _side(space: Space) -> int:

@@ -16,17 +16,17 @@ from torch.nn import functional as F
 from pofx.core.abilities import ClassesAtOnce
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Likelihood, per_row
-from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, Options
+from pofx.core.options import BELOW_ONE
 from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.nn.encoders import encoder
+from pofx.families.conditioned import Conditioned, ContextOptions
+from pofx.nn.encoders import Encoded, no_encoder
 from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class ClassifierConfig(Options):
+class ClassifierConfig(ContextOptions):
     """Options of ``classifier``."""
 
     width: int = 128
@@ -41,7 +41,7 @@ class ClassifierConfig(Options):
     ranges = {"smoothing": BELOW_ONE}
 
 
-class Classifier(Model, ClassesAtOnce):
+class Classifier(Conditioned, ClassesAtOnce):
     """Encoder -> MLP -> softmax: log p(y | x) is the log-softmax, exact."""
 
     name = "classifier"
@@ -52,14 +52,12 @@ class Classifier(Model, ClassesAtOnce):
     Config = ClassifierConfig
 
     def __init__(self, config: ClassifierConfig, space: Space, context: Space | None = None) -> None:
-        super().__init__(config, space, context)
-        assert context is not None
-        self.context_encoder = encoder(context, config.width)
+        super().__init__(config, space, context, width=config.width)
         self.mlp = Mlp(config.width, len(space.values), hidden=config.hidden, blocks=config.blocks)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not space.values:
             return "it models a label; say which with --target (a column, or 'label')."
@@ -75,34 +73,29 @@ class Classifier(Model, ClassesAtOnce):
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=128, lr=2e-3, weight_decay=0.05, epochs=20, ema=0.99)
 
-    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
-        self.context_encoder.prepare(c, weight)
-
-    def logits(self, c: Tensor) -> Tensor:
-        """Unnormalised log-probabilities [N, K] given contexts c [N, *Ec]."""
-        return self.mlp(self.context_encoder(c))
+    def logits(self, c: Encoded | None) -> Tensor:
+        """Unnormalised log-probabilities [N, K] of the classes."""
+        assert c is not None
+        return self.mlp(c.vector)
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-            assert batch.c is not None
-            logits = self.logits(batch.c)
+            logits = self.logits(self.batch_context(batch, generator))
             smooth = F.cross_entropy(logits, batch.x, reduction="none", label_smoothing=self.config.smoothing)
             wrong = (logits.argmax(-1) != batch.x).float()
             return {"loss": smooth, "errors": wrong}
 
         return GradientLearner(self, recipe, objective)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Likelihood:
         every = self.rows_classes(len(x), c, request, noise)
         assert isinstance(every, Exact)
         return per_row(lambda t: t.gather(-1, x[:, None])[:, 0], every)
 
-    def rows_classes(self, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        assert c is not None
+    def rows_classes(self, n: int, c: Encoded | None, request: Request, noise: RowNoise) -> Likelihood:
         return Exact(F.log_softmax(self.logits(c).double(), -1), self.space.measure)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        assert c is not None
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         return torch.multinomial(self.logits(c).softmax(-1), 1, generator=generator)[:, 0]
 
     def rows_per_pass(self) -> int:

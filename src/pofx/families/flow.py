@@ -32,6 +32,7 @@ from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.encoders import Encoded, vector
 from pofx.spaces import Image
 from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Split, Transform
 from pofx.transforms.bases import Base, BaseKind, OfModel
@@ -140,44 +141,44 @@ class Flow(Continuous, Encodes, HasScore):
 
     # -- hooks of Continuous ------------------------------------------------------------------------------
 
-    def latents(self, y: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    def latents(self, y: Tensor, h: Encoded | None) -> tuple[Tensor, Tensor]:
         """z [N, d] of y [N, d], what left the chain early first, and log |det dz/dy| [N]."""
-        step = self.flow(y, h)
+        step = self.flow(y, vector(h))
         return step.z if step.out is None else torch.cat([step.out, step.z], 1), step.log_term
 
-    def of_latents(self, z: Tensor, h: Tensor | None) -> Tensor:
+    def of_latents(self, z: Tensor, h: Encoded | None) -> Tensor:
         """The y of z, differentiable in z, h and the parameters."""
         out, z = z.split([self.flow.leaving, self.dim - self.flow.leaving], 1)
-        return self.flow.inverse(z, h, out)
+        return self.flow.inverse(z, vector(h), out)
 
-    def log_density(self, y: Tensor, h: Tensor | None) -> Tensor:
+    def log_density(self, y: Tensor, h: Encoded | None) -> Tensor:
         """log p(y | h) [N] of y [N, d]."""
         z, log_det = self.latents(y, h)
-        return log_det + self.base.log_prob(z, h)
+        return log_det + self.base.log_prob(z, vector(h))
 
-    def density(self, y: Tensor, h: Tensor | None, request: Request, noise: RowNoise) -> Exact:
+    def density(self, y: Tensor, h: Encoded | None, request: Request, noise: RowNoise) -> Exact:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
-    def draw(self, n: int, h: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         dtype = next(self.flow.parameters()).dtype
-        return self.of_latents(self.base.sample(n, h, generator).to(self.device, dtype), h)
+        return self.of_latents(self.base.sample(n, vector(h), generator).to(self.device, dtype), h)
 
-    def objective(self, y: Tensor, h: Tensor | None, batch: Batch, generator: torch.Generator) -> Tensor:
+    def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
 
     # -- what an invertible map gives ---------------------------------------------------------------------
 
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
+    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
         """z = f(y): a point, distributed as the base over the data if the flow fits. Discrete entries are taken at
         the midpoint of their cell, absent ones at zero."""
-        parts, e = self.split(x), self.encode_context(c)
-        return Delta(self.latents(parts.y, self.given_codes(parts.codes, e))[0])
+        parts = self.split(x)
+        return Delta(self.latents(parts.y, self.given_codes(parts.codes, c))[0])
 
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
+    def rows_score(self, x: Tensor, c: Encoded | None) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = self.split(x).y  # whose log-Jacobian is constant
-            (score,) = torch.autograd.grad(self.log_density(y, self.encode_context(c)).sum(), x)
+            (score,) = torch.autograd.grad(self.log_density(y, c).sum(), x)
         return score
 
 

@@ -28,16 +28,17 @@ from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
 from pofx.core.likelihood import Likelihood, Unavailable
 from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, POSITIVE, Options
+from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import ContextOptions, context_encoder
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import no_encoder
 from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class GanConfig(Options):
+class GanConfig(ContextOptions):
     """Options of a GAN.
 
     Attributes:
@@ -69,13 +70,25 @@ class GanConfig(Options):
     ranges = {"temperature": POSITIVE, "ema": BELOW_ONE}
 
 
-class Generator(nn.Module):
-    """z [N, noise] (, c [N, *Ec]) -> raw outputs [N, outputs]."""
+class Told(nn.Module):
+    """A net with an encoder of contexts of its own."""
+
+    def __init__(self, config: GanConfig, context: Space | None) -> None:
+        super().__init__()
+        self.context_encoder = context_encoder(config, context)
+        self.known = 0 if self.context_encoder is None else self.context_encoder.width
+
+    def told(self, c: Tensor | None, dropped: Tensor | None) -> Tensor | None:
+        """Contexts c [N, *Ec] as it takes them [N, known], those ``dropped`` [N] as none."""
+        return None if self.context_encoder is None or c is None else self.context_encoder(c, dropped).vector
+
+
+class Generator(Told):
+    """z [N, noise] (, h [N, known]) -> raw outputs [N, outputs]."""
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
-        super().__init__()
-        self.context_encoder = None if context is None else encoder(context)
-        inputs = config.noise + (0 if self.context_encoder is None else self.context_encoder.width)
+        super().__init__(config, context)
+        inputs = config.noise + self.known
         self.net: nn.Module
         if shape := conv_shape(config, space):
             size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
@@ -84,30 +97,26 @@ class Generator(nn.Module):
             self.net = Mlp(inputs, outputs, hidden=config.hidden, blocks=config.blocks)
             self.net.last.reset_parameters()  # at zero, all samples would be one
 
-    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(z if self.context_encoder is None else torch.cat([z, self.context_encoder(c)], 1)).flatten(1)
+    def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
+        return self.net(z if h is None else torch.cat([z, h], 1)).flatten(1)
 
 
-class Critic(nn.Module):
-    """y [N, features] (, c [N, *Ec]) -> how real it looks [N]."""
+class Critic(Told):
+    """y [N, features] (, h [N, known]) -> how real it looks [N]."""
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
-        super().__init__()
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
+        super().__init__(config, context)
         shape = conv_shape(config, space)
         self.shape = shape or (features,)
         self.net: nn.Module
         if shape:
             size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
-            self.net = ConvEncoder(shape, 1, **size, context=known)
+            self.net = ConvEncoder(shape, 1, **size, context=self.known)
         else:
-            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=known)
+            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=self.known)
 
-    def forward(self, y: Tensor, c: Tensor | None) -> Tensor:
-        return self.net(y.unflatten(1, self.shape), None if self.context_encoder is None else self.context_encoder(c))[
-            :, 0
-        ]
+    def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
+        return self.net(y.unflatten(1, self.shape), h)[:, 0]
 
 
 class Gan(Model):
@@ -128,7 +137,7 @@ class Gan(Model):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not (space.columns or space.pixels):
             return f"it makes columns and pixels, and {space} have none. Fit another family."
@@ -140,6 +149,8 @@ class Gan(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         if not conv_shape(config, space):
             yield "channels"
         if not (space.pixels and space.symbols == 2) and not Columns(space, atoms=False).codes:

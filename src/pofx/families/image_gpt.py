@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -35,9 +35,11 @@ from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
+from pofx.families.conditioned import ContextOptions
 from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, StepHead, TokenHead
+from pofx.nn.encoders import Encoded, no_encoder
 from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
@@ -48,7 +50,7 @@ SCANS = 8  # a square image can be turned and mirrored in so many ways; another 
 
 
 @dataclass(frozen=True)
-class ImageGptConfig(Shape):
+class ImageGptConfig(ContextOptions, Shape):
     """Options of ``image-gpt``, beside those of its transformer (whose block is the number of patches).
 
     Attributes:
@@ -114,8 +116,8 @@ class ImageGpt(Stepwise, Completes):
     def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
         if not isinstance(space, Image):
             return "it goes through images."
-        if context is not None and context.fill is not None:
-            return f"there is no encoder for contexts of {context}. Condition on labels, columns or images."
+        if reason := no_encoder(context):
+            return reason
         if config.head == "bernoulli" and space.levels != 2:
             return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
         side = config.patch or 1
@@ -141,6 +143,8 @@ class ImageGpt(Stepwise, Completes):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         yield "block"  # the number of patches
         if config.orders == 1 and config.order != "random":
             yield "order_seed"
@@ -200,7 +204,7 @@ class ImageGpt(Stepwise, Completes):
         return StepHead(heads, config.width, hidden=config.inner_width, layers=config.inner_layers, has_eos=False)
 
     def build(self, config: ImageGptConfig) -> SequenceNet:
-        return Transformer(config, self.steps)
+        return Transformer(config, self.steps, self.memory)
 
     @property
     def steps(self) -> int:
@@ -211,40 +215,39 @@ class ImageGpt(Stepwise, Completes):
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             # the members take turns: over a few batches this is the mean of their losses
-            return {"loss": -self._by(batch.step % self.members, batch.x, self.encoded(batch.c))}
+            return {"loss": -self._by(batch.step % self.members, batch.x, self.batch_context(batch, generator))}
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Exact:
-        h = self.encoded(c)
-        each = torch.stack([self._by(k, x, h) for k in range(self.members)])
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Exact:
+        each = torch.stack([self._by(k, x, c) for k in range(self.members)])
         return Exact(each.logsumexp(0) - math.log(self.members), self.space.measure)
 
-    def _by(self, member: int, x: Tensor, h: Tensor | None) -> Tensor:
+    def _by(self, member: int, x: Tensor, h: Encoded | None) -> Tensor:
         """log p [N] by one member: of images x turned by its scan, in its order."""
         order, scan = divmod(member, self.config.scans)
         u = self.codec.encode(turned(x, scan))[:, self.ways[order]]
         inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
-        y = self.net(self.embed(inputs, self._toward(h, torch.full((len(x),), member, device=x.device))))
+        y = self.outputs(inputs, self._toward(h, torch.full((len(x),), member, device=x.device)))
         log_p = self.emission.log_prob(y, u)
         if isinstance(self.codec, Palette):  # uniform on the cell of each pixel
             log_p = log_p - self.codec.log_volume(u)
         return log_p.sum(1, dtype=torch.float64)
 
-    def _toward(self, h: Tensor | None, members: Tensor) -> Tensor | None:
-        """The contexts h [N, width] with what tells of the members [N]: [N, width], or [N, steps, width]."""
+    def _toward(self, h: Encoded | None, members: Tensor) -> Encoded | None:
+        """The contexts h with what tells of the members [N] in their vectors: [N, width], or [N, steps, width]."""
         if self.scan is None:
             return h
-        own = self.scan(members) if h is None else h + self.scan(members)
-        if self.places is None:
-            return own
-        way = self.ways[members // self.config.scans]
-        came = nn.functional.pad(self.places[0][way[:, :-1]], (0, 0, 1, 0))
-        return own[:, None] + came + self.places[1][way]
+        own = self.scan(members) if h is None else h.vector + self.scan(members)
+        if self.places is not None:
+            way = self.ways[members // self.config.scans]
+            came = nn.functional.pad(self.places[0][way[:, :-1]], (0, 0, 1, 0))
+            own = own[:, None] + came + self.places[1][way]
+        return Encoded(own) if h is None else replace(h, vector=own)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         which = torch.randint(self.members, (n,), generator=generator, device=generator.device).to(self.device)
-        u = self._drawn(which, self.encoded(c), generator)
+        u = self._drawn(which, c, generator)
         out = torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
         for member in which.unique().tolist():
             order, scan = divmod(member, self.config.scans)
@@ -252,14 +255,14 @@ class ImageGpt(Stepwise, Completes):
             out[rows] = turned(self._image(u[rows][:, self.ways[order].argsort()], generator), scan, back=True)
         return out
 
-    def rows_complete(self, x: Tensor, known: Tensor, c: Tensor | None, generator: torch.Generator) -> Tensor:
+    def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
         first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        u = self._drawn(first, self.encoded(c), generator, (self.codec.encode(x), self.codec.known(known)))
+        u = self._drawn(first, c, generator, (self.codec.encode(x), self.codec.known(known)))
         return torch.where(known, x, self._image(u, generator))
 
     @torch.inference_mode()
     def _drawn(
-        self, members: Tensor, h: Tensor | None, generator: torch.Generator, given: Given | None = None
+        self, members: Tensor, h: Encoded | None, generator: torch.Generator, given: Given | None = None
     ) -> Tensor:
         """Steps [N, L, ...] by these members [N], each in its own order, with what is given of them [N, L, ...]."""
         reader = self.reader(len(members), self._toward(h, members), self.steps)

@@ -24,9 +24,10 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
-from pofx.core.options import Options, at_least
+from pofx.core.options import at_least
 from pofx.core.space import Space
 from pofx.families.autoregressive import Autoregressive
+from pofx.families.conditioned import ContextOptions
 from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, ResidualNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
@@ -36,7 +37,7 @@ from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
 
 
 @dataclass(frozen=True)
-class PixelConfig(Options):
+class PixelConfig(ContextOptions):
     """Options of every family here.
 
     Attributes:
@@ -76,6 +77,8 @@ class Pixel(Autoregressive):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
         if not mixes(space, config.head):
             yield "components"
 
@@ -139,7 +142,7 @@ class PixelCnnFamily(Pixel):
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
         return ResidualNet(
-            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width
+            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known
         )
 
 
@@ -160,7 +163,7 @@ class GatedPixelCnnFamily(Pixel):
 
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
-        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class PixelRnnFamily(Pixel):
     def build(self, shape: Shape, params: int) -> PixelNet:
         o = self.config
         layer = RowLstm if o.kind == "row-lstm" else DiagonalLstm
-        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.width)
+        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++
@@ -215,8 +218,8 @@ class PixelCnnPlusFamily(Pixel):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if space.pixels and space.pixels[-1] == 1:
-            yield from super().idle(space, context, config)
+        joint = space.pixels is not None and space.pixels[-1] > 1  # always a mixture
+        yield from (name for name in super().idle(space, context, config) if not (joint and name == "components"))
 
     @classmethod
     def choose_heads(cls, config: Any, space: Space) -> Heads:
@@ -227,7 +230,7 @@ class PixelCnnPlusFamily(Pixel):
         o = self.config
         self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
         outputs = params if self.colours is None else self.colours.outputs
-        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.width)
+        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.known)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)

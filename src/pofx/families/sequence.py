@@ -38,7 +38,7 @@ class Gpt(Continuing):
     config: GptConfig
 
     def build(self, config: GptConfig) -> SequenceNet:
-        return Transformer(config)
+        return Transformer(config, memory=self.memory)
 
     @property
     def small_embeddings(self) -> bool:

@@ -13,23 +13,25 @@ Here is what all of them share; those over data of free length are built on ``co
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pofx.codecs.steps import Codec
-from pofx.core.model import Model
 from pofx.core.space import Space
 from pofx.decode.net import Reader
+from pofx.families.conditioned import Conditioned
 from pofx.nn.emission import Emission
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, told
 from pofx.nn.sequence import SequenceNet
+from pofx.nn.transformer import Transformer
 
 LOOK = 500  # training rows that are looked at before training
 
 
-class Stepwise(Model):
+class Stepwise(Conditioned):
     """Base of families over sequences of steps; a subclass makes the codec, the emission and the net."""
 
     taxonomy = "explicit density / tractable / autoregressive"
@@ -40,10 +42,7 @@ class Stepwise(Model):
         self.codec: Codec = self.make_codec()
         self.emission: Emission = self.make_emission()
         self.net: SequenceNet = self.build(config)
-        self.context_encoder = None if context is None else encoder(context)
-        self.given_in = (
-            None if self.context_encoder is None else nn.Linear(self.context_encoder.width, config.width, bias=False)
-        )
+        self.given_in = None if context is None else nn.Linear(self.known, config.width, bias=False)
 
     @abstractmethod
     def make_codec(self) -> Codec:
@@ -68,28 +67,40 @@ class Stepwise(Model):
         return False
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         some = x[torch.randperm(len(x), generator=generator)[:LOOK]]
         self.codec.prepare(some, generator)
         u = self.codec.encode(some)
         self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self.has_eos else 0)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
 
-    def encoded(self, c: Tensor | None) -> Tensor | None:
-        """The context as what is added to the net's inputs [N, width]."""
-        return None if self.context_encoder is None or self.given_in is None else self.given_in(self.context_encoder(c))
+    @property
+    def attends(self) -> bool:
+        return isinstance(self.net, Transformer)
 
-    def embed(self, u: Tensor, h: Tensor | None, first: int = 0) -> Tensor:
-        """Steps [N, L, ...], from number ``first`` on, and contexts h [N, width], or [N, steps, width] where each step
-        has its own, -> the net's inputs [N, L, width]."""
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        """With the contexts themselves, which a draft encodes, too."""
+        return replace(super().encode_context(c, dropped), raw=c)
+
+    def _needed(self, e: Encoded) -> Encoded:
+        """With vectors of the net's own width."""
+        assert self.given_in is not None
+        return replace(super()._needed(e), vector=self.given_in(e.vector))
+
+    def embed(self, u: Tensor, h: Encoded | None, first: int = 0) -> Tensor:
+        """Steps [N, L, ...], from number ``first`` on, and contexts whose vectors are [N, width], or [N, steps, width]
+        where each step has its own, -> the net's inputs [N, L, width]."""
         e = self.emission.embed(u)
         if h is None:
             return e
-        return e + (h[:, None] if h.ndim == 2 else h[:, first : first + u.shape[1]])
+        return e + (h.vector[:, None] if h.vector.ndim == 2 else h.vector[:, first : first + u.shape[1]])
 
-    def reader(self, n: int, h: Tensor | None, most: int, stride: int | None = None) -> Reader:
+    def outputs(self, u: Tensor, h: Encoded | None) -> Tensor:
+        """The net's outputs [N, L, width] for steps u [N, L, ...] and contexts h."""
+        return self.net(self.embed(u, h), *told(h))
+
+    def reader(self, n: int, h: Encoded | None, most: int, stride: int | None = None) -> Reader:
         """Reads n sequences of at most so many steps, given h."""
-        return Reader(self.net, lambda u, first: self.embed(u, h, first), n, most, stride)
+        return Reader(self.net, lambda u, first: self.embed(u, h, first), n, most, stride, h)
 
     def rows_per_pass(self) -> int:
         """About 2^24 numbers of the widest layer."""

@@ -26,15 +26,16 @@ from pofx.core.abilities import Encodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage
 from pofx.core.likelihood import Likelihood, LowerBound
-from pofx.core.model import Model, serving
+from pofx.core.model import serving
 from pofx.core.nested import spelled
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, SHARE, Options, at_least
+from pofx.core.options import BELOW_ONE, SHARE, at_least
 from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.families.priors import HALF_LOG_2PI, PRIORS, Codes, FamilyPrior, draw, prior
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
 
@@ -43,7 +44,7 @@ STARTED = 4096  # draws of N(0, I) that a prior which is trained with the rest s
 
 
 @dataclass(frozen=True)
-class VaeConfig(Options):
+class VaeConfig(ContextOptions):
     """Options of a VAE.
 
     Attributes:
@@ -110,7 +111,7 @@ class LatentReport:
     rate: float
 
 
-class Vae(Model, Encodes):
+class Vae(Conditioned, Encodes):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
@@ -122,20 +123,18 @@ class Vae(Model, Encodes):
     def __init__(self, config: VaeConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = heads_for(space, image=config.image, components=config.components)
-        self.context_encoder = None if context is None else encoder(context)
-        known = 0 if self.context_encoder is None else self.context_encoder.width
         self.conv = self.convolves(config, space)
         self.encoder: nn.Module
         self.decoder: nn.Module
-        hidden, blocks, codes = config.hidden, config.blocks, config.latent + known
+        hidden, blocks, codes = config.hidden, config.blocks, config.latent + self.known
         if self.conv:
             c, h, w = space.event_shape
             size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
-            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=known, **size)
+            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=self.known, **size)
             self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
         else:
             features = sum(self.heads.features)
-            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=known)
+            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=self.known)
             # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
             self.encoder.last.reset_parameters()
             self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
@@ -149,7 +148,7 @@ class Vae(Model, Encodes):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
-        if reason := free_length(space, context):
+        if reason := free_length(space) or no_encoder(context):
             return reason
         if not has_heads(space):
             return f"there is no head for {space}."
@@ -161,6 +160,7 @@ class Vae(Model, Encodes):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
         if not cls.convolves(config, space):
             yield "channels"
         if not space.pixels:
@@ -187,9 +187,8 @@ class Vae(Model, Encodes):
         return Recipe(batch=128, lr=2e-3, warmup=100, ema=0.999, epochs=50)
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
         self.heads.prepare(x, weight)
-        if self.context_encoder is not None:
-            self.context_encoder.prepare(c, weight)
         if isinstance(self.prior, FamilyPrior) and self.prior.fitted:
             self._prepare_prior(
                 torch.randn(STARTED, self.config.latent, generator=generator).to(self.device), generator
@@ -255,7 +254,7 @@ class Vae(Model, Encodes):
 
     def objective(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        h = None if self.context_encoder is None or batch.c is None else self.context_encoder(batch.c)
+        h = vector(self.batch_context(batch, generator))
         mean, log_scale = self.posterior(batch.x, h)
         eps = batch.randn(config.train_draws, config.latent, generator=generator)
         reconstruction, log_ratio = self.terms(batch.x, h, mean, log_scale, eps)
@@ -279,9 +278,9 @@ class Vae(Model, Encodes):
     def quick_request(self) -> Request:
         return Iwae(draws=8)
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Any, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise) -> Likelihood:
         config, n, k = self.config, len(x), request.draws
-        h = None if self.context_encoder is None else self.context_encoder(c)
+        h = vector(c)
         mean, log_scale = self.posterior(x, h)
         elbo = isinstance(request, Elbo)
         kl = self.prior.divergence(mean, log_scale) if elbo else None
@@ -299,13 +298,13 @@ class Vae(Model, Encodes):
             nats, se = log_mean_exp(log_w)
         return LowerBound(nats, self.space.measure, se, k)
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        h = None if self.context_encoder is None else self.context_encoder(c)
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        h = vector(c)
         z = self.prior.sample(n, generator).to(self.device)
         return self.heads.sample(self.decode(z[:, None], h)[:, 0], generator)
 
-    def rows_encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        h = None if self.context_encoder is None else self.context_encoder(c)
+    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
+        h = vector(c)
         mean, log_scale = self.posterior(x, h)
         return Independent(Normal(mean, log_scale.exp()), 1)
 

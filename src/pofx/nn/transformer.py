@@ -34,6 +34,9 @@ MANY = 8  # sequences, in a step
 SMALL = 2**18  # numbers of a matrix that a step of many sequences keeps a turned copy of
 Apply: TypeAlias = Callable[[Tensor], Tensor]
 Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Told: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+Memory: TypeAlias = tuple[Tensor, Tensor | None]
+"""Tokens [N, L, memory] of a context that layers attend to, and which are a row's own [N, L]; None: all."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +127,25 @@ class Shape(Options):
 
 
 class Transformer(SequenceNet):
-    """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block`` (that of the shape, unless given)."""
+    """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block`` (that of the shape, unless given).
+
+    Where ``memory`` is not 0, every layer attends to tokens of that width as well, those of a context.
+    """
 
     layers: Sequence[Layer]  # a ModuleList
     rotation: Tensor | None
 
-    def __init__(self, shape: Shape, block: int | None = None) -> None:
+    def __init__(self, shape: Shape, block: int | None = None, memory: int = 0) -> None:
         super().__init__()
         shape = shape if block is None else dataclasses.replace(shape, block=block)
         self.shape, self.width = shape, shape.width
         self.reach = self.longest = shape.block
         self.position = nn.Parameter(START * torch.randn(shape.block, shape.width)) if learned(shape) else None
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))  # type: ignore[assignment]
+        self.layers = nn.ModuleList(Layer(shape, memory) for _ in range(shape.layers))  # type: ignore[assignment]
         self.norm = norm(shape, shape.width)
         self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         length = x.shape[1]
         if length > self.shape.block:
             raise UsageError(f"{length} inputs are longer than the block of {self.shape.block}.", "Give fewer at once.")
@@ -147,13 +153,13 @@ class Transformer(SequenceNet):
         rotation, mask = self.turns(0, length), self.mask(0, length, x.device)
         for layer in self.layers:
             if self.shape.recompute and self.training:
-                x = checkpoint(layer, x, rotation, mask, use_reentrant=False)
+                x = checkpoint(layer, x, rotation, mask, memory, use_reentrant=False)
             else:
-                x = layer(x, rotation, mask)
+                x = layer(x, rotation, mask, memory)
         return self.norm(x)
 
-    def cache(self, n: int, length: int) -> Cache:
-        return TransformerCache(self, n, min(length, self.shape.block))
+    def cache(self, n: int, length: int, memory: Memory | None = None) -> Cache:
+        return TransformerCache(self, n, min(length, self.shape.block), memory)
 
     def enter(self, x: Tensor, first: int) -> Tensor:
         """Inputs at positions first, first + 1, ... as the residual stream."""
@@ -178,9 +184,12 @@ class Transformer(SequenceNet):
 
 
 class Layer(nn.Module):
-    """Attention, then an MLP, each on the norm of the residual stream and added to it."""
+    """Attention, then that to a context's tokens of width ``memory`` (0: none), then an MLP.
 
-    def __init__(self, shape: Shape) -> None:
+    Each is on the norm of the residual stream and added to it.
+    """
+
+    def __init__(self, shape: Shape, memory: int = 0) -> None:
         super().__init__()
         self.shape = shape
         queries, keys, full = shape.n_heads * shape.each, shape.groups * shape.each, shape.bias == "all"
@@ -191,6 +200,7 @@ class Layer(nn.Module):
         self.out = nn.Linear(queries, shape.width, bias=full)
         self.up = nn.Linear(shape.width, shape.inner * (2 if shape.mlp == "swiglu" else 1), bias=full)
         self.down = nn.Linear(shape.inner, shape.width, bias=full)
+        self.cross = CrossAttention(shape.width, memory, shape.n_heads, shape.each) if memory else None
         for linear in (self.qkv, self.up):
             nn.init.normal_(linear.weight, std=shape.width**-0.5)
         for linear in (self.out, self.down):  # each branch starts as nothing: the stream passes through
@@ -199,21 +209,51 @@ class Layer(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
-        return block(
-            self, x, rotation, lambda q, k, v: attention(self.shape, q, k.transpose(1, 2), v.transpose(1, 2), mask)
-        )
+    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, memory: Memory | None = None) -> Tensor:
+        told = None if self.cross is None or memory is None else self.cross.remember(memory)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(self.shape, q, k.transpose(1, 2), v.transpose(1, 2), mask)
+
+        return block(self, x, rotation, attend, told)
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [N, L, width] to tokens [N, M, memory] of a context; it starts as nothing."""
+
+    def __init__(self, width: int, memory: int, n_heads: int, each: int) -> None:
+        super().__init__()
+        self.each, self.norm = each, nn.LayerNorm(width, bias=False)
+        self.query = nn.Linear(width, n_heads * each, bias=False)
+        self.told = nn.Linear(memory, 2 * n_heads * each, bias=False)
+        self.out = nn.Linear(n_heads * each, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def remember(self, memory: Memory) -> Told:
+        """Keys and values [N, heads, M, each] of the tokens, and which of them are seen [N, 1, 1, M]."""
+        tokens, mask = memory
+        k, v = self.told(tokens).unflatten(-1, (2, -1, self.each)).permute(2, 0, 3, 1, 4)
+        return k, v, None if mask is None else mask[:, None, None]
+
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        k, v, mask = told
+        one = x.ndim == 2  # a step: [N, width]
+        q = self.query(self.norm(x[:, None] if one else x)).unflatten(-1, (-1, self.each)).transpose(1, 2)
+        y = self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return y[:, 0] if one else y
 
 
 class TransformerCache:
     """Keys and values of all inputs so far, in tensors of fixed size: no step moves or copies them."""
 
-    def __init__(self, net: Transformer, n: int, length: int) -> None:
+    def __init__(self, net: Transformer, n: int, length: int, memory: Memory | None = None) -> None:
         shape, like = net.shape, net.layers[0].qkv.weight
         self.net, self.size, self.length = net, 0, length
         size = (n, shape.groups, length, shape.each)
         self.kept = [(like.new_zeros(size), like.new_zeros(size)) for _ in range(shape.layers)]
         self.lean, self.norm = [DecodeWeights(layer, n) for layer in net.layers], lean_norm(net.norm)
+        # the context's keys and values are made once
+        self.told = [None if memory is None or l.cross is None else l.cross.remember(memory) for l in net.layers]
 
     def step(self, x: Tensor) -> Tensor:
         """One input: no mask, since it sees all that is kept."""
@@ -229,8 +269,8 @@ class TransformerCache:
             values.select(2, t).copy_(v)
             return decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen))
 
-        for layer, kept in zip(self.lean, self.kept, strict=True):
-            x = block(layer, x, rotation, partial(attend, kept))
+        for layer, kept, told in zip(self.lean, self.kept, self.told, strict=True):
+            x = block(layer, x, rotation, partial(attend, kept), told)
         return self.norm(x)
 
     def extend(self, x: Tensor) -> Tensor:
@@ -246,8 +286,8 @@ class TransformerCache:
             keys[:, :, first:size], values[:, :, first:size] = k.transpose(1, 2), v.transpose(1, 2)
             return attention(net.shape, q, keys[:, :, :size], values[:, :, :size], mask)
 
-        for layer, kept in zip(net.layers, self.kept, strict=True):
-            x = block(layer, x, rotation, partial(attend, kept))
+        for layer, kept, told in zip(net.layers, self.kept, self.told, strict=True):
+            x = block(layer, x, rotation, partial(attend, kept), told)
         return net.norm(x)
 
     def _grow(self, k: int) -> int:
@@ -261,6 +301,7 @@ class TransformerCache:
 
     def reorder(self, rows: Tensor) -> None:
         self.kept = [(keys[rows], values[rows]) for keys, values in self.kept]
+        self.told = [m and (m[0][rows], m[1][rows], None if m[2] is None else m[2][rows]) for m in self.told]
 
     def rewind(self, k: int) -> None:
         if not 0 <= k <= self.size:
@@ -279,7 +320,7 @@ class DecodeWeights:
 
     def __init__(self, layer: Layer, n: int) -> None:
         self.training = False
-        self.shape, self.q_norm, self.k_norm = layer.shape, layer.q_norm, layer.k_norm
+        self.shape, self.q_norm, self.k_norm, self.cross = layer.shape, layer.q_norm, layer.k_norm, layer.cross
         self.norm1, self.norm2 = lean_norm(layer.norm1), lean_norm(layer.norm2)
         self.qkv, self.out, self.up, self.down = (
             lean_linear(part, n) for part in (layer.qkv, layer.out, layer.up, layer.down)
@@ -310,10 +351,17 @@ def lean_norm(norm: nn.Module) -> Apply:
 
 
 def block(
-    layer: Layer | DecodeWeights, x: Tensor, rotation: Tensor | None, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    layer: Layer | DecodeWeights,
+    x: Tensor,
+    rotation: Tensor | None,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    told: Told | None = None,
 ) -> Tensor:
-    """The layer on inputs [..., width]; ``attend`` maps ``heads`` to what each takes of others [..., heads each]."""
+    """The layer on inputs [..., width]; ``attend`` maps ``heads`` to what each takes of others [..., heads each], and
+    ``told`` is what ``CrossAttention.remember`` has of a context."""
     x = x + dropped(layer, layer.out(attend(*heads(layer, x, rotation))))
+    if layer.cross is not None and told is not None:
+        x = x + dropped(layer, layer.cross(x, told))
     return x + dropped(layer, mlp(layer, x))
 
 

@@ -1,4 +1,4 @@
-"""A small U-Net on images [C, H, W] of any size, told the log SNR and a context vector.
+"""A small U-Net on images [C, H, W] of any size, told the log SNR and a context.
 
 Ho et al. 2020 (appendix B) with three changes that pay on a CPU: pixels are folded into ``patch`` x
 ``patch`` blocks first (no convolution runs at full resolution), activations lie channels last, and
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.nn.encoders import Encoded, told
+from pofx.nn.transformer import CrossAttention, Memory
+
 M = TypeVar("M", nn.Conv2d, nn.Linear)
 
 
@@ -26,12 +29,14 @@ class UNet(nn.Module):
         levels: resolutions, each half of the one before (rounded up).
         blocks: residual blocks per level, on the way down and on the way up.
         patch: side of the pixel blocks folded into features at the start and unfolded at the end.
-        context: width of the context vector; 0 takes none.
+        context: width of the context's vector, which modulates blocks; 0 takes none.
+        memory: width of its tokens, which the coarsest level attends to; 0 takes none.
     """
 
     def __init__(
-        self, channels: int, hidden: int = 64, levels: int = 2, blocks: int = 2, patch: int = 1, context: int = 0
-    ) -> None:
+        self, channels: int, hidden: int = 64, levels: int = 2, blocks: int = 2, patch: int = 1, context: int = 0,
+        memory: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch = channels, patch
         widths = [hidden * min(2**i, 4) for i in range(levels)]
@@ -50,7 +55,7 @@ class UNet(nn.Module):
             for _ in range(blocks):
                 self.down.append(Block(now, width, emb))
                 kept.append(now := width)
-        self.middle = nn.ModuleList([Block(now, now, emb), Attention(now), Block(now, now, emb)])
+        self.middle = nn.ModuleList([Block(now, now, emb), Attention(now, memory), Block(now, now, emb)])
         self.up = nn.ModuleList()
         for i, width in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
@@ -60,14 +65,14 @@ class UNet(nn.Module):
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
         self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, folded, 3, padding=1)))
 
-    def forward(self, x: Tensor, log_snr: Tensor, h: Tensor | None = None) -> Tensor:
-        """x [N, C, H, W], log_snr [N], h [N, context] or None -> [N, C, H, W]"""
+    def forward(self, x: Tensor, log_snr: Tensor, h: Encoded | None = None) -> Tensor:
+        """x [N, C, H, W], log_snr [N], h with a vector [N, context] -> [N, C, H, W]"""
         height, width = x.shape[2:]
         x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
         x = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
         emb = self.noise(log_snr)
-        if self.context is not None:
-            emb = emb + self.context(h)
+        if self.context is not None and h is not None:
+            emb = emb + self.context(h.vector)
         emb = F.silu(emb)
         x = self.first(x)
         kept = [x]
@@ -75,7 +80,7 @@ class UNet(nn.Module):
             x = layer(x, emb) if isinstance(layer, Block) else layer(x)
             kept.append(x)
         for layer in self.middle:
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+            x = layer(x, emb) if isinstance(layer, Block) else layer(x, *told(h))
         for layer in self.up:
             if isinstance(layer, Block):
                 x = layer(torch.cat([x, kept.pop()], 1), emb)
@@ -105,19 +110,23 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of a small map, added to it."""
+    """Self-attention over the positions of a small map, then attention to a context's tokens, both added to it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, memory: int = 0) -> None:
         super().__init__()
         self.heads = max(1, width // 64)
         self.norm, self.qkv, self.out = _norm(width), nn.Linear(width, 3 * width), _zero(nn.Linear(width, width))
+        self.cross = CrossAttention(width, memory, self.heads, width // self.heads) if memory else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         n, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).mT  # [N, HW, C]
         q, k, v = self.qkv(tokens).reshape(n, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
-        return x + self.out(y).mT.reshape(x.shape)
+        y = self.out(y)
+        if self.cross is not None and memory is not None:
+            y = y + self.cross(x.flatten(2).mT + y, self.cross.remember(memory))
+        return x + y.mT.reshape(x.shape)
 
 
 class LogSnrFeatures(nn.Module):

@@ -150,7 +150,8 @@ def gradient_of_x(s: Subject, part: Part, request: Request) -> None:
     along = torch.where(inside, 1e-2 * scale * (1 - 2 * torch.rand(x.shape, generator=generator(2))).sign(), 0.0)
 
     def nats(x: Tensor) -> Tensor:
-        lik = s.model.rows_log_prob(x, part.c, request, RowNoise.by_place(len(x), generator(1)))
+        c = None if part.c is None else s.model.encode_context(part.c)
+        lik = s.model.rows_log_prob(x, c, request, RowNoise.by_place(len(x), generator(1)))
         assert not isinstance(lik, Unavailable)
         return lik.nats.double()
 
@@ -432,7 +433,7 @@ def samples_resemble_the_data(s: Subject) -> None:
 @check
 def run_folder_round_trip(s: Subject) -> None:
     """A saved and read model, and each of its parts, has the same options, nats and samples; options survive JSON."""
-    model, read = s.again
+    model, read = s.fitted
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
     x, c = s.test.x[:30], None if s.test.c is None else s.test.c[:30]
@@ -469,7 +470,7 @@ def validation_rows_train_nothing(s: Subject) -> None:
 @check
 def training_is_reproducible(s: Subject) -> None:
     """The same seed gives the same weights."""
-    for (name, a), b in zip(s.model.state_dict().items(), s.again[0].state_dict().values(), strict=True):
+    for (name, a), b in zip(s.model.state_dict().items(), s.again.state_dict().values(), strict=True):
         assert same(a, b), f"{name} differs between two fits of one seed"
 
 

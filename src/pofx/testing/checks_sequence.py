@@ -316,8 +316,8 @@ def lengths_are_kept(s: Subject) -> None:
 class Twins:
     """A cache, and beside it the whole net, which reads all inputs again for every step; ``gap``: between the two."""
 
-    def __init__(self, net: Any, cache: Any, n: int) -> None:
-        self.net, self.cache, self.gap = net, cache, 0.0
+    def __init__(self, net: Any, cache: Any, n: int, *told: Any) -> None:
+        self.net, self.cache, self.told, self.gap = net, cache, told, 0.0
         self.x = torch.zeros(n, 0, net.width)
 
     def step(self, x: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ class Twins:
 
     def extend(self, x: Tensor) -> Tensor:
         self.x = torch.cat([self.x, x], 1)
-        fast, slow = self.cache.extend(x), self.net(self.x)[:, -x.shape[1] :]
+        fast, slow = self.cache.extend(x), self.net(self.x, *self.told)[:, -x.shape[1] :]
         self.gap = max(self.gap, float((fast - slow).abs().max() / (1 + slow.abs().max())))
         return slow
 
@@ -339,8 +339,8 @@ def caches_change_no_sample(s: Subject) -> None:
         raise NotApplicable
     cached, twins = net.cache, []
 
-    def both(n: int, length: int) -> Twins:
-        twins.append(Twins(net, cached(n, length), n))
+    def both(n: int, length: int, *told: Any) -> Twins:
+        twins.append(Twins(net, cached(n, length, *told), n, *told))
         return twins[-1]
 
     with mock.patch.object(net, "cache", both):

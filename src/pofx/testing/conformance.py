@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pofx.core.errors import UsageError
 from pofx.core.model import Model
-from pofx.testing import checks, checks_sequence  # noqa: F401, both fill CHECKS
+from pofx.testing import checks, checks_context, checks_sequence  # noqa: F401, which fill CHECKS
 from pofx.testing.oracles import Case, cases
 from pofx.testing.subject import CHECKS, NotApplicable, Subject
 
@@ -53,6 +53,17 @@ def run_check(subject: Subject, name: str) -> Result:
     return result("passed")
 
 
+CONTEXT_CHECKS = (
+    "rows are independent", "contexts do not leak", "no context is null", "context matters", "samples are of the space",
+    "run folder round trip",
+)  # fmt: skip
+
+
+def checks_of(case: Case) -> Iterable[str]:
+    """The names of the checks on a case."""
+    return CHECKS if case.given is None else CONTEXT_CHECKS
+
+
 def served(cls: type[Model], more: Iterable[Case] = ()) -> list[Case]:
     """The cases, and ``more`` of one's own, that a family does not refuse."""
     return [c for c in [*cases(), *more] if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
@@ -87,7 +98,7 @@ def check_family(
     if unknown := sorted((wanted or set()) - {c.name for c in [*cases(), *more]}):
         raise UsageError(f"There is no case {unknown[0]!r}.", f"Cases: {', '.join(c.name for c in cases())}.")
     looked_at = [s for s in subjects(cls, seed, more) if wanted is None or s.case.name in wanted]
-    results = [run_check(subject, name) for subject in looked_at for name in CHECKS]
+    results = [run_check(subject, name) for subject in looked_at for name in checks_of(subject.case)]
     failed = [r for r in results if r.outcome == "failed"]
     assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)
     return results

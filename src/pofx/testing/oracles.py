@@ -17,7 +17,7 @@ from pofx.data import chains, synthetic
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.data.synthetic import Mixture, Source
-from pofx.spaces import Category, Image, Integer, Label, Real, Table
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Reals, Table, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,8 @@ class Case:
 
     Of data of free length, ``steps`` does this for a single step: its values [K, ...] and the measure of each,
     and data up to ``depth`` steps long are summed over.
+
+    Cases of two mixtures are many: families are trained on them for a moment, and pass the checks about contexts alone.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Case:
     grid: Callable[[], tuple[Tensor, float]] | None = None
     steps: Callable[[], tuple[Tensor, float]] | None = None
     depth: int = 0
+    given: Mixture | None = None  # p(x | c): x and c are of the same part of two mixtures
 
     @property
     def space(self) -> Space:
@@ -48,6 +51,8 @@ class Case:
     def context(self) -> Space | None:
         if self.label_given:
             return self.source.space
+        if self.given is not None:
+            return self.given.space
         return self.labels if self.given_label else None
 
     @property
@@ -61,9 +66,11 @@ class Case:
 
     def draw(self, n: int, seed: int) -> Part:
         generator = torch.Generator().manual_seed(seed)
-        if not (self.given_label or self.label_given):
+        if not (self.given_label or self.label_given or self.given):
             return Part(self.source.sample(n, generator))
         x, label = self.mixture.sample_labelled(n, generator)
+        if self.given is not None:
+            return Part(x, self.given.sample_given(label, generator), label)
         return Part(label, x, label) if self.label_given else Part(x, label, label)
 
     def truth(self, part: Part) -> Tensor:
@@ -72,6 +79,11 @@ class Case:
             return self.source.log_prob(part.x)
         if self.given_label:
             return self.mixture.log_prob_given(part.x, part.c)
+        if self.given is not None:
+            numbers = range(len(self.given.parts))
+            each = [self.mixture.weights[k].log() + self.given.parts[k].log_prob(part.c) for k in numbers]
+            posterior = torch.stack(each).log_softmax(0)
+            return (posterior + torch.stack([p.log_prob(part.x) for p in self.mixture.parts])).logsumexp(0)
         joint = self.mixture.weights.log()[part.x] + self.mixture.log_prob_given(part.c, part.x)
         return joint - self.mixture.log_prob(part.c)
 
@@ -190,6 +202,21 @@ class NullableReals:
         return torch.where(x[:, 1].isnan(), math.log(self.missing) + alone, math.log(1 - self.missing) + joint)
 
 
+class Points(synthetic.Gaussian):
+    """Normal numbers that are no columns of a table."""
+
+    @property
+    def space(self) -> Reals:  # type: ignore[override]
+        return Reals((len(self.mean),))
+
+
+def two_speakers(space: Text | Audio) -> Mixture:
+    """Short data of three values, of which one speaker prefers the first, the other the last."""
+    share, stop = synthetic.tensor([0.75, 0.15, 0.1]), torch.full((3,), 0.25, dtype=torch.float64)
+    speakers = (chains.Chain(space, torch.arange(3), p, p.expand(3, 3), stop) for p in (share, share.flip(0)))
+    return synthetic.equal([*speakers])
+
+
 def cases() -> list[Case]:
     """All cases; a family is checked on those that it does not refuse."""
     ising = synthetic.Ising(3, 3)
@@ -203,6 +230,12 @@ def cases() -> list[Case]:
     letters, excerpts, levels, rows = chains.strings(), chains.excerpts(), chains.levels(), chains.rows()
     languages = synthetic.equal([letters, chains.strings(flip=True)])
     faces = synthetic.equal([synthetic.Ising(3, 3, 0.5, 0.3), synthetic.Ising(3, 3, -0.3, -0.5)])
+
+    two_blobs, eye = synthetic.equal(blobs.parts[:2]), torch.eye(2, dtype=torch.float64)
+    points = synthetic.equal([Points(centre * torch.ones(2, dtype=torch.float64), eye) for centre in (-2, 2)])
+    here = chains.walk()
+    there = dataclasses.replace(here, first=synthetic.Gaussian(-here.first.mean, here.first.covariance))
+    words, sounds = two_speakers(Text("abc", True, 6)), two_speakers(Audio(100, 3, "linear", True, 6))
 
     def wide() -> tuple[Tensor, float]:
         return plane(8.0, 321)
@@ -227,4 +260,11 @@ def cases() -> list[Case]:
         Case("rows", rows, steps=lambda: (table_states(rows.space.step, reach=15), 1.0), depth=1),  # type: ignore[union-attr]
         Case("walk", chains.walk(), steps=lambda: plane(8.0, 120)),
         Case("strings by label", languages, given_label=True, steps=lambda: (letters.values, 1.0), depth=4),
+        Case("table by table", two_blobs, given=two_blobs),
+        Case("table by text", two_blobs, given=words),
+        Case("image by image", faces, given=faces),
+        Case("text by text", words, given=words),
+        Case("text by image", words, given=faces),
+        Case("sequence by reals", synthetic.equal([here, there]), given=points),
+        Case("audio by text", sounds, given=words),
     ]

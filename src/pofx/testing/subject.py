@@ -25,6 +25,7 @@ from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
+STEPS_GIVEN = 100  # of the many cases of one space given another
 
 
 @dataclass(eq=False)
@@ -41,24 +42,32 @@ class Subject:
         space = self.case.space
         return self.cls.variants(space)[self.variant] if self.variant else self.cls.tiny(space)
 
-    @cached_property
+    @property
     def model(self) -> Model:
-        return self.trained(self.case.data)
+        return self.fitted[0]
+
+    @cached_property
+    def fitted(self) -> tuple[Model, Run]:
+        """The model, and what its run folder gives back."""
+        register(self.cls)
+        with tempfile.TemporaryDirectory() as place:
+            return self.trained(self.case.data, out=Path(place) / "run"), read_run(Path(place) / "run")
 
     def trained(self, data: Data, out: Path | None = None, **changes: Any) -> Model:
         options = dataclasses.asdict(self.config)
         small = data.space.fill is not None
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
-        limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500} | changes
+        limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500}
+        if self.case.given is not None:
+            limits, recipe = {"steps": STEPS_GIVEN, "checks": 2, "valid_rows": 100}, {"batch": 32}
+            options |= {"context_dropout": 0.1} if "context_dropout" in options else {}
+        limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
     @cached_property
-    def again(self) -> tuple[Model, Run]:
-        """A second fit with the same seed, and what its run folder gives back."""
-        register(self.cls)
-        with tempfile.TemporaryDirectory() as place:
-            model = self.trained(self.case.data, out=Path(place) / "run")
-            return model, read_run(Path(place) / "run")
+    def again(self) -> Model:
+        """A second fit with the same seed."""
+        return self.trained(self.case.data)
 
     @cached_property
     def test(self) -> Part:

@@ -33,8 +33,11 @@ class Bigrams(Small, Continues):
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.has_eos, self.end = space.has_eos, space.symbols or 0  # which is the beginning's number, too
-        classes = 1 if context is None else len(context.values)
-        self.register_buffer("table", torch.full((classes, self.end + 1, self.end + 1), -math.log(self.end + 1)))
+        size = (self.tables(context), self.end + 1, self.end + 1)
+        self.register_buffer("table", torch.full(size, -math.log(self.end + 1)))
+
+    def tables(self, context: Space | None) -> int:
+        return len(context.values) if context is not None and context.values else 1
 
     def learn(self, x: Tensor, c: Tensor | None) -> None:
         before, after = self.line(x, None)
@@ -88,7 +91,54 @@ class Bigrams(Small, Continues):
         return torch.stack(out, 1)
 
 
+class Translator(Bigrams):
+    """One table for contexts of low symbols, one for those of high ones, and one for none."""
+
+    name = "right translator"
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        right = context is not None and context.alphabet is not None and space.alphabet is not None
+        return None if right else "it takes texts given texts only."
+
+    def tables(self, context: Space | None) -> int:
+        return 3
+
+    def learn(self, x: Tensor, c: Tensor | None) -> None:
+        assert c is not None
+        super().learn(torch.cat([x, x]), torch.cat([self.guess(c), self.null_context(len(x))]))
+
+    def guess(self, c: Tensor) -> Tensor:
+        inside = c >= 0
+        return ((c * inside).sum(1) > inside.sum(1)).long()
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Tensor:
+        guess = self.guess(c)
+        return guess if dropped is None else guess.masked_fill(dropped, 2)
+
+    def null_context(self, n: int) -> Tensor:
+        return torch.full((n,), 2)
+
+
 # -- the mistakes ---------------------------------------------------------------------------------
+
+
+class ContextLeaks(Translator):
+    """The mean symbol of a context is taken over its fill as well."""
+
+    name = "wrong: a context's padding leaks"
+
+    def guess(self, c: Tensor) -> Tensor:
+        return (c.double().mean(1) > 0.5).long()
+
+
+class NullTells(Translator):
+    """A context that is left out in training is told all the same."""
+
+    name = "wrong: a null context that is not null"
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Tensor:
+        return self.guess(c)
 
 
 class SeesItself(Bigrams):
@@ -208,7 +258,7 @@ class CacheForgets(OnStrings):
     def build(self, config: Any) -> Any:
         net = super().build(config)
         right = net.cache
-        net.cache = lambda n, length: Forgetful(right(n, length))
+        net.cache = lambda *sizes: Forgetful(right(*sizes))
         return net
 
 
@@ -238,5 +288,7 @@ WRONG_SEQUENCE: dict[type[Model], set[str]] = {
     AnyLength: {"lengths are kept"},
     CacheForgets: {"caches change no sample"},
     SubwordsCalledExact: {"strings sum to one"},
+    ContextLeaks: {"contexts do not leak"},
+    NullTells: {"no context is null"},
 }
 """Each mistake and the checks that must notice it (others may, too)."""

@@ -1,0 +1,97 @@
+"""What families share whose nets are told a context by an encoder (``nn.encoders``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.learner import Batch
+from pofx.core.model import Model
+from pofx.core.options import BELOW_ONE, Options
+from pofx.core.space import Space
+from pofx.nn.encoders import Encoded, Encoder, encoder
+
+
+@dataclass(frozen=True)
+class ContextOptions(Options):
+    """What every such family can be told of its context.
+
+    Attributes:
+        context_dropout: share of training rows whose context is left out, so that the model knows p(x | no context).
+    """
+
+    context_dropout: float = 0.0
+
+    ranges = {"context_dropout": BELOW_ONE}
+
+
+def context_encoder(config: ContextOptions, context: Space | None, width: int = 64) -> Encoder | None:
+    """The encoder of a context, with a null context where training leaves contexts out."""
+    if context is None:
+        return None
+    made = encoder(context, width)
+    if config.context_dropout:
+        made.learn_null()
+    return made
+
+
+def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) -> Tensor | None:
+    """Which rows of a training batch are told no context [B]; None where all are."""
+    if batch.c is None or not config.context_dropout:
+        return None
+    return batch.rand(generator=generator) < config.context_dropout
+
+
+class Conditioned(Model):
+    """Base of these families: their hooks take contexts as ``Encoded``.
+
+    Its ``__init__`` calls ours first, then builds nets for a vector of ``known`` numbers (0 without a context) and,
+    where it ``attends``, tokens of ``memory``.
+    """
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None, *, width: int = 64) -> None:
+        super().__init__(config, space, context)
+        self.context_encoder = context_encoder(config, context, width)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        if context is None:
+            yield "context_dropout"
+
+    @property
+    def attends(self) -> bool:
+        """Does a net attend to the tokens of a context?"""
+        return False
+
+    @property
+    def known(self) -> int:
+        """The width of a context's vector."""
+        return 0 if self.context_encoder is None else self.context_encoder.width
+
+    @property
+    def memory(self) -> int:
+        """The width of a context's tokens, 0 where it has none."""
+        return 0 if self.context_encoder is None else self.context_encoder.memory
+
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        if self.context_encoder is not None:
+            self.context_encoder.prepare(c, weight)
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        assert self.context_encoder is not None
+        return self._needed(self.context_encoder(c, dropped))
+
+    def null_context(self, n: int) -> Encoded:
+        assert self.context_encoder is not None
+        return self._needed(self.context_encoder.null(n))
+
+    def batch_context(self, batch: Batch, generator: torch.Generator) -> Encoded | None:
+        """The contexts of a training batch, some left out."""
+        return None if batch.c is None else self.encode_context(batch.c, dropped(self.config, batch, generator))
+
+    def _needed(self, e: Encoded) -> Encoded:
+        return e if self.attends else replace(e, tokens=None, mask=None)
