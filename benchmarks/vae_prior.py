@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import pofx
-from pofx.core.model import Budget
+from pofx.core.requests import Iwae
 from timing import Results
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ PRIORS: dict[str, dict[str, object]] = {
 
 def bound(run: pofx.Run, data: pofx.Data) -> float:
     with torch.no_grad():
-        lik = run.model.log_prob(data.test.x, budget=Budget("iwae", 64))
+        lik = run.model.log_prob(data.test.x, request=Iwae(draws=64))
     return float(lik.nats.mean())  # type: ignore[union-attr]
 
 

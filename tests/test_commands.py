@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pofx.cli import main
-from pofx.commands.compare import noise_matters
 
 
 @pytest.fixture
@@ -73,12 +72,6 @@ def test_a_report_without_its_data_says_so(two_bells, capsys):
     assert main(["report", str(run)]) == 0
     assert "not evaluated" in capsys.readouterr().err
     assert (run / "report.html").exists()
-
-
-def test_the_terminal_leaves_out_only_a_small_monte_carlo_error():
-    assert noise_matters({"mc_se": 0.05, "se": 0.1})
-    assert not noise_matters({"mc_se": 0.02, "se": 0.1})
-    assert not noise_matters({"mc_se": None, "se": None})
 
 
 @pytest.fixture

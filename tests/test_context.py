@@ -186,7 +186,7 @@ def test_the_unets_attention_is_that_of_torch():
 # -- no context ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["made", "realnvp", "vae", "gan", "ddpm"])
+@pytest.mark.parametrize("name", ["made", "realnvp", "vae", "gan", "vdm"])
 def test_no_context_is_asked_for_where_some_were_dropped(name):
     cls = pofx.family(name)
     for share in (0.0, 0.2):

@@ -206,6 +206,7 @@ def test_codes_alone_are_learned_exactly():
 def test_score_is_the_gradient(name):
     model = build(name, PLANE, curve(500), steps=20).double()
     x = curve(6, seed=3)
+    x[0] *= 30  # where tails bend what is standardised
     score, eps = model.given().score(x), 1e-5
     for j in range(2):
         step = torch.zeros(2, dtype=torch.float64)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pofx import information as info
+from pofx.commands.log_prob import _columns as columns_of
 from pofx.core import likelihood as lk
 from pofx.core.comparison import compare
 from pofx.core.errors import UsageError
@@ -221,3 +222,9 @@ def test_information_carries_it():
     assert info.jensen_shannon(same, same, draws=100).shared_se == pytest.approx(0, abs=1e-6)
     apart = info.jensen_shannon(same, fitted(SameDraws, 1), draws=2000, generator=seeded(2))
     assert 0 < apart.shared_se < 0.016  # each part of it by how well its draws are told apart
+
+
+def test_written_rows_have_a_column_of_it():
+    written = columns_of(torch.arange(2), bound([-1.0, -2.0], {"u": 3.0, "v": -4.0}))
+    assert written["shared_se"].tolist() == [5.0, 5.0]
+    assert "shared_se" not in columns_of(torch.arange(2), make(LowerBound, torch.zeros(2), ONE))

@@ -17,9 +17,9 @@ import torch
 from pofx.cli import main
 from pofx.core.errors import OlderFormat, Unsupported, UsageError
 from pofx.core.learner import RowDataset, Stage
-from pofx.core.likelihood import Exact, noise_of_mean
-from pofx.core.model import Budget
+from pofx.core.likelihood import Exact
 from pofx.core.nested import nested, spelled
+from pofx.core.requests import Elbo, Iwae
 from pofx.data import synthetic
 from pofx.data.parts import Data, Part
 from pofx.families.flow import RealNvp
@@ -172,7 +172,7 @@ def test_a_run_folder_tells_stages_and_parts(after, data):
         z = x if a is after.model else a.sample(50)
         assert torch.equal(a.log_prob(z).nats, b.log_prob(z).nats)
     with torch.no_grad():
-        assert float(read.model.given().log_prob(data.valid.x, budget=Budget(draws=8)).nats.mean()) == pytest.approx(
+        assert float(read.model.given().log_prob(data.valid.x, request=Iwae(draws=8)).nats.mean()) == pytest.approx(
             read.log[-1]["valid"], abs=0.2
         )
 
@@ -335,10 +335,10 @@ def test_elbo_and_iwae_with_a_flow_prior_are_bounds(after, data):
         z = model.prior.sample(40_000, torch.Generator().manual_seed(2))
         log_p = model.heads.log_prob(model.decode(z[None], None), x[:, None]).sum(-1)
         truth = log_p.double().logsumexp(1) - math.log(len(z))
-        elbo, iwae = (model.log_prob(x, budget=Budget(name, 256)) for name in ("elbo", "iwae"))
+        elbo, iwae = (model.log_prob(x, request=kind(draws=256)) for kind in (Elbo, Iwae))
     assert (elbo.nats < truth + 4 * elbo.mc_se + 0.05).all()
     gap = (truth - iwae.nats).mean()
-    assert abs(float(gap)) < 4 * noise_of_mean(iwae.mc_se) + 0.05
+    assert abs(float(gap)) < 4 * float(iwae.mc_se.mean()) + 0.05
 
 
 def test_codes_are_drawn_anew_in_every_epoch():

@@ -182,25 +182,14 @@ def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
     shown = {k: v for k, v in _SHOWN.items() if k != "accuracy" or any(r.get("accuracy") for r in result.rows)}
     unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
-    told = {  # what stands in brackets matters: noise, or how many rows are impossible
-        r["family"]
-        for r in result.rows
-        if r["status"] == "ok" and (noise_matters(r["likelihood"]) or r["likelihood"]["impossible"])
-    }
     found = []
     for row in rows:
         if row[0] not in silent:
             cells = [row[header.index(name)] for name in shown]
-            cells[1] = (cells[1] if row[0] in told else cells[1].split(" (")[0]).replace(" nats", "")
+            cells[1] = cells[1].replace(" nats", "")
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             found.append(cells)
     return [dataclasses.replace(c, name=c.name.replace("/dim", f"/{unit}")) for c in shown.values()], found
-
-
-def noise_matters(likelihood: dict[str, Any]) -> bool:
-    """Is the Monte Carlo error a third of the data's or more? A smaller one hardly widens it."""
-    noise, error = likelihood["mc_se"], likelihood["se"]
-    return isinstance(noise, float) and isinstance(error, float) and noise > error / 3
 
 
 @dataclass(kw_only=True)

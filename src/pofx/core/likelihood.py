@@ -278,7 +278,7 @@ class Number(Generic[V]):
 
     @property
     def text(self) -> str:
-        """Such as "≥ -85.32 ± 0.21 nats (mc 0.02)", "= −∞ nats (2 of 500 rows impossible)", or "— (reason)"."""
+        """Such as "≥ -85.32 ± 0.21 nats (mc 0.08)", "= −∞ nats (2 of 500 rows impossible)", or "— (reason)"."""
         return self._told(self._about if self.available else [self.note])
 
     @property
@@ -311,7 +311,8 @@ class Number(Generic[V]):
         """What widens or undoes the number; of a batch there is one of each for every entry."""
         found = [self.lost] if self.impossible else []
         if torch.as_tensor(self.nats).ndim == 0 and math.isfinite(self.nats):
-            found += [f"mc {self.mc_se:.2g}"] if self.mc_se and self.mc_se != self.se else []
+            noise = self.mc_se is not None and self.mc_se != self.se and self.mc_se > (self.se or 0.0) / 3
+            found += [f"mc {self.mc_se:.2g}"] if noise else []  # a smaller one hardly widens the error
             found += [f"shared {self.shared_se:.2g}"] if self.shared_se else []
         return found
 

@@ -48,18 +48,21 @@ class Reader:
     def read(self, u: Tensor) -> Tensor:
         """The net's outputs [n, k, width] after each of these steps [n, k, ...]."""
         self.past.append(u)
-        whole, parts = self.size + u.shape[1], []
+        if (whole := self.size + u.shape[1]) <= self.start + self.block:
+            first, self.size = self.size, whole
+            return self._outputs(u, first)
+        line, parts = self._line(), []
         while self.size < whole:
             first = self.size
             if self.size - self.start == self.block:
                 self._begin(self.start + self.stride)
                 first = self.start
             stop = min(whole, self.start + self.block)
-            steps = u if (first, stop) == (whole - u.shape[1], whole) else self._line()[:, first:stop]
-            parts.append(self._outputs(steps, first)[:, self.size - first :])
+            parts.append(self._outputs(line[:, first:stop], first)[:, self.size - first :])
             self.size = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return torch.cat(parts, 1)
 
+    @torch.no_grad()
     def rewind(self, k: int) -> None:
         """Forget the last k steps."""
         self.size -= k
@@ -86,7 +89,6 @@ class Reader:
         """An empty window from this step on."""
         self.start, self.cache = start, self.net.cache(self.n, self.block, *told(self.given))
 
-    @torch.no_grad()
     def _outputs(self, u: Tensor, first: int) -> Tensor:
         x = self.embed(u, first)
         return self.cache.step(x[:, 0])[:, None] if x.shape[1] == 1 else self.cache.extend(x)
@@ -142,7 +144,6 @@ class NetDecoder:
         self.last = None if self.last is None else self.last[rows]
         self.given = None if self.given is None else self.given[rows]
 
-    @torch.no_grad()
     def _embed(self, symbols: Tensor, first: int) -> Tensor:
         x = self.emission.embed(symbols)
         return x if self.given is None else x + self.given.vector[:, None]

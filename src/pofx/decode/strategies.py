@@ -170,7 +170,9 @@ class Written:
     def told(self, symbol: Tensor) -> Tensor:
         """The next symbol [N]: the one drawn, or, where the prompt goes on, its own."""
         place = self._size - self._prompt
-        own = self._told[:, place] if place < self._told.shape[1] else symbol
+        if place >= self._told.shape[1]:
+            return symbol
+        own = self._told[:, place]
         return torch.where(own >= 0, own, symbol)
 
     def add(self, symbol: Tensor) -> Tensor:

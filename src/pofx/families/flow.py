@@ -177,8 +177,9 @@ class Flow(Continuous, Encodes, HasScore):
     def rows_score(self, x: Tensor, c: Encoded | None) -> Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            y = self.split(x).y  # whose log-Jacobian is constant
-            (score,) = torch.autograd.grad(self.log_density(y, c).sum(), x)
+            parts = self.split(x)
+            nats = self.log_density(parts.y, c) + parts.log_jacobian
+            (score,) = torch.autograd.grad(nats.sum(), x)
         return score
 
 

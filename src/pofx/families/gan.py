@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,9 +31,9 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import ContextOptions, context_encoder
+from pofx.families.conditioned import ContextOptions, context_encoder, dropped
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import no_encoder
+from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 
 
@@ -179,46 +179,60 @@ class Gan(Model):
 
     # -- the two losses ---------------------------------------------------------------------------------------
 
-    def fake(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def fake(self, batch: Batch, generator: torch.Generator, drop: Tensor | None = None) -> Tensor:
         """Generated rows as the critic sees them [B, features], one per row of the batch and given its context."""
         z = batch.randn(self.config.noise, generator=generator)
         u = batch.rand(self.codec.uniforms, generator=generator)
-        return self.codec.emit(self.generator(z, batch.c), u)
+        return self.codec.emit(self.generator(z, self.generator.told(batch.c, drop)), u)
 
     def critic_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        real = self.codec.encode(batch.x)
+        real, drop = self.codec.encode(batch.x), dropped(self.config, batch, generator)
+        h = self.critic.told(batch.c, drop)
         with torch.no_grad():
-            fake = self.fake(batch, generator)
+            fake = self.fake(batch, generator, drop)
         weight = self.config.penalty
         if self.config.loss == "r1":
-            logit = self.critic(real.requires_grad_(), batch.c)
+            logit = self.critic(real.requires_grad_(), h)
             penalty = 0.5 * (1.0 if weight is None else weight) * slope(logit, real)
-            loss = F.softplus(-logit) + F.softplus(self.critic(fake, batch.c))
+            loss = F.softplus(-logit) + F.softplus(self.critic(fake, h))
         else:
             t = batch.rand(1, generator=generator)
             between = (t * real + (1 - t) * fake).requires_grad_()
-            length = (slope(self.critic(between, batch.c), between) + 1e-12).sqrt()  # a root has no derivative at 0
+            length = (slope(self.critic(between, h), between) + 1e-12).sqrt()  # a root has no derivative at 0
             penalty = (10.0 if weight is None else weight) * (length - 1).square()
-            loss = self.critic(fake, batch.c) - self.critic(real, batch.c)
+            loss = self.critic(fake, h) - self.critic(real, h)
         return {"loss": loss + penalty, "penalty": penalty.detach()}
 
     def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        logit = self.critic(self.fake(batch, generator), batch.c)
+        drop = dropped(self.config, batch, generator)
+        logit = self.critic(self.fake(batch, generator, drop), self.critic.told(batch.c, drop))
         return {"loss": F.softplus(-logit) if self.config.loss == "r1" else -logit}
 
     # -- the contract -----------------------------------------------------------------------------------------
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Likelihood:
         return Unavailable(
             "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
             "samples (two-sample test, precision and recall), or fit a vae, nsf or vdm for a likelihood."
         )
 
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        net = self.generator if self.average is None else self.average
+    @property
+    def sampling(self) -> Generator:
+        """The net that samples."""
+        return self.generator if self.average is None else self.average
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        assert self.sampling.context_encoder is not None
+        return replace(self.sampling.context_encoder(c, dropped), tokens=None, mask=None)
+
+    def null_context(self, n: int) -> Encoded:
+        assert self.sampling.context_encoder is not None
+        return replace(self.sampling.context_encoder.null(n), tokens=None, mask=None)
+
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, self.config.noise, generator=generator, device=generator.device).to(self.device)
         u = torch.rand(n, self.codec.uniforms, generator=generator, device=generator.device).to(self.device)
-        return self.codec.rows(self.codec.emit(net(z, c), u))
+        return self.codec.rows(self.codec.emit(self.sampling(z, vector(c)), u))
 
 
 class GanLearner:

@@ -13,7 +13,6 @@ from torch import Tensor
 from pofx.core.abilities import Encodes, HasNoisedScore, HasScore, can
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import (
-    Available,
     Estimate,
     Exact,
     LowerBound,
@@ -232,19 +231,13 @@ def sums_to_one(s: Subject) -> None:
 @check
 def never_beats_the_truth(s: Subject) -> None:
     """On average over held-out data, no exact likelihood and no lower bound exceeds the source's own."""
-    mean, se, kind = above_the_truth(s)
-    slack = 0.05 if kind is Estimate else 0.0
-    assert mean < 3 * se + slack, f"{mean:.4f} nats above the source's entropy ({mean / se:.1f} standard errors)"
-
-
-def above_the_truth(s: Subject) -> tuple[float, float, type[Available]]:
-    """Mean of log p(x) - log p*(x) over held-out rows, its standard error, and the kind of the likelihood."""
-    test = s.case.data.test
-    lik = s.available(test)
+    lik, test = s.available(s.case.data.test), s.case.data.test
     if isinstance(lik, UpperBound):
         raise NotApplicable
-    gap = lik.nats.double() - s.case.truth(test)
-    return float(gap.mean()), float(gap.std() / len(gap) ** 0.5), type(lik)
+    above = mean(dataclasses.replace(number(lik), nats=lik.nats.double() - s.case.truth(test)))
+    assert above.error is not None
+    slack = 0.05 if isinstance(lik, Estimate) else 0.0
+    assert above.nats < 3 * above.error + slack, f"above the source's entropy: {above}"
 
 
 def mean_nats(model: Model, part: Part) -> float:
