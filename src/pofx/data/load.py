@@ -22,7 +22,6 @@ from pofx.data.raw import IN_MEMORY, RawTable
 from pofx.data.roles import roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 from pofx.spaces import Image
-from pofx.spaces import Sequence as Steps
 
 if TYPE_CHECKING:
     from pofx.data.options import Options as ReadOptions
@@ -127,6 +126,7 @@ def load(
         >>> digits.test.x.shape[1:], digits.context
         (torch.Size([1, 8, 8]), Label(values=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')))
     """
+    called: dict[str, Any] = {k: v for k, v in locals().items() if k != "source"}
     from pofx.data.archives import is_archive
     from pofx.data.dependence import relations
     from pofx.data.formats import FORMATS
@@ -139,34 +139,16 @@ def load(
     if unknown := [f for f in (formats or {}).values() if f not in FORMATS]:
         raise UsageError(f"There is no format {unknown[0]!r}.", f"Known: {', '.join(FORMATS)}.")
     shares = shares_of(split)
-    options: dict[str, Any] = {
-        "target": target,
+    options = called | {
         "given": [given] if isinstance(given, str) else given,  # an array's name; names of columns are told below
-        "label": label,
         "types": dict(types or {}),
         "drop": list(drop),
         "split": list(shares),
-        "seed": seed,
-        "name": name,
-        "max_rows": max_rows,
-        "header": header,
         "names": _names(names),
         "missing": None if missing is None else list(missing),
         "formats": dict(formats or {}),
         "shape": None if shape is None else list(shape),
-        "resize": resize,
-        "kind": kind,
-        "text": text,
-        "separator": separator,
-        "symbols": symbols,
-        "rate": rate,
-        "law": law,
-        "levels": levels,
-        "sequence": sequence,
-        "order": order,
         "arrays": list(arrays),
-        "label_array": label_array,
-        "memory": memory,
     }
     for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
         if value not in known:
@@ -179,7 +161,8 @@ def load(
     raw = read(source, how)
     if kind == REALS and (isinstance(raw, RawTable) or raw.space.name != REALS):
         raise UsageError("Only arrays of numbers are read as reals; this source is none.", "Leave out kind.")
-    if order is not None and not isinstance(raw.space if isinstance(raw, RawRagged) else None, Steps):
+    steps = not isinstance(raw, RawTable) and raw.space.name == "sequence"
+    if order is not None and not steps:
         raise UsageError(
             "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
         )
@@ -197,7 +180,7 @@ def load(
         space, rows = typed(raw, options["types"], options["drop"], notes, in_file=large is not None)
     elif memory is not None:
         raise UsageError("Only tables are read in blocks, so memory means nothing.", "Leave it out.")
-    elif (options["types"] or drop) and not isinstance(raw.space, Steps):
+    elif (options["types"] or drop) and not steps:
         raise UsageError("Only tables have columns, so types and drop mean nothing.", "Leave them out.")
     else:
         space, rows = raw.space, raw.rows if isinstance(raw, RawRagged) else torch.from_numpy(raw.x)

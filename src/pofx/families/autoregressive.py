@@ -31,8 +31,7 @@ from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.causal import MaskedMlp, WindowNet, site_order
 from pofx.nn.encoders import Encoded, no_encoder, vector
-from pofx.nn.sites import Heads, ImageKind, Steps, heads_for, mixes
-from pofx.spaces import Image, Label, Table
+from pofx.nn.sites import Heads, ImageKind, Steps, has_heads, heads_for, mixes
 
 Order = Literal["raster", "reverse", "random"]
 MOST_ORDERS = at_least(1, 1024)
@@ -72,20 +71,22 @@ class Autoregressive(Conditioned, Completes):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if reason := free_length(space) or no_encoder(context):
             return reason
-        if isinstance(space, Label):
+        if not has_heads(space):
+            return f"there is no head for {space}."
+        if space.values:
             return "a label is a single value. Fit a classifier, or independent."
-        if config.head == "bernoulli" and isinstance(space, Image) and space.levels != 2:
-            return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
+        if config.head == "bernoulli" and space.pixels and space.symbols != 2:
+            return f"a Bernoulli head holds 2 levels, not {space.symbols}. Leave out head."
         return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from super().idle(space, context, config)
-        if not isinstance(space, Image):
+        if not space.pixels:
             yield "head"
         if not mixes(space, config.head):
             yield "components"
-        if not (isinstance(space, Table) and any(getattr(c, "step", None) is not None for c in space.columns)):
+        if all(getattr(c, "step", None) is None for c in space.columns):
             yield "atoms"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
@@ -157,7 +158,7 @@ def space_orders(space: Space, name: str, count: int, seed: int) -> list[list[in
     corner: as natural as the raster, and together they look at an edge from all sides.
     """
     sites = math.prod(space.event_shape)
-    if not isinstance(space, Image) or name == "random":
+    if not space.pixels or name == "random":
         orders = [site_order(name, sites, seed)]
     else:
         grid = torch.arange(sites).reshape(space.event_shape)
@@ -267,7 +268,7 @@ class WindowMlp(Autoregressive):
 
     def __init__(self, config: WindowMlpConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        if isinstance(space, Image):
+        if space.pixels:
             window, embedding = image_window(space, config.radius), None
         else:
             window, embedding = column_window(self.heads.sites, config.window), config.embedding
@@ -285,7 +286,7 @@ class WindowMlp(Autoregressive):
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from super().idle(space, context, config)
-        yield from ("window", "embedding") if isinstance(space, Image) else ("radius",)
+        yield from ("window", "embedding") if space.pixels else ("radius",)
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
@@ -293,7 +294,7 @@ class WindowMlp(Autoregressive):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=32 if isinstance(space, Image) else 128, lr=2e-3, weight_decay=1e-2, ema=0.999)
+        return Recipe(batch=32 if space.pixels else 128, lr=2e-3, weight_decay=1e-2, ema=0.999)
 
     def params(self, features: Tensor, h: Tensor | None, order: int) -> Tensor:
         return self.net(features, h)
@@ -311,12 +312,12 @@ def column_window(sites: int, size: int) -> Tensor:
     return before.masked_fill(before < 0, sites)
 
 
-def image_window(space: Image, radius: int) -> Tensor:
+def image_window(space: Space, radius: int) -> Tensor:
     """The causal half disc of each level [C H W, k]: pixels above or to the left, and its own pixel's earlier channels.
 
     Channels are counted from the level's own, so that the shared net meets like things in like places.
     """
-    (height, width, channels), r = (space.height, space.width, space.channels), radius
+    (channels, height, width), r = space.event_shape, radius
     inside = [(a, b) for a in range(-r, 1) for b in range(-r, r + 1) if (a < 0 or b < 0) and a * a + b * b <= r * r]
     offsets = [(a, b, j) for a, b in inside for j in range(channels)] + [(0, 0, -j) for j in range(1, channels)]
     dh, dw, dc = torch.tensor(offsets).T[:, None]

@@ -83,7 +83,7 @@ class Continuing(Stepwise, Continues, Decodes):
 
     @classmethod
     def lacks(cls, ability: type[Ability], space: Space) -> str | None:
-        if ability is Decodes and not isinstance(space, Text):
+        if ability is Decodes and space.alphabet is None:
             return f"{space} have no symbols to decode. Leave out the decoding, or fit texts."
         return None
 

@@ -35,7 +35,7 @@ from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.sites import heads_for
-from pofx.spaces import Category, Image, Label, Table
+from pofx.spaces import Category, Table
 from pofx.transforms.base import Noise
 
 
@@ -82,8 +82,6 @@ class Continuous(Conditioned):
             return "it models a density on R^d. Fit a classifier for labels."
         if not space.pixels and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
-        if context is not None and not isinstance(context, Table | Label | Image):
-            return f"it has no encoder for a context of {context}. Condition on labels, columns or images."
         return None
 
     @classmethod

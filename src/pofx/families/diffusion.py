@@ -44,7 +44,6 @@ from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
-from pofx.spaces import Image
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
@@ -129,27 +128,26 @@ class PathModel(Continuous, HasNoisedScore):
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         if self.convolves(config, space):
-            assert isinstance(space, Image)
             self.shape: tuple[int, ...] = space.event_shape  # in which the network takes y
             patch = 2 if _side(space) >= 16 else 1
             levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
             sizes = config.channels, levels, config.blocks, patch, self.width, self.memory
-            self.net: nn.Module = UNet(space.channels, *sizes)
+            self.net: nn.Module = UNet(self.shape[0], *sizes)
         else:
             self.shape = (self.dim,)
             self.net = NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
         self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
-        self.gaussian = Gaussian(*(space.event_shape if isinstance(space, Image) else (self.dim,)))
+        self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     @classmethod
     def convolves(cls, config: PathConfig, space: Space) -> bool:
         """Is the network a U-Net?"""
-        large = isinstance(space, Image) and _side(space) >= 8
+        large = _side(space) >= 8
         return config.net == "unet" or (config.net == "auto" and large)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.net == "unet" and not isinstance(space, Image):
+        if config.net == "unet" and not space.pixels:
             return "a U-Net is for images. Leave net at auto."
         if reason := super().refuses(space, context, config):
             return reason
@@ -171,7 +169,7 @@ class PathModel(Continuous, HasNoisedScore):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        if isinstance(space, Image):
+        if space.pixels:
             return Recipe(batch=64, lr=1e-3, clip=1.0, ema=0.998)
         return Recipe(batch=256, lr=3e-3, clip=1.0, ema=0.998)
 
@@ -220,7 +218,7 @@ class PathModel(Continuous, HasNoisedScore):
         return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
 
     def quick_request(self) -> Request:
-        return VariationalBound(draws=2 if isinstance(self.space, Image) else 8)
+        return VariationalBound(draws=2 if self.space.pixels else 8)
 
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
         return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
@@ -319,8 +317,9 @@ class NoisyMlp(nn.Module):
         return self.mlp(y, level if h is None else torch.cat([level, h.vector], 1))
 
 
-def _side(space: Image) -> int:
-    return min(space.height, space.width)
+def _side(space: Space) -> int:
+    """The shorter one of an image, in pixels; none of anything else."""
+    return min(space.pixels[:2]) if space.pixels else 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer, learned
 from pofx.nn.wavenet import WaveNet
-from pofx.spaces import Audio
 
 # ----------------------------------------------------------------------------------------------- gpt
 
@@ -144,4 +143,4 @@ class WaveNetFamily(Continuing):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=4 if isinstance(space, Audio) else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)
+        return Recipe(batch=4 if space.name == "audio" else 32, lr=2e-3, warmup=50, clip=1.0, ema=0.99)

@@ -37,8 +37,7 @@ from pofx.families.priors import HALF_LOG_2PI, PRIORS, Codes, FamilyPrior, draw,
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
-from pofx.nn.sites import ImageKind, heads_for, mixes
-from pofx.spaces import Image, Label
+from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
 
 PASS = 2**21  # numbers of decoder output that one pass may hold
 STARTED = 4096  # draws of N(0, I) that a prior which is trained with the rest starts from
@@ -129,8 +128,7 @@ class Vae(Conditioned, Encodes):
         self.decoder: nn.Module
         hidden, blocks, codes = config.hidden, config.blocks, config.latent + self.known
         if self.conv:
-            assert isinstance(space, Image)
-            c, h, w = space.channels, space.height, space.width
+            c, h, w = space.event_shape
             size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
             self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=self.known, **size)
             self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
@@ -145,16 +143,18 @@ class Vae(Conditioned, Encodes):
     @classmethod
     def convolves(cls, config: VaeConfig, space: Space) -> bool:
         """Are the nets convolutional?"""
-        large = isinstance(space, Image) and min(space.height, space.width) >= 16
+        large = space.pixels is not None and min(space.pixels[:2]) >= 16
         return config.net == "conv" or (config.net == "auto" and large)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
         if reason := free_length(space) or no_encoder(context):
             return reason
-        if isinstance(space, Label):
+        if not has_heads(space):
+            return f"there is no head for {space}."
+        if space.values:
             return "a label has no latent structure. Fit a classifier or a histogram."
-        if config.net == "conv" and not isinstance(space, Image):
+        if config.net == "conv" and not space.pixels:
             return "net=conv is for images. Use net=mlp."
         return None
 
@@ -163,7 +163,7 @@ class Vae(Conditioned, Encodes):
         yield from super().idle(space, context, config)
         if not cls.convolves(config, space):
             yield "channels"
-        if not isinstance(space, Image):
+        if not space.pixels:
             yield "image"
         if not mixes(space, config.image):
             yield "components"
@@ -174,7 +174,7 @@ class Vae(Conditioned, Encodes):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        if not isinstance(space, Image) or space.levels > 2:  # a few cases tell
+        if not space.pixels or space.symbols != 2:  # a few cases tell
             return {}
         tiny, flow = cls.tiny(space), "realnvp:layers=2,hidden=16,blocks=1"
         return {

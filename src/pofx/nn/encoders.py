@@ -152,15 +152,15 @@ class TableEncoder(Encoder):
 
     def __init__(self, space: Table | Reals, width: int = 64) -> None:
         super().__init__(width)
-        self.heads = heads_for(space if isinstance(space, Table) else Table(space.columns), components=1)
+        self.heads = heads_for(space, components=1)
         self.linear = nn.Linear(sum(self.heads.features), width)
 
     def encode(self, c: Tensor) -> Encoded:
-        return Encoded(self.linear(self.heads.embed(c.flatten(1)).to(self.linear.weight.dtype)))
+        return Encoded(self.linear(self.heads.embed(c).to(self.linear.weight.dtype)))
 
     def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
         assert c is not None
-        self.heads.prepare(c.flatten(1), weight)
+        self.heads.prepare(c, weight)
 
 
 class ImageEncoder(Encoder):

@@ -177,6 +177,11 @@ def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, s
     return Heads(space, heads, list(groups.values()))
 
 
+def has_heads(space: Space) -> bool:
+    """Does ``heads_for`` know this space, by its columns or by a case of its own?"""
+    return bool(space.columns) or heads_for.dispatch(type(space)) is not heads_for.dispatch(object)
+
+
 @heads_for.register
 def _(space: Image, *, image: ImageKind = "auto", components: int = 8, slots: int = 64) -> Heads:
     sites = space.dims

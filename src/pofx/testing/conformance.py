@@ -8,7 +8,7 @@ say about this family on this case.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +64,21 @@ def checks_of(case: Case) -> Iterable[str]:
     return CHECKS if case.given is None else CONTEXT_CHECKS
 
 
-def served(cls: type[Model]) -> list[Case]:
-    """The cases that a family does not refuse."""
-    return [c for c in cases() if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
+def served(cls: type[Model], more: Iterable[Case] = ()) -> list[Case]:
+    """The cases, and ``more`` of one's own, that a family does not refuse."""
+    return [c for c in [*cases(), *more] if cls.refuses(c.space, c.context, cls.tiny(c.space)) is None]
 
 
-def subjects(cls: type[Model], seed: int = 0) -> list[Subject]:
+def subjects(cls: type[Model], seed: int = 0, more: Sequence[Case] = ()) -> list[Subject]:
     """The family on every case that it serves, and its variants there."""
-    return [Subject(cls, case, seed, variant) for case in served(cls) for variant in ("", *cls.variants(case.space))]
+    return [
+        Subject(cls, case, seed, variant) for case in served(cls, more) for variant in ("", *cls.variants(case.space))
+    ]
 
 
-def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0) -> list[Result]:
+def check_family(
+    cls: type[Model], names: Iterable[str] | None = None, *, seed: int = 0, more: Sequence[Case] = ()
+) -> list[Result]:
     """Every check on every case that the family serves.
 
     Raises AssertionError listing what failed, UsageError for a case that there is not.
@@ -82,6 +86,7 @@ def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: 
     Args:
         cls: the family; it is registered under its name, so that its runs can be read back.
         names: of cases, to run only those.
+        more: cases of one's own, over a space of one's own.
 
     Example:
         >>> import pofx
@@ -90,9 +95,9 @@ def check_family(cls: type[Model], names: Iterable[str] | None = None, *, seed: 
         ['passed', 'skipped']
     """
     wanted = None if names is None else set(names)
-    if unknown := sorted((wanted or set()) - {c.name for c in cases()}):
+    if unknown := sorted((wanted or set()) - {c.name for c in [*cases(), *more]}):
         raise UsageError(f"There is no case {unknown[0]!r}.", f"Cases: {', '.join(c.name for c in cases())}.")
-    looked_at = [s for s in subjects(cls, seed) if wanted is None or s.case.name in wanted]
+    looked_at = [s for s in subjects(cls, seed, more) if wanted is None or s.case.name in wanted]
     results = [run_check(subject, name) for subject in looked_at for name in checks_of(subject.case)]
     failed = [r for r in results if r.outcome == "failed"]
     assert not failed, "\n".join(f"{r.family} · {r.case} · {r.check}: {r.message}" for r in failed)

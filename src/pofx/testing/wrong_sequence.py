@@ -15,7 +15,6 @@ from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
-from pofx.spaces import Text
 from pofx.testing.wrong import Small
 
 
@@ -99,7 +98,8 @@ class Translator(Bigrams):
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        return None if isinstance(space, Text) and isinstance(context, Text) else "it takes texts given texts only."
+        right = context is not None and context.alphabet is not None and space.alphabet is not None
+        return None if right else "it takes texts given texts only."
 
     def tables(self, context: Space | None) -> int:
         return 3
