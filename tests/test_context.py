@@ -173,7 +173,11 @@ def test_the_unets_attention_is_that_of_torch():
     cross = ours.cross
     cross.out.weight.data.normal_()
     key, value = cross.told.weight.data.unflatten(0, (2, 16))
-    for to, of in ((theirs.q_proj_weight, cross.query.weight), (theirs.k_proj_weight, key), (theirs.v_proj_weight, value)):
+    for to, of in (
+        (theirs.q_proj_weight, cross.query.weight),
+        (theirs.k_proj_weight, key),
+        (theirs.v_proj_weight, value),
+    ):
         to.data.copy_(of)
     theirs.out_proj.weight.data.copy_(cross.out.weight)
     x, tokens, mask = torch.randn(2, 16, 3, 3), torch.randn(2, 5, 4), torch.arange(5) < torch.tensor([[3], [5]])

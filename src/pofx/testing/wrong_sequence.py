@@ -33,7 +33,9 @@ class Bigrams(Small):
         super().__init__(config, space, context)
         assert isinstance(space, Text)
         self.has_eos, self.end = space.has_eos, space.symbols  # which is the beginning's number, too
-        self.register_buffer("table", torch.full((self.tables(context), self.end + 1, self.end + 1), -math.log(self.end + 1)))
+        self.register_buffer(
+            "table", torch.full((self.tables(context), self.end + 1, self.end + 1), -math.log(self.end + 1))
+        )
 
     def tables(self, context: Space | None) -> int:
         return len(context.values) if isinstance(context, Label) else 1
