@@ -28,7 +28,7 @@ from pofx.core.likelihood import (
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Model
-from pofx.core.noise import Copies
+from pofx.core.noise import Copies, given_or_fresh
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space
 from pofx.data.parts import Part
@@ -159,7 +159,7 @@ def mean_log_prob(
     """
     if len(part) == 0:
         raise EmptyData("There are no held-out rows.", "Choose a split with a test part.")
-    gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
+    gen = given_or_fresh(generator, model.device)
     state = gen.get_state()
     counted: list[Tensor] = []
     copies = Copies()
