@@ -264,19 +264,16 @@ class Conditional:
     null: bool = False
 
     def __post_init__(self) -> None:
-        context = self.model.context
-        if context is None and (self.c is not None or self.null):
-            raise UsageError(
-                f"This {self.model.name} models p(x) and takes no context.", "Fit it with a context (--given)."
-            )
-        if self.null and self.c is not None:
-            raise UsageError("A context is given, and no context is asked for (null).", "Give one of them.")
-        if context is not None and self.c is None and not self.null:
-            raise UsageError(
-                f"This {self.model.name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c)."
-            )
-        if context is not None and self.c is not None:
+        context, name = self.model.context, self.model.name
+        if context is None:
+            if self.c is not None or self.null:
+                raise UsageError(f"This {name} models p(x) and takes no context.", "Fit it with a context (--given).")
+        elif self.c is not None:
+            if self.null:
+                raise UsageError("A context is given, and no context is asked for (null).", "Give one of them.")
             context.check(self.c)
+        elif not self.null:
+            raise UsageError(f"This {name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c).")
         if self.before is not None:
             ability_of(self.model, Continues)
             self.model.space.check(self.before)
@@ -290,12 +287,9 @@ class Conditional:
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """*C"""
-        if self.c is not None:
-            assert self.model.context is not None
-            return tuple(self.c.shape[: self.c.ndim - len(self.model.context.event_shape)])
-        if self.before is not None:
-            return tuple(self.before.shape[: self.before.ndim - len(self.model.space.event_shape)])
-        return ()
+        given, space = (self.before, self.model.space) if self.c is None else (self.c, self.model.context)
+        assert space is not None
+        return () if given is None else tuple(given.shape[: given.ndim - len(space.event_shape)])
 
     def log_prob(
         self,
@@ -527,11 +521,11 @@ class Conditional:
 
     def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
         """What flat rows are told apart by, int64 [N]."""
-        parts = [row_keys(x.detach(), self.model.space.fill)]
+        keys = row_keys(x.detach(), self.model.space.fill)
         if c is not None:
             assert self.model.context is not None
-            parts.append(row_keys(c.detach(), self.model.context.fill))
-        return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
+            keys = row_keys(torch.stack([keys, row_keys(c.detach(), self.model.context.fill)], 1))
+        return copies.apart(keys)
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
@@ -550,10 +544,9 @@ class Conditional:
             )
         if self.c is None and not self.null:
             return _Given(self, None)
-        count = math.prod(want) if self.c is not None else 1
-        places = torch.arange(count, device=self.model.device)
-        places = (places.view(want) if self.c is not None else places).expand(*batch or (1,)).flatten()
-        return _Given(self, places)
+        each = (1,) if self.c is None else want
+        places = torch.arange(math.prod(each), device=self.model.device).view(each)
+        return _Given(self, places.expand(*batch or (1,)).flatten())
 
     @property
     def flat_contexts(self) -> Tensor:
