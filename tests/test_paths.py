@@ -544,4 +544,4 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
     for k in range(3):  # rows are independent
         assert torch.allclose(net(x[k : k + 1], log_snr[k : k + 1], h[k : k + 1]), y[k : k + 1], atol=1e-5)
     assert not torch.allclose(net(x, log_snr + 1, h), y)
-    assert not torch.allclose(net(x, log_snr, h + 1), y)
+    assert not torch.allclose(net(x, log_snr, Encoded(h.vector + 1)), y)
