@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -136,6 +136,7 @@ def mean_log_prob(
     request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
+    watch: Callable[[Tensor], object] | None = None,
 ) -> Mean:
     """Mean held-out log-likelihood of the rows of ``part`` (weighted where the part has weights).
 
@@ -146,6 +147,7 @@ def mean_log_prob(
         generator: gives the seed of Monte Carlo draws (default: seed 0), one for all rows.
         seconds: stop near this time, after the first rows only, so give them in random order (``Part.draw``);
             ``n`` says how many.
+        watch: is told the data [m, *E] of each block, once, before they are evaluated.
 
     Raises:
         EmptyData where there are no rows; the model's own errors.
@@ -167,6 +169,8 @@ def mean_log_prob(
     def block(start: int, size: int) -> Likelihood:
         rows = part[start : start + size].read()
         counted.append(model.space.units(rows.x))
+        if watch is not None:
+            watch(rows.x)
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
