@@ -18,6 +18,7 @@ import torch
 import pofx
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.data import text
+from pofx.data.options import Options
 from pofx.data.ragged import RaggedRows
 from pofx.data.rows import read_rows
 from pofx.data.write import write_texts
@@ -391,7 +392,7 @@ def test_a_large_file_has_the_documents_of_a_small_one(
     path = tmp_path / "corpus.txt"
     path.write_text(f"first {between.join(documents)}", encoding="utf-8-sig")
     named = None if between == text.ENDOFTEXT else between.replace("\n", "\\n")
-    how = text.Reading("bytes", named)
+    how = Options(symbols="bytes", separator=named)
     small = text.from_file(path, how)
     monkeypatch.setattr(text, "IN_MEMORY", 1000)
     monkeypatch.setattr(text, "CHUNK", chunk)

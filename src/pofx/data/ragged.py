@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import WrongShape
+from pofx.data.options import Options
 from pofx.spaces import Audio, Sequence, Text
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
@@ -123,16 +124,29 @@ class RawRagged:
     def n(self) -> int:
         return len(self.rows)
 
+    def without_empty(self, said: str) -> RawRagged:
+        """Itself without rows of no steps; where there are any, a note says how many, and what is ``said`` of them."""
+        kept = self.rows.lengths > 0
+        if not kept.all():
+            self.notes.append(f"{int((~kept).sum())} {said}")
+            self.rows = self.rows.take(kept)
+            about = (self.label, self.part, self.numbers)
+            self.label, self.part, self.numbers = (None if a is None else a[kept.numpy()] for a in about)
+        return self
 
+
+# steps of an excerpt of a long sound (two seconds at a usual rate), or of a long series
+EXCERPTS = {"audio": 2 * 8000, "sequence": 256}
 FEW = 10  # rows; fewer cannot be split into parts as they are
 
 
-def excerpts(raw: RawRagged, size: int, like: Audio | Sequence | None = None) -> RawRagged:
-    """A few long rows cut into excerpts of ``size`` steps, each with as many before it; many rows as they are.
+def excerpts(raw: RawRagged, options: Options) -> RawRagged:
+    """A few long rows cut into excerpts of EXCERPTS steps, each with as many before it; many rows as they are.
 
     New rows of a known space stay as they are where those of that space have an end.
     """
-    rows, space = raw.rows, raw.space
+    rows, space, like = raw.rows, raw.space, options.sounds or options.steps
+    size = EXCERPTS[space.name]
     if (like is not None and like.has_eos) or len(rows) >= FEW or raw.part is not None:
         return raw
     cuts = [

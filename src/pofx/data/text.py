@@ -12,15 +12,14 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.data.folders import listing
-from pofx.data.image import PARTS
+from pofx.data.folders import PARTS, listing
+from pofx.data.options import Options
 from pofx.data.packed import unpacked
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.spaces import Text
@@ -45,53 +44,36 @@ LONE = re.compile("[\ud800-\udfff]")
 ENDOFTEXT = "<|endoftext|>"  # the separator that corpora of documents are published with
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How texts are read.
-
-    Attributes:
-        symbols: "characters", "bytes", or "auto": characters where there are few different ones.
-        separator: what stands between the documents of a file; ENDOFTEXT does without being named, where one stands
-            in the first mebibyte.
-        column: of a table or of JSON lines, that holds the texts.
-        like: the space that new texts are to be of.
-    """
-
-    symbols: str = "auto"
-    separator: str | None = None
-    column: str | None = None
-    like: Text | None = None
-
-    @property
-    def large_as_bytes(self) -> bool:
-        """May a large file stay where it is? Only bytes can."""
-        return self.symbols != "characters" and not (self.like and self.like.alphabet)
-
-    def between(self, beginning: str) -> str | None:
-        """The separator of documents of a text that begins so. Raises UsageError."""
-        if self.separator == "":
-            raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
-        found = self.separator is None and ENDOFTEXT in beginning[:HEAD]
-        return ENDOFTEXT if found else None if self.separator is None else unescaped(self.separator)
+def _large_as_bytes(how: Options) -> bool:
+    """May a large file stay where it is? Only bytes can."""
+    return how.symbols != "characters" and not (how.documents and how.documents.alphabet)
 
 
-def from_file(path: Path, how: Reading) -> RawRagged:
+def _between(how: Options, beginning: str) -> str | None:
+    """The separator of documents of a text that begins so. Raises UsageError."""
+    if how.separator == "":
+        raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
+    found = how.separator is None and ENDOFTEXT in beginning[:HEAD]
+    return ENDOFTEXT if found else None if how.separator is None else unescaped(how.separator)
+
+
+def from_file(path: Path, how: Options) -> RawRagged:
     """A text file (.gz too): one document, or several. A large one is mapped into memory and never read as a whole."""
     on_disk = path.suffix != ".gz" and path.stat().st_size > IN_MEMORY
     data = np.memmap(path, np.uint8, "r") if on_disk else np.frombuffer(_bytes(path), np.uint8)
-    if len(data) > IN_MEMORY and how.large_as_bytes and data[:2].tobytes() not in UTF16:
+    if len(data) > IN_MEMORY and _large_as_bytes(how) and data[:2].tobytes() not in UTF16:
         note = f"{len(data)} bytes stay on disk." if on_disk else f"{len(data)} bytes were unpacked, and stay bytes."
         return _from_large(data, path, how, note)
     text = _decode(data.tobytes(), path)
-    separator = how.between(text)
+    separator = _between(how, text)
     documents = [text] if separator is None else text.split(separator)
     return from_documents(documents, how, str(path))
 
 
-def _from_large(values: NDArray, path: Path, how: Reading, note: str) -> RawRagged:
+def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagged:
     """Bytes that stay where they are: only the first of them must be UTF-8."""
     head = values[:HEAD].tobytes()
-    separator = how.between(_decode(head, path, whole=False))
+    separator = _between(how, _decode(head, path, whole=False))
     starts, ends = np.array([len(BOM) if head.startswith(BOM) else 0]), np.array([len(values)])
     if separator is not None:
         found = _places(values, separator.encode())
@@ -119,7 +101,7 @@ def _blank(values: NDArray) -> bool:
     return not any(values[i : i + CHUNK].tobytes().strip() for i in range(0, len(values), CHUNK))
 
 
-def from_folder(path: Path, how: Reading) -> RawRagged:
+def from_folder(path: Path, how: Options) -> RawRagged:
     """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
     notes: list[str] = []
     files = sorted(listing(path).chosen(is_text, notes))
@@ -132,10 +114,10 @@ def from_folder(path: Path, how: Reading) -> RawRagged:
     return raw
 
 
-def from_jsonl(path: Path, how: Reading) -> RawRagged:
-    """One JSON object a line, its text under ``how.column`` ("text" unless said). Lines end at \\n and nowhere else."""
-    documents, null, key = [], [], how.column or TEXT
-    remedy = f"Give lines with a text {key!r}." if how.like else "Name it: --text COLUMN."
+def from_jsonl(path: Path, how: Options) -> RawRagged:
+    """One JSON object a line, its text under ``how.text`` ("text" unless said). Lines end at \\n and nowhere else."""
+    documents, null, key = [], [], how.text or TEXT
+    remedy = f"Give lines with a text {key!r}." if how.documents else "Name it: --text COLUMN."
     for number, line in enumerate(_decode(_bytes(path), path).split("\n"), 1):
         if not line.strip(" \t\r"):
             continue
@@ -171,7 +153,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), "null")
 
 
-def from_standard_library(how: Reading) -> RawRagged:
+def from_standard_library(how: Options) -> RawRagged:
     """The source of Python's standard library: a text that every installation carries."""
     import sysconfig
 
@@ -184,7 +166,7 @@ def from_standard_library(how: Reading) -> RawRagged:
 
 def from_documents(
     documents: Iterable[str],
-    how: Reading = Reading(),
+    how: Options,
     where: str = "the source",
     label: NDArray | None = None,
     part: NDArray | None = None,
@@ -197,7 +179,7 @@ def from_documents(
     notes = _left_out(len(texts) - len(kept))
     texts = [texts[i] for i in kept]
     label, part = (None if a is None else a[kept] for a in (label, part))
-    alphabet = how.like.alphabet if how.like else _alphabet(texts, how.symbols, notes)
+    alphabet = how.documents.alphabet if how.documents else _alphabet(texts, how.symbols, notes)
     # a gap after each document, which no excerpt reaches over
     values, lengths = _join(_gapped(encode(text, alphabet)) for text in texts)
     ends = lengths.cumsum()
@@ -217,7 +199,7 @@ def _raw(
     starts: NDArray,
     ends: NDArray,
     alphabet: str,
-    how: Reading,
+    how: Options,
     notes: list[str],
     label: NDArray | None = None,
     part: NDArray | None = None,
@@ -225,7 +207,7 @@ def _raw(
     """Documents values[starts[i] : ends[i]], with something between them: as they are, or cut into excerpts."""
     longest = int((ends - starts).max())
     few = len(starts) < FEW_DOCUMENTS or longest > LONG
-    if not how.like.has_eos if how.like else few and part is None:
+    if not how.documents.has_eos if how.documents else few and part is None:
         return _cut(values, starts, ends, alphabet, notes)
     rows = RaggedRows(values, starts, ends, -1, torch.int64)
     return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
