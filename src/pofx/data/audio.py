@@ -268,7 +268,8 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
     audio, bounds = keys["audio"], keys["offsets"]
     if set(audio) != set(bounds) or (None in audio and len(audio) > 1):
         raise WrongShape(
-            f"{name} has sounds in {_listed(audio)}, but offsets in {_listed(bounds)}.", "Give one for each."
+            f"{name} has sounds in {', '.join(audio.values())}, but offsets in {', '.join(bounds.values())}.",
+            "Give one for each.",
         )
     parts = sorted(audio, key=lambda p: -1 if p is None else p)
     sounds: list[NDArray] = []
@@ -292,10 +293,6 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
     if (found := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
         raw.classes, raw.label = found
     return raw.without_empty("sounds of no samples were left out.")
-
-
-def _listed(keys: Mapping[int | None, str]) -> str:
-    return ", ".join(keys.values()) or "none"
 
 
 def _rate(arrays: Mapping[str, NDArray], name: str, how: Options) -> int:

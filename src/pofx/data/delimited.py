@@ -27,6 +27,7 @@ from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, Usag
 from pofx.data import formats
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
+from pofx.data.parts import _listed
 from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
@@ -103,10 +104,7 @@ def is_table(path: Path) -> bool:
 
 def _text_bytes(path: Path) -> bytes:
     """The file's bytes, unpacked, as UTF-8 (an Excel export in UTF-16 is converted)."""
-    try:
-        data = unpacked(path)
-    except OSError as e:
-        raise corrupt(path, "text", e) from e
+    data = unpacked(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()
@@ -388,9 +386,9 @@ class Found:
     other: list[str]
 
     def notes(self) -> list[str]:
-        notes = [f"{words[0].upper()}{words[1:]}: {_listed(columns)}." for words, columns in self.written.items()]
+        notes = [f"{words[0].upper()}{words[1:]}: {_listed(columns, 12)}." for words, columns in self.written.items()]
         if self.missing:
-            counts = [f"{word!r} ({_listed(places)})" for word, places in self.missing.items()]
+            counts = [f"{word!r} ({_listed(places, 12)})" for word, places in self.missing.items()]
             notes.append(f"Taken for missing: {'; '.join(counts)}; --missing '' keeps all but empty fields as text.")
         return notes + self.other
 
@@ -477,10 +475,6 @@ def _decimal(rows: list[list[str]], delimiter: str) -> str | None:
         return "," if comma > point else "."
     separated = any(re.search(r"\d,\d", c) for c in cells)
     return "," if delimiter == ";" and separated else None if separated or delimiter != "," else "."
-
-
-def _listed(items: list[str], most: int = 12) -> str:
-    return ", ".join(items[:most]) + (f", … ({len(items)})" if len(items) > most else "")
 
 
 # ------------------------------------------------------------------------------------------------ bad files

@@ -131,10 +131,7 @@ def _levels(x: NDArray, notes: list[str]) -> int:
 
 def read_idx(path: Path) -> NDArray:
     """One IDX file (LeCun et al.: two zero bytes, type, dimensions, big-endian sizes, values), also .gz."""
-    try:
-        data = unpacked(path)
-    except OSError as e:
-        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Fetch the file again.") from e
+    data = unpacked(path)
     kinds = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in kinds or len(data) < 4 + 4 * data[3]:
         raise CorruptFile(f"{path} does not begin as an IDX file does.", "Fetch the file again.")
