@@ -281,6 +281,6 @@ def _part(run: Run, args: Rows, notes: list[str]) -> Part:
         return new_rows(run, args.source, run.model.context, notes)
     if run.info["data"]["source"] is None:
         raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE.")
-    data, unsure = read_data(run.info, str(args.run))
-    notes += data.notes if unsure is None else [*data.notes, unsure]
+    data = read_data(run.info, str(args.run))
+    notes += data.notes
     return data.test

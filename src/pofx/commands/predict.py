@@ -95,7 +95,7 @@ def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor 
         return part.x, part.label, part.rows
     if about["source"] is None:
         raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to predict.")
-    data, unsure = read_data(run.info, str(args.run))
-    notes += data.notes if unsure is None else [*data.notes, unsure]
+    data = read_data(run.info, str(args.run))
+    notes += data.notes
     part = data.test.read()
     return (part.c, part.x, part.rows) if model.space.values else (part.x, part.c, part.rows)

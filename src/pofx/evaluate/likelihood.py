@@ -174,7 +174,8 @@ def mean_log_prob(
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
-            return _on_cpu(given.log_prob(rows.x, request=request, generator=gen, copies=copies))
+            lik = given.log_prob(rows.x, request=request, generator=gen, copies=copies)
+        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
@@ -262,15 +263,6 @@ def _verdict(a: Mean, b: Mean, weight: Tensor | None, z: float) -> dict[str, Any
         ours, theirs = (per_row(lambda t: t[:n], rows) for rows in (a.rows, b.rows))
         found = compare(ours, theirs, z=z, weight=None if weight is None else weight[:n])
     return {k: encode(v) for k, v in vars(found).items()} | {"n": n}
-
-
-def beyond(pair: Mapping[str, Any] | None) -> int:
-    """The sign of a paired difference that is beyond its error, else 0."""
-    return 0 if pair is None else int(pair["sign"])
-
-
-def _on_cpu(lik: Likelihood) -> Likelihood:
-    return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
 
 # -- numbers as JSON -------------------------------------------------------------------------
