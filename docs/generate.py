@@ -22,7 +22,7 @@ from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.space import Space
-from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
+from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Reals, Sequence, Table, Text
 from results import page as figures
 from results import table
 
@@ -53,11 +53,16 @@ SPACES: dict[str, Space] = {
     "texts": Text("abc"),
     "sounds": Audio(8000, 256),
     "sequences": Sequence(Table((REAL, NUMBER))),
+    "arrays of reals": Reals((2, 3)),
 }
 CONTEXTS: dict[str, Space] = {
     "a label": Label(("x", "y")),
     "columns": Table((REAL, KIND)),
     "an image": Image(8, 8, 1, 16),
+    "a text": Text("abc"),
+    "a sound": Audio(8000, 256),
+    "a sequence": Sequence(Table((REAL, NUMBER))),
+    "an array of reals": Reals((2, 3)),
 }
 GIVEN = {"labels": None, "a label given a table": "columns", "a label given an image": "an image"}
 

@@ -6,13 +6,12 @@ import dataclasses
 import itertools
 import re
 import typing
-from importlib import import_module
 
 import pytest
 from tyro.conf import Positional, UseAppendAction
 
 from pofx.cli import main
-from pofx.commands import RUN, options
+from pofx.commands import COMMANDS, kind, options
 from pofx.commands.arguments import COMMAS, arrange, parse
 from pofx.commands.compare import Compare, _family_options
 from pofx.commands.export import Export
@@ -26,7 +25,7 @@ from pofx.core.errors import UsageError
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.spelling import join, listed
 
-KINDS = {command: getattr(import_module(f"pofx.commands.{module}"), kind) for command, (module, _, kind) in RUN.items()}
+KINDS = {command: kind(command) for command in COMMANDS}
 
 
 def fields(command):
@@ -103,7 +102,7 @@ def test_the_last_of_two_values_holds():
 # -- lists --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_list_takes_commas_and_repeats(command):
     """Whatever its name: a list of names, of numbers, or of texts, whose commas are their own."""
     needed = [f"{name}0" if bare(h) is str else "1" for name, h in fields(command) if Positional in marks(h)]
@@ -171,7 +170,7 @@ def page(argv, capsys, monkeypatch, width=80):
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_pages_fit(command, width, capsys, monkeypatch):
     text = page([command], capsys, monkeypatch, width)
     assert max(map(len, text.split("\n"))) <= width

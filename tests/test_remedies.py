@@ -14,8 +14,8 @@ import pytest
 from PIL import Image as Picture
 
 import pofx
-from pofx.cli import COMMANDS, main
-from pofx.commands import RUN, elsewhere, options
+from pofx.cli import main
+from pofx.commands import COMMANDS, elsewhere, options
 from pofx.core.learner import Recipe
 from pofx.core.registry import families, family
 
@@ -43,7 +43,7 @@ def own(option: str) -> bool:
         holders = {"--options": [family(n).Config for n in families()], "--recipe": [Recipe]}.get(head, [])
         names = {f.name.replace("_", "-") for holder in holders for f in dataclasses.fields(holder)}
         return field.removeprefix("no-") in names
-    return option in {"--help", "--version"} or any(option in options(command) for command in RUN)
+    return option in {"--help", "--version"} or any(option in options(command) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -79,7 +79,7 @@ def test_arguments_that_remedies_name_exist():
 
 def test_the_options_of_commands_are_those_that_they_take(capsys):
     """The list by which remedies are judged is that of the command line itself."""
-    for command in RUN:
+    for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
         printed = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
@@ -88,7 +88,7 @@ def test_the_options_of_commands_are_those_that_they_take(capsys):
         assert taken <= printed, command
 
 
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_misspelt_option_draws_options_of_that_command(command, capsys):
     for option in sorted(options(command) - {f"--{name}" for name in POSITIONAL}):
         assert main([command, "somewhere", "gmm", f"{option}x", "3"]) == 2

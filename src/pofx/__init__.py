@@ -5,75 +5,61 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"
 
-_REQUESTS = """ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood
-    StepByStep Decoding DpmSolver Heun SdeSolver Ddim Euler Ancestral"""
-
-# Public name -> module. Nothing is imported (torch least of all) until a name is used.
-_PUBLIC = {
-    "load": "pofx.data.load",
-    "fit": "pofx.train.fit",
-    "compare": "pofx.evaluate.compare",
-    "predict": "pofx.evaluate.predict",
-    "resume_comparison": "pofx.evaluate.compare",
-    "read_run": "pofx.train.run",
-    "resume": "pofx.train.fit",
-    **dict.fromkeys(_REQUESTS.split(), "pofx.core.requests"),
-    "Model": "pofx.core.model",
-    "Exact": "pofx.core.likelihood",
-    "LowerBound": "pofx.core.likelihood",
-    "UpperBound": "pofx.core.likelihood",
-    "Estimate": "pofx.core.likelihood",
-    "Unavailable": "pofx.core.likelihood",
-    "Table": "pofx.spaces.table",
-    "Image": "pofx.spaces.image",
-    "Label": "pofx.spaces.label",
-    "Text": "pofx.spaces.text",
-    "Real": "pofx.spaces.table",
-    "Integer": "pofx.spaces.table",
-    "Category": "pofx.spaces.table",
-    "family": "pofx.core.registry",
-    "PofxError": "pofx.core.errors",
+# Module -> its public names. Nothing is imported (torch least of all) until a name is used.
+_MODULES = {
+    "data.load": "load",
+    "train.fit": "fit resume",
+    "train.run": "read_run",
+    "evaluate.compare": "compare resume_comparison",
+    "evaluate.predict": "predict",
+    "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
+    "StepByStep Decoding DpmSolver Heun SdeSolver Ddim Euler Ancestral",
+    "core.model": "Model",
+    "core.likelihood": "Exact LowerBound UpperBound Estimate Unavailable",
+    "spaces.table": "Table Real Integer Category",
+    "spaces.image": "Image",
+    "spaces.label": "Label",
+    "spaces.text": "Text",
+    "core.registry": "family",
+    "core.errors": "PofxError",
 }
-__all__ = [*_PUBLIC, "__version__"]
+_PUBLIC = {name: f"pofx.{module}" for module, names in _MODULES.items() for name in names.split()}
+__all__ = [  # the same, for type checkers
+    "Ancestral", "Category", "Ddim", "Decoding", "Dequantised", "DpmSolver", "Elbo", "Estimate", "Euler", "Exact",
+    "ExactLikelihood", "Heun", "Image", "Integer", "Iwae", "Label", "LowerBound", "Model", "OdeLikelihood",
+    "PofxError", "Real", "SdeSolver", "StepByStep", "Table", "Text", "Unavailable", "UpperBound",
+    "VariationalBound", "Windowed", "__version__", "compare", "family", "fit", "load", "predict", "read_run", "resume",
+    "resume_comparison",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from pofx.core.errors import PofxError as PofxError
-    from pofx.core.likelihood import Estimate as Estimate
-    from pofx.core.likelihood import Exact as Exact
-    from pofx.core.likelihood import LowerBound as LowerBound
-    from pofx.core.likelihood import Unavailable as Unavailable
-    from pofx.core.likelihood import UpperBound as UpperBound
-    from pofx.core.model import Model as Model
-    from pofx.core.registry import family as family
-    from pofx.core.requests import Ancestral as Ancestral
-    from pofx.core.requests import Ddim as Ddim
-    from pofx.core.requests import Decoding as Decoding
-    from pofx.core.requests import Dequantised as Dequantised
-    from pofx.core.requests import DpmSolver as DpmSolver
-    from pofx.core.requests import Elbo as Elbo
-    from pofx.core.requests import Euler as Euler
-    from pofx.core.requests import ExactLikelihood as ExactLikelihood
-    from pofx.core.requests import Heun as Heun
-    from pofx.core.requests import Iwae as Iwae
-    from pofx.core.requests import OdeLikelihood as OdeLikelihood
-    from pofx.core.requests import SdeSolver as SdeSolver
-    from pofx.core.requests import StepByStep as StepByStep
-    from pofx.core.requests import VariationalBound as VariationalBound
-    from pofx.core.requests import Windowed as Windowed
-    from pofx.data.load import load as load
-    from pofx.evaluate.compare import compare as compare
-    from pofx.evaluate.compare import resume_comparison as resume_comparison
-    from pofx.evaluate.predict import predict as predict
-    from pofx.spaces import Category as Category
-    from pofx.spaces import Image as Image
-    from pofx.spaces import Integer as Integer
-    from pofx.spaces import Label as Label
-    from pofx.spaces import Real as Real
-    from pofx.spaces import Table as Table
-    from pofx.spaces import Text as Text
-    from pofx.train.fit import fit as fit
-    from pofx.train.fit import resume as resume
-    from pofx.train.run import read_run as read_run
+    from pofx.core.errors import PofxError
+    from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
+    from pofx.core.model import Model
+    from pofx.core.registry import family
+    from pofx.core.requests import (
+        Ancestral,
+        Ddim,
+        Decoding,
+        Dequantised,
+        DpmSolver,
+        Elbo,
+        Euler,
+        ExactLikelihood,
+        Heun,
+        Iwae,
+        OdeLikelihood,
+        SdeSolver,
+        StepByStep,
+        VariationalBound,
+        Windowed,
+    )
+    from pofx.data.load import load
+    from pofx.evaluate.compare import compare, resume_comparison
+    from pofx.evaluate.predict import predict
+    from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
+    from pofx.train.fit import fit, resume
+    from pofx.train.run import read_run
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,8 @@
-"""The command line: ``pofx COMMAND``, a command of ``COMMANDS``.
+"""The command line: ``pofx COMMAND``, a command of ``commands.COMMANDS``.
 
-Each command is one function below; its signature is its options (parsed and documented by tyro) and its
-docstring its help. Results go to standard output (one JSON object with ``--json``), progress and notes
-to standard error. Exit codes: 0 done, 2 usage, 3 data, 4 not supported, 5 run folder, 6 training,
-7 incomparable, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+Each is one function of ``commands/``; a dataclass has its options, parsed by tyro, and their help. Results go to
+standard output (one JSON object with ``--json``), progress and notes to standard error. Exit codes: 0 done, 2 usage,
+3 data, 4 not supported, 5 run folder, 6 training, 7 incomparable, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
@@ -12,21 +11,10 @@ import atexit
 import gc
 import sys
 
-GARBAGE = 20_000  # new objects between two collections: importing torch makes 300,000 that all stay
+from pofx import commands
+from pofx.commands import COMMANDS
 
-COMMANDS = {
-    "fit": "fit one family to data; leaves a run folder",
-    "sample": "draw samples from a run",
-    "log-prob": "log p(x) of rows in nats, with its kind",
-    "predict": "probabilities of the classes of rows",
-    "encode": "latents of rows",
-    "compare": "fit every family that serves, at equal time, and say which to take",
-    "report": "write a run's or a comparison's report as one HTML file",
-    "export": "write a language model for transformers, or a step for torch.export",
-    "families": "the families, what each claims, and its options",
-    "data": "what a source holds: types, missing values, splits",
-    "resume": "continue a fit or a comparison that was interrupted",
-}
+GARBAGE = 20_000  # new objects between two collections: importing torch makes 300,000 that all stay
 
 USAGE = """usage: pofx COMMAND ... [--help]
 
@@ -63,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     # Light answers first: neither tyro nor torch is imported for them.
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, (*_, text) in COMMANDS.items())))
         return 0
     if args[0] in ("-V", "--version"):
         import pofx
@@ -77,7 +65,6 @@ def _run(args: list[str]) -> int:
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
-    from pofx import commands
     from pofx.commands.terminal import Terminal
     from pofx.core.errors import PofxError, Stopped
 

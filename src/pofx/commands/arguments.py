@@ -27,21 +27,9 @@ from pofx.commands.terminal import Terminal
 from pofx.core.errors import UsageError
 from pofx.core.spelling import join
 
-Takes = Literal["nothing", "value", "names", "numbers", "texts"]
-
-
-"""What follows an option."""
-
-
-COMMAS = "commas"
-
-
-"""A mark of a str that holds a list, which whoever gets it takes apart: its repeats are joined."""
-
-
+Takes = Literal["nothing", "value", "names", "numbers", "texts"]  # what follows an option
+COMMAS = "commas"  # a mark of a str that holds a list, which whoever gets it takes apart: its repeats are joined
 HELP = ("-h", "--help")
-
-
 LISTS = ConstructorRegistry()
 
 

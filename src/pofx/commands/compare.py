@@ -72,36 +72,25 @@ class Compare(Source, Output):
     """auto (cuda where there is one, else cpu), cpu, cuda, or mps, which lacks the float64 that some families need."""
 
 
+_AS_TYPED = (  # options that the call takes as they are
+    "seconds", "minutes", "steps", "halving", "cluster", "cores", "overwrite", "seed", "samples", "max_test",
+    "outliers", "anomaly", "device",
+)  # fmt: skip
+
+
 def compare(argv: list[str]) -> int:
     args = parse(Compare, argv, "compare")
     from pofx.evaluate.compare import compare as run_all
     from pofx.report.build import build
 
     options = _family_options(args.option)
+    how = {name: value for name, value in vars(args).items() if name in _AS_TYPED}
     data = load_source(args)
     tell_notes(data.notes, args)
     where = args.out or Path("runs") / f"compare-{data.name}"
     with progress(args, f"comparing on {data.name}") as report, interrupted(where):
         result = run_all(
-            data,
-            args.families or None,
-            seconds=args.seconds,
-            minutes=args.minutes,
-            steps=args.steps,
-            halving=args.halving,
-            cluster=args.cluster,
-            cores=args.cores,
-            seed=args.seed,
-            out=where,
-            overwrite=args.overwrite,
-            needs=tuple(args.need),
-            samples=args.samples,
-            max_test=args.max_test,
-            outliers=args.outliers,
-            anomaly=args.anomaly,
-            options=options,
-            device=args.device,
-            progress=report,
+            data, args.families or None, out=where, needs=tuple(args.need), options=options, progress=report, **how
         )
     show(result, build(where), args)
     return 0
@@ -157,30 +146,19 @@ def _family_options(entries: list[str]) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(read(family(name).Config, values, name)) for name, values in found.items()}
 
 
-_SHOWN = {  # a column of Comparison.table and how it is shown, its unit in the heading
-    "family": Column("family", wraps=True),
-    "log p(x) per datum": Column("log p(x), nats", right=True),
-    "per dimension": Column("bits/dim", 4, right=True),
-    "fit": Column("fit", 3, right=True),
-    "parameters": Column("parameters", 8, right=True),
-    "memory": Column("memory", 9, right=True),
-    "densities/s": Column("densities/s", 7, right=True),
-    "one sample": Column("one sample", 6, right=True),
-    "samples/s": Column("samples/s", 1, right=True),
-    "C2ST": Column("C2ST", 2, right=True),
-    "coverage": Column("coverage", 10, right=True),
-    "copying": Column("copying", 12, right=True),
-    "probe": Column("probe", 11, right=True),
-    "outliers": Column("outliers", 5, right=True),
-    "accuracy": Column("accuracy", right=True),
-}
+_RANKS = {  # of the columns of Comparison.table: the higher, the earlier it is left out
+    "family": 0, "log p(x) per datum": 0, "per dimension": 4, "fit": 3, "parameters": 8, "memory": 9,
+    "densities/s": 7, "one sample": 6, "samples/s": 1, "C2ST": 2, "coverage": 10, "copying": 12, "probe": 11,
+    "outliers": 5, "accuracy": 0,
+}  # fmt: skip
 
 
 def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
     """Its columns, and the cells of the families that have a likelihood and of the baselines."""
     header, *rows = result.table()
-    shown = {k: v for k, v in _SHOWN.items() if k != "accuracy" or any(r.get("accuracy") for r in result.rows)}
+    shown = [k for k in _RANKS if k != "accuracy" or any(r.get("accuracy") for r in result.rows)]
     unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
+    headings = {"log p(x) per datum": "log p(x), nats", "per dimension": f"bits/{unit}"}  # with the unit of the cells
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     found = []
     for row in rows:
@@ -189,7 +167,8 @@ def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
             cells[1] = cells[1].replace(" nats", "")
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             found.append(cells)
-    return [dataclasses.replace(c, name=c.name.replace("/dim", f"/{unit}")) for c in shown.values()], found
+    columns = [Column(headings.get(k, k), _RANKS[k], right=k != "family", wraps=k == "family") for k in shown]
+    return columns, found
 
 
 @dataclass(kw_only=True)

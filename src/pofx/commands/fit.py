@@ -140,22 +140,13 @@ def fit(argv: list[str]) -> int:
         run = train(
             data,
             args.family,
-            seconds=args.seconds,
-            steps=args.steps,
-            epochs=args.epochs,
             out=where,
             overwrite=args.overwrite,
             seed=args.seed,
             options=dataclasses.asdict(args.options),
             recipe={k: v for k, v in vars(args.recipe).items() if v is not None},
-            checks=args.checks,
-            patience=args.patience,
-            save_every=args.save_every,
-            device=args.device,
-            processes=args.processes,
-            precision=args.precision,
-            compile=args.compile,
             progress=report,
+            **{f.name: getattr(args, f.name) for group in (Budget, Training) for f in dataclasses.fields(group)},
         )
     _finish_fit(run, data, args)
     return 0

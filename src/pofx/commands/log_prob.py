@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pofx.core.requests import Request
     from pofx.data.parts import Part
     from pofx.evaluate.likelihood import Mean
-    from pofx.evaluate.text import Mark
+    from pofx.evaluate.text import Mark, Rates
     from pofx.train.run import Run
 
 
@@ -75,10 +76,11 @@ def log_prob(argv: list[str]) -> int:
     model, texts = run.model, run.model.space.alphabet is not None
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
-    stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
-    request = request_of(args, model)
+    found: dict[str, Any] = {"run": str(args.run), **tell_standing(run.info, run.log, args.run)}
+    request, notes = request_of(args, model), list[str]()
     if args.source is not None and is_streamed(model.space, model.context, args.source, args.cluster):
-        return _streamed(run, args, request, stands)
+        result, found["files"] = _streamed(run, args, request, notes)
+        return _tell(args, found, result, tell_notes(notes, args), model.space.values)
     if args.cluster is not None:
         raise UsageError(
             f"--cluster works on files of a table; {args.source or 'what there is without a SOURCE'} is none.",
@@ -92,7 +94,6 @@ def log_prob(argv: list[str]) -> int:
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
-    of_text = counts and rates(model, counts, result, request)
     if args.out is not None:
         assert part.rows is not None
         columns = _columns(part.rows, rows)
@@ -100,20 +101,28 @@ def log_prob(argv: list[str]) -> int:
             size = torch.cat(counts.bytes)
             columns |= {"bytes": size.long(), "bits_per_byte": -rows.nats.double() / math.log(2) / size}
         write_columns(args.out, columns)
+    of_text = counts and rates(model, counts, result, request)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
+    return _tell(args, found, result, notes, model.space.values, of_text, shown)
+
+
+def _tell(
+    args: LogProb, about: dict[str, Any], result: Mean, notes: list[str], labels: Any,
+    of_text: Rates | None = None, shown: Sequence[list[Mark]] = (),
+) -> int:  # fmt: skip
+    """What came out: the mean over all rows, and of texts their rates and the surprise of those that are shown."""
     if args.json:
-        found = {"run": str(args.run), **stands, "rows": len(part), "out": args.out and str(args.out), "notes": notes}
-        found |= result.to_json(rows=False)
+        about |= {"rows": result.n, "out": args.out and str(args.out), "notes": notes} | result.to_json(rows=False)
         if of_text is not None:
-            found["text_rates"] = of_text.to_json()
+            about["text_rates"] = of_text.to_json()
         if shown:
-            found["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
-        print_json(found)
+            about["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
+        print_json(about)
         return 0
-    if model.space.values:
-        out.print(f"log-loss on {len(part)} rows: {result.loss_text}")
-    elif of_text is None or len(part) > 1:
-        _say(result)
+    if labels:
+        out.print(f"log-loss on {result.n} rows: {result.loss_text}")
+    elif of_text is None or result.n > 1:
+        out.print(f"log p(x) on {result.n} rows: {result.text} per row, {result.bits_text}")
     else:
         out.print(f"log p(x) {result.text}")
     if of_text is not None:
@@ -125,12 +134,9 @@ def log_prob(argv: list[str]) -> int:
     if shown and out.color_system is not None:
         out.print(legend())
     if args.out is not None:
-        err.print(f"one line per row, in the input's order: {args.out}")
+        each = ", in a file for each" if "files" in about and not args.out.suffix else ""
+        err.print(f"one line per row, in the input's order{each}: {args.out}")
     return 0
-
-
-def _say(result: Mean) -> None:
-    out.print(f"log p(x) on {result.n} rows: {result.text} per row, {result.bits_text}")
 
 
 def _columns(row: torch.Tensor, rows: Available) -> dict[str, Any]:
@@ -146,15 +152,15 @@ def _columns(row: torch.Tensor, rows: Available) -> dict[str, Any]:
     return columns | {"shared_se": number(rows).shared_se} if rows.shared else columns
 
 
-def _streamed(run: Run, args: LogProb, request: Request, stands: dict[str, Any]) -> int:
-    """Files of a table block by block, in memory that does not grow with their number or size."""
+def _streamed(run: Run, args: LogProb, request: Request, notes: list[str]) -> tuple[Mean, int]:
+    """The mean over files of a table and their number: block by block, in memory that does not grow with them."""
     import torch
 
     from pofx.data.pieces import pieces_of, tables_at
     from pofx.data.write import write_columns, write_parts
     from pofx.evaluate.stream import Evaluation, Stream
 
-    model, about, notes = run.model, run.info["data"], list[str]()
+    model, about = run.model, run.info["data"]
     files = tables_at(str(args.source), notes)
     pieces = pieces_of(files, model.space, model.context)
     evaluation = Evaluation(model, request, args.seed, about.get("labels"), about.get("options", {}))
@@ -172,22 +178,12 @@ def _streamed(run: Run, args: LogProb, request: Request, stands: dict[str, Any])
 
     with closing(columns()) as blocks:
         if args.out is None:
-            for _ in blocks:
-                pass
+            deque(blocks, maxlen=0)  # only their mean
         elif parts:
             write_parts(args.out, files, blocks)
         else:
             write_columns(args.out, (block for _, block in blocks))
-    result, told = stream.mean(), tell_notes(stream.notes, args)
-    if args.json:
-        where = args.out and str(args.out)
-        found = {"run": str(args.run), **stands, "files": len(files), "rows": result.n, "out": where, "notes": told}
-        print_json(found | result.to_json(rows=False))
-        return 0
-    _say(result)
-    if args.out is not None:
-        err.print(f"one line per row, in the input's order{', in a file for each' if parts else ''}: {args.out}")
-    return 0
+    return stream.mean(), len(files)
 
 
 def _with_number(argv: list[str], flag: str, default: str) -> list[str]:
@@ -224,13 +220,8 @@ def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[M
     for i in range(min(max(1, args.show), len(part))):
         row = part[i : i + 1].read()
         x = row.x[0][row.x[0] >= 0]
-        each = marks(
-            run.model,
-            x[:SHOWN],
-            None if row.c is None else row.c[0],
-            None if row.before is None else row.before[0],
-            request,
-        )
+        c, before = (None if v is None else v[0] for v in (row.c, row.before))
+        each = marks(run.model, x[:SHOWN], c, before, request)
         if len(x) > SHOWN:  # the end is not there
             err.print(f"text {i + 1}: its first {SHOWN} of {len(x)} symbols are shown")
             each = [mark for mark in each if mark.text]
@@ -270,17 +261,9 @@ def encode(argv: list[str]) -> int:
 
 
 def _part(run: Run, args: Rows, notes: list[str]) -> Part:
-    """The rows to work on: a new source read by the run's types, or the test part of its own, unchanged data.
-
-    ``notes`` gets what reading them has to tell.
-    """
-    from pofx.commands.model import new_rows
-    from pofx.train.run import read_data
+    """The rows to work on, new ones or the run's own; ``notes`` gets what reading them has to tell."""
+    from pofx.commands.model import new_rows, own_rows
 
     if args.source is not None:
         return new_rows(run, args.source, run.model.context, notes)
-    if run.info["data"]["source"] is None:
-        raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE.")
-    data = read_data(run.info, str(args.run))
-    notes += data.notes
-    return data.test
+    return own_rows(run, args.run, notes)

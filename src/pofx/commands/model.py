@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pofx.core.errors import UsageError
 from pofx.interop.model import is_checkpoint
 from pofx.interop.model import read_model as read_checkpoint
-from pofx.train.run import Run, read_run
+from pofx.train.run import Run, read_data, read_run
 
 if TYPE_CHECKING:
     from pofx.core.space import Space
@@ -26,3 +27,12 @@ def new_rows(run: Run, source: str, context: Space | None, notes: list[str]) -> 
     about = run.info["data"]
     labels, options = about.get("labels"), about.get("options", {})
     return read_rows(run.model.space, context, source, labels=labels, options=options, notes=notes)
+
+
+def own_rows(run: Run, path: Path, notes: list[str]) -> Part:
+    """The test part of a run's own, unchanged data; ``notes`` gets what reading them has to tell. Raises UsageError."""
+    if run.info["data"]["source"] is None:
+        raise UsageError(f"{path} has no data of its own.", "Name a SOURCE.")
+    data = read_data(run.info, str(path))
+    notes += data.notes
+    return data.test

@@ -16,7 +16,6 @@ from pofx.core.spelling import visible
 if TYPE_CHECKING:
     import torch
 
-    from pofx.data.parts import Part
     from pofx.train.run import Run
 
 
@@ -79,23 +78,18 @@ def predict(argv: list[str]) -> int:
 
 def _rows(run: Run, args: Predict, notes: list[str]) -> tuple[Any, torch.Tensor | None, Any]:
     """What classes are told from, the classes where the rows have them, and the rows' numbers."""
+    from pofx.commands.model import own_rows
     from pofx.data.rows import read_rows
     from pofx.evaluate.predict import classes_of, told_from
-    from pofx.train.run import read_data
 
-    model, about = run.model, run.info["data"]
+    model, options = run.model, run.info["data"].get("options", {})
     classes, space = classes_of(model), told_from(model)
-    part: Part
     if args.source is not None:
         if space is None:
             raise UsageError(
                 f"This {model.name} tells the classes from nothing; no SOURCE changes them.", "Leave it out."
             )
-        part = read_rows(space, None, args.source, labels=classes, options=about.get("options", {}), notes=notes).read()
+        part = read_rows(space, None, args.source, labels=classes, options=options, notes=notes).read()
         return part.x, part.label, part.rows
-    if about["source"] is None:
-        raise UsageError(f"{args.run} has no data of its own.", "Name a SOURCE to predict.")
-    data = read_data(run.info, str(args.run))
-    notes += data.notes
-    part = data.test.read()
+    part = own_rows(run, args.run, notes).read()
     return (part.c, part.x, part.rows) if model.space.values else (part.x, part.c, part.rows)

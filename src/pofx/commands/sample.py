@@ -7,7 +7,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from pofx.commands.requests import Sampling, sampler_of
 from pofx.commands.shared import Output, err, parse, print_json, tell_notes, tell_standing
-from pofx.core.errors import EmptyData, MissingSource, Unsupported, UsageError
+from pofx.core.errors import BadValue, EmptyData, MissingSource, Unsupported, UsageError
 from pofx.core.spelling import visible
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ class Sample(Sampling, Output):  # type: ignore[misc]
 
 def sample(argv: list[str]) -> int:
     args = parse(Sample, argv, "sample")
-    import torch
-
     from pofx.commands.model import read_model
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
@@ -73,9 +71,8 @@ def sample(argv: list[str]) -> int:
 
     run = read_model(args.run)
     check_place(run.model.space, args.n, args.out)
-    options = run.info["data"].get("options", {})
     stands = tell_standing(run.info, run.log, args.run)
-    space, generator = run.model.space, torch.Generator().manual_seed(args.seed)
+    space, options = run.model.space, run.info["data"].get("options", {})
     prompts, sampler = _prompts(args), sampler_of(args, run.model)
     if args.complete is not None:
         given, part = _to_complete(run, args, sampler)
@@ -86,12 +83,12 @@ def sample(argv: list[str]) -> int:
     if args.cluster is not None and (part is not None or space.alphabet is not None):
         raise UsageError("--cluster draws whole data, not texts or what completes given ones.", "Leave it out.")
     if space.alphabet is not None:
-        return _texts(args, space, options, prompts, given, sampler, generator, stands)
+        return _texts(run, args, prompts, given, sampler, stands)
     started, count, empty = time.perf_counter(), 0, 0
     if part is None:
         blocks = draw(Drawing(given, sampler, args.seed), args.n, args.cluster)
     else:
-        blocks = (_completed(given, p.x, args, generator) for p in [part])
+        blocks = (_completed(given, p.x, args) for p in [part])
 
     def counted() -> Iterator[torch.Tensor]:
         nonlocal count, empty
@@ -141,7 +138,7 @@ def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional,
     return run.model.given(part.c if own else _context(run, args.given)), part
 
 
-def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: torch.Generator) -> torch.Tensor:
+def _completed(given: Conditional, x: torch.Tensor, args: Sample) -> torch.Tensor:
     """N completions of each of x [M, *E], those of one together [M N, *E]."""
     import torch
 
@@ -150,6 +147,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
     known = torch.zeros_like(x, dtype=torch.bool)
     known.narrow(axis, 0, round(size * (0.5 if args.known is None else args.known))).fill_(True)
     every = (args.n, *x.shape)
+    generator = torch.Generator().manual_seed(args.seed)
     drawn = given.complete(x.expand(every), known.expand(every), generator=generator)
     return drawn.transpose(0, 1).flatten(0, 1)
 
@@ -158,14 +156,7 @@ def _completed(given: Conditional, x: torch.Tensor, args: Sample, generator: tor
 
 
 def _texts(
-    args: Sample,
-    space: Any,
-    options: Mapping[str, Any],
-    prompts: list[str],
-    given: Conditional,
-    sampler: Sampler,
-    generator: torch.Generator,
-    stands: dict[str, Any],
+    run: Run, args: Sample, prompts: list[str], given: Conditional, sampler: Sampler, stands: dict[str, Any]
 ) -> int:
     """Draw texts, each after its prompt, and show or write them whole; ``stands`` is how the run stands."""
     import torch
@@ -173,7 +164,8 @@ def _texts(
     from pofx.core.likelihood import Unavailable
     from pofx.data.write import write_texts
 
-    started = time.perf_counter()
+    started, space, options = time.perf_counter(), run.model.space, run.info["data"].get("options", {})
+    generator = torch.Generator().manual_seed(args.seed)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
         sys.stdout.reconfigure(errors="backslashreplace")
     if args.n == 1 and len(prompts) < 2 and args.beams is None and args.out is None and not args.json:
@@ -227,7 +219,6 @@ def _prompts(args: Sample) -> list[str]:
 
 def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
     """p(x | c), after the prompts."""
-
     if not prompts:
         return run.model.given(c)
     if run.model.space.alphabet is None:
@@ -244,7 +235,6 @@ def _pair(pair: str, names: list[str]) -> tuple[str, str]:
 
 def _context(run: Run, given: str | None) -> torch.Tensor | None:
     """One context from its spelling on the command line."""
-
     from pofx.data.rows import encode_row
 
     context = run.model.context
@@ -254,7 +244,11 @@ def _context(run: Run, given: str | None) -> torch.Tensor | None:
         return None
     if given is None:
         raise UsageError(f"This run models p(x | c) with c a {context}.", "Say which: --given VALUE.")
-    if (parsed := context.parse([given])) is not None:
+    try:
+        parsed = context.parse([given])
+    except BadValue as error:  # of an argument, not of data
+        raise UsageError(error.problem, error.remedy) from error
+    if parsed is not None:
         return parsed[0]
     if context.columns:
         # 'a=1,b=2', where quotes stand around what holds a comma itself; a single column needs none

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text as Words
 from tyro.conf import Positional, arg
 
-from pofx.commands import RUN, elsewhere
+from pofx.commands import COMMANDS, elsewhere
 from pofx.commands.arguments import COMMAS
 from pofx.commands.arguments import parse as parse
 from pofx.commands.terminal import Column as Column
@@ -144,35 +144,11 @@ def load_source(args: Source) -> Data:
 
     if args.header and args.no_header:
         raise UsageError("The first line holds names or it does not.", "Give --header or --no-header.")
-    return load(
-        args.source,
-        given=args.given,
-        label=args.label,
-        target=args.target,
-        types=_pairs(args.types, "types", "TYPE", "age=integer") or None,
-        drop=tuple(args.drop),
-        seed=args.split_seed,
-        max_rows=args.max_rows,
-        header=True if args.header else False if args.no_header else None,
-        names=args.names,
-        missing=args.missing,
-        formats=_pairs(args.formats, "formats", "FORMAT", "when=dmy") or None,
-        shape=args.shape,
-        resize=args.resize,
-        kind=args.kind,
-        text=args.text,
-        separator=args.separator,
-        symbols=args.symbols,
-        rate=args.rate,
-        law=args.law,
-        levels=args.levels,
-        sequence=args.sequence,
-        order=args.order,
-        arrays=args.arrays,
-        label_array=args.label_array,
-        memory=args.memory,
-        split=args.split,
-    )
+    how = {f.name: getattr(args, f.name) for f in dataclasses.fields(Source)}
+    how["header"] = True if args.header else False if how.pop("no_header") else None
+    how["types"] = _pairs(args.types, "types", "TYPE", "age=integer") or None
+    how["formats"] = _pairs(args.formats, "formats", "FORMAT", "when=dmy") or None
+    return load(seed=how.pop("split_seed"), **how)
 
 
 def _pairs(entries: list[str], option: str, what: str, example: str) -> dict[str, str]:
@@ -203,7 +179,7 @@ def print_json(value: Any) -> None:
 
 def tell_notes(notes: Iterable[str], args: Output) -> list[str]:
     """Notes on standard error, unless they are not wanted there; the same for --json."""
-    command = next(c for c, (*_, name) in RUN.items() if name == type(args).__name__)
+    command = next(c for c, (_, name, _) in COMMANDS.items() if name == type(args).__name__)
     told = [elsewhere(note, command) for note in notes]
     if not args.quiet and not args.json:
         for note in told:

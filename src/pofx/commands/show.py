@@ -28,13 +28,8 @@ def families(argv: list[str]) -> int:
     if args.json:
         print_json([_about(cls) for cls in classes])
         return 0
-    columns = (
-        Column("family"),
-        Column("log p(x)", 1),
-        Column("can also", 3, wraps=True),
-        Column("taxonomy", 5),
-        Column("how it models p(x)", 2, wraps=True),
-    )
+    ranks = {"family": 0, "log p(x)": 1, "can also": 3, "taxonomy": 5, "how it models p(x)": 2}
+    columns = [Column(name, rank, wraps=name in ("can also", "how it models p(x)")) for name, rank in ranks.items()]
     rows = []
     for cls in sorted(classes, key=lambda c: c.taxonomy):
         symbols = " ".join(SYMBOL[k] for k in SYMBOL if k in cls.claims())
@@ -58,23 +53,13 @@ def _about(cls: type[Model]) -> dict[str, Any]:
         "estimators": [k.name for k in cls.estimators],
         "samplers": [k.name for k in cls.samplers],
         "abilities": titles(cls),
-        "options": {k: v for k, v in dataclasses.asdict(cls.Config()).items()},
+        "options": dataclasses.asdict(cls.Config()),
     }
 
 
 @dataclass(kw_only=True)
 class ShowData(Source, Output):
     """What a source holds: column types, ranges, missing values, splits, and what pofx decided about them."""
-
-
-_COLUMNS = {  # of ``Data.describe``
-    "column": Column("column", wraps=True),
-    "role": Column("role", 5),
-    "type": Column("type", 1),
-    "values": Column("values", 2, wraps=True),
-    "missing": Column("missing", 3),
-    "note": Column("note", 4, wraps=True),
-}
 
 
 def data(argv: list[str]) -> int:
@@ -91,7 +76,9 @@ def data(argv: list[str]) -> int:
     out.print(f"measure: {loaded.space.measure}{given}")
     out.print(", ".join(f"{n} {part}" for part, n in counts.items()) + f" rows; {loaded.split}")
     if rows:
-        out.table([_COLUMNS[name] for name in rows[0]], [list(row.values()) for row in rows], "--json has it all")
+        ranks = {"column": 0, "role": 5, "type": 1, "values": 2, "missing": 3, "note": 4}
+        columns = [Column(name, ranks[name], wraps=name in ("column", "values", "note")) for name in rows[0]]
+        out.table(columns, [list(row.values()) for row in rows], "--json has it all")
     for note in loaded.notes:
         out.print(f"· {note}")
     return 0

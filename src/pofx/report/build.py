@@ -82,7 +82,9 @@ def _comparison(folder: Path) -> Page:
     of, verdicts = settings["test_rows"], record["verdicts"]
     names, matrix = leaderboard.verdict_matrix(rows, verdicts)
     context = f" given {data['context_text']}" if data["context_text"] else ""
-    return {
+    beside = folder / "data_sample.npz"
+    samples = {r["family"]: folder / "runs" / r["family"] / "samples" / "samples.npz" for r in rows}
+    return _parts(data["space"], data["context"], beside, samples, rows, record) | {
         "name": data["name"],
         "eyebrow": "Comparison of generative models",
         "lead": f"{len(rows)} of {len(settings['families'])} families fitted to {data['rows']['train']:,} rows "
@@ -92,13 +94,6 @@ def _comparison(folder: Path) -> Page:
         "board": _board(rows, record, of),
         "matrix": (names, matrix) if len(names) > 1 else None,
         "plots": _plots(rows, logs),
-        "exhibits": _exhibits(folder, data, rows),
-        "speeds": _speeds(from_json(data["space"]), rows),
-        "surprise": _shades(rows),
-        "shades": exhibits.BITS,
-        "quality": _quality(rows, record),
-        "latents": _latents(rows),
-        "outliers": _outliers(rows),
         "terms": None,
         "absent": [r for r in record["rows"] if r["status"] != "ok"],
         "silent": [(r["family"], r["likelihood"]["note"]) for r in rows if r["likelihood"]["kind"] not in plots.KINDS],
@@ -107,6 +102,29 @@ def _comparison(folder: Path) -> Page:
         "columns": data["columns"],
         "options": [(r["family"], get(r, "summary") or "", _options(r["config"])) for r in rows],
         "version": record["pofx"],
+    }
+
+
+def _parts(
+    space: Mapping[str, Any],
+    context: Mapping[str, Any] | None,
+    data: Path,
+    samples: Mapping[str, Path],
+    rows: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+) -> Page:
+    """What the page of a comparison and that of a run have in common; samples stand beside held-out ``data``."""
+    of, given = from_json(space), None if context is None else from_json(context)
+    found = {name: exhibits.load_rows(path) for name, path in samples.items()}
+    shown = {"sheets": [], "table": None, "texts": [], "sounds": []}
+    return {
+        "exhibits": shown | exhibits.exhibit(of, exhibits.load_rows(data), found, given),
+        "speeds": _speeds(of, rows),
+        "surprise": _shades(rows),
+        "shades": exhibits.BITS,
+        "quality": _quality(rows, record),
+        "latents": _latents(rows),
+        "outliers": _outliers(rows),
     }
 
 
@@ -188,21 +206,6 @@ def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mappin
     }
 
 
-def _exhibits(folder: Path, data: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Page:
-    """Samples of every family beside held-out data, as the space shows them."""
-    space = from_json(data["space"])
-    context = None if data["context"] is None else from_json(data["context"])
-    held_out = exhibits.load_rows(folder / "data_sample.npz")
-    samples = {r["family"]: exhibits.load_rows(folder / "runs" / r["family"] / "samples" / "samples.npz") for r in rows}
-    return _shown(space, context, held_out, samples)
-
-
-def _shown(space: Space, context: Space | None, held_out: exhibits.Rows, samples: Mapping[str, exhibits.Rows]) -> Page:
-    return {"sheets": [], "table": None, "texts": [], "sounds": []} | exhibits.exhibit(
-        space, held_out, samples, context
-    )
-
-
 def _speeds(space: Space, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
     """Steps drawn per second over length: of one run, a line per batch; of several, a plot per batch and its name."""
     if space.fill is None:
@@ -254,18 +257,16 @@ def _latents(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
         if "accuracy" not in probe and "kl" not in usage:
             continue
         kl = sorted((decode(v) for v in usage.get("kl", [])), reverse=True)
-        out.append(
-            {
-                "family": r["family"],
-                "dims": probe.get("dims", usage.get("dims")),
-                "accuracy": f"{probe['accuracy']:.1%} ± {probe['se']:.1%}" if "accuracy" in probe else "—",
-                "raw": f"{probe['raw_accuracy']:.1%}" if "accuracy" in probe else "—",
-                "majority": f"{probe['majority']:.1%}" if "accuracy" in probe else "—",
-                "active": f"{usage['active']} of {usage['dims']}" if "active" in usage else "—",
-                "rate": f"{usage['rate']:.3g}" if "rate" in usage else "—",
-                "bars": plots.bars(kl, f"KL per dimension, largest {kl[0]:.2g} nats") if kl else None,
-            }
-        )
+        line = dict.fromkeys(("accuracy", "raw", "majority", "active", "rate"), "—")
+        if "accuracy" in probe:
+            line["accuracy"] = f"{probe['accuracy']:.1%} ± {probe['se']:.1%}"
+            line |= {"raw": f"{probe['raw_accuracy']:.1%}", "majority": f"{probe['majority']:.1%}"}
+        if "active" in usage:
+            line["active"] = f"{usage['active']} of {usage['dims']}"
+        if "rate" in usage:
+            line["rate"] = f"{usage['rate']:.3g}"
+        bars = plots.bars(kl, f"KL per dimension, largest {kl[0]:.2g} nats") if kl else None
+        out.append(line | {"family": r["family"], "dims": probe.get("dims", usage.get("dims")), "bars": bars})
     return out
 
 
@@ -327,9 +328,7 @@ def _options(config: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return "×".join(map(str, value)) or "()"
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value)) if value in (True, False, None) else str(value)
-    )
+    return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
 
 
 # -- one run -------------------------------------------------------------------------------------------------
@@ -349,14 +348,12 @@ def _run(folder: Path) -> Page:
         "reference": {},
         "settings": {"features": get(evaluation, "quality", "features")},
     }
-    found = exhibits.load_rows(folder / "samples" / "samples.npz")
     beside = folder / "data_sample.npz"  # of one fit; a comparison keeps one for all its runs
     if not beside.exists() and folder.parent.name == "runs":
         beside = folder.parent.parent / "data_sample.npz"
-    held_out = exhibits.load_rows(beside)
-    shown = _shown(space, context, held_out, {info["family"]: found})
+    samples = {info["family"]: folder / "samples" / "samples.npz"}
     name = info["data"].get("name", "data")
-    return {
+    return _parts(info["space"], info["context"], beside, samples, rows, record) | {
         "name": f"{info['family']} on {name}",
         "eyebrow": "Report of one fit",
         "lead": f"{info['family']} models p(x{' | c' if context else ''}) of {space}"
@@ -365,13 +362,6 @@ def _run(folder: Path) -> Page:
         "board": _board(rows, record, rows[0]["likelihood"]["n"]) if rows else None,
         "matrix": None,
         "plots": {"frontier": [], "curves": None, "without_curve": []},
-        "exhibits": shown,
-        "speeds": _speeds(space, rows),
-        "surprise": _shades(rows),
-        "shades": exhibits.BITS,
-        "quality": _quality(rows, record),
-        "latents": _latents(rows),
-        "outliers": _outliers(rows),
         "terms": _terms(log),
         "absent": [],
         "silent": [],
@@ -390,14 +380,10 @@ def _run(folder: Path) -> Page:
 def _ending(last: Mapping[str, Any]) -> str:
     if "step" not in last:
         return "has not begun"
-    valid = (
-        f"; the last validation gave {last['symbol']} {last['valid']:.4g} nats per datum"
-        if last.get("valid") is not None
-        else ""
-    )
-    return minus(
-        f"{last.get('status', 'is unfinished')} after {last['step']:,} steps in {duration(last['seconds'])}{valid}"
-    )
+    told = f"{last.get('status', 'is unfinished')} after {last['step']:,} steps in {duration(last['seconds'])}"
+    if last.get("valid") is not None:
+        told += f"; the last validation gave {last['symbol']} {last['valid']:.4g} nats per datum"
+    return minus(told)
 
 
 def _terms(log: Sequence[Mapping[str, Any]]) -> list[Page]:
@@ -423,19 +409,14 @@ def _run_facts(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> lis
     data, budget, training = info["data"], info["budget"], info["training"]
     given = ", ".join(f"{amount(v)} {k}" for k, v in budget.items() if v is not None)
     rows = data.get("rows", {})
+    split = f"{data.get('split', '')}: {', '.join(f'{n:,} {part}' for part, n in rows.items())}"
     facts = [
         ("Source", data.get("source", "")),
-        (
-            "Split",
-            f"{data.get('split', '')}: " + ", ".join(f"{n:,} {part}" for part, n in rows.items()) if rows else "",
-        ),
+        ("Split", split if rows else ""),
         ("Budget", given),
         ("Trained", f"{last['step']:,} steps in {duration(last['seconds'])}" if "step" in last else "not yet"),
         ("Seed", str(info["seed"])),
-        (
-            "Device",
-            f"{info['device']}, processes: {training['processes']}, {training['precision']}",
-        ),
+        ("Device", f"{info['device']}, processes: {training['processes']}, {training['precision']}"),
         ("torch.compile", told(log)),
         ("Versions", f"pofx {info['pofx']}, torch {info['torch']}, Python {info['python']}"),
     ]

@@ -58,6 +58,14 @@ def _(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space | No
     return {"sounds": sounds(space, data, samples, context)}
 
 
+def _each(
+    make: Callable[[str, Rows, str, bool], Any], data: Rows, samples: Mapping[str, Rows], of_data: str, of_samples: str
+) -> list[Any]:
+    """Of the data first, then of the samples of every family; with the words for either."""
+    every = [("data", data, of_data, True), *((name, found, of_samples, False) for name, found in samples.items())]
+    return [make(*one) for one in every if "x" in one[1]]
+
+
 # -- images --------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +85,7 @@ def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space
     columns = max(2, min(10, 330 // (space.width + 1)))
     rows = max(2, min(8, 270 // (space.height + 1)))
 
-    def sheet(name: str, found: Rows, caption: str, is_data: bool = False) -> Sheet:
+    def sheet(name: str, found: Rows, caption: str, is_data: bool) -> Sheet:
         count = rows * columns
         x = found["x"][:count]
         if context is not None and context.values and "c" in found:  # by class, so that rows can be compared
@@ -85,8 +93,7 @@ def sheets(space: Image, data: Rows, samples: Mapping[str, Rows], context: Space
         few = f"{len(x)} {caption}" if len(x) < count else caption
         return Sheet(name, plots.montage(x, space.levels, rows, columns), few, is_data)
 
-    out = [sheet("data", data, "held-out images", True)] if "x" in data else []
-    return out + [sheet(name, found, "samples") for name, found in samples.items() if "x" in found]
+    return _each(sheet, data, samples, "held-out images", "samples")
 
 
 # -- texts -------------------------------------------------------------------------------------------------
@@ -117,13 +124,12 @@ class Stretch:
 def texts(space: Space, data: Rows, samples: Mapping[str, Rows]) -> list[Written]:
     """Held-out texts first, then as many samples of every family, each as far as it can be read at a glance."""
 
-    def some(name: str, found: Rows, caption: str, is_data: bool = False) -> Written:
+    def some(name: str, found: Rows, caption: str, is_data: bool) -> Written:
         spelt = [visible(space.spell(torch.from_numpy(row))) for row in found["x"][:SHOWN_TEXTS]]
         short = [t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} …" for t in spelt]
         return Written(name, caption, short, is_data)
 
-    out = [some("data", data, "held-out texts", True)] if "x" in data else []
-    return out + [some(name, found, "samples") for name, found in samples.items() if "x" in found]
+    return _each(some, data, samples, "held-out texts", "samples")
 
 
 def shades(text: Sequence[tuple[str, float]]) -> list[Stretch]:
@@ -161,7 +167,7 @@ def sounds(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space
     """Held-out sounds first, then as many samples of every family, each for ``SHOWN_SECONDS`` at most."""
     most = math.ceil(SHOWN_SECONDS * space.rate)
 
-    def some(name: str, found: Rows, caption: str, is_data: bool = False) -> Heard:
+    def some(name: str, found: Rows, caption: str, is_data: bool) -> Heard:
         clips = []
         for i, row in enumerate(found["x"][:SHOWN_SOUNDS]):
             whole = pcm(space, torch.from_numpy(row))
@@ -173,8 +179,7 @@ def sounds(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space
             clips.append(Clip(uri, plots.waveform(short, f"Waveform of {name}: {about}"), about))
         return Heard(name, clips, is_data)
 
-    out = [some("data", data, "held-out sound", True)] if "x" in data else []
-    return out + [some(name, found, "sample") for name, found in samples.items() if "x" in found]
+    return _each(some, data, samples, "held-out sound", "sample")
 
 
 # -- tables --------------------------------------------------------------------------------------------------

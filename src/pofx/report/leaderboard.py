@@ -65,16 +65,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h"
 
 
-def mebibytes(count: float) -> str:
-    return f"{count / 2**20:,.0f}"
-
-
-def share(v: float) -> str:
-    return f"{v:.1%}"
-
-
-def two(v: float) -> str:
-    return f"{v:.2f}"
+share, two = "{:.1%}".format, "{:.2f}".format
 
 
 def likelihood(row: Row, of: int) -> Cell:
@@ -194,7 +185,8 @@ COSTS = [
     figure("accuracy", "How often the most probable class is right.", "accuracy.accuracy", share, se="se", less=False),
     figure("fit", "Wall-clock time of training, validation included.", "fit.seconds", duration),
     figure("parameters", "Fitted numbers.", "fit.parameters", amount, less=True, factor=1.1),
-    figure("memory, MiB", "Peak resident memory of the process while fitting.", "fit.memory.bytes", mebibytes),
+    figure("memory, MiB", "Peak resident memory of the process while fitting.", "fit.memory.bytes",
+           lambda v: f"{v / 2**20:,.0f}"),
     figure(
         "densities / s", "Rows evaluated per second, in large batches.", "likelihood.rows_per_second", amount,
         less=False, factor=1.5,

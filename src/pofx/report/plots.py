@@ -281,13 +281,9 @@ def interval(kind: str, value: float, se: float, low: float, top: float, title: 
             parts.append(
                 f'<path class="s-{role} faint" d="M{at:.1f} 9h{9 * d}m{-3 * d} -3l{3 * d} 3l{-3 * d} 3" fill="none"/>'
             )
-        shape = f"M{at - 4:.1f} 9l4 -4l4 4l-4 4z" if kind == "Estimate" else None
-        mark = (
-            f'<path class="f-{role}" d="{shape}"/>'
-            if shape
-            else f'<circle class="f-{role}" cx="{at:.1f}" cy="9" r="4"/>'
-        )
-        parts.append(mark)
+        circle = f'<circle class="f-{role}" cx="{at:.1f}" cy="9" r="4"/>'
+        diamond = f'<path class="f-{role}" d="M{at - 4:.1f} 9l4 -4l4 4l-4 4z"/>'
+        parts.append(diamond if kind == "Estimate" else circle)
     return _small("interval", width, height, "".join(parts), title)
 
 
