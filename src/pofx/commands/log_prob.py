@@ -90,7 +90,7 @@ def log_prob(argv: list[str]) -> int:
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
-    result = mean_log_prob(model, part, request=request, generator=generator, watch=counts and counts.add)
+    result = mean_log_prob(model, part, request=request, generator=generator, watch=None if counts is None else counts.add)
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
@@ -101,7 +101,7 @@ def log_prob(argv: list[str]) -> int:
             size = torch.cat(counts.bytes)
             columns |= {"bytes": size.long(), "bits_per_byte": -rows.nats.double() / math.log(2) / size}
         write_columns(args.out, columns)
-    of_text = counts and rates(model, counts, result, request)
+    of_text = None if counts is None else rates(model, counts, result, request)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     return _tell(args, found, result, notes, model.space.values, of_text, shown)
 
