@@ -80,9 +80,8 @@ class Pair(Space):
         self.b.check(b)
 
     def check_draws(self, x: Tensor) -> str | None:
-        return next(
-            filter(None, (s.check_draws(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))), None
-        )
+        found = (s.check_draws(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))
+        return next(filter(None, found), None)
 
     def spell(self, x: Tensor) -> str:
         return "; ".join(s.spell(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))
