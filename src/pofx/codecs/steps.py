@@ -28,6 +28,7 @@ from pofx.core.likelihood import Exact, Kind, LowerBound
 from pofx.core.space import Ragged
 from pofx.nn.causal import site_order
 from pofx.spaces import Audio, Image, Text
+from pofx.spaces.text import filled_up
 
 PatchOrder = Literal["raster", "column", "spiral", "reverse", "random"]
 
@@ -304,11 +305,7 @@ class Subwords(Codec):
         return self._made
 
     def encode(self, x: Tensor) -> Tensor:
-        tokens = self._tokens(x)
-        u = torch.full((len(x), max(map(len, tokens), default=0)), -1)
-        for row, ids in zip(u, tokens, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return u.to(x.device)
+        return filled_up(self._tokens(x)).to(x.device)
 
     def _tokens(self, x: Tensor) -> list[list[int]]:
         if self.space.alphabet:
@@ -336,10 +333,7 @@ class Subwords(Codec):
             known = set(self.space.alphabet)
             texts = ["".join(c for c in s.decode(errors="ignore") if c in known) for s in spelled]
             return self.space.parse(texts).to(u.device)
-        x = torch.full((len(u), max(map(len, spelled), default=0)), -1)
-        for row, text in zip(x, spelled, strict=True):
-            row[: len(text)] = torch.tensor(list(text), dtype=torch.int64)
-        return x.to(u.device)
+        return filled_up([list(s) for s in spelled]).to(u.device)
 
     def spans(self, x: Tensor) -> list[list[Span]]:
         texts = [self.space.spell(row) for row in x]

@@ -94,7 +94,7 @@ class Reader:
         return self.cache.step(x[:, 0])[:, None] if x.shape[1] == 1 else self.cache.extend(x)
 
 
-class NetDecoder:
+class NetDecoder(Reader):
     """``Decoder`` over a net and its symbols.
 
     Args:
@@ -117,9 +117,8 @@ class NetDecoder:
         if prompt.shape[1] == 0:
             raise UsageError("A prompt without symbols gives no distribution of the next.", "Begin with -1.")
         self.emission = emission
-        self.given = given
-        self.reader = Reader(net, self._embed, len(prompt), prompt.shape[1] + most, stride, given)
-        self.last: Tensor | None = self.reader.read(prompt)[:, -1]  # the net's output [N, width] after the last symbol
+        super().__init__(net, self._embed, len(prompt), prompt.shape[1] + most, stride, given)
+        self.last: Tensor | None = self.read(prompt)[:, -1]  # the net's output [N, width] after the last symbol
 
     def logits(self) -> Tensor:
         if self.last is None:
@@ -127,22 +126,21 @@ class NetDecoder:
         return self.emission.logits(self.last)
 
     def push(self, symbol: Tensor) -> None:
-        self.last = self.reader.read(symbol[:, None])[:, -1]
+        self.last = self.read(symbol[:, None])[:, -1]
 
     def extend(self, symbols: Tensor) -> Tensor:
-        y = self.reader.read(symbols)
+        y = self.read(symbols)
         self.last = y[:, -1]
         return self.emission.logits(y)
 
     def rewind(self, k: int) -> None:
         if k:
             self.last = None  # the output before is not kept: strategies read on first
-            self.reader.rewind(k)
+            super().rewind(k)
 
     def reorder(self, rows: Tensor) -> None:
-        self.reader.reorder(rows)
+        super().reorder(rows)
         self.last = None if self.last is None else self.last[rows]
-        self.given = None if self.given is None else self.given[rows]
 
     def _embed(self, symbols: Tensor, first: int) -> Tensor:
         x = self.emission.embed(symbols)

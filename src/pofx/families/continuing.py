@@ -262,7 +262,7 @@ class Continuing(Stepwise, Continues, Decodes):
                 symbols.append(int(step))
                 x = self._spelled(u.new_tensor([symbols]), sampler, u)[0]
                 if over := len(x) >= self._most(sampler):
-                    piece = self._text.spell(x)[len(text) :]
+                    piece = self.space.spell(x)[len(text) :]
             text += piece
             if isinstance(sampler, Decoding) and (whole := until_stop(sampler, text)) is not None:
                 piece, over = piece[: len(piece) - len(text) + len(whole)], True
@@ -328,11 +328,6 @@ class Continuing(Stepwise, Continues, Decodes):
     # -- texts: symbols that decoding knows ------------------------------------------------------------------
 
     @property
-    def _text(self) -> Text:
-        assert isinstance(self.space, Text)
-        return self.space
-
-    @property
     def _head(self) -> TokenHead:
         assert isinstance(self.emission, TokenHead)
         return self.emission
@@ -352,7 +347,7 @@ class Continuing(Stepwise, Continues, Decodes):
         return symbols.masked_fill(symbols == self._head.end, -1)
 
     def _spell(self, symbols: list[int]) -> str:
-        return self._text.spell(self.codec.decode(torch.tensor([symbols]))[0])
+        return self.space.spell(self.codec.decode(torch.tensor([symbols]))[0])
 
     def _spelled(self, u: Tensor, sampler: StepByStep, before: Tensor | None = None) -> Tensor:
         """Steps u [N, L, ...] drawn after ``before`` [N, 1 + K, ...] as data.
@@ -363,9 +358,10 @@ class Continuing(Stepwise, Continues, Decodes):
         x = x[:, : self._most(sampler)]  # a step of several symbols may reach over the length that was asked for
         if not isinstance(sampler, Decoding) or not sampler.stop:
             return x
+        assert isinstance(self.space, Text)
         x = x.clone()
         for row in x:
-            row[self._text.after_first(row, sampler.stop) :] = -1
+            row[self.space.after_first(row, sampler.stop) :] = -1
         return x[:, : max(1, int((x >= 0).sum(1).max()))]
 
     def _decoded(
@@ -399,7 +395,7 @@ class Continuing(Stepwise, Continues, Decodes):
     @property
     def _symbols(self) -> tuple[Any, ...]:
         """What its symbols are: the same for models that may draft for each other."""
-        return self._text.alphabet, self.has_eos, self._text_codec.json, len(self._head.base)
+        return self.space.alphabet, self.has_eos, self._text_codec.json, len(self._head.base)
 
 
 def _like(flags: Tensor, steps: Tensor) -> Tensor:

@@ -69,6 +69,10 @@ class Pixel(Autoregressive):
     def build(self, shape: Shape, params: int) -> PixelNet:
         """The net of images of a shape (C, H, W), with so many parameters per value."""
 
+    def sizes(self, *more: str) -> dict[str, int]:
+        """Those options of the net that all of them have, and more."""
+        return {k: getattr(self.config, k) for k in ("hidden", "layers", *more)} | {"context": self.known}
+
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if not space.pixels:
@@ -140,10 +144,7 @@ class PixelCnnFamily(Pixel):
     config: PixelCnnConfig
 
     def build(self, shape: Shape, params: int) -> PixelNet:
-        o = self.config
-        return ResidualNet(
-            shape, params, PixelCnnBlock, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known
-        )
+        return ResidualNet(shape, params, PixelCnnBlock, **self.sizes("kernel"))
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ class GatedPixelCnnFamily(Pixel):
     config: GatedPixelCnnConfig
 
     def build(self, shape: Shape, params: int) -> PixelNet:
-        o = self.config
-        return GatedPixelCnn(shape, params, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
+        return GatedPixelCnn(shape, params, **self.sizes("kernel"))
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,8 @@ class PixelRnnFamily(Pixel):
     config: PixelRnnConfig
 
     def build(self, shape: Shape, params: int) -> PixelNet:
-        o = self.config
-        layer = RowLstm if o.kind == "row-lstm" else DiagonalLstm
-        return ResidualNet(shape, params, layer, hidden=o.hidden, layers=o.layers, kernel=o.kernel, context=self.known)
+        layer = RowLstm if self.config.kind == "row-lstm" else DiagonalLstm
+        return ResidualNet(shape, params, layer, **self.sizes("kernel"))
 
 
 # ------------------------------------------------------------------------------------------- pixelcnn++
@@ -227,10 +226,9 @@ class PixelCnnPlusFamily(Pixel):
         return heads_for(space, image=kind, components=config.components)
 
     def build(self, shape: Shape, params: int) -> PixelNet:
-        o = self.config
-        self.colours = ColourMixture(shape[0], o.components) if shape[0] > 1 else None
+        self.colours = ColourMixture(shape[0], self.config.components) if shape[0] > 1 else None
         outputs = params if self.colours is None else self.colours.outputs
-        return PixelCnnPlus(shape, outputs, hidden=o.hidden, layers=o.layers, context=self.known)
+        return PixelCnnPlus(shape, outputs, **self.sizes())
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)

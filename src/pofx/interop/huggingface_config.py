@@ -16,6 +16,11 @@ CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 KNOWN = ", ".join(CLASSES)
+GPT2 = {"width": "n_embd", "layers": "n_layer", "n_heads": "n_head", "block": "n_positions"}
+LLAMA = {
+    "width": "hidden_size", "layers": "num_hidden_layers", "n_heads": "num_attention_heads",
+    "hidden": "intermediate_size", "block": "max_position_embeddings",
+}  # fmt: skip
 Config = dict[str, Any]
 
 
@@ -24,16 +29,13 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
     get = _Getter(config, folder)
     tied = bool(config.get("tie_word_embeddings", kind == "gpt2"))
     get.only("quantization_config", None, "Read the weights before they were quantized.")
+    sizes = {ours: get.size(theirs) for ours, theirs in (GPT2 if kind == "gpt2" else LLAMA).items()}
     if kind == "gpt2":
         get.only("activation_function", "gelu_new", default="gelu_new", also=("gelu_pytorch_tanh",))
         get.only("scale_attn_weights", True, default=True)
         get.only("scale_attn_by_inverse_layer_idx", False, default=False)
         get.only("add_cross_attention", False, default=False)
-        shape = dict(
-            width=get.size("n_embd"),
-            layers=get.size("n_layer"),
-            n_heads=get.size("n_head"),
-            block=get.size("n_positions"),
+        more = dict(
             hidden=config.get("n_inner") or 0,
             positions="learned",
             norm="layer",
@@ -44,14 +46,9 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
         )
     else:
         get.only("hidden_act", "silu", default="silu")
-        shape = dict(
-            width=get.size("hidden_size"),
-            layers=get.size("num_hidden_layers"),
-            n_heads=get.size("num_attention_heads"),
+        more = dict(
             head_dim=config.get("head_dim") or (128 if kind == "qwen3" else 0),
             n_kv_heads=config.get("num_key_value_heads") or (0 if kind == "llama" else get.size("num_key_value_heads")),
-            block=get.size("max_position_embeddings"),
-            hidden=get.size("intermediate_size"),
             positions="rotary",
             theta=_theta(get),
             norm="rms",
@@ -62,7 +59,7 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
             window=_window(kind, get),
         )
     try:
-        return Shape(**shape), get.size("vocab_size"), tied
+        return Shape(**sizes, **more), get.size("vocab_size"), tied
     except UsageError as error:
         raise CorruptCheckpoint(f"{folder / 'config.json'}: {error}") from error
 
@@ -142,26 +139,15 @@ def _option(name: str, value: Any) -> str:
 
 def config_of(kind: str, shape: Shape) -> Config:
     """The shape in the words of config.json."""
+    config: Config = {theirs: getattr(shape, ours) for ours, theirs in (GPT2 if kind == "gpt2" else LLAMA).items()}
     if kind == "gpt2":
         drop = {f"{k}_pdrop": shape.dropout for k in ("embd", "resid")} | {"attn_pdrop": 0.0}
-        return {
-            "n_embd": shape.width,
-            "n_layer": shape.layers,
-            "n_head": shape.n_heads,
-            "n_positions": shape.block,
-            "n_inner": shape.inner,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": shape.eps,
-            **drop,
-        }
-    config: Config = {
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.n_heads,
+        inner = {"n_inner": shape.inner, "activation_function": "gelu_new", "layer_norm_epsilon": shape.eps}
+        return config | inner | drop
+    config |= {
         "num_key_value_heads": shape.groups,
         "head_dim": shape.each,
         "intermediate_size": shape.inner,
-        "max_position_embeddings": shape.block,
         "hidden_act": "silu",
         "rms_norm_eps": shape.eps,
         "rope_theta": shape.theta,

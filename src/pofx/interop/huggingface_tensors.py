@@ -43,8 +43,7 @@ def places(kind: str, shape: Shape, vocabulary: int, tied: bool) -> list[Place]:
 def _gpt2_places(shape: Shape) -> list[Place]:
     w, inner = shape.width, shape.inner
     found = [Place("net.position", ("transformer.wpe.weight",), ((shape.block, w),))]
-    norms = [("net.norm", "transformer.ln_f")]
-    linears = []
+    norms, linears = [("net.norm", "transformer.ln_f")], []
     for i in range(shape.layers):
         a, b = f"net.layers.{i}", f"transformer.h.{i}"
         norms += [(f"{a}.norm1", f"{b}.ln_1"), (f"{a}.norm2", f"{b}.ln_2")]

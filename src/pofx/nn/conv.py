@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pofx.nn.mlp import at_least_single
+from pofx.nn.mlp import at_least_single, zeroed
 
 
 def pyramid(height: int, width: int) -> list[tuple[int, int]]:
@@ -26,9 +26,7 @@ class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        for p in self.second.parameters():
-            nn.init.zeros_(p)
+        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))

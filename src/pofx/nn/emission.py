@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pofx.nn.causal import MaskedMlp
 from pofx.nn.heads import Categorical, LevelLogistics, pick, uniform
+from pofx.nn.mlp import zeroed
 from pofx.nn.sites import Heads
 
 Given: TypeAlias = tuple[Tensor, Tensor]  # values of a step, and which of them are known
@@ -110,9 +111,7 @@ class TokenHead(Emission):
         self.begin = self.end if begin is None else begin
         own = end is None
         self.table = nn.Embedding(size + own, width)
-        self.out = None if tied else nn.Linear(width, size + own, bias=False)
-        if self.out is not None:
-            nn.init.zeros_(self.out.weight)
+        self.out = None if tied else zeroed(nn.Linear(width, size + own, bias=False))
         if tied or small:
             nn.init.normal_(self.table.weight, std=START)
         self.register_buffer("base", torch.zeros(size + own))
@@ -184,13 +183,8 @@ class StepHead(Emission):
         if heads.sites > 1:
             self.inner = MaskedMlp(features, params, (hidden,) * layers, context=width, residual=True)
         else:
-            self.out = nn.Linear(width, params[0])
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
-        self.stop = nn.Linear(width, 1) if has_eos else None
-        if self.stop is not None:
-            nn.init.zeros_(self.stop.weight)
-            nn.init.zeros_(self.stop.bias)
+            self.out = zeroed(nn.Linear(width, params[0]))
+        self.stop = zeroed(nn.Linear(width, 1)) if has_eos else None
         self.register_buffer("base", torch.zeros(()))  # log-odds of the end
 
     @property

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+L = TypeVar("L", bound=nn.Module)
+
+
+def zeroed(layer: L) -> L:
+    """The layer, starting as the zero map."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def at_least_single(x: Tensor) -> Tensor:
@@ -33,9 +43,7 @@ class Mlp(nn.Module):
         self.first = nn.Linear(inputs, hidden)
         self.context = nn.Linear(context, hidden) if context else None
         self.blocks = nn.ModuleList(_Block(hidden, bool(context)) for _ in range(blocks))
-        self.last = nn.Linear(hidden, outputs)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         return at_least_single(self.last(self._trunk(x, h)))

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.nn.mlp import zeroed
+
 Shape = tuple[int, int, int]  # C, H, W
 
 
@@ -112,9 +114,7 @@ class OutputLayers(nn.ModuleList):
     def __init__(self, hidden: int, outputs: int, channels: int) -> None:
         own, last = groups(hidden, channels), groups(outputs, channels)
         first = CausalConv(hidden, hidden, inside=own <= own[:, None])
-        final = CausalConv(hidden, outputs, inside=own <= last[:, None])
-        for p in final.parameters():
-            nn.init.zeros_(p)
+        final = zeroed(CausalConv(hidden, outputs, inside=own <= last[:, None]))
         super().__init__([first, final])
 
     def forward(self, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.heads import LevelLogistics
+from pofx.nn.mlp import zeroed
 from pofx.nn.pixel import (
     CachedConv,
     CausalConv,
@@ -45,9 +46,7 @@ class PixelCnnPlus(PixelNet):
             return nn.ModuleList(GatedResnet(hidden, right, sides, context) for _ in range(layers))
 
         self.u_up, self.l_up, self.u_down, self.l_down = stream(0, 1), stream(1, 0), stream(1, 1), stream(2, 0)
-        self.out = CausalConv(hidden, outputs)
-        for p in self.out.parameters():
-            nn.init.zeros_(p)
+        self.out = zeroed(CausalConv(hidden, outputs))
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         """x [N, C, H, W], h [N, context] -> [N, outputs, H, W]"""

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from pofx.core.errors import UsageError
 from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, Options
 from pofx.nn.emission import START
+from pofx.nn.mlp import zeroed
 from pofx.nn.sequence import Cache, SequenceNet
 
 Norm = Literal["rms", "layer"]
@@ -197,15 +198,13 @@ class Layer(nn.Module):
         self.qkv = nn.Linear(shape.width, queries + 2 * keys, bias=shape.bias != "none")
         self.q_norm = nn.Parameter(torch.ones(shape.each)) if shape.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(shape.each)) if shape.qk_norm else None
-        self.out = nn.Linear(queries, shape.width, bias=full)
+        # each branch starts as nothing: the stream passes through
+        self.out = zeroed(nn.Linear(queries, shape.width, bias=full))
         self.up = nn.Linear(shape.width, shape.inner * (2 if shape.mlp == "swiglu" else 1), bias=full)
-        self.down = nn.Linear(shape.inner, shape.width, bias=full)
+        self.down = zeroed(nn.Linear(shape.inner, shape.width, bias=full))
         self.cross = CrossAttention(shape.width, memory, shape.n_heads, shape.each) if memory else None
         for linear in (self.qkv, self.up):
             nn.init.normal_(linear.weight, std=shape.width**-0.5)
-        for linear in (self.out, self.down):  # each branch starts as nothing: the stream passes through
-            nn.init.zeros_(linear.weight)
-        for linear in (self.qkv, self.up, self.out, self.down):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
@@ -226,8 +225,7 @@ class CrossAttention(nn.Module):
         self.each, self.norm = each, nn.LayerNorm(width, bias=False)
         self.query = nn.Linear(width, n_heads * each, bias=False)
         self.told = nn.Linear(memory, 2 * n_heads * each, bias=False)
-        self.out = nn.Linear(n_heads * each, width, bias=False)
-        nn.init.zeros_(self.out.weight)
+        self.out = zeroed(nn.Linear(n_heads * each, width, bias=False))
 
     def remember(self, memory: Memory) -> Told:
         """Keys and values [N, heads, M, each] of the tokens, and which of them are seen [N, 1, 1, M]."""

@@ -8,16 +8,14 @@ the embedding modulates the second norm of a block (Dhariwal & Nichol 2021, sect
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.encoders import Encoded, told
+from pofx.nn.mlp import zeroed
 from pofx.nn.transformer import CrossAttention, Memory
-
-M = TypeVar("M", nn.Conv2d, nn.Linear)
 
 
 class UNet(nn.Module):
@@ -63,7 +61,7 @@ class UNet(nn.Module):
                 now = width
             if i:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
-        self.last = nn.Sequential(_norm(now), nn.SiLU(), _zero(nn.Conv2d(now, folded, 3, padding=1)))
+        self.last = nn.Sequential(_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, folded, 3, padding=1)))
 
     def forward(self, x: Tensor, log_snr: Tensor, h: Encoded | None = None) -> Tensor:
         """x [N, C, H, W], log_snr [N], h with a vector [N, context] -> [N, C, H, W]"""
@@ -97,7 +95,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = _norm(inputs), _norm(outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = _zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.film = nn.Linear(emb, 2 * outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -115,7 +113,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, memory: int = 0) -> None:
         super().__init__()
         self.heads = max(1, width // 64)
-        self.norm, self.qkv, self.out = _norm(width), nn.Linear(width, 3 * width), _zero(nn.Linear(width, width))
+        self.norm, self.qkv, self.out = _norm(width), nn.Linear(width, 3 * width), zeroed(nn.Linear(width, width))
         self.cross = CrossAttention(width, memory, self.heads, width // self.heads) if memory else None
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
@@ -148,10 +146,3 @@ def _norm(width: int) -> nn.GroupNorm:
     """Groups of 8 features or more, at most 32 groups."""
     groups = math.gcd(width, max(1, min(32, width // 8)))
     return nn.GroupNorm(groups, width)
-
-
-def _zero(layer: M) -> M:
-    """The layer, starting as the zero map."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

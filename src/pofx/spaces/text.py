@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -65,11 +66,7 @@ class Text(Ragged):
 
     def parse(self, texts: list[str]) -> Tensor:
         """Strings as one batch [N, L]. Raises BadValue for a character that the alphabet does not have."""
-        rows = [self._numbers(text) for text in texts]
-        out = torch.full((len(rows), max((len(r) for r in rows), default=0)), -1)
-        for row, numbers in zip(out, rows, strict=True):
-            row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
-        return out
+        return filled_up([self._numbers(text) for text in texts])
 
     def _numbers(self, text: str) -> list[int]:
         if not self.alphabet:
@@ -93,3 +90,11 @@ def unknown_character(space: Text, character: str, place: int) -> BadValue:
         f"The character {character!r} at {place} is none of the {len(space.alphabet)} of these texts.",
         "Leave it out, or load and fit the texts as bytes: --symbols bytes.",
     )
+
+
+def filled_up(rows: Sequence[list[int]]) -> Tensor:
+    """Numbers of different count as one batch [N, L], -1 after the end of each."""
+    out = torch.full((len(rows), max(map(len, rows), default=0)), -1)
+    for row, numbers in zip(out, rows, strict=True):
+        row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+    return out

@@ -27,6 +27,7 @@ from pofx.data.parts import Data, Part
 from pofx.evaluate import baselines, recommend
 from pofx.evaluate.likelihood import summarise, verdicts
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
+from pofx.spaces.text import filled_up
 from pofx.testing.wrong import Moments, Plain
 from pofx.train.fit import fit
 
@@ -103,9 +104,9 @@ def shared_errors_are_not_averaged() -> None:
 def codes_give_their_rows_back() -> None:
     """What the compressors of ``evaluate.baselines`` code can be decoded, and its length is the one that is counted."""
     characters = Text("a,é\n\U0001f642\0", has_eos=True, length=6)
-    texts = _ragged([[0, 1, 2, 3], [], [4, 4], [5, 2, 5], [0], [1]])
+    texts = filled_up([[0, 1, 2, 3], [], [4, 4], [5, 2, 5], [0], [1]])
     binary = Text("", has_eos=False, length=4)
-    raw = _ragged([[255, 0, 10, 128], [195, 40], [237, 160, 128]])
+    raw = filled_up([[255, 0, 10, 128], [195, 40], [237, 160, 128]])
     for space, x in ((characters, texts), (binary, raw)):
         content = baselines.text_bytes(space, x)
         same(decode_texts(space, content, len(x)), x)
@@ -139,7 +140,7 @@ def codes_give_their_rows_back() -> None:
         same(torch.from_numpy(back.copy()), pixels)
         counted(baselines.gzip_code(image, pixels).nats, [whole], 3)
     for free, x in (
-        (Audio(8000, 256, "mu"), _ragged([[3, 255, 0], [7], [1, 1, 1, 1, 1]])),
+        (Audio(8000, 256, "mu"), filled_up([[3, 255, 0], [7], [1, 1, 1, 1, 1]])),
         (Sequence(Table((Integer("i", -9, 9),))), torch.tensor([[[1.0], [-2.0]], [[5.0], [math.inf]]]).double()),
     ):
         whole = gzip.compress(x.numpy().tobytes(), 9, mtime=0)
@@ -178,7 +179,7 @@ def decode_texts(space: Text, content: bytes, rows: int) -> Tensor:
         letters = text.decode() if space.alphabet else ""
         out.append([space.alphabet.index(c) for c in letters] if space.alphabet else list(text))
     assert not rest, f"{len(rest)} bytes are left over"
-    return _ragged(out)
+    return filled_up(out)
 
 
 def decode_csv(space: Table, content: bytes) -> Tensor:
@@ -230,10 +231,3 @@ def counted(nats: float, files: Ordered[bytes], rows: int) -> None:
 def same(a: Tensor, b: Tensor) -> None:
     assert a.shape == b.shape, f"{tuple(a.shape)} came back of {tuple(b.shape)}"
     assert torch.equal(a.double().nan_to_num(-1e300), b.double().nan_to_num(-1e300)), "other rows came back"
-
-
-def _ragged(rows: Ordered[Ordered[int]]) -> Tensor:
-    out = torch.full((len(rows), max(map(len, rows))), -1)
-    for line, row in zip(out, rows, strict=True):
-        line[: len(row)] = torch.tensor(row, dtype=torch.int64)
-    return out
