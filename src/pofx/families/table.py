@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ class Chain(Counting):
         self.register_buffer("symbol", self.cells.coarse(self.radix, self.base).contiguous())
         radices = (self.radix,) * order + ((self.contexts,) if context is not None else ())
         self.backoff = Backoff(int(group.max()) + 1, radices, self.cells.size)
+
+    @classmethod
+    def width(cls, config: Any, space: Space, context: Space | None, bins: int) -> int:
+        """Counts per symbol of history: groups × symbols × contexts."""
+        of = sizes(space, bins)
+        groups = space.pixels[-1] if config.shared and space.pixels else len(of)
+        return groups * max(of) * contexts(config, context)
 
     @classmethod
     def history(cls, config: Any, space: Space, context: Space | None) -> tuple[int, int, bool]:
@@ -118,6 +125,8 @@ class CountingOptions(Options):
 class IndependentConfig(CountingOptions):
     """Options of ``independent``."""
 
+    shared: ClassVar[bool] = False
+
 
 class Independent(Chain):
     """The product of the marginals of all columns or pixels: what every other family has to beat."""
@@ -141,7 +150,7 @@ class Independent(Chain):
 
     @classmethod
     def smallest(cls, config: IndependentConfig, space: Space, context: Space | None) -> int:
-        return _width(config, space, context, config.bins)
+        return cls.width(config, space, context, config.bins)
 
     @classmethod
     def history(cls, config: IndependentConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
@@ -188,14 +197,14 @@ class Markov(Chain):
 
     @classmethod
     def smallest(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
-        return cls._width(config, space, context, config.bins if space.pixels else 2) * 2**config.order
+        return cls.width(config, space, context, config.bins if space.pixels else 2) * 2**config.order
 
     @classmethod
     def bins(cls, config: MarkovConfig, space: Space, context: Space | None) -> int:
         """Fewer where a table has so many columns that they leave no room for two symbols of history."""
         bins, symbols = config.bins, 2
         while not space.pixels and bins > 2:
-            if cls._width(config, space, context, bins) * symbols**config.order <= config.limit:
+            if cls.width(config, space, context, bins) * symbols**config.order <= config.limit:
                 break
             bins, symbols = max(2, bins // 2), config.history
         return bins
@@ -203,13 +212,9 @@ class Markov(Chain):
     @classmethod
     def history(cls, config: MarkovConfig, space: Space, context: Space | None) -> tuple[int, int, bool]:
         bins = cls.bins(config, space, context)
-        room = config.limit / cls._width(config, space, context, bins)
+        room = config.limit / cls.width(config, space, context, bins)
         fits = int(room ** (1 / config.order) + 1e-9)
         return config.order, min(config.history, fits, max(sizes(space, bins))), config.shared
-
-    @classmethod
-    def _width(cls, config: MarkovConfig, space: Space, context: Space | None, bins: int) -> int:
-        return _width(config, space, context, bins, config.shared)
 
 
 @dataclass(frozen=True)
@@ -283,13 +288,6 @@ class Histogram(Counting):
     def parameter_count(self) -> int:
         """Free probabilities of the joint table."""
         return self.contexts * (math.prod((self.base > 0).sum(1).tolist()) - 1)
-
-
-def _width(config: Any, space: Space, context: Space | None, bins: int, shared: bool = False) -> int:
-    """Counts per symbol of history: groups × symbols × contexts."""
-    of = sizes(space, bins)
-    groups = space.pixels[-1] if shared and space.pixels else len(of)
-    return groups * max(of) * contexts(config, context)
 
 
 def _parents(space: Space, sites: int, order: int) -> list[list[int]]:

@@ -120,13 +120,10 @@ def m_step(components: Components, stats: Stats, prior: Prior) -> Components:
         new = torch.where(alive.view(-1, *[1] * (new.ndim - 1)), new, factor)
     shrunk = x * (n / (n + prior.normal))[:, None]
     mean = torch.where(alive[:, None], shrunk, components.mean)
-    return replace(
-        components,
-        log_weight=_log_weight(stats.n, prior),
-        mean=mean,
-        factor=new,
-        table=_table(components.table, stats, prior),
-    )
+    rows, fixed = (stats.n + prior.smoothing)[:, None].clamp(min=TINY), prior.fixed
+    table = ((stats.counts + prior.smoothing * prior.base) / rows).clamp(min=TINY).log()
+    table[:, :fixed] = components.table[:, :fixed]
+    return replace(components, log_weight=_log_weight(stats.n, prior), mean=mean, factor=new, table=table)
 
 
 def _cholesky(variance: Tensor, floor: float) -> Tensor:
@@ -150,13 +147,6 @@ def _log_weight(n: Tensor, prior: Prior) -> Tensor:
     if prior.groups > 1:
         within = within * (total + 1) / (total.sum() + prior.groups)
     return within.flatten().clamp(min=TINY).log()
-
-
-def _table(table: Tensor, stats: Stats, prior: Prior) -> Tensor:
-    """Log-probabilities of the discrete columns."""
-    rows = (stats.n + prior.smoothing)[:, None].clamp(min=TINY)
-    new = ((stats.counts + prior.smoothing * prior.base) / rows).clamp(min=TINY).log()
-    return torch.cat([table[:, : prior.fixed], new[:, prior.fixed :]], 1)
 
 
 def log_prior(components: Components, prior: Prior) -> Tensor:

@@ -85,7 +85,10 @@ class _Linear(Kernel):
         return torch.mm(self.weights, self.now, out=self.out[:, :b])
 
     def add(self, r: Tensor) -> None:
-        _accumulate(self.sums, self.now, r.T)
+        if r.dtype == self.sums.dtype:
+            self.sums.addmm_(self.now, r.T)
+        else:  # summed in float64, whatever is added up
+            self.sums += (r @ self.now.T).T  # the order that float32 is fast in
 
 
 class _Quadratic(_Linear):
@@ -279,14 +282,6 @@ class _Scattered(Kernel):
     def moments(self) -> Moments:
         n = self.n.sum() if self.tied else self.n[:, None, None]
         return self.n, self.first, self.second + n * _eye(self.second)
-
-
-def _accumulate(sums: Tensor, a: Tensor, b: Tensor) -> None:
-    """sums += a b, in float64 whatever a and b are."""
-    if a.dtype == sums.dtype:
-        sums.addmm_(a, b)
-    else:
-        sums += (b.T @ a.T).T  # the order that float32 is fast in
 
 
 def _eye(like: Tensor) -> Tensor:

@@ -40,11 +40,8 @@ def log_density(components: Components, rows: list[Rows], whitening: Whitening) 
     out = components.mean.new_empty(sum(r.z.shape[1] for r in rows))
     for part in rows:
         kernel = kernel_for(components, part, whitening)
-        log_p = out if part.index is None else out.new_empty(len(part.index))
-        for piece, _, _, block, _ in _posteriors(part, kernel, components.table):
-            log_p[piece] = block
-        if part.index is not None:
-            out[part.index] = log_p
+        for piece, _, _, log_p, _ in _posteriors(part, kernel, components.table):
+            out[piece if part.index is None else part.index[piece]] = log_p.to(out.dtype)
     return out
 
 

@@ -129,13 +129,11 @@ class Whitening:
         pattern = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         for j in missing.any(0).nonzero().squeeze(1).tolist():
             pattern = torch.unique(2 * pattern + missing[:, j], return_inverse=True)[1]
-        groups = pattern.argsort(stable=True).split(pattern.bincount().tolist())
-        small = [g for g in groups if scatter and len(g) < SCATTERED]
-        out = [
-            self._whiten(y, codes, weight, g, (~missing[g[0]]).nonzero().squeeze(1), dtype)
-            for g in groups
-            if not (scatter and len(g) < SCATTERED)
-        ]
+        large: list[Tensor] = []
+        small: list[Tensor] = []
+        for g in pattern.argsort(stable=True).split(pattern.bincount().tolist()):
+            (small if scatter and len(g) < SCATTERED else large).append(g)
+        out = [self._whiten(y, codes, weight, g, (~missing[g[0]]).nonzero().squeeze(1), dtype) for g in large]
         return out + ([self._scatter(y, codes, weight, small)] if small else [])
 
     def _whiten(
