@@ -59,9 +59,8 @@ class Chain:
             state = categorical(self.transition[state], generator)
             states.append(torch.where(over, -1, state))
         s = torch.stack(states, 1)
-        return torch.where((s < 0).view(*s.shape, *[1] * (self.values.ndim - 1)), self.space.fill, self.values[s]).to(
-            self.space.dtype
-        )
+        ended = (s < 0).view(*s.shape, *[1] * (self.values.ndim - 1))  # as steps [N, L, ...] of values [K, ...]
+        return torch.where(ended, self.space.fill, self.values[s]).to(self.space.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         s, size = self.states(x), self.space.lengths(x)
