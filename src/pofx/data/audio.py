@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
+from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.data import foreign
 from pofx.data.folders import by_part, drawn, listing
 from pofx.data.options import Options
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.data.raw import corrupt
 from pofx.spaces import Audio
 
 SUFFIXES = (".wav", ".flac", ".ogg")
@@ -53,10 +54,10 @@ BLOCK = 2**20  # samples that are decoded together
 LABELS = ("label", "labels", "y", "target", "class", "digit", "word")
 
 
-def _coding(how: Options) -> tuple[str, int]:
-    """The law and the number of levels. Raises UsageError."""
+def _coding(how: Options) -> tuple[str, int, int | None]:
+    """The law, the number of levels, and the rate that is wanted (None for the sounds' own). Raises UsageError."""
     if how.sounds is not None:
-        return how.sounds.law, how.sounds.levels
+        return how.sounds.law, how.sounds.levels, how.sounds.rate
     if how.law not in LAWS:
         raise UsageError(f"There is no law {how.law!r} of levels.", f"Give one of: {', '.join(LAWS)}.")
     levels = LAWS[how.law] if how.levels is None else how.levels
@@ -64,7 +65,7 @@ def _coding(how: Options) -> tuple[str, int]:
         raise UsageError(f"A sample of {levels} levels is impossible.", f"Give 2 to {MOST_LEVELS}.")
     if how.rate is not None and not 1 <= how.rate <= MOST_RATE:
         raise UsageError(f"A rate of {how.rate} samples per second is impossible.", f"Give 1 to {MOST_RATE}.")
-    return how.law, levels
+    return how.law, levels, how.rate
 
 
 def encode(amplitude: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
@@ -118,11 +119,10 @@ def from_file(path: Path, how: Options) -> RawRagged:
 
 def _sounds(files: list[Path], how: Options, notes: list[str]) -> tuple[list[NDArray], int]:
     """The levels of each file, and the rate that all have in the end."""
-    law, levels = _coding(how)
+    law, levels, wanted = _coding(how)
     with ThreadPoolExecutor() as pool:
         heads = list(pool.map(_head, files))
         rates = Counter(head.samplerate for head in heads)
-        wanted = how.sounds.rate if how.sounds else how.rate
         rate = wanted or rates.most_common(1)[0][0]
         for file, head in zip(files, heads, strict=True):
             if wanted is None and head.samplerate != rate:
@@ -192,10 +192,6 @@ def soundfile_package() -> Any:
     return soundfile
 
 
-def _corrupt(path: Path, why: object) -> CorruptFile:
-    return CorruptFile(f"{path} cannot be read as a sound: {why}.".replace("..", "."), "Fetch or write the file again.")
-
-
 @contextmanager
 def _decoding(path: Path) -> Iterator[Any]:
     """The package soundfile. Raises CorruptFile, by whatever name it reports what is wrong with a file."""
@@ -203,7 +199,7 @@ def _decoding(path: Path) -> Iterator[Any]:
     try:
         yield soundfile
     except (soundfile.SoundFileError, OSError, ValueError, OverflowError) as e:
-        raise _corrupt(path, getattr(e, "error_string", e)) from e
+        raise corrupt(path, "a sound", getattr(e, "error_string", e)) from e
 
 
 def _head(path: Path) -> Any:
@@ -214,7 +210,7 @@ def _head(path: Path) -> Any:
             kind, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
     # libsndfile takes a WAV file that was cut off for a shorter one; sizes that writers to pipes leave say nothing
     if kind == b"RIFF" and 0 < size < 2**32 - 2**16 and path.stat().st_size < size:
-        raise _corrupt(path, f"it has {path.stat().st_size} bytes where its header says {size + 8}")
+        raise corrupt(path, "a sound", f"it has {path.stat().st_size} bytes where its header says {size + 8}")
     return head
 
 
@@ -225,10 +221,10 @@ def _amplitude(path: Path, head: Any) -> NDArray:
         while len(samples := file.read(max(1, BLOCK // file.channels), dtype="float64", always_2d=True)):
             length += len(samples)
             if length * file.channels > most:
-                raise _corrupt(path, f"it holds more than {most} samples, the limit for a file of its size")
+                raise corrupt(path, "a sound", f"it holds more than {most} samples, the limit for a file of its size")
             blocks.append(samples[:, 0] if samples.shape[1] == 1 else samples.mean(1))
     if length != head.frames:
-        raise _corrupt(path, f"it has {length} samples where its header says {head.frames}")
+        raise corrupt(path, "a sound", f"it has {length} samples where its header says {head.frames}")
     amplitude = np.concatenate(blocks)
     if not np.isfinite(amplitude).all():
         raise BadValue(f"{path} holds samples that are no finite numbers.", "Write the file again.")
@@ -245,7 +241,7 @@ def _resampled(amplitude: NDArray, rate: int, to: int) -> NDArray:
 
 
 def _raw(sounds: list[NDArray], rate: int, how: Options, where: str, notes: list[str]) -> RawRagged:
-    law, levels = _coding(how)
+    law, levels, _ = _coding(how)
     if not any(map(len, sounds)):
         raise EmptyData(f"{where} holds no sound of any length.", "Give sounds with samples.")
     offsets = np.cumsum([0, *map(len, sounds)])
@@ -281,11 +277,11 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
         if offsets[0] < 0 or offsets[-1] > len(values):
             raise WrongShape(f"{name}: {bounds[p]} goes to {offsets[-1]}; there are {len(values)} samples.")
         sounds += np.split(values, offsets)[1:-1]
-    rate = _rate(arrays, name, how)
-    to = how.sounds.rate if how.sounds else how.rate or rate
+    law, levels, wanted = _coding(how)
+    rate = _rate(arrays, name, wanted)
+    to = wanted or rate
     _check_rates(rate, to, name)
     notes = [] if rate == to else [f"All sounds were resampled from {rate} to {to} Hz."]
-    law, levels = _coding(how)
     coded = [_clipped(_resampled(_scaled(s, name), rate, to), law, levels) for s in sounds]
     raw = _raw(_said(coded, notes), to, how, name, notes)
     if parts != [None]:
@@ -295,16 +291,16 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
     return raw.without_empty("sounds of no samples were left out.")
 
 
-def _rate(arrays: Mapping[str, NDArray], name: str, how: Options) -> int:
+def _rate(arrays: Mapping[str, NDArray], name: str, wanted: int | None) -> int:
     for key in ("sample_rate", "rate", "samplerate", "sr"):
         if key in arrays and arrays[key].size == 1 and arrays[key].dtype.kind in "iuf":
             rate = arrays[key].item()
             if not math.isfinite(rate):
                 raise BadValue(f"{name}: {key} is {rate}.", "Give samples per second.")
             return int(rate)
-    if how.sounds is None and how.rate is None:
+    if wanted is None:
         raise WrongShape(f"{name} does not say how many samples a second has.", "Add sample_rate, or give --rate.")
-    return how.sounds.rate if how.sounds else how.rate or 0
+    return wanted
 
 
 def _scaled(samples: NDArray, name: str) -> NDArray:

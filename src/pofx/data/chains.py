@@ -59,7 +59,8 @@ class Chain:
             state = categorical(self.transition[state], generator)
             states.append(torch.where(over, -1, state))
         s = torch.stack(states, 1)
-        return torch.where(broad(s < 0, self.values), self.space.fill, self.values[s]).to(self.space.dtype)
+        ended = (s < 0).view(*s.shape, *[1] * (self.values.ndim - 1))  # as steps [N, L, ...] of values [K, ...]
+        return torch.where(ended, self.space.fill, self.values[s]).to(self.space.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         s, size = self.states(x), self.space.lengths(x)
@@ -126,11 +127,6 @@ class Walk:
 def chance(p: Tensor, generator: torch.Generator) -> Tensor:
     """True with probability p [N]."""
     return torch.rand(len(p), generator=generator, dtype=torch.float64) < p
-
-
-def broad(flags: Tensor, values: Tensor) -> Tensor:
-    """Flags [N, L] that broadcast with steps [N, L, ...] of values [K, ...]."""
-    return flags.view(*flags.shape, *[1] * (values.ndim - 1))
 
 
 # ---------------------------------------------------------------------------------------- by name

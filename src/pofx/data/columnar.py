@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,8 @@ def from_pandas(frame: Any) -> RawTable:
     if frame.ndim == 1:
         frame = frame.to_frame(frame.name if frame.name is not None else "x1")
 
-    def column(j: int) -> Array:
-        values = frame.iloc[:, j]
-        try:
-            return pa.chunked_array([_pandas_array(values)])
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
-            problem = f"Column {frame.columns[j]!r} of type {values.dtype} cannot be read: {str(e).splitlines()[0]}."
-            raise BadValue(problem, "Convert it: frame[column].astype(str).") from e
-
-    raw = table_of([str(c) for c in frame.columns], column, len(frame), "the frame")
+    names = [str(c) for c in frame.columns]
+    raw = _frame(names, len(frame), lambda j: frame.iloc[:, j], _pandas_array, "frame[column].astype(str)")
     index = frame.index
     if any(n is not None for n in index.names) or index.dtype.kind not in "iu":
         named = ", ".join(repr(n) for n in index.names if n is not None) or f"of type {index.dtype}"
@@ -134,12 +127,21 @@ def from_polars(source: Any) -> RawTable:
     library = type(source).__name__
     frame = source.collect() if library == "LazyFrame" else source.to_frame() if library == "Series" else source
 
-    def column(j: int) -> Array:
-        series = frame.to_series(j)
-        try:
-            return pa.chunked_array([series.to_arrow()])
-        except (pa.ArrowException, TypeError, ValueError) as e:
-            problem = f"Column {series.name!r} of type {series.dtype} cannot be read: {str(e).splitlines()[0]}."
-            raise BadValue(problem, "Convert it: frame.cast({column: polars.String}).") from e
+    cast = "frame.cast({column: polars.String})"
+    return _frame(frame.columns, frame.height, frame.to_series, lambda series: series.to_arrow(), cast)
 
-    return table_of(frame.columns, column, frame.height, "the frame")
+
+def _frame(
+    names: Sequence[str], rows: int, series: Callable[[int], Any], array: Callable[[Any], pa.Array], cast: str
+) -> RawTable:
+    """The columns of a frame by their numbers, each as an array; what ``cast`` would do about one that is none."""
+
+    def column(j: int) -> Array:
+        values = series(j)
+        try:
+            return pa.chunked_array([array(values)])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
+            problem = f"Column {names[j]!r} of type {values.dtype} cannot be read: {str(e).splitlines()[0]}."
+            raise BadValue(problem, f"Convert it: {cast}.") from e
+
+    return table_of(names, column, rows, "the frame")

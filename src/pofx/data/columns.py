@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from pofx.core.errors import EmptyData
 from pofx.data.blocks import BlockRows, ColumnFile
-from pofx.data.roles import no_column
-from pofx.spaces import Category, Column, Integer, Real, Table
-
-if TYPE_CHECKING:
-    from pofx.data.raw import RawTable
 from pofx.data.parts import _listed
+from pofx.data.raw import RawTable
+from pofx.data.roles import no_column
+from pofx.data.tabular import Spec, encode, infer
+from pofx.spaces import Category, Column, Integer, Real, Table
 
 
 def typed(
     raw: RawTable, types: Mapping[str, str], drop: Sequence[str], notes: list[str], in_file: bool = False
 ) -> tuple[Table, Any]:
     """The types of all columns that stay, and all rows [N, D]: a tensor, or BlockRows where they go into a file."""
-    from pofx.data.tabular import Spec, encode, infer
-
     for what, named in (("types", types), ("drop", drop)):
         for name in named:
             if name not in raw.columns:

@@ -150,12 +150,10 @@ def numbered(folder: Path, n: int, suffix: str, classes: Sequence[str] | None) -
 
 def natural(path: str | Path) -> list[list[tuple[int, int, str]]]:
     """By which files are sorted, folder by folder: img9 before img10."""
-    return [_numbered(part) for part in str(path).split(os.sep)]
-
-
-def _numbered(text: str) -> list[tuple[int, int, str]]:
-    """The parts of a file name, so that img10 comes after img9."""
-    return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", text) if s]
+    return [
+        [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", part) if s]
+        for part in str(path).split(os.sep)
+    ]
 
 
 def files_at(source: str) -> list[str]:

@@ -16,13 +16,16 @@ from pofx.core.errors import UsageError
 from pofx.core.memory import enough
 from pofx.core.space import Space
 from pofx.core.spelling import listed
-from pofx.data.archives import REALS
+from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
+from pofx.data.dependence import relations
+from pofx.data.formats import FORMATS
 from pofx.data.options import Options
 from pofx.data.parts import Data, Part, _listed
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.raw import IN_MEMORY, RawTable
+from pofx.data.read import read
 from pofx.data.roles import roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 from pofx.spaces import Image
@@ -126,11 +129,6 @@ def load(
         (torch.Size([1, 8, 8]), Label(values=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')))
     """
     called: dict[str, Any] = {k: v for k, v in locals().items() if k != "source"}
-    from pofx.data.archives import is_archive
-    from pofx.data.dependence import relations
-    from pofx.data.formats import FORMATS
-    from pofx.data.read import read
-
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
     if max_rows is not None and max_rows < 3:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,9 @@ from pofx.core.errors import UsageError
 from pofx.core.space import Space
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RawRagged
-from pofx.data.raw import RawTable
+from pofx.data.raw import Raw, RawTable
+from pofx.data.tabular import spell
 from pofx.spaces import Category, Column, Label, Real, Table
-
-if TYPE_CHECKING:
-    from pofx.data.raw import Raw
 
 MOST_CLASSES = 1000
 
@@ -95,8 +94,6 @@ def _columns(space: Space, x: Any, names: list[str]) -> tuple[Table, Take]:
 
 def _classes(column: Column, values: Tensor) -> tuple[tuple[str, ...], Tensor]:
     """The classes that a column holds and each row's class [N]; missing is a class of its own."""
-    from pofx.data.tabular import spell
-
     if isinstance(column, Category):
         labels, code = list(column.values), values.nan_to_num(len(column.values)).long()
     else:
@@ -115,8 +112,6 @@ def _classes(column: Column, values: Tensor) -> tuple[tuple[str, ...], Tensor]:
 
 def _factor(label: Any) -> tuple[tuple[str, ...], Tensor]:
     """Class names (or numbers) [N] as sorted spellings and codes."""
-    import numpy as np
-
     distinct, code = np.unique(label, return_inverse=True)
     return tuple(str(v) for v in distinct.tolist()), torch.from_numpy(code.reshape(-1).astype(np.int64))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -18,8 +20,9 @@ from pofx.data.load import reading
 from pofx.data.parts import Part
 from pofx.data.ragged import RawRagged
 from pofx.data.raw import Raw, RawArray, RawTable
+from pofx.data.read import read
 from pofx.data.roles import no_column
-from pofx.data.tabular import encode_rows
+from pofx.data.tabular import MISSING, encode, encode_rows
 from pofx.spaces import Category, Integer, Label
 
 
@@ -46,8 +49,6 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
-    from pofx.data.read import read
-
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if not s.values for c in s.columns if isinstance(c, Category)]
@@ -113,8 +114,6 @@ def of_names(space: Space, rows: Any) -> Tensor:
 
 def _arrow(columns: Mapping[str, Any]) -> Any:
     """Columns of equal length, of lists or arrays, as an Arrow table."""
-    import pyarrow as pa
-
     try:
         plain = {str(k): v.numpy(force=True) if isinstance(v, Tensor) else v for k, v in columns.items()}
         return pa.table({k: pa.array(v, from_pandas=True) for k, v in plain.items()})
@@ -174,8 +173,6 @@ def _of_columns(space: Space, raw: RawTable, told: Told) -> Tensor:
 
 
 def _new_labels(values: Sequence[str], label: Any, first: int) -> Tensor:
-    from pofx.data.tabular import encode
-
     missing = "(missing)" in values  # a class of its own, see _classes
     column = Category("label", tuple(v for v in values if v != "(missing)"), nullable=missing)
     return torch.from_numpy(encode(column, label, first=first)).nan_to_num(len(column.values)).long()
@@ -186,10 +183,6 @@ def encode_row(space: Space, values: Mapping[str, str]) -> Tensor:
 
     Raises UsageError for an unknown or lacking column, BadValue for a value the column cannot hold.
     """
-    import pyarrow as pa
-
-    from pofx.data.tabular import MISSING, encode
-
     names = [c.name for c in space.columns]
     for name in values:
         if name not in names:
@@ -209,10 +202,6 @@ def encode_row(space: Space, values: Mapping[str, str]) -> Tensor:
 
 
 def _date(name: str, spelling: str) -> Any:
-    import datetime
-
-    import pyarrow as pa
-
     try:
         return pa.chunked_array([pa.array([datetime.datetime.fromisoformat(spelling)])])
     except ValueError as e:

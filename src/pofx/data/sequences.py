@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,9 @@ from pofx.data.columns import typed
 from pofx.data.folders import by_part
 from pofx.data.options import Options
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.data.raw import RawTable
 from pofx.data.tabular import encode_rows
 from pofx.spaces import Category, Sequence, Table
-
-if TYPE_CHECKING:
-    from pofx.data.raw import RawTable
 
 ROWS = "rows"  # the whole table is one sequence, or: in the order of the table's rows
 NUMBER = "sequence"  # the column that numbers sampled sequences, unless the data's own has a name
@@ -81,7 +79,8 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
         table = Table(tuple(Category(key, ("0", "1")) for key in _names(chosen[0], joined[chosen[0]])))
         if how.types or how.drop:
             raise UsageError("Keys of a piano roll have no other types, and none is left out.", "Leave types and drop.")
-        _same(table, how, name)
+        if how.steps is not None and how.steps.step != table:
+            raise WrongShape(f"{name} holds steps of a {table}; expected {how.steps}.", "Give sequences of that kind.")
         values = np.unpackbits(joined[chosen[0]], axis=1, count=KEYS)
     else:
         columns = _columns(joined, [str(c) for c in arrays.get("columns", ())])
@@ -300,8 +299,6 @@ def _table(
     columns: Columns, n: int, how: Options, name: str, notes: list[str], source: RawTable | None = None
 ) -> tuple[Table, NDArray]:
     """What a step is, and all steps [T, D]: of inferred types, or of those of a known space."""
-    from pofx.data.raw import RawTable
-
     if how.steps is not None:
         known = how.steps.step
         if absent := [c.name for c in known.columns if c.name not in columns]:
@@ -314,11 +311,6 @@ def _table(
     types = {} if source is None else source.types
     table, x = typed(RawTable(columns, n, types=types), how.types, how.drop, notes)
     return table, x.numpy()
-
-
-def _same(table: Table, how: Options, name: str) -> None:
-    if how.steps is not None and how.steps.step != table:
-        raise WrongShape(f"{name} holds steps of a {table}; expected {how.steps}.", "Give sequences of that kind.")
 
 
 def _raw(table: Table, values: NDArray, starts: NDArray, ends: NDArray, name: str) -> RawRagged:

@@ -460,14 +460,6 @@ def two_moons(scale: float = 0.1) -> Mixture:
     return equal([upper, lower])
 
 
-def rings() -> Mixture:
-    return equal([Ring(radius, 0.1) for radius in (0.75, 1.75, 2.75)])
-
-
-def pinwheel() -> Mixture:
-    return equal([Petal(2 * math.pi * k / 5) for k in range(5)])
-
-
 def checkerboard() -> Mixture:
     """Uniform on the 8 dark squares of a 4 x 4 board on [-2, 2]^2.
 
@@ -514,8 +506,8 @@ def markov(length: int = 6, image: bool = False) -> Markov:
 
 SOURCES: dict[str, Callable[[], Source]] = {
     "two-moons": two_moons,
-    "rings": rings,
-    "pinwheel": pinwheel,
+    "rings": lambda: equal([Ring(radius, 0.1) for radius in (0.75, 1.75, 2.75)]),
+    "pinwheel": lambda: equal([Petal(2 * math.pi * k / 5) for k in range(5)]),
     "checkerboard": checkerboard,
     "gaussian-mixture": gaussian_mixture,
     "gaussian": gaussian,
