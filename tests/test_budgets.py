@@ -13,9 +13,9 @@ from pofx.core.errors import EmptyData, RunExists, UsageError
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.evaluate.compare import compare, read_comparison, resume_comparison, unreached
-from pofx.evaluate.conclude import losers
 from pofx.evaluate.likelihood import Mean, summarise, unavailable
 from pofx.evaluate.plan import duration, shared
+from pofx.evaluate.race import losers
 from pofx.evaluate.study import Settings
 from pofx.report.build import build
 from pofx.train.fit import fit, resume

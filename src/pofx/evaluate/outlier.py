@@ -56,8 +56,8 @@ def detect(
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
     area = auroc(normal, odd)
-    about = {"outliers": name, "kind": found.kind.__name__}
-    return Detection(**vars(area), **about, bits_in=float(normal.median()), bits_out=float(odd.median()))
+    kind, bits_in, bits_out = found.kind.__name__, float(normal.median()), float(odd.median())
+    return Detection(**vars(area), outliers=name, kind=kind, bits_in=bits_in, bits_out=bits_out)
 
 
 @singledispatch
