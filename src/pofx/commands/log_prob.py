@@ -55,7 +55,7 @@ class LogProb(Rows, Estimating):  # type: ignore[misc]
 
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
-    say: str | None = None
+    say: Annotated[str | None, arg(metavar="TEXT")] = None
     """Evaluate and show this text, in place of a SOURCE."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Work on files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
