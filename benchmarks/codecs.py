@@ -52,7 +52,7 @@ def sounds(results: Results, path: Path) -> None:
     import soundfile
 
     import pofx
-    from pofx.data.audio import write_audio
+    from pofx.data.write import write_audio
 
     data = pofx.load(path)
     x, space = data.test.x, data.space

@@ -38,11 +38,11 @@ def main() -> None:
                 found = [above_the_truth(Subject(cls, case, seed)) for seed in range(args.seeds)]
             except NotApplicable:  # no likelihood, or an upper bound
                 continue
-            means, errors, kinds = zip(*found, strict=True)
-            worst = max(m / e if e > 0 else 0.0 for m, e in zip(means, errors, strict=True))
+            worst = max(above.nats / above.error if above.error else 0.0 for above, _ in found)
             beaten += worst > 3
-            results.emit(family=name, source=case.name, kind=kinds[0].__name__, excess=statistics.mean(means),
-                         se=max(errors), worst_z=worst)  # fmt: skip
+            results.emit(family=name, source=case.name, kind=found[0][1].__name__,
+                         excess=statistics.mean(above.nats for above, _ in found),
+                         se=max(above.error or 0.0 for above, _ in found), worst_z=worst)  # fmt: skip
     results.emit(what="families and sources with a seed beyond 3 standard errors", count=beaten)
     results.save()
 

@@ -23,7 +23,7 @@ from pofx.data.digest import digest
 from pofx.evaluate import entrant
 from pofx.evaluate.compare import assess, compare, read_comparison, resume_comparison, unreached
 from pofx.families.gmm import Gaussian
-from pofx.train.checkpoint import load_tree
+from pofx.train.checkpoint import load_tree, write_sealed
 from pofx.train.fit import fit, resume
 from pofx.train.run import read_data, read_evaluation, read_log, read_run
 from toys import NoisyGaussian, gaussian_data
@@ -142,9 +142,7 @@ def test_every_change_of_the_rows_is_noticed(name, tmp_path):
     source = make(tmp_path)
     data = pofx.load(source, **options)
     record = {"pofx": pofx.__version__, "data": {"source": str(source), "options": data.options, "digest": data.digest}}
-    again, unsure = read_data(record, "the run")
-    assert again.digest == data.digest
-    assert unsure is None
+    assert read_data(record, "the run").digest == data.digest
     change(source)
     with pytest.raises(DataChanged, match="the run"):
         read_data(record, "the run")
@@ -222,15 +220,6 @@ def test_commands_refuse_changed_data_and_take_new_rows(run_of_table, capsys, tm
     assert main(["log-prob", str(run)]) == 0
     assert main(["report", str(run)]) == 0
     assert "has changed since" not in (run / "report.html").read_text()
-
-
-def test_a_run_from_before_digests_says_that_nothing_can_be_told(run_of_table, capsys):
-    _, run = run_of_table
-    info = read_run(run).info
-    del info["data"]["digest"]
-    data, unsure = read_data(info, "the run")
-    assert len(data.test) == 9
-    assert "cannot be told whether" in unsure
 
 
 def test_data_in_memory_are_checked_when_they_are_given_again(tmp_path):
@@ -312,7 +301,7 @@ def test_a_fit_that_was_cut_off_is_resumed_inside(bell, tmp_path, monkeypatch):
         bell, FAMILIES, out=out, **SMALL | {"seconds": 2.0},
         progress=lambda e: steps.append(e["step"]) if e["family"] == "made" and "step" in e else None,
     )  # fmt: skip
-    assert min(steps) > reached
+    assert min(steps) >= reached  # a validation may be due before the first step
     row = next(r for r in found.rows if r["family"] == "made")
     assert row["status"] == "ok"
     assert row["fit"]["steps"] == read_log(out / "runs" / "made")[-1]["step"]
@@ -397,9 +386,12 @@ def test_fits_of_ones_own_beside_a_comparison_stay(bell, tmp_path):
 def test_a_comparison_of_an_older_version_cannot_go_on(bell, tmp_path):
     cut_off(bell, tmp_path / "c", "gmm")
     record = read_comparison(tmp_path / "c").record
-    (tmp_path / "c" / "comparison.json").write_text(json.dumps(record | {"format": 1}))
-    with pytest.raises(OlderFormat, match="format 1"):
-        resume_comparison(tmp_path / "c", bell)
+    for older in (1, 2):  # 2: before its keys were renamed
+        write_sealed(tmp_path / "c" / "comparison.json", record | {"format": older})
+        with pytest.raises(OlderFormat, match=f"comparison.json has format {older} .*; this pofx reads 3"):
+            read_comparison(tmp_path / "c")
+        with pytest.raises(OlderFormat, match=f"format {older}"):
+            resume_comparison(tmp_path / "c", bell)
     with pytest.raises(RunExists, match="already holds a comparison, which cannot go on"):
         compare(bell, FAMILIES, out=tmp_path / "c", **SMALL)
 

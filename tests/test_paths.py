@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.noise import RowNoise
+from pofx.nn.encoders import Encoded
 from pofx.nn.unet import UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
@@ -533,7 +534,7 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
         torch.manual_seed(0)
         net = UNet(channels, hidden=16, levels=2, blocks=1, patch=patch, context=5)
     x = normal(3, channels, height, width).float()
-    log_snr, h = torch.tensor([-3.0, 0.0, 5.0]), normal(3, 5).float()
+    log_snr, h = torch.tensor([-3.0, 0.0, 5.0]), Encoded(normal(3, 5).float())
     assert torch.equal(net(x, log_snr, h), torch.zeros_like(x))  # it starts at zero
     with torch.no_grad():
         for parameter in net.parameters():
@@ -543,4 +544,4 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
     for k in range(3):  # rows are independent
         assert torch.allclose(net(x[k : k + 1], log_snr[k : k + 1], h[k : k + 1]), y[k : k + 1], atol=1e-5)
     assert not torch.allclose(net(x, log_snr + 1, h), y)
-    assert not torch.allclose(net(x, log_snr, h + 1), y)
+    assert not torch.allclose(net(x, log_snr, Encoded(h.vector + 1)), y)

@@ -12,9 +12,11 @@ import torch
 import pofx
 from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import audio
-from pofx.data.audio import Reading, decode, encode, from_arrays, from_file, from_folder, write_audio
+from pofx.data.audio import decode, encode, from_arrays, from_file, from_folder
+from pofx.data.options import Options
 from pofx.data.rows import read_rows
 from pofx.data.split import TEST, TRAIN
+from pofx.data.write import write_audio
 from pofx.spaces import Audio, Label
 
 soundfile = pytest.importorskip("soundfile")
@@ -58,11 +60,11 @@ def test_16_bits_are_exact_and_mu_is_g711() -> None:
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_a_file_is_read_exactly(tmp_path: Path, suffix: str) -> None:
     s = samples(1000)
-    raw = from_file(write(tmp_path / f"a{suffix}", s), Reading())
+    raw = from_file(write(tmp_path / f"a{suffix}", s), Options())
     assert raw.space == Audio(8000, 65536, "linear", True, 1000)
     assert np.array_equal(raw.rows[:][0].numpy() - 32768, s)
     raw.space.check(raw.rows[:])
-    coarse = from_file(tmp_path / f"a{suffix}", Reading(law="mu"))
+    coarse = from_file(tmp_path / f"a{suffix}", Options(law="mu"))
     assert coarse.space == Audio(8000, 256, "mu", True, 1000)
     assert np.array_equal(coarse.rows[:][0].numpy(), encode(s / 32768, "mu", 256))
 
@@ -72,14 +74,14 @@ def test_folders_are_labels_and_parts(tmp_path: Path) -> None:
         write(tmp_path / "plain" / "cat" / f"{i}.wav", samples(10 + i, i))
         write(tmp_path / "plain" / "dog" / f"{i}.flac", samples(20 + i, i))
     write(tmp_path / "plain" / "dog" / "3.wav", samples(0))
-    raw = from_folder(tmp_path / "plain", Reading())
+    raw = from_folder(tmp_path / "plain", Options())
     assert raw.n == 6
     assert raw.label is not None
     assert raw.label.tolist() == ["cat"] * 3 + ["dog"] * 3
     assert raw.part is None
     assert raw.rows.lengths.tolist() == [10, 11, 12, 20, 21, 22]
     assert any("1 files of no samples were left out" in n and "3.wav" in n for n in raw.notes)
-    few = from_folder(tmp_path / "plain", Reading(), max_rows=4, seed=1)
+    few = from_folder(tmp_path / "plain", Options(max_rows=4, seed=1))
     assert few.numbers is not None
     assert few.n == len(few.numbers) <= 4
     for row, number in enumerate(few.numbers):
@@ -88,7 +90,7 @@ def test_folders_are_labels_and_parts(tmp_path: Path) -> None:
     write(tmp_path / "split" / "train" / "a" / "10.wav", samples(5))
     write(tmp_path / "split" / "train" / "a" / "9.wav", samples(6))
     write(tmp_path / "split" / "test" / "b" / "1.ogg", samples(7) // 2)
-    raw = from_folder(tmp_path / "split", Reading())
+    raw = from_folder(tmp_path / "split", Options())
     assert raw.part is not None
     assert raw.label is not None
     assert raw.part.tolist() == [TEST, TRAIN, TRAIN]
@@ -99,7 +101,7 @@ def test_folders_are_labels_and_parts(tmp_path: Path) -> None:
 def test_channels_are_mixed_and_fine_samples_rounded(tmp_path: Path) -> None:
     both = np.stack([samples(50), samples(50, 1)], 1)
     path = write(tmp_path / "a.wav", both / 32768, subtype="PCM_24")
-    raw = from_file(path, Reading())
+    raw = from_file(path, Options())
     assert np.abs(raw.rows.values - 32768.0 - both.mean(1)).max() <= 0.5
     assert "channels of 1 of 1" in raw.notes[0]
     assert "finer than 16 bits" in raw.notes[1]
@@ -111,13 +113,13 @@ def test_rates(tmp_path: Path) -> None:
     write(tmp_path / "b.wav", samples(100))
     tone = write(tmp_path / "c.wav", 0.5 * np.sin(2 * np.pi * 440 * t / 16000), 16000)
     with pytest.raises(WrongShape, match=r"c\.wav has 16000 samples per second; the others have 8000.*--rate 8000"):
-        from_folder(tmp_path, Reading())
-    raw = from_folder(tmp_path, Reading(rate=8000))
+        from_folder(tmp_path, Options())
+    raw = from_folder(tmp_path, Options(rate=8000))
     assert raw.rows.lengths.tolist() == [100, 100, 2000]
     assert "1 of 3 sounds were resampled to 8000 Hz." in raw.notes
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2000) / 8000)
     assert np.abs(decode(raw.rows[2:][0].numpy()) - want)[50:-50].max() < 2e-3
-    like = from_file(tone, Reading(like=Audio(4000, 256, "mu")))
+    like = from_file(tone, Options(like=Audio(4000, 256, "mu")))
     assert like.space == Audio(4000, 256, "mu", True, 1000)
 
 
@@ -128,15 +130,15 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             cut = tmp_path / f"cut{suffix}"
             cut.write_bytes(whole[:size])
             with pytest.raises(CorruptFile, match=f"cut{suffix} cannot be read as a sound"):
-                from_file(cut, Reading())
+                from_file(cut, Options())
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmptyData, match="holds no sounds"):
-        from_folder(tmp_path / "empty", Reading())
+        from_folder(tmp_path / "empty", Options())
     with pytest.raises(EmptyData, match="no sound of any length"):
-        from_file(write(tmp_path / "none.wav", samples(0)), Reading())
+        from_file(write(tmp_path / "none.wav", samples(0)), Options())
     with pytest.raises(BadValue, match="no finite numbers"):
-        from_file(write(tmp_path / "nan.wav", np.full(9, np.nan), subtype="FLOAT"), Reading())
-    for wrong in (Reading(law="a"), Reading(levels=1), Reading(levels=10**6), Reading(rate=0)):
+        from_file(write(tmp_path / "nan.wav", np.full(9, np.nan), subtype="FLOAT"), Options())
+    for wrong in (Options(law="a"), Options(levels=1), Options(levels=10**6), Options(rate=0)):
         with pytest.raises(UsageError):
             from_file(tmp_path / "a.wav", wrong)
 
@@ -145,12 +147,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 def test_what_is_clipped_is_counted(tmp_path: Path, subtype: str) -> None:
     loud = np.array([0.5, -1.0, 1.0, 1.5, -2.25, 3.0])
     write(tmp_path / "quiet.wav", loud / 4, subtype=subtype)
-    assert not any("clipped" in n for n in from_folder(tmp_path, Reading()).notes)
+    assert not any("clipped" in n for n in from_folder(tmp_path, Options()).notes)
     write(tmp_path / "loud.wav", loud, subtype=subtype)
     said = "lie beyond -1 to 1 (up to 3) and were clipped. To keep them, scale the sounds down."
-    assert f"3 samples of 1 of 2 sounds {said}" in from_folder(tmp_path, Reading()).notes
+    assert f"3 samples of 1 of 2 sounds {said}" in from_folder(tmp_path, Options()).notes
     arrays = {"audio": np.concatenate([loud, loud / 4]), "offsets": np.array([0, 6, 12]), "sample_rate": np.array(8000)}
-    assert f"3 samples of 1 of 2 sounds {said}" in from_arrays(arrays, "a.npz", Reading()).notes
+    assert f"3 samples of 1 of 2 sounds {said}" in from_arrays(arrays, "a.npz", Options()).notes
 
 
 def head(rate: int) -> bytes:
@@ -168,26 +170,26 @@ def test_rates_that_no_recording_has(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.wav").write_bytes(head(rate))
         with pytest.raises(BadValue, match=said):
-            from_file(tmp_path / "a.wav", Reading(rate=to))
+            from_file(tmp_path / "a.wav", Options(rate=to))
     with pytest.raises(UsageError, match="Give 1 to 1000000"):
-        from_file(tmp_path / "a.wav", Reading(rate=10**9))
+        from_file(tmp_path / "a.wav", Options(rate=10**9))
     (tmp_path / "a.wav").write_bytes(head(3))
-    assert from_file(tmp_path / "a.wav", Reading()).space.rate == 3
+    assert from_file(tmp_path / "a.wav", Options()).space.rate == 3
     for rate in (0, -5, 10**7, np.nan, np.inf):
         arrays = {"audio": samples(60), "offsets": np.array([0, 20, 60]), "sample_rate": np.array(rate)}
         with pytest.raises(BadValue, match=r"a.npz.*(samples per second)"):
-            from_arrays(arrays, "a.npz", Reading())
+            from_arrays(arrays, "a.npz", Options())
 
 
 def test_sounds_unpack_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "silence.flac", np.zeros(300_000, np.int16))
-    assert from_file(path, Reading()).space.length == 300_000
+    assert from_file(path, Options()).space.length == 300_000
     monkeypatch.setattr(audio, "MOST_SAMPLES", 1000)
     with pytest.raises(
         CorruptFile, match=r"silence.flac .*holds more than \d+ samples, the limit for a file of its size"
     ):
-        from_file(path, Reading())
-    assert from_file(write(tmp_path / "noise.wav", samples(5000)), Reading()).space.length == 5000  # a large file may
+        from_file(path, Options())
+    assert from_file(write(tmp_path / "noise.wav", samples(5000)), Options()).space.length == 5000  # a large file may
 
 
 # -- arrays ---------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ def test_arrays_end_to_end() -> None:
     }  # fmt: skip
     assert audio.is_audio(arrays)
     assert not audio.is_audio({"x": s})
-    raw = from_arrays(arrays, "a.npz", Reading())
+    raw = from_arrays(arrays, "a.npz", Options())
     assert raw.space.rate == 8000
     assert raw.rows.lengths.tolist() == [20, 25, 15]
     assert np.array_equal(raw.rows.values - 32768.0, s)
@@ -210,17 +212,17 @@ def test_arrays_end_to_end() -> None:
     assert raw.label.tolist() == [7, 9, 7]
     assert any("1 sounds of no samples" in n for n in raw.notes)
     assert any("also speaker" in n for n in raw.notes)
-    named = from_arrays(arrays, "a.npz", Reading(label="speaker", law="mu"))
+    named = from_arrays(arrays, "a.npz", Options(label="speaker", law="mu"))
     assert named.label is not None
     assert named.label.tolist() == ["ann", "ann", "bob"]
     with pytest.raises(UsageError, match="No array 'age'"):
-        from_arrays(arrays, "a.npz", Reading(label="age"))
+        from_arrays(arrays, "a.npz", Options(label="age"))
     with pytest.raises(WrongShape, match=r"offsets goes to 61; there are 60 samples"):
-        from_arrays(arrays | {"offsets": np.array([0, 61])}, "a.npz", Reading())
+        from_arrays(arrays | {"offsets": np.array([0, 61])}, "a.npz", Options())
     with pytest.raises(WrongShape, match="does not say how many samples a second has"):
-        from_arrays({"audio": s, "offsets": np.array([0, 60])}, "a.npz", Reading())
+        from_arrays({"audio": s, "offsets": np.array([0, 60])}, "a.npz", Options())
     with pytest.raises(BadValue, match="no finite numbers"):
-        from_arrays(arrays | {"audio": np.full(60, np.inf)}, "a.npz", Reading())
+        from_arrays(arrays | {"audio": np.full(60, np.inf)}, "a.npz", Options())
 
 
 def test_sounds_given_one_of_their_classes(tmp_path: Path) -> None:
@@ -252,13 +254,13 @@ def test_sounds_given_one_of_their_classes(tmp_path: Path) -> None:
 def test_arrays_of_parts() -> None:
     arrays = {f"{p}_audio": samples(30) / 32768 for p in ("train", "test")}
     arrays |= {"train_offsets": np.array([0, 10, 30]), "test_offsets": np.array([0, 30]), "rate": np.array(100)}
-    raw = from_arrays(arrays, "a.npz", Reading())
+    raw = from_arrays(arrays, "a.npz", Options())
     assert raw.part is not None
     assert raw.part.tolist() == [TRAIN, TRAIN, TEST]
     assert raw.rows.lengths.tolist() == [10, 20, 30]
     arrays.pop("test_offsets")
     with pytest.raises(WrongShape, match="sounds in train_audio, test_audio, but offsets in train_offsets"):
-        from_arrays(arrays, "a.npz", Reading())
+        from_arrays(arrays, "a.npz", Options())
 
 
 # -- to files -------------------------------------------------------------------------------------------
@@ -268,17 +270,17 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     space = Audio(8000)
     x = torch.tensor([[0, 65535, 32768, 7], [1, 2, -1, -1]])
     write_audio(space, x, tmp_path / "out")
-    back = from_folder(tmp_path / "out", Reading())
+    back = from_folder(tmp_path / "out", Options())
     assert back.space == Audio(8000, length=4)
     assert torch.equal(back.rows[:], x)
     write_audio(space, x, tmp_path / "by-label", ["dog", "cat"])
-    assert from_folder(tmp_path / "by-label", Reading()).label.tolist() == ["cat", "dog"]
+    assert from_folder(tmp_path / "by-label", Options()).label.tolist() == ["cat", "dog"]
     for name in ("one.wav", "one.flac"):
         write_audio(space, x[0], tmp_path / name)
-        assert torch.equal(from_file(tmp_path / name, Reading()).rows[:], x[:1])
+        assert torch.equal(from_file(tmp_path / name, Options()).rows[:], x[:1])
     mu = Audio(8000, 256, "mu")
     write_audio(mu, torch.arange(256)[None], tmp_path / "mu.wav")
-    assert torch.equal(from_file(tmp_path / "mu.wav", Reading(like=mu)).rows[:], torch.arange(256)[None])
+    assert torch.equal(from_file(tmp_path / "mu.wav", Options(like=mu)).rows[:], torch.arange(256)[None])
     with pytest.raises(UsageError, match="2 sounds do not go into one file"):
         write_audio(space, x, tmp_path / "two.wav")
     with pytest.raises(UsageError, match="no place for sounds"):

@@ -18,6 +18,7 @@ import torch
 import pofx
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.data import text
+from pofx.data.options import Options
 from pofx.data.ragged import RaggedRows
 from pofx.data.rows import read_rows
 from pofx.data.write import write_texts
@@ -391,7 +392,7 @@ def test_a_large_file_has_the_documents_of_a_small_one(
     path = tmp_path / "corpus.txt"
     path.write_text(f"first {between.join(documents)}", encoding="utf-8-sig")
     named = None if between == text.ENDOFTEXT else between.replace("\n", "\\n")
-    how = text.Reading("bytes", named)
+    how = Options(symbols="bytes", separator=named)
     small = text.from_file(path, how)
     monkeypatch.setattr(text, "IN_MEMORY", 1000)
     monkeypatch.setattr(text, "CHUNK", chunk)
@@ -407,7 +408,7 @@ def test_long_documents_of_a_large_file_are_cut_one_by_one(tmp_path: Path, monke
     path = tmp_path / "corpus.txt"
     path.write_text("<|endoftext|>".join(documents))
     monkeypatch.setattr(text, "IN_MEMORY", 1000)
-    raw = text.from_file(path, text.Reading())
+    raw = text.from_file(path, Options())
     assert raw.before is not None
     runs, first = raw.rows.runs()
     assert [bytes(runs[i : i + 1][0].tolist()).decode() for i in range(len(runs))] == documents
@@ -420,10 +421,10 @@ def test_a_large_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(text, "IN_MEMORY", 1000)
     monkeypatch.setattr(text, "CHUNK", 2**16)
     with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xff"):
-        text.from_file(path, text.Reading())
+        text.from_file(path, Options())
     monkeypatch.setattr(text, "HEAD", 1020)  # beyond it, no UTF-8 is needed
     tracemalloc.start()
-    raw = text.from_file(path, text.Reading())
+    raw = text.from_file(path, Options())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size / 4
@@ -436,13 +437,13 @@ def test_a_large_file_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_bytes(b" \n" * 1000)
     monkeypatch.setattr(text, "IN_MEMORY", 1000)
     with pytest.raises(EmptyData, match=r"blank.txt holds no text"):
-        text.from_file(path, text.Reading())
+        text.from_file(path, Options())
     with pytest.raises(UsageError, match=r"empty separator"):
-        text.from_file(path, text.Reading(separator=""))
+        text.from_file(path, Options(separator=""))
 
 
 def test_excerpts_hold_all_of_the_text() -> None:
-    raw = text.from_documents(["def f():\n    pass\n" * 200, "x" * 5000])
+    raw = text.from_documents(["def f():\n    pass\n" * 200, "x" * 5000], Options())
     assert raw.before is not None
     assert not raw.space.has_eos
     rows = spelled(raw.space, raw.rows)  # type: ignore[arg-type]

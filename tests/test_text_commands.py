@@ -27,7 +27,7 @@ from pofx.core.spelling import shown, visible
 from pofx.data.parts import Part
 from pofx.decode.net import NetDecoder
 from pofx.evaluate.likelihood import mean_log_prob
-from pofx.evaluate.text import Mark, marks, rates
+from pofx.evaluate.text import Counts, Mark, marks, rates
 from pofx.families.sequence import Gpt, GptConfig, Rnn, RnnConfig
 from pofx.spaces import Audio, Label, Text
 from pofx.train.run import read_run
@@ -267,7 +267,8 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) 
     model = random_model(alphabet, has_eos=has_eos, vocabulary=vocabulary)
     texts = ["déjà vu, a cat", "a dog", "déjà déjà vu vu"]
     part = Part(model.space.parse(texts))
-    found = rates(model, part, mean_log_prob(model, part))
+    counts = Counts(model)
+    found = rates(model, counts, mean_log_prob(model, part, watch=counts.add))
     with torch.no_grad():
         each = [model.given().log_probs(part.x[i : i + 1])[0].double() for i in range(3)]
     surprise = torch.cat([-e[: n + has_eos] for e, n in zip(each, _steps(model, part.x), strict=True)])
@@ -294,6 +295,25 @@ def test_rates_are_of_one_number(alphabet: str, vocabulary: int, has_eos: bool) 
 
 def _steps(model: Any, x: Tensor) -> Iterator[int]:
     return (len(s) for s in model.rows_spans(x))
+
+
+def test_a_text_is_tokenised_once(runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenised, made = list[str](), Subwords.tokenizer.fget  # type: ignore[attr-defined]
+
+    class Counting:
+        def __init__(self, codec: Subwords) -> None:
+            self.tokenizer = made(codec)
+
+        def encode_batch(self, texts: list[str], **options: Any) -> Any:
+            tokenised.extend(texts)
+            return self.tokenizer.encode_batch(texts, **options)
+
+    monkeypatch.setattr(Subwords, "tokenizer", property(Counting))
+    texts = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS]  # more than one block, and one pass
+    place = Path(runs["place"]) / "once.txt"
+    place.write_text("\n".join(texts))
+    assert main(["log-prob", runs["subwords"], str(place), "--out", str(place.with_suffix(".csv"))]) == 0
+    assert sorted(tokenised) == sorted(texts)
 
 
 def test_parts_of_a_character_are_one_stretch() -> None:

@@ -8,14 +8,15 @@ import pofx
 ROOT = Path(pofx.__file__).parent
 DOCS = ROOT.parent.parent
 GRADIENT = {  # where it is spoken of
-    "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/diffusion.py",
-    "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py", "paths/schedule.py",
-    "testing/checks.py", "testing/wrong.py",
+    "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/continuous.py",
+    "families/diffusion.py", "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py",
+    "paths/schedule.py", "testing/checks.py", "testing/wrong.py",
 }  # fmt: skip
 SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}
 GRADIENTS = {
     "score", "scores", "noised_score", "rows_score", "rows_noised_score", "has_score", "has_noised_score",
-    "score_noise", "score_is_the_gradient", "noised_score_is_the_gradient", "scoresign", "scorewithoutnoise",
+    "hasscore", "hasnoisedscore", "score_noise", "score_is_the_gradient", "noised_score_is_the_gradient", "scoresign",
+    "scorewithoutnoise",
 }  # fmt: skip
 
 

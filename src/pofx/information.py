@@ -29,6 +29,7 @@ from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Likelihood, Number, number
 from pofx.core.measure import Measure
 from pofx.core.model import Conditional, Model
+from pofx.core.noise import given_or_fresh
 from pofx.core.space import Space
 from pofx.spaces import Category
 
@@ -47,7 +48,7 @@ def surprise(p: Density, x: Tensor, *, generator: torch.Generator | None = None)
         >>> surprise(coin, torch.ones(())).bits  # one in four is two bits
         tensor(2.)
     """
-    found = -number(_log_prob(_density(p), x, _generator(generator)))
+    found = -number(_log_prob(_density(p), x, given_or_fresh(generator)))
     return dataclasses.replace(found, note=found.note or ("Monte Carlo" if found.draws else "closed form"))
 
 
@@ -62,12 +63,7 @@ def entropy(p: Density, *, draws: int = DRAWS, generator: torch.Generator | None
         >>> print(entropy(coin))
         = 0.693147 nats (closed form)
     """
-    p = _density(p)
-    if isinstance(p, Distribution):
-        with contextlib.suppress(NotImplementedError):
-            return _closed(p.entropy())
-    points = _points(p, draws, gen := _generator(generator))
-    return _expect(points, [(-1, points.log_prob(p, gen))])
+    return _expectation(-1, _density(p), None, draws, generator)
 
 
 def cross_entropy(
@@ -81,12 +77,7 @@ def cross_entropy(
         >>> bool(cross_entropy(p, q).nats > entropy(p).nats)
         True
     """
-    p, q = _pair(p, q)
-    if isinstance(p, Distribution) and isinstance(q, Distribution):
-        with contextlib.suppress(NotImplementedError):
-            return _closed(p.entropy() + kl_divergence(p, q))
-    points = _points(p, draws, gen := _generator(generator))
-    return _expect(points, [(-1, _log_prob(q, points.x, gen))])
+    return _expectation(0, *_pair(p, q), draws, generator)
 
 
 def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator | None = None) -> Number[Tensor]:
@@ -103,12 +94,7 @@ def kl(p: Density, q: Density, *, draws: int = DRAWS, generator: torch.Generator
         >>> print(kl(narrow, wide))
         = 0.318147 nats (closed form)
     """
-    p, q = _pair(p, q)
-    if isinstance(p, Distribution) and isinstance(q, Distribution):
-        with contextlib.suppress(NotImplementedError):
-            return _closed(kl_divergence(p, q))
-    points = _points(p, draws, gen := _generator(generator))
-    return _expect(points, [(1, points.log_prob(p, gen)), (-1, _log_prob(q, points.x, gen))])
+    return _expectation(1, *_pair(p, q), draws, generator)
 
 
 def reverse_kl(
@@ -174,7 +160,7 @@ def mutual_information(
         raise UsageError(f"{len(parts)} inputs need as many probabilities that sum to 1, not {w.tolist()}.")
     for p in parts[1:]:
         _pair(parts[0], p)
-    gen, per_input = _generator(generator), []
+    gen, per_input = given_or_fresh(generator), []
     for k, p in enumerate(parts):
         at = _points(p, draws, gen)
         logs = [number(_log_prob(q, at.x, gen)) for q in parts]
@@ -227,9 +213,23 @@ def _points(p: Distribution | Conditional, draws: int, generator: torch.Generato
         return _Points(p.rsample((draws,)) if p.has_rsample else p.sample((draws,)), None, p.has_rsample)
 
 
-def _expect(points: _Points, terms: list[tuple[int, Likelihood]]) -> Number[Tensor]:
-    """The expectation of sum_i sign_i log p_i(x) over the points, of the kind that the terms allow."""
-    total = reduce(operator.add, (number(lik) * sign for sign, lik in terms))
+def _expectation(
+    own: int,
+    p: Distribution | Conditional,
+    q: Distribution | Conditional | None,
+    draws: int,
+    generator: torch.Generator | None,
+) -> Number[Tensor]:
+    """E_p[own log p(x) - log q(x)] (without q the first term alone), of the kind that the terms allow."""
+    if isinstance(p, Distribution) and isinstance(q, Distribution | None):
+        with contextlib.suppress(NotImplementedError):
+            value = p.entropy() if q is None else kl_divergence(p, q) if own else p.entropy() + kl_divergence(p, q)
+            none = torch.zeros_like(value).detach()
+            return Number(Exact, value, none, none, note="closed form")
+    points = _points(p, draws, gen := given_or_fresh(generator))
+    terms = [number(points.log_prob(p, gen)) * own] if own else []
+    terms += [] if q is None else [-number(_log_prob(q, points.x, gen))]
+    total = reduce(operator.add, terms)
     return _mean(points, total) if total.available else total
 
 
@@ -255,11 +255,9 @@ def _mean(points: _Points, f: Number[Tensor]) -> Number[Tensor]:
 def _support(p: Distribution | Conditional) -> Tensor | None:
     """Every value of p [n, *batch, *E], or None where they are too many or not enumerable."""
     if isinstance(p, Distribution):
-        if not p.has_enumerate_support:
-            return None
         with contextlib.suppress(NotImplementedError):
-            support = p.enumerate_support()
-            return support if len(support) <= ENUMERABLE else None
+            if p.has_enumerate_support and len(support := p.enumerate_support()) <= ENUMERABLE:
+                return support
         return None
     values = _values(p.model.space)
     if values is None:
@@ -334,12 +332,3 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _generator(generator: torch.Generator | None) -> torch.Generator:
-    return torch.Generator().manual_seed(0) if generator is None else generator
-
-
-def _closed(value: Tensor) -> Number[Tensor]:
-    none = torch.zeros_like(value).detach()
-    return Number(Exact, value, none, none, note="closed form")

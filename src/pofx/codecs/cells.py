@@ -230,10 +230,21 @@ def sizes(space: Space, bins: int) -> tuple[int, ...]:
     return tuple(_size(c, bins) for c in space.columns)
 
 
-class Cells(nn.Module):
-    """The sites of a whole datum. ``sizes[s]`` is the number of cells of site s, ``size`` the largest."""
+class TableCells(nn.Module):
+    """The sites of a whole datum: columns of a space that has some (a table, a label, reals, codes, a pair of these).
 
-    sizes: tuple[int, ...]
+    ``sizes[s]`` is the number of cells of site s, ``size`` the largest.
+    """
+
+    nothing: Tensor
+    sites: Any  # a ModuleList of Values and Intervals
+
+    def __init__(self, space: Space, bins: int) -> None:
+        super().__init__()
+        self.space, self.sizes = space, sizes(space, bins)
+        self.columns: tuple[Column, ...] = space.columns
+        self.sites = nn.ModuleList(Values(c) if isinstance(c, Category) else Intervals(c, bins) for c in self.columns)
+        self.register_buffer("nothing", torch.empty(0), persistent=False)  # knows the device
 
     @property
     def size(self) -> int:
@@ -241,57 +252,24 @@ class Cells(nn.Module):
 
     def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
         """Choose the cells from data x [N, *E], a column at a time, with weights [N] of mean one."""
-        raise NotImplementedError
-
-    def nominal(self) -> Tensor:
-        """About how much mass the cells were laid for [S, size]; zero for those that no datum falls into."""
-        raise NotImplementedError
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, *E] -> cell indices int64 [N, S], and log p(x | its cells) [N]."""
-        raise NotImplementedError
-
-    def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw x [N, *E] within the cells ``code`` [N, S]."""
-        raise NotImplementedError
-
-    def coarse(self, radix: int, mass: Tensor) -> Tensor:
-        """Cell -> one of at most ``radix`` symbols, int64 [S, size]; ``mass`` [S, size] of the cells."""
-        raise NotImplementedError
-
-
-class TableCells(Cells):
-    """The columns of a space that has some: a table, a label, reals, codes, a pair of these."""
-
-    nothing: Tensor
-    sites: Any  # a ModuleList of Values and Intervals
-
-    def __init__(self, space: Space, bins: int) -> None:
-        super().__init__()
-        self.space = space
-        self.columns: tuple[Column, ...] = space.columns
-        self.sites = nn.ModuleList(Values(c) if isinstance(c, Category) else Intervals(c, bins) for c in self.columns)
-        self.sizes = sizes(space, bins)
-        self.register_buffer("nothing", torch.empty(0), persistent=False)  # knows the device
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x.double().reshape(-1, len(self.columns))
-
-    def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
         for j, site in enumerate(self.sites):
             site.fit(column_of(x, j).to(weight.device).double(), weight, target)
 
     def nominal(self) -> Tensor:
+        """About how much mass the cells were laid for [S, size]; zero for those that no datum falls into."""
         out = torch.zeros(len(self.sizes), self.size, dtype=torch.float64, device=self.nothing.device)
         for s, site in enumerate(self.sites):
             out[s, : site.size] = site.nominal
         return out
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = [site.encode(v) for site, v in zip(self.sites, self._rows(x).unbind(1), strict=True)]
+        """x [N, *E] -> cell indices int64 [N, S], and log p(x | its cells) [N]."""
+        rows = x.double().reshape(-1, len(self.columns))
+        pairs = [site.encode(v) for site, v in zip(self.sites, rows.unbind(1), strict=True)]
         return torch.stack([c for c, _ in pairs], 1), torch.stack([w for _, w in pairs]).sum(0)
 
     def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x [N, *E] within the cells ``code`` [N, S]."""
         out = []
         for site, column, c in zip(self.sites, self.columns, code.unbind(1), strict=True):
             missing = c == site.size - 1 if column.nullable else torch.zeros_like(c, dtype=torch.bool)
@@ -299,36 +277,36 @@ class TableCells(Cells):
         return torch.stack(out, 1).to(self.space.dtype).reshape(-1, *self.space.event_shape)
 
     def coarse(self, radix: int, mass: Tensor) -> Tensor:
+        """Cell -> one of at most ``radix`` symbols, int64 [S, size]; ``mass`` [S, size] of the cells."""
         out = torch.zeros(len(self.sizes), self.size, dtype=torch.long, device=mass.device)
         for s, site in enumerate(self.sites):
             out[s, : site.size] = site.coarse(radix, mass[s, : site.size])
         return out
 
 
-class ImageCells(Cells):
-    """The pixels of an image in raster order, channels last; levels in ``bins`` groups of neighbours."""
+class ImageCells(TableCells):
+    """The pixels of an image in raster order, channels last; levels in ``size`` groups of neighbours."""
 
+    space: Image
     first: Tensor
 
     def __init__(self, space: Image, bins: int) -> None:
-        super().__init__()
-        self.space, self.sizes = space, sizes(space, bins)
-        self.bins = self.size
+        super().__init__(space, bins)
         # group j holds the levels from ceil(j L / B) on: those with floor(level B / L) = j
-        first = [-(-j * space.levels // self.bins) for j in range(self.bins + 1)]
+        first = [-(-j * space.levels // self.size) for j in range(self.size + 1)]
         self.register_buffer("first", torch.tensor(first), persistent=False)
 
     def fit(self, x: Any, weight: Tensor, target: int | None = None) -> None:
         """Levels are grouped without looking at the data."""
 
     def nominal(self) -> Tensor:
-        return torch.ones(self.space.dims, self.bins, dtype=torch.float64, device=self.first.device)
+        return torch.ones(self.space.dims, self.size, dtype=torch.float64, device=self.first.device)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         code = x.permute(0, 2, 3, 1).reshape(len(x), -1).long()
-        if self.bins == self.space.levels:
+        if self.size == self.space.levels:
             return code, torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        code = code * self.bins // self.space.levels
+        code = code * self.size // self.space.levels
         return code, -self.first.diff().double().log()[code].sum(1)
 
     def decode(self, code: Tensor, generator: torch.Generator) -> Tensor:
@@ -339,16 +317,16 @@ class ImageCells(Cells):
         return level.reshape(-1, h, w, c).permute(0, 3, 1, 2).to(self.space.dtype)
 
     def coarse(self, radix: int, mass: Tensor) -> Tensor:
-        symbol = torch.arange(self.bins, device=mass.device) * min(radix, self.bins) // self.bins
+        symbol = torch.arange(self.size, device=mass.device) * min(radix, self.size) // self.size
         return symbol.expand(self.space.dims, -1)
 
 
 @singledispatch
-def cells(space: Space, bins: int) -> Cells:
+def cells(space: Space, bins: int) -> TableCells:
     """The cells of ``space``, with at most ``bins`` intervals per number or groups of levels per pixel."""
     return TableCells(space, bins)
 
 
 @cells.register
-def _(space: Image, bins: int) -> Cells:
+def _(space: Image, bins: int) -> TableCells:
     return ImageCells(space, bins)

@@ -265,6 +265,7 @@ class Subwords(Codec):
         super().__init__()
         self.space, self.size = space, size
         self._made: Any = None  # the tokenizer, once it is used
+        self._spanned: dict[str, Any] = {}  # texts whose spans were asked for last: they are tokenised once
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON
 
     def prepare(self, x: Tensor, generator: torch.Generator) -> None:
@@ -287,7 +288,7 @@ class Subwords(Codec):
     def take(self, json: str) -> None:
         """Use a tokenizer.json."""
         self.learned = torch.frombuffer(bytearray(json.encode()), dtype=torch.uint8).clone()
-        self._made = None
+        self._made, self._spanned = None, {}
 
     @property
     def json(self) -> str:
@@ -310,14 +311,15 @@ class Subwords(Codec):
         return u.to(x.device)
 
     def _tokens(self, x: Tensor) -> list[list[int]]:
-        tokenizer, alphabet, rows = self.tokenizer, self.space.alphabet, [row[row >= 0].tolist() for row in x]
-        if alphabet:
-            texts = ["".join(alphabet[k] for k in row) for row in rows]
-            return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        spelled = [bytes(row).decode(errors="surrogateescape") for row in rows]
+        if self.space.alphabet:
+            return [e.ids for e in self._read([self.space.spell(row) for row in x])]
+        tokenizer, spelled = (
+            self.tokenizer,
+            [bytes(row[row >= 0].tolist()).decode(errors="surrogateescape") for row in x],
+        )
         rows_of_pieces = [[p for p in re.split("([\udc80-\udcff])", text) if p] for text in spelled]
         whole = [p for pieces in rows_of_pieces for p in pieces if not _escaped(p)]
-        found = iter(tokenizer.encode_batch(whole, add_special_tokens=False))
+        found = iter(self._read(whole))
 
         def ids(piece: str) -> list[int]:
             return [tokenizer.token_to_id(SPELLING[ord(piece) & 255])] if _escaped(piece) else next(found).ids
@@ -340,7 +342,10 @@ class Subwords(Codec):
         return x.to(u.device)
 
     def spans(self, x: Tensor) -> list[list[Span]]:
-        return [list(e.offsets) for e in self._read(x)]
+        texts = [self.space.spell(row) for row in x]
+        found = self._read(texts)
+        self._spanned = dict(zip(texts, found, strict=True))
+        return [list(e.offsets) for e in found]
 
     def detokenizer(self, before: Sequence[int]) -> Detokenizer:
         tokenizer, byte = self.tokenizer, {c: b for b, c in enumerate(SPELLING)}
@@ -356,8 +361,10 @@ class Subwords(Codec):
         """The text without what the space's alphabet does not have: parts of a character spell none of it."""
         return text if not self.space.alphabet else "".join(c for c in text if c in self.space.alphabet)
 
-    def _read(self, x: Tensor) -> list[Any]:
-        texts = [self.space.spell(row) for row in x]
+    def _read(self, texts: list[str]) -> list[Any]:
+        """The tokenizer's encodings of texts."""
+        if self._spanned.keys() >= set(texts):
+            return [self._spanned[text] for text in texts]
         found: list[Any] = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         return found
 
@@ -366,7 +373,7 @@ class PretrainedTokenizer(Subwords):
     """Subwords of another project's tokenizer. It may lose something of a text, which is then an error."""
 
     def _tokens(self, x: Tensor) -> list[list[int]]:
-        return [e.ids for e in self._read(x)]
+        return [e.ids for e in self._read([self.space.spell(row) for row in x])]
 
     def decode(self, u: Tensor) -> Tensor:
         found: list[str] = self.tokenizer.decode_batch([row[row >= 0].tolist() for row in u])
@@ -385,10 +392,10 @@ class PretrainedTokenizer(Subwords):
         tokenizer, stream = self.tokenizer, DecodeStream(list(before), skip_special_tokens=True)
         return lambda symbol: "" if symbol is None else stream.step(tokenizer, symbol) or ""
 
-    def _read(self, x: Tensor) -> list[Any]:
-        found = super()._read(x)
+    def _read(self, texts: list[str]) -> list[Any]:
+        found = super()._read(texts)
         back = self.tokenizer.decode_batch([e.ids for e in found], skip_special_tokens=False)
-        for text, again in zip(map(self.space.spell, x), back, strict=True):
+        for text, again in zip(texts, back, strict=True):
             if again != text:
                 i = next((i for i, (a, b) in enumerate(zip(text, again, strict=False)) if a != b), len(again))
                 raise BadValue(

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pofx.core.learner import TrainingSet
+
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
 
 IN_MEMORY = 2**28  # bytes of steps beyond which they are kept in a file
@@ -126,7 +128,7 @@ class Spool:
         return np.memmap(self.file, self.dtype, "r+", shape=(self.steps, *self.shape))
 
 
-class Whole:
+class Whole(TrainingSet):
     """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest.
 
     Args:
@@ -146,9 +148,3 @@ class Whole:
         line = torch.cat([fill, u, fill], 1)
         line[:, 2:].masked_fill_(line[:, 1:-1] == self.fill, self.pad)  # what follows the end
         return line
-
-    def owner(self, index: Tensor) -> Tensor:
-        return index
-
-    def set_epoch(self, number: int) -> None:
-        """A datum is one piece, always the same."""

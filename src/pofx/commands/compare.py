@@ -219,8 +219,7 @@ def _evaluate(args: Report, notes: list[str]) -> dict[str, Any]:
     stands = tell_standing(info, log, args.folder)
     if read_evaluation(args.folder, log) is None:
         try:
-            data, unsure = read_data(info, str(args.folder))
-            notes += [] if unsure is None else [unsure]
+            data = read_data(info, str(args.folder))
             with progress(args, f"evaluating {args.folder.name}") as tell:
                 assess(args.folder, data, progress=tell)
         except DataError as error:

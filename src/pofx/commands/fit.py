@@ -177,8 +177,7 @@ def resume(argv: list[str]) -> int:
     args.quiet = args.quiet or not is_first()
 
     info = read_info(args.run)
-    data, unsure = read_data(info, str(args.run))
-    tell_notes([] if unsure is None else [unsure], args)
+    data = read_data(info, str(args.run))
     with progress(args, f"{info['family']} on {data.name}") as report:
         run = go_on(args.run, data=data, device=args.device, progress=report)
     _finish_fit(run, data, args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -69,7 +70,7 @@ def log_prob(argv: list[str]) -> int:
     from pofx.data.pieces import is_streamed
     from pofx.data.write import write_columns
     from pofx.evaluate.likelihood import mean_log_prob
-    from pofx.evaluate.text import rates
+    from pofx.evaluate.text import Counts, rates
 
     run = read_model(args.run)
     model, texts = run.model, run.model.space.alphabet is not None
@@ -88,17 +89,19 @@ def log_prob(argv: list[str]) -> int:
     part = _part(run, args, notes) if args.say is None else _said(run, args)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
-    result = mean_log_prob(model, part, request=request, generator=generator)
+    counts = Counts(model) if texts else None
+    result = mean_log_prob(model, part, request=request, generator=generator, watch=None if counts is None else counts.add)
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
     if args.out is not None:
         assert part.rows is not None
         columns = _columns(part.rows, rows)
-        if texts:
-            columns |= _per_byte(run, part, rows.nats)
+        if counts is not None:  # bytes of each text, and its bits per byte
+            size = torch.cat(counts.bytes)
+            columns |= {"bytes": size.long(), "bits_per_byte": -rows.nats.double() / math.log(2) / size}
         write_columns(args.out, columns)
-    of_text = rates(model, part, result, request) if texts else None
+    of_text = None if counts is None else rates(model, counts, result, request)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     return _tell(args, found, result, notes, model.space.values, of_text, shown)
 
@@ -205,16 +208,6 @@ def _said(run: Run, args: LogProb) -> Part:
     if run.model.context is not None:
         raise UsageError("--say has no context, which this run takes.", "Name a SOURCE that has it.")
     return Part(run.model.space.parse([args.say]), rows=torch.arange(1))
-
-
-def _per_byte(run: Run, part: Part, nats: torch.Tensor) -> dict[str, Any]:
-    """Bytes of each text, and its bits per byte."""
-    import math
-
-    import torch
-
-    size = torch.cat([run.model.space.units(part[i : i + 256].read().x) for i in range(0, len(part), 256)])
-    return {"bytes": size.long(), "bits_per_byte": -nats.double() / math.log(2) / size}
 
 
 def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[Mark]]:

@@ -33,6 +33,6 @@ def own_rows(run: Run, path: Path, notes: list[str]) -> Part:
     """The test part of a run's own, unchanged data; ``notes`` gets what reading them has to tell. Raises UsageError."""
     if run.info["data"]["source"] is None:
         raise UsageError(f"{path} has no data of its own.", "Name a SOURCE.")
-    data, unsure = read_data(run.info, str(path))
-    notes += data.notes if unsure is None else [*data.notes, unsure]
+    data = read_data(run.info, str(path))
+    notes += data.notes
     return data.test

@@ -117,9 +117,7 @@ def _difference(a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor) -> tu
     assert se is not None
     if n < FEWEST:
         return found.nats, se, 0, f"{n} rows are too few to tell the error of their difference"
-    counting = (
-        w.sum() ** 2 / w.square().sum()
-    ).item()  # rows: as many as there are, where all weigh the same (Kish, 1965)
+    counting = (w.sum() ** 2 / w.square().sum()).item()  # rows: all where all weigh the same (Kish, 1965)
     sign, limit = (found.nats > 0) - (found.nats < 0), student(z, max(1.0, counting - 1))
     if abs(found.nats) > limit * se:
         return found.nats, se, sign, f"the difference is more than {limit:.3g} standard errors"

@@ -45,9 +45,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     """A folder of this process, gone at the end. What a killed process has left under this prefix is removed first."""
     for old in parent.glob(f"{glob.escape(prefix)}*"):
-        _remove_if_left(old)
+        with suppress(OSError):  # who writes holds a lock on the folder
+            if (held := lock(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(held)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    held: int | None = None
+    held = None
     try:
         with suppress(OSError):  # a file system without locks: nothing is taken for left behind there
             held = lock(folder)
@@ -66,22 +69,12 @@ def lock(path: Path) -> int | None:
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(handle)
+        if not isinstance(error, BlockingIOError):
+            raise
         return None
-    except OSError:
-        os.close(handle)
-        raise
     return handle
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Whoever writes holds a lock on the scratch folder: what is not locked was left by a killed process."""
-    with suppress(OSError):
-        held = lock(folder)
-        if held is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -79,30 +79,25 @@ class Batch:
 
     def randn(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise [B, *shape] on the batch's device."""
-        noise = torch.randn(self.total, *shape, generator=generator, device=generator.device)
+        return self._own(torch.randn(self.total, *shape, generator=generator, device=generator.device))
+
+    def rand(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Uniform [0, 1) noise [B, *shape]."""
+        return self._own(torch.rand(self.total, *shape, generator=generator, device=generator.device))
+
+    def _own(self, noise: Tensor) -> Tensor:
         return noise[self.start : self.start + len(self.x)].to(self.x.device)
 
     def shares(self, count: int) -> list[Batch]:
         """``count`` batches that are this one in pieces, each knowing its place in the whole."""
         if count == 1:
             return [self]
-        size = -(-len(self.x) // count)
+        size, mass = -(-len(self.x) // count), None if self.weight is None else self.weight.sum()
+        rows = {k: v for k in ("x", "c", "weight") if (v := getattr(self, k)) is not None}
         return [
-            replace(
-                self,
-                x=self.x[i : i + size],
-                c=None if self.c is None else self.c[i : i + size],
-                weight=None if self.weight is None else self.weight[i : i + size],
-                mass=None if self.weight is None else self.weight.sum(),
-                start=self.start + i,
-            )
+            replace(self, mass=mass, start=self.start + i, **{k: v[i : i + size] for k, v in rows.items()})
             for i in range(0, len(self.x), size)
         ]
-
-    def rand(self, *shape: int, generator: torch.Generator) -> Tensor:
-        """Uniform [0, 1) noise [B, *shape]."""
-        noise = torch.rand(self.total, *shape, generator=generator, device=generator.device)
-        return noise[self.start : self.start + len(self.x)].to(self.x.device)
 
 
 class TrainingSet(Protocol):
@@ -115,15 +110,15 @@ class TrainingSet(Protocol):
 
     def owner(self, index: Tensor) -> Tensor:
         """The row of the training data that each piece is of [B]: its context and weight are the row's."""
-        ...
+        return index
 
     def set_epoch(self, number: int) -> None:
         """A pass over all pieces begins: they may be cut anew."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class RowDataset:
+class RowDataset(TrainingSet):
     """Rows x [N, *E] themselves."""
 
     x: Any
@@ -134,12 +129,6 @@ class RowDataset:
     def __getitem__(self, index: Tensor) -> Tensor:
         rows: Tensor = self.x[index]
         return rows
-
-    def owner(self, index: Tensor) -> Tensor:
-        return index
-
-    def set_epoch(self, number: int) -> None:
-        """Rows are always the same."""
 
 
 class Runtime(Protocol):

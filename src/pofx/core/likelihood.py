@@ -152,9 +152,8 @@ def join(a: Kind, b: Kind) -> Kind:
 
 def flip(kind: Kind) -> Kind:
     """The kind of -v, where v is of ``kind``."""
-    if kind is LowerBound:
-        return UpperBound
-    return LowerBound if kind is UpperBound else kind
+    flipped: dict[Kind, Kind] = {LowerBound: UpperBound, UpperBound: LowerBound}
+    return flipped.get(kind, kind)
 
 
 def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
@@ -237,11 +236,8 @@ class Number(Generic[V]):
 
     def __mul__(self, factor: float) -> Number[V]:
         se, mc_se = (None if v is None else v * abs(factor) for v in (self.se, self.mc_se))
-        return Number(
-            self.kind if factor > 0 else flip(self.kind), self.nats * factor, se, mc_se,
-            {source: move * factor for source, move in self.shared.items()},
-            self.n, self.draws, self.impossible, self.note,
-        )  # fmt: skip
+        kind, shared = self.kind if factor > 0 else flip(self.kind), {k: v * factor for k, v in self.shared.items()}
+        return dataclasses.replace(self, kind=kind, nats=self.nats * factor, se=se, mc_se=mc_se, shared=shared)
 
     def __neg__(self) -> Number[V]:
         return self * -1.0

@@ -32,7 +32,7 @@ from pofx.core.abilities import (
 )
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
-from pofx.core.noise import Copies, RowNoise, row_keys, seed_of
+from pofx.core.noise import Copies, RowNoise, given_or_fresh, row_keys, seed_of
 from pofx.core.requests import AnyRequest, AnySampler, Direct, Request, Sampler
 from pofx.core.space import Space, join, take
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R", Request, Sampler)
+T = TypeVar("T")
 
 
 class Model(nn.Module):
@@ -263,19 +264,16 @@ class Conditional:
     null: bool = False
 
     def __post_init__(self) -> None:
-        context = self.model.context
-        if context is None and (self.c is not None or self.null):
-            raise UsageError(
-                f"This {self.model.name} models p(x) and takes no context.", "Fit it with a context (--given)."
-            )
-        if self.null and self.c is not None:
-            raise UsageError("A context is given, and no context is asked for (null).", "Give one of them.")
-        if context is not None and self.c is None and not self.null:
-            raise UsageError(
-                f"This {self.model.name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c)."
-            )
-        if context is not None and self.c is not None:
+        context, name = self.model.context, self.model.name
+        if context is None:
+            if self.c is not None or self.null:
+                raise UsageError(f"This {name} models p(x) and takes no context.", "Fit it with a context (--given).")
+        elif self.c is not None:
+            if self.null:
+                raise UsageError("A context is given, and no context is asked for (null).", "Give one of them.")
             context.check(self.c)
+        elif not self.null:
+            raise UsageError(f"This {name} models p(x | c) with c a {context}; no c was given.", "Call model.given(c).")
         if self.before is not None:
             ability_of(self.model, Continues)
             self.model.space.check(self.before)
@@ -289,12 +287,9 @@ class Conditional:
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """*C"""
-        if self.c is not None:
-            assert self.model.context is not None
-            return tuple(self.c.shape[: self.c.ndim - len(self.model.context.event_shape)])
-        if self.before is not None:
-            return tuple(self.before.shape[: self.before.ndim - len(self.model.space.event_shape)])
-        return ()
+        given, space = (self.before, self.model.space) if self.c is None else (self.c, self.model.context)
+        assert space is not None
+        return () if given is None else tuple(given.shape[: given.ndim - len(space.event_shape)])
 
     def log_prob(
         self,
@@ -332,20 +327,8 @@ class Conditional:
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows.", "Give at least one datum.")
-        seed = seed_of(_generator(generator, model.device))
         copies = Copies() if copies is None else copies
-        with evaluating(model):
-            size, parts = model.rows_per_pass(), []
-            for i in range(0, len(flat), size):
-                rows, raw = flat[i : i + size].to(model.device), c.raw(slice(i, i + size))
-                noise = RowNoise(seed, partial(self._keys, copies, rows, raw))
-                lik = model.rows_log_prob(rows, c[i : i + size], request, noise)
-                parts.append(_carrying(lik, rows, raw))
-        lik = cat(parts)
-        if isinstance(lik, Unavailable):
-            return lik
-        _check_nats(model, lik.nats)
-        return per_row(lambda t: t.reshape(batch), lik)
+        return self._likelihood(model.rows_log_prob, flat, c, request, generator, copies, batch)
 
     def classes(self, *, request: AnyRequest = None, generator: torch.Generator | None = None) -> Likelihood:
         """log p(y | c) of every class y, nats [*C, K]; of a model of labels (raises Unsupported of any other).
@@ -356,22 +339,12 @@ class Conditional:
         if model.space.classes is None:
             raise Unsupported(f"{model.name} models a {model.space}, not a label.", "See pofx.predict.")
         request = _in_full(model, request, model.own_estimators, model.default_request)
-        batch = self.batch_shape
-        c, n, seed = self._contexts(batch), math.prod(batch), seed_of(_generator(generator, model.device))
-        if n == 0:
+        c, batch = self._contexts(self.batch_shape), self.batch_shape
+        same = torch.zeros(math.prod(batch), dtype=torch.int64, device=model.device)  # contexts alone tell rows apart
+        if not len(same):
             raise EmptyData("There are no rows to classify.", "Give at least one context.")
-        with evaluating(model):
-            size, parts, copies = model.rows_per_pass(), [], Copies()
-            for i in range(0, n, size):
-                m, given = min(size, n - i), c[i : i + size]
-                raw = c.raw(slice(i, i + size))
-                keys = partial(self._keys, copies, torch.zeros(m, dtype=torch.int64, device=model.device), raw)
-                parts.append(_every_class(model, m, given, request, RowNoise(seed, keys)))
-        lik = cat(parts)
-        if isinstance(lik, Unavailable):
-            return lik
-        _check_nats(model, lik.nats)
-        return per_row(lambda t: t.reshape(*batch, -1), lik)
+        every = partial(_every_class, model)
+        return self._likelihood(every, same, c, request, generator, Copies(), (*batch, model.space.classes))
 
     def log_probs(self, x: Any, *, request: AnyRequest = None) -> Tensor:
         """log p of each symbol or step of x [*S, *C, L, ...] given what is before it, in nats [*S, *C, L + 1].
@@ -384,17 +357,12 @@ class Conditional:
         flat, c, batch = self._flat(x)
         if len(flat) == 0:
             raise EmptyData("There are no rows.", "Give at least one datum.")
-        before, size = self._befores(batch), model.rows_per_pass()
-        with evaluating(model):
-            parts = [
-                steps.rows_log_probs(
-                    flat[i : i + size],
-                    c[i : i + size],
-                    None if before is None else before[i : i + size],
-                    request,
-                )
-                for i in range(0, len(flat), size)
-            ]
+        before = self._befores(batch)
+
+        def some(rows: slice) -> Tensor:
+            return steps.rows_log_probs(flat[rows], c[rows], None if before is None else before[rows], request)
+
+        parts = self._passes(some, len(flat), model.rows_per_pass())
         longest = max(p.shape[1] for p in parts)  # in steps of the model's own, they may differ
         parts = [torch.nn.functional.pad(p, (0, longest - p.shape[1])) for p in parts]
         return torch.cat(parts).reshape(*batch, -1)
@@ -414,20 +382,18 @@ class Conditional:
         batch = (n, *self.batch_shape)
         rows = math.prod(batch)
         c, before = self._contexts(batch), self._befores(batch)
-        gen = _generator(generator, model.device)
+        gen = given_or_fresh(generator, model.device)
         if rows == 0:
             return torch.empty(*batch, *(max(0, size) for size in model.space.event_shape), dtype=model.space.dtype)
-        with evaluating(model):
-            size, parts = model.rows_per_draw(), []
-            for i in range(0, rows, size):
-                m = min(size, rows - i)
-                given = c[i : i + m]
-                if before is None:
-                    parts.append(model.rows_sample(m, given, sampler, gen))
-                else:
-                    parts.append(ability_of(model, Continues).rows_sample_after(before[i : i + m], given, sampler, gen))
-        x = join(model.space, parts)
-        _check_draws(model, x)
+
+        def some(part: slice) -> Tensor:
+            if before is None:
+                return model.rows_sample(part.stop - part.start, c[part], sampler, gen)
+            return ability_of(model, Continues).rows_sample_after(before[part], c[part], sampler, gen)
+
+        x = join(model.space, self._passes(some, rows, model.rows_per_draw()))
+        if problem := model.space.check_draws(x):  # what a fitted model draws is of its space
+            raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
         return x.reshape(*batch, *x.shape[1:])
 
     @torch.no_grad()
@@ -444,7 +410,7 @@ class Conditional:
         if len(before) != 1:
             raise UsageError(f"One text is drawn at a time, not {len(before)}.", "Give one context, or call sample.")
         with evaluating(model):
-            yield from symbols.rows_stream(before, c[:], sampler, _generator(generator, model.device))
+            yield from symbols.rows_stream(before, c[:], sampler, given_or_fresh(generator, model.device))
 
     def _best(self, n: int, sampler: Sampler) -> Tensor:
         """[n, *C, *E]"""
@@ -481,11 +447,12 @@ class Conditional:
             )
         flat, c, _ = self._flat(x)
         known = known.reshape(flat.shape).to(flat.device)
-        gen, size, parts = _generator(generator, self.model.device), self.model.rows_per_draw(), []
-        with evaluating(self.model):
-            for i in range(0, len(flat), size):
-                given = c[i : i + size]
-                parts.append(values.rows_complete(flat[i : i + size], known[i : i + size], given, gen))
+        gen = given_or_fresh(generator, self.model.device)
+        parts = self._passes(
+            lambda rows: values.rows_complete(flat[rows], known[rows], c[rows], gen),
+            len(flat),
+            self.model.rows_per_draw(),
+        )
         return torch.cat(parts).reshape(x.shape) if parts else x
 
     def encode(self, x: Any) -> Distribution:
@@ -514,6 +481,35 @@ class Conditional:
         with evaluating(self.model):
             return model.rows_noised_score(flat, c[:], noise).reshape(*batch, *flat.shape[1:])
 
+    def _passes(self, some: Callable[[slice], T], n: int, size: int) -> list[T]:
+        """What ``some`` makes of n rows, so many at a time, in eval mode."""
+        with evaluating(self.model):
+            return [some(slice(i, min(i + size, n))) for i in range(0, n, size)]
+
+    def _likelihood(
+        self,
+        ask: Callable[[Tensor, Any, Request, RowNoise], Likelihood],
+        x: Tensor,
+        c: _Given,
+        request: Request,
+        generator: torch.Generator | None,
+        copies: Copies,
+        shape: tuple[int, ...],
+    ) -> Likelihood:
+        """What ``ask`` answers of flat rows x [N, ...] and their contexts, nats of this shape."""
+        seed = seed_of(given_or_fresh(generator, self.model.device))
+
+        def some(rows: slice) -> Likelihood:
+            given, raw = x[rows], c.raw(rows)
+            lik = ask(given, c[rows], request, RowNoise(seed, partial(self._keys, copies, given, raw)))
+            return _carrying(lik, given, raw)
+
+        lik = cat(self._passes(some, len(x), self.model.rows_per_pass()))
+        if isinstance(lik, Unavailable):
+            return lik
+        _check_nats(self.model, lik.nats)
+        return per_row(lambda t: t.reshape(shape), lik)
+
     def _flat(self, x: Any) -> tuple[Tensor, _Given, tuple[int, ...]]:
         """Flat rows x [N, *E] and their contexts [N, *Ec], and the batch shape *S, *C that they are of."""
         space = self.model.space
@@ -525,11 +521,11 @@ class Conditional:
 
     def _keys(self, copies: Copies, x: Tensor, c: Tensor | None) -> Tensor:
         """What flat rows are told apart by, int64 [N]."""
-        parts = [row_keys(x.detach(), self.model.space.fill)]
+        keys = row_keys(x.detach(), self.model.space.fill)
         if c is not None:
             assert self.model.context is not None
-            parts.append(row_keys(c.detach(), self.model.context.fill))
-        return copies.apart(parts[0] if c is None else row_keys(torch.stack(parts, 1)))
+            keys = row_keys(torch.stack([keys, row_keys(c.detach(), self.model.context.fill)], 1))
+        return copies.apart(keys)
 
     def _befores(self, batch: tuple[int, ...]) -> Tensor | None:
         """The beginning of each flat row [N, K, ...]."""
@@ -548,10 +544,9 @@ class Conditional:
             )
         if self.c is None and not self.null:
             return _Given(self, None)
-        count = math.prod(want) if self.c is not None else 1
-        places = torch.arange(count, device=self.model.device)
-        places = (places.view(want) if self.c is not None else places).expand(*batch or (1,)).flatten()
-        return _Given(self, places)
+        each = (1,) if self.c is None else want
+        places = torch.arange(math.prod(each), device=self.model.device).view(each)
+        return _Given(self, places.expand(*batch or (1,)).flatten())
 
     @property
     def flat_contexts(self) -> Tensor:
@@ -627,26 +622,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was)
 
 
-def _every_class(model: Model, n: int, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-    """log p(y | c) of every class y for n rows, nats [N, K]: one pass a class, or better."""
+def _every_class(model: Model, rows: Tensor, c: Any, request: Request, noise: RowNoise) -> Likelihood:
+    """log p(y | c) of every class y for N rows, nats [N, K]: one pass a class, or better."""
     if can(model, ClassesAtOnce):
-        return model.rows_classes(n, c, request, noise)
+        return model.rows_classes(len(rows), c, request, noise)
     assert model.space.classes is not None
-    every = [torch.full((n,), k, device=model.device) for k in range(model.space.classes)]
+    every = [torch.full_like(rows, k) for k in range(model.space.classes)]
     return stack([model.rows_log_prob(y, c, request, noise) for y in every])
-
-
-def _generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
-    """The caller's generator, or a fresh one of seed 0: the global random state is never touched."""
-    return torch.Generator(device).manual_seed(0) if generator is None else generator
 
 
 def _carrying(lik: Likelihood, *asking: Tensor | None) -> Likelihood:
     """A gradient also by what asks for one and moves no number, such as where in its bin a value is: zero."""
     for t in asking:
         if t is not None and t.requires_grad and not isinstance(lik, Unavailable):
-            zero = 0.0 * t.nan_to_num(0.0, 0.0, 0.0).flatten(1).sum(1)
-            lik = dataclasses.replace(lik, nats=lik.nats + zero)
+            zero = 0.0 * t.nan_to_num(0.0, 0.0, 0.0).reshape(len(t), -1).sum(1)
+            lik = dataclasses.replace(lik, nats=lik.nats + zero.view(-1, *[1] * (lik.nats.ndim - 1)))
     return lik
 
 
@@ -659,12 +649,6 @@ def _check_nats(model: Model, nats: Tensor) -> None:
             f"{model.name} answers {nats[row].item()} nats for row {row} ({int(bad.sum())} of {len(nats)} alike).",
             "Its weights are no longer numbers, or the row is too extreme for them: look at it, or fit again.",
         )
-
-
-def _check_draws(model: Model, x: Tensor) -> None:
-    """What a fitted model draws is of its space."""
-    if problem := model.space.check_draws(x):
-        raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
 
 
 def _in_full(

@@ -99,6 +99,11 @@ class Copies:
         return keys + (number + torch.tensor(before, device=keys.device)[which]) * GOLDEN
 
 
+def given_or_fresh(generator: torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """The caller's generator, or a fresh one of seed 0: the global random state is never touched."""
+    return torch.Generator(device).manual_seed(0) if generator is None else generator
+
+
 def seed_of(generator: torch.Generator) -> int:
     """The generator's next seed: another one at every call."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -13,7 +13,6 @@ A space says nothing about any data set beyond what is needed to read, check and
     Text      [L], numbers of symbols            int64     counting
     Audio     [L], levels 0 .. levels-1          int64     counting
     Sequence  [L, D], each step a table's row    float64   that of a step, again and again
-    Reals     any shape                          float64   Lebesgue
 
 A table row is one float64 vector: a number for a real or integer column, the index of the value for a
 category, NaN for a missing entry (allowed in nullable columns only).
@@ -31,7 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -151,6 +150,11 @@ class Ragged(Space):
     def dims(self) -> int:
         return self.length
 
+    @property
+    def measure(self) -> Measure:
+        """A string is one point of a countable set, however it is cut into symbols."""
+        return Measure.counting(1)
+
     def lengths(self, x: Tensor) -> Tensor:
         """How long each datum of x [..., *E] is, int64 [...]."""
         inside = x != self.fill
@@ -159,8 +163,15 @@ class Ragged(Space):
     def units(self, x: Tensor) -> Tensor:
         return self.lengths(x).double()
 
-    def check_ends(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
         """``fill`` stands after the end only, and in all of a step."""
+        check_shape(self, x)
+        if self.symbols and x.numel() and (int(x.min()) < -1 or int(x.max()) >= self.symbols):
+            worst, top = x.min() if x.min() < -1 else x.max(), self.symbols - 1
+            raise BadValue(
+                f"A value is {worst}; {self} take 0 to {top}, and -1 after the end.",
+                "Encode the data as this space does.",
+            )
         inside = x != self.fill
         if len(self.event_shape) > 1:
             if (inside.any(-1) & ~inside.all(-1)).any():
@@ -198,8 +209,7 @@ def from_json(data: dict[str, Any]) -> Space:
     known = {point.name: point.value for point in entry_points(group="pofx.spaces")} | BUILT_IN
     if name not in known:
         raise UsageError(f"Unknown space {name!r}; known: {', '.join(known)}.", "Use a newer pofx.")
-    module, _, attribute = known[name].partition(":")
-    cls: type[Space] = getattr(import_module(module), attribute)
+    cls: type[Space] = EntryPoint(name, known[name], "pofx.spaces").load()
     return cls.of_json(found)
 
 
@@ -219,7 +229,7 @@ def take(space: Space, x: Any) -> Tensor:
     No value changes: raises BadValue for one that would, WrongShape where x is no array of numbers. (``space.check``
     then says whether they are data of this space.)
     """
-    if _has_names(x):
+    if isinstance(x, Mapping) or hasattr(x, "columns") or hasattr(x, "column_names"):  # known by name, not by place
         read: Callable[[Space, Any], Tensor] = import_module(FRAMES).of_names
         return read(space, x)
     if (strings := _strings(x)) and (read_from := space.parse(strings)) is not None:
@@ -240,11 +250,6 @@ def take(space: Space, x: Any) -> Tensor:
             space.whole,
         )
     return out
-
-
-def _has_names(x: Any) -> bool:
-    """Are its columns known by name, not by place?"""
-    return isinstance(x, Mapping) or hasattr(x, "columns") or hasattr(x, "column_names")
 
 
 def _strings(x: Any) -> list[str]:
@@ -307,12 +312,4 @@ def check_shape(space: Space, x: Tensor) -> None:
         raise WrongShape(
             f"Data have shape {tuple(x.shape)}; {space} takes [..., {wanted}].",
             "Give one datum of this space per entry of the batch shape.",
-        )
-
-
-def check_symbols(space: Space, x: Tensor, size: int) -> None:
-    if x.numel() and (int(x.min()) < -1 or int(x.max()) >= size):
-        raise BadValue(
-            f"A value is {x.min() if x.min() < -1 else x.max()}; {space} take 0 to {size - 1}, and -1 after the end.",
-            "Encode the data as this space does.",
         )

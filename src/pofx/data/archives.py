@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 import math
 import os
-import re
 import sys
 import tokenize
 import zipfile
@@ -20,10 +19,10 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import audio, image, packed, sequences
-from pofx.data.image import PARTS
+from pofx.data.folders import by_part
 from pofx.data.options import Options
 from pofx.data.ragged import NDArray, excerpts
-from pofx.data.raw import RATE, SECONDS, STEPS, Raw, RawArray, RawTable, corrupt, table_of
+from pofx.data.raw import Raw, RawArray, RawTable, corrupt, table_of
 from pofx.data.split import TEST, TRAIN, VALID
 from pofx.data.tabular import MOST_CATEGORIES
 from pofx.spaces import Reals
@@ -127,7 +126,7 @@ def from_array(array: NDArray, name: str, options: Options, names: list[str] | N
         raise BadValue(f"{name} holds {array.dtype} values.", "Give numbers or text.")
     notes = []
     if options.shape is not None:
-        array = _shaped(array, name, options.shape)
+        array = _shaped(array, name, tuple(options.shape))
     if options.kind == REALS:
         if array.dtype.kind not in "biuf" or np.ma.is_masked(array):
             raise BadValue(f"{name} holds {array.dtype} values, or masked ones.", "Give numbers as reals.")
@@ -170,11 +169,11 @@ def from_npz(path: Path, options: Options) -> Raw:
     if options.arrays and (options.kind == "audio" or audio.is_audio(arrays)):
         arrays = _renamed(arrays, [*options.arrays], "audio", path)
     if audio.is_audio(arrays):
-        return excerpts(audio.from_arrays(arrays, path.name, options.audio), SECONDS * RATE, options.audio.like)
+        return excerpts(audio.from_arrays(arrays, path.name, options), options)
     if options.kind == "audio":
         raise WrongShape(f"{path.name} holds no sounds ({_shown(arrays)}).", "Add offsets [N + 1] and sample_rate.")
     if sequences.is_sequences(arrays):
-        return excerpts(sequences.from_arrays(arrays, path.name, options.steps), STEPS, options.steps.like)
+        return excerpts(sequences.from_arrays(arrays, path.name, options), options)
     xs, ys = _roles(arrays)
     if options.arrays:
         chosen = [_named(arrays, name, path) for name in options.arrays]
@@ -230,21 +229,17 @@ def _roles(arrays: Mapping[str, NDArray]) -> tuple[dict[int | None, str], dict[i
     """Which arrays are the data and which the labels, for each part, by the words of their names."""
     xs: dict[int | None, str] = {}
     ys: dict[int | None, str] = {}
-    for key in arrays:
-        words = re.split(r"[_\-. ]+", key.lower())
-        parts = [PARTS[w] for w in words if w in PARTS]
-        rest = [w for w in words if w not in PARTS]
-        if len(parts) > 1 or len(rest) > 1 or not (parts or rest):
-            continue
-        into = ys if rest and rest[0] in Y_WORDS else xs if not rest or rest[0] in X_WORDS else None
-        if into is not None and arrays[key].ndim:
-            into.setdefault(parts[0] if parts else None, key)
+    for word, by in by_part(arrays).items():
+        into = ys if word in Y_WORDS else xs if not word or word in X_WORDS else None
+        for part, key in by.items():
+            if into is not None and arrays[key].ndim:
+                into.setdefault(part, key)
     return xs, ys
 
 
 def _named(arrays: Mapping[str, NDArray], name: str, path: Path) -> dict[int | None, str]:
     """The array of a name, or those of its parts: "x28" is x28, or train_x28 and test_x28."""
-    by: dict[int | None, str] = {None: name} if name in arrays else image.by_part(arrays).get(name.lower(), {})
+    by: dict[int | None, str] = {None: name} if name in arrays else by_part(arrays).get(name.lower(), {})
     if not by or any(not arrays[k].ndim for k in by.values()):
         raise UsageError(f"{path.name} has no array {name!r} of rows.", f"There are: {_shown(arrays)}.")
     return by
@@ -256,7 +251,7 @@ def _renamed(arrays: Mapping[str, NDArray], names: Sequence[str], to: str, path:
         raise UsageError(f"{', '.join(names)} are {len(names)} arrays; a sound is one.", "Name one array.")
     words = {TRAIN: "train_", VALID: "valid_", TEST: "test_", None: ""}
     chosen = _named(arrays, names[0], path)
-    rest = {k: a for k, a in arrays.items() if k not in image.by_part(arrays).get(to, {}).values()}
+    rest = {k: a for k, a in arrays.items() if k not in by_part(arrays).get(to, {}).values()}
     return rest | {f"{words[p]}{to}": arrays[k] for p, k in chosen.items()}
 
 

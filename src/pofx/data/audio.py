@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import wave
 from collections import Counter
@@ -20,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.errors import BadValue, CannotSave, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.core.files import replacing
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import foreign
-from pofx.data.folders import check_free, listing, numbered
-from pofx.data.image import by_folder, by_part
+from pofx.data.folders import by_part, drawn, listing
+from pofx.data.options import Options
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
-from pofx.data.split import pick
 from pofx.spaces import Audio
 
 SUFFIXES = (".wav", ".flac", ".ogg")
@@ -56,36 +53,18 @@ BLOCK = 2**20  # samples that are decoded together
 LABELS = ("label", "labels", "y", "target", "class", "digit", "word")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How sounds are read.
-
-    Attributes:
-        rate: samples per second to bring all sounds to; None for their own.
-        law: "linear" or "mu".
-        levels: of a sample; None for 65536 (linear) or 256 (mu).
-        label: the array of a .npz that holds each sound's class; None for the first that can.
-        like: the space that new sounds are to be of; it says rate, law and levels.
-    """
-
-    rate: int | None = None
-    law: str = "linear"
-    levels: int | None = None
-    label: str | None = None
-    like: Audio | None = None
-
-    def coding(self) -> tuple[str, int]:
-        """The law and the number of levels. Raises UsageError."""
-        if self.like is not None:
-            return self.like.law, self.like.levels
-        if self.law not in LAWS:
-            raise UsageError(f"There is no law {self.law!r} of levels.", f"Give one of: {', '.join(LAWS)}.")
-        levels = LAWS[self.law] if self.levels is None else self.levels
-        if not 2 <= levels <= MOST_LEVELS:
-            raise UsageError(f"A sample of {levels} levels is impossible.", f"Give 2 to {MOST_LEVELS}.")
-        if self.rate is not None and not 1 <= self.rate <= MOST_RATE:
-            raise UsageError(f"A rate of {self.rate} samples per second is impossible.", f"Give 1 to {MOST_RATE}.")
-        return self.law, levels
+def _coding(how: Options) -> tuple[str, int]:
+    """The law and the number of levels. Raises UsageError."""
+    if how.sounds is not None:
+        return how.sounds.law, how.sounds.levels
+    if how.law not in LAWS:
+        raise UsageError(f"There is no law {how.law!r} of levels.", f"Give one of: {', '.join(LAWS)}.")
+    levels = LAWS[how.law] if how.levels is None else how.levels
+    if not 2 <= levels <= MOST_LEVELS:
+        raise UsageError(f"A sample of {levels} levels is impossible.", f"Give 2 to {MOST_LEVELS}.")
+    if how.rate is not None and not 1 <= how.rate <= MOST_RATE:
+        raise UsageError(f"A rate of {how.rate} samples per second is impossible.", f"Give 1 to {MOST_RATE}.")
+    return how.law, levels
 
 
 def encode(amplitude: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
@@ -111,46 +90,39 @@ def decode(level: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
     return np.asarray(level, np.float64) / (levels / 2) - 1
 
 
-def from_folder(folder: Path, how: Reading, max_rows: int | None = None, seed: int = 0) -> RawRagged:
+def from_folder(folder: Path, how: Options) -> RawRagged:
     """Sound files; sub-folders are labels; train / valid / test at the top are the official split.
 
-    Of more than ``max_rows`` files so many are read, drawn by ``seed``. Raises EmptyData, WrongShape (a file of
+    Of more than ``how.max_rows`` files so many are read, drawn by ``how.seed``. Raises EmptyData, WrongShape (a file of
     another rate), CorruptFile.
     """
     notes: list[str] = []
     found = listing(folder)
-    files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
+    files, part, label, numbers = drawn(found, SUFFIXES, how, notes)
     if not files:
         remedy = foreign.advice(found.files, f"Give a folder with {', '.join(SUFFIXES)} files.")
         raise EmptyData(f"{folder} holds no sounds.", remedy)
-    part, label = by_folder(folder, files, notes)
-    drawn = pick(len(files), max_rows, seed)
-    numbers = np.arange(len(files)) if drawn is None else drawn.numpy()
-    sounds, rate = _sounds([files[i] for i in numbers], how, notes)
-    silent = [files[i] for i, s in zip(numbers, sounds, strict=True) if not len(s)]
-    if silent:
-        notes.append(f"{len(silent)} files of no samples were left out, the first: {silent[0].relative_to(folder)}.")
-        numbers = numbers[[len(s) > 0 for s in sounds]]
-    part, label = (None if a is None else a[numbers] for a in (part, label))
-    raw = _raw([s for s in sounds if len(s)], rate, how, str(folder), notes)
-    raw.part, raw.label, raw.numbers = part, label, None if drawn is None else numbers
-    return raw
+    sounds, rate = _sounds(files, how, notes)
+    raw = _raw(sounds, rate, how, str(folder), notes)
+    raw.part, raw.label, raw.numbers = part, label, numbers
+    silent = next((file for file, s in zip(files, sounds, strict=True) if not len(s)), folder)
+    return raw.without_empty(f"files of no samples were left out, the first: {silent.relative_to(folder)}.")
 
 
-def from_file(path: Path, how: Reading) -> RawRagged:
+def from_file(path: Path, how: Options) -> RawRagged:
     """One sound file: one row."""
     notes: list[str] = []
     sounds, rate = _sounds([path], how, notes)
-    return _raw([s for s in sounds if len(s)], rate, how, str(path), notes)
+    return _raw(sounds, rate, how, str(path), notes)
 
 
-def _sounds(files: list[Path], how: Reading, notes: list[str]) -> tuple[list[NDArray], int]:
+def _sounds(files: list[Path], how: Options, notes: list[str]) -> tuple[list[NDArray], int]:
     """The levels of each file, and the rate that all have in the end."""
-    law, levels = how.coding()
+    law, levels = _coding(how)
     with ThreadPoolExecutor() as pool:
         heads = list(pool.map(_head, files))
         rates = Counter(head.samplerate for head in heads)
-        wanted = how.like.rate if how.like else how.rate
+        wanted = how.sounds.rate if how.sounds else how.rate
         rate = wanted or rates.most_common(1)[0][0]
         for file, head in zip(files, heads, strict=True):
             if wanted is None and head.samplerate != rate:
@@ -211,7 +183,8 @@ def _check_rates(rate: int, to: int, where: str) -> None:
         )
 
 
-def _soundfile() -> Any:
+def soundfile_package() -> Any:
+    """Raises UsageError where it is not installed."""
     try:
         import soundfile
     except (ImportError, OSError) as e:
@@ -226,7 +199,7 @@ def _corrupt(path: Path, why: object) -> CorruptFile:
 @contextmanager
 def _decoding(path: Path) -> Iterator[Any]:
     """The package soundfile. Raises CorruptFile, by whatever name it reports what is wrong with a file."""
-    soundfile = _soundfile()
+    soundfile = soundfile_package()
     try:
         yield soundfile
     except (soundfile.SoundFileError, OSError, ValueError, OverflowError) as e:
@@ -271,9 +244,9 @@ def _resampled(amplitude: NDArray, rate: int, to: int) -> NDArray:
     return np.asarray(resample_poly(amplitude, to // common, rate // common))
 
 
-def _raw(sounds: list[NDArray], rate: int, how: Reading, where: str, notes: list[str]) -> RawRagged:
-    law, levels = how.coding()
-    if not sounds:
+def _raw(sounds: list[NDArray], rate: int, how: Options, where: str, notes: list[str]) -> RawRagged:
+    law, levels = _coding(how)
+    if not any(map(len, sounds)):
         raise EmptyData(f"{where} holds no sound of any length.", "Give sounds with samples.")
     offsets = np.cumsum([0, *map(len, sounds)])
     rows = RaggedRows.joined(np.concatenate(sounds), offsets, -1, torch.int64)
@@ -285,7 +258,7 @@ def is_audio(arrays: Mapping[str, NDArray]) -> bool:
     return {"audio", "offsets"} <= by_part(arrays).keys()
 
 
-def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRagged:
+def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRagged:
     """``audio`` [T] (16-bit samples, or amplitudes in [-1, 1]), ``offsets`` [N + 1], ``sample_rate``, labels [N].
 
     With train, valid or test before or after their names, arrays are parts. A label is a class, or with an array
@@ -295,7 +268,8 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
     audio, bounds = keys["audio"], keys["offsets"]
     if set(audio) != set(bounds) or (None in audio and len(audio) > 1):
         raise WrongShape(
-            f"{name} has sounds in {_listed(audio)}, but offsets in {_listed(bounds)}.", "Give one for each."
+            f"{name} has sounds in {', '.join(audio.values())}, but offsets in {', '.join(bounds.values())}.",
+            "Give one for each.",
         )
     parts = sorted(audio, key=lambda p: -1 if p is None else p)
     sounds: list[NDArray] = []
@@ -308,36 +282,29 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
             raise WrongShape(f"{name}: {bounds[p]} goes to {offsets[-1]}; there are {len(values)} samples.")
         sounds += np.split(values, offsets)[1:-1]
     rate = _rate(arrays, name, how)
-    to = how.like.rate if how.like else how.rate or rate
+    to = how.sounds.rate if how.sounds else how.rate or rate
     _check_rates(rate, to, name)
     notes = [] if rate == to else [f"All sounds were resampled from {rate} to {to} Hz."]
-    law, levels = how.coding()
-    kept = [i for i, s in enumerate(sounds) if len(s)]
-    if len(kept) < len(sounds):
-        notes.append(f"{len(sounds) - len(kept)} sounds of no samples were left out.")
-    coded = [_clipped(_resampled(_scaled(sounds[i], name), rate, to), law, levels) for i in kept]
+    law, levels = _coding(how)
+    coded = [_clipped(_resampled(_scaled(s, name), rate, to), law, levels) for s in sounds]
     raw = _raw(_said(coded, notes), to, how, name, notes)
     if parts != [None]:
-        raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])[kept]
+        raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])
     if (found := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
-        raw.classes, raw.label = found[0], found[1][kept]
-    return raw
+        raw.classes, raw.label = found
+    return raw.without_empty("sounds of no samples were left out.")
 
 
-def _listed(keys: Mapping[int | None, str]) -> str:
-    return ", ".join(keys.values()) or "none"
-
-
-def _rate(arrays: Mapping[str, NDArray], name: str, how: Reading) -> int:
+def _rate(arrays: Mapping[str, NDArray], name: str, how: Options) -> int:
     for key in ("sample_rate", "rate", "samplerate", "sr"):
         if key in arrays and arrays[key].size == 1 and arrays[key].dtype.kind in "iuf":
             rate = arrays[key].item()
             if not math.isfinite(rate):
                 raise BadValue(f"{name}: {key} is {rate}.", "Give samples per second.")
             return int(rate)
-    if how.like is None and how.rate is None:
+    if how.sounds is None and how.rate is None:
         raise WrongShape(f"{name} does not say how many samples a second has.", "Add sample_rate, or give --rate.")
-    return how.like.rate if how.like else how.rate or 0
+    return how.sounds.rate if how.sounds else how.rate or 0
 
 
 def _scaled(samples: NDArray, name: str) -> NDArray:
@@ -389,38 +356,3 @@ def wav(samples: NDArray, rate: int) -> bytes:
         file.setparams((1, 2, rate, len(samples), "NONE", ""))
         file.writeframes(samples.astype("<i2").tobytes())
     return out.getvalue()
-
-
-def check_sounds(n: int, path: Path) -> None:
-    """Can n sounds be written there? Raises UsageError, or CannotSave for what is there already."""
-    if path.suffix.lower() in SUFFIXES:
-        if n != 1:
-            raise UsageError(f"{n} sounds do not go into one file.", "Give a folder.")
-    elif path.suffix:
-        raise UsageError(f"{path} is no place for sounds.", f"Give a folder or a {', '.join(SUFFIXES)} file.")
-    else:
-        check_free(path)
-
-
-def write_audio(space: Audio, x: Tensor, to: str | os.PathLike[str], classes: Listed[str] | None = None) -> None:
-    """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by class, or one file.
-
-    Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
-    """
-    soundfile, path = _soundfile(), Path(to)
-    sounds = [pcm(space, row) for row in x.detach().cpu().reshape(-1, x.shape[-1])]
-
-    def write(file: Path, samples: NDArray) -> None:
-        try:
-            soundfile.write(str(file), samples, space.rate, "VORBIS" if file.suffix == ".ogg" else "PCM_16")
-        except soundfile.LibsndfileError as e:
-            raise CannotSave(f"Cannot write {path}: {e.error_string}", "Choose another place or format.") from e
-
-    check_sounds(len(sounds), path)
-    if path.suffix:
-        with replacing(path) as scratch:
-            write(scratch, sounds[0])
-        return
-    with replacing(path) as scratch:
-        for file, samples in zip(numbered(scratch, len(sounds), ".wav", classes), sounds, strict=True):
-            write(file, samples)

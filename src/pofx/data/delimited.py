@@ -1,7 +1,7 @@
 """Delimited text (CSV, TSV, aligned columns) as a RawTable.
 
 What a file does not say is told from its first lines: the separator, whether there is a header, the decimal mark. Every
-such decision that could be wrong is told in a note, with the option that says otherwise (``raw.Delimited``).
+such decision that could be wrong is told in a note, with the option that says otherwise (``options.Options``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import pyarrow.csv
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UsageError
 from pofx.data import formats
-from pofx.data.options import Delimited, Options
+from pofx.data.options import Options
 from pofx.data.packed import unpacked
+from pofx.data.parts import _listed
 from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
@@ -54,8 +55,8 @@ class Layout:
         return len(self.rows[0])
 
 
-def from_csv(path: Path, options: Options) -> RawTable:
-    how, notes = options.delimited, list[str]()
+def from_csv(path: Path, how: Options) -> RawTable:
+    notes = list[str]()
     layout = _layout(path, how, notes)
     header = _is_header(layout.rows, how, notes)
     names = _names(path, layout, header, how, notes)
@@ -72,7 +73,7 @@ def from_csv(path: Path, options: Options) -> RawTable:
             f"{path} has columns ({', '.join(names[:5])}) but no rows.", "Give rows, or --no-header if that is one."
         )
     decimal = _decimal(layout.rows[header:], layout.delimiter)
-    columns, found = _columns(strings, quoted, names, decimal, options)
+    columns, found = _columns(strings, quoted, names, decimal, how)
     raw = table_of(names, columns.__getitem__, strings.num_rows, str(path))
     how.decided.update(header=header, formats=dict(how.formats) | found.formats)
     raw.notes = notes + raw.notes + found.notes()
@@ -103,10 +104,7 @@ def is_table(path: Path) -> bool:
 
 def _text_bytes(path: Path) -> bytes:
     """The file's bytes, unpacked, as UTF-8 (an Excel export in UTF-16 is converted)."""
-    try:
-        data = unpacked(path)
-    except OSError as e:
-        raise corrupt(path, "text", e) from e
+    data = unpacked(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
             data = data.decode("utf-16").encode()
@@ -115,7 +113,7 @@ def _text_bytes(path: Path) -> bytes:
     return data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\x1a")  # DOS ended files with the latter
 
 
-def _layout(path: Path, how: Delimited, notes: list[str]) -> Layout:
+def _layout(path: Path, how: Options, notes: list[str]) -> Layout:
     """Blank lines, ``sep=;`` and comments in front are taken away; the separator is told from the lines below."""
     whole = _text_bytes(path)
     if b"\0" in whole:
@@ -249,7 +247,7 @@ def _delimiter(lines: list[str]) -> str:
 # ------------------------------------------------------------------------------------------ header and names
 
 
-def _is_header(rows: list[list[str]], how: Delimited, notes: list[str]) -> bool:
+def _is_header(rows: list[list[str]], how: Options, notes: list[str]) -> bool:
     if {*how.columns} <= {c.strip() for c in rows[0]} and how.columns:
         return True
     if how.header is not None:
@@ -306,7 +304,7 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"[-+]?(\d[\d.,'’\s]*|[.,]\d+)([eE][-+]?\d+)?", text) is not None
 
 
-def _names(path: Path, layout: Layout, header: bool, how: Delimited, notes: list[str]) -> list[str]:
+def _names(path: Path, layout: Layout, header: bool, how: Options, notes: list[str]) -> list[str]:
     width = layout.width
     names = [c.strip() for c in layout.rows[0]] if header else [f"x{j + 1}" for j in range(width)]
     below = {len(row) for row in layout.rows[1:]}
@@ -339,7 +337,7 @@ def _names(path: Path, layout: Layout, header: bool, how: Delimited, notes: list
 
 
 def _fields(
-    path: Path, layout: Layout, width: int, header: bool, how: Delimited, notes: list[str]
+    path: Path, layout: Layout, width: int, header: bool, how: Options, notes: list[str]
 ) -> tuple[pa.Table, pa.Table | None]:
     """All fields as they are spelled; and again with the missing ones null, where some that could be are quoted."""
     data, delimiter = layout.data, layout.delimiter
@@ -388,18 +386,17 @@ class Found:
     other: list[str]
 
     def notes(self) -> list[str]:
-        notes = [f"{words[0].upper()}{words[1:]}: {_listed(columns)}." for words, columns in self.written.items()]
+        notes = [f"{words[0].upper()}{words[1:]}: {_listed(columns, 12)}." for words, columns in self.written.items()]
         if self.missing:
-            counts = [f"{word!r} ({_listed(places)})" for word, places in self.missing.items()]
+            counts = [f"{word!r} ({_listed(places, 12)})" for word, places in self.missing.items()]
             notes.append(f"Taken for missing: {'; '.join(counts)}; --missing '' keeps all but empty fields as text.")
         return notes + self.other
 
 
 def _columns(
-    strings: pa.Table, quoted: pa.Table | None, names: list[str], decimal: str | None, options: Options
+    strings: pa.Table, quoted: pa.Table | None, names: list[str], decimal: str | None, how: Options
 ) -> tuple[list[Array], Found]:
     """Numbers, dates, or text with null where missing."""
-    how = options.delimited
     missing = MISSING if how.missing is None else ("", *how.missing)
     sentinels = any(re.match(formats.PLAIN, m) for m in missing)
     found, columns = Found({}, {}, {}, []), list[Array]()
@@ -411,7 +408,7 @@ def _columns(
         if how.columns and decimal and format in formats.NUMBERS:
             format = ""  # new rows may have another decimal mark than the first ones (those that pofx wrote do)
         mark = formats.NUMBERS[format][1] if format in formats.NUMBERS else decimal
-        plain = name not in options.texts and not sentinels and (format not in formats.DATES or len(how.columns) > 0)
+        plain = name not in how.texts and not sentinels and (format not in formats.DATES or len(how.columns) > 0)
         if plain and formats.is_plain(cells, mark):
             columns.append(pc.cast(cells, pa.float64()))
             continue
@@ -424,7 +421,7 @@ def _columns(
             if entry["values"]:
                 found.missing.setdefault(entry["values"], []).append(f"{entry['counts']} in {name}")
         cells = pc.if_else(gone, None, cells)
-        columns.append(cells if name in options.texts else _typed(name, cells, mark, format, how, found))
+        columns.append(cells if name in how.texts else _typed(name, cells, mark, format, how, found))
     return columns, found
 
 
@@ -433,7 +430,7 @@ def _all_numbers(cells: pa.ChunkedArray) -> bool:
     return len(cells) > 0 and bool(pc.all(pc.match_substring_regex(cells, r"^\PL*\d\PL*$")).as_py())
 
 
-def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, how: Delimited, found: Found) -> Array:
+def _typed(name: str, cells: pa.ChunkedArray, decimal: str | None, format: str, how: Options, found: Found) -> Array:
     """Numbers and dates where all that is there spells them in one format, else the text as it is."""
     present = cells.drop_null()
     if len(present) and format not in formats.DATES and formats.is_plain(present, decimal):
@@ -478,10 +475,6 @@ def _decimal(rows: list[list[str]], delimiter: str) -> str | None:
         return "," if comma > point else "."
     separated = any(re.search(r"\d,\d", c) for c in cells)
     return "," if delimiter == ";" and separated else None if separated or delimiter != "," else "."
-
-
-def _listed(items: list[str], most: int = 12) -> str:
-    return ", ".join(items[:most]) + (f", … ({len(items)})" if len(items) > most else "")
 
 
 # ------------------------------------------------------------------------------------------------ bad files

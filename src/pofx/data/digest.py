@@ -66,19 +66,15 @@ def differences(recorded: Mapping[str, str], data: Any) -> str:
     return f"changed: {', '.join(changed)}; as before: {', '.join(same) or 'nothing'}"
 
 
-def same_data(record: Mapping[str, Any], data: Any, what: str) -> str | None:
+def same_data(record: Mapping[str, Any], data: Any, what: str) -> None:
     """Make sure that ``data`` are what a run or a comparison was made with, whose ``record`` has an entry "data".
 
-    Returns a note where the record has no digest, so that nothing can be said. Raises DataChanged.
+    Raises DataChanged.
     """
-    recorded = record["data"].get("digest")
-    if recorded is None:
-        return f"{what} does not say what its data were, so it cannot be told whether {data.source} has changed since."
-    if found := differences(recorded, data):
+    if found := differences(record["data"]["digest"], data):
         version = "" if record["pofx"] == pofx.__version__ else f" (or pofx {record['pofx']} read it otherwise)"
         raise DataChanged(
             f"{data.source} has changed since {what} was made{version} ({found}). "
             "Its rows are split anew, so those that are called test rows now may have been trained on.",
             "Restore the data or fit again; for rows of your choice, name their file: 'pofx log-prob RUN FILE'.",
         )
-    return None

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pofx.core.errors import CannotSave, MissingSource, UsageError
+from pofx.data.options import Options
+from pofx.data.ragged import NDArray
+from pofx.data.split import TEST, TRAIN, VALID, pick
+
+PARTS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), VALID),
+    **dict.fromkeys(("test", "testing", "t10k"), TEST),
+}
 
 
 @dataclass
@@ -78,6 +89,47 @@ def listing(folder: Path) -> Listing:
     except OSError as e:
         raise MissingSource(f"{e.filename} cannot be opened: {e.strerror}.", "Check its permissions.") from e
     found.files.sort(key=natural)
+    return found
+
+
+def by_folder(folder: Path, files: list[Path], notes: list[str]) -> tuple[NDArray | None, NDArray | None]:
+    """(part, label) [N] of each file by its place: train / valid / test at the top are parts, sub-folders labels."""
+    places = [f.relative_to(folder).parts[:-1] for f in files]
+    part: NDArray | None = None
+    if all(p and p[0].lower() in PARTS for p in places) and any(PARTS[p[0].lower()] == TRAIN for p in places):
+        part = np.array([PARTS[p[0].lower()] for p in places])
+        places = [p[1:] for p in places]
+    if all(places):
+        return part, np.array([p[0] for p in places])
+    if any(places):
+        notes.append("Some files lie in sub-folders and some do not: no labels were taken from the folders.")
+    return part, None
+
+
+def drawn(
+    found: Listing, suffixes: Sequence[str], how: Options, notes: list[str]
+) -> tuple[list[Path], NDArray | None, NDArray | None, NDArray | None]:
+    """The files of a kind, and of each [N] its part and label by its place.
+
+    Of more than ``how.max_rows`` so many are drawn, by ``how.seed``: their numbers [N] come last.
+    """
+    files = found.chosen(lambda p: p.suffix.lower() in suffixes, notes)
+    part, label = by_folder(found.folder, files, notes)
+    if (index := pick(len(files), how.max_rows, how.seed)) is None:
+        return files, part, label, None
+    numbers = index.numpy()
+    part, label = (None if a is None else a[numbers] for a in (part, label))
+    return [files[i] for i in numbers], part, label, numbers
+
+
+def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
+    """Names of arrays by what they say beside a part, and by that part: train_x is found["x"][TRAIN]."""
+    found: dict[str, dict[int | None, str]] = {}
+    for name in arrays:
+        words = re.split(r"[_\-. ]+", name.lower())
+        parts = [PARTS[w] for w in words if w in PARTS]
+        rest = "_".join(w for w in words if w not in PARTS)
+        found.setdefault(rest, {})[parts[0] if parts else None] = name
     return found
 
 

@@ -8,7 +8,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,18 +20,14 @@ from PIL import Image as Pillow
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.data import foreign
-from pofx.data.folders import listing
+from pofx.data.folders import drawn, listing
+from pofx.data.options import Options
 from pofx.data.packed import unpacked
 from pofx.data.ragged import NDArray
 from pofx.data.raw import RawArray
-from pofx.data.split import TEST, TRAIN, VALID, pick
+from pofx.data.split import TEST, TRAIN
 from pofx.spaces import Image
 
-PARTS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), VALID),
-    **dict.fromkeys(("test", "testing", "t10k"), TEST),
-}
 FEW_LEVELS = 64  # whole-numbered images below this level have levels 0 .. their maximum
 SUFFIXES = (".png", ".jpg", ".jpeg")
 READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes of up to 8 bits per channel
@@ -39,17 +35,6 @@ OPENED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # by content, whatever t
 TURNED = range(5, 9)  # EXIF orientations that exchange width and height
 MOST_DIMS = 8  # of an IDX file
 COPIES = 3  # of all pixels that are held at once, while they are sorted and split
-
-
-def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
-    """Names of arrays by what they say beside a part, and by that part: train_x is found["x"][TRAIN]."""
-    found: dict[str, dict[int | None, str]] = {}
-    for name in arrays:
-        words = re.split(r"[_\-. ]+", name.lower())
-        parts = [PARTS[w] for w in words if w in PARTS]
-        rest = "_".join(w for w in words if w not in PARTS)
-        found.setdefault(rest, {})[parts[0] if parts else None] = name
-    return found
 
 
 # ---------------------------------------------------------------------------------------------- arrays
@@ -146,10 +131,7 @@ def _levels(x: NDArray, notes: list[str]) -> int:
 
 def read_idx(path: Path) -> NDArray:
     """One IDX file (LeCun et al.: two zero bytes, type, dimensions, big-endian sizes, values), also .gz."""
-    try:
-        data = unpacked(path)
-    except OSError as e:
-        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Fetch the file again.") from e
+    data = unpacked(path)
     kinds = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in kinds or len(data) < 4 + 4 * data[3]:
         raise CorruptFile(f"{path} does not begin as an IDX file does.", "Fetch the file again.")
@@ -206,52 +188,25 @@ def from_idx(path: Path, known: Image | None = None, alone: bool = False) -> Raw
 # --------------------------------------------------------------------------------------------- folders
 
 
-def by_folder(folder: Path, files: list[Path], notes: list[str]) -> tuple[NDArray | None, NDArray | None]:
-    """(part, label) [N] of each file by its place: train / valid / test at the top are parts, sub-folders labels."""
-    places = [f.relative_to(folder).parts[:-1] for f in files]
-    part: NDArray | None = None
-    if all(p and p[0].lower() in PARTS for p in places) and any(PARTS[p[0].lower()] == TRAIN for p in places):
-        part = np.array([PARTS[p[0].lower()] for p in places])
-        places = [p[1:] for p in places]
-    if all(places):
-        return part, np.array([p[0] for p in places])
-    if any(places):
-        notes.append("Some files lie in sub-folders and some do not: no labels were taken from the folders.")
-    return part, None
-
-
-def from_folder(
-    folder: Path,
-    resize: int | None = None,
-    known: Image | None = None,
-    max_rows: int | None = None,
-    seed: int = 0,
-) -> RawArray:
+def from_folder(folder: Path, how: Options) -> RawArray:
     """PNG and JPEG files; sub-folders are labels; train / valid / test at the top are the official split.
 
     Grey and colour together become RGB; transparency is laid on white; a photo is turned as its EXIF data say.
-    ``resize`` crops the middle square and scales it. Of more than ``max_rows`` files so many are read, drawn by
-    ``seed``. Raises MissingSource, WrongShape (an image of another size), BadValue (more than 8 bits, animations, more
-    pixels than there is memory), CorruptFile.
+    ``how.resize`` crops the middle square and scales it. Of more than ``how.max_rows`` files so many are read, drawn by
+    ``how.seed``. Raises MissingSource, WrongShape (an image of another size), BadValue (more than 8 bits, animations,
+    more pixels than there is memory), CorruptFile.
     """
-    if resize is not None and resize < 1:
-        raise UsageError(f"Images of {resize} pixels are impossible.", "Give --resize of 1 or more.")
+    if how.resize is not None and how.resize < 1:
+        raise UsageError(f"Images of {how.resize} pixels are impossible.", "Give --resize of 1 or more.")
     notes: list[str] = []
     found = listing(folder)
-    files = found.chosen(lambda p: p.suffix.lower() in SUFFIXES, notes)
+    files, part, label, numbers = drawn(found, SUFFIXES, how, notes)
     if not files:
         remedy = foreign.advice(found.files, "Give a folder that does.")
         raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
-    part, label = by_folder(folder, files, notes)
-    drawn = pick(len(files), max_rows, seed)
-    chosen = None if drawn is None else drawn.numpy()
-    if chosen is not None:
-        files = [files[i] for i in chosen]
-        part, label = None if part is None else part[chosen], None if label is None else label[chosen]
-    x = decode(files, resize, known, notes)
-    raw = from_array(x, str(folder), known)
+    raw = from_array(decode(files, how.resize, how.known, notes), str(folder), how.known)
     raw.notes = notes + [n for n in raw.notes if "was read as" not in n]
-    raw.label, raw.part, raw.numbers = label, part, chosen
+    raw.label, raw.part, raw.numbers = label, part, numbers
     return raw
 
 

@@ -6,8 +6,9 @@ import csv
 import glob
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,16 +18,14 @@ from pofx.core.space import Space
 from pofx.core.spelling import listed
 from pofx.data.archives import REALS
 from pofx.data.blocks import beyond
+from pofx.data.columns import typed
+from pofx.data.options import Options
+from pofx.data.parts import Data, Part, _listed
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.raw import IN_MEMORY, RawTable
 from pofx.data.roles import roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 from pofx.spaces import Image
-
-if TYPE_CHECKING:
-    from pofx.data.options import Options as ReadOptions
-from pofx.data.columns import typed
-from pofx.data.parts import Data, Part, _listed
 
 KINDS = (None, "table", "text", "audio", "sequence", REALS)
 
@@ -167,9 +166,9 @@ def load(
             "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
         )
     told = [k for k in ("header", "names", "missing", "formats") if options[k] not in (None, {})]
-    if told and not how.delimited.decided:
+    if told and not how.decided:
         raise UsageError(f"Only delimited text is read by {told[0]}; this source is none.", "Leave it out.")
-    options |= how.delimited.decided
+    options |= how.decided
     columns = options["given"] = _names(given, raw.columns if isinstance(raw, RawTable) else ())
     notes = list(raw.notes)
     space: Space
@@ -262,32 +261,21 @@ def reading(
     alone: bool = False,
     like: Space | None = None,
     context: Space | None = None,
-) -> ReadOptions:
+) -> Options:
     """What ``load`` was told, as the readers of each kind of source take it; ``like``, ``context``: of new rows."""
-    from pofx.data import audio, sequences, text
-    from pofx.data.options import Delimited, Options
-
-    get = options.get
+    told = {f.name for f in fields(Options)} & options.keys()
     spaces = () if like is None else (like, context)
-    names = [c.name for s in spaces if s is not None and not s.values for c in s.columns]
-    known_as: dict[str, Any] = {} if like is None else {like.name: like}
-    shape, kind = get("shape"), get("kind")
+    how: dict[str, Any] = {k: options[k] for k in told if options[k] is not None} | {
+        "texts": texts,
+        "known": known,
+        "alone": alone,
+        "like": like,
+        "label": _classes_of_sounds(options),
+        "columns": [c.name for s in spaces if s is not None and not s.values for c in s.columns],
+    }
     if like is not None and like.name not in RECOGNISED:
-        kind = like.name if like.fill is not None else REALS
-    return Options(
-        texts, None if shape is None else tuple(shape), get("resize"), known, alone,
-        None if alone else get("max_rows"), get("seed", 0), kind, tuple(get("arrays", ())), get("label_array"),
-        Delimited(get("header"), get("names"), get("missing"), get("formats", {}), names),
-        text.Reading(get("symbols", "auto"), get("separator"), get("text"), known_as.get("text")),
-        audio.Reading(
-            get("rate"), get("law", "linear"), get("levels"), _classes_of_sounds(options),
-            known_as.get("audio"),
-        ),
-        sequences.Reading(
-            get("sequence"), get("order"), tuple(get("arrays", ())), get("label_array"), get("types", {}),
-            tuple(get("drop", ())), known_as.get("sequence"),
-        ),
-    )  # fmt: skip
+        how["kind"] = like.name if like.fill is not None else REALS
+    return Options(**how | {"max_rows": None} if alone else how)
 
 
 def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:

@@ -29,22 +29,24 @@ def too_large(path: Path, most: int) -> CorruptFile:
 def unpacked(path: Path) -> bytes:
     """The bytes of a file, unpacked if they begin as gzip does.
 
-    Raises CorruptFile for damaged gzip, and for more than ``most_unpacked`` bytes (before they fill the memory).
-    OSError (no permission, ...) is for the caller.
+    Raises CorruptFile where it cannot be read, for damaged gzip, and for more than ``most_unpacked`` bytes (before they
+    fill the memory).
     """
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            file.seek(0)
-            return file.read()
-        file.seek(0)
+    out = io.BytesIO()
+    try:
         most = most_unpacked(path.stat().st_size)
-        out = io.BytesIO()
-        try:
+        with path.open("rb") as file:
+            if file.read(2) != b"\x1f\x8b":
+                file.seek(0)
+                return file.read()
+            file.seek(0)
             with gzip.GzipFile(fileobj=file) as stream:
                 while chunk := stream.read(CHUNK):
                     if out.tell() + len(chunk) > most:
                         raise too_large(path, most)
                     out.write(chunk)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-            raise CorruptFile(f"{path} cannot be read as gzip: {e}.", "Fetch or write the file again.") from e
-        return out.getvalue()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise CorruptFile(f"{path} cannot be read as gzip: {e}.", "Fetch or write the file again.") from e
+    except OSError as e:
+        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Check its permissions, or fetch it again.") from e
+    return out.getvalue()

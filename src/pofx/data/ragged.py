@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import WrongShape
+from pofx.data.options import Options
 from pofx.spaces import Audio, Sequence, Text
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
@@ -123,27 +124,54 @@ class RawRagged:
     def n(self) -> int:
         return len(self.rows)
 
+    def without_empty(self, said: str) -> RawRagged:
+        """Itself without rows of no steps; where there are any, a note says how many, and what is ``said`` of them."""
+        kept = self.rows.lengths > 0
+        if not kept.all():
+            self.notes.append(f"{int((~kept).sum())} {said}")
+            self.rows = self.rows.take(kept)
+            about = (self.label, self.part, self.numbers)
+            self.label, self.part, self.numbers = (None if a is None else a[kept.numpy()] for a in about)
+        return self
 
+
+# steps of an excerpt of a long sound (two seconds at a usual rate), or of a long series
+EXCERPTS = {"audio": 2 * 8000, "sequence": 256}
 FEW = 10  # rows; fewer cannot be split into parts as they are
 
 
-def excerpts(raw: RawRagged, size: int, like: Audio | Sequence | None = None) -> RawRagged:
-    """A few long rows cut into excerpts of ``size`` steps, each with as many before it; many rows as they are.
+def cut_up(
+    rows: RaggedRows, size: int, before: int, newline: int | None = None
+) -> tuple[RaggedRows, RaggedRows, NDArray]:
+    """Rows in excerpts of up to ``size`` steps, up to ``before`` steps in front of each, and which row each is of [n].
+
+    An excerpt ends behind the last ``newline`` in its second half, where there is one.
+    """
+    cuts: list[tuple[int, int, int]] = []
+    for number, (place, end) in enumerate(zip(rows.starts.tolist(), rows.ends.tolist(), strict=True)):
+        while place < end:
+            stop = min(place + size, end)
+            if newline is not None and stop < end:
+                lines = np.flatnonzero(rows.values[place:stop] == newline)
+                stop = place + int(lines[-1]) + 1 if len(lines) and lines[-1] >= size // 2 else stop
+            cuts.append((number, place, stop))
+            place = stop
+    of, first, last = np.array(cuts, np.int64).T
+    front = replace(rows, starts=np.maximum(first - before, rows.starts[of]), ends=first)
+    return replace(rows, starts=first, ends=last), front, of
+
+
+def excerpts(raw: RawRagged, options: Options) -> RawRagged:
+    """A few long rows cut into excerpts of EXCERPTS steps, each with as many before it; many rows as they are.
 
     New rows of a known space stay as they are where those of that space have an end.
     """
-    rows, space = raw.rows, raw.space
+    rows, space, like = raw.rows, raw.space, options.sounds or options.steps
+    size = EXCERPTS[space.name]
     if (like is not None and like.has_eos) or len(rows) >= FEW or raw.part is not None:
         return raw
-    cuts = [
-        (start, place, min(place + size, end))
-        for start, end in zip(rows.starts.tolist(), rows.ends.tolist(), strict=True)
-        for place in range(start, end, size)
-    ]
-    first, place, stop = np.array(cuts, np.int64).T
-    cut = replace(rows, starts=place, ends=stop)
-    before = replace(rows, starts=np.maximum(place - size, first), ends=place)
-    label = None if raw.label is None else raw.label[np.searchsorted(rows.starts, first, side="right") - 1]
+    cut, before, number = cut_up(rows, size, size)
+    label = None if raw.label is None else raw.label[number]
     notes = [*raw.notes, f"{len(rows)} of them: cut into {len(cut)} excerpts of up to {size} steps in their order."]
     space = replace(space, has_eos=False, length=int(cut.lengths.max()))
     return RawRagged(space, cut, label, notes=notes, before=before, classes=raw.classes)

@@ -18,9 +18,6 @@ from pofx.spaces import Column
 IN_MEMORY = "<memory>"
 
 
-SECONDS, RATE, STEPS = 2, 8000, 256  # of an excerpt of a long sound, at a usual rate; steps of one of a long series
-
-
 Fetch: TypeAlias = Callable[[], Array]
 
 

@@ -22,7 +22,7 @@ from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, files_at, listed, listing, opened
 from pofx.data.options import Options
 from pofx.data.ragged import RawRagged, excerpts
-from pofx.data.raw import IN_MEMORY, RATE, SECONDS, STEPS, Raw, RawTable
+from pofx.data.raw import IN_MEMORY, Raw, RawTable
 from pofx.data.synthetic import SOURCES
 
 PARQUET = (".parquet", ".pq")
@@ -41,7 +41,7 @@ def read(source: Any, options: Options) -> Raw:
             return _asked(_parquet(str(source)), options, str(source))
         name = str(source).replace("_", "-").lower()
         if name == STANDARD_LIBRARY:
-            return text.from_standard_library(options.text)
+            return text.from_standard_library(options)
         if name in SOURCES or name in SKLEARN:
             return builtin.from_source(name, options) if name in SOURCES else builtin.from_sklearn(name, options)
         raise _missing(str(source))
@@ -131,11 +131,10 @@ def _folder(path: Path, options: Options) -> Raw:
     if kind == "table":
         return _asked(_parquet(str(path)), options, str(path))
     if kind == "text":
-        return text.from_folder(path, options.text)
+        return text.from_folder(path, options)
     if kind == "audio":
-        raw = audio.from_folder(path, options.audio, options.max_rows, options.seed)
-        return excerpts(raw, SECONDS * RATE, options.audio.like)
-    return image.from_folder(path, options.resize, options.known, options.max_rows, options.seed)
+        return excerpts(audio.from_folder(path, options), options)
+    return image.from_folder(path, options)
 
 
 def _most_files(found: Listing) -> str:
@@ -171,40 +170,40 @@ def _file(path: Path, options: Options) -> Raw:
         raise UnknownFormat(f"{path} is a .{kind} file, which pofx does not read.", foreign.conversion(kind, str(path)))
     suffix = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if suffix in ("jsonl", "ndjson") or (head[:1] == b"{" and not path.suffix and options.kind in (None, "text")):
-        return text.from_jsonl(path, options.text)
+        return text.from_jsonl(path, options)
     if f".{suffix}" in audio.SUFFIXES:
-        return excerpts(audio.from_file(path, options.audio), SECONDS * RATE, options.audio.like)
+        return excerpts(audio.from_file(path, options), options)
     if _is_plain_text(path, options):
-        return text.from_file(path, options.text)
+        return text.from_file(path, options)
     return _asked(_by_content(path, head, suffix, options), options, str(path))
 
 
 def _asked(raw: Raw, options: Options, where: str) -> Raw:
     """A table as it is, or the texts or sequences in it that are asked for."""
-    if options.text.column is not None:
+    if options.text is not None:
         return _text_column(raw, options)
-    if isinstance(raw, RawTable) and (options.kind == "sequence" or options.steps.sequence is not None):
-        return excerpts(sequences.from_table(raw, options.steps, where), STEPS, options.steps.like)
+    if isinstance(raw, RawTable) and (options.kind == "sequence" or options.sequence is not None):
+        return excerpts(sequences.from_table(raw, options, where), options)
     return raw
 
 
 def _is_plain_text(path: Path, options: Options) -> bool:
     """Is a file a text as it stands, rather than a table (of texts, perhaps)?"""
     plain = text.is_text(path) and not delimited.is_table(path)
-    if options.text.column is not None:  # texts of a table; what pofx has sampled of it may be plain all the same
-        return plain and options.text.like is not None
+    if options.text is not None:  # texts of a table; what pofx has sampled of it may be plain all the same
+        return plain and options.documents is not None
     return options.kind == "text" or (options.kind is None and plain)
 
 
 def _text_column(raw: Raw, options: Options) -> RawRagged:
     """One column of a table as texts; the source's own parts and labels stay."""
-    name = options.text.column or ""
+    name = options.text or ""
     if not isinstance(raw, RawTable) or name not in raw.columns:
         known = ", ".join([*raw.columns][:20]) if isinstance(raw, RawTable) else "none"
         raise UsageError(f"There is no column {name!r} of texts.", f"Columns: {known}.")
     values = raw.columns[name]()
     texts = ["" if v is None else str(v) for v in (values.to_pylist() if hasattr(values, "to_pylist") else values)]
-    return text.from_documents(texts, options.text, f"column {name!r}", raw.label, raw.part)
+    return text.from_documents(texts, options, f"column {name!r}", raw.label, raw.part)
 
 
 def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:

@@ -6,8 +6,7 @@ A step is a row of a table, whose column types are inferred over all steps of al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Listed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +16,8 @@ import torch
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.data.columns import typed
-from pofx.data.image import by_part
+from pofx.data.folders import by_part
+from pofx.data.options import Options
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.tabular import encode_rows
 from pofx.spaces import Category, Sequence, Table
@@ -36,29 +36,6 @@ KEYS = 88  # of a piano, the first of which is note 21 of MIDI
 Columns: TypeAlias = "dict[str, Callable[[], Any]]"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How sequences are read.
-
-    Attributes:
-        sequence: the column of a table whose value tells the sequences apart, or "rows": all rows are one.
-        order: the column that puts the rows of a sequence in order; "rows" for that of the source; None for a column
-            of time or steps, where one tells.
-        arrays: of an archive, in this order; none for all of floats (of any numbers, where none are floats).
-        label: the array that holds each sequence's class; None for the first that can.
-        types, drop: of the columns of a step, as for tables.
-        like: the space that new sequences are to be of; it says columns and types.
-    """
-
-    sequence: str | None = None
-    order: str | None = None
-    arrays: Listed[str] = ()
-    label: str | None = None
-    types: Mapping[str, str] = field(default_factory=dict)
-    drop: Listed[str] = ()
-    like: Sequence | None = None
-
-
 # ---------------------------------------------------------------------------------------------- archives
 
 
@@ -67,7 +44,7 @@ def is_sequences(arrays: Mapping[str, NDArray]) -> bool:
     return not {STARTS, *ENDS}.isdisjoint(by_part(arrays))
 
 
-def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRagged:
+def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRagged:
     """Arrays of steps [T, ...], with ``offsets`` [N + 1] or ``episode_ends`` [N] that cut them into sequences.
 
     With train, valid or test before or after their names, arrays are parts. Their numbers become columns: ``state`` of
@@ -111,13 +88,13 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Reading) -> RawRa
         table, values = _table(columns, len(joined[chosen[0]]), how, name, notes)
     raw = _raw(table, values, starts + before, ends + before, name)
     raw.part = None if parts == [None] else np.repeat(np.array(parts), [len(offsets[p]) - 1 for p in parts])
-    label = how.label or next((k for k in whole if k in LABELS), None)
-    if how.label is not None and how.label not in whole:
-        raise UsageError(f"{name} has no array {how.label!r} of labels.", f"There are: {', '.join(whole)}.")
+    label = how.label_array or next((k for k in whole if k in LABELS), None)
+    if how.label_array is not None and how.label_array not in whole:
+        raise UsageError(f"{name} has no array {how.label_array!r} of labels.", f"There are: {', '.join(whole)}.")
     if label is not None and sum(len(arrays[whole[label][p]]) for p in parts) == len(ends):
         raw.label = np.concatenate([arrays[whole[label][p]] for p in parts])
     raw.notes = notes
-    return _without_empty(raw)
+    return raw.without_empty("sequences of no steps were left out.")
 
 
 def _offsets(array: NDArray, key: str, bound: str, name: str) -> NDArray:
@@ -130,13 +107,13 @@ def _offsets(array: NDArray, key: str, bound: str, name: str) -> NDArray:
     return offsets
 
 
-def _chosen(steps: Mapping[str, list[NDArray]], how: Reading, name: str, notes: list[str]) -> list[str]:
+def _chosen(steps: Mapping[str, list[NDArray]], how: Options, name: str, notes: list[str]) -> list[str]:
     """The arrays that a step is made of."""
     shown = ", ".join(f"{k} {list(a[0].shape)} {a[0].dtype}" for k, a in steps.items()) or "none"
     can = {k: {x.dtype.kind for x in a} for k, a in steps.items() if len({x.shape[1:] for x in a}) == 1}
     if missing := [k for k in how.arrays if k not in can]:
         raise UsageError(f"{name} has no array {missing[0]!r} of steps.", f"There are: {shown}.")
-    known = {c.name for c in how.like.step.columns} if how.like else set()
+    known = {c.name for c in how.steps.step.columns} if how.steps else set()
     chosen = list(how.arrays) or [k for k in can if not known.isdisjoint(_names(k, steps[k][0]))]
     chosen = chosen or [k for k in can if can[k] == {"f"}] or [k for k in can if can[k] <= {"i", "u", "b"}]
     lengths = {k: [len(x) for x in steps[k]] for k in chosen}
@@ -171,7 +148,7 @@ def _columns(arrays: Mapping[str, NDArray], given: list[str]) -> Columns:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagged:
+def from_table(raw: RawTable, how: Options, name: str = "the table") -> RawRagged:
     """Rows of a table as steps: those of one value of a column are a sequence, or all rows are, in their order in time.
 
     What orders the rows, and a column of dates that only go up within each sequence, is left out unless its type is
@@ -189,7 +166,7 @@ def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagge
     clocks = {c: found for c in columns if (found := _clock(c, columns[c](), how)) is not None}
     if (by := _ordering(columns, clocks, how, order, starts, notes)) is not None:
         order = np.lexsort((clocks[by].times, codes))
-    if how.like is None:
+    if how.steps is None:
         for column in [c for c in clocks if c not in how.types and c not in how.drop]:
             steps = clocks[column].steps(order, starts)
             if column == how.order or (clocks[column].date and len(steps) > 0 and bool((steps >= 0).all())):
@@ -205,12 +182,12 @@ def from_table(raw: RawTable, how: Reading, name: str = "the table") -> RawRagge
     return out
 
 
-def _apart(columns: Columns, how: Reading, name: str) -> str:
+def _apart(columns: Columns, how: Options, name: str) -> str:
     """The column that tells sequences apart, or "rows"."""
     if how.sequence in columns:
         return how.sequence
-    if how.like is not None and number_of(how.like) in columns:  # as sampled sequences are written
-        return number_of(how.like)
+    if how.steps is not None and number_of(how.steps) in columns:  # as sampled sequences are written
+        return number_of(how.steps)
     if how.sequence == ROWS:
         return ROWS
     known = ", ".join([*columns][:20])
@@ -219,8 +196,8 @@ def _apart(columns: Columns, how: Reading, name: str) -> str:
         if how.sequence
         else f"Nothing tells the sequences of {name} apart.",
         f"Name a column (of {known}), or 'rows' for one long sequence."
-        if how.like is None
-        else f"Add it to the columns ({known}), or number the sequences in a column {number_of(how.like)!r}.",
+        if how.steps is None
+        else f"Add it to the columns ({known}), or number the sequences in a column {number_of(how.steps)!r}.",
     )
 
 
@@ -258,7 +235,7 @@ class Clock:
         return np.diff(self.times[order])[inside]
 
 
-def _clock(name: str, array: Any, how: Reading) -> Clock | None:
+def _clock(name: str, array: Any, how: Options) -> Clock | None:
     """A column of dates, or of numbers that is named like a clock or by ``how.order``, of which no value is missing."""
     if isinstance(array, np.ndarray):
         date, number, values = array.dtype.kind == "M", array.dtype.kind in "iuf", array
@@ -278,7 +255,7 @@ def _clock(name: str, array: Any, how: Reading) -> Clock | None:
 
 
 def _ordering(
-    columns: Columns, clocks: Mapping[str, Clock], how: Reading, order: NDArray, starts: NDArray, notes: list[str]
+    columns: Columns, clocks: Mapping[str, Clock], how: Options, order: NDArray, starts: NDArray, notes: list[str]
 ) -> str | None:
     """The column by which rows have to be put in order, or None where they are, or nothing tells. Raises UsageError."""
     if how.order == ROWS:
@@ -289,7 +266,7 @@ def _ordering(
         if how.order in columns:
             problem = f"Column {how.order!r} does not hold a date or a number in every row: it puts none in order."
             raise UsageError(problem, "Choose a column of times or steps, or 'rows' for the order of the source.")
-        if how.like is None:
+        if how.steps is None:
             raise UsageError(
                 f"There is no column {how.order!r} to put rows in order.", f"Columns: {', '.join([*columns][:20])}."
             )
@@ -301,10 +278,10 @@ def _ordering(
         return None
     names = " and ".join(map(repr, moving))
     if len(moving) > 1:
-        choose = "" if how.like else " (choose one: --order COLUMN)"
+        choose = "" if how.steps else " (choose one: --order COLUMN)"
         notes.append(f"{names} go up and down within sequences: rows stay in the source's order{choose}.")
         return None
-    keep = "" if how.like else " (to keep the source's: --order rows)"
+    keep = "" if how.steps else " (to keep the source's: --order rows)"
     notes.append(f"Rows were put in the order of {names} within each sequence{keep}.")
     return next(iter(moving))
 
@@ -320,16 +297,16 @@ def _distinct(clock: Clock, order: NDArray, starts: NDArray) -> bool:
 
 
 def _table(
-    columns: Columns, n: int, how: Reading, name: str, notes: list[str], source: RawTable | None = None
+    columns: Columns, n: int, how: Options, name: str, notes: list[str], source: RawTable | None = None
 ) -> tuple[Table, NDArray]:
     """What a step is, and all steps [T, D]: of inferred types, or of those of a known space."""
     from pofx.data.raw import RawTable
 
-    if how.like is not None:
-        known = how.like.step
+    if how.steps is not None:
+        known = how.steps.step
         if absent := [c.name for c in known.columns if c.name not in columns]:
             raise WrongShape(
-                f"{name} has no column {absent[0]!r}; expected {how.like}.", "Give sequences of that kind."
+                f"{name} has no column {absent[0]!r}; expected {how.steps}.", "Give sequences of that kind."
             )
         return known, encode_rows(known.columns, lambda c: columns[c](), n, notes.append)
     if not columns:
@@ -339,9 +316,9 @@ def _table(
     return table, x.numpy()
 
 
-def _same(table: Table, how: Reading, name: str) -> None:
-    if how.like is not None and how.like.step != table:
-        raise WrongShape(f"{name} holds steps of a {table}; expected {how.like}.", "Give sequences of that kind.")
+def _same(table: Table, how: Options, name: str) -> None:
+    if how.steps is not None and how.steps.step != table:
+        raise WrongShape(f"{name} holds steps of a {table}; expected {how.steps}.", "Give sequences of that kind.")
 
 
 def _raw(table: Table, values: NDArray, starts: NDArray, ends: NDArray, name: str) -> RawRagged:
@@ -349,12 +326,3 @@ def _raw(table: Table, values: NDArray, starts: NDArray, ends: NDArray, name: st
     if not len(rows) or not int(rows.lengths.max()):
         raise EmptyData(f"{name} holds no sequence of any length.", "Give sequences with steps.")
     return RawRagged(Sequence(table, True, int(rows.lengths.max())), rows)
-
-
-def _without_empty(raw: RawRagged) -> RawRagged:
-    kept = raw.rows.lengths > 0
-    if not bool(kept.all()):
-        raw.notes.append(f"{int((~kept).sum())} sequences of no steps were left out.")
-        raw.rows = raw.rows.take(kept)
-        raw.part, raw.label = (None if a is None else a[kept.numpy()] for a in (raw.part, raw.label))
-    return raw

@@ -189,35 +189,16 @@ class Gaussian:
         return -0.5 * z.square().sum(0) - constant
 
 
-@dataclass(frozen=True, eq=False)
-class LinearGaussian:
+class LinearGaussian(Gaussian):
     """x = W z + mean + noise * eps with z ~ N(0, I_L): marginally N(mean, W W' + noise^2 I).
 
     Probabilistic PCA (Tipping and Bishop 1999), where every quantity of a latent-variable model is known.
     """
 
-    weight: Tensor  # [D, L]
-    mean: Tensor  # [D]
-    noise: float
-
-    @cached_property
-    def marginal(self) -> Gaussian:
-        eye = torch.eye(len(self.mean), dtype=torch.float64)
-        return Gaussian(self.mean, self.weight @ self.weight.T + self.noise**2 * eye)
-
-    @property
-    def space(self) -> Table:
-        return self.marginal.space
-
-    @property
-    def entropy(self) -> float:
-        return self.marginal.entropy
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self.marginal.sample(n, generator)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        return self.marginal.log_prob(x)
+    def __init__(self, weight: Tensor, mean: Tensor, noise: float) -> None:
+        """weight [D, L], mean [D]"""
+        super().__init__(mean, weight @ weight.T + noise**2 * torch.eye(len(mean), dtype=torch.float64))
+        self.weight, self.noise = weight, noise
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [N, L] and covariance [L, L] of p(z | x): M^-1 W'(x - mean), noise^2 M^-1, M = W'W + noise^2 I."""
@@ -226,16 +207,20 @@ class LinearGaussian:
         return (x - self.mean) @ self.weight @ inverse, self.noise**2 * inverse
 
 
-@dataclass(frozen=True, eq=False)
-class Ring:
-    """A circle of ``radius`` about the origin, blurred by N(0, scale^2 I): the radius is Rice distributed."""
-
-    radius: float
-    scale: float
+class Plane:
+    """What has two real columns."""
 
     @property
     def space(self) -> Table:
         return reals(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Ring(Plane):
+    """A circle of ``radius`` about the origin, blurred by N(0, scale^2 I): the radius is Rice distributed."""
+
+    radius: float
+    scale: float
 
     @cached_property
     def entropy(self) -> float:
@@ -254,7 +239,7 @@ class Ring:
 
 
 @dataclass(frozen=True, eq=False)
-class Petal:
+class Petal(Plane):
     """One arm of a pinwheel: N((1, 0), diag(radial^2, tangential^2)) turned by ``angle`` + ``twist`` * |x|.
 
     A turn by an angle that depends on the radius alone preserves area, so density and entropy are the
@@ -265,10 +250,6 @@ class Petal:
     twist: float = 1.5
     radial: float = 0.3
     tangential: float = 0.08
-
-    @property
-    def space(self) -> Table:
-        return reals(2)
 
     @property
     def straight(self) -> Gaussian:
@@ -291,16 +272,12 @@ class Petal:
 
 
 @dataclass(frozen=True, eq=False)
-class Square:
+class Square(Plane):
     """Uniform on [left, left + side) x [bottom, bottom + side)."""
 
     left: float
     bottom: float
     side: float
-
-    @property
-    def space(self) -> Table:
-        return reals(2)
 
     @property
     def entropy(self) -> float:

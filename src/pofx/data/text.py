@@ -12,17 +12,16 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.data.folders import listing
-from pofx.data.image import PARTS
+from pofx.data.folders import PARTS, listing
+from pofx.data.options import Options
 from pofx.data.packed import unpacked
-from pofx.data.ragged import NDArray, RaggedRows, RawRagged
+from pofx.data.ragged import NDArray, RaggedRows, RawRagged, cut_up
 from pofx.spaces import Text
 from pofx.spaces.text import unknown_character
 
@@ -45,53 +44,36 @@ LONE = re.compile("[\ud800-\udfff]")
 ENDOFTEXT = "<|endoftext|>"  # the separator that corpora of documents are published with
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How texts are read.
-
-    Attributes:
-        symbols: "characters", "bytes", or "auto": characters where there are few different ones.
-        separator: what stands between the documents of a file; ENDOFTEXT does without being named, where one stands
-            in the first mebibyte.
-        column: of a table or of JSON lines, that holds the texts.
-        like: the space that new texts are to be of.
-    """
-
-    symbols: str = "auto"
-    separator: str | None = None
-    column: str | None = None
-    like: Text | None = None
-
-    @property
-    def large_as_bytes(self) -> bool:
-        """May a large file stay where it is? Only bytes can."""
-        return self.symbols != "characters" and not (self.like and self.like.alphabet)
-
-    def between(self, beginning: str) -> str | None:
-        """The separator of documents of a text that begins so. Raises UsageError."""
-        if self.separator == "":
-            raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
-        found = self.separator is None and ENDOFTEXT in beginning[:HEAD]
-        return ENDOFTEXT if found else None if self.separator is None else unescaped(self.separator)
+def _large_as_bytes(how: Options) -> bool:
+    """May a large file stay where it is? Only bytes can."""
+    return how.symbols != "characters" and not (how.documents and how.documents.alphabet)
 
 
-def from_file(path: Path, how: Reading) -> RawRagged:
+def _between(how: Options, beginning: str) -> str | None:
+    """The separator of documents of a text that begins so. Raises UsageError."""
+    if how.separator == "":
+        raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
+    found = how.separator is None and ENDOFTEXT in beginning[:HEAD]
+    return ENDOFTEXT if found else None if how.separator is None else unescaped(how.separator)
+
+
+def from_file(path: Path, how: Options) -> RawRagged:
     """A text file (.gz too): one document, or several. A large one is mapped into memory and never read as a whole."""
     on_disk = path.suffix != ".gz" and path.stat().st_size > IN_MEMORY
-    data = np.memmap(path, np.uint8, "r") if on_disk else np.frombuffer(_bytes(path), np.uint8)
-    if len(data) > IN_MEMORY and how.large_as_bytes and data[:2].tobytes() not in UTF16:
+    data = np.memmap(path, np.uint8, "r") if on_disk else np.frombuffer(unpacked(path), np.uint8)
+    if len(data) > IN_MEMORY and _large_as_bytes(how) and data[:2].tobytes() not in UTF16:
         note = f"{len(data)} bytes stay on disk." if on_disk else f"{len(data)} bytes were unpacked, and stay bytes."
         return _from_large(data, path, how, note)
     text = _decode(data.tobytes(), path)
-    separator = how.between(text)
+    separator = _between(how, text)
     documents = [text] if separator is None else text.split(separator)
     return from_documents(documents, how, str(path))
 
 
-def _from_large(values: NDArray, path: Path, how: Reading, note: str) -> RawRagged:
+def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagged:
     """Bytes that stay where they are: only the first of them must be UTF-8."""
     head = values[:HEAD].tobytes()
-    separator = how.between(_decode(head, path, whole=False))
+    separator = _between(how, _decode(head, path, whole=False))
     starts, ends = np.array([len(BOM) if head.startswith(BOM) else 0]), np.array([len(values)])
     if separator is not None:
         found = _places(values, separator.encode())
@@ -119,11 +101,11 @@ def _blank(values: NDArray) -> bool:
     return not any(values[i : i + CHUNK].tobytes().strip() for i in range(0, len(values), CHUNK))
 
 
-def from_folder(path: Path, how: Reading) -> RawRagged:
+def from_folder(path: Path, how: Options) -> RawRagged:
     """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
     notes: list[str] = []
     files = sorted(listing(path).chosen(is_text, notes))
-    documents = [_decode(_bytes(p), p) for p in files]
+    documents = [_decode(unpacked(p), p) for p in files]
     first = [p.relative_to(path).parts[0].lower() if len(p.relative_to(path).parts) > 1 else "" for p in files]
     part = np.array([PARTS[f] for f in first]) if files and all(f in PARTS for f in first) else None
     label = np.array(first) if part is None and all(first) and len(set(first)) > 1 else None
@@ -132,11 +114,11 @@ def from_folder(path: Path, how: Reading) -> RawRagged:
     return raw
 
 
-def from_jsonl(path: Path, how: Reading) -> RawRagged:
-    """One JSON object a line, its text under ``how.column`` ("text" unless said). Lines end at \\n and nowhere else."""
-    documents, null, key = [], [], how.column or TEXT
-    remedy = f"Give lines with a text {key!r}." if how.like else "Name it: --text COLUMN."
-    for number, line in enumerate(_decode(_bytes(path), path).split("\n"), 1):
+def from_jsonl(path: Path, how: Options) -> RawRagged:
+    """One JSON object a line, its text under ``how.text`` ("text" unless said). Lines end at \\n and nowhere else."""
+    documents, null, key = [], [], how.text or TEXT
+    remedy = f"Give lines with a text {key!r}." if how.documents else "Name it: --text COLUMN."
+    for number, line in enumerate(_decode(unpacked(path), path).split("\n"), 1):
         if not line.strip(" \t\r"):
             continue
         try:
@@ -171,7 +153,7 @@ def _kind(value: object) -> str:
     return names.get(type(value), "null")
 
 
-def from_standard_library(how: Reading) -> RawRagged:
+def from_standard_library(how: Options) -> RawRagged:
     """The source of Python's standard library: a text that every installation carries."""
     import sysconfig
 
@@ -184,7 +166,7 @@ def from_standard_library(how: Reading) -> RawRagged:
 
 def from_documents(
     documents: Iterable[str],
-    how: Reading = Reading(),
+    how: Options,
     where: str = "the source",
     label: NDArray | None = None,
     part: NDArray | None = None,
@@ -197,11 +179,10 @@ def from_documents(
     notes = _left_out(len(texts) - len(kept))
     texts = [texts[i] for i in kept]
     label, part = (None if a is None else a[kept] for a in (label, part))
-    alphabet = how.like.alphabet if how.like else _alphabet(texts, how.symbols, notes)
-    # a gap after each document, which no excerpt reaches over
-    values, lengths = _join(_gapped(encode(text, alphabet)) for text in texts)
-    ends = lengths.cumsum()
-    return _raw(values, ends - lengths, ends - 1, alphabet, how, notes, label, part)
+    alphabet = how.documents.alphabet if how.documents else _alphabet(texts, how.symbols, notes)
+    values, lengths = _join(encode(text, alphabet) for text in texts)
+    ends = lengths.cumsum() - 1
+    return _raw(values, ends - lengths + 1, ends, alphabet, how, notes, label, part)
 
 
 def _no_text(where: str) -> EmptyData:
@@ -217,7 +198,7 @@ def _raw(
     starts: NDArray,
     ends: NDArray,
     alphabet: str,
-    how: Reading,
+    how: Options,
     notes: list[str],
     label: NDArray | None = None,
     part: NDArray | None = None,
@@ -225,10 +206,13 @@ def _raw(
     """Documents values[starts[i] : ends[i]], with something between them: as they are, or cut into excerpts."""
     longest = int((ends - starts).max())
     few = len(starts) < FEW_DOCUMENTS or longest > LONG
-    if not how.like.has_eos if how.like else few and part is None:
-        return _cut(values, starts, ends, alphabet, notes)
     rows = RaggedRows(values, starts, ends, -1, torch.int64)
-    return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
+    if how.documents.has_eos if how.documents else not few or part is not None:
+        return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
+    cut, before, _ = cut_up(rows, EXCERPT, BEFORE, alphabet.find("\n") if alphabet else 10)
+    many = "One document was" if len(rows) == 1 else f"{len(rows)} documents were"
+    notes.append(f"{many} cut into {len(cut)} excerpts of up to {EXCERPT} symbols, each given the text before it.")
+    return RawRagged(Text(alphabet, False, int(cut.lengths.max())), cut, notes=notes, before=before)
 
 
 def encode(text: str, alphabet: str) -> NDArray:
@@ -272,56 +256,18 @@ def _alphabet(texts: Sequence[str], symbols: str, notes: list[str]) -> str:
     return "".join(sorted(found))
 
 
-def _gapped(numbers: NDArray) -> NDArray:
-    return np.concatenate([numbers, np.zeros(1, numbers.dtype)])
-
-
-def _cut(values: NDArray, starts: NDArray, ends: NDArray, alphabet: str, notes: list[str]) -> RawRagged:
-    """Excerpts of long documents, each ending with a line where one ends, with what stands before them."""
-    newline = alphabet.find("\n") if alphabet else 10
-    cuts: list[tuple[int, int, int]] = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        place = start
-        while place < end:
-            stop = min(place + EXCERPT, end)
-            if stop < end:
-                lines = np.flatnonzero(values[place:stop] == newline)
-                stop = place + int(lines[-1]) + 1 if len(lines) and lines[-1] >= EXCERPT // 2 else stop
-            cuts.append((start, place, stop))
-            place = stop
-    document, first, last = np.array(cuts, np.int64).T
-    rows = RaggedRows(values, first, last, -1, torch.int64)
-    many = "One document was" if len(starts) == 1 else f"{len(starts)} documents were"
-    notes.append(f"{many} cut into {len(rows)} excerpts of up to {EXCERPT} symbols, each given the text before it.")
-    space = Text(alphabet, False, int(rows.lengths.max()))
-    return RawRagged(space, rows, notes=notes, before=_before(rows, document))
-
-
-def _before(rows: RaggedRows, document: NDArray) -> RaggedRows:
-    """Up to BEFORE symbols before each row, from the beginning of its document on."""
-    starts = np.maximum(rows.starts - BEFORE, document)
-    return RaggedRows(rows.values, starts, rows.starts, rows.fill, rows.dtype)
-
-
 def _join(parts: Iterator[NDArray]) -> tuple[NDArray, NDArray]:
-    """Arrays end to end, in a temporary file where they are large, and their lengths."""
+    """Arrays, a gap after each that no excerpt reaches over, and their lengths with it; large ones in a file."""
     lengths, dtype = [], np.dtype(np.uint8)
     with tempfile.TemporaryFile() as file:  # the mapping outlives the handle
         for part in parts:
             dtype = part.dtype
-            lengths.append(len(part))
-            file.write(part.tobytes())
+            lengths.append(len(part) + 1)
+            file.write(part.tobytes() + bytes(part.itemsize))
         file.flush()
         values = np.memmap(file, dtype, "r")
     in_memory = values.nbytes <= IN_MEMORY
     return np.array(values) if in_memory else values, np.array(lengths, np.int64)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return unpacked(path)
-    except OSError as e:
-        raise CorruptFile(f"{path} cannot be read: {e.strerror}.", "Check its permissions, or fetch it again.") from e
 
 
 def _decode(data: bytes, path: Path, whole: bool = True) -> str:

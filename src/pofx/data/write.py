@@ -22,10 +22,11 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import CannotSave, UsageError
 from pofx.core.files import replacing
 from pofx.core.space import Space, join
-from pofx.data.audio import check_sounds, write_audio
+from pofx.data.audio import SUFFIXES as SOUNDS
+from pofx.data.audio import pcm, soundfile_package
 from pofx.data.folders import check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
@@ -71,7 +72,13 @@ def _(space: Image, n: int, to: Path | None) -> None:
 def _(space: Audio, n: int, to: Path | None) -> None:
     if to is None:
         raise UsageError("Sounds need a place to be written.", "Say --out folder/, or for one --out sound.wav.")
-    check_sounds(n, to)
+    if to.suffix.lower() in SOUNDS:
+        if n != 1:
+            raise UsageError(f"{n} sounds do not go into one file.", "Give a folder.")
+    elif to.suffix:
+        raise UsageError(f"{to} is no place for sounds.", f"Give a folder or a {', '.join(SOUNDS)} file.")
+    else:
+        check_free(to)
 
 
 @check_place.register
@@ -178,6 +185,23 @@ def _classes(context: Space | None, c: Tensor | None) -> list[str] | None:
     if context is None or c is None or not context.values:
         return None
     return [context.values[k] for k in c.cpu().reshape(-1).tolist()]
+
+
+def write_audio(space: Audio, x: Tensor, to: str | os.PathLike[str], classes: Listed[str] | None = None) -> None:
+    """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by class, or one file.
+
+    Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
+    """
+    soundfile, path = soundfile_package(), Path(to)
+    sounds = [pcm(space, row) for row in x.detach().cpu().reshape(-1, x.shape[-1])]
+    check_place(space, len(sounds), path)
+    with replacing(path) as scratch:
+        files = [scratch] if path.suffix else numbered(scratch, len(sounds), ".wav", classes)
+        for file, samples in zip(files, sounds, strict=True):
+            try:
+                soundfile.write(str(file), samples, space.rate, "VORBIS" if file.suffix == ".ogg" else "PCM_16")
+            except soundfile.LibsndfileError as e:
+                raise CannotSave(f"Cannot write {path}: {e.error_string}", "Choose another place or format.") from e
 
 
 def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None = None) -> None:

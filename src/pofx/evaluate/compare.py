@@ -57,18 +57,14 @@ from pofx.evaluate.engine import engine
 from pofx.evaluate.entrant import DUE, Progress, Result, assess, opened
 from pofx.evaluate.plan import FORMAT, asked, begun, kept, names_of, same_plan, shared, unreached
 from pofx.evaluate.race import Race
-from pofx.evaluate.recommend import amount
+from pofx.evaluate.recommend import amount, detections, get
 from pofx.evaluate.study import Settings, Study, plain, save_shown
 from pofx.train.checkpoint import read_sealed
 from pofx.train.device import choose
 from pofx.train.processes import torchrun
-from pofx.train.run import Run, claimed, clear, read_data, remove, tuples
+from pofx.train.run import Run, about, claimed, clear, read_data, remove, tuples
 
 __all__ = ["Comparison", "assess", "compare", "read_comparison", "resume_comparison", "unreached"]
-
-ASKED = (
-    "seconds", "minutes", "steps", "seed", "needs", "samples", "max_test", "anomaly", "device", "cores", "halving",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,16 +91,16 @@ class Comparison:
 
     @property
     def times(self) -> str:
-        """Where the time went, in words; of older comparisons nothing is known."""
-        if (t := self.record.get("times")) is None:
-            return ""
+        """Where the time went, in words."""
+        t = self.record["times"]
         share = f" ({t['evaluating'] / t['fitting']:.0%})" if t["fitting"] else ""
         spent = f"fitting {t['fitting']:.3g} s, evaluating {t['evaluating']:.3g} s{share}"
         return f"{spent}, else {t['else'] + t['preparing']:.3g} s; {t['wall']:.3g} s by the clock"
 
     def table(self) -> list[list[str]]:
         """The comparison as text: a header, then one list of cells per family and baseline."""
-        return [HEADER, *map(_cells, self.rows), *(_baseline_cells(*item) for item in self.record["baselines"].items())]
+        baselines = [[name, lik["text"], lik["bits_text"]] for name, lik in self.record["baselines"].items()]
+        return [HEADER, *map(_cells, self.rows), *(row + [""] * (len(HEADER) - 3) for row in baselines)]
 
     def __repr__(self) -> str:
         """The first columns of ``table()``, and the recommendation."""
@@ -197,7 +193,7 @@ def compare(
     path = None if out is None else Path(out)
     torso = None if path is None or overwrite else begun(path, plan, data)
     if torso is not None:  # its budgets stay equal
-        settings = dataclasses.replace(settings, **{k: torso["settings"].get(k) for k in ("seconds", "cores")})
+        settings = dataclasses.replace(settings, **{k: torso["settings"][k] for k in ("seconds", "cores")})
     with ExitStack() as stack:
         crew = stack.enter_context(engine(cluster, settings.cores, device))
         started = time.perf_counter()
@@ -268,23 +264,21 @@ def resume_comparison(
     if not unreached(record):
         return found
     plan = dict(record["plan"])
-    data, _ = read_data(record, str(path), data)
+    data = read_data(record, str(path), data)
     if outliers is None and plan["outliers"] is not None:
         outliers = plan["outliers"]
         if outliers == IN_MEMORY:
             raise UsageError(f"The outliers of {path} were given in memory.", "Give them again: outliers=ROWS.")
     options = {name: tuples(values) for name, values in plan["options"].items()}
     plan["device"] = device or plan["device"]
-    same = {key: plan[key] for key in ASKED if key in plan}  # an older plan has fewer
+    del plan["outlier_rows"]
     again = {"out": path, "outliers": outliers, "options": options, "cluster": cluster, "progress": progress}
-    return compare(data, plan["families"], **again, **same)
+    return compare(data, **plan | again)
 
 
 def read_comparison(path: str | Path) -> Comparison:
     """Read what ``compare`` left. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
-    path = Path(path)
-    record = read_sealed(path / "comparison.json", FORMAT)
-    return Comparison(record, path)
+    return Comparison(read_sealed(Path(path) / "comparison.json", FORMAT), Path(path))
 
 
 # -- text --------------------------------------------------------------------------------------------------
@@ -298,35 +292,31 @@ HEADER = [
 def _cells(row: Mapping[str, Any]) -> list[str]:
     if row["status"] != "ok":
         return [row["family"], f"{row['status']}: {row['reason']}", *[""] * (len(HEADER) - 2)]
-    lik, cost, drawn, quality = row["likelihood"], row["fit"], row["sampling"], row["quality"]
+    lik, cost, cut = row["likelihood"], row["fit"], get(row, "sampling", "cut")
+    short = f" (cut at {cut:,})" if cut else ""
 
-    def cell(node: Any, key: str, text: Callable[[Any], str]) -> str:
-        value = node.get(key) if isinstance(node, Mapping) else None
+    def cell(text: Callable[[Any], str], *path: str) -> str:
+        value = get(row, *path)
         return "—" if value is None else text(value)
 
-    cut = f" (cut at {drawn['cut']:,})" if drawn.get("cut") else ""
-    areas = [f"{d['auroc']:.2f}" for d in row["outliers"] if "auroc" in d]
+    areas = [f"{d['auroc']:.2f}" for d in detections(row)]
     return [
         row["family"],
         lik["text"],
         lik["bits_text"],
         f"{cost['seconds']:.3g} s",
         amount(cost["parameters"]),
-        cell(cost["memory"], "bytes", lambda b: f"{b / 2**20:.0f} MiB"),
-        cell(lik, "rows_per_second", amount),
-        cell(drawn, "latency", lambda s: f"{1000 * s:.3g} ms{cut}"),
-        cell(drawn, "rows_per_second", lambda v: f"{amount(v)}{cut}"),
-        cell(quality.get("c2st"), "accuracy", lambda a: f"{a:.2f}"),
-        cell(quality.get("prdc"), "coverage", lambda a: f"{a:.2f}"),
-        cell(quality.get("memorisation"), "auroc", lambda a: f"{a:.2f}"),
-        cell(row["latents"].get("probe"), "accuracy", lambda a: f"{a:.1%}"),
+        cell(lambda b: f"{b / 2**20:.0f} MiB", "fit", "memory", "bytes"),
+        cell(amount, "likelihood", "rows_per_second"),
+        cell(lambda s: f"{1000 * s:.3g} ms{short}", "sampling", "latency"),
+        cell(lambda v: f"{amount(v)}{short}", "sampling", "rows_per_second"),
+        cell("{:.2f}".format, "quality", "c2st", "accuracy"),
+        cell("{:.2f}".format, "quality", "prdc", "coverage"),
+        cell("{:.2f}".format, "quality", "memorisation", "auroc"),
+        cell("{:.1%}".format, "latents", "probe", "accuracy"),
         " ".join(areas) or "—",
-        cell(row.get("accuracy"), "accuracy", lambda a: f"{a:.1%}"),
+        cell("{:.1%}".format, "accuracy", "accuracy"),
     ]
-
-
-def _baseline_cells(name: str, lik: Mapping[str, Any]) -> list[str]:
-    return [name, lik["text"], lik["bits_text"], *[""] * (len(HEADER) - 3)]
 
 
 # -- plain data ----------------------------------------------------------------------------------------------
@@ -336,9 +326,7 @@ def _about_data(data: Data) -> dict[str, Any]:
     label, notes = data.options.get("label"), []
     if not data.space.values and label in [c.name for c in data.space.columns]:
         notes.append(f"The class {label!r} is itself a column of x: a probe of the latents may read it off.")
-    return {
-        "name": data.name,
-        "source": data.source,
+    return about(data) | {
         "space": data.space.to_json(),
         "space_text": str(data.space),
         "context": None if data.context is None else data.context.to_json(),
@@ -348,12 +336,6 @@ def _about_data(data: Data) -> dict[str, Any]:
         "columns": data.describe(),
         "dependent": list(data.dependent),
         "notes": [*data.notes, *notes],
-        "split": data.split,
-        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
-        "labels": None if data.labels is None else list(data.labels),
-        "seed": data.seed,
-        "options": data.options,
-        "digest": data.digest,
     }
 
 

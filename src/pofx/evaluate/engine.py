@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 
@@ -37,19 +37,6 @@ Running = Generator[tuple[str, Result], None, None]
 """Names of families and their results, in the order in which they end; to be closed."""
 
 
-class Engine(Protocol):
-    """``workers`` families run at a time, each on ``cores``."""
-
-    workers: int
-    cores: int
-
-    def run(
-        self, study: Study, entrants: Sequence[Entrant], place: Place, tell: Callable[[str], Tell], until: float
-    ) -> Running:
-        """Run each as ``Entrant.run`` does."""
-        ...
-
-
 @contextmanager
 def engine(cluster: str | None, cores: int | None, device: str) -> Iterator[Engine]:
     """This process, or the cluster at an address (see ``pofx.cluster.connected``).
@@ -68,7 +55,7 @@ def engine(cluster: str | None, cores: int | None, device: str) -> Iterator[Engi
 class Here:
     """One family after the other."""
 
-    workers = 1
+    workers = 1  # families that run at a time
 
     def __init__(self, cores: int) -> None:
         self.cores = cores
@@ -76,6 +63,7 @@ class Here:
     def run(
         self, study: Study, entrants: Sequence[Entrant], place: Place, tell: Callable[[str], Tell], until: float
     ) -> Running:
+        """Run each as ``Entrant.run`` does, on ``cores``."""
         for entrant in entrants:
             with limited(self.cores):
                 result = entrant.run(study, place(entrant.name), tell(entrant.name), until)
@@ -140,6 +128,9 @@ class Cluster:
             run = read_run(place) if result.row["status"] == "ok" else None
             return dataclasses.replace(result, run=run)
         return result
+
+
+Engine: TypeAlias = Here | Cluster
 
 
 def _task(

@@ -55,7 +55,8 @@ class Entrant:
         """Fit, or go on, as far as this share of the budget. Then, at its end, evaluate on test rows; before it, which
         needs a ``place``, validation rows."""
         started, row = time.perf_counter(), dict(self.row)
-        before = 0.0 if place is None or not _begun(place) else _seconds(place)
+        log = [] if place is None or not _begun(place) else read_log(place)
+        before = float(log[-1]["seconds"]) if log else 0.0  # for how long the run there has been trained
         tell("fitting")
         try:
             run, row["fit"] = _fit(study, self, place, tell, until)
@@ -112,7 +113,7 @@ def assess(
     path = Path(path)
     run = read_run(path)
     info, model = run.info, run.model
-    data, _ = read_data(info, str(path), data)
+    data = read_data(info, str(path), data)
     study = Study.prepare(data, Settings(seconds / EVALUATION, seed=info["seed"]))
     row: dict[str, Any] = {"family": model.name, "baseline": False, "fit": _fitted(run)}
     save_shown(path / "data_sample.npz", study)
@@ -155,10 +156,7 @@ def _fit(study: Study, entrant: Entrant, place: Path | None, tell: Tell, until: 
     """The fit as far as ``until``, and what is said of it: new, or going on where ``place`` holds one."""
     settings, started = study.settings, time.perf_counter()
     earlier = entrant.row.get("fit")  # of an earlier round
-
-    def progress(entry: dict[str, Any]) -> None:
-        tell("fitting", entry)
-
+    how: dict[str, Any] = {"device": settings.device, "until": until, "progress": partial(tell, "fitting")}
     begun = place is not None and _begun(place)
     if place is not None and begun and ended(place):
         run = read_run(place)
@@ -166,22 +164,12 @@ def _fit(study: Study, entrant: Entrant, place: Path | None, tell: Tell, until: 
         return run, earlier or _fitted(run) | {"wall_seconds": None, "memory": unknown}
     with peak_memory(choose(settings.device)) as memory:
         if place is not None and begun:
-            run = resume(place, data=study.data, device=settings.device, until=until, progress=progress)
+            run = resume(place, data=study.data, **how)
         else:
             if place is not None:
                 clear(place)  # what a killed writer left
-            run = fit(
-                study.data,
-                entrant.name,
-                seconds=settings.seconds,
-                steps=settings.steps,
-                seed=settings.seed,
-                out=place,
-                options=dict(entrant.options),
-                device=settings.device,
-                until=until,
-                progress=progress,
-            )
+            asked = {key: getattr(settings, key) for key in ("seconds", "steps", "seed")}
+            run = fit(study.data, entrant.name, out=place, options=dict(entrant.options), **asked, **how)
     wall = round(time.perf_counter() - started, 3)  # with preparation and saving
     fitted = _fitted(run) | {"wall_seconds": None if begun else wall, "memory": plain(memory)}
     if earlier is not None and earlier["wall_seconds"] is not None:
@@ -218,9 +206,3 @@ def _abilities(cls: type[Model], data: Data, options: Mapping[str, Any]) -> dict
 def _begun(place: Path) -> bool:
     """Is there a run? What has no config.json is none."""
     return (place / "config.json").exists()
-
-
-def _seconds(place: Path) -> float:
-    """How long the run in this folder has been trained."""
-    log = read_log(place)
-    return float(log[-1]["seconds"]) if log else 0.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical
 
 from pofx.core.abilities import Encodes, why_not
 from pofx.core.errors import EmptyData
@@ -66,16 +66,16 @@ def linear_probe(
     if min(len(train), len(test)) < 2:
         raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")
     z, z_test = _codes(model, train), _codes(model, test)
-    n, accuracy = len(test), _accuracy(z, z_test, y, y_test)
+    accuracy = _accuracy(z, z_test, y, y_test)
     return Probe(
         accuracy=accuracy,
-        se=share_error(accuracy, n),
+        se=share_error(accuracy, len(test)),
         raw_accuracy=_accuracy(raw(train.x, train.c), raw(test.x, test.c), y, y_test),
         majority=float((y_test == y.bincount().argmax()).double().mean()),
         dims=z.shape[1],
         classes=len(y.unique()),
         n_train=len(train),
-        n_test=n,
+        n_test=len(test),
         features=raw.description,
     )
 
@@ -101,13 +101,10 @@ def _codes(model: Model, part: Part) -> Tensor:
     with torch.no_grad():
         for i in range(0, len(part), size):
             rows = part[i : i + size]
-            out.append(_mean(model.given(rows.c).encode(rows.x)).cpu())
+            q = model.given(rows.c).encode(rows.x)
+            # E[z], where an index has no mean but its probabilities
+            out.append((q.probs if isinstance(q, Categorical) else q.mean).cpu())
     return torch.cat(out).flatten(1)
-
-
-def _mean(q: Distribution) -> Tensor:
-    """E[z], where an index has no mean but its probabilities."""
-    return q.probs if isinstance(q, Categorical) else q.mean
 
 
 def _accuracy(x: Tensor, x_test: Tensor, y: Tensor, y_test: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -28,7 +28,7 @@ from pofx.core.likelihood import (
 )
 from pofx.core.measure import Measure
 from pofx.core.model import Model
-from pofx.core.noise import Copies
+from pofx.core.noise import Copies, given_or_fresh
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space
 from pofx.data.parts import Part
@@ -136,6 +136,7 @@ def mean_log_prob(
     request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
+    watch: Callable[[Tensor], object] | None = None,
 ) -> Mean:
     """Mean held-out log-likelihood of the rows of ``part`` (weighted where the part has weights).
 
@@ -146,6 +147,7 @@ def mean_log_prob(
         generator: gives the seed of Monte Carlo draws (default: seed 0), one for all rows.
         seconds: stop near this time, after the first rows only, so give them in random order (``Part.draw``);
             ``n`` says how many.
+        watch: is told the data [m, *E] of each block, once, before they are evaluated.
 
     Raises:
         EmptyData where there are no rows; the model's own errors.
@@ -159,7 +161,7 @@ def mean_log_prob(
     """
     if len(part) == 0:
         raise EmptyData("There are no held-out rows.", "Choose a split with a test part.")
-    gen = torch.Generator(model.device).manual_seed(0) if generator is None else generator
+    gen = given_or_fresh(generator, model.device)
     state = gen.get_state()
     counted: list[Tensor] = []
     copies = Copies()
@@ -167,10 +169,13 @@ def mean_log_prob(
     def block(start: int, size: int) -> Likelihood:
         rows = part[start : start + size].read()
         counted.append(model.space.units(rows.x))
+        if watch is not None:
+            watch(rows.x)
         given = model.given(rows.c, before=rows.before)
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
-            return _on_cpu(given.log_prob(rows.x, request=request, generator=gen, copies=copies))
+            lik = given.log_prob(rows.x, request=request, generator=gen, copies=copies)
+        return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
     grown = grow(block, len(part), seconds)
     weight = None if part.weight is None else part.weight[: grown.rows]
@@ -258,15 +263,6 @@ def _verdict(a: Mean, b: Mean, weight: Tensor | None, z: float) -> dict[str, Any
         ours, theirs = (per_row(lambda t: t[:n], rows) for rows in (a.rows, b.rows))
         found = compare(ours, theirs, z=z, weight=None if weight is None else weight[:n])
     return {k: encode(v) for k, v in vars(found).items()} | {"n": n}
-
-
-def beyond(pair: Mapping[str, Any] | None) -> int:
-    """The sign of a paired difference that is beyond its error, else 0."""
-    return 0 if pair is None else int(pair["sign"])
-
-
-def _on_cpu(lik: Likelihood) -> Likelihood:
-    return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
 
 # -- numbers as JSON -------------------------------------------------------------------------

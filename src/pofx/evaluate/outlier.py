@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
-from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
@@ -16,19 +15,15 @@ from pofx.core.requests import AnyRequest
 from pofx.core.space import Ragged, Space
 from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Mean, mean_log_prob
-from pofx.evaluate.ranking import auroc
+from pofx.evaluate.ranking import Auroc, auroc
 from pofx.spaces import Image
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Auroc):
     """AUROC of -log p in bits for one kind of outliers, and the kind of likelihood that ranked them."""
 
     outliers: str  # what the outliers are, in words
-    auroc: float
-    se: float
-    n_in: int
-    n_out: int
     kind: str
     bits_in: float  # median surprise of inliers
     bits_out: float  # and of outliers
@@ -61,16 +56,8 @@ def detect(
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
     area = auroc(normal, odd)
-    return Detection(
-        outliers=name,
-        auroc=area.auroc,
-        se=area.se,
-        n_in=area.n_in,
-        n_out=area.n_out,
-        kind=found.kind.__name__,
-        bits_in=float(normal.median()),
-        bits_out=float(odd.median()),
-    )
+    about = {"outliers": name, "kind": found.kind.__name__}
+    return Detection(**vars(area), **about, bits_in=float(normal.median()), bits_out=float(odd.median()))
 
 
 @singledispatch
@@ -101,31 +88,24 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
 
 @corrupt.register
 def _(space: Ragged, part: Part, generator: torch.Generator) -> tuple[Part, str]:
+    """The steps of each datum in a random order of its own; fill stays at the end."""
     part = part.read()
-    return replace(part, x=_shuffle_steps(space, part.x, generator)), "test data with their steps shuffled"
+    x = part.x
+    after = torch.arange(x.shape[1]) >= space.lengths(x)[:, None]
+    order = (torch.rand(x.shape[:2], generator=generator) + after).argsort(1)
+    return replace(part, x=x[torch.arange(len(x))[:, None], order]), "test data with their steps shuffled"
 
 
 @corrupt.register
 def _(space: Image, part: Part, generator: torch.Generator) -> tuple[Part, str]:
-    return Part(_shuffle_blocks(part.x, generator), part.c), "test images with the blocks of a 4×4 grid shuffled"
-
-
-def _shuffle_steps(space: Ragged, x: Tensor, generator: torch.Generator) -> Tensor:
-    """The steps of each datum in a random order of its own; fill stays at the end."""
-    after = torch.arange(x.shape[1]) >= space.lengths(x)[:, None]
-    order = (torch.rand(x.shape[:2], generator=generator) + after).argsort(1)
-    return x[torch.arange(len(x))[:, None], order]
-
-
-def _shuffle_blocks(x: Tensor, generator: torch.Generator) -> Tensor:
     """Equal blocks of a grid of at most 4 x 4 permuted within each image; a remainder at the edge stays."""
-    n, channels, height, width = x.shape
+    n, channels, height, width = part.x.shape
     down, across = min(4, height), min(4, width)
     h, w = height // down, width // across
-    blocks = x[..., : down * h, : across * w].reshape(n, channels, down, h, across, w)
+    blocks = part.x[..., : down * h, : across * w].reshape(n, channels, down, h, across, w)
     blocks = blocks.permute(0, 2, 4, 1, 3, 5).reshape(n, down * across, channels, h, w)
     order = torch.rand(n, down * across, generator=generator).argsort(1)
     moved = blocks[torch.arange(n)[:, None], order].reshape(n, down, across, channels, h, w)
-    out = x.clone()
+    out = part.x.clone()
     out[..., : down * h, : across * w] = moved.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * h, across * w)
-    return out
+    return Part(out, part.c), "test images with the blocks of a 4×4 grid shuffled"

@@ -21,7 +21,7 @@ from pofx.evaluate.likelihood import Mean
 from pofx.evaluate.study import EVALUATION, SHORTEST, USUAL, Settings, plain
 from pofx.train.checkpoint import read_sealed
 
-FORMAT = 2  # of comparison.json
+FORMAT = 3  # of comparison.json
 LEAST = 1.0  # seconds of a fit, where the time of all is divided
 UNITS = ("seconds", "minutes", "steps")  # of the budget, of which one is given
 _ELSEWHERE = "Choose another --out, or say --overwrite to begin anew."
@@ -112,10 +112,7 @@ def begun(path: Path, plan: Mapping[str, Any], data: Data) -> dict[str, Any] | N
 
 
 def same_plan(there: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> None:
-    """Raises RunExists, naming what is not the same, of which the device may be another.
-
-    What an older plan does not name was not asked for.
-    """
+    """Raises RunExists, naming what is not the same, of which the device may be another."""
     for key, value in plan.items():
         if (before := there.get(key)) != value and key != "device":
             what = "other rows" if key == "outlier_rows" else f"{before}, not {value}"

@@ -21,28 +21,24 @@ from pofx.train.run import ENDS
 SHARES = (0.25, 0.5)  # of the budget, after which clear losers are dropped where that is asked for
 
 
+@dataclasses.dataclass
 class Race:
     """The families of one comparison on their way to their rows."""
 
-    def __init__(
-        self,
-        record: dict[str, Any],
-        study: Study,
-        crew: Engine,
-        entrants: dict[str, Entrant],
-        results: dict[str, Result],
-        path: Path | None,
-        runs: Path | None,
-        progress: Progress | None,
-    ) -> None:
-        self.record, self.study, self.crew, self.entrants, self.results = record, study, crew, entrants, results
-        self.path, self.runs, self.progress = path, runs, progress
-        self.started = time.perf_counter()
-        self.before = record.get("times") or {"preparing": 0.0, "wall": 0.0}  # it was interrupted
+    record: dict[str, Any]
+    study: Study
+    crew: Engine
+    entrants: dict[str, Entrant]
+    results: dict[str, Result]
+    path: Path | None
+    runs: Path | None
+    progress: Progress | None
 
     def run(self, preparing: float) -> None:
         """Let those without a row run, in rounds where losers are dropped; ``preparing``: seconds that this took."""
-        self.before = {"preparing": self.before["preparing"] + preparing, "wall": self.before["wall"] + preparing}
+        self.started = time.perf_counter()
+        before = self.record.get("times", {})  # it was interrupted
+        self.before = {key: before.get(key, 0.0) + preparing for key in ("preparing", "wall")}
         self._settle({})
         left = [name for name in self.entrants if name not in self.results]
         for name in self.entrants:
@@ -51,8 +47,8 @@ class Race:
         if self.progress is not None:
             words = duration(self.study.settings, len(left), self.crew.workers)
             self.progress({"family": "", "stage": "planned", "title": words, "note": words})
-        shares = (*SHARES, 1.0) if self.record["plan"].get("halving") else (1.0,)
-        for until in shares[self.record.get("rounds", 0) :]:
+        shares = (*SHARES, 1.0) if self.record["plan"]["halving"] else (1.0,)
+        for until in shares[self.record["rounds"] :]:
             self._round(until)
 
     def _round(self, until: float) -> None:
@@ -65,13 +61,9 @@ class Race:
                     self.entrants[name] = dataclasses.replace(self.entrants[name], row=result.row)
                 else:
                     self._settle({name: result})
-                    self._say(name)
         if until < 1:
             self.record["rounds"] += 1
-            lost = {name: Result(row) for name, row in self._dropped(reached).items()}
-            self._settle(lost)
-            for name in lost:
-                self._say(name)
+            self._settle({name: Result(row) for name, row in self._dropped(reached).items()})
 
     def _dropped(self, reached: Mapping[str, Result]) -> dict[str, dict[str, Any]]:
         """The rows of those that lost this round; one that has ended its fit is not stopped."""
@@ -83,7 +75,7 @@ class Race:
         return {name: row | {"status": "dropped", "reason": why[name]} for name, row in rows.items()}
 
     def _settle(self, results: Mapping[str, Result]) -> None:
-        """These have their rows: conclude anew, and save."""
+        """These have their rows: conclude anew, save, and say for each a line and how many have theirs."""
         self.results |= results
         known = {name: self.results[name] for name in self.entrants if name in self.results}
         conclude(self.record, self.study, known)
@@ -93,14 +85,14 @@ class Race:
         self.record["times"] = times | {"preparing": round(self.before["preparing"], 3), "wall": round(wall, 3)}
         if self.path is not None:
             write_sealed(self.path / "comparison.json", self.record)
-
-    def _say(self, name: str) -> None:
-        """A line for a family that has its row, and how many have."""
-        row, done, of = self.results[name].row, len(self.results), len(self.entrants)
-        words = row["likelihood"]["text"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
-        self._tell(name)("done", {"note": f"{name}: {words}"})
-        if self.progress is not None:
-            self.progress({"family": "", "stage": "waiting", "title": f"{done} of {of} done", "progress": done / of})
+        for name, result in results.items():
+            row, done, of = result.row, len(self.results), len(self.entrants)
+            words = row["likelihood"]["text"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+            self._tell(name)("done", {"note": f"{name}: {words}"})
+            if self.progress is not None:
+                self.progress(
+                    {"family": "", "stage": "waiting", "title": f"{done} of {of} done", "progress": done / of}
+                )
 
     def _place(self, name: str) -> Path | None:
         return None if self.runs is None else self.runs / name

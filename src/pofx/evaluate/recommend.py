@@ -16,7 +16,7 @@ from typing import Any
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Estimate, Exact, LowerBound, Unavailable, UpperBound
 from pofx.core.spelling import listed
-from pofx.evaluate.likelihood import beyond, decode
+from pofx.evaluate.likelihood import decode
 
 Row = Mapping[str, Any]
 Verdicts = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -27,16 +27,14 @@ class Need:
     """One thing a user may need of a model.
 
     Attributes:
-        about: it in words.
         lacks: why a family cannot serve it, or None.
-        beats: whether the first row is clearly better than the second; None where the need does not rank.
         figure: the number that says how well a family serves it.
+        beats: whether the first row is clearly better than the second; never where the need does not rank.
     """
 
-    about: str
     lacks: Callable[[Row], str | None]
-    beats: Callable[[Row, Row, Verdicts], bool] | None
     figure: Callable[[Row], str]
+    beats: Callable[[Row, Row, Verdicts], bool] = lambda a, b, verdicts: False
 
 
 @dataclass(frozen=True)
@@ -125,22 +123,35 @@ def _decide(field: Sequence[Row], verdicts: Verdicts, needs: tuple[str, ...], bu
     able = [r for r in field if r["family"] not in excluded]
     if not able:
         return Recommendation(needs, None, (), excluded, {}, tuple(_nobody(needs, excluded)))
-    beaten = {
-        row["family"]: sum(
-            beats(other, row, verdicts)
-            for need in needs
-            if (beats := NEEDS[need].beats) is not None
-            for other in able
-            if other is not row
-        )
-        for row in able
-    }
+
+    def beats(a: Row, b: Row) -> list[str]:
+        """The needs for which a clearly beats b."""
+        return [need for need in needs if NEEDS[need].beats(a, b, verdicts)]
+
+    def figures(row: Row, some: Sequence[str]) -> str:
+        return "; ".join(f"{need} {NEEDS[need].figure(row)}" for need in some)
+
+    beaten = {r["family"]: sum(len(beats(other, r)) for other in able if other is not r) for r in able}
     fewest = min(beaten.values())
     best = [r for r in able if beaten[r["family"]] == fewest]
     names = tuple(r["family"] for r in best)
     family, tied = (names[0], ()) if len(best) == 1 else (None, names)
-    sentences = _words(needs, best, able, beaten, verdicts, excluded, budget)
-    return Recommendation(needs, family, tied, excluded, beaten, tuple(sentences))
+    # in words: reasons, the next best, who was left out, and what the figures do not show
+    if family is not None:
+        out = [f"Take {family} for {_and(needs)}."]
+    else:
+        out = [f"Undecided for {_and(needs)}: the figures do not tell {_and(names)} apart."]
+    out += [f"  {row['family']}: {figures(row, needs)}." for row in best[:4]]
+    for row in sorted((r for r in able if r not in best), key=lambda r: beaten[r["family"]])[:2]:
+        won = {need for b in best for need in beats(b, row)}
+        lost = figures(row, [need for need in needs if need in won])
+        out.append(f"  Next, {row['family']}: {lost or 'beaten by others'}.")
+    out += [f"  Left out, {name}: {why}." for name, why in excluded.items()]
+    if "likelihood" in needs:
+        out += _estimates_above(best, able)
+    if budget:
+        out.append(f"All had {budget} to fit; a longer budget can change the order.")
+    return Recommendation(needs, family, tied, excluded, beaten, tuple(out))
 
 
 def _without_limit(field: Sequence[Row], needs: tuple[str, ...], columns: tuple[str, ...]) -> Recommendation:
@@ -182,38 +193,6 @@ def _nobody(needs: tuple[str, ...], excluded: Mapping[str, str]) -> list[str]:
     fewest = min(len(why.split("; ")) for why in excluded.values())
     near = [f"{name} ({why})" for name, why in excluded.items() if len(why.split("; ")) == fewest]
     return [f"No family serves {_and(needs)}.", f"Nearest: {'; '.join(near[:4])}."]
-
-
-def _words(
-    needs: tuple[str, ...],
-    best: Sequence[Row],
-    able: Sequence[Row],
-    beaten: Mapping[str, int],
-    verdicts: Verdicts,
-    excluded: Mapping[str, str],
-    budget: str,
-) -> list[str]:
-    """Recommendation, reasons, the next best, who was left out, and what the figures do not show."""
-    others = sorted((r for r in able if r not in best), key=lambda r: beaten[r["family"]])
-    if len(best) == 1:
-        out = [f"Take {best[0]['family']} for {_and(needs)}."]
-    else:
-        out = [f"Undecided for {_and(needs)}: the figures do not tell {_and([r['family'] for r in best])} apart."]
-    for row in best[:4]:
-        out.append(f"  {row['family']}: " + "; ".join(f"{need} {NEEDS[need].figure(row)}" for need in needs) + ".")
-    for row in others[:2]:
-        lost = [
-            f"{need} {NEEDS[need].figure(row)}"
-            for need in needs
-            if (beats := NEEDS[need].beats) is not None and any(beats(b, row, verdicts) for b in best)
-        ]
-        out.append(f"  Next, {row['family']}: {'; '.join(lost) or 'beaten by others'}.")
-    out += [f"  Left out, {name}: {why}." for name, why in excluded.items()]
-    if "likelihood" in needs:
-        out += _estimates_above(best, able)
-    if budget:
-        out.append(f"All had {budget} to fit; a longer budget can change the order.")
-    return out
 
 
 def _dropped(rows: Sequence[Row]) -> list[str]:
@@ -262,15 +241,13 @@ def _needs_number(row: Row) -> str | None:
 
 def _needs_finite(row: Row) -> str | None:
     """A number whose mean is minus infinity ranks nothing: on unseen data the family has failed."""
-    if missing := _needs_number(row):
-        return missing
-    return f"it loses on unseen data ({row['likelihood']['text']})" if _nats(row) == -math.inf else None
+    lost = f"it loses on unseen data ({row['likelihood']['text']})" if _nats(row) == -math.inf else None
+    return _needs_number(row) or lost
 
 
 def _needs_exact(row: Row) -> str | None:
-    if missing := _needs_finite(row):
-        return missing
-    return None if _kind(row) == Exact.__name__ else f"its likelihood is no exact number ({row['likelihood']['text']})"
+    exact = _kind(row) == Exact.__name__
+    return _needs_finite(row) or (None if exact else f"its likelihood is no exact number ({row['likelihood']['text']})")
 
 
 def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
@@ -286,15 +263,8 @@ def _guarantees_more(a: Row, b: Row, verdicts: Verdicts) -> bool:
         return promises[0]
     if (kinds[0] == UpperBound.__name__) != (kinds[1] == UpperBound.__name__):
         return False
-    sign = beyond(get(verdicts, a["family"], b["family"]))
+    sign = get(verdicts, a["family"], b["family"], "sign") or 0  # of a difference beyond its error
     return sign < 0 if kinds[0] == UpperBound.__name__ else sign > 0
-
-
-def _measured(*path: str) -> Callable[[Row], str | None]:
-    def lacks(row: Row) -> str | None:
-        return None if get(row, *path) is not None else "not measured"
-
-    return lacks
 
 
 def _cut(row: Row) -> str | None:
@@ -308,14 +278,24 @@ def _cut_alike(beats: Callable[[Row, Row, Verdicts], bool]) -> Callable[[Row, Ro
     return lambda a, b, found: get(a, "sampling", "cut") == get(b, "sampling", "cut") and beats(a, b, found)
 
 
-def _by_factor(factor: float, *path: str, less: bool = False) -> Callable[[Row, Row, Verdicts], bool]:
-    """More (or less) by more than ``factor``: what timings of one run on a shared machine can tell."""
+def _measured(row: Row, *path: str) -> str | None:
+    return None if get(row, *path) is not None else "not measured"
+
+
+def _sized(
+    figure: Callable[[Row], str],
+    factor: float,
+    *path: str,
+    less: bool = False,
+    lacks: Callable[[Row], str | None] = lambda row: None,
+) -> Need:
+    """More (or less) of one figure by more than ``factor``: what timings of one run on a shared machine can tell."""
 
     def beats(a: Row, b: Row, _: Verdicts) -> bool:
         x, y = float(get(a, *path)), float(get(b, *path))
         return x * factor < y if less else x > y * factor
 
-    return beats
+    return Need(lambda row: lacks(row) or _measured(row, *path), figure, beats)
 
 
 def _by_error(figure: Callable[[Row], tuple[float, float]], less: bool = False) -> Callable[[Row, Row, Verdicts], bool]:
@@ -389,75 +369,38 @@ FAR = 1000.0  # nats per datum
 LIKELIHOODS = frozenset({"exact-likelihood", "likelihood"})  # needs that rank families by it
 
 NEEDS: dict[str, Need] = {
-    "exact-likelihood": Need(
-        "log p(x) in closed form", _needs_exact, _guarantees_more, lambda r: str(r["likelihood"]["text"])
-    ),
-    "likelihood": Need(
-        "a number for log p(x), exact or guaranteed",
-        _needs_finite,
-        _guarantees_more,
-        lambda r: str(r["likelihood"]["text"]),
-    ),
-    "fast-density": Need(
-        "many densities per second",
-        lambda r: _needs_number(r) or _measured("likelihood", "rows_per_second")(r),
-        _by_factor(1.5, "likelihood", "rows_per_second"),
+    "exact-likelihood": Need(_needs_exact, lambda r: str(r["likelihood"]["text"]), _guarantees_more),
+    "likelihood": Need(_needs_finite, lambda r: str(r["likelihood"]["text"]), _guarantees_more),
+    "fast-density": _sized(
         lambda r: f"{amount(r['likelihood']['rows_per_second'])} densities/s",
+        1.5, "likelihood", "rows_per_second", lacks=_needs_number,
     ),
-    "fast-sampling": Need(
-        "many samples per second",
-        lambda r: _measured("sampling", "rows_per_second")(r) or _cut(r),
-        _by_factor(1.5, "sampling", "rows_per_second"),
+    "fast-sampling": _sized(
         lambda r: (
             f"{amount(r['sampling']['rows_per_second'])} samples/s, {1000 * r['sampling']['latency']:.3g} ms for one"
         ),
+        1.5, "sampling", "rows_per_second", lacks=_cut,
     ),
     "sample-quality": Need(
-        "samples like the data",
-        _measured("quality", "c2st", "accuracy"),
-        _cut_alike(_by_error(_c2st, less=True)),
+        lambda r: _measured(r, "quality", "c2st", "accuracy"),
         lambda r: f"told from data in {_plus(_c2st(r))} of cases (0.5 is best)",
+        _cut_alike(_by_error(_c2st, less=True)),
     ),
     "no-copying": Need(
-        "samples that are not training rows",
-        _measured("quality", "memorisation", "auroc"),
-        _cut_alike(_by_error(_copying, less=True)),
+        lambda r: _measured(r, "quality", "memorisation", "auroc"),
         lambda r: f"copying AUROC {r['quality']['memorisation']['auroc']:.3f} (0.5 or less is none)",
+        _cut_alike(_by_error(_copying, less=True)),
     ),
-    "latents": Need(
-        "a representation",
-        _ability("latents", "it has no latent variable"),
-        _by_error(_probe),
-        _latents_figure,
-    ),
+    "latents": Need(_ability("latents", "it has no latent variable"), _latents_figure, _by_error(_probe)),
     "outliers": Need(
-        "outlier detection",
         lambda r: _needs_number(r) or (None if detections(r) else "not measured"),
-        _by_error(mean_auroc),
         lambda r: f"AUROC {_plus(mean_auroc(r))}",
+        _by_error(mean_auroc),
     ),
-    "small": Need(
-        "few parameters",
-        _measured("fit", "parameters"),
-        _by_factor(1.1, "fit", "parameters", less=True),
-        lambda r: f"{amount(r['fit']['parameters'])} parameters",
-    ),
-    "fast-fit": Need(
-        "a fit in little time",
-        _measured("fit", "seconds"),
-        _by_factor(1.25, "fit", "seconds", less=True),
-        lambda r: f"fitted in {r['fit']['seconds']:.3g} s",
-    ),
+    "small": _sized(lambda r: f"{amount(r['fit']['parameters'])} parameters", 1.1, "fit", "parameters", less=True),
+    "fast-fit": _sized(lambda r: f"fitted in {r['fit']['seconds']:.3g} s", 1.25, "fit", "seconds", less=True),
     "missing-values": Need(
-        "rows with missing entries",
-        _ability("missing_values", "it takes no missing values"),
-        None,
-        lambda r: "takes missing values",
+        _ability("missing_values", "it takes no missing values"), lambda r: "takes missing values"
     ),
-    "conditional": Need(
-        "p(x | c)",
-        _ability("conditional", "it takes no context"),
-        None,
-        lambda r: "can be conditioned",
-    ),
-}
+    "conditional": Need(_ability("conditional", "it takes no context"), lambda r: "can be conditioned"),
+}  # fmt: skip

@@ -14,10 +14,7 @@ from pofx.core.errors import Unsupported
 from pofx.core.likelihood import KINDS, SYMBOL, flip
 from pofx.core.model import Model
 from pofx.core.requests import Request, Windowed
-from pofx.data.parts import Part
 from pofx.evaluate.likelihood import Mean
-
-BATCH = 256  # texts that are spelt at a time
 
 
 @dataclass(frozen=True)
@@ -95,34 +92,46 @@ class Rates:
         return vars(self) | {k: getattr(self, k) for k in (*names, "perplexity_per_symbol", "perplexity_per_word")}
 
 
-def rates(model: Model, part: Part, found: Mean, request: Request | None = None) -> Rates:
-    """The rates of the texts of ``part`` from their likelihood under the model.
+class Counts:
+    """What the texts that are evaluated are made of, counted while they are at hand (``mean_log_prob``'s ``watch``).
+
+    Attributes:
+        characters, symbols, words: of all texts; an end is one more symbol.
+        bytes: of each text [m], block by block.
+
+    Raises Unsupported where the data are no texts, or the model does not go through them symbol by symbol.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.space, self.bytes = model.space, list[Tensor]()
+        if self.space.alphabet is None:
+            raise Unsupported(f"{self.space} have no characters.", "Give texts.")
+        self.decoder = ability_of(model, Decodes)
+        self.characters = self.symbols = self.words = 0
+
+    def add(self, x: Tensor) -> None:
+        """The next texts [m, L]."""
+        texts = [self.space.spell(row) for row in x]
+        self.characters += sum(map(len, texts))
+        self.words += sum(len(t.split()) for t in texts)
+        self.bytes.append(self.space.units(x))
+        self.symbols += sum(map(len, self.decoder.rows_spans(x))) + len(x) * self.space.has_eos
+
+
+def rates(model: Model, counts: Counts, found: Mean, request: Request | None = None) -> Rates:
+    """The rates of texts, symbol by symbol, from their likelihood under the model.
 
     Args:
-        model: over texts, symbol by symbol.
-        found: of the first rows of ``part``, with their likelihoods.
+        counts: of the texts.
+        found: of the same texts, with their likelihoods.
         request: that of ``found``; None for the model's own.
-
-    Raises Unsupported where the data are no texts, or the model does not go through them step by step.
     """
-    space = model.space
-    if space.alphabet is None:
-        raise Unsupported(f"{space} have no characters.", "Give texts.")
     if found.rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {found.note}")
-    decoder, block = ability_of(model, Decodes), ability_of(model, Continues).window
-    characters = size = symbols = words = 0
-    for i in range(0, found.n, BATCH):
-        x = part[i : min(i + BATCH, found.n)].read().x
-        texts = [space.spell(row) for row in x]
-        characters += sum(map(len, texts))
-        words += sum(len(t.split()) for t in texts)
-        size += int(space.units(x).sum())
-        symbols += sum(map(len, decoder.rows_spans(x))) + len(x) * space.has_eos
     nats, request = float(found.rows.nats.sum(dtype=torch.float64)), request or model.default_request()
-    stride = request.stride if isinstance(request, Windowed) else None
-    counts = (characters, size, symbols, words)
-    return Rates(found.kind.__name__, nats, *counts, symbol_of(model), space.has_eos, block, stride)
+    stride, block = request.stride if isinstance(request, Windowed) else None, ability_of(model, Continues).window
+    each = (counts.characters, int(torch.cat(counts.bytes).sum()), counts.symbols, counts.words)
+    return Rates(found.kind.__name__, nats, *each, symbol_of(model), model.space.has_eos, block, stride)
 
 
 def symbol_of(model: Model) -> str:
@@ -161,10 +170,10 @@ def marks(
     if space.alphabet is None:
         raise Unsupported(f"{space} have no characters.", "Mark texts.")
     row, spelt = x[None], space.spell(x)
+    spans = ability_of(model, Decodes).rows_spans(row)[0]
     with torch.no_grad():
         given = model.given(None if c is None else c[None], before=None if before is None else before[None])
         bits = (-given.log_probs(row, request=request)[0].double() / math.log(2)).tolist()
-    spans = ability_of(model, Decodes).rows_spans(row)[0]
     found: list[Mark] = []
     told = 0  # characters
     for (_, end), each in zip(spans, bits, strict=False):

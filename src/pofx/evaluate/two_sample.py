@@ -83,32 +83,14 @@ def features(space: Space, x: Tensor, seed: int) -> FeatureMap:
     return _TableFeatures(space, x)
 
 
-@features.register
-def _(space: Text, x: Tensor, seed: int) -> FeatureMap:
-    return _TextFeatures(space)
-
-
-@features.register
-def _(space: Audio | Sequence, x: Tensor, seed: int) -> FeatureMap:
-    return _SeriesFeatures(space, x)
-
-
-@features.register
-def _(space: Label, x: Tensor, seed: int) -> FeatureMap:
-    return _LabelFeatures(space)
-
-
-@features.register
-def _(space: Image, x: Tensor, seed: int) -> FeatureMap:
-    return _PixelFeatures(space, x, seed)
-
-
+@features.register(Text)
 class _TextFeatures:
     """How often single symbols, pairs and triples occur, each kind hashed into so many counts."""
 
-    def __init__(self, space: Text) -> None:
+    description = f"shares of symbols, pairs and triples of symbols ({HASHED} counts each), and the length"
+
+    def __init__(self, space: Text, x: Tensor, seed: int) -> None:
         self.space = space
-        self.description = f"shares of symbols, pairs and triples of symbols ({HASHED} counts each), and the length"
 
     def __call__(self, x: Tensor) -> Tensor:
         inside, out = x >= 0, [(1.0 + self.space.lengths(x)).log()[:, None]]
@@ -121,12 +103,15 @@ class _TextFeatures:
         return torch.cat(out, 1)
 
 
+@features.register(Audio)
+@features.register(Sequence)
 class _SeriesFeatures:
     """Of each column over time: mean, spread, spread of the first and second differences; and the length."""
 
-    def __init__(self, space: Audio | Sequence, x: Tensor) -> None:
+    description = "mean and spread of each column, of its first and second differences, and the length"
+
+    def __init__(self, space: Audio | Sequence, x: Tensor, seed: int) -> None:
         self.space = space
-        self.description = "mean and spread of each column, of its first and second differences, and the length"
         raw = self._raw(x)
         self.mean, self.scale = raw.mean(0), raw.std(0).clamp(min=1e-6)
 
@@ -192,6 +177,7 @@ class _TableFeatures:
         return torch.cat(out, 1)
 
 
+@features.register(Image)
 class _PixelFeatures:
     def __init__(self, space: Image, x: Tensor, seed: int) -> None:
         from sklearn.decomposition import PCA
@@ -221,10 +207,12 @@ class _PixelFeatures:
         return torch.cat([z, rest[:, None]], 1)
 
 
+@features.register(Label)
 class _LabelFeatures:
-    def __init__(self, space: Label) -> None:
+    description = "one-hot labels"
+
+    def __init__(self, space: Label, x: Tensor, seed: int) -> None:
         self.classes = len(space.values)
-        self.description = "one-hot labels"
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(x, self.classes).float()

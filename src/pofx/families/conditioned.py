@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pofx.core.learner import Batch
 from pofx.core.model import Model
 from pofx.core.options import BELOW_ONE, Options
 from pofx.core.space import Space
+from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, Encoder, encoder
+from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,46 @@ class ContextOptions(Options):
     context_dropout: float = 0.0
 
     ranges = {"context_dropout": BELOW_ONE}
+
+
+@dataclass(frozen=True)
+class NetOptions(ContextOptions):
+    """What a family of two nets, from data to a vector and from a vector to data, can be told of both.
+
+    Attributes:
+        net: "auto" is conv for images with sides of at least 16, else mlp.
+        hidden: width of the MLPs, or of the linear layers of the conv nets.
+        blocks: residual blocks, of the MLPs or per level of the conv nets.
+        channels: of the conv nets at half the image's size.
+    """
+
+    net: Literal["auto", "mlp", "conv"] = "auto"
+    hidden: int = 256
+    blocks: int = 1
+    channels: int = 16
+
+    def refuses(self, space: Space) -> str | None:
+        return "net=conv is for images. Use net=mlp." if self.net == "conv" and not space.pixels else None
+
+    def conv_shape(self, space: Space) -> tuple[int, int, int] | None:
+        """(C, H, W) where the nets are convolutional."""
+        if not space.pixels or self.net == "mlp" or (self.net == "auto" and min(space.pixels[:2]) < 16):
+            return None
+        return space.pixels[2], *space.pixels[:2]
+
+    def analysis(self, shape: tuple[int, ...], outputs: int, context: int) -> nn.Module:
+        """From data of ``shape``, (C, H, W) or [features], and a context's vector to ``outputs`` numbers."""
+        size = {"hidden": self.hidden, "blocks": self.blocks, "context": context}
+        if len(shape) == 3:
+            return ConvEncoder(shape, outputs, channels=self.channels, **size)
+        return Mlp(shape[0], outputs, **size)
+
+    def synthesis(self, inputs: int, shape: tuple[int, ...]) -> nn.Module:
+        """From ``inputs`` numbers to data of ``shape``, (C, H, W) or [features]."""
+        size = {"hidden": self.hidden, "blocks": self.blocks}
+        if len(shape) == 3:
+            return ConvDecoder(inputs, shape, channels=self.channels, **size)
+        return Mlp(inputs, shape[0], **size)
 
 
 def context_encoder(config: ContextOptions, context: Space | None, width: int = 64) -> Encoder | None:

@@ -1,7 +1,7 @@
 """Stepwise models of data of free length: texts, sounds, sequences of rows (``codecs.stepped``).
 
-Training is one parallel pass over whole data, or over windows of long ones. A net of limited context scores longer
-data in windows that move by a stride, and samples them in the same windows, so what is sampled is what is scored. A
+Training is one parallel pass over whole data, or over windows of long ones. A net of limited context measures longer
+data in windows that move by a stride, and samples them in the same windows, so what is sampled is what is measured. A
 datum may be given what comes before it; symbols of texts may be decoded by rules that change what is drawn.
 """
 

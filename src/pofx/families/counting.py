@@ -127,16 +127,13 @@ class Counting(Model, InBlocks):
                 losses.append(self.count(some, Local()).item())
             target = targets[losses.index(min(losses))]
         self.choose(all_rows, target)
-        for module in self.modules():
-            if isinstance(module, Backoff):
-                module.clear()
+        for table in self.tables():
+            table.clear()
 
     def targets(self) -> list[int | None]:
         """The numbers of intervals to try for all numbers at once; None is the best for each column alone."""
         largest = self.bins(self.config, self.space, self.context)
-        if self.space.dims > MANY:
-            return [None]
-        if all(isinstance(c, Category) for c in self.space.columns):
+        if self.space.dims > MANY or all(isinstance(c, Category) for c in self.space.columns):
             return [None]
         return [None, *(largest // 2**i for i in range(largest.bit_length() - 1))]
 
@@ -148,6 +145,27 @@ class Counting(Model, InBlocks):
 
     def count(self, batch: Batch, runtime: Runtime) -> Tensor:
         """Fill the tables from ``batch`` and smooth them; the leave-one-out loss, nats per datum."""
+        for table in self.tables():
+            table.clear()
+        total = self.base.new_zeros(2)
+        for code, given, within, weight in self._chunks(batch, runtime):
+            self.add(code, given, weight)
+            total += torch.stack([(within * weight).sum(), weight.sum()])
+        for table in self.tables():
+            table.share(runtime)
+        nats = self.smooth()
+        within_all, rows = runtime.sum(total)
+        return -(nats + within_all) / rows
+
+    def tables(self) -> list[Backoff]:
+        return [module for module in self.modules() if isinstance(module, Backoff)]
+
+    def add(self, code: Tensor, given: Tensor, weight: Tensor) -> None:
+        """Count cells [n, S] of contexts [n] and weights [n] in the tables."""
+        raise NotImplementedError
+
+    def smooth(self) -> Tensor:
+        """Smooth the tables; the leave-one-out log-probability of all cells, nats."""
         raise NotImplementedError
 
     def _base(self) -> Tensor:
@@ -183,11 +201,7 @@ def join(code: Tensor, radices: tuple[int, ...]) -> Tensor:
 
 def split(number: Tensor, radices: tuple[int, ...]) -> Tensor:
     """The inverse of ``join``."""
-    digits = []
-    for radix in reversed(radices):
-        digits.append(number % radix)
-        number = number // radix
-    return torch.stack(digits[::-1], 1)
+    return torch.stack(torch.unravel_index(number, radices), 1)
 
 
 def contexts(config: Any, context: Space | None) -> int:

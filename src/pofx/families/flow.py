@@ -95,11 +95,10 @@ class Flow(Continuous, Encodes, HasScore):
     def couplings(self, scalar: Scalar, scales: int = 1) -> list[Transform]:
         """Couplings with alternating masks; between scales half of the entries leave."""
         c, chain, half = self.config, list[Transform](), halves(self.space, self.dim)
-        size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
         for scale in range(scales):
             for k in range(c.layers // scales + (scale < c.layers % scales)):
                 # a single entry is always transformed
-                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **size))
+                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **self._size))
             if scale + 1 < scales and len(half) > 1:
                 chain.append(Split(half))
                 half = torch.arange(int(half.sum())) % 2 == 0
@@ -107,9 +106,12 @@ class Flow(Continuous, Encodes, HasScore):
 
     def autoregressions(self, scalar: Scalar) -> list[MaskedAutoregressive]:
         """Masked autoregressive layers, the order of the entries reversed from one to the next."""
-        c = self.config
-        size = {"context": self.width, "hidden": c.hidden, "blocks": c.blocks}
-        return [MaskedAutoregressive(self.dim, scalar, reverse=i % 2 == 1, **size) for i in range(c.layers)]
+        reverse = (i % 2 == 1 for i in range(self.config.layers))
+        return [MaskedAutoregressive(self.dim, scalar, reverse=r, **self._size) for r in reverse]
+
+    @property
+    def _size(self) -> dict[str, int]:
+        return {"context": self.width, "hidden": self.config.hidden, "blocks": self.config.blocks}
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
@@ -220,11 +222,6 @@ class RealNvp(Flow):
         return self.couplings(Affine(), self.config.scales)
 
 
-@dataclass(frozen=True)
-class MafConfig(FlowConfig):
-    layers: int = 5
-
-
 class Maf(Flow):
     """Affine autoregressive layers; the order of the entries is reversed between them."""
 
@@ -232,7 +229,7 @@ class Maf(Flow):
     summary = "an invertible chain of affine autoregressive layers to a Gaussian: fast density, slower samples"
     taxonomy = "explicit density / tractable / normalising flow"
     paper = "Papamakarios, Pavlakou & Murray 2017, Masked Autoregressive Flow for Density Estimation"
-    Config = MafConfig
+    Config = FlowConfig
 
     def layers(self) -> list[Transform]:
         return [*self.autoregressions(Affine())]

@@ -31,14 +31,13 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import ContextOptions, context_encoder, dropped
-from pofx.nn.conv import ConvDecoder, ConvEncoder
+from pofx.families.conditioned import NetOptions, context_encoder, dropped
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 
 
 @dataclass(frozen=True)
-class GanConfig(ContextOptions):
+class GanConfig(NetOptions):
     """Options of a GAN.
 
     Attributes:
@@ -47,10 +46,6 @@ class GanConfig(ContextOptions):
         penalty: weight r of the gradient penalty; None: 1 for r1, 10 for wgan.
         critic_steps: of the critic per step of the generator, on the same rows with fresh noise;
             None: 1 for r1, 3 for wgan.
-        net: of generator and critic; "auto" is conv for images with sides of at least 16, else mlp.
-        hidden: width of the MLPs, or of the linear layers of the conv nets.
-        blocks: residual blocks, of the MLPs or per level of the conv nets.
-        channels: of the conv nets at half the image's size.
         temperature: of the Gumbel-softmax that carries the gradient of categories and binary pixels (Jang et al.
             2017).
         ema: decay of the averaged generator, which then samples (Karras et al. 2018); 0: none.
@@ -60,9 +55,7 @@ class GanConfig(ContextOptions):
     loss: Literal["r1", "wgan"] = "r1"
     penalty: float | None = None
     critic_steps: int | None = None
-    net: Literal["auto", "mlp", "conv"] = "auto"
     hidden: int = 128
-    blocks: int = 1
     channels: int = 32
     temperature: float = 0.7
     ema: float = 0.998
@@ -88,13 +81,8 @@ class Generator(Told):
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
         super().__init__(config, context)
-        inputs = config.noise + self.known
-        self.net: nn.Module
-        if shape := conv_shape(config, space):
-            size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
-            self.net = ConvDecoder(inputs, shape, **size)
-        else:
-            self.net = Mlp(inputs, outputs, hidden=config.hidden, blocks=config.blocks)
+        self.net = config.synthesis(config.noise + self.known, config.conv_shape(space) or (outputs,))
+        if isinstance(self.net, Mlp):
             self.net.last.reset_parameters()  # at zero, all samples would be one
 
     def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
@@ -106,14 +94,8 @@ class Critic(Told):
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
         super().__init__(config, context)
-        shape = conv_shape(config, space)
-        self.shape = shape or (features,)
-        self.net: nn.Module
-        if shape:
-            size = {"channels": config.channels, "blocks": config.blocks, "hidden": config.hidden}
-            self.net = ConvEncoder(shape, 1, **size, context=self.known)
-        else:
-            self.net = Mlp(features, 1, hidden=config.hidden, blocks=config.blocks, context=self.known)
+        self.shape = config.conv_shape(space) or (features,)
+        self.net = config.analysis(self.shape, 1, self.known)
 
     def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
         return self.net(y.unflatten(1, self.shape), h)[:, 0]
@@ -143,15 +125,13 @@ class Gan(Model):
             return f"it makes columns and pixels, and {space} have none. Fit another family."
         if space.values:
             return "a label needs no generator. Fit a classifier or a histogram."
-        if config.net == "conv" and not space.pixels:
-            return "net=conv is for images. Use net=mlp."
-        return None
+        return config.refuses(space)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if context is None:
             yield "context_dropout"
-        if not conv_shape(config, space):
+        if not config.conv_shape(space):
             yield "channels"
         if not (space.pixels and space.symbols == 2) and not Columns(space, atoms=False).codes:
             yield "temperature"
@@ -286,10 +266,3 @@ def slope(logit: Tensor, y: Tensor) -> Tensor:
     """|d logit_i / d y_i|^2 of every row [N], itself differentiable, for logit [N] computed from y [N, F]."""
     (gradient,) = torch.autograd.grad(logit.sum(), y, create_graph=True)
     return gradient.square().sum(1)
-
-
-def conv_shape(config: GanConfig, space: Space) -> tuple[int, int, int] | None:
-    """(C, H, W) where the nets are convolutional."""
-    if not space.pixels or config.net == "mlp" or (config.net == "auto" and min(space.pixels[:2]) < 16):
-        return None
-    return space.pixels[2], *space.pixels[:2]

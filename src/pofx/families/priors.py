@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pofx.core.errors import Unsupported
+from pofx.core.learner import TrainingSet
 from pofx.core.likelihood import Exact
 from pofx.core.model import replace_config
 from pofx.core.nested import nested, spelled
@@ -169,7 +170,7 @@ def prior(text: str, latent: int, after: bool) -> Prior:
 
 
 @dataclass(eq=False)
-class Codes:
+class Codes(TrainingSet):
     """A training set of codes z of rows: draws from q(z | x, c), new ones in every epoch. mean, scale: [N, L]."""
 
     mean: Tensor
@@ -183,9 +184,6 @@ class Codes:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self.z[index]
-
-    def owner(self, index: Tensor) -> Tensor:
-        return index
 
     def set_epoch(self, number: int) -> None:
         self.z = draw(self.mean, self.scale, torch.Generator().manual_seed(number)).double()

@@ -4,7 +4,7 @@
 
 for the steps u_1, u_2, ... that a datum is made of (``codecs.steps``): symbols or subwords of a text, levels of a
 sound, rows of a sequence, patches of an image. u_0 is the beginning: row i of the net's output is the
-distribution of step i + 1, so nothing is left unscored. A sampler keeps the net's cache: a step costs the arithmetic
+distribution of step i + 1, so none is left out. A sampler keeps the net's cache: a step costs the arithmetic
 of one step.
 
 Here is what all of them share; those over data of free length are built on ``continuing``.

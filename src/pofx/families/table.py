@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pofx.codecs.cells import sizes
-from pofx.core.learner import Batch, Local, Runtime
+from pofx.core.learner import Batch, Local
 from pofx.core.likelihood import Exact
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, at_least
@@ -54,16 +54,11 @@ class Chain(Counting):
             marginal.add(self.site, torch.zeros_like(code), code, weight.unsqueeze(1))
         self.symbol.copy_(self.cells.coarse(self.radix, marginal.orders()[0][0][:, 0]))
 
-    def count(self, batch: Batch, runtime: Runtime) -> Tensor:
-        self.backoff.clear()
-        total = self.base.new_zeros(2)
-        for code, given, within, weight in self._chunks(batch, runtime):
-            self.backoff.add(self.group, self._history(code, given), code, weight.unsqueeze(1))
-            total += torch.stack([(within * weight).sum(), weight.sum()])
-        self.backoff.share(runtime)
-        nats = self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
-        within_all, rows = runtime.sum(total)
-        return -(nats + within_all) / rows
+    def add(self, code: Tensor, given: Tensor, weight: Tensor) -> None:
+        self.backoff.add(self.group, self._history(code, given), code, weight.unsqueeze(1))
+
+    def smooth(self) -> Tensor:
+        return self.backoff.concentrate(lambda group, symbol: self.base[group, symbol])
 
     def _history(self, code: Tensor, given: Tensor) -> Tensor:
         """The number of the history [N, S] of every site; a parent outside the datum counts as symbol 0."""
@@ -107,19 +102,21 @@ class Chain(Counting):
 
 
 @dataclass(frozen=True)
-class IndependentConfig(Options):
-    """Options of ``independent``.
-
-    Attributes:
-        bins: largest number of intervals of a number (fewer where leave-one-out prefers), or groups of
-            levels of a pixel.
-        given_bins: largest number of intervals of a number that is conditioned on.
-        limit: largest number of counts in one table (8 bytes each).
-    """
+class CountingOptions(Options):
+    """What all three families take."""
 
     bins: int = 256
+    """largest number of intervals of a number (fewer where leave-one-out prefers, or where the tables of markov and
+    histogram would exceed ``limit``), or groups of levels of a pixel"""
     given_bins: int = 4
+    """largest number of intervals of a number that is conditioned on"""
     limit: int = 10_000_000
+    """largest number of counts in one table (8 bytes each)"""
+
+
+@dataclass(frozen=True)
+class IndependentConfig(CountingOptions):
+    """Options of ``independent``."""
 
 
 class Independent(Chain):
@@ -152,26 +149,16 @@ class Independent(Chain):
 
 
 @dataclass(frozen=True)
-class MarkovConfig(Options):
-    """Options of ``markov``.
-
-    Attributes:
-        order: how many earlier columns or pixels one looks at.
-        bins: largest number of intervals of a number (fewer where leave-one-out prefers, or columns are many), or
-            groups of levels of a pixel.
-        history: largest number of symbols by which an earlier column or pixel is told apart; lowered
-            where the table would exceed ``limit``.
-        shared: one table for all pixels of a channel, instead of one for each pixel.
-        given_bins: largest number of intervals of a number that is conditioned on.
-        limit: largest number of counts in one table (8 bytes each).
-    """
+class MarkovConfig(CountingOptions):
+    """Options of ``markov``."""
 
     order: int = 1
-    bins: int = 256
+    """how many earlier columns or pixels one looks at"""
     history: int = 16
+    """largest number of symbols by which an earlier column or pixel is told apart; lowered where the table would exceed
+    ``limit``"""
     shared: bool = False
-    given_bins: int = 4
-    limit: int = 10_000_000
+    """one table for all pixels of a channel, instead of one for each pixel"""
 
     ranges = {"order": at_least(1, 64), "history": at_least(2)}
 
@@ -226,19 +213,11 @@ class Markov(Chain):
 
 
 @dataclass(frozen=True)
-class HistogramConfig(Options):
-    """Options of ``histogram``.
+class HistogramConfig(CountingOptions):
+    """Options of ``histogram``."""
 
-    Attributes:
-        bins: largest number of intervals of a number (fewer where the table would exceed ``limit``, or
-            where leave-one-out prefers), or groups of levels of a pixel.
-        given_bins: largest number of intervals of a number that is conditioned on.
-        limit: largest number of counts in the table (8 bytes each).
-    """
-
-    bins: int = 256
-    given_bins: int = 4
     limit: int = 4_000_000
+    """largest number of counts in the table (8 bytes each)"""
 
     ranges = {"bins": at_least(2)}
 
@@ -272,21 +251,14 @@ class Histogram(Counting):
         room = config.limit // contexts(config, context)
         return max(b for b in range(2, config.bins + 1) if b == 2 or math.prod(sizes(space, b)) <= room)
 
-    def count(self, batch: Batch, runtime: Runtime) -> Tensor:
-        self.marginal.clear()
-        self.joint.clear()
+    def add(self, code: Tensor, given: Tensor, weight: Tensor) -> None:
         zero = self.site.new_zeros(1)
-        total = self.base.new_zeros(2)
-        for code, given, within, weight in self._chunks(batch, runtime):
-            self.marginal.add(self.site, zero, code, weight.unsqueeze(1))
-            self.joint.add(zero, given, join(code, self.cells.sizes), weight)
-            total += torch.stack([(within * weight).sum(), weight.sum()])
-        self.marginal.share(runtime)
-        self.joint.share(runtime)
+        self.marginal.add(self.site, zero, code, weight.unsqueeze(1))
+        self.joint.add(zero, given, join(code, self.cells.sizes), weight)
+
+    def smooth(self) -> Tensor:
         self.marginal.concentrate(lambda site, symbol: self.base[site, symbol])
-        nats = self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
-        within_all, rows = runtime.sum(total)
-        return -(nats + within_all) / rows
+        return self.joint.concentrate(lambda _, symbol: self._product(split(symbol, self.cells.sizes), drop=1.0))
 
     def _product(self, code: Tensor, drop: float = 0.0) -> Tensor:
         """The product of the marginals [N] of cells [N, S]."""

@@ -32,9 +32,8 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, SHARE, at_least
 from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import Conditioned, ContextOptions
+from pofx.families.conditioned import Conditioned, NetOptions
 from pofx.families.priors import HALF_LOG_2PI, PRIORS, Codes, FamilyPrior, draw, prior
-from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.mlp import Mlp
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
@@ -44,15 +43,11 @@ STARTED = 4096  # draws of N(0, I) that a prior which is trained with the rest s
 
 
 @dataclass(frozen=True)
-class VaeConfig(ContextOptions):
+class VaeConfig(NetOptions):
     """Options of a VAE.
 
     Attributes:
         latent: dimensions of z.
-        net: of encoder and decoder; "auto" is conv for images with sides of at least 16, else mlp.
-        hidden: width of the MLPs, or of the linear layers of the conv nets.
-        blocks: residual blocks, of the MLPs or per level of the conv nets.
-        channels: of the conv nets at half the image's size.
         image: the head of image levels.
         components: of the mixture in the heads of real columns and of logistic levels; 1 is a plain
             Gaussian or logistic.
@@ -68,10 +63,6 @@ class VaeConfig(ContextOptions):
     """
 
     latent: int = 16
-    net: Literal["auto", "mlp", "conv"] = "auto"
-    hidden: int = 256
-    blocks: int = 1
-    channels: int = 16
     image: ImageKind = "auto"
     components: int = 2
     prior: str = "normal"
@@ -123,28 +114,15 @@ class Vae(Conditioned, Encodes):
     def __init__(self, config: VaeConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.heads = heads_for(space, image=config.image, components=config.components)
-        self.conv = self.convolves(config, space)
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        hidden, blocks, codes = config.hidden, config.blocks, config.latent + self.known
-        if self.conv:
-            c, h, w = space.event_shape
-            size = {"channels": config.channels, "blocks": blocks, "hidden": hidden}
-            self.encoder = ConvEncoder((c, h, w), 2 * config.latent, context=self.known, **size)
-            self.decoder = ConvDecoder(codes, (c * self.heads.params[0], h, w), **size)
-        else:
-            features = sum(self.heads.features)
-            self.encoder = Mlp(features, 2 * config.latent, hidden=hidden, blocks=blocks, context=self.known)
-            # Mlp starts at zero, where q(z | x) would not depend on x: a saddle of the objective
+        shape, params = config.conv_shape(space), self.heads.params
+        self.conv = shape is not None
+        self.encoder = config.analysis(shape or (sum(self.heads.features),), 2 * config.latent, self.known)
+        if isinstance(self.encoder, Mlp):
+            # it starts at zero, where q(z | x) would not depend on x: a saddle of the objective
             self.encoder.last.reset_parameters()
-            self.decoder = Mlp(codes, sum(self.heads.params), hidden=hidden, blocks=blocks)
+        made = (shape[0] * params[0], *shape[1:]) if shape else (sum(params),)
+        self.decoder = config.synthesis(config.latent + self.known, made)
         self.prior = prior(config.prior, config.latent, config.prior_share > 0)
-
-    @classmethod
-    def convolves(cls, config: VaeConfig, space: Space) -> bool:
-        """Are the nets convolutional?"""
-        large = space.pixels is not None and min(space.pixels[:2]) >= 16
-        return config.net == "conv" or (config.net == "auto" and large)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: VaeConfig) -> str | None:
@@ -154,14 +132,12 @@ class Vae(Conditioned, Encodes):
             return f"there is no head for {space}."
         if space.values:
             return "a label has no latent structure. Fit a classifier or a histogram."
-        if config.net == "conv" and not space.pixels:
-            return "net=conv is for images. Use net=mlp."
-        return None
+        return config.refuses(space)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from super().idle(space, context, config)
-        if not cls.convolves(config, space):
+        if not config.conv_shape(space):
             yield "channels"
         if not space.pixels:
             yield "image"
@@ -299,13 +275,11 @@ class Vae(Conditioned, Encodes):
         return LowerBound(nats, self.space.measure, se, k)
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        h = vector(c)
         z = self.prior.sample(n, generator).to(self.device)
-        return self.heads.sample(self.decode(z[:, None], h)[:, 0], generator)
+        return self.heads.sample(self.decode(z[:, None], vector(c))[:, 0], generator)
 
     def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
-        h = vector(c)
-        mean, log_scale = self.posterior(x, h)
+        mean, log_scale = self.posterior(x, vector(c))
         return Independent(Normal(mean, log_scale.exp()), 1)
 
     @torch.no_grad()
@@ -318,15 +292,13 @@ class Vae(Conditioned, Encodes):
         draw per row, from ``generator`` (seed 0 where none is given), and those of a family's dimensions estimates.
         """
         mean, scale = self.posteriors(x, c)
-        log_scale, exact = scale.log(), self.prior.divergence(mean, scale.log())
+        exact = self.prior.divergence(mean, scale.log())
         if exact is not None:
             kl = exact.mean(0)
             rate = float(kl.sum())
         else:
-            generator = generator or torch.Generator(self.device).manual_seed(0)
-            eps = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-            z = mean + scale * eps
-            log_q = -0.5 * eps.square() - log_scale - HALF_LOG_2PI
+            z = draw(mean, scale, generator or torch.Generator(self.device).manual_seed(0))
+            log_q = Normal(mean, scale).log_prob(z)
             kl = (log_q - self.prior.log_marginals(z)).mean(0)
             rate = float((log_q.sum(1) - self.prior.log_prob(z)).mean())
         variance = mean.var(0)

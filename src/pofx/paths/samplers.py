@@ -91,7 +91,8 @@ def exponential(
         if noisy:
             gone = -torch.expm1(-2 * h).to(z.dtype)  # 1 - e^-2h
             z = shrink * torch.exp(-h).to(z.dtype) * z + s.alpha * gone * step
-            z = z + s.sigma * gone.sqrt() * _noise(z, generator)
+            noise = torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype)
+            z = z + s.sigma * gone.sqrt() * noise.to(z.device)
         else:
             z = shrink * z + s.alpha * -torch.expm1(-h).to(z.dtype) * step
     return z
@@ -138,7 +139,3 @@ def _points(schedule: Schedule, times: Tensor, z: Tensor) -> list[Point]:
     """The path at every time, as scalars of z's dtype and device."""
     p = schedule(times)
     return [Point(*(v[i].to(z) for v in p)) for i in range(len(times))]
-
-
-def _noise(z: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(z.shape, generator=generator, device=generator.device, dtype=z.dtype).to(z.device)

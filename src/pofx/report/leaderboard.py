@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pofx.core.likelihood import SYMBOL, Unavailable, with_error
-from pofx.evaluate.likelihood import beyond, decode
+from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, detections, get, mean_auroc
 from pofx.report import plots
 
@@ -263,7 +263,7 @@ def guaranteed_best(rows: Sequence[Row], verdicts: Mapping[str, Any]) -> set[str
     names = [r["family"] for r in promises if decode(get(r, "likelihood", "nats")) != -math.inf]
 
     def beaten(name: str) -> bool:
-        return any(beyond(get(verdicts, other, name)) > 0 for other in names if other != name)
+        return any((get(verdicts, other, name, "sign") or 0) > 0 for other in names if other != name)
 
     return {name for name in names if not beaten(name)} if len(names) > 1 else set()
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from pofx.core.measure import Measure
-from pofx.core.space import Ragged, check_shape, check_symbols
+from pofx.core.space import Ragged
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,6 @@ class Audio(Ragged):
     def symbols(self) -> int:  # type: ignore[override]
         return self.levels
 
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(1)
-
     def __str__(self) -> str:
         what = "sounds" if self.has_eos else "excerpts of sound"
         return f"{what} of {self.rate} Hz, {self.levels} {'mu-law ' if self.law == 'mu' else ''}levels, up to {self.length / self.rate:.3g} s"
-
-    def check(self, x: Tensor) -> None:
-        check_shape(self, x)
-        check_symbols(self, x, self.levels)
-        self.check_ends(x)

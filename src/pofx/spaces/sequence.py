@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.measure import Measure
-from pofx.core.space import Ragged, check_shape
+from pofx.core.space import Ragged
 from pofx.spaces.table import Table
 
 
@@ -58,8 +58,7 @@ class Sequence(Ragged):
         return "\n".join(self.step.spell(row) for row in x[x[:, 0] != self.fill])
 
     def check(self, x: Tensor) -> None:
-        check_shape(self, x)
-        self.check_ends(x)
+        super().check(x)
         inside = x.flatten(0, -2)
         self.step.check(inside[inside[:, 0] != math.inf])
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import BadValue
-from pofx.core.measure import Measure
-from pofx.core.space import Ragged, check_shape, check_symbols
+from pofx.core.space import Ragged
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,6 @@ class Text(Ragged):
     @property
     def symbols(self) -> int:  # type: ignore[override]
         return len(self.alphabet) or 256
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.counting(1)  # a string is one point of a countable set, however it is cut into symbols
 
     @cached_property
     def _bytes(self) -> Tensor:
@@ -91,11 +86,6 @@ class Text(Ragged):
     def __str__(self) -> str:
         over = f"{len(self.alphabet)} characters" if self.alphabet else "bytes"
         return f"{'texts' if self.has_eos else 'excerpts of text'} over {over}, up to {self.length} long"
-
-    def check(self, x: Tensor) -> None:
-        check_shape(self, x)
-        check_symbols(self, x, self.symbols)
-        self.check_ends(x)
 
 
 def unknown_character(space: Text, character: str, place: int) -> BadValue:

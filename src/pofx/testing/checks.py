@@ -13,9 +13,11 @@ from torch import Tensor
 from pofx.core.abilities import Encodes, HasNoisedScore, HasScore, can
 from pofx.core.errors import BadValue, EmptyData, PofxError, UsageError, WrongShape
 from pofx.core.likelihood import (
+    Available,
     Estimate,
     Exact,
     LowerBound,
+    Number,
     Unavailable,
     UpperBound,
     mc_se,
@@ -29,7 +31,23 @@ from pofx.core.requests import ExactLikelihood, Request
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.data.synthetic import Gaussian
-from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error, same
+from pofx.testing.subject import (
+    NotApplicable,
+    Subject,
+    agree,
+    check,
+    coarse,
+    coarsely,
+    count,
+    draw,
+    every,
+    generator,
+    index_of,
+    log_prob,
+    refused,
+    rule_error,
+    same,
+)
 from pofx.train.loop import seeded
 
 
@@ -196,28 +214,35 @@ def shared_errors_stay(s: Subject) -> None:
 # -- the truth -------------------------------------------------------------------------------------
 
 
+def enumerated(s: Subject) -> tuple[Tensor, float]:
+    """All states, or a grid, and the measure of each, or a skipped check."""
+    if s.case.states is not None:
+        return s.case.states(), 1.0
+    if s.case.grid is None:
+        raise NotApplicable
+    return s.case.grid()
+
+
 @check
 def sums_to_one(s: Subject) -> None:
     """exp(log p) sums over all states, or integrates over the plane, to 1 (a lower bound: to at most 1)."""
+    x, cell = enumerated(s)
     states = s.case.states
-    if states is None and s.case.grid is None:
-        raise NotApplicable
-    x, cell = (states(), 1.0) if states is not None else s.case.grid()  # type: ignore[misc]
     exact = isinstance(s.available(s.test[:2]), Exact)
     if states is None and not exact:  # noise, not the rule, limits how well a noisy number can be integrated
         n = math.isqrt(len(x))
         x, cell = x.reshape(n, n, 2)[::3, ::3].reshape(-1, 2), 9 * cell
     request = requests(s, draws=8)[0]
     for c in s.contexts:
-        given = None if c is None else c.expand(len(x), *c.shape)
-        lik = s.log_prob(Part(x, given), request=request)
+        lik = s.log_prob(Part(x, every(c, len(x))), request=request)
         assert not isinstance(lik, Unavailable)
-        total = float((lik.nats.double().exp() * cell).sum())
+        mass = lik.nats.double().exp() * cell
+        total = float(mass.sum())
         # mean of exp of a noisy number is above exp of its mean, by half its variance
-        noise = float((lik.nats.double().exp() * cell * mc_se(lik)).square().sum().sqrt())
-        bias = float((lik.nats.double().exp() * cell * mc_se(lik).square()).sum())
-        noise += float(sum((lik.nats.double().exp() * cell * move).sum().abs() for move in number(lik).shared.values()))
-        slack = (1e-5 if states is not None else 1e-3 + rule_error(lik.nats.double().exp() * cell)) + 4 * noise + bias
+        noise = float((mass * mc_se(lik)).square().sum().sqrt())
+        bias = float((mass * mc_se(lik).square()).sum())
+        noise += float(sum((mass * move).sum().abs() for move in number(lik).shared.values()))
+        slack = (1e-5 if states is not None else 1e-3 + rule_error(mass)) + 4 * noise + bias
         if isinstance(lik, Exact):
             assert abs(total - 1) < slack, f"probabilities sum to {total:.6f}"
         elif isinstance(lik, LowerBound):
@@ -231,21 +256,25 @@ def sums_to_one(s: Subject) -> None:
 @check
 def never_beats_the_truth(s: Subject) -> None:
     """On average over held-out data, no exact likelihood and no lower bound exceeds the source's own."""
+    above, kind = above_the_truth(s)
+    assert above.error is not None
+    slack = 0.05 if kind is Estimate else 0.0
+    assert above.nats < 3 * above.error + slack, f"above the source's entropy: {above}"
+
+
+def above_the_truth(s: Subject) -> tuple[Number, type[Available]]:
+    """The mean of log p(x) - log p*(x) over held-out rows, and the kind of the likelihood."""
     lik, test = s.available(s.case.data.test), s.case.data.test
     if isinstance(lik, UpperBound):
         raise NotApplicable
-    above = mean(dataclasses.replace(number(lik), nats=lik.nats.double() - s.case.truth(test)))
-    assert above.error is not None
-    slack = 0.05 if isinstance(lik, Estimate) else 0.0
-    assert above.nats < 3 * above.error + slack, f"above the source's entropy: {above}"
+    return mean(dataclasses.replace(number(lik), nats=lik.nats.double() - s.case.truth(test))), type(lik)
 
 
 def mean_nats(model: Model, part: Part) -> float:
     """Mean log-likelihood, over several seeds where it draws."""
     means: list[float] = []
     for seed in range(SEEDS):
-        with torch.no_grad():
-            lik = model.given(part.c).log_prob(part.x, generator=generator(seed))
+        lik = log_prob(model, part, seed)
         if isinstance(lik, Unavailable):
             raise NotApplicable
         means.append(float(lik.nats.double().mean()))
@@ -254,12 +283,16 @@ def mean_nats(model: Model, part: Part) -> float:
     return sum(means) / len(means)
 
 
+def initial(s: Subject) -> Model:
+    """The model as it was before training."""
+    with seeded(s.seed):
+        return s.cls(s.config, s.case.space, s.case.context)
+
+
 @check
 def training_helps(s: Subject) -> None:
     """The trained model is better on held-out data than the prepared, untrained one, or already near the truth."""
-    with seeded(s.seed):
-        fresh = s.cls(s.config, s.case.space, s.case.context)
-    train = s.case.data.train
+    fresh, train = initial(s), s.case.data.train
     fresh.prepare(train.x, train.c, train.weight, generator(s.seed))
     after, before = (mean_nats(model, s.test) for model in (s.model, fresh))
     short = float(s.case.truth(s.test).mean()) - after
@@ -281,8 +314,7 @@ def scaling_shifts_the_density(s: Subject) -> None:
     }
     other = s.trained(dataclasses.replace(data, **parts))
     lik = s.available(s.test)
-    with torch.no_grad():
-        scaled = other.log_prob(s.test.x * factor, generator=generator(0))
+    scaled = log_prob(other, Part(s.test.x * factor))
     assert not isinstance(scaled, Unavailable)
     numbers = s.test.x.isfinite().flatten(1).sum(1)  # of each datum
     shift = float(((lik.nats - scaled.nats) / numbers).double().median())
@@ -344,44 +376,17 @@ def samples_agree_with_the_density(s: Subject) -> None:
     """Frequencies of samples are the probabilities that the model states (chi-squared over pooled cells)."""
     if s.case.context is not None and not s.case.context.values:
         raise NotApplicable
-    states, n = s.case.states, 4000
-    x, cell = (states(), 1.0) if states is not None else (s.case.grid() if s.case.grid else (None, 0.0))
-    if x is None:
-        raise NotApplicable
+    n, (x, cell) = 4000, enumerated(s)
     for c in s.contexts:
-        given = None if c is None else c.expand(len(x), *c.shape)
-        lik = s.available(Part(x, given))
+        lik = s.available(Part(x, every(c, len(x))))
         if not isinstance(lik, Exact):
             raise NotApplicable
         drawn = s.model.given(c).sample(n, generator=generator(11)).reshape(n, *s.case.space.event_shape)
-        if states is not None:
-            index = state_index(x, drawn)
-            p, groups = lik.nats.double().exp(), torch.arange(len(x))
-        else:
-            # 10 x 10 coarse cells, the tails outside the grid left out (they are negligible)
-            p = lik.nats.double().exp() * cell
-            groups, index = coarse(x), coarse(drawn)
-            side = math.isqrt(len(x))
-            half = torch.zeros(side, side, dtype=torch.float64)
-            half[::2, ::2] = 4 * p.reshape(side, side)[::2, ::2]
-        observed = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
-        observed.index_add_(0, index, torch.ones(n, dtype=torch.float64))
-        expected = torch.zeros_like(observed).index_add_(0, groups, p * n)
-        rough = torch.zeros_like(observed)
-        if states is None:  # the rule's own error per cell, as in rule_error
-            rough = (expected - torch.zeros_like(observed).index_add_(0, groups, half.flatten() * n)).abs()
-        statistic, freedom = chi_squared(observed, expected, rough)
-        z = (statistic - freedom) / math.sqrt(2 * freedom)
-        assert z < 6, f"samples disagree with the stated density (chi-squared {statistic:.0f} on {freedom} cells)"
-
-
-def state_index(states: Tensor, x: Tensor) -> Tensor:
-    """The row of ``states`` that each x is; raises where it is none."""
-    a = states.reshape(len(states), -1).double().nan_to_num(nan=-1e6)
-    b = x.reshape(len(x), -1).double().nan_to_num(nan=-1e6)
-    distance = torch.cdist(b, a)
-    assert float(distance.min(1).values.max()) < 1e-6, "a sample lies outside the enumerated states"
-    return distance.argmin(1)
+        mass = n * lik.nats.double().exp() * cell
+        if s.case.states is not None:
+            agree(count(index_of(x, drawn), len(x)), mass, torch.zeros_like(mass), "samples")
+        else:  # in coarse cells, the tails outside the grid left out (they are negligible)
+            agree(count(coarse(drawn), 100), *coarsely(x, mass), "samples")
 
 
 def continuous(space: Space) -> bool:
@@ -429,25 +434,23 @@ def run_folder_round_trip(s: Subject) -> None:
     model, read = s.fitted
     assert read.model.config == model.config
     assert json.loads(json.dumps(read.info["options"])) == json.loads(json.dumps(dataclasses.asdict(model.config)))
-    x, c = s.test.x[:30], None if s.test.c is None else s.test.c[:30]
-    with torch.no_grad():
-        a = model.given(c).log_prob(x, generator=generator(0))
-        b = read.model.given(c).log_prob(x, generator=generator(0))
-    if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
-        assert torch.equal(a.nats, b.nats), "a reloaded model has other likelihoods"
-    one = model.given(c).sample(2, generator=generator(1))
-    assert same(one, read.model.given(c).sample(2, generator=generator(1))), "a reloaded model samples differently"
+    equally(model, read.model, s.test[:30], "model")
     parts = read.model.parts()
     assert model.parts().keys() == parts.keys() == read.info["parts"].keys()
     for name, part in model.parts().items():
         assert parts[name].config == part.config
         if part.context is None:
-            z = part.sample(30, generator=generator(1))
-            assert same(z, parts[name].sample(30, generator=generator(1))), f"a reloaded {name} samples differently"
-            with torch.no_grad():
-                a, b = (p.log_prob(z, generator=generator(0)) for p in (part, parts[name]))
-            if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
-                assert torch.equal(a.nats, b.nats), f"a reloaded {name} scores differently"
+            equally(part, parts[name], Part(part.sample(30, generator=generator(1))), name)
+
+
+def equally(model: Model, read: Model, part: Part, name: str) -> None:
+    """Both have the same nats of these rows, and the same samples given their contexts."""
+    a, b = (log_prob(one, part) for one in (model, read))
+    if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
+        assert torch.equal(a.nats, b.nats), f"a reloaded {name} has other likelihoods"
+    n = 30 if part.c is None else 2  # of each context
+    a, b = (one.given(part.c).sample(n, generator=generator(1)) for one in (model, read))
+    assert same(a, b), f"a reloaded {name} samples differently"
 
 
 @check
@@ -470,9 +473,7 @@ def training_is_reproducible(s: Subject) -> None:
 @check
 def every_parameter_learns(s: Subject) -> None:
     """No parameter tensor is left as it was initialised."""
-    with seeded(s.seed):
-        fresh = s.cls(s.config, s.case.space, s.case.context)
-    for (name, a), b in zip(fresh.named_parameters(), s.model.parameters(), strict=True):
+    for (name, a), b in zip(initial(s).named_parameters(), s.model.parameters(), strict=True):
         assert a.numel() == 0 or not torch.equal(a, b), f"{name} never changed"
 
 
@@ -484,11 +485,8 @@ def encoding_has_its_shape(s: Subject) -> None:
     """encode(x) is a distribution with one batch entry per row, or a named error."""
     part = s.test[:10]
     if not can(s.model, Encodes):
-        try:
-            s.given(part).encode(part.x)
-        except PofxError:
-            return
-        raise AssertionError("encode answers, but the family does not say that it Encodes")
+        message = "encode answers, but the family does not say that it Encodes"
+        return refused(PofxError, lambda: s.given(part).encode(part.x), message)
     with torch.no_grad():
         q = s.given(part).encode(part.x)
     assert q.batch_shape == (10,)
@@ -544,11 +542,8 @@ def bad_input_is_named(s: Subject) -> None:
     x = good.x
 
     def refuses(bad: Tensor, kind: type[PofxError]) -> None:
-        try:
-            p.log_prob(bad)
-        except kind:
-            return
-        raise AssertionError(f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}")
+        message = f"log_prob took {bad.dtype} {tuple(bad.shape)} without {kind.__name__}"
+        refused(kind, lambda: p.log_prob(bad), message)
 
     space = s.case.space
     if not space.dtype.is_floating_point:
@@ -577,8 +572,4 @@ def bad_input_is_named(s: Subject) -> None:
         lambda: p.sample(-1),
         lambda: s.model.given(None if s.case.context is not None else torch.tensor(0)),
     ):
-        try:
-            wrong()
-        except UsageError:
-            continue
-        raise AssertionError("a nonsensical request was taken")
+        refused(UsageError, wrong, "a nonsensical request was taken")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 from unittest import mock
 
@@ -17,7 +16,21 @@ from pofx.core.requests import StepByStep
 from pofx.core.space import join
 from pofx.data.parts import Part
 from pofx.testing.oracles import strings
-from pofx.testing.subject import NotApplicable, Subject, check, chi_squared, coarse, draw, generator, rule_error
+from pofx.testing.subject import (
+    NotApplicable,
+    Subject,
+    agree,
+    check,
+    coarse,
+    coarsely,
+    count,
+    draw,
+    every,
+    generator,
+    index_of,
+    refused,
+    rule_error,
+)
 
 
 def ragged(s: Subject, stepwise: bool = True, exact: bool = False) -> Any:
@@ -31,15 +44,17 @@ def ragged(s: Subject, stepwise: bool = True, exact: bool = False) -> Any:
     return space
 
 
-def log_probs(s: Subject, x: Tensor, c: Tensor | None = None, before: Tensor | None = None) -> Tensor:
-    """log p of each step and the end [N, L + 1] of rows x [N, L, ...], all given one context or one each."""
+def log_probs(s: Subject, x: Tensor, c: Tensor | None, before: Tensor | None = None) -> Tensor:
+    """log p of each step and the end [N, L + 1] of rows x [N, L, ...], given a context each."""
     with torch.no_grad():
-        return s.model.given(every(c, len(x)), before=before).log_probs(x).double()
+        return s.model.given(c, before=before).log_probs(x).double()
 
 
-def every(c: Tensor | None, n: int) -> Tensor | None:
-    """One context [*Ec] for each of n rows, or None."""
-    return None if c is None else c.expand(n, *c.shape)
+def by_length(s: Subject, values: Tensor, cell: float, k: int, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mass of all beginnings of k steps of these values [K^k], and of all data of k steps."""
+    x = strings(values, k)
+    each = log_probs(s, x, every(c, len(x)))
+    return each[:, :-1].sum(1).exp() * cell**k, each.sum(1).exp() * cell**k
 
 
 def some(s: Subject, n: int) -> tuple[Part, Tensor]:
@@ -67,13 +82,8 @@ def strings_sum_to_one(s: Subject) -> None:
     values, cell = steps(s)
     for c in s.contexts:
         kind = type(s.model.given(every(c, 1)).log_prob(strings(values[:1], 1)))
-        totals = []
-        for n in range(s.case.depth + 2):
-            x = strings(values, n)
-            each = log_probs(s, x, c)
-            begun = float((each[:, :-1].sum(1).exp() * cell**n).sum())
-            ended = float((each.sum(1).exp() * cell**n).sum())
-            totals.append((begun, ended))
+        masses = (by_length(s, values, cell, n, c) for n in range(s.case.depth + 2))
+        totals = [(float(begun.sum()), float(ended.sum())) for begun, ended in masses]
         if space.has_eos:
             sums = [sum(ended for _, ended in totals[:-1]) + totals[-1][0]]
         else:
@@ -96,9 +106,9 @@ def every_step_sums_to_one(s: Subject) -> None:
         c = None if part.c is None else part.c[i]
         for k in sorted({0, size // 2, size - 1}):
             before = part.x[i, :k].expand(len(values), *part.x[i, :k].shape)
-            each = log_probs(s, torch.cat([before, values[:, None].to(part.x)], 1), c)
+            each = log_probs(s, torch.cat([before, values[:, None].to(part.x)], 1), every(c, len(values)))
             mass = each[:, k].exp() * cell
-            end = float(log_probs(s, before[:1], c)[0, k].exp()) if space.has_eos else 0.0
+            end = float(log_probs(s, before[:1], every(c, 1))[0, k].exp()) if space.has_eos else 0.0
             slack = 1e-5 if cell == 1.0 else 1e-3 + rule_error(mass)
             total = float(mass.sum()) + end
             assert abs(total - 1) < slack, f"the probabilities of step {k} of a datum of {size} sum to {total:.6f}"
@@ -110,8 +120,7 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
     space = ragged(s)
     part = s.case.data.test[:1100]  # more than fit into one pass
     lik = s.available(part)
-    with torch.no_grad():
-        each = s.given(part).log_probs(part.x).double()
+    each = log_probs(s, part.x, part.c)
     gap = (each.sum(1) - lik.nats).abs() / (1 + lik.nats.abs())
     assert gap.max() < 1e-5, f"log_probs sum to what differs from log_prob by {gap.max():.3g}"
     if s.model.default_request().kind == "Exact":
@@ -124,9 +133,8 @@ def log_probs_sum_to_log_prob(s: Subject) -> None:
 def ends_count(s: Subject) -> None:
     """To end is less than certain, where data have ends; else it costs nothing."""
     space = ragged(s, exact=True)
-    x, c = s.test.x, s.test.c
-    with torch.no_grad():
-        each = s.model.given(c).log_probs(x).double()
+    x = s.test.x
+    each = log_probs(s, x, s.test.c)
     last = each.gather(1, space.lengths(x)[:, None])[:, 0]
     if not space.has_eos:
         assert (last == 0).all(), "the end of an excerpt has a probability, but its length is given"
@@ -152,8 +160,9 @@ def later_steps_are_not_seen(s: Subject) -> None:
         keep &= space.lengths(other) > k
         if not keep.any():
             continue
-        rows = Part(torch.stack([part.x, changed], 1)[keep].flatten(0, 1), _twice(part.c, keep))
-        a, b = s.given(rows).log_probs(rows.x).detach().unflatten(0, (-1, 2)).unbind(1)
+        c = None if part.c is None else part.c[keep].repeat_interleave(2, 0)
+        rows = torch.stack([part.x, changed], 1)[keep].flatten(0, 1)
+        a, b = log_probs(s, rows, c).unflatten(0, (-1, 2)).unbind(1)
         gap = float((a[:, :k] - b[:, :k]).abs().max())
         assert gap == 0, f"steps from {k} on change the numbers of steps before by up to {gap:.3g}"
     if part.x.is_floating_point():
@@ -168,10 +177,6 @@ def later_steps_are_not_seen(s: Subject) -> None:
 def like(flags: Tensor, x: Tensor) -> Tensor:
     """Flags [L] that broadcast with rows [N, L, ...]."""
     return flags.view(1, -1, *[1] * (x.ndim - 2))
-
-
-def _twice(c: Tensor | None, keep: Tensor) -> Tensor | None:
-    return None if c is None else c[keep].repeat_interleave(2, 0)
 
 
 @check
@@ -198,8 +203,8 @@ def what_comes_before_splits_the_sum(s: Subject) -> None:
     cut = (torch.rand(len(part), generator=generator(0)) * (sizes + 1)).long()
     pairs = [(x[:k], x[k:n]) for x, k, n in zip(part.x, cut.tolist(), sizes.tolist(), strict=True)]
     a, b = (join(space, [rows[None] for rows in side]) for side in zip(*pairs, strict=True))
+    whole = log_probs(s, part.x, part.c)
     with torch.no_grad():
-        whole = s.given(part).log_probs(part.x).double()
         after = s.model.given(part.c, before=a)
         rest, steps_of_rest = after.log_prob(b), after.log_probs(b).double()
     assert not isinstance(rest, Unavailable)
@@ -226,40 +231,24 @@ def strings_are_drawn_as_stated(s: Subject) -> None:
         sizes = space.lengths(drawn)
         expected, rough, counts = [], [], []
         for k in range(depth + 1) if space.has_eos else ():
-            mass = log_probs(s, strings(values, k), c).sum(1).exp() * cell**k
-            expected.append(n * mass)
+            mass = n * by_length(s, values, cell, k, c)[1]
+            expected.append(mass)
             counts.append(count(strings_index(values, drawn[sizes == k][:, :k]), len(mass)))
             rough.append(torch.zeros_like(mass))
         longer = drawn[sizes > depth][:, : depth + 1]
-        mass = log_probs(s, strings(values, depth + 1), c)[:, :-1].sum(1).exp() * cell ** (depth + 1)
+        mass = n * by_length(s, values, cell, depth + 1, c)[0]
         if cell == 1.0:
-            expected.append(n * mass)
-            counts.append(count(strings_index(values, longer), len(mass)))
-            rough.append(torch.zeros_like(mass))
+            found, each, error = strings_index(values, longer), mass, torch.zeros_like(mass)
         else:
-            groups, side = coarse(values), math.isqrt(len(values))
-            half = torch.zeros(side, side, dtype=torch.float64)
-            half[::2, ::2] = 4 * mass.reshape(side, side)[::2, ::2]
-            cells = torch.zeros(100, dtype=torch.float64)
-            expected.append(cells.index_add(0, groups, n * mass))
-            rough.append((expected[-1] - cells.index_add(0, groups, n * half.flatten())).abs())
-            counts.append(count(coarse(longer[:, 0]), 100))
-        statistic, freedom = chi_squared(torch.cat(counts), torch.cat(expected), torch.cat(rough))
-        z = (statistic - freedom) / math.sqrt(2 * freedom)
-        assert z < 6, f"samples disagree with the stated probabilities (chi-squared {statistic:.0f} on {freedom} cells)"
-
-
-def count(index: Tensor, size: int) -> Tensor:
-    return torch.bincount(index, minlength=size).double()
+            found, (each, error) = coarse(longer[:, 0]), coarsely(values, mass)
+        lists = ((counts, count(found, len(each))), (expected, each), (rough, error))
+        agree(*(torch.cat([*known, last]) for known, last in lists), "samples")
 
 
 def strings_index(values: Tensor, x: Tensor) -> Tensor:
     """The row of ``strings(values, k)`` that each x [N, k, ...] is; raises where a step is none of the values."""
-    known, found = (t.double().nan_to_num(nan=-1e6) for t in (values, x[:, :, None]))
-    equal = found == known if values.ndim == 1 else (found == known).all(-1)
-    assert equal.any(-1).all(), "a sample lies outside the enumerated steps"
     place = len(values) ** torch.arange(x.shape[1] - 1, -1, -1)
-    return (equal.long().argmax(-1) * place).sum(1)
+    return (index_of(values, x.flatten(0, 1)).reshape(x.shape[:2]) * place).sum(1)
 
 
 @check
@@ -276,15 +265,12 @@ def continuations_follow_what_is_before(s: Subject) -> None:
     drawn = s.model.given(c, before=before).sample(n, generator=generator(3), sampler=StepByStep(1))
     assert drawn.shape[:3] == (n, 2, 1), f"continuations of one step have shape {tuple(drawn.shape)}"
     for i in range(2):
-        begun = before[i].expand(len(values), *before.shape[1:])
-        each = log_probs(s, values[:, None], None if c is None else c[i], begun)
-        mass = each[:, 0].exp()
+        given = None if c is None else every(c[i], len(values))
+        mass = log_probs(s, values[:, None], given, every(before[i], len(values)))[:, 0].exp()
         ended = space.lengths(drawn[:, i]) == 0
         counts = torch.cat([count(strings_index(values, drawn[~ended, i]), len(mass)), ended.sum()[None].double()])
         expected = n * torch.cat([mass, (1 - mass.sum()).clamp(min=0.0)[None]])
-        statistic, freedom = chi_squared(counts, expected, torch.zeros_like(expected))
-        z = (statistic - freedom) / math.sqrt(2 * freedom)
-        assert z < 6, f"continuations disagree with the stated probabilities (chi-squared {statistic:.0f} on {freedom})"
+        agree(counts, expected, torch.zeros_like(expected), "continuations")
 
 
 @check
@@ -299,18 +285,13 @@ def lengths_are_kept(s: Subject) -> None:
         assert int(sizes.max()) <= asked, f"a sample has {int(sizes.max())} steps instead of up to {asked}"
         assert space.has_eos or int(sizes.min()) == asked, f"an excerpt has {int(sizes.min())} steps instead of {asked}"
     for wrong in (0, -2):
-        try:
-            p.sample(1, sampler=StepByStep(wrong))
-        except UsageError:
-            continue
-        raise AssertionError(f"a length of {wrong} was taken")
+        refused(UsageError, lambda n=wrong: p.sample(1, sampler=StepByStep(n)), f"a length of {wrong} was taken")  # type: ignore[misc]
     if can(s.model, Continues):
         beyond = pad(s.test.x[:1, :1], (0, 0) * (s.test.x.ndim - 2) + (1, 0), value=space.fill)
-        try:
-            s.model.given(None if c is None else c[None], before=beyond)
-        except BadValue:
-            return
-        raise AssertionError("a beginning that goes on after its end was taken")
+        given = every(c, 1)
+        refused(
+            BadValue, lambda: s.model.given(given, before=beyond), "a beginning that goes on after its end was taken"
+        )
 
 
 class Twins:

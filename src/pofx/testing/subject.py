@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.errors import PofxError
 from pofx.core.likelihood import Available, Unavailable
 from pofx.core.model import Conditional, Model
 from pofx.core.registry import register
@@ -88,8 +89,7 @@ class Subject:
         return self.model.given(part.c)
 
     def log_prob(self, part: Part, seed: int = 0, request: Request | None = None) -> Available | Unavailable:
-        with torch.no_grad():
-            return self.given(part).log_prob(part.x, request=request, generator=generator(seed))
+        return log_prob(self.model, part, seed, request)
 
     def available(self, part: Part, seed: int = 0) -> Available:
         """A likelihood, or a skipped check where the family has none."""
@@ -116,6 +116,25 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def log_prob(model: Model, part: Part, seed: int = 0, request: Request | None = None) -> Available | Unavailable:
+    with torch.no_grad():
+        return model.given(part.c).log_prob(part.x, request=request, generator=generator(seed))
+
+
+def every(c: Tensor | None, n: int) -> Tensor | None:
+    """One context [*Ec] for each of n rows, or None."""
+    return None if c is None else c.expand(n, *c.shape)
+
+
+def refused(kind: type[PofxError], call: Callable[[], Any], taken: str) -> None:
+    """Raises AssertionError, that it was ``taken``, where the call does not raise this error."""
+    try:
+        call()
+    except kind:
+        return
+    raise AssertionError(taken)
+
+
 def draw(s: Subject, n: int, seed: int) -> Tensor:
     """n samples [n, *E], each given the context of a test row where there is one."""
     c = None if s.test.c is None else s.test.c[torch.arange(n) % len(s.test.c)]
@@ -132,12 +151,25 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def coarse(x: Tensor, reach: float = 4.0, cells: int = 10) -> Tensor:
+    """Which of 10 x 10 cells each x [N, 2] is in; what is beyond counts to the outermost ones."""
     k = ((x + reach) / (2 * reach) * cells).floor().clamp(0, cells - 1).long()
     return k[:, 0] * cells + k[:, 1]
 
 
-def chi_squared(observed: Tensor, expected: Tensor, rough: Tensor, least: float = 8.0) -> tuple[float, int]:
-    """Pearson's statistic with all cells of fewer than ``least`` expected counts pooled into one.
+def count(index: Tensor, size: int) -> Tensor:
+    return torch.bincount(index, minlength=size).double()
+
+
+def index_of(values: Tensor, x: Tensor) -> Tensor:
+    """The row of ``values`` [K, ...] that each x [N, ...] is; raises where it is none."""
+    a, b = (t[:, None].flatten(1).double().nan_to_num(nan=-1e6) for t in (values, x))
+    distance = torch.cdist(b, a, compute_mode="donot_use_mm_for_euclid_dist")
+    assert (distance.min(1).values < 1e-6).all(), "a sample lies outside the enumerated values"
+    return distance.argmin(1)
+
+
+def agree(observed: Tensor, expected: Tensor, rough: Tensor, what: str, least: float = 8.0) -> None:
+    """Counts are those expected, by Pearson's statistic with all cells of fewer than ``least`` pooled into one.
 
     ``rough`` is the error of the expected counts themselves; its square widens each cell's variance.
     """
@@ -145,7 +177,24 @@ def chi_squared(observed: Tensor, expected: Tensor, rough: Tensor, least: float 
     o, e, r = (torch.cat([t[~rare], t[rare].sum()[None]]) for t in (observed, expected, rough))
     keep = e > 1e-9
     assert float(o[~keep].sum()) == 0, "samples where the density is zero"
-    return float(((o - e) ** 2 / (e + r**2))[keep].sum()), max(1, int(keep.sum()) - 1)
+    statistic, freedom = float(((o - e) ** 2 / (e + r**2))[keep].sum()), max(1, int(keep.sum()) - 1)
+    z = (statistic - freedom) / math.sqrt(2 * freedom)
+    assert z < 6, f"{what} disagree with what is stated (chi-squared {statistic:.0f} on {freedom} cells)"
+
+
+def thinned(mass: Tensor) -> Tensor:
+    """The mass of a grid by the midpoint rule on every second point of each axis."""
+    n = math.isqrt(len(mass))
+    out = torch.zeros(n, n, dtype=torch.float64)
+    out[::2, ::2] = 4 * mass.reshape(n, n)[::2, ::2]
+    return out.flatten()
+
+
+def coarsely(grid: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The mass in each cell of ``coarse``, and the rule's own error there, as in ``rule_error``."""
+    groups, none = coarse(grid), torch.zeros(100, dtype=torch.float64)
+    fine = none.index_add(0, groups, mass)
+    return fine, (fine - none.index_add(0, groups, thinned(mass))).abs()
 
 
 def rule_error(mass: Tensor) -> float:
@@ -153,5 +202,4 @@ def rule_error(mass: Tensor) -> float:
 
     Next to nothing for a smooth density; for one with jumps (a histogram) about their size.
     """
-    n = math.isqrt(len(mass))
-    return abs(float(mass.sum() - 4 * mass.reshape(n, n)[::2, ::2].sum()))
+    return abs(float(mass.sum() - thinned(mass).sum()))

@@ -3,7 +3,8 @@
 They start from small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a chain of
 categories by counting, a probabilistic PCA bounded by importance sampling, a model that holds another and fits it in a
 stage), which pass every check.
-``WRONG`` lists each mistake with the checks that are meant to notice it.
+``WRONG`` lists each mistake, a right model with something in place of its own, with the checks that are meant to
+notice it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional
 
 from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
 from pofx.core.learner import Batch, Local, Recipe, RowDataset, Runtime, Stage
@@ -148,12 +150,14 @@ class Counts(Small):
             counts.index_put_(where, torch.ones(len(x)), accumulate=True)
         self.table.copy_((counts / counts.sum(-1, keepdim=True)).log())
 
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+    def each(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """log p of each site given the one before [N, sites]."""
         s = x.long()
         k = torch.zeros(len(x), dtype=torch.long) if c is None else c
-        sites = torch.arange(s.shape[1])
-        nats = self.table[k[:, None], sites, self.before(s), s].double().sum(1)
-        return Exact(nats, self.space.measure)
+        return self.table[k[:, None], torch.arange(s.shape[1]), self.before(s), s].double()
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        return Exact(self.each(x, c).sum(1), self.space.measure)
 
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         k = torch.zeros(n, dtype=torch.long) if c is None else c
@@ -291,196 +295,105 @@ RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy, Holder]
 
 # -- the mistakes ---------------------------------------------------------------------------------
 
-
-class LogDetSign(Moments):
-    """The log-determinant of the whitening map with the wrong sign."""
-
-    name = "wrong: sign of the log-determinant"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(x) + 2 * self.root.diagonal().log().sum()
-
-
-class ForgetsScaling(Moments):
-    """The density of standardised data, without the Jacobian of standardising."""
-
-    name = "wrong: forgets the data's scaling"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(x) + self.root.diagonal().log().sum()
-
-
-class BatchStatistics(Moments):
-    """Centres by the batch at hand, as a normalisation layer left in training mode would."""
-
-    name = "wrong: statistics of the batch"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(x - x.mean(0) + self.mean)
-
-
-class DropoutInEval(Moments):
-    """Dropout that stays alive in eval mode, drawing from the global generator."""
-
-    name = "wrong: dropout alive in eval"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(self.mean + nn.functional.dropout(x - self.mean, 0.1, training=True))
-
-
-class GlobalRandomState(Moments):
-    """Draws samples from the global generator after seeding it from the given one."""
-
-    name = "wrong: moves the global random state"
-
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        torch.manual_seed(generator.initial_seed())
-        return self.mean + torch.randn(n, len(self.mean), dtype=torch.float64) @ self.root.T
-
-
-class IgnoresGenerator(Moments):
-    """A sampler that uses a generator of its own."""
-
-    name = "wrong: sampler ignores its generator"
-
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return super().rows_sample(n, c, sampler, torch.Generator().manual_seed(0))
-
-
-class NarrowSampler(Moments):
-    """Samples at a temperature of 0.8 from a density stated at 1."""
-
-    name = "wrong: samples narrower than the density"
-
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return self.mean + 0.8 * (super().rows_sample(n, c, sampler, generator) - self.mean)
-
-
-class FloatSamples(Moments):
-    """Samples of another dtype than the space's."""
-
-    name = "wrong: dtype of samples"
-
-    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        return super().rows_sample(n, c, sampler, generator).float()
-
-
-class ForgottenBuffer(Moments):
-    """Fitted values in a plain attribute, so that a checkpoint loses them."""
-
-    name = "wrong: fitted values not in the checkpoint"
-
-    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
-        super().__init__(config, space, context)
-        mean = self.mean
-        del self.mean
-        self.mean = mean
-
-
-class WrongMeasure(Moments):
-    """A density that is said to be a probability."""
-
-    name = "wrong: measure"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        return Exact(self.log_density(x), Measure.counting(self.space.dims))
-
-
-class UnclaimedKind(Moments):
-    """Returns an estimate where it promises an exact number."""
-
-    name = "wrong: kind not claimed"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        nats = self.log_density(x)
-        return Estimate(nats, self.space.measure, torch.zeros_like(nats), 0, "none")
-
-
-class ScoreSign(Moments):
-    """The gradient with the wrong sign."""
-
-    name = "wrong: sign of the score"
-
-    def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
-        return -super().rows_score(x, c)
-
-
-class ScoreWithoutNoise(Moments):
-    """The score of the data where that of noised data is asked for."""
-
-    name = "wrong: score of other data than it says"
-
-    def rows_noised_score(self, x: Tensor, c: Tensor | None, noise: float | None) -> Tensor:
-        return self.rows_score(x, c)
-
-
-class NoGradient(Moments):
-    """A density that cuts the graph between x and its number."""
-
-    name = "wrong: no gradient for an x that asks"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(x.detach())
-
-
-class UnaskedGradient(Moments):
-    """A density that carries a gradient whoever asks."""
-
-    name = "wrong: a gradient that nobody asked for"
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return super().log_density(x) + torch.zeros((), requires_grad=True)
-
-
-class NeverLearns(Moments):
-    """A learner that does nothing."""
-
-    name = "wrong: never learns"
-
-    def learn(self, x: Tensor, c: Tensor | None) -> None:
-        pass
-
-
-class UnseededTraining(Moments):
+WRONG: dict[type[Model], set[str]] = {}
+"""Each mistake and the checks that must notice it (others may, too); ``testing.wrong_sequence`` adds those of texts."""
+
+
+def mistake(right: type[Model], name: str, *caught_by: str, **wrong: Any) -> None:
+    """The model ``right`` with these methods and attributes in place of its own, and the checks that must notice it."""
+    WRONG[type("Mistake", (right,), {"name": f"wrong: {name}", **wrong})] = set(caught_by)
+
+
+mistake(
+    Moments, "sign of the log-determinant", "sums to one", "scaling shifts the density",
+    log_density=lambda self, x: Moments.log_density(self, x) + 2 * self.root.diagonal().log().sum(),
+)  # fmt: skip
+mistake(  # the density of standardised data, without the Jacobian of standardising
+    Moments, "forgets the data's scaling", "sums to one", "scaling shifts the density",
+    log_density=lambda self, x: Moments.log_density(self, x) + self.root.diagonal().log().sum(),
+)  # fmt: skip
+mistake(  # centres by the batch at hand, as a normalisation layer left in training mode would
+    Moments, "statistics of the batch", "rows are independent",
+    log_density=lambda self, x: Moments.log_density(self, x - x.mean(0) + self.mean),
+)  # fmt: skip
+mistake(  # which draws from the global generator
+    Moments, "dropout alive in eval", "eval is deterministic", "rows are independent",
+    log_density=lambda self, x: Moments.log_density(self, self.mean + functional.dropout(x - self.mean, 0.1)),
+)  # fmt: skip
+
+
+def globally(self: Moments, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+    """Draws from the global generator after seeding it from the given one."""
+    torch.manual_seed(generator.initial_seed())
+    return self.mean + torch.randn(n, len(self.mean), dtype=torch.float64) @ self.root.T
+
+
+mistake(Moments, "moves the global random state", "global state is untouched", rows_sample=globally)
+mistake(
+    Moments, "sampler ignores its generator", "samples follow the generator",
+    rows_sample=lambda self, *how: Moments.rows_sample(self, *how[:-1], torch.Generator().manual_seed(0)),
+)  # fmt: skip
+mistake(  # at a temperature of 0.8
+    Moments, "samples narrower than the density", "samples agree with the density",
+    rows_sample=lambda self, *how: self.mean + 0.8 * (Moments.rows_sample(self, *how) - self.mean),
+)  # fmt: skip
+mistake(
+    Moments, "dtype of samples", "samples are of the space",
+    rows_sample=lambda self, *how: Moments.rows_sample(self, *how).float(),
+)  # fmt: skip
+
+
+def plain_mean(self: Moments, config: Any, space: Space, context: Space | None = None) -> None:
+    """Keeps a fitted value in a plain attribute, so that a checkpoint loses it."""
+    Moments.__init__(self, config, space, context)
+    mean = self.mean
+    del self.mean
+    self.mean = mean
+
+
+mistake(Moments, "fitted values not in the checkpoint", "run folder round trip", __init__=plain_mean)
+mistake(  # a density that is said to be a probability
+    Moments, "measure", "kind is promised",
+    rows_log_prob=lambda self, x, *how: Exact(self.log_density(x), Measure.counting(self.space.dims)),
+)  # fmt: skip
+mistake(
+    Moments, "kind not claimed", "kind is promised",
+    rows_log_prob=lambda self, x, *how: make(Estimate, self.log_density(x), self.space.measure, caveat="none"),
+)  # fmt: skip
+mistake(
+    Moments, "sign of the score", "score is the gradient",
+    rows_score=lambda self, x, c: -Moments.rows_score(self, x, c),
+)  # fmt: skip
+mistake(  # that of the data where that of noised data is asked for
+    Moments, "score of other data than it says", "noised score is the gradient",
+    rows_noised_score=lambda self, x, c, noise: self.rows_score(x, c),
+)  # fmt: skip
+mistake(
+    Moments, "no gradient for an x that asks", "gradients are for those who ask",
+    log_density=lambda self, x: Moments.log_density(self, x.detach()),
+)  # fmt: skip
+mistake(
+    Moments, "a gradient that nobody asked for", "gradients are for those who ask",
+    log_density=lambda self, x: Moments.log_density(self, x) + torch.zeros((), requires_grad=True),
+)  # fmt: skip
+mistake(Moments, "never learns", "training helps", learn=lambda self, x, c: None)
+
+
+def unseeded(self: Moments, x: Tensor, c: Tensor | None) -> None:
     """Training noise from an unseeded source."""
-
-    name = "wrong: training is not reproducible"
-
-    def learn(self, x: Tensor, c: Tensor | None) -> None:
-        noise = torch.Generator()
-        noise.seed()
-        super().learn(x + 1e-3 * torch.randn(x.shape, generator=noise, dtype=torch.float64), c)
+    noise = torch.Generator()
+    noise.seed()
+    Moments.learn(self, x + 1e-3 * torch.randn(x.shape, generator=noise, dtype=torch.float64), c)
 
 
-class LeakingMask(Counts):
-    """Site i of the chain sees x_i itself: a causal mask that leaks."""
+mistake(Moments, "training is not reproducible", "training is reproducible", learn=unseeded)
 
-    name = "wrong: leaking causal mask"
-
-    def before(self, x: Tensor) -> Tensor:
-        return x
-
-
-class IgnoresContext(Counts):
-    """Takes a context and does not use it."""
-
-    name = "wrong: ignores its context"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        return super().rows_log_prob(x, None if c is None else torch.zeros_like(c), request, noise)
-
-
-class MissedSite(Counts):
-    """The likelihood leaves out the last site."""
-
-    name = "wrong: a site is left out"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        s = x.long()
-        k = torch.zeros(len(x), dtype=torch.long) if c is None else c
-        sites = torch.arange(s.shape[1] - 1)
-        nats = self.table[k[:, None], sites, self.before(s)[:, :-1], s[:, :-1]].double().sum(1)
-        return Exact(nats, self.space.measure)
+mistake(Counts, "leaking causal mask", "sums to one", before=lambda self, x: x)  # site i of the chain sees x_i itself
+mistake(
+    Counts, "ignores its context", "context matters",
+    rows_log_prob=lambda self, x, c, *how: Counts.rows_log_prob(self, x, None if c is None else 0 * c, *how),
+)  # fmt: skip
+mistake(Counts, "a site is left out", "sums to one", each=lambda self, x, c: Counts.each(self, x, c)[:, :-1])
 
 
 @dataclass(frozen=True)
@@ -491,134 +404,66 @@ class CalledExact(Drawn):
     kind = "Exact"
 
 
-class ElboCalledExact(Importance):
-    """A Monte Carlo lower bound that is called exact."""
-
-    name = "wrong: ELBO called exact"
-    estimators = (CalledExact,)
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, request, noise)
-        assert isinstance(bound, LowerBound)
-        return Exact(bound.nats, bound.measure)
+mistake(  # a Monte Carlo lower bound
+    Importance, "ELBO called exact", "eval is deterministic", estimators=(CalledExact,),
+    rows_log_prob=lambda self, *how: Exact(Importance.rows_log_prob(self, *how).nats, self.space.measure),
+)  # fmt: skip
+# gives its bound whatever is asked for: a kind that it claims, and not that of the request
+mistake(Importance, "another kind than was asked for", "kind is promised", estimators=(Elbo, CalledExact))
 
 
-class AnswersAnother(Importance):
-    """Gives its bound whatever is asked for: a kind that it claims, and not that of the request."""
-
-    name = "wrong: another kind than was asked for"
-    estimators = (Elbo, CalledExact)
-
-
-class ConfidentError(Importance):
-    """A Monte Carlo error that forgets the square root: too small by far."""
-
-    name = "wrong: Monte Carlo error too small"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        bound = super().rows_log_prob(x, c, request, noise)
-        assert isinstance(bound, LowerBound)
-        return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
+def too_small(self: Importance, *how: Any) -> Likelihood:
+    """A Monte Carlo error that forgets the square root."""
+    bound = Importance.rows_log_prob(self, *how)
+    return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
 
 
-class MissingPrior(Importance):
-    """An ELBO without log p(z), E_q[log p(x | z) - log q(z | x)]: no bound."""
-
-    name = "wrong: ELBO without the prior"
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        return torch.zeros_like(z[..., 0])
+mistake(Importance, "Monte Carlo error too small", "mc error is calibrated", rows_log_prob=too_small)
+mistake(  # E_q[log p(x | z) - log q(z | x)]: no bound
+    Importance, "ELBO without the prior", "sums to one", "never beats the truth",
+    log_prior=lambda self, z: torch.zeros_like(z[..., 0]),
+)  # fmt: skip
 
 
-class NoiseByPlace(Importance):
+def by_place(self: Importance, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
     """Draws for the batch as a whole: a row's noise follows from its place among the others."""
-
-    name = "wrong: noise by place in the batch"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        seed = int(noise.rand_double()[0] * 2**53)
-        return super().rows_log_prob(x, c, request, RowNoise.by_place(len(x), torch.Generator().manual_seed(seed)))
+    seed = int(noise.rand_double()[0] * 2**53)
+    batch = RowNoise.by_place(len(x), torch.Generator().manual_seed(seed))
+    return Importance.rows_log_prob(self, x, c, request, batch)
 
 
-class SharedErrorOfEachRow(Energy):
-    """The error of log Z as if each row had drawn its own: a mean over rows averages it away."""
+mistake(Importance, "noise by place in the batch", "rows are independent", rows_log_prob=by_place)
 
-    name = "wrong: a shared error that is averaged over rows"
+mistake(  # as if each row had drawn its own: a mean over rows averages it away
+    Energy, "a shared error that is averaged over rows", "mc error is calibrated",
+    likelihood=lambda self, nats, se, noise: make(
+        UpperBound, nats, self.space.measure, torch.full_like(nats, se), self.draws
+    ),
+)  # fmt: skip
+mistake(
+    Energy, "a shared error that falls with the rows", "shared errors stay",
+    likelihood=lambda self, nats, se, noise: Energy.likelihood(self, nats, se / math.sqrt(len(nats)), noise),
+)  # fmt: skip
+mistake(  # estimates by other draws go by one name, so that their errors cancel in a difference
+    Energy, "a source that does not tell draws apart", "mc error is calibrated",
+    likelihood=lambda self, nats, se, noise: make(
+        UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se}
+    ),
+)  # fmt: skip
 
-    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
-        return make(UpperBound, nats, self.space.measure, torch.full_like(nats, se), self.draws)
-
-
-class SharedErrorDivided(Energy):
-    """The error of log Z falls with the number of rows that it is asked for."""
-
-    name = "wrong: a shared error that falls with the rows"
-
-    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
-        return super().likelihood(nats, se / math.sqrt(len(nats)), noise)
-
-
-class SharedErrorOfAnyDraws(Energy):
-    """Estimates by other draws go by one name, so that their errors cancel in a difference."""
-
-    name = "wrong: a source that does not tell draws apart"
-
-    def likelihood(self, nats: Tensor, se: float, noise: RowNoise) -> Likelihood:
-        return make(UpperBound, nats, self.space.measure, draws=self.draws, shared={"log Z": -se})
+mistake(  # none of the module's own: neither config nor checkpoint know of it
+    Holder, "a part that is not in the checkpoint", "run folder round trip",
+    hold=lambda self, part: object.__setattr__(self, "part", part),
+)  # fmt: skip
 
 
-class HiddenPart(Holder):
-    """A part that is none of the module's own: neither config nor checkpoint know of it."""
-
-    name = "wrong: a part that is not in the checkpoint"
-
-    def hold(self, part: Moments) -> None:
-        object.__setattr__(self, "part", part)
+def remembers(self: Any, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
+    """The rows on which one stage was validated are those from which the next one learns."""
+    self.seen = x
+    return Holder.validate(self, x, c, generator)
 
 
-class TrainsOnValidation(Holder):
-    """A stage that learns from the rows on which the one before was validated."""
-
-    name = "wrong: a stage trains on validation rows"
-
-    def validate(self, x: Tensor, c: Tensor | None, generator: torch.Generator) -> Likelihood:
-        self.seen = x
-        return super().validate(x, c, generator)
-
-    def rows(self, x: Tensor) -> RowDataset:
-        return RowDataset(self.seen)
-
-
-WRONG: dict[type[Model], set[str]] = {
-    LogDetSign: {"sums to one", "scaling shifts the density"},
-    ForgetsScaling: {"sums to one", "scaling shifts the density"},
-    BatchStatistics: {"rows are independent"},
-    DropoutInEval: {"eval is deterministic", "rows are independent"},
-    GlobalRandomState: {"global state is untouched"},
-    IgnoresGenerator: {"samples follow the generator"},
-    NarrowSampler: {"samples agree with the density"},
-    FloatSamples: {"samples are of the space"},
-    ForgottenBuffer: {"run folder round trip"},
-    WrongMeasure: {"kind is promised"},
-    UnclaimedKind: {"kind is promised"},
-    AnswersAnother: {"kind is promised"},
-    ScoreSign: {"score is the gradient"},
-    ScoreWithoutNoise: {"noised score is the gradient"},
-    NoGradient: {"gradients are for those who ask"},
-    UnaskedGradient: {"gradients are for those who ask"},
-    NeverLearns: {"training helps"},
-    UnseededTraining: {"training is reproducible"},
-    LeakingMask: {"sums to one"},
-    IgnoresContext: {"context matters"},
-    MissedSite: {"sums to one"},
-    ElboCalledExact: {"eval is deterministic"},
-    ConfidentError: {"mc error is calibrated"},
-    MissingPrior: {"sums to one", "never beats the truth"},
-    NoiseByPlace: {"rows are independent"},
-    SharedErrorOfEachRow: {"mc error is calibrated"},
-    SharedErrorDivided: {"shared errors stay"},
-    SharedErrorOfAnyDraws: {"mc error is calibrated"},
-    HiddenPart: {"run folder round trip"},
-    TrainsOnValidation: {"validation rows train nothing"},
-}
-"""Each mistake and the checks that must notice it (others may, too)."""
+mistake(
+    Holder, "a stage trains on validation rows", "validation rows train nothing",
+    validate=remembers, rows=lambda self, x: RowDataset(self.seen),
+)  # fmt: skip

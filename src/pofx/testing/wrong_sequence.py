@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pofx.core.abilities import Continues
 from pofx.core.likelihood import Exact, Likelihood
-from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import Request, StepByStep
 from pofx.core.space import Space
-from pofx.testing.wrong import Small
+from pofx.testing.wrong import Small, mistake
 
 
 class Bigrams(Small, Continues):
@@ -122,107 +121,76 @@ class Translator(Bigrams):
 
 # -- the mistakes ---------------------------------------------------------------------------------
 
+mistake(  # the mean symbol of a context is taken over its fill as well
+    Translator, "a context's padding leaks", "contexts do not leak",
+    guess=lambda self, c: (c.double().mean(1) > 0.5).long(),
+)  # fmt: skip
+mistake(  # one that is left out in training is told all the same
+    Translator, "a null context that is not null", "no context is null",
+    encode_context=lambda self, c, dropped=None: self.guess(c),
+)  # fmt: skip
 
-class ContextLeaks(Translator):
-    """The mean symbol of a context is taken over its fill as well."""
-
-    name = "wrong: a context's padding leaks"
-
-    def guess(self, c: Tensor) -> Tensor:
-        return (c.double().mean(1) > 0.5).long()
-
-
-class NullTells(Translator):
-    """A context that is left out in training is told all the same."""
-
-    name = "wrong: a null context that is not null"
-
-    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Tensor:
-        return self.guess(c)
+Lines = tuple[Tensor, Tensor]
 
 
-class SeesItself(Bigrams):
+def sees_itself(self: Bigrams, x: Tensor, before: Tensor | None) -> Lines:
     """Inputs that are shifted one step too few: each symbol is predicted from itself."""
-
-    name = "wrong: off-by-one shift"
-
-    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        _, after = super().line(x, before)
-        return after, after
+    _, after = Bigrams.line(self, x, before)
+    return after, after
 
 
-class LooksAhead(Bigrams):
+def looks_ahead(self: Bigrams, x: Tensor, before: Tensor | None) -> Lines:
     """A symbol is predicted from the one after it, as a mask on the wrong side would have it."""
-
-    name = "wrong: looks ahead"
-
-    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        _, after = super().line(x, before)
-        return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
+    _, after = Bigrams.line(self, x, before)
+    return torch.cat([after[:, 1:], torch.full_like(after[:, :1], self.end)], 1), after
 
 
-class EndLeftOut(Bigrams):
+mistake(Bigrams, "off-by-one shift", "every step sums to one", "strings sum to one", line=sees_itself)
+mistake(Bigrams, "looks ahead", "later steps are not seen", line=looks_ahead)
+mistake(  # what comes before is taken, and log p is as if it had not been
+    Bigrams, "forgets what comes before", "what comes before splits the sum", "continuations follow what is before",
+    line=lambda self, x, before: Bigrams.line(self, x, None),
+)  # fmt: skip
+
+
+def without_end(self: Bigrams, x: Tensor, *how: Any) -> Tensor:
     """The probability of a text, without that of its end."""
-
-    name = "wrong: the end is left out"
-
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
-        each = super().rows_log_probs(x, c, before, request)
-        return each.masked_fill(torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True), 0.0)
+    each = Bigrams.rows_log_probs(self, x, *how)
+    return each.masked_fill(torch.arange(each.shape[1]) >= (x >= 0).sum(1, keepdim=True), 0.0)
 
 
-class PaddingLeaks(Bigrams):
+def by_fill(self: Bigrams, x: Tensor, *how: Any) -> Tensor:
     """A row's numbers grow with the share of fill in it."""
-
-    name = "wrong: padding leaks"
-
-    def rows_log_probs(self, x: Tensor, c: Tensor | None, before: Tensor | None, request: Request) -> Tensor:
-        each = super().rows_log_probs(x, c, before, request)
-        return each * (1 + 0.01 * (x < 0).double().mean(1, keepdim=True))
+    return Bigrams.rows_log_probs(self, x, *how) * (1 + 0.01 * (x < 0).double().mean(1, keepdim=True))
 
 
-class ForgetsBeginnings(Bigrams):
-    """What comes before is taken, and log p is as if it had not been."""
-
-    name = "wrong: forgets what comes before"
-
-    def line(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        return super().line(x, None)
+def per_symbol(self: Bigrams, x: Tensor, *how: Any) -> Likelihood:
+    """While log_probs sum to the datum's."""
+    nats = Bigrams.rows_log_prob(self, x, *how).nats
+    return Exact(nats / (x >= 0).sum(1).clamp(min=1), self.space.measure)
 
 
-class SumsElsewhere(Bigrams):
-    """log_prob is per symbol, while log_probs sum to the datum's."""
-
-    name = "wrong: nats per symbol"
-
-    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
-        lik = super().rows_log_prob(x, c, request, noise)
-        assert isinstance(lik, Exact)
-        return Exact(lik.nats / (x >= 0).sum(1).clamp(min=1), lik.measure)
+mistake(Bigrams, "the end is left out", "ends count", "strings sum to one", rows_log_probs=without_end)
+mistake(Bigrams, "padding leaks", "padding does not leak", rows_log_probs=by_fill)
+mistake(Bigrams, "nats per symbol", "log probs sum to log prob", rows_log_prob=per_symbol)
 
 
-class NarrowStrings(Bigrams):
+def narrow(self: Bigrams, *how: Any) -> Tensor:
     """Draws at a temperature of 0.7 what is stated at 1."""
-
-    name = "wrong: texts drawn at a low temperature"
-
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
-        stated = self.table.clone()
-        self.table.copy_((stated / 0.7).log_softmax(-1))
-        out = super().walk(symbol, c, sampler, generator)
-        self.table.copy_(stated)
-        return out
+    stated = self.table.clone()
+    self.table.copy_((stated / 0.7).log_softmax(-1))
+    out = Bigrams.walk(self, *how)
+    self.table.copy_(stated)
+    return out
 
 
-class AnyLength(Bigrams):
-    """Draws one symbol more than was asked for."""
+def longer(self: Bigrams, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
+    """One symbol more than was asked for."""
+    return Bigrams.walk(self, symbol, c, StepByStep((sampler.length or self.space.dims) + 1), generator)
 
-    name = "wrong: lengths that were not asked for"
 
-    def walk(self, symbol: Tensor, c: Tensor | None, sampler: Any, generator: torch.Generator) -> Tensor:
-        longer = StepByStep((sampler.length or self.space.dims) + 1)
-        return super().walk(symbol, c, longer, generator)
-
+mistake(Bigrams, "texts drawn at a low temperature", "strings are drawn as stated", walk=narrow)
+mistake(Bigrams, "lengths that were not asked for", "lengths are kept", walk=longer)
 
 Gpt: Any = family("gpt")  # by the registry: nothing outside of families imports one
 
@@ -250,45 +218,23 @@ class Forgetful:
         return out
 
 
-class CacheForgets(OnStrings):
+def with_forgetful(self: Any, config: Any) -> Any:
     """What is sampled, through such a cache, is not what log p is of."""
-
-    name = "wrong: a cache that forgets"
-
-    def build(self, config: Any) -> Any:
-        net = super().build(config)
-        right = net.cache
-        net.cache = lambda *sizes: Forgetful(right(*sizes))
-        return net
+    net = OnStrings.build(self, config)
+    right = net.cache
+    net.cache = lambda *sizes: Forgetful(right(*sizes))
+    return net
 
 
-class SubwordsCalledExact(OnStrings):
+def called_exact(self: Any) -> Any:
     """The likelihood of one spelling in subwords, called that of the string."""
-
-    name = "wrong: one spelling called exact"
-
-    def make_codec(self) -> Any:
-        codec = super().make_codec()
-        codec.kind = Exact
-        return codec
-
-    @classmethod
-    def tiny(cls, space: Space) -> Any:
-        return cls.Config(width=32, layers=1, n_heads=2, block=32, vocabulary=264)
+    codec = OnStrings.make_codec(self)
+    codec.kind = Exact
+    return codec
 
 
-WRONG_SEQUENCE: dict[type[Model], set[str]] = {
-    SeesItself: {"every step sums to one", "strings sum to one"},
-    LooksAhead: {"later steps are not seen"},
-    EndLeftOut: {"ends count", "strings sum to one"},
-    PaddingLeaks: {"padding does not leak"},
-    ForgetsBeginnings: {"what comes before splits the sum", "continuations follow what is before"},
-    SumsElsewhere: {"log probs sum to log prob"},
-    NarrowStrings: {"strings are drawn as stated"},
-    AnyLength: {"lengths are kept"},
-    CacheForgets: {"caches change no sample"},
-    SubwordsCalledExact: {"strings sum to one"},
-    ContextLeaks: {"contexts do not leak"},
-    NullTells: {"no context is null"},
-}
-"""Each mistake and the checks that must notice it (others may, too)."""
+mistake(OnStrings, "a cache that forgets", "caches change no sample", build=with_forgetful)
+mistake(
+    OnStrings, "one spelling called exact", "strings sum to one", make_codec=called_exact,
+    tiny=classmethod(lambda cls, space: cls.Config(width=32, layers=1, n_heads=2, block=32, vocabulary=264)),
+)  # fmt: skip

@@ -21,6 +21,7 @@ from pofx.core.learner import Batch, GradientLearner, Learner
 
 FIRST = 3  # steps of each kind that are not compared: caches are cold, and shapes that change are compiled twice
 COUNT = 10  # steps of each kind whose median is compared
+Kind = Literal["eager", "compiled"]  # of steps
 LEAST = 240.0  # seconds of the budget that must be left: compiling cannot be interrupted, and may take a quarter of it
 
 
@@ -28,7 +29,7 @@ LEAST = 240.0  # seconds of the budget that must be left: compiling cannot be in
 class Outcome:
     """What came of it; times of a step in milliseconds, None where they were not measured."""
 
-    kept: Literal["eager", "compiled"]
+    kept: Kind
     eager: float | None = None
     compiled: float | None = None
     seconds: float | None = None  # that compiling took
@@ -102,13 +103,7 @@ class Trial:
             extra = max(0.0, sum(self.times) - len(self.times) * each)
             self._keep("compiled" if each < self.eager else "eager", compiled=each, seconds=extra)
 
-    def _keep(
-        self,
-        kept: Literal["eager", "compiled"],
-        why: str = "",
-        compiled: float | None = None,
-        seconds: float | None = None,
-    ) -> None:
+    def _keep(self, kept: Kind, why: str = "", compiled: float | None = None, seconds: float | None = None) -> None:
         if kept == "eager" and self.eager is not None:
             self._use(self.objective)
         eager, compiled = (None if t is None else round(1000 * t, 3) for t in (self.eager, compiled))

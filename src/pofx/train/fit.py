@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
@@ -24,8 +24,9 @@ from pofx.core.options import Range, at_least, check
 from pofx.core.registry import family as find_family
 from pofx.data.parts import Data, Part, class_counts
 from pofx.train import run as folder
+from pofx.train.checkpoint import write_sealed
 from pofx.train.device import choose
-from pofx.train.loop import Loop, Progress, seeded
+from pofx.train.loop import Job, Loop, Progress, seeded
 from pofx.train.machine import one_process
 from pofx.train.memory import building
 from pofx.train.processes import agree, count, is_first, leave, on_this_machine, torchrun
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
 LOOK = 2**25  # numbers of a sample that stands for rows beyond memory before training: 256 MiB
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("never", "auto")
-SEEDS = at_least(0, 2**63 - 1)
-PART = Range(0, 1, above=True)  # of a budget
+RANGES = {"seed": at_least(0, 2**63 - 1), "until": Range(0, 1, above=True)}
 
 
 def fit(
@@ -126,24 +126,16 @@ def fit(
     for name, value, known in (("precision", precision, PRECISIONS), ("compile", compile, COMPILE)):
         if value not in known:
             raise UsageError(f"{name}={value!r} is not offered.", f"Give {' or '.join(map(repr, known))}.")
-    for argument, given, kind, limits in (
-        ("seed", seed, int, SEEDS),
-        ("checks", checks, int, None),
-        ("patience", patience, int | None, None),
-        ("valid_rows", valid_rows, int, None),
-        ("save_every", save_every, float, None),
-        ("processes", processes, int | None, None),
-        ("target_weight", target_weight, float, None),
-        ("until", until, float, PART),
-    ):
-        check(argument, given, kind, limits)
+    training: dict[str, Any] = {
+        "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
+        "processes": processes, "target_weight": target_weight,
+    }  # fmt: skip
+    hints = get_type_hints(fit)
+    for argument, given in {"seed": seed, **training, "until": until}.items():
+        check(argument, given, hints[argument], RANGES.get(argument))
     processes = count(processes)
     place = choose(device, on_this_machine(processes))
-    training = {
-        "checks": checks, "patience": patience, "valid_rows": valid_rows, "save_every": save_every,
-        "device": device, "processes": processes, "precision": precision, "target_weight": target_weight,
-        "compile": compile,
-    }  # fmt: skip
+    training |= {"device": device, "processes": processes, "precision": precision, "compile": compile}
     if until < 1 and (out is None or processes > 1):
         raise UsageError(f"until={until}: only one process with a run folder can go on.", "Give out=FOLDER.")
     if target is not None and target.space != data.space:
@@ -159,12 +151,7 @@ def fit(
     with seeded(seed), building(cls.name):
         model = cls(config, data.space, data.context)
     check_stages(model, model.stages(rec), limit, target)
-    about: dict[str, Any] = {
-        "name": data.name, "source": data.source, "options": data.options, "split": data.split, "seed": data.seed,
-        "notes": list(data.notes), "labels": None if data.labels is None else list(data.labels),
-        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}, "digest": data.digest,
-        "counts": class_counts(data),
-    }  # fmt: skip
+    about = folder.about(data) | {"counts": class_counts(data)}
     info = folder.describe(model, rec, seed, dataclasses.asdict(limit), about, training) | {"device": place}
     path = None if out is None else Path(out)
     with _folder(path) as watch, enough(cls.name):
@@ -174,8 +161,8 @@ def fit(
         if model.remarks:
             about["notes"] += model.remarks
             if path is not None and is_first():
-                folder.write_config(path, info)
-        return _launch(model, info, data, path, target, progress, watch, until)
+                write_sealed(path / "config.json", info)
+        return _launch(Job(model, info, data, path, target), progress, watch, until)
 
 
 def resume(
@@ -213,16 +200,16 @@ def resume(
     if torchrun() is not None:
         training["processes"] = count(None)
     info["device"] = choose(training["device"] if device is None else device, on_this_machine(training["processes"]))
-    data, _ = folder.read_data(info, str(path), data)
+    data = folder.read_data(info, str(path), data)
     with seeded(info["seed"]):
         model = folder.build(info)
     if model.space != data.space or model.context != data.context:
         raise UsageError(f"The data ({data.space}) are not those of the run ({model.space}).", "Give the same source.")
     with _folder(path) as watch, enough(model.name):
         if is_first():
-            folder.write_config(path, info)  # a folder that cannot be written is found before training
+            write_sealed(path / "config.json", info)  # a folder that cannot be written is found before training
         _prepare(model, data.train, info["seed"])
-        return _launch(model, info, data, path, None, progress, watch, until)
+        return _launch(Job(model, info, data, path), progress, watch, until)
 
 
 def _prepare(model: Model, train: Part, seed: int) -> None:
@@ -244,18 +231,9 @@ def _folder(path: Path | None) -> Iterator[Watch]:
         yield watch
 
 
-def _launch(
-    model: Model,
-    info: dict[str, Any],
-    data: Data,
-    path: Path | None,
-    target: Model | None,
-    progress: Progress | None,
-    watch: Watch,
-    until: float,
-) -> Run:
+def _launch(job: Job, progress: Progress | None, watch: Watch, until: float) -> Run:
     """Run the loop in as many processes as asked; each reads the same data and owns a share of every batch."""
-    training, world = info["training"], torchrun()
+    info, training, world = job.info, job.info["training"], torchrun()
     n = training["processes"]
     if world is not None:
         from lightning_fabric import Fabric
@@ -267,36 +245,34 @@ def _launch(
         )  # fmt: skip
         fabric.launch()
         atexit.register(leave)  # lightning-fabric does so for NCCL alone
-        agree(fabric, model, data.digest)
-        return Loop(fabric, model, info, data, path, target, progress if world.rank == 0 else None, watch).run(until)
+        agree(fabric, job.model, job.data.digest)
+        return Loop(fabric, job, progress if world.rank == 0 else None, watch).run(until)
     if n == 1:
         alone = one_process(info["device"], training["precision"])
         threads = torch.get_num_threads()
         try:
-            return Loop(alone, model, info, data, path, target, progress, watch).run(until)
+            return Loop(alone, job, progress, watch).run(until)
         finally:
             torch.set_num_threads(threads)
     from lightning_fabric import Fabric
 
     with tempfile.TemporaryDirectory() as temporary:
         # Processes hand their result over in a run folder.
-        place = path or Path(temporary)
-        if path is None:
+        place = job.path or Path(temporary)
+        if job.path is None:
             folder.create(place, info, overwrite=False)
         fabric = Fabric(accelerator=info["device"], devices=n, strategy="ddp_spawn", precision=training["precision"])
         watch.patient = watch.processes = True
-        fabric.launch(partial(_in_process, model, info, data, place, target, torch.get_num_threads()))
+        fabric.launch(partial(_in_process, dataclasses.replace(job, path=place), torch.get_num_threads()))
         if watch.asked is not None:
             raise watch.stopped("after a step of all processes, which is saved")
         run = folder.read_run(place)
-        run.path = path
+        run.path = job.path
         return run
 
 
-def _in_process(
-    model: Model, info: dict[str, Any], data: Data, path: Path, target: Model | None, threads: int, fabric: Fabric
-) -> None:
+def _in_process(job: Job, threads: int, fabric: Fabric) -> None:
     torch.set_num_threads(max(1, threads // fabric.world_size))
     # Tensors reach a process as shared memory: each trains a copy, and all read the same data.
-    with Watch(path, child=True).installed() as watch, suppress(Stopped):  # the first process tells the caller
-        Loop(fabric, copy.deepcopy(model), info, data, path, target, None, watch).run()
+    with Watch(job.path, child=True).installed() as watch, suppress(Stopped):  # the first process tells the caller
+        Loop(fabric, dataclasses.replace(job, model=copy.deepcopy(job.model)), None, watch).run()

@@ -25,17 +25,16 @@ from torch import Tensor
 
 from pofx.core.abilities import InBlocks
 from pofx.core.errors import CannotSave, Diverged, NotANumber, Stopped, Unsupported, UsageError
-from pofx.core.learner import Batch, GradientLearner, steppers
+from pofx.core.learner import Batch, GradientLearner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
 from pofx.core.model import Model
 from pofx.data.parts import Data, Part
 from pofx.train import run as folder
 from pofx.train.average import Average
-from pofx.train.checkpoint import load_into, load_tree, put, save_tree
+from pofx.train.checkpoint import load_into, load_tree, put, save_tree, write_lines
 from pofx.train.compiling import Trial
 from pofx.train.machine import Alone
 from pofx.train.memory import check_training
-from pofx.train.processes import whole
 from pofx.train.run import Run
 from pofx.train.signals import Watch
 from pofx.train.stages import Limit, State, overall
@@ -45,32 +44,32 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PROBE = 32  # rows of the first, timed validation
-
-
 VALIDATED = -(2**40)  # the number of the draw of validation rows: steps are counted from 0 up, epochs from -1 down
 
 Progress = Callable[[dict[str, Any]], None]
 """Called with each new log entry, and a few times a second between them."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be fitted to what, as config.json tells, in which folder; ``target``: see ``fit``."""
+
+    model: Model
+    info: dict[str, Any]
+    data: Data
+    path: Path | None
+    target: Model | None = None
+
+
 class Loop:
     """The state of one fit and the steps that change it."""
 
-    def __init__(
-        self,
-        fabric: Fabric | Alone,
-        model: Model,
-        info: dict[str, Any],
-        data: Data,
-        path: Path | None,
-        target: Model | None,
-        progress: Progress | None,
-        watch: Watch,
-    ) -> None:
-        self.fabric, self.info, self.data, self.path, self.progress = fabric, info, data, path, progress
-        self.watch, self.target = watch, target
+    def __init__(self, fabric: Fabric | Alone, job: Job, progress: Progress | None, watch: Watch) -> None:
+        self.fabric, self.progress, self.watch = fabric, progress, watch
+        info, data, path = self.info, self.data, self.path = job.info, job.data, job.path
+        model, self.target = job.model, job.target
         self.model = model.to(fabric.device)
-        recipe = folder.recipe_of(info)
+        recipe = Recipe(**folder.tuples(info["recipe"]))
         self.training, self.limit, self.seed = info["training"], Limit(**info["budget"]), info["seed"]
         check_training(self.model, recipe, model.name)
         self.stages = self.model.stages(recipe)
@@ -83,7 +82,8 @@ class Loop:
         self.sums: dict[str, Tensor] = {}  # of step figures since the last log entry
         self.summed = 0
         kept = None if path is None or not fabric.is_global_zero else path / "resume.safetensors"
-        tree = whole(fabric, load_tree(kept) if kept is not None and kept.exists() else None)
+        # of a folder that may be on the first process's machine alone
+        tree = fabric.broadcast(load_tree(kept) if kept is not None and kept.exists() else None)
         if tree is not None and path is not None:
             self._restore(tree, path)
         else:
@@ -137,7 +137,9 @@ class Loop:
         while True:
             state = self.state
             state.seconds = time.perf_counter() - started
-            done = self._agree(self.limit.progress(state, self.stages, self.per_epoch))
+            done = self.limit.progress(state, self.stages, self.per_epoch)
+            if self.limit.seconds is not None:  # clocks differ between processes: all follow the first one's
+                done = self.fabric.broadcast(done)
             reached, begun = overall(state, self.stages, done), state.step > state.begun
             over = "finished" if begun and (done >= 1 or self.learner.finished) else None
             if over is None:
@@ -193,12 +195,6 @@ class Loop:
             state.best, self.stage = None, dataclasses.replace(self.stage, validate=None)
         self._check(over)
         return self._finish()
-
-    def _agree(self, done: float) -> float:
-        """Clocks differ between processes: all follow the first one's."""
-        if self.fabric.world_size == 1 or self.limit.seconds is None:
-            return done
-        return float(self.fabric.broadcast(done))
 
     def _asked_to_stop(self) -> bool:
         """All processes stop after the same step."""
@@ -348,7 +344,7 @@ class Loop:
         self._log_prob(PROBE)
         each = (time.perf_counter() - started) / PROBE
         affordable = max(PROBE, int(self.limit.seconds / 20 / each))
-        return min(rows, affordable if self.fabric.world_size == 1 else int(self.fabric.broadcast(affordable)))
+        return min(rows, self.fabric.broadcast(affordable))
 
     # -- files ------------------------------------------------------------------------------------------------
 
@@ -371,12 +367,9 @@ class Loop:
             },
         )
         ended = bool(self.log) and "status" in self.log[-1]
-        folder.write_log(self.path, self.log if ended else [*self.log, self._so_far("unfinished")])
-        if self.best is not None:
-            folder.write_weights(self.path, self.best)
-            return
+        write_lines(self.path / "log.jsonl", self.log if ended else [*self.log, self._so_far("unfinished")])
         with self._averaged():
-            folder.write_weights(self.path, self.model.state_dict())
+            save_tree(self.path / "weights.safetensors", self.best or self.model.state_dict())
 
     def _restore(self, tree: dict[str, Any], path: Path) -> None:
         self.state = State(**tree["state"])
@@ -393,8 +386,8 @@ class Loop:
         """After a divergence: the best validated weights if there are any, else those before the bad step."""
         if self.path is not None and self.fabric.is_global_zero:
             folder.keep(self.path, self.info)
-            folder.write_weights(self.path, self.best or self.model.state_dict())
-            folder.write_log(self.path, [*self.log, self._so_far("diverged")])
+            save_tree(self.path / "weights.safetensors", self.best or self.model.state_dict())
+            write_lines(self.path / "log.jsonl", [*self.log, self._so_far("diverged")])
 
     def _so_far(self, status: str) -> dict[str, Any]:
         return {"step": self.state.step, "seconds": round(self.state.seconds, 3), "status": status} | self.told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.distributed
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from pofx.core.model import Model
-    from pofx.train.machine import Alone
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,3 @@ def leave() -> None:
     """Close the connections to the other processes: at exit, a thread that still holds one can abort this process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def whole(fabric: Fabric | Alone, tree: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the first process has read of a folder that may be on its machine alone."""
-    return tree if fabric.world_size == 1 else fabric.broadcast(tree)

@@ -41,7 +41,7 @@ from pofx.core.model import Model, replace_config
 from pofx.core.nested import record
 from pofx.core.registry import family
 from pofx.core.space import from_json
-from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, save_tree, write_lines, write_sealed
+from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, write_sealed
 from pofx.train.memory import building
 
 if TYPE_CHECKING:
@@ -106,6 +106,21 @@ def describe(
     }
 
 
+def about(data: Data) -> dict[str, Any]:
+    """What config.json and comparison.json hold of the data."""
+    return {
+        "name": data.name,
+        "source": data.source,
+        "options": data.options,
+        "split": data.split,
+        "seed": data.seed,
+        "notes": list(data.notes),
+        "labels": None if data.labels is None else list(data.labels),
+        "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "digest": data.digest,
+    }
+
+
 def build(info: dict[str, Any]) -> Model:
     """A fresh model of the family, options and spaces that config.json names. Raises OlderFormat or OutOfMemory."""
     cls = family(info["family"])
@@ -124,15 +139,9 @@ def build(info: dict[str, Any]) -> Model:
     return model
 
 
-def recipe_of(info: dict[str, Any]) -> Recipe:
-    return Recipe(**tuples(info["recipe"]))
-
-
 def read_info(path: Path) -> dict[str, Any]:
     """config.json, checked. Raises NoRun, CorruptCheckpoint, OlderFormat or NewerFormat."""
-    info = read_sealed(path / "config.json", FORMAT)
-    info.setdefault("device", info["training"]["device"])  # an older run only tells what was asked for
-    return info
+    return read_sealed(path / "config.json", FORMAT)
 
 
 def read_run(path: str | Path) -> Run:
@@ -160,15 +169,14 @@ def read_run(path: str | Path) -> Run:
     return Run(model, info, read_log(path), path)
 
 
-def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> tuple[Data, str | None]:
+def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> Data:
     """The data that a run or a comparison was made with, read again (or given again), and still the same.
 
     Args:
         record: the content of config.json or comparison.json; what: names it in messages.
 
     Returns:
-        The data, and a note where an older record does not tell what they were. Raises DataChanged, MissingSource,
-        or the source's own errors.
+        The data. Raises DataChanged, MissingSource, or the source's own errors.
     """
     from pofx.data.digest import same_data
     from pofx.data.load import load
@@ -181,7 +189,8 @@ def read_data(record: dict[str, Any], what: str, data: Data | None = None) -> tu
             "Give them again in Python (data=DATA); 'pofx log-prob' and 'pofx encode' take a SOURCE of new rows.",
         )
     data = load(about["source"], **about["options"]) if data is None else data
-    return data, same_data(record, data, what)
+    same_data(record, data, what)
+    return data
 
 
 def status(log: list[dict[str, Any]]) -> str:
@@ -260,7 +269,7 @@ def create(path: Path, info: dict[str, Any], overwrite: bool) -> None:
         if not overwrite:
             raise RunExists(f"{path} already holds a run.", "Choose another --out, or say --overwrite.")
         clear(path)
-    write_config(path, info)
+    write_sealed(path / "config.json", info)
 
 
 def clear(path: Path) -> None:
@@ -282,10 +291,6 @@ def remove(file: Path) -> None:
         ) from error
 
 
-def write_config(path: Path, info: dict[str, Any]) -> None:
-    write_sealed(path / "config.json", info)
-
-
 def keep(path: Path, info: dict[str, Any]) -> None:
     """Before a save: a folder that was deleted is made again, and one that holds another run by now is left alone.
 
@@ -294,21 +299,13 @@ def keep(path: Path, info: dict[str, Any]) -> None:
     try:
         there = read_info(path)["id"]
     except (NoRun, CorruptCheckpoint):
-        write_config(path, info)
+        write_sealed(path / "config.json", info)
         return
     if there != info["id"]:
         raise RunBusy(
             f"{path} was overwritten: it holds another run than the one that is trained here, which cannot be saved.",
             "Fit again with another --out.",
         )
-
-
-def write_weights(path: Path, state: dict[str, Any]) -> None:
-    save_tree(path / "weights.safetensors", state)
-
-
-def write_log(path: Path, log: list[dict[str, Any]]) -> None:
-    write_lines(path / "log.jsonl", log)
 
 
 def tuples(options: dict[str, Any]) -> dict[str, Any]:

@@ -30,21 +30,18 @@ def kernel_for(components: Components, rows: Rows, whitening: Whitening) -> Kern
     """The cheapest kernel that loses no digits."""
     if rows.patterns is not None:
         return _Scattered(components, rows, whitening)
-    dtype = rows.z.dtype
-    if rows.mask is not None:
-        return _Masked(components, rows, whitening, dtype)
-    local = marginalise(components, rows, whitening)
-    k, d = local.mean.shape
+    local = None if whitening.pooled is None else marginalise(components, rows, whitening)
+    inverse = components.deviation()[:, rows.observed].reciprocal() if local is None else local.inverse
+    d, dtype = inverse.shape[-1], rows.z.dtype
     # a row costs 4 K d^2 flops and few numbers moved, against 2 K d^2 and d^2 numbers moved: measured
-    stacked = components.kind == "full" and 4 * k < d
+    stacked = components.kind == "full" and 4 * len(components.mean) < d
     if dtype == torch.float32 and d:
-        precision = float(local.inverse.square().sum(-1).max())
+        precision = float(inverse.square().sum(-1).max())
         if precision > (PRECISE32**2 if stacked else PRECISE32):
             dtype = torch.float64
-    if stacked:
-        return _Stacked(local, rows, dtype)
-    kernel = {"full": _Quadratic, "tied": _Tied}.get(components.kind, _Diagonal)
-    return kernel(local, rows, dtype)
+    if local is None:
+        return _Diagonal(components, rows, whitening, inverse, dtype)
+    return (_Stacked if stacked else _Tied if components.kind == "tied" else _Quadratic)(local, rows, dtype)
 
 
 class Kernel:
@@ -159,19 +156,20 @@ class _Stacked(Kernel):
 
 
 def _unfold(local: Local, n: Tensor, first: Tensor, second: Tensor) -> Moments:
-    """Moments of the residuals y [K], [K, o], [K, o, o] -> those of the whole ones e: U y, and I - U U' besides."""
+    """Moments of the residuals y [K], [K, o], [K, o, o] (tied: [o, o]) -> those of the whole ones e: U y, and I - U U'
+    besides."""
     if local.span is None:
         return n, first, second
     u = local.span
-    rest = n[:, None, None] * (_eye(u) - u @ u.mT)
-    return n, (u @ first[..., None]).squeeze(-1), u @ second @ u.mT + rest
+    mass = n.sum() if u.ndim == 2 else n[:, None, None]
+    return n, (u @ first[..., None]).squeeze(-1), u @ second @ u.mT + mass * (_eye(u) - u @ u.mT)
 
 
 class _Tied(_Linear):
     """One covariance: phi = [1, y, y'y] with y = C^-1 z, so that only C^-1 z and sum y y' cost d^2 a row."""
 
     def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
-        self.centre, self.span = local.mean @ local.inverse.mT, local.span
+        self.local, self.centre = local, local.mean @ local.inverse.mT
         constant = local.constant - 0.5 * self.centre.square().sum(1)
         half = torch.full_like(constant, -0.5)
         super().__init__(rows, torch.cat([constant[:, None], self.centre, half[:, None]], 1), dtype)
@@ -191,56 +189,33 @@ class _Tied(_Linear):
         n, first = self.sums[0], self.sums[1:-1].T
         cross = first.T @ self.centre
         second = self.gram - cross - cross.T + (self.centre * n[:, None]).T @ self.centre
-        first = first - n[:, None] * self.centre
-        if self.span is None:
-            return n, first, second
-        u = self.span
-        return n, first @ u.T, u @ second @ u.T + n.sum() * (_eye(u) - u @ u.T)
+        return _unfold(self.local, n, first - n[:, None] * self.centre, second)
 
 
 class _Diagonal(_Linear):
-    """Diagonal covariances by phi = [1, z, z^2]."""
+    """Diagonal covariances by phi = [1, z, z^2], or by [1, m, m z, m z^2] with m the mask: patterns do not matter."""
 
-    def __init__(self, local: Local, rows: Rows, dtype: torch.dtype) -> None:
-        self.mean, self.inverse = local.mean, local.inverse
-        precision = self.inverse.square()
+    def __init__(
+        self, components: Components, rows: Rows, whitening: Whitening, inverse: Tensor, dtype: torch.dtype
+    ) -> None:
+        self.mean, self.inverse, precision = components.mean[:, rows.observed], inverse, inverse.square()
         h = precision * self.mean
-        constant = local.constant - 0.5 * (self.mean * h).sum(1)
-        super().__init__(rows, torch.cat([constant[:, None], h, -0.5 * precision], 1), dtype)
+        each = (inverse / whitening.scale[rows.observed]).log() - 0.5 * (LOG_2PI + self.mean * h)
+        constant = components.log_weight[:, None]
+        constant = constant + each.sum(1, True) if rows.mask is None else torch.cat([constant, each], 1)
+        super().__init__(rows, torch.cat([constant, h, -0.5 * precision], 1), dtype)
 
     def features(self, piece: slice, phi: Tensor) -> None:
-        d = len(self.rows.z)
-        z = phi[1 : d + 1].copy_(self.rows.z[:, piece])
-        torch.mul(z, z, out=phi[d + 1 :])
+        d, p = len(self.rows.z), len(phi)
+        if self.rows.mask is not None:
+            phi[1 : d + 1] = self.rows.mask[:, piece]
+        z = phi[p - 2 * d : p - d].copy_(self.rows.z[:, piece])
+        torch.mul(z, z, out=phi[p - d :])
 
     def moments(self) -> Moments:
-        d, mean = self.mean.shape[1], self.mean
-        n, first, second = self.sums.T.split([1, d, d], 1)
-        second = second - 2 * mean * first + n * mean.square()
-        return n.squeeze(1), (first - n * mean) * self.inverse, second * self.inverse.square()
-
-
-class _Masked(_Linear):
-    """Diagonal covariances and missing entries by phi = [1, m, m z, m z^2], m the mask: patterns do not matter."""
-
-    def __init__(self, components: Components, rows: Rows, whitening: Whitening, dtype: torch.dtype) -> None:
-        o = rows.observed
-        self.mean, self.inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
-        precision = self.inverse.square()
-        h = precision * self.mean
-        each = (self.inverse / whitening.scale[o]).log() - 0.5 * (LOG_2PI + self.mean * h)
-        super().__init__(rows, torch.cat([components.log_weight[:, None], each, h, -0.5 * precision], 1), dtype)
-
-    def features(self, piece: slice, phi: Tensor) -> None:
-        assert self.rows.mask is not None
-        d = len(self.rows.z)
-        phi[1 : d + 1] = self.rows.mask[:, piece]
-        z = phi[d + 1 : 2 * d + 1].copy_(self.rows.z[:, piece])
-        torch.mul(z, z, out=phi[2 * d + 1 :])
-
-    def moments(self) -> Moments:
-        d, mean = self.mean.shape[1], self.mean
-        n, seen, first, second = self.sums.T.split([1, d, d, d], 1)
+        d, mean, masked = self.mean.shape[1], self.mean, self.rows.mask is not None
+        n, *mask, first, second = self.sums.T.split([1, *[d] * (3 if masked else 2)], 1)
+        seen = mask[0] if mask else n
         second = second - 2 * mean * first + seen * mean.square()
         missing = n - seen  # of variance 1 each
         return n.squeeze(1), (first - seen * mean) * self.inverse, second * self.inverse.square() + missing

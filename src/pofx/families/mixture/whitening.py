@@ -186,25 +186,22 @@ class Local:
 
     constant: Tensor  # [K]: log-weight and log-normalisation
     mean: Tensor  # [K, o]
-    inverse: Tensor  # lower triangular [K, o, o] (full), [o, o] (tied); [K, o] (diag, spherical)
-    span: Tensor | None  # U with orthonormal columns [K, d, o] or [d, o]; None: complete, diagonal or spherical
+    inverse: Tensor  # lower triangular [K, o, o] (full), [o, o] (tied)
+    span: Tensor | None  # U with orthonormal columns [K, d, o] or [d, o]; None: complete
 
 
 def marginalise(components: Components, rows: Rows, whitening: Whitening) -> Local:
-    """Marginalise the components to the observed coordinates of ``rows`` (neither masked nor scattered)."""
+    """Marginalise full or tied components to the observed coordinates of ``rows`` (not scattered)."""
     o, span = rows.observed, None
-    if whitening.pooled is None:
-        mean, inverse = components.mean[:, o], components.deviation()[:, o].reciprocal()
-        log_det = inverse.log().sum(1)
+    if len(o) == len(whitening.scale):
+        mean, inverse = components.mean, triangular_inverse(components.factor)
     else:
-        if len(o) == len(whitening.scale):
-            mean, inverse = components.mean, triangular_inverse(components.factor)
-        else:
-            assert rows.cholesky is not None
-            span, r = torch.linalg.qr((whitening.pooled[o] @ components.factor).mT)
-            inverse = triangular_inverse(r.mT) @ rows.cholesky
-            mean = torch.linalg.solve_triangular(rows.cholesky, whitening.pooled[o] @ components.mean.T, upper=False).T
-        log_det = inverse.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        assert whitening.pooled is not None
+        assert rows.cholesky is not None
+        span, r = torch.linalg.qr((whitening.pooled[o] @ components.factor).mT)
+        inverse = triangular_inverse(r.mT) @ rows.cholesky
+        mean = torch.linalg.solve_triangular(rows.cholesky, whitening.pooled[o] @ components.mean.T, upper=False).T
+    log_det = inverse.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     constant = components.log_weight + log_det + (rows.log_jacobian - 0.5 * len(o) * LOG_2PI)
     return Local(constant, mean, inverse, span)
 
