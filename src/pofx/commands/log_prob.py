@@ -90,7 +90,9 @@ def log_prob(argv: list[str]) -> int:
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
-    result = mean_log_prob(model, part, request=request, generator=generator, watch=None if counts is None else counts.add)
+    result = mean_log_prob(
+        model, part, request=request, generator=generator, watch=None if counts is None else counts.add
+    )
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")
