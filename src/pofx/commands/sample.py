@@ -164,7 +164,8 @@ def _texts(
     from pofx.core.likelihood import Unavailable
     from pofx.data.write import write_texts
 
-    started, space, options = time.perf_counter(), run.model.space, run.info["data"].get("options", {})
+    started, options = time.perf_counter(), run.info["data"].get("options", {})
+    space: Any = run.model.space  # one that reads what it spells
     generator = torch.Generator().manual_seed(args.seed)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -106,8 +106,8 @@ def _comparison(folder: Path) -> Page:
 
 
 def _parts(
-    space: Mapping[str, Any],
-    context: Mapping[str, Any] | None,
+    space: dict[str, Any],
+    context: dict[str, Any] | None,
     data: Path,
     samples: Mapping[str, Path],
     rows: Sequence[Mapping[str, Any]],
@@ -116,7 +116,7 @@ def _parts(
     """What the page of a comparison and that of a run have in common; samples stand beside held-out ``data``."""
     of, given = from_json(space), None if context is None else from_json(context)
     found = {name: exhibits.load_rows(path) for name, path in samples.items()}
-    shown = {"sheets": [], "table": None, "texts": [], "sounds": []}
+    shown: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
     return {
         "exhibits": shown | exhibits.exhibit(of, exhibits.load_rows(data), found, given),
         "speeds": _speeds(of, rows),
