@@ -11,13 +11,13 @@ from rich.progress import Progress
 
 from pofx.cli import main
 from pofx.commands import shared
-from pofx.commands.compare import _SHOWN
+from pofx.commands.compare import _RANKS, _column
 from pofx.commands.shared import _State
 from pofx.commands.terminal import Column, fold
 from pofx.core.spelling import visible
 
 CLIPBOARD = "\x1b]52;c;cm0=\x07"  # OSC 52 writes the clipboard
-COLUMNS = [column for name, column in _SHOWN.items() if name != "accuracy"]  # of the recorded comparison
+COLUMNS = [_column(name) for name in _RANKS if name != "accuracy"]  # of the recorded comparison
 
 
 @pytest.fixture(autouse=True)

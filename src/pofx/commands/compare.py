@@ -153,12 +153,17 @@ _RANKS = {  # of the columns of Comparison.table: the higher, the earlier it is 
 }  # fmt: skip
 
 
+def _column(name: str, unit: str = "dim") -> Column:
+    """How a column of Comparison.table is shown: with the unit in its heading, not in its cells."""
+    heading = {"log p(x) per datum": "log p(x), nats", "per dimension": f"bits/{unit}"}.get(name, name)
+    return Column(heading, _RANKS[name], right=name != "family", wraps=name == "family")
+
+
 def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
     """Its columns, and the cells of the families that have a likelihood and of the baselines."""
     header, *rows = result.table()
     shown = [k for k in _RANKS if k != "accuracy" or any(r.get("accuracy") for r in result.rows)]
     unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
-    headings = {"log p(x) per datum": "log p(x), nats", "per dimension": f"bits/{unit}"}  # with the unit of the cells
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
     found = []
     for row in rows:
@@ -167,8 +172,7 @@ def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
             cells[1] = cells[1].replace(" nats", "")
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             found.append(cells)
-    columns = [Column(headings.get(k, k), _RANKS[k], right=k != "family", wraps=k == "family") for k in shown]
-    return columns, found
+    return [_column(name, unit) for name in shown], found
 
 
 @dataclass(kw_only=True)

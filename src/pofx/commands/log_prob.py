@@ -56,7 +56,7 @@ class LogProb(Rows, Estimating):  # type: ignore[misc]
 
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
-    say: str | None = None
+    say: Annotated[str | None, arg(metavar="TEXT")] = None
     """Evaluate and show this text, in place of a SOURCE."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Work on files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
@@ -90,7 +90,9 @@ def log_prob(argv: list[str]) -> int:
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
-    result = mean_log_prob(model, part, request=request, generator=generator, watch=None if counts is None else counts.add)
+    result = mean_log_prob(
+        model, part, request=request, generator=generator, watch=None if counts is None else counts.add
+    )
     rows = result.rows
     if rows is None:
         raise Unsupported(f"{model.name} has no likelihood: {result.note}")

@@ -43,13 +43,13 @@ class Sample(Sampling, Output):  # type: ignore[misc]
     out: Path | None = None
     """File (.csv, .parquet, .npz, .txt, .jsonl, .wav) or folder (PNG, WAV); without it, all but images and sounds is
     printed."""
-    given: str | None = None
+    given: Annotated[str | None, arg(metavar="VALUE")] = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
     seed: int = 0
     """Seed of the draws."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Draw on all cores of a Ray cluster: its address, or 'local'. The same draws."""
-    complete: str | None = None
+    complete: Annotated[str | None, arg(metavar="SOURCE")] = None
     """Images, or rows of a table: a part of each is kept (--known) and the rest is drawn, each value given all before
     it in the model's order (the first of several). From p(rest | known) where the kept come first in that order."""
     known: float | None = None
@@ -164,7 +164,8 @@ def _texts(
     from pofx.core.likelihood import Unavailable
     from pofx.data.write import write_texts
 
-    started, space, options = time.perf_counter(), run.model.space, run.info["data"].get("options", {})
+    started, options = time.perf_counter(), run.info["data"].get("options", {})
+    space: Any = run.model.space  # one that reads what it spells
     generator = torch.Generator().manual_seed(args.seed)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -2,22 +2,22 @@
 
 E w(t) |eps_hat(z_t, t) - eps|^2,    z_t = alpha x + sigma eps,    t = times(u), u uniform,    (x, eps) coupled
 
-times        the log SNR lambda at a random time
-log-snr      is uniform                                        Kingma et al. 2021
-uniform      is that of a uniform t                            Ho et al. 2020; Lipman et al. 2023
-log-normal   is normal: of log(sigma / alpha), mean -1.2 - log 0.5 and deviation 1.2, as Karras et al. 2022
-             (table 1) have it for data of deviation 0.5
-cosine       is that of the cosine schedule, tan of a uniform angle     Nichol & Dhariwal 2021
+    times        the log SNR lambda at a random time
+    log-snr      is uniform                                        Kingma et al. 2021
+    uniform      is that of a uniform t                            Ho et al. 2020; Lipman et al. 2023
+    log-normal   is normal: of log(sigma / alpha), mean -1.2 - log 0.5 and deviation 1.2, as Karras et al. 2022
+                 (table 1) have it for data of deviation 0.5
+    cosine       is that of the cosine schedule, tan of a uniform angle     Nichol & Dhariwal 2021
 
-weighting    w
-likelihood   |d lambda / du|: that of the variational bound, whatever the times     Kingma et al. 2021, eq. 17
-simple       1                                                 Ho et al. 2020, eq. 14
-edm          1 + (sigma / alpha)^2: flat in what Karras et al. 2022 (eq. 8) predict
-flat         the prediction's own: it is plain least squares
+    weighting    w
+    likelihood   |d lambda / du|: that of the variational bound, whatever the times     Kingma et al. 2021, eq. 17
+    simple       1                                                 Ho et al. 2020, eq. 14
+    edm          1 + (sigma / alpha)^2: flat in what Karras et al. 2022 (eq. 8) predict
+    flat         the prediction's own: it is plain least squares
 
-coupling     eps for x
-independent  any
-optimal      the one that makes the sum of |x - eps|^2 over the minibatch least     Tong et al. 2024, section 3.2
+    coupling     eps for x
+    independent  any
+    optimal      the one that makes the sum of |x - eps|^2 over the minibatch least     Tong et al. 2024, section 3.2
 """
 
 from __future__ import annotations

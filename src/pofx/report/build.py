@@ -106,8 +106,8 @@ def _comparison(folder: Path) -> Page:
 
 
 def _parts(
-    space: Mapping[str, Any],
-    context: Mapping[str, Any] | None,
+    space: dict[str, Any],
+    context: dict[str, Any] | None,
     data: Path,
     samples: Mapping[str, Path],
     rows: Sequence[Mapping[str, Any]],
@@ -116,7 +116,7 @@ def _parts(
     """What the page of a comparison and that of a run have in common; samples stand beside held-out ``data``."""
     of, given = from_json(space), None if context is None else from_json(context)
     found = {name: exhibits.load_rows(path) for name, path in samples.items()}
-    shown = {"sheets": [], "table": None, "texts": [], "sounds": []}
+    shown: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
     return {
         "exhibits": shown | exhibits.exhibit(of, exhibits.load_rows(data), found, given),
         "speeds": _speeds(of, rows),
@@ -191,10 +191,7 @@ def _plots(rows: Sequence[Mapping[str, Any]], logs: Mapping[str, Sequence[Mappin
         ("seconds to fit", ("fit", "seconds"), True),
         ("parameters", ("fit", "parameters"), True),
     ]
-    drawn = [
-        plots.frontier(points(*path), label, less=less, title=f"Likelihood against {label}")
-        for label, path, less in wanted
-    ]
+    drawn = (plots.frontier(points(*path), x, less=less, title=f"Likelihood against {x}") for x, path, less in wanted)
     valid = {
         name: [(e["seconds"], decode(e["valid"])) for e in log if e.get("valid") is not None]
         for name, log in logs.items()
@@ -276,11 +273,7 @@ def _outliers(rows: Sequence[Mapping[str, Any]]) -> Page | None:
     for r in rows:
         found = {d["outliers"]: d for d in r.get("outliers") or [] if "auroc" in d}
         if found:
-            cells = [
-                Cell(f"{d['auroc']:.3f}", f"±{d['se']:.3f}", _surprise(d)) if (d := found.get(k)) else Cell("—")
-                for k in kinds
-            ]
-            lines.append((r["family"], cells))
+            lines.append((r["family"], [_detection(found.get(k)) for k in kinds]))
     for j in range(len(kinds)):
         values = [float(cells[j].text) for _, cells in lines if cells[j].text != "—"]
         for _, cells in lines:
@@ -288,9 +281,12 @@ def _outliers(rows: Sequence[Mapping[str, Any]]) -> Page | None:
     return {"kinds": kinds, "rows": lines} if lines else None
 
 
-def _surprise(found: Mapping[str, Any]) -> str:
+def _detection(found: Mapping[str, Any] | None) -> Cell:
+    if found is None:
+        return Cell("—")
     inside, outside = decode(found["bits_in"]), decode(found["bits_out"])
-    return f"Median surprise {inside:.4g} bits of held-out rows, {outside:.4g} bits of outliers."
+    why = f"Median surprise {inside:.4g} bits of held-out rows, {outside:.4g} bits of outliers."
+    return Cell(f"{found['auroc']:.3f}", f"±{found['se']:.3f}", why)
 
 
 def _budget(record: Mapping[str, Any]) -> str:

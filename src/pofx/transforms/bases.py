@@ -1,10 +1,12 @@
 """The densities that flows start from, on R^d: z = f(x) is laid out as ``out`` of the chain, then what came to its end.
 
-normal    N(0, I), with the tails of ``nn.tails``: no value is out of the question
-student   t with learned degrees of freedom, one per entry: a Lipschitz map of a normal has no heavier tails than
-          the normal (Jaini et al. 2020, theorem 4); they have to be in the base
-mixture   K normals with learned means, scales and weights: modes without a bridge between them
-a model   any model of reals (``OfModel``)
+By their names:
+
+    normal    N(0, I), with the tails of ``nn.tails``: no value is out of the question
+    student   t with learned degrees of freedom, one per entry: a Lipschitz map of a normal has no heavier tails than
+              the normal (Jaini et al. 2020, theorem 4); they have to be in the base
+    mixture   K normals with learned means, scales and weights: modes without a bridge between them
+    a model   any model of reals (``OfModel``)
 """
 
 from __future__ import annotations
