@@ -370,6 +370,7 @@ class Stage:
             contexts c and a generator; it may prepare a part of the model for it. None: ``Model.training_set``.
         validate: the likelihood that tells its best weights, of validation rows x given c; what it draws comes from the
             generator. None: that of the whole model.
+        given: its learner is told the contexts of its rows; False for that of a part which knows none.
     """
 
     name: str
@@ -378,6 +379,7 @@ class Stage:
     share: float = 1.0
     training_set: Callable[[Any, Any, torch.Generator], TrainingSet] | None = None
     validate: Callable[[Tensor, Tensor | None, torch.Generator], Likelihood] | None = None
+    given: bool = True
 
 
 def steppers(learner: Learner) -> Iterable[Stepper]:

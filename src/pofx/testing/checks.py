@@ -262,7 +262,7 @@ def never_beats_the_truth(s: Subject) -> None:
     assert above.nats < 3 * above.error + slack, f"above the source's entropy: {above}"
 
 
-def above_the_truth(s: Subject) -> tuple[Number, type[Available]]:
+def above_the_truth(s: Subject) -> tuple[Number[float], type[Available]]:
     """The mean of log p(x) - log p*(x) over held-out rows, and the kind of the likelihood."""
     lik, test = s.available(s.case.data.test), s.case.data.test
     if isinstance(lik, UpperBound):
@@ -449,8 +449,8 @@ def equally(model: Model, read: Model, part: Part, name: str) -> None:
     if not isinstance(a, Unavailable) and not isinstance(b, Unavailable):
         assert torch.equal(a.nats, b.nats), f"a reloaded {name} has other likelihoods"
     n = 30 if part.c is None else 2  # of each context
-    a, b = (one.given(part.c).sample(n, generator=generator(1)) for one in (model, read))
-    assert same(a, b), f"a reloaded {name} samples differently"
+    drawn, again = (one.given(part.c).sample(n, generator=generator(1)) for one in (model, read))
+    assert same(drawn, again), f"a reloaded {name} samples differently"
 
 
 @check

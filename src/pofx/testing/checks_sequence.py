@@ -241,8 +241,8 @@ def strings_are_drawn_as_stated(s: Subject) -> None:
             found, each, error = strings_index(values, longer), mass, torch.zeros_like(mass)
         else:
             found, (each, error) = coarse(longer[:, 0]), coarsely(values, mass)
-        lists = ((counts, count(found, len(each))), (expected, each), (rough, error))
-        agree(*(torch.cat([*known, last]) for known, last in lists), "samples")
+        cells = torch.cat([*counts, count(found, len(each))]), torch.cat([*expected, each]), torch.cat([*rough, error])
+        agree(*cells, "samples")
 
 
 def strings_index(values: Tensor, x: Tensor) -> Tensor:

@@ -57,11 +57,15 @@ CONTEXT_CHECKS = (
     "rows are independent", "contexts do not leak", "no context is null", "context matters", "samples are of the space",
     "run folder round trip",
 )  # fmt: skip
+SPACE_CHECKS = (
+    "kind is promised", "rows are independent", "sums to one", "never beats the truth", "score is the gradient",
+    "samples are of the space", "run folder round trip", "bad input is named",
+)  # fmt: skip
 
 
 def checks_of(case: Case) -> Iterable[str]:
     """The names of the checks on a case."""
-    return CHECKS if case.given is None else CONTEXT_CHECKS
+    return CONTEXT_CHECKS if case.given is not None else SPACE_CHECKS if case.brief else CHECKS
 
 
 def served(cls: type[Model], more: Iterable[Case] = ()) -> list[Case]:

@@ -30,7 +30,8 @@ class Case:
     Of data of free length, ``steps`` does this for a single step: its values [K, ...] and the measure of each,
     and data up to ``depth`` steps long are summed over.
 
-    Cases of two mixtures are many: families are trained on them for a moment, and pass the checks about contexts alone.
+    Cases of two mixtures are many: families are trained on them for a moment, and pass the checks about contexts alone;
+    on ``brief`` cases, which differ from another one by their space, for a moment, too, and those about spaces alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     grid: Callable[[], tuple[Tensor, float]] | None = None
     steps: Callable[[], tuple[Tensor, float]] | None = None
     depth: int = 0
+    brief: bool = False
     given: Mixture | None = None  # p(x | c): x and c are of the same part of two mixtures
 
     @property
@@ -235,6 +237,7 @@ def cases() -> list[Case]:
     points = synthetic.equal([Points(centre * torch.ones(2, dtype=torch.float64), eye) for centre in (-2, 2)])
     here = chains.walk()
     there = dataclasses.replace(here, first=synthetic.Gaussian(-here.first.mean, here.first.covariance))
+    slope = synthetic.tensor([[1.0, 0.0], [0.8, 0.6]])
     words, sounds = two_speakers(Text("abc", True, 6)), two_speakers(Audio(100, 3, "linear", True, 6))
 
     def wide() -> tuple[Tensor, float]:
@@ -248,6 +251,12 @@ def cases() -> list[Case]:
         Case("gaussian", synthetic.gaussian(4)),
         Case("small mixed", mixed, states=lambda: table_states(mixed.space, reach=40)),
         Case("nullable reals", NullableReals()),
+        Case(
+            "reals",
+            Points(slope @ synthetic.tensor([0.5, -0.5]), slope @ slope.T),
+            grid=lambda: plane(8.0, 161),
+            brief=True,
+        ),
         Case("mixed table", synthetic.MixedTable()),
         Case("blobs by label", blobs, given_label=True, grid=wide),
         Case("chains by label", two_chains, given_label=True, states=lambda: table_states(two_chains.space)),  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
-STEPS_GIVEN = 100  # of the many cases of one space given another
+STEPS_BRIEF = 100  # of the many cases of one space given another, and of brief ones
 
 
 @dataclass(eq=False)
@@ -59,9 +59,9 @@ class Subject:
         small = data.space.fill is not None
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
         limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500}
-        if self.case.given is not None:
-            limits, recipe = {"steps": STEPS_GIVEN, "checks": 2, "valid_rows": 100}, {"batch": 32}
-            options |= {"context_dropout": 0.1} if "context_dropout" in options else {}
+        if self.case.given is not None or self.case.brief:
+            limits, recipe = {"steps": STEPS_BRIEF, "checks": 2, "valid_rows": 100}, {"batch": 32}
+            options |= {"context_dropout": 0.1} if "context_dropout" in options and self.case.given else {}
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 

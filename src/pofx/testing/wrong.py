@@ -304,6 +304,11 @@ def mistake(right: type[Model], name: str, *caught_by: str, **wrong: Any) -> Non
     WRONG[type("Mistake", (right,), {"name": f"wrong: {name}", **wrong})] = set(caught_by)
 
 
+def answer(right: type[Model], *how: Any) -> Any:
+    """What the right model would have answered."""
+    return right.rows_log_prob(*how)
+
+
 mistake(
     Moments, "sign of the log-determinant", "sums to one", "scaling shifts the density",
     log_density=lambda self, x: Moments.log_density(self, x) + 2 * self.root.diagonal().log().sum(),
@@ -331,7 +336,9 @@ def globally(self: Moments, n: int, c: Tensor | None, sampler: Sampler, generato
 mistake(Moments, "moves the global random state", "global state is untouched", rows_sample=globally)
 mistake(
     Moments, "sampler ignores its generator", "samples follow the generator",
-    rows_sample=lambda self, *how: Moments.rows_sample(self, *how[:-1], torch.Generator().manual_seed(0)),
+    rows_sample=lambda self, n, c, sampler, generator: Moments.rows_sample(
+        self, n, c, sampler, torch.Generator().manual_seed(0)
+    ),
 )  # fmt: skip
 mistake(  # at a temperature of 0.8
     Moments, "samples narrower than the density", "samples agree with the density",
@@ -406,7 +413,7 @@ class CalledExact(Drawn):
 
 mistake(  # a Monte Carlo lower bound
     Importance, "ELBO called exact", "eval is deterministic", estimators=(CalledExact,),
-    rows_log_prob=lambda self, *how: Exact(Importance.rows_log_prob(self, *how).nats, self.space.measure),
+    rows_log_prob=lambda self, *how: Exact(answer(Importance, self, *how).nats, self.space.measure),
 )  # fmt: skip
 # gives its bound whatever is asked for: a kind that it claims, and not that of the request
 mistake(Importance, "another kind than was asked for", "kind is promised", estimators=(Elbo, CalledExact))
@@ -414,7 +421,7 @@ mistake(Importance, "another kind than was asked for", "kind is promised", estim
 
 def too_small(self: Importance, *how: Any) -> Likelihood:
     """A Monte Carlo error that forgets the square root."""
-    bound = Importance.rows_log_prob(self, *how)
+    bound: LowerBound = answer(Importance, self, *how)
     return dataclasses.replace(bound, mc_se=bound.mc_se / math.sqrt(bound.draws))
 
 

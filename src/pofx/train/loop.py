@@ -222,7 +222,8 @@ class Loop:
                     self.training_set.set_epoch(mix(self.seed, -1 - epoch))
                 index = self.order[place * self.batch + start : place * self.batch + end]
             owner = self.training_set.owner(index)
-            given = (None if t is None else t[owner] for t in (train.c, None, train.weight))
+            c = train.c if self.stage.given else None
+            given = (None if t is None else t[owner] for t in (c, None, train.weight))
             part = Part(self.training_set[index], *given)
         device = self.fabric.device
         x, c, weight = (t.to(device) if isinstance(t, Tensor) else t for t in (part.x, part.c, part.weight))
