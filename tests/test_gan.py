@@ -237,12 +237,16 @@ def test_a_conditional_gan_learns_where_its_labels_lie(loss: str) -> None:
     x = centre[c] + torch.randn(512, 2, dtype=torch.float64, generator=seeded(0))
     model.prepare(x, c, None, seeded(0))
     learner = model.learner(replace(model.recipe(PLANE), lr=2e-3))
-    for step in range(250):
+    means = []
+    for step in range(300):
         rows = torch.randint(512, (128,), generator=seeded(1000 + step))
-        learner.step(whole(x[rows], c[rows], step / 250, step), seeded(step))
-    drawn = model.given(torch.tensor([0, 1])).sample(300, generator=seeded(1))
-    assert drawn.shape == (300, 2, 2)
-    torch.testing.assert_close(drawn.mean(0), centre, atol=6.0, rtol=0)
+        learner.step(whole(x[rows], c[rows], step / 300, step), seeded(step))
+        if step >= 100 and step % 10 == 9:
+            drawn = model.given(torch.tensor([0, 1])).sample(300, generator=seeded(1))
+            assert drawn.shape == (300, 2, 2)
+            means.append(drawn.mean(0))
+    # the game circles its solution (Mescheder et al. 2018): one moment is luck, the mean over many is not
+    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=10.0, rtol=0)  # a deaf one is 20 off
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------
