@@ -29,7 +29,7 @@ def shape_of(kind: str, config: Config, folder: Path) -> tuple[Shape, int, bool]
     get = _Getter(config, folder)
     tied = bool(config.get("tie_word_embeddings", kind == "gpt2"))
     get.only("quantization_config", None, "Read the weights before they were quantized.")
-    sizes = {ours: get.size(theirs) for ours, theirs in (GPT2 if kind == "gpt2" else LLAMA).items()}
+    sizes: dict[str, Any] = {ours: get.size(theirs) for ours, theirs in (GPT2 if kind == "gpt2" else LLAMA).items()}
     if kind == "gpt2":
         get.only("activation_function", "gelu_new", default="gelu_new", also=("gelu_pytorch_tanh",))
         get.only("scale_attn_weights", True, default=True)
