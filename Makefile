@@ -10,8 +10,8 @@ CLUSTER := $(PYTEST) -m cluster
 .PHONY: help install demo test again fuzz lint docs bench wheel clean
 help:
 	@echo "make demo   fit and compare the families on bundled data, and a language model on Python's own source"
-	@echo "make test   every test, with the conformance suite over every family"
-	@echo "make again  every test in another order under another hash seed, and that the tests' names stay the same"
+	@echo "make test   the tests, with the conformance suite over every family"
+	@echo "make again  every test, the long ones too, in another order under another hash seed; and that their names stay the same"
 	@echo "make fuzz   thousands of damaged files of every format, and run folders (an hour)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation into build/docs/ (every example of it runs in make test)"
@@ -33,7 +33,7 @@ demo: $(STAMP)
 	@echo "Open runs/demo/report.html in a browser."
 
 test: $(STAMP)
-	$(PYTEST) -n 2 --dist worksteal -m "not cluster"
+	$(PYTEST) -n 2 --dist worksteal -m "not cluster and not long"
 	$(CLUSTER)
 
 # Another order for each commit, the same for one commit.
