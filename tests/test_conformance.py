@@ -14,7 +14,7 @@ from pofx.testing.oracles import cases
 from pofx.train.fit import fit
 
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
-# these share the code of another family: every other case of theirs is left to the longer tier of tests
+# these share the code of another family: three of four cases of theirs are left to the longer tier of tests
 ALIKE = {
     "ddpm", "flow-matching", "maf", "nsf", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp",
 }  # fmt: skip
@@ -24,7 +24,7 @@ def tiers():
     of = Counter()
     for one in ALL:
         of[one[0]] += 1
-        long = one[0] in ALIKE and of[one[0]] % 2 == 0
+        long = one[0] in ALIKE and of[one[0]] % 4 != 1
         yield pytest.param(*one, marks=pytest.mark.long if long else (), id=" · ".join(filter(None, one)))
 
 
