@@ -13,6 +13,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from timing import Results
 
@@ -31,7 +32,7 @@ def main() -> None:
     import torch
 
     import pofx
-    from pofx.codecs.steps import ORDERS
+    from pofx.codecs.steps import PatchOrder
 
     torch.set_num_threads(args.threads)
     results = Results(threads=args.threads, steps=args.steps)
@@ -40,7 +41,7 @@ def main() -> None:
         images = pofx.load(args.data / "images/binarized-mnist/binarized_mnist_fixed.npz", shape=(28, 28))
         options = {"width": 96, "layers": 4, "n_heads": 4, "patch": 4}
         for seed in args.seeds:
-            for order in ORDERS:
+            for order in get_args(PatchOrder):
                 measure(results, images, "image-gpt", options | {"order": order}, budget, seed, "images", order)
     if args.only != "images":
         source = args.data / "text" / "tinyshakespeare.txt"
