@@ -36,7 +36,8 @@ def main() -> None:
         times = race({
             "once": lambda model=model: model.given(c).sample(64),
             "each": lambda model=model: model.rows_sample(
-                256, model.encode_context(c.repeat(64, 1, 1, 1)), model.default_sampler(), torch.Generator().manual_seed(0)
+                256, model.encode_context(c.repeat(64, 1, 1, 1)), model.default_sampler(),
+                torch.Generator().manual_seed(0),
             ),
         }, 3 if args.quick else 9)  # fmt: skip
         once, each = (statistics.median(times[k]) for k in ("once", "each"))
