@@ -29,7 +29,7 @@ from pofx.core.likelihood import Likelihood, LowerBound
 from pofx.core.model import serving
 from pofx.core.nested import spelled
 from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, SHARE, at_least
+from pofx.core.options import AMOUNT, BELOW_ONE, SHARE, at_least
 from pofx.core.requests import Elbo, Iwae, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, NetOptions
@@ -73,7 +73,7 @@ class VaeConfig(NetOptions):
     warmup: float = 0.1
     draws: int = 64
 
-    ranges = {"prior_share": BELOW_ONE, "warmup": SHARE, "draws": at_least(2)}
+    ranges = {"blocks": AMOUNT, "prior_share": BELOW_ONE, "warmup": SHARE, "draws": at_least(2)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
