@@ -92,7 +92,7 @@ class VariationalBound(Drawn, name="vlb", kind="LowerBound"):
     """The bound of a diffusion path (Ho et al. 2020; Kingma et al. 2021).
 
     Attributes:
-        steps: of the chain whose bound it is, looser with fewer; None: the limit of many, continuous time.
+        steps: of the chain whose bound it is, looser with fewer [default: the limit of many, continuous time].
     """
 
     steps: int | None = None
