@@ -30,6 +30,12 @@ def ray():
             yield module
 
 
+@pytest.fixture
+def ours_alone(monkeypatch):
+    """The families of pofx alone: what other tests of the same process have registered is not known."""
+    monkeypatch.setattr("pofx.core.registry._REGISTERED", {})
+
+
 def pytest_make_parametrize_id(val, argname):
     """Bytes are named by their argument and number: packed ones can hold the time at which they were made."""
     return argname if isinstance(val, bytes) else None

@@ -30,6 +30,7 @@ SPACES: list[Space] = [
     Sequence(ROWS, length=5),
 ]
 CONTEXT = Label(("x", "y"))
+pytestmark = pytest.mark.usefixtures("ours_alone")  # remedies advise every family that is known
 
 
 def hooks(ability: type[Ability]) -> set[str]:

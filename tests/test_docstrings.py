@@ -11,6 +11,7 @@ import pofx
 MODULES = [m.name for m in pkgutil.walk_packages(pofx.__path__, "pofx.")]
 
 
+@pytest.mark.usefixtures("ours_alone")
 @pytest.mark.parametrize("name", ["pofx", *MODULES])
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
