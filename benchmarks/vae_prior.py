@@ -47,7 +47,7 @@ def bound(run: pofx.Run, data: pofx.Data) -> float:
 
 def spread(numbers: list[float]) -> dict[str, float]:
     se = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else math.nan
-    return {"gain": statistics.mean(numbers), "se": se}
+    return {"gain": statistics.mean(numbers), "gain_se": se}
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
                 second.append(run.log[-1]["valid"] - max(e["valid"] for e in run.log if e["stage"] == "autoencoder"))
     for name, numbers in found.items():
         gains = [a - b for a, b in zip(numbers, found["normal"], strict=True)]
-        results.emit(what="test bound", prior=name, nats=statistics.mean(numbers), **spread(gains))
+        results.emit(what="IWAE-64 bound, nats", prior=name, nats=statistics.mean(numbers), **spread(gains))
     results.emit(what="second stage", **spread(second))
     results.save()
 
