@@ -229,8 +229,8 @@ def test_shares_of_a_batch_see_the_same_noise() -> None:
     torch.testing.assert_close(torch.cat(shares), model.critic_terms(batch, seeded(1))["loss"])
 
 
-@pytest.mark.parametrize("loss", ["r1", "wgan"])
-def test_a_conditional_gan_learns_where_its_labels_lie(loss: str) -> None:
+@pytest.mark.parametrize(("loss", "off"), [("r1", 4.0), ("wgan", 10.0)])
+def test_a_conditional_gan_learns_where_its_labels_lie(loss: str, off: float) -> None:
     model = gan(PLANE, Label(("left", "right")), loss=loss, hidden=32, ema=0.98)
     centre = torch.tensor([[-20.0, 5.0], [20.0, 5.0]], dtype=torch.float64)
     c = torch.arange(512) % 2
@@ -246,7 +246,7 @@ def test_a_conditional_gan_learns_where_its_labels_lie(loss: str) -> None:
             assert drawn.shape == (300, 2, 2)
             means.append(drawn.mean(0))
     # the game circles its solution (Mescheder et al. 2018): one moment is luck, the mean over many is not
-    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=10.0, rtol=0)  # a deaf one is 20 off
+    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=off, rtol=0)  # a deaf one is 20 off
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------

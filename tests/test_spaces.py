@@ -257,7 +257,7 @@ def test_what_has_no_head_is_refused_by_name():
 
 # --------------------------------------------------------------------------------------- which space is it?
 
-LIMIT = 11  # questions which space one is, outside of spaces/ and of open functions
+LIMIT = 8  # questions which space one is, outside of spaces/ and of open functions
 
 
 def questions(path):

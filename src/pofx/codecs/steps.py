@@ -129,15 +129,12 @@ class Plain(Codec):
         return torch.where(u.isinf(), self.space.fill, u)[..., 0].long()
 
     def spans(self, x: Tensor) -> list[list[Span]]:
-        assert isinstance(self.space, Text)
         if self.space.alphabet:
             return [[(i, i + 1) for i in range(n)] for n in self.space.lengths(x).tolist()]
         return [_of_bytes(row[row >= 0].tolist()) for row in x]
 
     def detokenizer(self, before: Sequence[int]) -> Detokenizer:
-        assert isinstance(self.space, Text)
-        alphabet = self.space.alphabet
-        if alphabet:
+        if alphabet := self.space.alphabet:
             return lambda symbol: "" if symbol is None else alphabet[symbol]
         reader = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda symbol: reader.decode(b"", True) if symbol is None else reader.decode(bytes([symbol]))

@@ -182,7 +182,7 @@ class Vae(Conditioned, Encodes):
         own = model.recipe(model.space)
         return [
             Stage("autoencoder", recipe, partial(self.learner, recipe), 1 - share),
-            Stage("prior", own, partial(model.learner, own), share, self.codes, self.codes_log_prob, False),
+            Stage("prior", own, partial(model.learner, own), share, self.codes, self.codes_log_prob, given=False),
         ]
 
     def codes(self, x: Any, c: Any, generator: torch.Generator) -> Codes:

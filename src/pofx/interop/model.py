@@ -17,6 +17,7 @@ from pofx.codecs.steps import SPELLING, PretrainedTokenizer, Subwords
 from pofx.core.errors import BadValue, MissingSource, Unsupported
 from pofx.core.files import write_json
 from pofx.core.model import Model
+from pofx.core.space import Space
 from pofx.families.sequence import Gpt, GptConfig
 from pofx.interop.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from pofx.nn.emission import TokenHead
@@ -103,9 +104,9 @@ def write_model(model: Model, folder: str | Path) -> str | None:
     return f"Excerpts have no end: generation_config.json suppresses {END}, whose logit in the files means nothing."
 
 
-def text_parts(model: Model) -> tuple[Transformer, TokenHead, Text]:
+def text_parts(model: Model) -> tuple[Transformer, TokenHead, Space]:
     """The net, the emission and the space of a gpt over texts. Raises Unsupported for anything else."""
-    if not isinstance(model, Gpt) or not isinstance(model.space, Text):
+    if not isinstance(model, Gpt) or model.space.alphabet is None:
         raise Unsupported(f"This is a {model.name} over {model.space}.", "Export a gpt that was fitted to texts.")
     if model.context is not None:
         raise Unsupported(f"This gpt takes a context ({model.context}).", "Export one that was fitted without --given.")
