@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 END = "∎"
 
@@ -37,6 +37,13 @@ def join(values: Iterable[str]) -> str:
 def listed(values: Iterable[str]) -> str:
     """A list as it is typed after an option."""
     return shlex.quote(join(values))
+
+
+def abridged(values: Sequence[str], most: int = 6) -> str:
+    """The first values and how many there are, where they are more than ``most``."""
+    if len(values) <= most:
+        return ", ".join(values)
+    return f"{', '.join(values[: most - 1])}, … ({len(values)})"
 
 
 def _steers(character: str) -> bool:

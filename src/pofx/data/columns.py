@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from pofx.core.errors import EmptyData
+from pofx.core.spelling import abridged
 from pofx.data.blocks import BlockRows, ColumnFile
-from pofx.data.parts import _listed
 from pofx.data.raw import RawTable
 from pofx.data.roles import no_column
 from pofx.data.tabular import Spec, encode, infer
@@ -71,5 +71,5 @@ def typed(
         ("Codes by their spelling, so not taken for numbers (they are with --types COLUMN=integer or real)", codes),
     ):
         if items:
-            notes.append(f"{title}: {_listed(items, 12)}.")
+            notes.append(f"{title}: {abridged(items, 12)}.")
     return Table(tuple(columns)), x[:, : len(columns)] if file is None else BlockRows(file, tuple(range(len(columns))))

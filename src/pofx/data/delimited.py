@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, RaggedTable, UsageError
+from pofx.core.spelling import abridged
 from pofx.data import formats
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
-from pofx.data.parts import _listed
 from pofx.data.raw import RawTable, corrupt, table_of
 from pofx.data.roles import no_column
 from pofx.data.tabular import MISSING, Array
@@ -386,9 +386,9 @@ class Found:
     other: list[str]
 
     def notes(self) -> list[str]:
-        notes = [f"{words[0].upper()}{words[1:]}: {_listed(columns, 12)}." for words, columns in self.written.items()]
+        notes = [f"{words[0].upper()}{words[1:]}: {abridged(columns, 12)}." for words, columns in self.written.items()]
         if self.missing:
-            counts = [f"{word!r} ({_listed(places, 12)})" for word, places in self.missing.items()]
+            counts = [f"{word!r} ({abridged(places, 12)})" for word, places in self.missing.items()]
             notes.append(f"Taken for missing: {'; '.join(counts)}; --missing '' keeps all but empty fields as text.")
         return notes + self.other
 

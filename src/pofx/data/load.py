@@ -15,14 +15,14 @@ import torch
 from pofx.core.errors import UsageError
 from pofx.core.memory import enough
 from pofx.core.space import Space
-from pofx.core.spelling import listed
+from pofx.core.spelling import abridged, listed
 from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
 from pofx.data.dependence import relations
 from pofx.data.formats import FORMATS
 from pofx.data.options import Options
-from pofx.data.parts import Data, Part, _listed
+from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.raw import IN_MEMORY, RawTable
 from pofx.data.read import read
@@ -212,7 +212,7 @@ def load(
         dependent = tuple(r.column for r in related)
         if related:
             notes.append(
-                f"{_listed([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
+                f"{abridged([r.words for r in related], 12)}: a density can grow without limit there, so likelihoods "
                 "measure how far a family has collapsed. Leave out what others determine: "
                 f"--drop {listed(dependent)}."
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pofx.core.space import Ragged, Space
+from pofx.core.spelling import abridged
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RaggedRows
 from pofx.spaces import Category, Column, Image, Integer, Label, Real, Table
@@ -133,7 +134,7 @@ class Data:
         ):
             rows += [] if space is None else described(space, role, tensors)
         if self.labels is not None and not any(r["type"] == "label" for r in rows):
-            rows.append(_entry("label", "for probes", "label", _listed(self.labels)))
+            rows.append(_entry("label", "for probes", "label", abridged(self.labels)))
         return rows
 
 
@@ -167,7 +168,7 @@ def _(space: Image, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
 
 @described.register
 def _(space: Label, role: str, rows: Sequence[Any]) -> list[dict[str, str]]:
-    return [_entry("label", role, "label", _listed(space.values))]
+    return [_entry("label", role, "label", abridged(space.values))]
 
 
 @described.register
@@ -189,7 +190,7 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
     missing = f"{absent} ({absent / len(values):.1%})" if absent else ("allowed" if col.nullable else "")
     if isinstance(col, Category):
         kind = "binary" if len(col.values) == 2 else "category"
-        return _entry(col.name, role, kind, _listed(col.values), missing, "constant" if len(col.values) == 1 else "")
+        return _entry(col.name, role, kind, abridged(col.values), missing, "constant" if len(col.values) == 1 else "")
     present = values[~values.isnan()]
     low, high = (show(col, float(v)) for v in (present.min(), present.max()))
     kind, note = ("integer" if isinstance(col, Integer) else "real"), ""
@@ -199,9 +200,3 @@ def _describe(role: str, col: Column, values: Tensor) -> dict[str, str]:
     if isinstance(col, Real) and col.step is not None:
         note = f"counted in steps of {col.step:.6g}"
     return _entry(col.name, role, kind, f"{low} to {high}", missing, note)
-
-
-def _listed(values: Sequence[str], most: int = 6) -> str:
-    if len(values) <= most:
-        return ", ".join(values)
-    return f"{', '.join(values[: most - 1])}, … ({len(values)})"
