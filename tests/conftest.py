@@ -4,6 +4,19 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded_module():
+    """What a module's fixtures draw does not follow from what ran before them in this process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seeded(seeded_module):
+    """What a test draws does not follow from what ran before it in this process."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

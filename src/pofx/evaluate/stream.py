@@ -6,13 +6,13 @@ answers follows from the job alone (its block boundaries, its seed), so both eng
 
 from __future__ import annotations
 
-import logging
-import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ from pofx.evaluate.likelihood import Mean, Tally
 Job = TypeVar("Job")
 A = TypeVar("A")
 
-AHEAD = 2**28  # bytes of answers that may wait in a cluster for those before them
+AHEAD = 4  # jobs of each core of a cluster that are under way or wait for those before them
 TRIES = 3  # times that a job whose worker dies is given to another one
 DRAWN = 2**16  # rows that are drawn at once, of data of few numbers each
 
@@ -164,56 +164,42 @@ def in_order(work: Callable[[Job], A], jobs: Sequence[Job], cluster: str | None 
         yield from map(work, jobs)
         return
     with connected(cluster) as ray:
-        import ray.data
-
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        items = ray.data.from_items([{"job": i} for i in range(len(jobs))], override_num_blocks=len(jobs))
-        _settle(ray, items.context)
-        what = ray.put((work, list(jobs)))
-        at_most = max(1, min(cores, len(jobs)))
-        answers = items.map_batches(
-            partial(_answer, what), batch_size=None, concurrency=at_most, num_cpus=1, max_retries=TRIES
-        )
+        ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        task = ray.remote(num_cpus=1, max_retries=TRIES)(_answer)
+        what, todo, waiting = ray.put(work), iter(jobs), deque[Any]()
         try:
-            for batch in answers.iter_batches(batch_size=None, prefetch_batches=1):
-                for packed in batch["answer"]:
-                    answer = pickle.loads(packed)
-                    if isinstance(answer, PofxError):
-                        raise answer
-                    yield answer
-        except ray.exceptions.RayError as error:
-            first = str(error).partition("\n\nThe above exception")[0]  # what came of what follows below it
-            raise UsageError(
-                f"The cluster could not do it: {first.strip().splitlines()[-1].rstrip('.')}.",
-                "Each of its machines needs this pofx, and the files by the same path or address.",
-            ) from error
+            while True:
+                waiting.extend(task.remote((what,), job) for job in islice(todo, ahead - len(waiting)))
+                if not waiting:
+                    return
+                try:
+                    answer = ray.get(waiting.popleft())
+                except ray.exceptions.RayError as error:
+                    first = str(error).partition("\n\nThe above exception")[0]  # what came of what follows below it
+                    raise UsageError(
+                        f"The cluster could not do it: {first.strip().splitlines()[-1].rstrip('.')}.",
+                        "Each of its machines needs this pofx, and the files by the same path or address.",
+                    ) from error
+                if isinstance(answer, PofxError):
+                    raise answer
+                yield answer
+        finally:
+            for left in waiting:  # never by force, see engine.py
+                ray.cancel(left)
 
 
-def _answer(what: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """What a worker does: the jobs of a batch. An error is an answer, too, which waits for those before it."""
-    work, jobs = _held(what)
-    answers: list[Any] = []
-    for i in batch["job"]:
-        try:
-            answers.append(work(jobs[i]))
-        except PofxError as error:
-            answers.append(error)
-    # packed, since Ray Data would make one array of several tensors
-    return {"answer": [pickle.dumps(answer) for answer in answers]}
+def _answer(what: tuple[Any], job: Any) -> Any:
+    """What a worker does. An error of ours is an answer, too, which waits for those before it."""
+    try:
+        return _held(*what)(job)
+    except PofxError as error:
+        return error
 
 
 @lru_cache(maxsize=1)
 def _held(what: Any) -> Any:
-    """The work, with its model, and its jobs: fetched once by each worker."""
+    """The work, with its model: fetched once by each worker."""
     import ray
 
     torch.set_num_threads(1)  # a worker has one core
     return ray.get(what)
-
-
-def _settle(ray: Any, context: Any) -> None:
-    """How one data set is worked on: in order, off the terminal, and with few answers held back."""
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=AHEAD)
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # errors are raised as well
