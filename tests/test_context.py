@@ -24,12 +24,6 @@ PLANE = Table((Real("a"), Real("b")))
 STEPS = Sequence(PLANE, True, 5)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    """Weights do not depend on what ran before."""
-    torch.manual_seed(0)
-
-
 def made(name: str, space: Space, context: Space, c: Tensor, seed: int = 0, **options: Any) -> Model:
     """A tiny model, of random weights, that is prepared for contexts c."""
     cls = pofx.family(name)
