@@ -293,6 +293,18 @@ def test_errors_of_the_project_pass_between_processes_as_they_are(ray):
     assert (caught.value.problem, caught.value.remedy) == ("the problem", "the remedy")
 
 
+@pytest.mark.cluster
+def test_a_reader_that_stops_has_begun_few_of_many_jobs(tmp_path, ray):
+    def touch(job: int) -> int:
+        (tmp_path / str(job)).touch()
+        return job
+
+    answers = in_order(touch, range(50), "local")
+    assert next(answers) == 0
+    answers.close()
+    assert {int(p.name) for p in tmp_path.iterdir()} <= set(range(2 * stream.AHEAD))  # of two workers
+
+
 # -- where there is no cluster -------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from pofx.evaluate.likelihood import Mean, Tally
 Job = TypeVar("Job")
 A = TypeVar("A")
 
-AHEAD = 4  # jobs of each core of a cluster that are under way or wait for those before them
+AHEAD = 2  # jobs of each core of a cluster that are under way or wait for those before them
 TRIES = 3  # times that a job whose worker dies is given to another one
 DRAWN = 2**16  # rows that are drawn at once, of data of few numbers each
 
