@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core.learner import Batch
 from pofx.core.requests import Ddim, DpmSolver
-from pofx.families.diffusion import PathConfig, Vdm
+from pofx.families.diffusion import Vdm
+from pofx.families.path import PathConfig
 from pofx.spaces import Image
 from timing import Results, middle, race
 

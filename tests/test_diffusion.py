@@ -16,7 +16,8 @@ from pofx.core.likelihood import Estimate, LowerBound
 from pofx.core.registry import family
 from pofx.core.requests import SOLVERS, DpmSolver, Heun, OdeLikelihood, Solver, VariationalBound
 from pofx.core.space import Space
-from pofx.families.diffusion import Ddpm, FlowMatching, PathConfig, PathModel
+from pofx.families.diffusion import Ddpm, FlowMatching
+from pofx.families.path import PathConfig, PathModel
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
 PRESETS = ("ddpm", "vdm", "flow-matching")
