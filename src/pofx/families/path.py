@@ -288,7 +288,7 @@ class PathModel(Continuous, HasNoisedScore, Completes):
                     f"Guidance moves real numbers alone, not the categories, gaps and frequent values of {self.space}.",
                     "Fit on images, or on complete columns declared real.",
                 )
-            on = Drawing(self, h, n, RowNoise.by_place(n, generator))
+            on = Drawing(self, h, n, generator)
             for guide in guides:
                 denoiser = guide.guided(denoiser, on)
                 times, z = guide.start(times, z, on)

@@ -25,6 +25,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -41,12 +42,17 @@ from pofx.paths.schedule import Point
 
 @dataclass(frozen=True)
 class Drawing:
-    """n rows that ``model``, a ``families.path.PathModel``, draws at once given h, with random numbers for each."""
+    """n rows that ``model``, a ``families.path.PathModel``, draws at once given h."""
 
     model: Any
     h: Encoded | None
     n: int
-    noise: RowNoise
+    generator: torch.Generator
+
+    @cached_property
+    def noise(self) -> RowNoise:
+        """What is random in data that guide: what draws nothing leaves the generator alone."""
+        return RowNoise.by_place(self.n, self.generator)
 
     def point(self, t: Tensor, like: Tensor) -> Point:
         return point(self.model.schedule, t, like)
