@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pofx.cli import main
 from pofx.core.errors import BadValue, PofxError, Unsupported, UsageError, WrongShape
 from pofx.core.learner import Batch, Recipe
 from pofx.core.registry import family
@@ -313,7 +315,7 @@ def shares(x: Tensor, truth: Mixture) -> Tensor:
     ("method", "share", "place"), [("jacobian", 0.12, 0.1), ("gaussian", 0.12, 0.1), ("replacement", 0.14, 0.2)]
 )
 def test_in_painting_a_mixture_misses_its_weights_by_so_much(method: Any, share: float, place: float) -> None:
-    """What is known stays; of what is drawn the share of each component, and the mean of one, are off by at most this."""
+    """What is known stays; each component's share of what is drawn, and the mean of one, are off by at most this."""
     model, at = known(), torch.tensor([0.9]).double()
     truth = model.mixture.given(torch.tensor([[1.0, 0.0]]).double(), at, 1e-9)
     datum = torch.tensor([LOC[0] + at[0] * SCALE[0], math.nan])
@@ -441,10 +443,10 @@ def test_what_cannot_guide_is_refused_by_name() -> None:
     clean = Classifier(Classifier.Config(), SIDES, PLANE)
     for guidance, error, message in (
         (2.0, UsageError, "takes no context, so there is none to guide by"),
-        ("strongly", UsageError, "'strongly' is no guidance"),
+        (("strongly",), UsageError, "'strongly' is no guidance"),
         (ByClassifier(clean, 0), Unsupported, "has seen no noised data.*options.noised"),
         (ByClassifier(family("gmm")(family("gmm").Config(), PLANE), 0), Unsupported, "gmm has seen no noised data"),
-        (ByClassifier(knows_sides(model, context=SIDES), 0), Unsupported, "guide is of label of 2.*, the model of table"),
+        (ByClassifier(knows_sides(model, context=SIDES), 0), Unsupported, "guide is of label of 2.*model of table"),
         (ByClassifier(guide, 2), BadValue, "2"),
         (ByClassifier(guide, torch.tensor([0, 1])), WrongShape, "label has shape"),
         (ByClassifier(narrow, 0), UsageError, "seen noise from 0.1"),
@@ -463,6 +465,7 @@ def test_what_cannot_guide_is_refused_by_name() -> None:
             model.sample(3, sampler=Ddim(2, guidance))
     for make, message in (
         (lambda: Ddim(2, -1.0), "guidance is -1.0"),
+        (lambda: Ddim(2, "strongly"), "guidance is 'strongly'; it must be a number. Give a scale"),
         (lambda: ClassifierFree(2.0, low=1.0, high=0.5), "above 1 and at most 0.5"),
         (lambda: Linear(torch.eye(2), torch.zeros(2), method="dps"), "dps divides by the variance"),
         (lambda: From(datum, 0.0), "noise is 0.0"),
@@ -525,3 +528,28 @@ def test_images_are_completed_and_measured_in_levels() -> None:
         assert drawn.double().mean((1, 2, 3)).sub(y).abs().max() < 0.25  # levels are rounded and stay in their range
     near = model.sample(8, sampler=DpmSolver(30, From(x[:8], 0.02)))
     assert (near.double() - x[:8]).abs().max() <= 1
+
+
+# -- on the command line -----------------------------------------------------------------------------------
+
+
+def test_the_command_line_guides_and_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, side = sided(200, Mixture())
+    rows = [f"{a:.5f},{b:.5f},{'lr'[k]}" for (a, b), k in zip(x.tolist(), side.tolist(), strict=True)]
+    source, run, plain = (str(tmp_path / name) for name in ("t.csv", "run", "plain"))
+    Path(source).write_text("\n".join(["a,b,side", *rows]) + "\n")
+    tiny = ["--steps", "2", "--options.hidden", "8", "--options.blocks", "1", "--options.sample-steps", "3", "--quiet"]
+    assert main(["fit", source, "vdm", "--given", "side", "--options.context-dropout", "0.2", *tiny, "--out", run]) == 0
+    assert main(["fit", source, "vdm", "--given", "side", *tiny, "--out", plain]) == 0
+    printed = []
+    for scale in ([], ["--guidance", "1"], ["--guidance", "4", "--sampler", "heun"]):
+        capsys.readouterr()
+        assert main(["sample", run, "3", "--given", "side=l", *scale]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+    assert main(["sample", plain, "3", "--given", "side=l", "--guidance", "2"]) != 0
+    assert "context-dropout" in capsys.readouterr().err
+    assert main(["sample", run, "2", "--complete", source, "--known", "0.5", "--rows", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert "approximately as p(rest | known)" in " ".join(err.split())
+    assert [row.split(",")[0] for row in out.split()[1:]] == [f"{v:.5f}" for v in x[:4, 0] for _ in range(2)]

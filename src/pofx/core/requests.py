@@ -230,8 +230,8 @@ class Solver(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.guidance, int | float):
-            check("guidance", self.guidance, float)
+        if self.guidance is not None and not (isinstance(self.guidance, tuple) or hasattr(self.guidance, "guided")):
+            check("guidance", self.guidance, float, remedy="Give a scale, or (several of) pofx.paths.guidance.")
 
 
 class DpmSolver(Solver, name="dpm++"):

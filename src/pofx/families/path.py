@@ -111,6 +111,7 @@ class PathModel(Continuous, HasNoisedScore, Completes):
     taxonomy = "explicit density / approximate / diffusion"
     estimators = (VariationalBound, OdeLikelihood)
     samplers = SOLVERS
+    approximation = "What is known guides every step: the rest is drawn approximately as p(rest | known) has it."
     shared_scale = True
     config: PathConfig
     span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
