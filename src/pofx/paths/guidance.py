@@ -1,6 +1,6 @@
 """Guidance: what is drawn of a path model is made to agree with something else, by Bayes' rule.
 
-A sampler sees a denoiser alone, and with it the score of noised data (Tweedie's formula):
+A sampler sees a denoiser alone, and with it the slope of the noised data's log-density (Tweedie's formula):
 
     E[x | z] = (z + sigma^2 grad_z log p(z)) / alpha,      log p(z | y) = log p(z) + log p(y | z) + const, so that
     E[x | z, y] = E[x | z] + sigma^2 / alpha grad_z log p(y | z)
@@ -16,7 +16,7 @@ Every guidance turns a denoiser into another by this rule:
 
 A scale other than 1 weighs the last term. Above 1 samples are sharper, and of no posterior: noised, p(x) p(y | x)^scale
 is not what the guided denoiser is of. Of ``Linear`` and ``Inpainting`` p(y | z) is unknown, and each method says what
-it takes for it: "jacobian", and "gaussian" where it is fitted, are exact for Gaussian data, the others for none.
+it takes for it: "gaussian" where it is fitted, and "jacobian", are exact for Gaussian data, the others for none.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Autoguidance(Guidance):
 
 # -- by a measurement ----------------------------------------------------------------------------------------
 
-Method = Literal["jacobian", "gaussian", "dps"]
+Method = Literal["gaussian", "jacobian", "dps"]
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,11 @@ def posterior(
         p(y | z) = N(y; A D, A C A' + variance I),     E[x | z, y] = D + C A' (A C A' + variance I)^-1 (y - A D)
 
     where C = Cov[x | z] = sigma^2 / alpha dD/dz (Tweedie's formula, once more). ``method`` is what stands for C between
-    A and A': the denoiser's own Jacobian (Rozet et al. 2024, eq. 13-17), that of the data's Gaussian (Song et al. 2023,
-    section 3.2, there of N(0, I)), or nothing (Chung et al. 2023, eq. 11, whose step is then 1 / variance). C before A'
+    A and A': that of the data's Gaussian (Song et al. 2023, section 3.2, there of N(0, I)), the denoiser's own Jacobian
+    (Rozet et al. 2024, section 3), or nothing (Chung et al. 2023, eq. 11, whose step is then 1 / variance). C before A'
     is the denoiser's own in all, one pass back. The system is solved by conjugate gradients.
+
+    A Jacobian that a network has learned is not quite symmetric: with many ``iterations`` it leads astray.
     """
 
     def guide(z: Tensor, t: Tensor) -> Tensor:
@@ -318,13 +320,13 @@ class Linear(Guidance):
         y: [m], or one for each draw [n, m].
         noise: of y, in its units; "dps" needs some.
         method: what stands for the covariance of x given z (``posterior``).
-        iterations: of conjugate gradients; as many as y has numbers solve it to rounding, few come near.
+        iterations: of conjugate gradients; "jacobian" takes a pass back in each.
     """
 
     matrix: Tensor
     y: Tensor
     noise: float = 0.0
-    method: Method = "jacobian"
+    method: Method = "gaussian"
     iterations: int = 8
 
     def __post_init__(self) -> None:
@@ -366,7 +368,7 @@ class Inpainting(Guidance):
     Attributes:
         x: a datum [*E], or one for each draw [n, *E]; what is not known may hold anything.
         known: booleans [*E] or [n, *E].
-        method: "jacobian", "gaussian": by ``posterior`` without noise. "replacement": known values alone are put in
+        method: "gaussian", "jacobian": by ``posterior`` without noise. "replacement": known values alone are put in
             their places, noised, and the denoiser makes the rest fit (Song et al. 2021, appendix I.2): no pass back,
             but what is drawn early does not know them well.
         iterations: of conjugate gradients.
@@ -374,7 +376,7 @@ class Inpainting(Guidance):
 
     x: Any
     known: Tensor
-    method: Literal["jacobian", "gaussian", "replacement"] = "jacobian"
+    method: Literal["gaussian", "jacobian", "replacement"] = "gaussian"
     iterations: int = 8
 
     def guided(self, denoise: Denoise, on: Drawing) -> Denoise:
