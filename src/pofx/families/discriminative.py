@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pofx.codecs.real import preprocess
 from pofx.core.abilities import ClassesAtOnce
-from pofx.core.errors import UsageError
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Exact, Likelihood, per_row
 from pofx.core.noise import RowNoise
@@ -125,6 +125,11 @@ class Classifier(Conditioned, ClassesAtOnce):
         if self.preprocess is None:
             return super().encode_context(c, dropped)
         return Encoded(self.preprocess.split(c).y.to(next(self.parameters()).dtype))
+
+    def null_context(self, n: int) -> Encoded:
+        if self.preprocess is None:
+            return super().null_context(n)
+        raise Unsupported("A classifier of noised data knows no p(label).", "Fit with context_dropout instead.")
 
     def logits(self, c: Encoded | None) -> Tensor:
         """Unnormalised log-probabilities [N, K] of the classes; of a classifier of noised data at the least noise."""
