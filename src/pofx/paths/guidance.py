@@ -301,9 +301,12 @@ def conjugate_gradients(system: Callable[[Tensor], Tensor], b: Tensor, iteration
     v, rest, along = torch.zeros_like(b), b, b
     square = first = dot(b, b)
     for _ in range(iterations):
+        unsolved = square > torch.finfo(b.dtype).eps ** 2 * first
+        if not unsolved.any():
+            break
         moved = system(along)
         curvature = dot(along, moved)
-        going = (square > torch.finfo(b.dtype).eps ** 2 * first) & (curvature > 0)
+        going = unsolved & (curvature > 0)
         step = torch.where(going, square / torch.where(going, curvature, 1), 0)
         v, rest = v + step * along, rest - step * moved
         new = dot(rest, rest)
