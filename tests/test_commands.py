@@ -135,7 +135,7 @@ def test_a_family_that_draws_all_at_once_completes_nothing(pictures, tmp_path, c
     run += "-vae"
     assert main(["fit", source, "vae", "--steps", "1", "--out", run, "--quiet"]) == 0
     assert main(["sample", run, "2", "--complete", source, "--out", str(tmp_path / "o.npz")]) != 0
-    assert "value by value" in " ".join(capsys.readouterr().err.split())
+    assert "draws a datum all at once" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_became_of_compiling_is_told(two_bells, capsys):

@@ -109,6 +109,12 @@ class Preprocess(nn.Module):
         step = self.chain(v, noise=noise)
         return Parts(codes, step.z, step.log_term.double())
 
+    def values(self, y: Tensor) -> Tensor:
+        """The numbers that y [N, d] stands for in raw units, before grids round them: smooth in y."""
+        for transform in reversed([*self.before.transforms, *self.chain.transforms[1:]]):
+            y = y if isinstance(transform, Dequantise) else transform.inverse(y)  # type: ignore[operator]
+        return y
+
     def join(self, codes: Tensor, y: Tensor) -> Tensor:
         """The inverse of ``split``: x [N, *E] of the space's dtype. Grid values are rounded to their cell."""
         return as_event(self.space, self.columns.join(self.chain.inverse(y.to(self.dtype)), codes))

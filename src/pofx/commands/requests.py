@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def _flag(name: str, hint: Any) -> tuple[str, Any, Any]:
     plain = bare(hint)
     if plain is bool:
         return name, bool, dataclasses.field(default=False)
+    if typing.get_origin(plain) in (typing.Union, types.UnionType):
+        plain = typing.get_args(plain)[0]  # of several types, the one that can be spelt stands first
     if typing.get_origin(plain) is tuple:
         return name, UseAppendAction[list[str]], dataclasses.field(default_factory=list)
     return name, (Path if plain is Any else plain) | None, dataclasses.field(default=None)  # a model by its run

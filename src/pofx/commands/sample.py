@@ -51,7 +51,8 @@ class Sample(Sampling, Output):  # type: ignore[misc]
     """Draw on all cores of a Ray cluster: its address, or 'local'. The same draws."""
     complete: Annotated[str | None, arg(metavar="SOURCE")] = None
     """Images, or rows of a table: a part of each is kept (--known) and the rest is drawn, each value given all before
-    it in the model's order (the first of several). From p(rest | known) where the kept come first in that order."""
+    it in the model's order (the first of several). From p(rest | known) where the kept come first in that order; by
+    diffusion and flow matching approximately, wherever they are."""
     known: float | None = None
     """The share of each image's upper rows (or of a row's first columns) that is kept [default: 0.5]."""
     rows: int | None = None
@@ -121,6 +122,7 @@ def sample(argv: list[str]) -> int:
 def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional, Part]:
     """p(x | c), and the rows of --complete, with their own contexts unless --given says another."""
     from pofx.commands.model import new_rows
+    from pofx.core.abilities import Completes, can
 
     space, own = run.model.space, args.given is None
     if not (space.pixels or space.columns) or space.values:
@@ -132,7 +134,7 @@ def _to_complete(run: Run, args: Sample, sampler: Sampler) -> tuple[Conditional,
         raise UsageError(f"Cannot complete {rows} images or rows {args.n} times.", "Give 1 or more.")
     if not 0 <= (args.known or 0) <= 1:
         raise UsageError(f"--known {args.known} is no share.", "Give 0 (nothing) to 1 (everything).")
-    notes: list[str] = []
+    notes = [run.model.approximation] if can(run.model, Completes) and run.model.approximation else []
     part = new_rows(run, str(args.complete), run.model.context if own else None, notes)[: args.rows]
     tell_notes(notes, args)
     return run.model.given(part.c if own else _context(run, args.given)), part

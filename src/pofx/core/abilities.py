@@ -122,14 +122,15 @@ class Decodes(Ability):
 
 
 class Completes(Ability):
-    """Draws a datum value by value, and so the rest of one that is known in part."""
+    """Draws the rest of a datum that is known in part: value by value, or guided by what is known."""
 
     title, asked = "completion", "complete"
-    without = "does not draw a datum value by value"
+    without = "draws a datum all at once, neither value by value nor guided by what is known"
+    approximation: ClassVar[str | None] = None  # what is drawn instead of p(rest | known), in a sentence
 
     @abstractmethod
     def rows_complete(self, x: Tensor, known: Tensor, c: Any, generator: torch.Generator) -> Tensor:
-        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn in the model's (first) order."""
+        """Rows x [N, *E] with what is not ``known`` [N, *E] drawn."""
 
 
 class ClassesAtOnce(Ability):

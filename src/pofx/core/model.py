@@ -434,10 +434,11 @@ class Conditional:
     def complete(self, x: Any, known: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """x [*S, *C, *E] with the values that are not ``known`` (booleans, shaped like x) drawn.
 
-        Each is drawn given all values before it in the model's order, known or drawn. What comes later in that
-        order is not looked at: where the known values are the first ones (the upper rows of an image), this is a
-        draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
-        Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
+        Of a family that goes value by value each is drawn given all before it in the model's order, known or drawn.
+        What comes later in that order is not looked at: where the known values are the first ones (the upper rows of an
+        image), this is a draw from p(rest | known); else the known values stay, and the drawn ones do not know of those
+        behind them. A model of noised data is guided by all that is known, wherever it is, to an approximation of
+        p(rest | known). Raises Unsupported where the family does neither, WrongShape where shapes differ.
         """
         values, x = ability_of(self.model, Completes), take(self.model.space, x)
         if known.shape != x.shape or known.dtype != torch.bool:

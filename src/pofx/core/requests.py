@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
-from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least
+from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least, check
 
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
 
@@ -221,9 +221,17 @@ class Solver(Sampler):
 
     Attributes:
         steps: of the solver [default: the model's own].
+        guidance: the scale of classifier-free guidance, of a model that was fitted with context_dropout: above 1 what
+            is drawn is more typical of what is given (Ho & Salimans 2022) [default: 1, none].
     """
 
     steps: int
+    guidance: float | Any = None  # a scale, or (several of) what ``paths.guidance`` has
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance is not None and not (isinstance(self.guidance, tuple) or hasattr(self.guidance, "guided")):
+            check("guidance", self.guidance, float, remedy="Give a scale, or (several of) pofx.paths.guidance.")
 
 
 class DpmSolver(Solver, name="dpm++"):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import preprocess
-from pofx.core.abilities import HasNoisedScore
+from pofx.core.abilities import Ability, Completes, HasNoisedScore
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
@@ -32,9 +32,10 @@ from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
 from pofx.paths.gaussian import Gaussian
+from pofx.paths.guidance import Drawing, Inpainting, guidances
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
-from pofx.paths.predict import PREDICTIONS, Denoiser, point
+from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
 
@@ -104,12 +105,13 @@ class PathConfig(ContinuousConfig):
             )
 
 
-class PathModel(Continuous, HasNoisedScore):
+class PathModel(Continuous, HasNoisedScore, Completes):
     """The one implementation behind all presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
     estimators = (VariationalBound, OdeLikelihood)
     samplers = SOLVERS
+    approximation = "What is known guides every step: the rest is drawn approximately as p(rest | known) has it."
     shared_scale = True
     config: PathConfig
     span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
@@ -149,6 +151,12 @@ class PathModel(Continuous, HasNoisedScore):
         if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
             return "optimal coupling makes noise depend on what is given. Leave coupling at independent."
         return None
+
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability is Completes and preprocess(space).code_sizes:
+            return "what is known guides real numbers alone. Declare the columns real, or drop those that are not."
+        return super().lacks(ability, space)
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
@@ -192,6 +200,9 @@ class PathModel(Continuous, HasNoisedScore):
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
         start = self.gaussian if self.span is None else None
         return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
+
+    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
+        return replace(super().encode_context(c, dropped), raw=c)  # a weaker guide encodes them, too
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -264,28 +275,48 @@ class PathModel(Continuous, HasNoisedScore):
         callback: Callback | None = None,
     ) -> Tensor:
         times = self.schedule.times(sampler.steps)
-        start, denoiser = self.schedule(times[0]), self.denoiser(h)
-
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            x = denoiser(z, t)
-            return x if self.span is None else x.clamp(*self.span.to(x).view(2, *self.shape))
+        start, denoiser = self.schedule(times[0]), cast(Denoise, self.denoiser(h))
 
         def normal() -> Tensor:
             shape = (n, *self.shape)
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
+        if guides := guidances(sampler.guidance):
+            self._denoises_data()
+            if self.codes is not None:
+                raise Unsupported(
+                    f"Guidance moves real numbers alone, not the categories, gaps and frequent values of {self.space}.",
+                    "Fit on images, or on complete columns declared real.",
+                )
+            on = Drawing(self, h, n, generator)
+            for guide in guides:
+                denoiser = guide.guided(denoiser, on)
+                times, z = guide.start(times, z, on)
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            x = denoiser(z, t)
+            return x if self.span is None else x.clamp(*self.span.to(x).view(2, *self.shape))
+
         z = sample(sampler.name, denoise, self.schedule, times, z, generator, callback)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 
-    def rows_noised_score(self, x: Tensor, c: Encoded | None, noise: float | None) -> Tensor:
-        """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
+    def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
+        """By ``Inpainting``: an approximation, exact only for Gaussian data."""
+        sampler = replace(self.default_sampler(), guidance=Inpainting(x, known))  # type: ignore[call-arg]
+        return torch.where(known, x, self.rows_sample(len(x), c, sampler, generator))
+
+    def _denoises_data(self) -> None:
         if self.config.coupling == "optimal":
             raise Unsupported(
                 "Optimal coupling leaves a denoiser of the flow, which is not that of the data.",
                 "Fit with coupling=independent.",
             )
+
+    def rows_noised_score(self, x: Tensor, c: Encoded | None, noise: float | None) -> Tensor:
+        """Tweedie's formula: (E[y | y + noise e] - (y + noise e)) / noise^2, for x in place of the noised datum."""
+        self._denoises_data()
         noise, path = self.config.score_noise if noise is None else noise, self.schedule
         if not path.smallest <= noise <= path.largest:
             raise UsageError(

@@ -100,6 +100,11 @@ class Gaussian(nn.Module):
         """E[x | z] [N, *E]"""
         return (z - p.sigma * self.eps(z, p)) / p.alpha
 
+    def gain(self, u: Tensor, p: Point) -> Tensor:
+        """The Jacobian of ``denoise`` in z times u [N, *E]: alpha / sigma^2 times the covariance of x given z."""
+        alpha, variance = p.alpha.flatten(1), self.variance.to(u)
+        return self.across(alpha * variance / (alpha**2 * variance + p.sigma.flatten(1) ** 2) * self.along(u), u)
+
     def log_prob(self, z: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """log-density [N] of z = alpha x + sigma eps; of x itself as it stands."""
         v = alpha**2 * self.variance.to(z) + sigma**2

@@ -74,9 +74,12 @@ def served(cls: type[Model], more: Iterable[Case] = ()) -> list[Case]:
 
 
 def subjects(cls: type[Model], seed: int = 0, more: Sequence[Case] = ()) -> list[Subject]:
-    """The family on every case that it serves, and its variants there."""
+    """The family on every case that it serves, and its variants there that serve it, too."""
     return [
-        Subject(cls, case, seed, variant) for case in served(cls, more) for variant in ("", *cls.variants(case.space))
+        Subject(cls, case, seed, variant)
+        for case in served(cls, more)
+        for variant, config in {"": cls.tiny(case.space), **cls.variants(case.space)}.items()
+        if cls.refuses(case.space, case.context, config) is None
     ]
 
 
