@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pofx.nn.mlp import Mlp
 from pofx.paths import matching
-from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
+from pofx.paths.objective import TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.schedule import Chain
 
@@ -146,7 +146,7 @@ def test_the_loss_of_ddpm_is_denoising_score_matching() -> None:
     net = lambda z, log_snr: (z.flip(1) + log_snr[:, None]).tanh()  # noqa: E731
     u = torch.rand(50, generator=gen(2), dtype=torch.float64)
     denoiser = Denoiser(net, schedule, PREDICTIONS["eps"], None, torch.float64)
-    loss = path_loss(denoiser, x, eps, u, TIMES["uniform"], WEIGHTINGS["simple"], COUPLINGS["independent"])
+    loss = path_loss(denoiser, x, [eps, -eps], u, TIMES["uniform"], WEIGHTINGS["simple"])
     p = point(schedule, TIMES["uniform"](schedule, u)[0], x)
     log_snr = 2 * (p.alpha / p.sigma).log().flatten()
     both = [
