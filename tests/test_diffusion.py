@@ -171,7 +171,7 @@ def test_context_is_used() -> None:
 # -- what every configuration keeps --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "ddpm", "linear-beta", "exploding", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", "ddpm", "linear-beta", "exploding", "linear", "trigonometric"])
 @pytest.mark.parametrize("predict", ["v", "eps", "x0", "velocity", "score"])
 @pytest.mark.parametrize("weighting", ["likelihood", "simple", "edm", "flat"])
 def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:

@@ -79,7 +79,7 @@ def test_derivatives_and_inverse(name: str) -> None:
     for value, slope in ((p.alpha, p.d_alpha), (p.sigma, p.d_sigma)):
         (auto,) = torch.autograd.grad((value + 0 * t).sum(), t, retain_graph=True)
         assert torch.allclose(auto, slope, rtol=1e-8, atol=1e-12)
-    if name in ("cosine", "linear-beta", "ddpm"):
+    if name in ("cosine", "linear-beta", "trigonometric", "ddpm"):
         assert torch.allclose(p.alpha**2 + p.sigma**2, torch.ones_like(t), atol=1e-12)
 
 
@@ -394,7 +394,7 @@ def test_weightings_are_of_the_error_in_eps(kind: str, weighting: str) -> None:
         own = PREDICTIONS[kind].target(x, noise, p) - z.div(p.scale).cos()
         weighted = {"likelihood": pace * of_eps, "simple": of_eps, "edm": (1 + ratio) * of_eps}
         missed.append(weighted.get(weighting, own.square().mean(1)))
-    loss = path_loss(denoiser, x, eps, u, TIMES["cosine"], WEIGHTINGS[weighting], COUPLINGS["independent"])
+    loss = path_loss(denoiser, x, [eps, -eps], u, TIMES["cosine"], WEIGHTINGS[weighting])
     assert torch.allclose(loss, (missed[0] + missed[1]) / 2)
 
 

@@ -10,6 +10,7 @@ DOCS = ROOT.parent.parent
 GRADIENT = {  # where it is spoken of
     "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/continuous.py",
     "families/path.py", "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py",
+    "paths/matching.py", "families/student.py",
     "paths/schedule.py", "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
 }  # fmt: skip
 SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}

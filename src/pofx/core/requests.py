@@ -258,10 +258,21 @@ class Ancestral(Solver, name="ancestral"):
     """The posterior of each step at the denoised datum (Ho et al. 2020)."""
 
 
+@dataclass(frozen=True)
+class FewStep(Sampler, name="few-step"):
+    """By a student that learned to leap where the other solvers step (Song et al. 2023; Liu et al. 2023).
+
+    Attributes:
+        steps: of the student [default: 2].
+    """
+
+    steps: int = 2
+
+
 AnyRequest: TypeAlias = Request | type[Request] | None
 AnySampler: TypeAlias = Sampler | type[Sampler] | None
 SOLVERS: tuple[type[Solver], ...] = (DpmSolver, Heun, SdeSolver, Ddim, Euler, Ancestral)
-SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS)
+SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep)
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, VariationalBound, OdeLikelihood,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pofx.core.requests import SOLVERS, Ancestral
+from pofx.core.requests import SOLVERS, Ancestral, FewStep
 from pofx.families.path import PathConfig, PathModel, PredictionName, ScheduleName, TimesName, WeightingName
 
 
@@ -36,7 +36,7 @@ class Ddpm(PathModel):
     name = "ddpm"
     summary = "a network that finds the noise in data, taken away in a thousand steps"
     paper = "Ho, Jain & Abbeel 2020, Denoising diffusion probabilistic models"
-    samplers = (Ancestral, *(s for s in SOLVERS if s is not Ancestral))
+    samplers = (FewStep, Ancestral, *(s for s in SOLVERS if s is not Ancestral))
     Config = DdpmConfig
 
 

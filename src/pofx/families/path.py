@@ -25,16 +25,16 @@ from pofx.core.measure import Measure
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE, at_least
-from pofx.core.requests import SOLVERS, OdeLikelihood, Request, Sampler, VariationalBound
+from pofx.core.requests import SOLVERS, FewStep, OdeLikelihood, Request, VariationalBound
 from pofx.core.space import Space
-from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.families.student import StudentOptions, Taught, student_of
 from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.guidance import Drawing, Inpainting, guidances
 from pofx.paths.likelihood import bound, ode, stratified
-from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
+from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, both_signs, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
@@ -43,14 +43,14 @@ MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
-ScheduleName = Literal["cosine", "ddpm", "linear-beta", "exploding", "linear"]
+ScheduleName = Literal["cosine", "ddpm", "linear-beta", "exploding", "linear", "trigonometric"]
 PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
 TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
 WeightingName = Literal["likelihood", "simple", "edm", "flat"]
 
 
 @dataclass(frozen=True)
-class PathConfig(ContinuousConfig):
+class PathConfig(StudentOptions):
     """Options of all paths.
 
     Attributes:
@@ -105,12 +105,12 @@ class PathConfig(ContinuousConfig):
             )
 
 
-class PathModel(Continuous, HasNoisedScore, Completes):
+class PathModel(Taught, HasNoisedScore, Completes):
     """The one implementation behind all presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
     estimators = (VariationalBound, OdeLikelihood)
-    samplers = SOLVERS
+    samplers = (FewStep, *SOLVERS)
     approximation = "What is known guides every step: the rest is drawn approximately as p(rest | known) has it."
     shared_scale = True
     config: PathConfig
@@ -125,6 +125,7 @@ class PathModel(Continuous, HasNoisedScore, Completes):
         # in which the network takes y
         self.shape: tuple[int, ...] = space.event_shape if self.convolves(config, space) else (self.dim,)
         self.net = self._net()
+        self.student = student_of(self.net, config)
         self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
@@ -194,12 +195,29 @@ class PathModel(Continuous, HasNoisedScore, Completes):
     def attends(self) -> bool:
         return isinstance(self.net, UNet)
 
-    def denoiser(self, h: Encoded | None) -> Denoiser:
-        """The denoiser of rows y [N, *shape] given h."""
-        dtype = next(self.net.parameters()).dtype
-        net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
-        start = self.gaussian if self.span is None else None
-        return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
+    def denoiser(self, h: Encoded | None, net: nn.Module | None = None) -> Denoiser:
+        """The denoiser of rows y [N, *shape] given h, by ``self.net`` or another like it."""
+        own = net or self.net
+        dtype, start = next(own.parameters()).dtype, self.gaussian if self.span is None else None
+
+        def told(z: Tensor, log_snr: Tensor) -> Tensor:
+            predicted: Tensor = own(z, log_snr, h)
+            return predicted
+
+        return Denoiser(told, self.schedule, PREDICTIONS[self.config.predict], start, dtype)
+
+    def within(self, denoise: Denoise) -> Denoise:
+        """The denoiser kept within the range of the data, where there is no start."""
+        span = self.span
+        if span is None:
+            return denoise
+        return lambda z, t: denoise(z, t).clamp(*span.to(z).view(2, *self.shape))
+
+    def from_noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """n draws of z at the noise's end of the path [n, *shape]."""
+        largest = self.schedule(self.schedule.times(1)[0])
+        e = torch.randn(n, *self.shape, generator=generator, device=generator.device).to(self.device)
+        return self.gaussian.noisy(e, largest.alpha.item(), largest.sigma.item())
 
     def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
         return replace(super().encode_context(c, dropped), raw=c)  # a weaker guide encodes them, too
@@ -207,12 +225,15 @@ class PathModel(Continuous, HasNoisedScore, Completes):
     # -- training -----------------------------------------------------------------------------------------
 
     def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Noise levels are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
         c, y, eps = self.config, y.reshape(-1, *self.shape), batch.randn(*self.shape, generator=generator)
-        shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(y.device)
-        u = (batch.start + torch.arange(len(y), device=y.device) + shift) / max(batch.total, len(y))
-        choices = TIMES[c.times], WEIGHTINGS[c.weighting], COUPLINGS[c.coupling]
-        return path_loss(self.denoiser(h), y, eps, u, *choices)
+        u, noises = self.levels(batch, generator), both_signs(y, eps, COUPLINGS[c.coupling])
+        return path_loss(self.denoiser(h), y, noises, u, TIMES[c.times], WEIGHTINGS[c.weighting])
+
+    def levels(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """u [B] in [0, 1), stratified over the whole batch (Kingma et al. 2021, appendix I.1)."""
+        device, n = batch.x.device, len(batch.x)
+        shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(device)
+        return (batch.start + torch.arange(n, device=device) + shift) / max(batch.total, n)
 
     # -- likelihood ---------------------------------------------------------------------------------------
 
@@ -225,9 +246,6 @@ class PathModel(Continuous, HasNoisedScore, Completes):
 
     def quick_request(self) -> Request:
         return VariationalBound(draws=2 if self.space.pixels else 8)
-
-    def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
-        return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
 
     def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
@@ -274,14 +292,13 @@ class PathModel(Continuous, HasNoisedScore, Completes):
         generator: torch.Generator,
         callback: Callback | None = None,
     ) -> Tensor:
-        times = self.schedule.times(sampler.steps)
-        start, denoiser = self.schedule(times[0]), cast(Denoise, self.denoiser(h))
-
-        def normal() -> Tensor:
-            shape = (n, *self.shape)
-            return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
-
-        z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
+        if isinstance(sampler, FewStep):
+            return self.leaps(n, h, sampler.steps, generator)
+        times, z, denoise = (
+            self.schedule.times(sampler.steps),
+            self.from_noise(n, generator),
+            cast(Denoise, self.denoiser(h)),
+        )
         if guides := guidances(sampler.guidance):
             self._denoises_data()
             if self.codes is not None:
@@ -291,20 +308,17 @@ class PathModel(Continuous, HasNoisedScore, Completes):
                 )
             on = Drawing(self, h, n, generator)
             for guide in guides:
-                denoiser = guide.guided(denoiser, on)
+                denoise = guide.guided(denoise, on)
                 times, z = guide.start(times, z, on)
-
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            x = denoiser(z, t)
-            return x if self.span is None else x.clamp(*self.span.to(x).view(2, *self.shape))
-
-        z = sample(sampler.name, denoise, self.schedule, times, z, generator, callback)
+        z = sample(sampler.name, self.within(denoise), self.schedule, times, z, generator, callback)
+        e = torch.randn(z.shape, generator=generator, device=generator.device).to(self.device)
         # the bound's p(x | z_0)
-        return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
+        return self.gaussian.posterior(z, e, point(self.schedule, times[-1], z)).flatten(1)
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
         """By ``Inpainting``: an approximation, exact only for Gaussian data."""
-        sampler = replace(self.default_sampler(), guidance=Inpainting(x, known))  # type: ignore[call-arg]
+        solver = next(kind for kind in self.own_samplers if kind is not FewStep)  # which no guidance reaches
+        sampler = replace(self.default_sampler(solver), guidance=Inpainting(x, known))  # type: ignore[call-arg]
         return torch.where(known, x, self.rows_sample(len(x), c, sampler, generator))
 
     def _denoises_data(self) -> None:

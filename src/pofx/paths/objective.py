@@ -23,7 +23,7 @@ E w(t) |eps_hat(z_t, t) - eps|^2,    z_t = alpha x + sigma eps,    t = times(u),
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ def optimal(x: Tensor, eps: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment  # half a second to import
 
     products = x.detach().flatten(1) @ eps.flatten(1).T
+    products -= products.max(1, keepdim=True).values  # the same order is best, and found sooner
     _, partner = linear_sum_assignment(products.cpu().numpy(), maximize=True)
     return eps[torch.from_numpy(partner).to(eps.device)]
 
@@ -85,23 +86,29 @@ WEIGHTINGS: dict[str, Weighting] = {
 COUPLINGS: dict[str, Coupling] = {"independent": lambda x, eps: eps, "optimal": optimal}
 
 
-def path_loss(
-    denoiser: Denoiser, x: Tensor, eps: Tensor, u: Tensor, times: Times, weighting: Weighting, coupling: Coupling
-) -> Tensor:
-    """Weighted squared error of the denoiser's network, the mean over the dimensions, [N].
+def both_signs(x: Tensor, eps: Tensor, coupling: Coupling) -> list[Tensor]:
+    """Noises of x [N, *E] of which the sum is near zero: eps and -eps, coupled.
 
-    Each datum is noised by eps and by -eps: where there is little noise the network sees nearly the same twice, and
-    what is no signal in its gradient cancels.
+    Where there is little noise the network sees nearly the same twice, and what is no signal in its gradient cancels.
+    """
+    return [coupling(x, eps), coupling(x, -eps)]
+
+
+def path_loss(
+    denoiser: Denoiser, x: Tensor, noises: Sequence[Tensor], u: Tensor, times: Times, weighting: Weighting
+) -> Tensor:
+    """Weighted squared error of the denoiser's network, the mean over the dimensions and the noises, [N].
 
     Args:
-        x, eps: [N, *E], data and standard normal noise.
+        x: data [N, *E].
+        noises: those of each datum, [N, *E] each.
         u: [N] float64 in [0, 1), picks the times.
     """
     kind, (t, pace) = denoiser.prediction, times(denoiser.schedule, u)
     p = point(denoiser.schedule, t, x)
     weight = weighting(kind, p, pace.to(x).view_as(p.alpha))
     losses = []
-    for noise in (coupling(x, eps), coupling(x, -eps)):
+    for noise in noises:
         miss = denoiser.output(p.alpha * x + p.sigma * noise, p) - kind.target(x, noise, p)
         losses.append((weight * miss.square()).flatten(1).mean(1))
-    return (losses[0] + losses[1]) / 2
+    return torch.stack(losses).mean(0)

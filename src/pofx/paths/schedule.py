@@ -10,6 +10,7 @@ sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds 
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
     exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C)
     linear        straight lines        Lipman et al. 2023 (eq. 20-23, with time running from data to noise)
+    trigonometric variance preserving   Albergo & Vanden-Eijnden 2023 (eq. 5): a quarter of a circle at even speed
 """
 
 from __future__ import annotations
@@ -203,10 +204,29 @@ class Linear(Schedule):
         return torch.sigmoid(-log_snr / 2)
 
 
+class Trigonometric(Schedule):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): a path of the stochastic interpolants.
+
+    Example:
+        >>> import torch
+        >>> p = Trigonometric()(torch.tensor(1 / 3, dtype=torch.float64))
+        >>> round(p.alpha.item() ** 2, 12), round(p.sigma.item() ** 2, 12)
+        (0.75, 0.25)
+    """
+
+    def __call__(self, t: Tensor) -> Point:
+        alpha, sigma = torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
+        return Point(alpha, sigma, -math.pi / 2 * sigma, math.pi / 2 * alpha)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
+
+
 SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "linear-beta": LinearBeta,
     "exploding": Exploding,
     "linear": Linear,
+    "trigonometric": Trigonometric,
 }
 """Name -> schedule, given the smallest and the largest sigma / alpha; a ``Chain`` has ends of its own."""

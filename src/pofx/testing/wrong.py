@@ -2,7 +2,7 @@
 
 They start from small right models (a Gaussian by moments, the same as an energy whose log Z all rows share, a chain of
 categories by counting, a probabilistic PCA bounded by importance sampling, a model that holds another and fits it in a
-stage), which pass every check.
+stage, one that answers by an average of what it steps), which pass every check.
 ``WRONG`` lists each mistake, a right model with something in place of its own, with the checks that are meant to
 notice it.
 """
@@ -290,7 +290,55 @@ class Holder(Small):
         return self.part.rows_sample(n, c, sampler, generator)
 
 
-RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy, Holder]
+class Averaged(Moments):
+    """The Gaussian by steps of half the way to the moments of each batch, of which it answers by the average."""
+
+    name = "right average"
+    now: Tensor  # [1 + D, D], mean and root as they are stepped
+    decay = 0.8
+
+    def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.register_buffer("now", torch.cat([self.mean[None], self.root]))
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(epochs=1)
+
+    def learner(self, recipe: Recipe) -> Averaging:  # type: ignore[override]
+        return Averaging(self)
+
+    def toward(self, x: Tensor) -> None:
+        self.now.lerp_(torch.cat([x.mean(0)[None], torch.linalg.cholesky(x.T.cov())]), 0.5)
+
+    def follow(self) -> None:
+        self.mean.lerp_(self.now[0], 1 - self.decay)
+        self.root.lerp_(self.now[1:], 1 - self.decay)
+
+
+class Averaging:
+    """A learner of minibatches that lets an average follow what it steps."""
+
+    sweep: ClassVar[Literal["minibatch"]] = "minibatch"
+    finished: ClassVar[bool] = False
+
+    def __init__(self, model: Averaged) -> None:
+        self.model = model
+        self.runtime: Runtime = Local()
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.model.toward(batch.x)
+        self.model.follow()
+        return {"loss": torch.zeros(())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+RIGHT: list[type[Model]] = [Moments, Counts, Importance, Energy, Holder, Averaged]
 
 
 # -- the mistakes ---------------------------------------------------------------------------------
@@ -384,6 +432,7 @@ mistake(
     log_density=lambda self, x: Moments.log_density(self, x) + torch.zeros((), requires_grad=True),
 )  # fmt: skip
 mistake(Moments, "never learns", "training helps", learn=lambda self, x, c: None)
+mistake(Averaged, "an average that is never stepped", "training helps", follow=lambda self: None)
 
 
 def unseeded(self: Moments, x: Tensor, c: Tensor | None) -> None:
