@@ -361,11 +361,12 @@ class AnnealedLangevin(Solver, name="annealed-langevin"):
 
     Attributes:
         langevin_steps: at each level.
-        langevin_step: length of a step over the variance of the level's noise.
+        langevin_step: length of a step over the variance of the level's noise [default: as it loses most of what the
+            level before had more].
     """
 
     langevin_steps: int = 5
-    langevin_step: float = 0.062
+    langevin_step: float | None = None
 
     ranges = {"langevin_step": Range(0, 1, above=True)}
 

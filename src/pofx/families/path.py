@@ -42,7 +42,7 @@ MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
-ScheduleName = Literal["cosine", "ddpm", "linear-beta", "exploding", "linear"]
+ScheduleName = Literal["cosine", "ddpm", "linear-beta", "sub-vp", "exploding", "linear"]
 PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
 TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
 WeightingName = Literal["likelihood", "simple", "edm", "flat"]
@@ -56,8 +56,9 @@ class PathConfig(ContinuousConfig):
         schedule: the path; "ddpm" is the chain of Ho et al. 2020.
         betas: steps of that chain.
         predict: what the network predicts.
-        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all, and what
-            samplers denoise is kept within the range of the data, as Ho et al. 2020 do.
+        start: the network adds to the prediction of the Gaussian that fits the data, from which the last of a sample's
+            noise is taken away too; "none": it gives all, and the last of a sampler's steps is what it denoises.
+        clip: what samplers denoise is kept within the range of the data.
         times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
             ("log-normal"), or even in the angle of the cosine path.
         weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
@@ -80,6 +81,7 @@ class PathConfig(ContinuousConfig):
     betas: int = 1000
     predict: PredictionName = "v"
     start: Literal["gaussian", "none"] = "gaussian"
+    clip: bool = False
     times: TimesName = "log-snr"
     weighting: WeightingName = "likelihood"
     coupling: Literal["independent", "optimal"] = "independent"
@@ -112,7 +114,7 @@ class PathModel(Continuous, HasNoisedScore):
     samplers = SOLVERS
     shared_scale = True
     config: PathConfig
-    span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
+    span: Tensor | None  # least and largest y of the data [2, d], to which samples are clipped
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -123,7 +125,7 @@ class PathModel(Continuous, HasNoisedScore):
         # in which the network takes y
         self.shape: tuple[int, ...] = space.event_shape if self.convolves(config, space) else (self.dim,)
         self.net = self._net()
-        self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
+        self.register_buffer("span", torch.zeros(2, self.dim) if config.clip else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     def _net(self) -> nn.Module:
@@ -173,9 +175,9 @@ class PathModel(Continuous, HasNoisedScore):
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.split(some, RowNoise.by_place(len(some), generator)).y
-        if self.span is None:
+        if self.config.start == "gaussian":
             self.gaussian.fit(y, None if weight is None else weight[rows])
-        else:
+        if self.span is not None:
             self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
     def rows_per_pass(self) -> int:
@@ -190,7 +192,7 @@ class PathModel(Continuous, HasNoisedScore):
         """The denoiser of rows y [N, *shape] given h."""
         dtype = next(self.net.parameters()).dtype
         net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
-        start = self.gaussian if self.span is None else None
+        start = self.gaussian if c.start == "gaussian" else None
         return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -216,7 +218,8 @@ class PathModel(Continuous, HasNoisedScore):
         return VariationalBound(draws=2 if self.space.pixels else 8)
 
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
-        return (kind or self.samplers[0])(steps=self.config.sample_steps)  # type: ignore[call-arg]
+        kind = kind or self.samplers[0]
+        return kind() if hasattr(kind, "steps") else kind(steps=self.config.sample_steps)  # type: ignore[call-arg]
 
     def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
@@ -263,7 +266,8 @@ class PathModel(Continuous, HasNoisedScore):
         generator: torch.Generator,
         callback: Callback | None = None,
     ) -> Tensor:
-        times = self.schedule.times(sampler.steps)
+        bare = self.config.start == "none"
+        times = self.schedule.grid(sampler.grid, sampler.steps - bare)  # one more step leads to the data
         start, denoiser = self.schedule(times[0]), self.denoiser(h)
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
@@ -275,7 +279,9 @@ class PathModel(Continuous, HasNoisedScore):
             return torch.randn(shape, generator=generator, device=generator.device).to(self.device)
 
         z = self.gaussian.noisy(normal(), start.alpha.item(), start.sigma.item())
-        z = sample(sampler.name, denoise, self.schedule, times, z, generator, callback)
+        z = sample(sampler.name, denoise, self.schedule, times, z, generator, callback, to_data=bare, **sampler.own)
+        if bare:
+            return z.flatten(1)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, normal(), point(self.schedule, times[-1], z)).flatten(1)
 

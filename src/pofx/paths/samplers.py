@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -390,19 +390,37 @@ def annealed_langevin(
     generator: torch.Generator,
     *,
     langevin_steps: int,
-    langevin_step: float,
+    langevin_step: float | None = None,
 ) -> Tensor:
     """Song & Ermon 2020, algorithm 1, of y = z / alpha: a step is epsilon sigma_i^2 / sigma_L^2 at the level i.
 
     y moves by step (x - y) + sqrt(2 step) (sigma / alpha) noise, x the denoised; (x - y) / (sigma / alpha)^2 is the
     gradient of the log-density. From one level to the next it stays. (In the form of 2019 a step is of half the size.)
     """
-    y = z / schedule(times[0]).alpha.item()
-    for t in levels_of(schedule, times):
+    levels = levels_of(schedule, times)
+    y = z / levels[0].alpha
+    for before, t in pairwise([levels[0], *levels]):
+        step = langevin_step or step_of(before.ratio / t.ratio, langevin_steps)
         for _ in range(langevin_steps):
             x = denoise(t.alpha * y, t.t)
-            y = y + langevin_step * (x - y) + math.sqrt(2 * langevin_step) * t.ratio * normal(z, generator)
+            y = y + step * (x - y) + math.sqrt(2 * step) * t.ratio * normal(z, generator)
     return t.alpha * y
+
+
+@cache
+def step_of(fall: float, steps: int) -> float:
+    """The Langevin step for which so many leave the least of the noise of the level before (Song & Ermon 2020, eq. 8).
+
+    After them the variance over that of the level, which ``fall`` squared was at first, is
+    (1 - step)^(2 steps) (fall^2 - c) + c with c = 1 / (1 - step / 2), at best 1.
+
+    Example:
+        >>> step_of(5000 ** (1 / 231), 5)  # 232 levels from 50 to 0.01; the paper has 6.2e-6 / 0.01^2
+        0.062
+    """
+    step = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    c = 1 / (1 - step / 2)
+    return step[((1 - step) ** (2 * steps) * (fall**2 - c) + c).argmin()].item()
 
 
 SAMPLERS: dict[str, Solver] = {
