@@ -7,7 +7,7 @@ sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds 
 
     ddpm          variance preserving   Ho et al. 2020: a chain of T steps (section 4)
     linear-beta   variance preserving   its limit of many steps (Song et al. 2021, appendix C), their VP
-    sub-vp        sigma = 1 - alpha^2   the same alpha with less noise (Song et al. 2021, eq. 14), their sub-VP
+    sub-vp        sigma = 1 - alpha^2   the same alpha with less noise (Song et al. 2021, eq. 12), their sub-VP
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
     exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C), their VE
     linear        straight lines        Lipman et al. 2023 (eq. 20-23, with time running from data to noise)

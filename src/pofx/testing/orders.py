@@ -8,7 +8,7 @@ sampler is linear in all noise that it draws, so that its factors, and with them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,14 +44,17 @@ STATED: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
 NOISY = {"ddim", "ancestral", "sde", "edm", "restart", "predictor-corrector"}
 
 
-def order_of(name: str, schedule: Schedule, grid: str = "log-snr") -> tuple[float, dict[int, float]]:
+def order_of(
+    name: str, schedule: Schedule, grid: str = "log-snr", counts: Sequence[int] = COUNTS
+) -> tuple[float, dict[int, float]]:
     """How fast the error of a sampler falls with the number of its steps, and the errors by that number.
 
     Args:
         grid: steps even in the log SNR ("log-snr") or in the time of the schedule ("schedule").
+        counts: numbers of steps, multiples of 4.
     """
     error = _moments if name in NOISY else _points
-    errors = {steps: error(name, schedule, _times(schedule, grid, steps), steps) for steps in COUNTS}
+    errors = {steps: error(name, schedule, _times(schedule, grid, steps), steps) for steps in counts}
     logs = torch.tensor([[math.log(k), math.log(e)] for k, e in errors.items()], dtype=torch.float64)
     line = torch.stack([logs[:, 0], torch.ones(len(logs))], 1)
     return -torch.linalg.lstsq(line, logs[:, 1:]).solution[0].item(), errors
