@@ -289,15 +289,15 @@ def test_few_rows_do_not_make_a_flat_gaussian() -> None:
 @every_schedule
 @pytest.mark.parametrize("name_of_sampler", list(SAMPLERS))
 def test_samplers_reproduce_mean_and_covariance(name: str, name_of_sampler: str) -> None:
-    n, s = 20_000, schedule(name)
+    n, s = 8_000, schedule(name)
     mean, cov = torch.tensor([0.5, -1.0]).double(), torch.tensor([[0.6, 0.3], [0.3, 0.4]]).double()
     data = GaussianData(s, mean, cov)
     times = s.times(400) if name == "ddpm" else s.levels(150)  # even in log SNR, the same for most schedules
     z = s(times[0]).scale * normal(n, 2, seed=3)
     x = sample(name_of_sampler, data, s, times, z, gen(4), **OWN[name_of_sampler]) / s(times[-1]).alpha
     off = {"ancestral": 0.05, "ddim": 0.05, "euler": 0.05, "predictor-corrector": 0.05, "annealed-langevin": 0.11}
-    assert (x.mean(0) - mean).abs().max() < 0.03
-    assert (x.T.cov() - cov).abs().max() < off.get(name_of_sampler, 0.025)
+    assert (x.mean(0) - mean).abs().max() < 0.04
+    assert (x.T.cov() - cov).abs().max() < off.get(name_of_sampler, 0.04)
 
 
 def test_a_sampler_takes_the_fields_of_its_request() -> None:
@@ -453,7 +453,8 @@ def test_predictors_and_correctors_are_the_papers() -> None:
     """Song et al. 2021: algorithms 2 and 4 in sigma, 3 and 5 in beta."""
     for name in ("exploding", "ddpm"):
         data, s = gaussian(name), schedule(name)
-        times, z, g, r = s.times(900)[:2], normal(50, 2), gen(2), 0.16
+        times, g, r = s.times(900)[:2], gen(2), 0.16
+        z = s(times[0]).scale * normal(50, 2)
         beta = 1 - (s(times).alpha[0] / s(times).alpha[1]).item() ** 2  # 0 where the variance explodes
 
         def gradient(x: Tensor, t: Tensor, data: GaussianData = data, s: Schedule = s) -> Tensor:
