@@ -432,7 +432,9 @@ def test_churn_is_the_papers() -> None:
     assert torch.allclose(SAMPLERS["edm"](data, s, times, z, gen(5), **own), by_hand, atol=1e-9)
     calm, trapezoids = (SAMPLERS[name](data, s, times, z, gen()) for name in ("edm", "heun"))
     assert torch.allclose(calm, trapezoids, atol=1e-12)
-    assert SAMPLERS["edm"](data, s, times, z, gen(), churn=40.0, churn_from=90.0).isfinite().all()  # none above the path
+    assert (
+        SAMPLERS["edm"](data, s, times, z, gen(), churn=40.0, churn_from=90.0).isfinite().all()
+    )  # none above the path
 
 
 def test_a_restart_goes_back_to_where_it_is_asked() -> None:

@@ -104,7 +104,7 @@ def family(name: str) -> type[Model]:
         >>> family("nfs")
         Traceback (most recent call last):
         ...
-        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf?
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or ncsn?
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

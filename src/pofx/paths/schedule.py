@@ -27,6 +27,7 @@ from pofx.core.errors import UsageError
 
 RHO = 7  # of Karras et al. 2022
 
+
 class Point(NamedTuple):
     """The path at some times: alpha, sigma and their derivatives in t, each shaped like t."""
 

@@ -94,7 +94,9 @@ def quantile(q: Tensor, p: Point) -> Tensor:
     low, high = torch.full_like(q, -20.0), torch.full_like(q, 20.0)
     for _ in range(60):
         z = (low + high) / 2
-        above = (WEIGHTS * ndtr((z - p.alpha * MEANS) / (p.alpha**2 * DEVIATIONS**2 + p.sigma**2).sqrt())).sum(1) > q[:, 0]
+        above = (WEIGHTS * ndtr((z - p.alpha * MEANS) / (p.alpha**2 * DEVIATIONS**2 + p.sigma**2).sqrt())).sum(1) > q[
+            :, 0
+        ]
         low, high = torch.where(above[:, None], low, z), torch.where(above[:, None], z, high)
     return (low + high) / 2
 
