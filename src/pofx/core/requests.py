@@ -222,8 +222,8 @@ class Solver(Sampler):
 
     Attributes:
         steps: of the solver [default: the model's own].
-        grid: where its steps end: even in the time of the model's schedule, even in the log SNR, or as Karras et al. 2022
-            have it (eq. 5), denser where there is little noise.
+        grid: where its steps end: even in the time of the model's schedule, even in the log SNR, or as Karras et al.
+            2022 have it (eq. 5), denser where there is little noise.
     """
 
     steps: int

@@ -3,7 +3,7 @@
                     path              predicts       times, weighting       samples by             from
     ddpm            chain of 1000     eps            uniform, simple        ancestral, 1000        Ho et al. 2020
     vdm             cosine            v              log-snr, likelihood    dpm++, 50              Kingma et al. 2021
-    ncsn            variance grows    eps            log-snr, simple        Langevin, 232 levels   Song & Ermon 2019, 2020
+    ncsn            variance grows    eps            log-snr, simple        Langevin, 232 levels   Song & Ermon 2020
     score-sde       VP, VE, sub-VP    eps            uniform, simple        corrected, 1000        Song et al. 2021
     edm             variance grows    v              log-normal, edm        Heun, 18               Karras et al. 2022
     flow-matching   straight lines    velocity       uniform, flat          dpm++, 50              Lipman et al. 2023
@@ -91,8 +91,8 @@ class Ncsn(PathModel):
 
 @dataclass(frozen=True)
 class ScoreSdeConfig(PathConfig):
-    """Options of ``score-sde``: those of ``PathConfig``. Its SDEs are the schedules linear-beta (VP), exploding (VE) and
-    sub-vp."""
+    """Options of ``score-sde``: those of ``PathConfig``. Its SDEs are the schedules linear-beta (VP), exploding (VE)
+    and sub-vp."""
 
     schedule: ScheduleName = "linear-beta"
     predict: PredictionName = "eps"

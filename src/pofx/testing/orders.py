@@ -1,7 +1,7 @@
 """The order of convergence of a sampler of a path, measured where the truth is known.
 
-Without noise, on a mixture of two normals on the line: the probability flow keeps the order of its points, so each stays
-at its quantile, which bisection finds. With noise (the weak order), by the variance of draws of a normal: there a
+Without noise, on a mixture of two normals on the line: the probability flow keeps the order of its points, so each
+stays at its quantile, which bisection finds. With noise (the weak order), by the variance of draws of a normal: there a
 sampler is linear in all noise that it draws, so that its factors, and with them the variance, are known without chance.
 """
 
@@ -117,7 +117,7 @@ def _moments(name: str, schedule: Schedule, times: Tensor, steps: int) -> float:
 
 
 class UnitNoise(TorchFunctionMode):
-    """The k-th draw of normal noise is 1 in row k and else 0: row k of what comes out is its factor, row 0 the start's."""
+    """The k-th draw of normal noise is 1 in row k, else 0: row k of what comes out is its factor, row 0 the start's."""
 
     def __init__(self) -> None:
         super().__init__()
