@@ -27,7 +27,8 @@ _MODULES = {
 _PUBLIC = {name: f"pofx.{module}" for module, names in _MODULES.items() for name in names.split()}
 __all__ = [  # the same, for type checkers
     "Adaptive", "Ancestral", "AnnealedLangevin", "Category", "Ddim", "Decoding", "Dequantised", "DpmSolver",
-    "DpmSolver3", "EdmSolver", "Elbo", "Estimate", "Euler", "Exact", "ExactLikelihood", "Heun", "Image", "Integer", "Iwae", "Label",
+    "DpmSolver3", "EdmSolver", "Elbo", "Estimate", "Euler", "Exact", "ExactLikelihood", "Heun", "Image", "Integer",
+    "Iwae", "Label",
     "LowerBound", "Model", "OdeLikelihood", "PofxError", "PredictorCorrector", "Real", "Restart", "SdeSolver",
     "StepByStep", "Table", "Text", "Unavailable", "UpperBound",
     "VariationalBound", "Windowed", "__version__", "compare", "family", "fit", "load", "predict", "read_run", "resume",
