@@ -3,15 +3,15 @@
     python benchmarks/order.py [--quick]
 
 The truth is known: without noise, quantiles of a mixture that the flow keeps; with noise, the variance of a normal, of
-which the noisy sampler's own is computed without chance (pofx.testing.orders). One JSON line per case, and a table.
+which the noisy sampler's own is computed without chance (pofx.paths.orders). One JSON line per case, and a table.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from pofx.paths.orders import COUNTS, STATED, order_of
 from pofx.paths.schedule import SCHEDULES, Chain
-from pofx.testing.orders import COUNTS, STATED, order_of
 from timing import Results
 
 WITHIN = 0.15

@@ -21,10 +21,10 @@ from pofx.paths import samplers
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
+from pofx.paths.orders import STATED, order_of
 from pofx.paths.predict import PREDICTIONS, Denoiser, eps_of, point
 from pofx.paths.samplers import SAMPLERS, multistep, sample, step_of
 from pofx.paths.schedule import SCHEDULES, Chain, Cosine, Exploding, Linear, LinearBeta, Schedule, karras
-from pofx.testing.orders import STATED, order_of
 
 SMALLEST, LARGEST = 1e-3, 80.0
 NAMES = [*SCHEDULES, "ddpm"]
