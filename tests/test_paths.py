@@ -314,7 +314,7 @@ def test_a_sampler_takes_the_fields_of_its_request() -> None:
     "linear", *(pytest.param(name, marks=pytest.mark.long) for name in SCHEDULES if name != "linear")
 ])  # fmt: skip
 def test_order_of_convergence(name: str, sampler: str) -> None:
-    order, errors = order_of(sampler, SCHEDULES[name](SMALLEST, LARGEST), counts=(24, 48, 96))
+    order, errors = order_of(sampler, SCHEDULES[name](SMALLEST, LARGEST), counts=(48, 96, 192))
     assert order == pytest.approx(STATED[sampler][0], abs=0.15), errors
 
 
@@ -334,7 +334,7 @@ def started_low(denoise, schedule, times, z, generator):
 )
 def test_a_wrong_order_is_noticed(wrong, monkeypatch) -> None:
     monkeypatch.setitem(SAMPLERS, "dpm++3m", wrong)
-    order, _ = order_of("dpm++3m", Linear(), counts=(24, 48, 96))
+    order, _ = order_of("dpm++3m", Linear(), counts=(48, 96, 192))
     assert order < 2.5
 
 
@@ -342,7 +342,7 @@ def test_a_second_derivative_counted_half_is_noticed(monkeypatch) -> None:
     """As in a widespread third-order step, whose error is then of second order."""
     right = samplers.weights
     monkeypatch.setattr(samplers, "weights", lambda *a: (*right(*a)[:2], right(*a)[2] / 2))
-    order, _ = order_of("dpm++3m", Linear(), counts=(24, 48, 96))
+    order, _ = order_of("dpm++3m", Linear(), counts=(48, 96, 192))
     assert order < 2.5
 
 
