@@ -60,7 +60,7 @@ def models(name: str) -> dict[str, tuple[Model, Part]]:
             part = Part(x, c)
             data = Data(case, "memory", space, part, part, part, context=context)
             steps = (
-                60 if name == "ddpm" and case != "image" else 1
+                60 if name in ("ddpm", "ncsn", "score-sde", "edm") and case != "image" else 1
             )  # what predicts the noise alone has to know of it first
             run = pofx.fit(data, cls, steps=steps, checks=1, valid_rows=4, options=vars(config))
             found[case] = (run.model, part[:3].read())
@@ -216,7 +216,8 @@ def test_flags_are_the_fields(flags: Any, command: Any, kinds: tuple[type, ...])
 
 
 def value(flag: str) -> Any:
-    return {"greedy": True, "stop": ["b"]}.get(flag, 3)
+    own = {"greedy": True, "stop": ["b"], "grid": "log-snr", "eta": 0.5, "langevin_step": 0.5, "restart_to": 0.2}
+    return own.get(flag, 3)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

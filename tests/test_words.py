@@ -10,13 +10,14 @@ DOCS = ROOT.parent.parent
 GRADIENT = {  # where it is spoken of
     "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/continuous.py",
     "families/path.py", "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py",
-    "paths/matching.py", "families/student.py",
-    "paths/schedule.py", "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
+    "paths/matching.py", "families/student.py", "paths/schedule.py", "families/diffusion.py", "core/registry.py",
+    "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
 }  # fmt: skip
 SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}
 GRADIENTS = {
     "score", "scores", "noised_score", "rows_score", "rows_noised_score", "has_score", "has_noised_score",
-    "hasscore", "hasnoisedscore", "score_noise", "score_is_the_gradient", "noised_score_is_the_gradient", "scoresign",
+    "hasscore", "hasnoisedscore", "score_noise", "scoresde", "scoresdeconfig",
+    "score_is_the_gradient", "noised_score_is_the_gradient", "scoresign",
     "scorewithoutnoise",
 }  # fmt: skip
 

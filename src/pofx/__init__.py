@@ -13,7 +13,8 @@ _MODULES = {
     "evaluate.compare": "compare resume_comparison",
     "evaluate.predict": "predict",
     "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
-    "StepByStep Decoding DpmSolver Heun SdeSolver Ddim Euler Ancestral",
+    "StepByStep Decoding DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive EdmSolver Restart "
+    "PredictorCorrector AnnealedLangevin",
     "core.model": "Model",
     "core.likelihood": "Exact LowerBound UpperBound Estimate Unavailable",
     "spaces.table": "Table Real Integer Category",
@@ -25,9 +26,11 @@ _MODULES = {
 }
 _PUBLIC = {name: f"pofx.{module}" for module, names in _MODULES.items() for name in names.split()}
 __all__ = [  # the same, for type checkers
-    "Ancestral", "Category", "Ddim", "Decoding", "Dequantised", "DpmSolver", "Elbo", "Estimate", "Euler", "Exact",
-    "ExactLikelihood", "Heun", "Image", "Integer", "Iwae", "Label", "LowerBound", "Model", "OdeLikelihood",
-    "PofxError", "Real", "SdeSolver", "StepByStep", "Table", "Text", "Unavailable", "UpperBound",
+    "Adaptive", "Ancestral", "AnnealedLangevin", "Category", "Ddim", "Decoding", "Dequantised", "DpmSolver",
+    "DpmSolver3", "EdmSolver", "Elbo", "Estimate", "Euler", "Exact", "ExactLikelihood", "Heun", "Image", "Integer",
+    "Iwae", "Label",
+    "LowerBound", "Model", "OdeLikelihood", "PofxError", "PredictorCorrector", "Real", "Restart", "SdeSolver",
+    "StepByStep", "Table", "Text", "Unavailable", "UpperBound",
     "VariationalBound", "Windowed", "__version__", "compare", "family", "fit", "load", "predict", "read_run", "resume",
     "resume_comparison",
 ]  # fmt: skip
@@ -38,17 +41,23 @@ if TYPE_CHECKING:
     from pofx.core.model import Model
     from pofx.core.registry import family
     from pofx.core.requests import (
+        Adaptive,
         Ancestral,
+        AnnealedLangevin,
         Ddim,
         Decoding,
         Dequantised,
         DpmSolver,
+        DpmSolver3,
+        EdmSolver,
         Elbo,
         Euler,
         ExactLikelihood,
         Heun,
         Iwae,
         OdeLikelihood,
+        PredictorCorrector,
+        Restart,
         SdeSolver,
         StepByStep,
         VariationalBound,

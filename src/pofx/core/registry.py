@@ -41,6 +41,9 @@ BUILT_IN = {
     "gan": "pofx.families.gan:Gan",
     "ddpm": "pofx.families.diffusion:Ddpm",
     "vdm": "pofx.families.diffusion:Vdm",
+    "ncsn": "pofx.families.diffusion:Ncsn",
+    "score-sde": "pofx.families.diffusion:ScoreSde",
+    "edm": "pofx.families.diffusion:Edm",
     "flow-matching": "pofx.families.diffusion:FlowMatching",
     "trees": "pofx.families.trees:Trees",
     "classifier": "pofx.families.discriminative:Classifier",
@@ -101,7 +104,7 @@ def family(name: str) -> type[Model]:
         >>> family("nfs")
         Traceback (most recent call last):
         ...
-        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf?
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or ncsn?
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

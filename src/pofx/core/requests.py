@@ -7,13 +7,14 @@ A request is complete: of a class alone ``Model.default_request`` and ``default_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
 from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least, check
 
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
+GridName: TypeAlias = Literal["schedule", "log-snr", "edm"]
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,18 @@ class Decoding(StepByStep, name="decoding"):
 
 @dataclass(frozen=True)
 class Solver(Sampler):
-    """Base of those that go from noise to data in steps (``paths.samplers``).
+    """Base of those that go from noise to data in steps (``paths.samplers``, whose keywords are each one's own fields).
 
     Attributes:
         steps: of the solver [default: the model's own].
+        grid: where its steps end: even in the time of the model's schedule, even in the log SNR, or as Karras et al.
+            2022 have it (eq. 5), denser where there is little noise.
         guidance: the scale of classifier-free guidance, of a model that was fitted with context_dropout: above 1 what
             is drawn is more typical of what is given (Ho & Salimans 2022) [default: 1, none].
     """
 
     steps: int
+    grid: GridName = "schedule"
     guidance: float | Any = None  # a scale, or (several of) what ``paths.guidance`` has
 
     def __post_init__(self) -> None:
@@ -233,9 +237,18 @@ class Solver(Sampler):
         if self.guidance is not None and not (isinstance(self.guidance, tuple) or hasattr(self.guidance, "guided")):
             check("guidance", self.guidance, float, remedy="Give a scale, or (several of) pofx.paths.guidance.")
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The fields that only this one has."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in Solver.__dataclass_fields__}
+
 
 class DpmSolver(Solver, name="dpm++"):
     """DPM-Solver++(2M), without noise (Lu et al. 2022)."""
+
+
+class DpmSolver3(Solver, name="dpm++3m"):
+    """DPM-Solver++(3M), the same of third order."""
 
 
 class Heun(Solver, name="heun"):
@@ -246,8 +259,17 @@ class SdeSolver(Solver, name="sde"):
     """The noisy twin of dpm++ (Lu et al. 2022)."""
 
 
+@dataclass(frozen=True)
 class Ddim(Solver, name="ddim"):
-    """Without noise, of first order (Song, Meng & Ermon 2021)."""
+    """Without noise, of first order (Song, Meng & Ermon 2021).
+
+    Attributes:
+        eta: share of the ancestral sampler's noise, from none (0) to all (1).
+    """
+
+    eta: float = 0.0
+
+    ranges = {"eta": SHARE}
 
 
 class Euler(Solver, name="euler"):
@@ -256,6 +278,112 @@ class Euler(Solver, name="euler"):
 
 class Ancestral(Solver, name="ancestral"):
     """The posterior of each step at the denoised datum (Ho et al. 2020)."""
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver, name="adaptive"):
+    """Of third order, in steps as long as a tolerance allows (Lu et al. 2022).
+
+    Attributes:
+        steps: the fewest; each is divided where the tolerance asks for it.
+        tolerance: of the error of a step, in standard deviations of what it moves.
+    """
+
+    steps: int = 4
+    tolerance: float = 0.01
+
+    ranges = {"tolerance": POSITIVE}
+
+
+@dataclass(frozen=True)
+class EdmSolver(Solver, name="edm"):
+    """Heun's trapezoids after fresh noise, where churn asks for it (Karras et al. 2022, algorithm 2).
+
+    Noise is counted in standard deviations of the data; the paper's numbers are for a deviation of 0.5. Its choice for
+    ImageNet is churn 40 from 100 to 0.1, inflation 1.003.
+
+    Attributes:
+        churn: how much noise is added, over all steps; none: the noise only falls.
+        churn_from: the largest noise to which some is added.
+        churn_to: the smallest.
+        inflation: factor of the added noise, against what the network takes away too much.
+    """
+
+    grid: GridName = "edm"
+    churn: float = 0.0
+    churn_from: float = 100.0
+    churn_to: float = 0.1
+    inflation: float = 1.0
+
+    ranges = {"churn_from": POSITIVE, "inflation": POSITIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _falls(self, "churn_from", "churn_to")
+
+
+@dataclass(frozen=True)
+class Restart(Solver, name="restart"):
+    """Heun's trapezoids, and some of the way again from fresh noise (Xu et al. 2023).
+
+    Noise is counted in standard deviations of the data; the paper's numbers are for a deviation of 0.5.
+
+    Attributes:
+        restarts: how often.
+        restart_from: noise from which that way leads.
+        restart_to: noise to which it leads: to the first step that ends there or below.
+        restart_steps: in so many steps.
+    """
+
+    grid: GridName = "edm"
+    restarts: int = 2
+    restart_from: float = 0.6
+    restart_to: float = 0.12
+    restart_steps: int = 3
+
+    ranges = {"restart_from": POSITIVE, "restart_to": POSITIVE}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _falls(self, "restart_from", "restart_to")
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Solver, name="predictor-corrector"):
+    """Steps of reverse diffusion, each corrected by Langevin steps at its noise level (Song et al. 2021).
+
+    Attributes:
+        corrector_steps: after each step, 0 for none.
+        corrector_snr: signal-to-noise ratio r of a corrector's step, on which its length depends.
+    """
+
+    corrector_steps: int = 1
+    corrector_snr: float = 0.16
+
+    ranges = {"corrector_steps": AMOUNT, "corrector_snr": POSITIVE}
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Solver, name="annealed-langevin"):
+    """Langevin steps only, at one falling noise level after the other (Song & Ermon 2019, 2020).
+
+    Attributes:
+        langevin_steps: at each level.
+        langevin_step: length of a step over the variance of the level's noise [default: as it loses most of what the
+            level before had more].
+    """
+
+    langevin_steps: int = 5
+    langevin_step: float | None = None
+
+    ranges = {"langevin_step": Range(0, 1, above=True)}
+
+
+def _falls(solver: Solver, start: str, end: str) -> None:
+    """The noise falls from the field ``start`` to the field ``end``."""
+    high, low = getattr(solver, start), getattr(solver, end)
+    if not low < high:
+        raise UsageError(f"{start} is {high:g} and {end} is {low:g}: noise must fall.", f"Swap {start} and {end}.")
 
 
 @dataclass(frozen=True)
@@ -271,7 +399,10 @@ class FewStep(Sampler, name="few-step"):
 
 AnyRequest: TypeAlias = Request | type[Request] | None
 AnySampler: TypeAlias = Sampler | type[Sampler] | None
-SOLVERS: tuple[type[Solver], ...] = (DpmSolver, Heun, SdeSolver, Ddim, Euler, Ancestral)
+SOLVERS: tuple[type[Solver], ...] = (
+    DpmSolver, DpmSolver3, Heun, SdeSolver, Ddim, Euler, Ancestral, Adaptive, EdmSolver, Restart, PredictorCorrector,
+    AnnealedLangevin,
+)  # fmt: skip
 SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep)
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, VariationalBound, OdeLikelihood,

@@ -43,7 +43,7 @@ MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
-ScheduleName = Literal["cosine", "ddpm", "linear-beta", "exploding", "linear", "trigonometric"]
+ScheduleName = Literal["cosine", "ddpm", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"]
 PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
 TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
 WeightingName = Literal["likelihood", "simple", "edm", "flat"]
@@ -57,8 +57,9 @@ class PathConfig(StudentOptions):
         schedule: the path; "ddpm" is the chain of Ho et al. 2020.
         betas: steps of that chain.
         predict: what the network predicts.
-        start: the network adds to the prediction of the Gaussian that fits the data; "none": it gives all, and what
-            samplers denoise is kept within the range of the data, as Ho et al. 2020 do.
+        start: the network adds to the prediction of the Gaussian that fits the data, from which the last of a sample's
+            noise is taken away too; "none": it gives all, and the last of a sampler's steps is what it denoises.
+        clip: what samplers denoise is kept within the range of the data.
         times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
             ("log-normal"), or even in the angle of the cosine path.
         weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
@@ -81,6 +82,7 @@ class PathConfig(StudentOptions):
     betas: int = 1000
     predict: PredictionName = "v"
     start: Literal["gaussian", "none"] = "gaussian"
+    clip: bool = False
     times: TimesName = "log-snr"
     weighting: WeightingName = "likelihood"
     coupling: Literal["independent", "optimal"] = "independent"
@@ -114,7 +116,7 @@ class PathModel(Taught, HasNoisedScore, Completes):
     approximation = "What is known guides every step: the rest is drawn approximately as p(rest | known) has it."
     shared_scale = True
     config: PathConfig
-    span: Tensor | None  # least and largest y of the data [2, d], to which samples keep where there is no start
+    span: Tensor | None  # least and largest y of the data [2, d], to which samples are clipped
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -126,7 +128,7 @@ class PathModel(Taught, HasNoisedScore, Completes):
         self.shape: tuple[int, ...] = space.event_shape if self.convolves(config, space) else (self.dim,)
         self.net = self._net()
         self.student = student_of(self.net, config)
-        self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
+        self.register_buffer("span", torch.zeros(2, self.dim) if config.clip else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     def _net(self) -> nn.Module:
@@ -182,9 +184,9 @@ class PathModel(Taught, HasNoisedScore, Completes):
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.split(some, RowNoise.by_place(len(some), generator)).y
-        if self.span is None:
+        if self.config.start == "gaussian":
             self.gaussian.fit(y, None if weight is None else weight[rows])
-        else:
+        if self.span is not None:
             self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
     def rows_per_pass(self) -> int:
@@ -198,7 +200,7 @@ class PathModel(Taught, HasNoisedScore, Completes):
     def denoiser(self, h: Encoded | None, net: nn.Module | None = None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h, by ``self.net`` or another like it."""
         own = net or self.net
-        dtype, start = next(own.parameters()).dtype, self.gaussian if self.span is None else None
+        dtype, start = next(own.parameters()).dtype, self.gaussian if self.config.start == "gaussian" else None
 
         def told(z: Tensor, log_snr: Tensor) -> Tensor:
             predicted: Tensor = own(z, log_snr, h)
@@ -207,7 +209,7 @@ class PathModel(Taught, HasNoisedScore, Completes):
         return Denoiser(told, self.schedule, PREDICTIONS[self.config.predict], start, dtype)
 
     def within(self, denoise: Denoise) -> Denoise:
-        """The denoiser kept within the range of the data, where there is no start."""
+        """The denoiser kept within the range of the data, where samples are clipped."""
         span = self.span
         if span is None:
             return denoise
@@ -294,11 +296,9 @@ class PathModel(Taught, HasNoisedScore, Completes):
     ) -> Tensor:
         if isinstance(sampler, FewStep):
             return self.leaps(n, h, sampler.steps, generator)
-        times, z, denoise = (
-            self.schedule.times(sampler.steps),
-            self.from_noise(n, generator),
-            cast(Denoise, self.denoiser(h)),
-        )
+        bare = self.config.start == "none"
+        times = self.schedule.grid(sampler.grid, sampler.steps - bare)  # one more step leads to the data
+        z, denoise = self.from_noise(n, generator), cast(Denoise, self.denoiser(h))
         if guides := guidances(sampler.guidance):
             self._denoises_data()
             if self.codes is not None:
@@ -310,7 +310,10 @@ class PathModel(Taught, HasNoisedScore, Completes):
             for guide in guides:
                 denoise = guide.guided(denoise, on)
                 times, z = guide.start(times, z, on)
-        z = sample(sampler.name, self.within(denoise), self.schedule, times, z, generator, callback)
+        kept = self.within(denoise)
+        z = sample(sampler.name, kept, self.schedule, times, z, generator, callback, to_data=bare, **sampler.own)
+        if bare:
+            return z.flatten(1)
         e = torch.randn(z.shape, generator=generator, device=generator.device).to(self.device)
         # the bound's p(x | z_0)
         return self.gaussian.posterior(z, e, point(self.schedule, times[-1], z)).flatten(1)

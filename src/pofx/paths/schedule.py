@@ -6,9 +6,10 @@ sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds 
 "Variational Diffusion Models", section 5.1).
 
     ddpm          variance preserving   Ho et al. 2020: a chain of T steps (section 4)
-    linear-beta   variance preserving   its limit of many steps (Song et al. 2021, appendix C)
+    linear-beta   variance preserving   its limit of many steps (Song et al. 2021, appendix C), their VP
+    sub-vp        sigma = 1 - alpha^2   the same alpha with less noise (Song et al. 2021, eq. 12), their sub-VP
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
-    exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C)
+    exploding     alpha = 1             Song & Ermon 2019; Song et al. 2021 (appendix C), their VE
     linear        straight lines        Lipman et al. 2023 (eq. 20-23, with time running from data to noise)
     trigonometric variance preserving   Albergo & Vanden-Eijnden 2023 (eq. 5): a quarter of a circle at even speed
 """
@@ -22,6 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from pofx.core.errors import UsageError
+
+RHO = 7  # of Karras et al. 2022
 
 
 class Point(NamedTuple):
@@ -43,9 +48,16 @@ class Schedule(ABC):
 
     Args:
         smallest, largest: sigma / alpha at both ends of what is made of the path, the data's and the noise's.
+
+    Raises UsageError where the noise does not rise.
     """
 
     def __init__(self, smallest: float = 1e-3, largest: float = 80.0) -> None:
+        if not 0 < smallest < largest < math.inf:
+            raise UsageError(
+                f"The noise cannot rise from {smallest:g} to {largest:g}.",
+                "Give a smallest above 0, and a largest above it.",
+            )
         self.smallest, self.largest = smallest, largest
         self.ends = -2 * math.log(largest), -2 * math.log(smallest)  # the log SNR at the noise's and the data's end
         self.range = self.ends[1] - self.ends[0]
@@ -72,9 +84,29 @@ class Schedule(ABC):
         """A sampler's times [steps + 1], from noise to data, even in t as the schedule means them."""
         return self.uniform(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
 
+    def grid(self, name: str, steps: int) -> Tensor:
+        """The times [steps + 1] of a sampler, from noise to data: those of ``times``, or by name even in the log SNR
+        ("log-snr") or as ``karras`` has them ("edm")."""
+        if name == "schedule":
+            return self.times(steps)
+        if name == "log-snr":
+            return self.time(torch.linspace(*self.ends, steps + 1, dtype=torch.float64))
+        return self.time(-2 * torch.tensor(karras(self.largest, self.smallest, steps), dtype=torch.float64).log())
+
     def levels(self, steps: int) -> Tensor:
         """The times [steps + 1] of a bound in that many steps, from noise to data, even in the log SNR."""
         return self.time(torch.linspace(*self.ends, steps + 1, dtype=torch.float64))
+
+
+def karras(largest: float, smallest: float, steps: int) -> list[float]:
+    """Noise levels [steps + 1] whose root of order ``RHO`` falls evenly (Karras et al. 2022, eq. 5).
+
+    Example:
+        >>> [round(level, 4) for level in karras(80.0, 0.002, 17)[:2]], round(karras(80.0, 0.002, 17)[-1], 4)
+        ([80.0, 57.586], 0.002)
+    """
+    high, low = largest ** (1 / RHO), smallest ** (1 / RHO)
+    return [(high + i / max(steps, 1) * (low - high)) ** RHO for i in range(steps + 1)]
 
 
 def preserving(rate: Tensor, integral: Tensor) -> Point:
@@ -99,6 +131,8 @@ class Chain(Schedule):
     """
 
     def __init__(self, steps: int) -> None:
+        if steps <= 20:  # 0.02 x 1000 / T would be all that there is
+            raise UsageError(f"A chain of {steps} steps has no betas: one of 1000 / T x 0.02 is below 1.", "Give more.")
         self.steps = steps
         self.betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
         self.lost = -torch.log1p(-self.betas)  # of log alpha^2, in each step
@@ -140,13 +174,39 @@ class LinearBeta(Schedule):
 
     beta0, beta1 = 0.1, 20.0
 
-    def __call__(self, t: Tensor) -> Point:
+    def integral(self, t: Tensor) -> Tensor:
+        """Of beta, from 0 to t: -2 log alpha."""
+        return self.beta0 * t + (self.beta1 - self.beta0) * t**2 / 2
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        """The time at which the integral has the given value."""
         slope = self.beta1 - self.beta0
-        return preserving(self.beta0 + slope * t, self.beta0 * t + slope * t**2 / 2)
+        return 2 * integral / (self.beta0 + torch.sqrt(self.beta0**2 + 2 * slope * integral))
+
+    def __call__(self, t: Tensor) -> Point:
+        return preserving(self.beta0 + (self.beta1 - self.beta0) * t, self.integral(t))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        integral, slope = softplus(-log_snr), self.beta1 - self.beta0  # alpha^2 = sigmoid(log SNR)
-        return 2 * integral / (self.beta0 + torch.sqrt(self.beta0**2 + 2 * slope * integral))
+        return self.inverse(softplus(-log_snr))  # alpha^2 = sigmoid(log SNR)
+
+
+class SubPreserving(LinearBeta):
+    """alpha of the variance-preserving path, sigma = 1 - alpha^2: its variance is nowhere larger.
+
+    Example:
+        >>> import torch
+        >>> p = SubPreserving()(torch.tensor([0.2, 1.0], dtype=torch.float64))
+        >>> (p.alpha**2 + p.sigma).tolist()
+        [1.0, 1.0]
+    """
+
+    def __call__(self, t: Tensor) -> Point:
+        alpha, _, d_alpha, _ = super().__call__(t)
+        sigma = -torch.expm1(-self.integral(t))
+        return Point(alpha, sigma, d_alpha, -2 * alpha * d_alpha)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.inverse(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))  # sigma / alpha = 2 sinh(integral / 2)
 
 
 class Cosine(Schedule):
@@ -225,6 +285,7 @@ class Trigonometric(Schedule):
 SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "linear-beta": LinearBeta,
+    "sub-vp": SubPreserving,
     "exploding": Exploding,
     "linear": Linear,
     "trigonometric": Trigonometric,
