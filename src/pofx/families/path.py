@@ -21,7 +21,6 @@ from pofx.core.abilities import HasNoisedScore
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
-from pofx.core.measure import Measure
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE, at_least
@@ -37,6 +36,8 @@ from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
+from pofx.transforms.base import Noise
+from pofx.transforms.ode import estimate, probes
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
@@ -90,7 +91,7 @@ class PathConfig(ContinuousConfig):
     blocks: int = 2
     channels: int = 32
     sample_steps: int = 50
-    ode_steps: int = 32
+    ode_steps: int = 16
     draws: int = 32
     score_noise: float = 0.1
 
@@ -159,7 +160,7 @@ class PathModel(Continuous, HasNoisedScore):
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(
-            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=8, draws=16
+            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=4, draws=16
         )
 
     @classmethod
@@ -209,8 +210,8 @@ class PathModel(Continuous, HasNoisedScore):
         config, noisy = self.config, self.preprocess.kind is not Exact
         if kind is not OdeLikelihood:
             return super().default_request(kind)
-        probes = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
-        return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
+        per_solve = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
+        return OdeLikelihood(config.ode_steps, per_solve, config.draws if noisy else 0)
 
     def quick_request(self) -> Request:
         return VariationalBound(draws=2 if self.space.pixels else 8)
@@ -239,19 +240,19 @@ class PathModel(Continuous, HasNoisedScore):
 
     def density(self, y: Tensor, h: Encoded | None, request: Any, noise: RowNoise) -> Estimate:
         """The ODE's."""
-        steps, probes = request.steps, request.probes
         y = y.double().reshape(-1, *self.shape)
-        signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
-        probe = signs.transpose(0, 1).reshape(probes, *y.shape) if probes else None
         asking = [y, *self.parameters(), *([] if h is None else [h.vector])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
-        denoise = self.denoiser(h)
-        nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph)
-        trace = f"Hutchinson's divergence, {probes} probes a solution" if probes else "exact divergence"
-        caveat = (
-            f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {self.schedule.smallest:g}"
-        )
-        return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)
+        denoise, probe = self.denoiser(h), probes(request.probes, y, noise)
+
+        def solve(steps: int, noise: Noise) -> tuple[Tensor, Tensor]:
+            return ode(denoise, self.gaussian, self.schedule, y, steps, noise, probe, graph)
+
+        return estimate(solve, request, noise, self.dim, self._flow_told)
+
+    @property
+    def _flow_told(self) -> str:
+        return f"probability flow ODE from the datum on (to the smallest noise {self.schedule.smallest:g} in one step)"
 
     # -- samples and score ----------------------------------------------------------------------------------
 
