@@ -9,7 +9,7 @@ the same two likelihoods (paths/likelihood.py), a variational bound and an estim
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import preprocess
-from pofx.core.abilities import HasNoisedScore
+from pofx.core.abilities import DrawsWithDensity, HasBoundTerms, HasNoisedScore
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
+from pofx.core.likelihood import Available, Estimate, Exact, Likelihood, LowerBound, Number
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE, at_least
@@ -31,7 +31,7 @@ from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
 from pofx.paths.gaussian import Gaussian
-from pofx.paths.likelihood import bound, ode, stratified
+from pofx.paths.likelihood import angles, ode, ode_sample, stratified, terms
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoiser, point
 from pofx.paths.samplers import Callback, sample
@@ -105,7 +105,7 @@ class PathConfig(ContinuousConfig):
             )
 
 
-class PathModel(Continuous, HasNoisedScore):
+class PathModel(Continuous, HasNoisedScore, HasBoundTerms, DrawsWithDensity):
     """The one implementation behind all presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
@@ -223,20 +223,42 @@ class PathModel(Continuous, HasNoisedScore):
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
         if not isinstance(request, VariationalBound):
             return super().rows_log_prob(x, c, request, noise)
-        codes = self.split(x).codes
-        denoise = self.denoiser(self.given_codes(codes, c))
+        draw = self._bound(x, c, request, noise)
+        nats, se = stratified(lambda u: draw(u).sum(0), request.draws, noise)
+        if self.codes is not None:
+            nats = nats + self.codes.log_prob(self.split(x).codes, vector(c))
+        return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
+
+    def _bound(
+        self, x: Tensor, c: Encoded | None, request: VariationalBound, noise: RowNoise
+    ) -> Callable[[Tensor], Tensor]:
+        """u [N] -> one draw of the bound's terms [3, N], in raw data space."""
+        denoise = self.denoiser(self.given_codes(self.split(x).codes, c))
 
         def draw(u: Tensor) -> Tensor:
             parts = self.split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
-            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
-            return nats + parts.log_jacobian
+            prior, path, last = terms(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
+            return torch.stack([prior, path, last + parts.log_jacobian])
 
-        nats, se = stratified(draw, request.draws, noise)
+        return draw
+
+    def rows_bound_terms(
+        self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise
+    ) -> dict[str, Number[Tensor]]:
+        if not isinstance(request, VariationalBound):
+            raise UsageError(f"{request} is no bound in terms.", "Ask for a VariationalBound.")
+        values, errors = stratified(self._bound(x, c, request, noise), request.draws, noise)
+        draws = request.draws + request.draws % 2
+        found = {
+            name: Number(Estimate, nats, se, se, draws=draws)
+            for name, nats, se in zip(("prior", "path", "reconstruction"), values, errors, strict=True)
+        }
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(codes, vector(c))
-        return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
+            nats = self.codes.log_prob(self.split(x).codes, vector(c))
+            found["codes"] = Number(Exact, nats, torch.zeros_like(nats), torch.zeros_like(nats))
+        return found
 
     def density(self, y: Tensor, h: Encoded | None, request: Any, noise: RowNoise) -> Estimate:
         """The ODE's."""
@@ -253,6 +275,24 @@ class PathModel(Continuous, HasNoisedScore):
     @property
     def _flow_told(self) -> str:
         return f"probability flow ODE from the datum on (to the smallest noise {self.schedule.smallest:g} in one step)"
+
+    def rows_sample_log_prob(
+        self, n: int, c: Encoded | None, request: Request, generator: torch.Generator
+    ) -> tuple[Tensor, Likelihood]:
+        """Along the probability flow, of real columns; else the draw of a sampler, and then its likelihood."""
+        noise = RowNoise.by_place(n, generator)
+        if not isinstance(request, OdeLikelihood) or self.preprocess.kind is not Exact:
+            x = self.rows_sample(n, c, self.default_sampler(), generator)
+            return x, self.rows_log_prob(x, c, request, noise)
+        e = torch.randn((n, *self.shape), generator=generator, device=generator.device).to(self.device).double()
+        z, denoise = self.gaussian.noisy(e, *angles(self.schedule.ends[0])), self.denoiser(c)
+        probe, drawn = probes(request.probes, z, noise), [z]
+
+        def solve(steps: int, noise: Noise) -> tuple[Tensor, Tensor]:
+            drawn[0], nats, se = ode_sample(denoise, self.gaussian, self.schedule, z, steps, noise, probe)
+            return nats, se
+
+        return self.in_raw(estimate(solve, request, noise, self.dim, self._flow_told), drawn[0])
 
     # -- samples and score ----------------------------------------------------------------------------------
 

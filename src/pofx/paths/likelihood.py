@@ -57,7 +57,7 @@ def bound(
     else:
         grid = schedule.log_snr(schedule.levels(steps)).to(x.device)
         length, drop = grid.diff(), grid.exp().diff()  # of every step, in lambda and in SNR
-        nats = gaussian.ends(x, grid[[0, -1]]) - gaussian.error(x, grid[:-1], drop)
+        nats = gaussian.ends(x, grid[[0, -1]]).sum(0) - gaussian.error(x, grid[:-1], drop)
         step = (torch.searchsorted(grid, lam, right=True) - 1).clamp(0, len(drop) - 1)
         lam, weight = grid[step], (drop / length)[step] * schedule.range
     t = schedule.time(lam)
@@ -69,8 +69,28 @@ def bound(
     return nats + (weight / 2).to(x.dtype) * gain
 
 
+def terms(
+    denoise: Denoise,
+    gaussian: Gaussian,
+    schedule: Schedule,
+    x: Tensor,
+    u: Tensor,
+    eps: Tensor,
+    *,
+    steps: int | None = None,
+) -> Tensor:
+    """The three terms [3, N] of one draw of ``bound``, which is their sum: -KL(q(z_1 | x) | p(z_1)), what is lost along
+    the path (of T - 1 steps L_(T-1) to L_1 of Ho et al. 2020, eq. 5), and E log p(x | z_0).
+
+    Those of the ends are in closed form: all noise is the path's.
+    """
+    levels = schedule.ends if steps is None else schedule.log_snr(schedule.levels(steps))[[0, -1]].tolist()
+    prior, last = gaussian.ends(x, torch.tensor(levels, dtype=torch.float64, device=x.device))
+    return torch.stack([prior, bound(denoise, gaussian, schedule, x, u, eps, steps=steps) - prior - last, last])
+
+
 def stratified(draw: Callable[[Tensor], Tensor], draws: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
-    """Mean [N] of draw(u) [N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
+    """Mean [*, N] of draw(u) [*, N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
 
     Two draws of one stratum are independent and alike, so half their squared difference is an unbiased
     variance. An odd number of draws is rounded up.
