@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pofx.core.learner import Batch, Recipe
+from pofx.core.learner import Batch
 from pofx.core.likelihood import Estimate, Exact
 from pofx.core.measure import Measure
 from pofx.core.model import serving
@@ -73,7 +73,7 @@ class Cnf(Flow):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, hidden=32, blocks=1, codes_hidden=32, train_steps=2, ode_steps=2, draws=16)
+        return serving(cls, space, hidden=32, blocks=1, codes_hidden=32, train_steps=1, ode_steps=1, draws=4)
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
@@ -87,10 +87,6 @@ class Cnf(Flow):
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of probes, too
-
-    @classmethod
-    def recipe(cls, space: Space) -> Recipe:
-        return replace(super().recipe(space), lr=3e-3, clip=1.0)
 
     def answers(self, asked: type[Request] | type[Sampler]) -> bool:
         return True
