@@ -191,7 +191,7 @@ def _first(log_snr: Tensor, z: Tensor, slope: Tensor, rough: Tensor, turn: Tenso
     The slope in lambda falls as sigma^2 = e^-lambda there, so that its integral from lambda on is the slope itself: the
     step of Euler's method in sigma^2, backward from z, as its own ``slope`` and divergence are taken. The forward step,
     with those (``rough``) at the datum, errs to the other side (of a Gaussian, three times as much): the gap between
-    both, as the score of z turns it into nats, bounds the error.
+    both, as the gradient of the log-density turns it into nats, bounds the error.
     """
     sin = wide((-log_snr).sigmoid().sqrt(), z).to(z)
     eps_hat = sin * z - 2 / sin * slope  # the slope is (sin x_hat - cos eps_hat) sin cos / 2

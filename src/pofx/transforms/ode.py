@@ -199,7 +199,7 @@ def estimate(solve: Solve, request: OdeLikelihood, noise: RowNoise, dim: int, wh
                 f"of {request.tolerance:g}.",
                 "Ask for a larger tolerance.",
             )
-    draws, se = 2 * request.steps, error
+    draws, se = 4 * request.steps, error  # of places
     if k := request.probes:
         draws, spread = k, parts.std(0) / k**0.5 if k > 1 else torch.full_like(error, torch.nan)
         se = torch.hypot(error, spread.to(error))
