@@ -132,15 +132,15 @@ def _difference(a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor) -> tu
 def interval(lik: Available, z: float = NORMAL_95) -> tuple[Tensor, Tensor]:
     """The limits of log p of each datum, shaped like ``nats``, by the error of its draws: z standard errors each way.
 
-    Of few draws (one probe, one stratum more than there are degrees of freedom) it is wider, as Student's t has it. A
-    bound's hold for the bound. What rows share is counted.
+    Of few draws it is wider, as Student's t has it. Of a bound these are the limits of the bound. What rows share is
+    counted.
 
     Example:
         >>> import torch
         >>> from pofx.core.measure import Measure
         >>> told = Estimate(torch.tensor([-3.0]), Measure.lebesgue(2), torch.tensor([0.1]), 4, "four probes")
-        >>> [limit.item() for limit in interval(told)]  # 3.18 standard errors
-        [-3.318244457244873, -2.681755542755127]
+        >>> [round(limit.item(), 3) for limit in interval(told)]  # 3.18 standard errors
+        [-3.318, -2.682]
     """
     rows = number(lik)
     limit = student(z, rows.draws - 1) if rows.draws > 1 else z
