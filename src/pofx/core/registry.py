@@ -99,10 +99,10 @@ def family(name: str) -> type[Model]:
     Example:
         >>> family("nsf").__name__
         'Nsf'
-        >>> family("realnpv")
+        >>> family("nfs")
         Traceback (most recent call last):
         ...
-        pofx.core.errors.UsageError: There is no family 'realnpv'. Did you mean realnvp?
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or cnf?
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
