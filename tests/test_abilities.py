@@ -51,6 +51,7 @@ def asked(model: Model, ability: type[Ability]) -> object:
         "encode": lambda: given.encode(x),
         "score": lambda: given.score(x),
         "noised_score": lambda: given.noised_score(x),
+        "bound_terms": lambda: given.bound_terms(x),
         "log_probs": lambda: given.log_probs(x),
         "stream": lambda: list(given.stream()),
         "complete": lambda: given.complete(x, torch.zeros_like(x, dtype=torch.bool)),
@@ -93,7 +94,7 @@ def test_what_a_model_lacks_is_said_with_families_that_have_it(name: str, space:
     cls = family(name)
     model = cls(cls.tiny(space), space, context).eval()
     for ability in ABILITIES:
-        if ability.asked in ("classes", "fit") or can(model, ability):
+        if ability.asked in ("classes", "fit", "sample_with_log_prob") or can(model, ability):
             continue
         with pytest.raises(Unsupported) as said:
             asked(model, ability)

@@ -222,9 +222,10 @@ def test_a_network_of_zeros_stands_for_the_gaussian(kind: str, diagonal: bool, m
     truth = torch.distributions.MultivariateNormal(found.mean, covariance).log_prob(x)
     zero = Denoiser(lambda z, log_snr: torch.zeros_like(z), s, PREDICTIONS[kind], found, torch.float64)
     drawn = bound(zero, found, s, x, torch.rand(20, generator=gen(1)).double(), normal(20, 3, seed=2))
-    solved, _ = ode(zero, found, s, x, steps=64)
+    solved, se = ode(zero, found, s, x, 16, RowNoise.by_place(20, gen()))
     assert torch.allclose(drawn, truth, atol=1e-6)
-    assert torch.allclose(solved, truth, atol=0.02)
+    assert ((solved[0] - truth).abs() < 4 * se).all()
+    assert se.max() < 0.02
 
 
 def test_the_gaussian_of_the_data() -> None:
@@ -625,27 +626,6 @@ def run_bound(
         return bound(data, gaussian_of, data.schedule, x, u, eps, steps=steps)
 
     return stratified(draw, draws, RowNoise.by_place(len(x), g))
-
-
-@every_schedule
-def test_ode_gives_the_gaussian_density(name: str) -> None:
-    data = gaussian(name)
-    x = data.sample(50)
-    nats, se = ode(data, Gaussian(2), data.schedule, x, steps=32)
-    assert (nats - data.log_prob(x)).abs().max() < 10 * data.schedule.smallest ** (4 / 3)  # z = x is taken there
-    assert (se == 0).all()
-
-
-def test_hutchinson_is_unbiased_and_says_its_error() -> None:
-    data = gaussian()
-    x = data.sample(1).expand(2000, 2)
-    exact, _ = ode(data, Gaussian(2), data.schedule, x[:1], steps=8)
-    probe = 2 * torch.randint(0, 2, (4, *x.shape), generator=gen(1)).to(x) - 1
-    nats, se = ode(data, Gaussian(2), data.schedule, x, steps=8, probe=probe)
-    spread = nats.std()
-    assert spread > 0.05
-    assert abs(nats.mean() - exact) < 4 * spread / 2000**0.5
-    assert se.square().mean().sqrt().item() == pytest.approx(spread.item(), rel=0.1)
 
 
 @every_schedule

@@ -9,9 +9,9 @@ ROOT = Path(pofx.__file__).parent
 DOCS = ROOT.parent.parent
 GRADIENT = {  # where it is spoken of
     "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/continuous.py",
-    "families/path.py", "families/flow.py", "families/gmm.py", "evaluate/entrant.py", "paths/predict.py",
-    "paths/matching.py", "families/student.py", "paths/schedule.py", "families/diffusion.py", "core/registry.py",
-    "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
+    "families/path.py", "families/flow.py", "families/cnf.py", "families/gmm.py", "evaluate/entrant.py",
+    "paths/predict.py", "paths/matching.py", "families/student.py", "paths/schedule.py", "families/diffusion.py",
+    "core/registry.py", "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
 }  # fmt: skip
 SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}
 GRADIENTS = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pofx.core.errors import Unsupported
-from pofx.core.likelihood import Likelihood
+from pofx.core.likelihood import Likelihood, Number
 from pofx.core.noise import RowNoise
 from pofx.core.requests import Request, Sampler
 from pofx.core.space import Space
@@ -142,6 +142,30 @@ class ClassesAtOnce(Ability):
     @abstractmethod
     def rows_classes(self, n: int, c: Any, request: Request, noise: RowNoise) -> Likelihood:
         """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]."""
+
+
+class DrawsWithDensity(Ability):
+    """Finds a draw's likelihood on the way to it; others ask for it after they have drawn."""
+
+    title, asked = "draws with their density in one solution", "sample_with_log_prob"
+    without = "solves once for a draw and once for its density"
+
+    @abstractmethod
+    def rows_sample_log_prob(
+        self, n: int, c: Any, request: Request, generator: torch.Generator
+    ) -> tuple[Tensor, Likelihood]:
+        """n rows [n, *E], row i given c[i], and log p of each: nats [n]."""
+
+
+class HasBoundTerms(Ability):
+    """Has a bound that is a sum of terms, each of which says something."""
+
+    title, asked = "terms of its bound", "bound_terms"
+    without = "has no bound in terms"
+
+    @abstractmethod
+    def rows_bound_terms(self, x: Tensor, c: Any, request: Request, noise: RowNoise) -> dict[str, Number[Tensor]]:
+        """Of rows x [N, *E] the terms by name, nats [N] of each, whose sum is the bound."""
 
 
 class InBlocks(Ability):

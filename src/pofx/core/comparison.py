@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pofx.core.errors import Incomparable
 from pofx.core.likelihood import (
+    Available,
     Estimate,
     Exact,
     Likelihood,
@@ -26,6 +27,7 @@ from pofx.core.likelihood import (
 Verdict: TypeAlias = Literal["better", "worse", "undecided"]
 
 
+NORMAL_95 = 1.959964  # standard errors, of a normal, of an interval that covers in 95% of cases
 FEWEST = 3  # rows of which a mean difference has an error worth the name
 
 
@@ -125,6 +127,25 @@ def _difference(a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor) -> tu
     if (sign * (a.nats - b.nats)).min().item() > limit * (1 + steadier + found.shared_se):
         return found.nats, se, sign, f"all {n} rows agree, by more than {limit:.3g} times the steadier one's spread"
     return found.nats, se, 0, f"difference within {limit:.3g} standard errors"
+
+
+def interval(lik: Available, z: float = NORMAL_95) -> tuple[Tensor, Tensor]:
+    """The limits of log p of each datum, shaped like ``nats``, by the error of its draws: z standard errors each way.
+
+    Of few draws it is wider, as Student's t has it. Of a bound these are the limits of the bound. What rows share is
+    counted.
+
+    Example:
+        >>> import torch
+        >>> from pofx.core.measure import Measure
+        >>> told = Estimate(torch.tensor([-3.0]), Measure.lebesgue(2), torch.tensor([0.1]), 4, "four probes")
+        >>> [round(limit.item(), 3) for limit in interval(told)]  # 3.18 standard errors
+        [-3.318, -2.682]
+    """
+    rows = number(lik)
+    limit = student(z, rows.draws - 1) if rows.draws > 1 else z
+    error = limit * torch.as_tensor(rows.error)
+    return rows.nats - error, rows.nats + error
 
 
 def student(z: float, freedom: float) -> float:

@@ -23,7 +23,9 @@ from pofx.core.abilities import (
     Completes,
     Continues,
     Decodes,
+    DrawsWithDensity,
     Encodes,
+    HasBoundTerms,
     HasNoisedScore,
     HasScore,
     ability_of,
@@ -31,7 +33,7 @@ from pofx.core.abilities import (
     can,
 )
 from pofx.core.errors import EmptyData, NotANumber, Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import KINDS, Kind, Likelihood, Unavailable, cat, make, per_row, stack
+from pofx.core.likelihood import KINDS, Kind, Likelihood, Number, Unavailable, cat, make, per_row, stack
 from pofx.core.noise import Copies, RowNoise, given_or_fresh, row_keys, seed_of
 from pofx.core.requests import AnyRequest, AnySampler, Direct, Request, Sampler
 from pofx.core.space import Space, join, take
@@ -395,6 +397,65 @@ class Conditional:
         if problem := model.space.check_draws(x):  # what a fitted model draws is of its space
             raise NotANumber(f"{model.name} draws {problem}.", "Its weights are no longer numbers: fit again.")
         return x.reshape(*batch, *x.shape[1:])
+
+    @torch.no_grad()
+    def sample_with_log_prob(
+        self, n: int, *, request: AnyRequest = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Likelihood]:
+        """n draws for every context [n, *C, *E], and log p(x | c) of each, nats [n, *C].
+
+        By one solution of both where the family draws by the equation that the ``request`` solves (``OdeLikelihood`` of
+        real columns); else by ``sample`` and then ``log_prob``. Raises what these raise.
+        """
+        model = self.model
+        request = _in_full(model, request, model.own_estimators, model.default_request)
+        gen, batch = given_or_fresh(generator, model.device), (n, *self.batch_shape)
+        if n < 1 or self.before is not None or not can(model, DrawsWithDensity):
+            x = self.sample(n, generator=gen)
+            return x, self.log_prob(x, request=request, generator=gen)
+        c = self._contexts(batch)
+
+        def some(part: slice) -> tuple[Tensor, Likelihood]:
+            return model.rows_sample_log_prob(part.stop - part.start, c[part], request, gen)
+
+        found = self._passes(some, math.prod(batch), model.rows_per_draw())
+        x, lik = torch.cat([rows for rows, _ in found]), cat([nats for _, nats in found])
+        x = x.reshape(*batch, *x.shape[1:])
+        if isinstance(lik, Unavailable):
+            return x, lik
+        _check_nats(model, lik.nats)
+        return x, per_row(lambda t: t.reshape(batch), lik)
+
+    def bound_terms(
+        self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None
+    ) -> dict[str, Number[Tensor]]:
+        """Terms of the bound of ``log_prob`` by name, nats [*S, *C] of each with its errors; they add up to the bound.
+
+        Raises Unsupported where the family's bound has no terms, UsageError where the request is none of its bound.
+        """
+        model, (flat, c, batch) = ability_of(self.model, HasBoundTerms), self._flat(x)
+        request = _in_full(self.model, request, self.model.own_estimators, self.model.default_request)
+        if len(flat) == 0:
+            raise EmptyData("There are no rows.", "Give at least one datum.")
+        seed, copies = seed_of(given_or_fresh(generator, self.model.device)), Copies()
+
+        def some(rows: slice) -> dict[str, Number[Tensor]]:
+            keys = partial(self._keys, copies, flat[rows], c.raw(rows))
+            with torch.no_grad():
+                return model.rows_bound_terms(flat[rows], c[rows], request, RowNoise(seed, keys))
+
+        parts = self._passes(some, len(flat), self.model.rows_per_pass())
+
+        def whole(of: Callable[[Number[Tensor]], Any], name: str) -> Tensor:
+            return torch.cat([of(part[name]) for part in parts]).reshape(batch)
+
+        return {
+            name: dataclasses.replace(
+                first, nats=whole(lambda v: v.nats, name), se=whole(lambda v: v.se, name),
+                mc_se=whole(lambda v: v.mc_se, name),
+            )
+            for name, first in parts[0].items()
+        }  # fmt: skip
 
     @torch.no_grad()
     def stream(self, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Iterator[str]:

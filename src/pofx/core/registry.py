@@ -37,6 +37,7 @@ BUILT_IN = {
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",
+    "cnf": "pofx.families.cnf:Cnf",
     "vae": "pofx.families.vae:Vae",
     "gan": "pofx.families.gan:Gan",
     "ddpm": "pofx.families.diffusion:Ddpm",
@@ -104,7 +105,7 @@ def family(name: str) -> type[Model]:
         >>> family("nfs")
         Traceback (most recent call last):
         ...
-        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or ncsn?
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or cnf or ncsn?
     """
     if name in _REGISTERED:
         return _REGISTERED[name]

@@ -101,10 +101,12 @@ class VariationalBound(Drawn, name="vlb", kind="LowerBound"):
 
 @dataclass(frozen=True)
 class OdeLikelihood(Request, name="ode", kind="Estimate"):
-    """An estimate: the density of the probability flow ODE (Song et al. 2021), as good as its solver.
+    """An estimate: the density of a differential equation's flow (Chen et al. 2018; Song et al. 2021).
 
     Attributes:
         steps: of the solver [default: the model's own].
+        tolerance: rows with a larger error of the solver, in nats, take twice as many steps until it is smaller
+            [default: none, its error is told].
         probes: Hutchinson's, of the divergence; 0: its exact trace, in as many passes as there are dimensions
             [default: 0 in few dimensions].
         draws: of the noise that dequantises discrete data, 0 of data that need none.
@@ -113,8 +115,9 @@ class OdeLikelihood(Request, name="ode", kind="Estimate"):
     steps: int
     probes: int = 0
     draws: int = 0
+    tolerance: float | None = None
 
-    ranges = {"probes": AMOUNT, "draws": AMOUNT}
+    ranges = {"probes": AMOUNT, "draws": AMOUNT, "tolerance": POSITIVE}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,6 +156,12 @@ class Continuous(Conditioned):
         y = self.draw(n, self.given_codes(codes, c), sampler, generator)
         return self.preprocess.join(codes, y)
 
+    def in_raw(self, lik: Available, y: Tensor) -> tuple[Tensor, Available]:
+        """Rows x [N, *E] that y [N, *] of complete real columns stands for, and their likelihood by that of y."""
+        y = y.flatten(1)
+        x = self.preprocess.join(torch.zeros(len(y), 0, dtype=torch.int64, device=y.device), y)
+        return x, replace(lik, nats=lik.nats.double() + self.split(x).log_jacobian, measure=self.space.measure)
+
     def _one_draw(self, parts: Parts, e: Encoded | None, request: Request, noise: RowNoise) -> Available:
         """The likelihood of rows split with one draw of the noise."""
         lik = self.density(parts.y, self.given_codes(parts.codes, e), request, noise)

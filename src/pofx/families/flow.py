@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.distributions import Distribution
 from pofx.core.abilities import Encodes, HasScore
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Exact
+from pofx.core.likelihood import Available, Exact
 from pofx.core.measure import Measure
 from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
@@ -76,7 +76,7 @@ class Flow(Continuous, Encodes, HasScore):
             interface than models have is a ``transforms.bases.Base``.)
     """
 
-    estimators = (ExactLikelihood, Dequantised)
+    estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Dequantised)
     config: FlowConfig
 
     def __init__(
@@ -158,7 +158,7 @@ class Flow(Continuous, Encodes, HasScore):
         z, log_det = self.latents(y, h)
         return log_det + self.base.log_prob(z, vector(h))
 
-    def density(self, y: Tensor, h: Encoded | None, request: Request, noise: RowNoise) -> Exact:
+    def density(self, y: Tensor, h: Encoded | None, request: Request, noise: RowNoise) -> Available:
         return Exact(self.log_density(y, h), Measure.lebesgue(self.dim))
 
     def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:

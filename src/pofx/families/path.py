@@ -9,7 +9,7 @@ the same two likelihoods (paths/likelihood.py), a variational bound and an estim
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import preprocess
-from pofx.core.abilities import Ability, Completes, HasNoisedScore
+from pofx.core.abilities import Ability, Completes, DrawsWithDensity, HasBoundTerms, HasNoisedScore
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
-from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
-from pofx.core.measure import Measure
+from pofx.core.likelihood import Available, Estimate, Exact, Likelihood, LowerBound, Number
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import POSITIVE, at_least
@@ -33,11 +32,13 @@ from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.guidance import Drawing, Inpainting, guidances
-from pofx.paths.likelihood import bound, ode, stratified
+from pofx.paths.likelihood import angles, ode, ode_sample, stratified, terms
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, both_signs, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
 from pofx.paths.samplers import Callback, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
+from pofx.transforms.base import Noise
+from pofx.transforms.ode import estimate, probes
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
@@ -93,7 +94,7 @@ class PathConfig(StudentOptions):
     blocks: int = 2
     channels: int = 32
     sample_steps: int = 50
-    ode_steps: int = 32
+    ode_steps: int = 16
     draws: int = 32
     score_noise: float = 0.1
 
@@ -107,7 +108,7 @@ class PathConfig(StudentOptions):
             )
 
 
-class PathModel(Taught, HasNoisedScore, Completes):
+class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensity):
     """The one implementation behind all presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
@@ -170,7 +171,7 @@ class PathModel(Taught, HasNoisedScore, Completes):
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(
-            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=8, draws=16
+            cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=4, draws=16
         )
 
     @classmethod
@@ -243,8 +244,8 @@ class PathModel(Taught, HasNoisedScore, Completes):
         config, noisy = self.config, self.preprocess.kind is not Exact
         if kind is not OdeLikelihood:
             return super().default_request(kind)
-        probes = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
-        return OdeLikelihood(config.ode_steps, probes, config.draws if noisy else 0)
+        per_solve = 0 if self.dim <= EXACT_TRACE else 1 if noisy else config.draws
+        return OdeLikelihood(config.ode_steps, per_solve, config.draws if noisy else 0)
 
     def quick_request(self) -> Request:
         return VariationalBound(draws=2 if self.space.pixels else 8)
@@ -253,36 +254,76 @@ class PathModel(Taught, HasNoisedScore, Completes):
         """The bound draws noise level, noise and dequantisation together, so that its error covers them all."""
         if not isinstance(request, VariationalBound):
             return super().rows_log_prob(x, c, request, noise)
-        codes = self.split(x).codes
-        denoise = self.denoiser(self.given_codes(codes, c))
+        draw = self._bound(x, c, request, noise)
+        nats, se = stratified(lambda u: draw(u).sum(0), request.draws, noise)
+        if self.codes is not None:
+            nats = nats + self.codes.log_prob(self.split(x).codes, vector(c))
+        return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
+
+    def _bound(
+        self, x: Tensor, c: Encoded | None, request: VariationalBound, noise: RowNoise
+    ) -> Callable[[Tensor], Tensor]:
+        """u [N] -> one draw of the bound's terms [3, N], in raw data space."""
+        denoise = self.denoiser(self.given_codes(self.split(x).codes, c))
 
         def draw(u: Tensor) -> Tensor:
             parts = self.split(x, noise)
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
-            nats = bound(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
-            return nats + parts.log_jacobian
+            prior, path, last = terms(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
+            return torch.stack([prior, path, last + parts.log_jacobian])
 
-        nats, se = stratified(draw, request.draws, noise)
+        return draw
+
+    def rows_bound_terms(
+        self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise
+    ) -> dict[str, Number[Tensor]]:
+        if not isinstance(request, VariationalBound):
+            raise UsageError(f"{request} is no bound in terms.", "Ask for a VariationalBound.")
+        values, errors = stratified(self._bound(x, c, request, noise), request.draws, noise)
+        draws = request.draws + request.draws % 2
+        found = {
+            name: Number(Estimate, nats, se, se, draws=draws)
+            for name, nats, se in zip(("prior", "path", "reconstruction"), values, errors, strict=True)
+        }
         if self.codes is not None:
-            nats = nats + self.codes.log_prob(codes, vector(c))
-        return LowerBound(nats, self.space.measure, se, request.draws + request.draws % 2)
+            nats = self.codes.log_prob(self.split(x).codes, vector(c))
+            found["codes"] = Number(Exact, nats, torch.zeros_like(nats), torch.zeros_like(nats))
+        return found
 
     def density(self, y: Tensor, h: Encoded | None, request: Any, noise: RowNoise) -> Estimate:
         """The ODE's."""
-        steps, probes = request.steps, request.probes
         y = y.double().reshape(-1, *self.shape)
-        signs = 1 - 2 * (noise.rand(probes, self.dim) < 0.5).to(y)
-        probe = signs.transpose(0, 1).reshape(probes, *y.shape) if probes else None
         asking = [y, *self.parameters(), *([] if h is None else [h.vector])]
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in asking)
-        denoise = self.denoiser(h)
-        nats, se = ode(denoise, self.gaussian, self.schedule, y, steps=steps, probe=probe, graph=graph)
-        trace = f"Hutchinson's divergence, {probes} probes a solution" if probes else "exact divergence"
-        caveat = (
-            f"probability flow ODE, {steps} Runge-Kutta 4 steps, {trace}, smallest noise {self.schedule.smallest:g}"
-        )
-        return Estimate(nats, Measure.lebesgue(self.dim), se, probes, caveat)
+        denoise, probe = self.denoiser(h), probes(request.probes, y, noise)
+
+        def solve(steps: int, noise: Noise) -> tuple[Tensor, Tensor]:
+            return ode(denoise, self.gaussian, self.schedule, y, steps, noise, probe, graph)
+
+        return estimate(solve, request, noise, self.dim, self._flow_told)
+
+    @property
+    def _flow_told(self) -> str:
+        return f"probability flow ODE from the datum on (to the smallest noise {self.schedule.smallest:g} in one step)"
+
+    def rows_sample_log_prob(
+        self, n: int, c: Encoded | None, request: Request, generator: torch.Generator
+    ) -> tuple[Tensor, Likelihood]:
+        """Along the probability flow, of real columns; else the draw of a sampler, and then its likelihood."""
+        noise = RowNoise.by_place(n, generator)
+        if not isinstance(request, OdeLikelihood) or self.preprocess.kind is not Exact:
+            x = self.rows_sample(n, c, self.default_sampler(), generator)
+            return x, self.rows_log_prob(x, c, request, noise)
+        e = torch.randn((n, *self.shape), generator=generator, device=generator.device).to(self.device).double()
+        z, denoise = self.gaussian.noisy(e, *angles(self.schedule.ends[0])), self.denoiser(c)
+        probe, drawn = probes(request.probes, z, noise), [z]
+
+        def solve(steps: int, noise: Noise) -> tuple[Tensor, Tensor]:
+            drawn[0], nats, se = ode_sample(denoise, self.gaussian, self.schedule, z, steps, noise, probe)
+            return nats, se
+
+        return self.in_raw(estimate(solve, request, noise, self.dim, self._flow_told), drawn[0])
 
     # -- samples and score ----------------------------------------------------------------------------------
 

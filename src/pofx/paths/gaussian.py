@@ -124,14 +124,14 @@ class Gaussian(nn.Module):
     # -- the terms of the variational bound of this Gaussian, s = sigmoid(log SNR) ------------------------------
 
     def ends(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """E log p(x | z_0) - KL(q(z_1 | x) | p(z_1)) [N] for the log SNR [2] of z_1 and z_0."""
+        """-KL(q(z_1 | x) | p(z_1)) and E log p(x | z_0) [2, N] for the log SNR [2] of z_1 and z_0."""
         square, lam = self.centred(x, 1.0).square(), self.variance.to(x)
         (s1, s0), (log_n1, log_n0) = torch.sigmoid(log_snr), -softplus(log_snr)  # log_n = log(1 - s)
         n1, n0 = log_n1.exp(), log_n0.exp()
         v1, v0 = s1 * lam + n1, s0 * lam + n0
         prior = (n1 + s1 * square) / v1 - 1 + v1.log() - log_n1
         last = LOG_2PI + lam.log() + log_n0 - v0.log() + n0 * square / (lam * v0) + s0 * lam / v0
-        return -(prior + last).sum(1) / 2
+        return -torch.stack([prior, last]).sum(2) / 2
 
     def error(self, x: Tensor, log_snr: Tensor, drop: Tensor) -> Tensor:
         """Sum over noise levels [T] of drop / 2 times E|x - E[x | z]|^2, [N]"""

@@ -16,6 +16,8 @@ from pofx.core.noise import RowNoise
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.predict import Denoise, point
 from pofx.paths.schedule import Schedule
+from pofx.transforms.base import Noise
+from pofx.transforms.ode import Field, divergence, follow, wide
 
 
 def bound(
@@ -55,7 +57,7 @@ def bound(
     else:
         grid = schedule.log_snr(schedule.levels(steps)).to(x.device)
         length, drop = grid.diff(), grid.exp().diff()  # of every step, in lambda and in SNR
-        nats = gaussian.ends(x, grid[[0, -1]]) - gaussian.error(x, grid[:-1], drop)
+        nats = gaussian.ends(x, grid[[0, -1]]).sum(0) - gaussian.error(x, grid[:-1], drop)
         step = (torch.searchsorted(grid, lam, right=True) - 1).clamp(0, len(drop) - 1)
         lam, weight = grid[step], (drop / length)[step] * schedule.range
     t = schedule.time(lam)
@@ -67,8 +69,28 @@ def bound(
     return nats + (weight / 2).to(x.dtype) * gain
 
 
+def terms(
+    denoise: Denoise,
+    gaussian: Gaussian,
+    schedule: Schedule,
+    x: Tensor,
+    u: Tensor,
+    eps: Tensor,
+    *,
+    steps: int | None = None,
+) -> Tensor:
+    """The three terms [3, N] of one draw of ``bound``, which is their sum: -KL(q(z_1 | x) | p(z_1)), what is lost along
+    the path (of T - 1 steps L_(T-1) to L_1 of Ho et al. 2020, eq. 5), and E log p(x | z_0).
+
+    Those of the ends are in closed form: all noise is the path's.
+    """
+    levels = schedule.ends if steps is None else schedule.log_snr(schedule.levels(steps))[[0, -1]].tolist()
+    prior, last = gaussian.ends(x, torch.tensor(levels, dtype=torch.float64, device=x.device))
+    return torch.stack([prior, bound(denoise, gaussian, schedule, x, u, eps, steps=steps) - prior - last, last])
+
+
 def stratified(draw: Callable[[Tensor], Tensor], draws: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
-    """Mean [N] of draw(u) [N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
+    """Mean [*, N] of draw(u) [*, N] over u ~ U[0, 1)^N, two draws from each of ``draws`` / 2 strata, and its error.
 
     Two draws of one stratum are independent and alike, so half their squared difference is an unbiased
     variance. An odd number of draws is rounded up.
@@ -81,64 +103,97 @@ def stratified(draw: Callable[[Tensor], Tensor], draws: int, noise: RowNoise) ->
     return mean, square.sqrt()
 
 
+def flow(denoise: Denoise, schedule: Schedule) -> Field:
+    """The probability flow (Song et al. 2021, section 4.3), with the log SNR lambda [N] as time.
+
+    On the circle alpha = cos(phi), sigma = sin(phi), where all paths look alike, it is
+    dz/d(phi) = cos(phi) eps_hat - sin(phi) x_hat, and d(phi)/d(lambda) = -sin(phi) cos(phi) / 2.
+    """
+
+    def slope(lam: Tensor, z: Tensor) -> Tensor:
+        t = schedule.time(lam)
+        scale, cos, sin = (wide(v, z).to(z) for v in (schedule(t).scale, lam.sigmoid().sqrt(), (-lam).sigmoid().sqrt()))
+        x_hat = denoise(scale * z, t)
+        eps_hat = (z - cos * x_hat) / sin
+        return (sin * x_hat - cos * eps_hat) * (sin * cos / 2)
+
+    return slope
+
+
 def ode(
     denoise: Denoise,
     gaussian: Gaussian,
     schedule: Schedule,
     x: Tensor,
-    *,
     steps: int,
+    noise: Noise,
     probe: Tensor | None = None,
     graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """log-density of the probability flow ODE at x (Song et al. 2021, section 4.3), an estimate.
+    """log-density of the probability flow at x, an estimate.
 
-    On the circle alpha = cos(phi), sigma = sin(phi), where all paths look alike, the flow is
-    dz/d(phi) = cos(phi) eps_hat - sin(phi) x_hat and the log-density falls along it by its divergence. It
-    is solved by the classical Runge-Kutta method of order 4 in the log SNR, from the schedule's smallest noise, where
-    z = x is taken, to its largest, where z has the density of the noisy ``gaussian``.
+    The flow leads from the datum, without any noise, to the schedule's largest, where z has the density of the noisy
+    ``gaussian``. What is before the schedule's smallest noise is one step (``_first``), the rest ``transforms.ode``.
 
     Args:
         x: [N, *E] standardised.
-        steps: of the solver, four denoisings each.
-        probe: random signs [probes, N, *E] for Hutchinson's estimate of the divergence, the same along a whole path
+        steps: panels of the solver.
+        noise: draws where the divergence is taken.
+        probe: random signs [K, N, *E] for Hutchinson's estimate of the divergence, the same along a whole path
             (Grathwohl et al. 2019); None takes the exact trace, at the cost of d backward passes.
         graph: the nats are to carry a gradient, which goes through all passes of the solver.
 
     Returns:
-        nats [N] and the standard error [N] that the probes leave: zero for the exact trace, NaN (unknown)
-        for one probe.
+        nats [K, N] along each probe (K = 1 for the exact trace), and the standard error [N] that the solver leaves.
     """
-    n, d = len(x), x[0].numel()
-    along = torch.eye(d).to(x).reshape(d, 1, *x.shape[1:]).expand(d, *x.shape) if probe is None else probe
+    field, (end, start) = flow(denoise, schedule), schedule.ends
+    here = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
+    rough, before = divergence(field, here, x, probe, graph)
+    slope, trace = divergence(field, here, x - rough, probe, graph)
+    z = x - slope
+    rest = follow(field, start, end, z, steps, noise, probe, graph)
+    base = gaussian.log_prob(rest.z, *angles(end))
+    return base + rest.trace - trace, torch.hypot(rest.se, _first(here, z, slope, rough, trace - before))
 
-    def slope(lam: float, z: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/d(lambda) [N, *E] and the divergence's part along every probe [probes or d, N]."""
-        t = schedule.time(torch.tensor(lam, dtype=torch.float64))
-        scale = schedule(t).scale.to(z)
-        cos, sin = math.sqrt(1 / (1 + math.exp(-lam))), math.sqrt(1 / (1 + math.exp(lam)))
-        with torch.enable_grad():
-            z = z if graph and z.requires_grad else z.detach().requires_grad_()
-            x_hat = denoise(scale * z, t)
-            eps_hat = (z - cos * x_hat) / sin
-            v = (sin * x_hat - cos * eps_hat) * (sin * cos / 2)  # d(phi)/d(lambda) = -sin cos / 2
-            parts = [torch.autograd.grad(v, z, e, retain_graph=True, create_graph=graph)[0] * e for e in along]
-        return v if graph else v.detach(), torch.stack(parts).flatten(2).sum(2)
 
-    end, start = schedule.ends
-    h = (end - start) / steps
-    z, trace = x, x.new_zeros(len(along), n)
-    for i in range(steps):
-        lam = start + i * h
-        k1, d1 = slope(lam, z)
-        k2, d2 = slope(lam + h / 2, z + h / 2 * k1)
-        k3, d3 = slope(lam + h / 2, z + h / 2 * k2)
-        k4, d4 = slope(lam + h, z + h * k3)
-        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        trace = trace + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-    base = gaussian.log_prob(z, math.sqrt(1 / (1 + math.exp(-end))), math.sqrt(1 / (1 + math.exp(end))))
-    if probe is None:
-        return base + trace.sum(0), torch.zeros_like(base)
-    probes = len(probe)
-    se = trace.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(base, math.nan)
-    return base + trace.mean(0), se
+def ode_sample(
+    denoise: Denoise,
+    gaussian: Gaussian,
+    schedule: Schedule,
+    z: Tensor,
+    steps: int,
+    noise: Noise,
+    probe: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The datum that z [N, *E] at the largest noise flows to, and its log-density, in one solution.
+
+    Returns:
+        x [N, *E], and nats [K, N] and their error [N] as ``ode`` gives them, of which this is the way back.
+    """
+    field, (start, end) = flow(denoise, schedule), schedule.ends
+    rest = follow(field, start, end, z, steps, noise, probe)
+    here = torch.full((len(z),), end, dtype=torch.float64, device=z.device)
+    slope, trace = divergence(field, here, rest.z, probe, False)
+    x = rest.z + slope
+    rough, before = divergence(field, here, x, probe, False)
+    base = gaussian.log_prob(z, *angles(start))
+    return x, base - rest.trace - trace, torch.hypot(rest.se, _first(here, rest.z, slope, rough, trace - before))
+
+
+def angles(log_snr: float) -> tuple[float, float]:
+    """alpha and sigma there, on the circle."""
+    return math.sqrt(1 / (1 + math.exp(-log_snr))), math.sqrt(1 / (1 + math.exp(log_snr)))
+
+
+def _first(log_snr: Tensor, z: Tensor, slope: Tensor, rough: Tensor, turn: Tensor) -> Tensor:
+    """The error in nats [N] of the flow's first step, from the datum to the smallest noise.
+
+    The slope in lambda falls as sigma^2 = e^-lambda there, so that its integral from lambda on is the slope itself: the
+    step of Euler's method in sigma^2, backward from z, as its own ``slope`` and divergence are taken. The forward step,
+    with those (``rough``) at the datum, errs to the other side (of a Gaussian, three times as much): the gap between
+    both, as the gradient of the log-density turns it into nats, bounds the error.
+    """
+    sin = wide((-log_snr).sigmoid().sqrt(), z).to(z)
+    eps_hat = sin * z - 2 / sin * slope  # the slope is (sin x_hat - cos eps_hat) sin cos / 2
+    moved = (eps_hat / sin * (slope - rough)).flatten(1).sum(1)
+    return (moved.abs() + turn.mean(0).abs()).detach().double()

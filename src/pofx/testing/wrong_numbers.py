@@ -1,6 +1,6 @@
 """Mistakes planted in pofx itself, which the checks of ``testing.checks_numbers`` must catch.
 
-Each stood in pofx once: a function, what it was, and the checks that notice it.
+Each stood in pofx once, or in others: a function, what it was, and the checks that notice it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
 from pofx.core.comparison import Comparison
@@ -77,6 +79,40 @@ def without_quotes(space: Table, x: Tensor) -> str:
     return "".join(",".join(cell(j, v) for j, v in enumerate(row)) + "\n" for row in x.tolist())
 
 
+@dataclass(frozen=True)
+class Twisted(Planted):
+    """A mistake around a function: ``wrong`` is called with the right one before its arguments."""
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        right = resolve_name(self.target)
+        with patch(self.target, lambda *args, **how: self.wrong(right, *args, **how)):
+            yield
+
+
+def summed_over_probes(right: Any, field: Any, t: Tensor, z: Tensor, probe: Any, graph: bool) -> Any:
+    """Hutchinson's estimate, as the sum over probes that should be their mean."""
+    v, parts = right(field, t, z, probe, graph)
+    return v, parts * len(parts)
+
+
+def redrawn_probes(right: Any, field: Any, t: Tensor, z: Tensor, probe: Any, graph: bool) -> Any:
+    """Other probes at every place: the solution of no one equation."""
+    return right(field, t, z, None if probe is None else probe[..., torch.randperm(probe.shape[-1])], graph)
+
+
+def opposite_sign(right: Any, *how: Any) -> Any:
+    """The divergence of the flow that leads the other way: the same where volumes stay as they are."""
+    v, parts = right(*how)
+    return v, -parts
+
+
+def without_prior(right: Any, *how: Any) -> Tensor:
+    """The ends of a bound, without the divergence of the noisiest latent from its prior."""
+    prior, last = right(*how)
+    return torch.stack([0 * prior, last])
+
+
 PLANTED = [
     Planted(
         "wrong: validation on a sorted head", "pofx.data.parts.Part.draw", sorted_head,
@@ -97,5 +133,21 @@ PLANTED = [
     Planted(
         "wrong: cells without quotes called a bound", "pofx.evaluate.baselines.csv_text", without_quotes,
         frozenset({"codes give their rows back"}),
+    ),
+    Twisted(
+        "wrong: a sum over probes for their mean", "pofx.transforms.ode.divergence", summed_over_probes,
+        frozenset({"densities of a flow are covered"}),
+    ),
+    Twisted(
+        "wrong: probes redrawn inside a solution", "pofx.transforms.ode.divergence", redrawn_probes,
+        frozenset({"densities of a flow are covered"}),
+    ),
+    Twisted(
+        "wrong: the sign of a log-determinant", "pofx.transforms.ode.divergence", opposite_sign,
+        frozenset({"densities of a flow are covered"}),
+    ),
+    Twisted(
+        "wrong: a bound without its prior's term", "pofx.paths.gaussian.Gaussian.ends", without_prior,
+        frozenset({"a bound has all of its terms"}),
     ),
 ]  # fmt: skip
