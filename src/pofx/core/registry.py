@@ -42,6 +42,7 @@ BUILT_IN = {
     "ddpm": "pofx.families.diffusion:Ddpm",
     "vdm": "pofx.families.diffusion:Vdm",
     "flow-matching": "pofx.families.diffusion:FlowMatching",
+    "masked-diffusion": "pofx.families.masked_diffusion:MaskedDiffusion",
     "trees": "pofx.families.trees:Trees",
     "classifier": "pofx.families.discriminative:Classifier",
 }

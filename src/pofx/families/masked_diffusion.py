@@ -1,0 +1,470 @@
+"""Discrete diffusion: a net that looks both ways fills in what noise has hidden, or replaced (``paths.discrete``).
+
+    log p(x) = log P(length) + log p(x | length)
+
+The length of a text has a distribution of its own; that of an excerpt is given, as are all others. One net answers for
+several models, and each number says whose it is:
+
+    request             kind         of the sampler that ...
+    vlb                 LowerBound   reveals value after value in an order by lot
+    vlb, T steps        LowerBound   goes back in T steps, ``ancestral`` (what one step reveals is independent)
+    any-order           LowerBound   reveals value after value in an order by lot
+    in-order            Exact        reveals value after value in that order
+
+Texts longer than the block are read, and drawn, in pieces: each, of half a block, given the half before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pofx.codecs.windows import Windows
+from pofx.core.abilities import Completes
+from pofx.core.errors import UsageError
+from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
+from pofx.core.likelihood import Available, Exact, LowerBound
+from pofx.core.model import serving
+from pofx.core.noise import RowNoise
+from pofx.core.options import at_least
+from pofx.core.requests import Ancestral, AnyOrder, InOrder, Request, Sampler, StepByStep, Unmasking, VariationalBound
+from pofx.core.space import Space, free_length
+from pofx.families.conditioned import Conditioned, ContextOptions
+from pofx.nn.encoders import Encoded, no_encoder, vector
+from pofx.nn.heads import pick, uniform
+from pofx.nn.masked import Fields, Masked, Strings
+from pofx.nn.mlp import zeroed
+from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
+from pofx.nn.transformer import Memory, Shape
+from pofx.paths.discrete import (
+    Levels, evidence, hidden_mean, hide, level_of, levels, ranks, rate, replaced, reverse, step_nats,
+)  # fmt: skip
+from pofx.paths.likelihood import stratified
+
+READ = 256  # excerpts that are read together
+WAVES = 8  # numbers that tell a net the noise
+Piece: TypeAlias = tuple[Tensor, Tensor]  # values [N, L] of a window, and which of them it is about
+
+
+@dataclass(frozen=True)
+class MaskedDiffusionConfig(ContextOptions, Shape):
+    """Options of ``masked-diffusion``, beside those of its transformer (whose ``hidden`` is inside each layer).
+
+    Attributes:
+        process: noise hides values ("absorbing"), or replaces them by any others ("uniform").
+        schedule: noise of the steps of samplers and of bounds: even, or small steps where data emerge ("cosine").
+        net: of data of one size: an MLP over all values at once, or a transformer over them one by one; "auto" is mlp.
+        inner_width: of that MLP.
+        inner_blocks: its residual blocks.
+        head: of image levels: bernoulli, categorical, logistic (a mixture of discretised logistics), or auto.
+        components: of each mixture (of Gaussians for reals, of logistics for grids and levels).
+        atoms: the most frequent values that an integer or step column may have as point atoms.
+        sample_steps: of the sampler.
+        draws: of the bounds, per datum.
+    """
+
+    process: Literal["absorbing", "uniform"] = "absorbing"
+    schedule: Levels = "linear"
+    net: Literal["auto", "mlp", "transformer"] = "auto"
+    inner_width: int = 256
+    inner_blocks: int = 2
+    head: ImageKind = "auto"
+    components: int = 8
+    atoms: int = 64
+    sample_steps: int = 64
+    draws: int = 16
+
+    ranges = {"draws": at_least(2)}
+
+
+class MaskedDiffusion(Conditioned, Completes):
+    name = "masked-diffusion"
+    summary = "a net fills in hidden symbols, columns or pixels, a few at a time, in any order"
+    taxonomy = "explicit density / approximate / diffusion"
+    paper = "Sahoo, Arriola, Schiff, Gokaslan, Marroquin, Chiu, Rush & Kuleshov 2024, Simple masked diffusion"
+    estimators: ClassVar[tuple[type[Request], ...]] = (VariationalBound, InOrder, AnyOrder)
+    samplers: ClassVar[tuple[type[Sampler], ...]] = (Ancestral, Unmasking, StepByStep)
+    Config = MaskedDiffusionConfig
+    config: MaskedDiffusionConfig
+    extent: Tensor | None  # log P(length) of 0 .. block and, last, of more [block + 2]
+
+    def __init__(self, config: MaskedDiffusionConfig, space: Space, context: Space | None = None) -> None:
+        super().__init__(config, space, context)
+        self.text, self.noisy = space.alphabet is not None, config.process == "uniform"
+        told = self.known + (WAVES if self.noisy else 0)
+        self.net: Masked
+        if space.alphabet is not None:
+            self.block = config.block
+            self.net = Strings(space.symbols or 0, config, told, self.memory)
+        else:
+            heads = heads_for(space, image=config.head, components=config.components, slots=config.atoms)
+            shape = config if self.attends else None
+            self.block = heads.sites
+            self.net = Fields(heads, space.symbols, shape, told, self.memory, config.inner_width, config.inner_blocks)
+        ends = space.has_eos
+        self.register_buffer("extent", torch.full((self.block + 2,), -math.log(self.block + 2)) if ends else None)
+        self.longer = zeroed(nn.Linear(self.known, self.block + 2, bias=False)) if ends and self.known else None
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: MaskedDiffusionConfig) -> str | None:
+        if reason := no_encoder(context):
+            return reason
+        if space.alphabet is not None:
+            if config.net == "mlp":
+                return "an MLP takes values of one number. Leave net at auto."
+            if space.has_eos and space.length > config.block:
+                return f"its texts are up to {space.length} long, more than the block of {config.block}. Give a larger."
+            return None
+        if reason := free_length(space):
+            return reason
+        if not has_heads(space):
+            return f"there is no head for {space}."
+        if config.process == "uniform" and space.symbols is None:
+            return f"only values of one alphabet can replace each other, not those of {space}. Use process=absorbing."
+        if config.head == "bernoulli" and space.pixels and space.symbols != 2:
+            return f"a Bernoulli head holds 2 levels, not {space.symbols}. Leave out head."
+        return None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        yield "window"  # attention sees all
+        text, attends = space.alphabet is not None, config.net == "transformer"
+        if text:
+            yield "net"
+        elif not attends:
+            yield from (f.name for f in dataclasses.fields(Shape))
+        else:
+            yield from ("block", "positions")  # a site is known by its place
+        if text or attends or config.positions == "learned":
+            yield from ("theta",) if not text or config.positions == "learned" else ()
+        if text or attends:
+            yield from ("inner_width", "inner_blocks")
+        if text or not space.pixels:
+            yield "head"
+        if text or not mixes(space, config.head):
+            yield "components"
+        if text or all(getattr(c, "step", None) is None for c in space.columns):
+            yield "atoms"
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        small = {"width": 32, "layers": 1, "n_heads": 2, "block": 32}
+        return serving(cls, space, **small, inner_width=64, components=4, atoms=16, sample_steps=16, draws=6)
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        tiny, found = cls.tiny(space), {}
+        if space.symbols is not None:
+            found["uniform"] = dataclasses.replace(tiny, process="uniform")
+        if space.alphabet is None:
+            found["transformer"] = dataclasses.replace(
+                tiny, net="transformer", inner_width=256, width=16, layers=1, n_heads=2
+            )
+        return found
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        if space.alphabet is None:
+            return Recipe(batch=128, lr=2e-3, weight_decay=1e-2, clip=1.0, ema=0.998)
+        return Recipe(
+            batch=12, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
+            weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99,
+        )  # fmt: skip
+
+    # -- the parts ------------------------------------------------------------------------------------------
+
+    @property
+    def attends(self) -> bool:
+        return self.space.alphabet is not None or self.config.net == "transformer"
+
+    @property
+    def cut(self) -> bool:
+        """Are data longer than the block?"""
+        return self.text and self.space.length > self.block
+
+    @property
+    def shift(self) -> int:
+        """How far a window moves over long data. (Of uniform noise a net cannot tell what is given: it sees none.)"""
+        return self.block if self.noisy else max(1, self.block // 2)
+
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        some = x[torch.randperm(len(x), generator=generator)[:5000]] if self.text else x
+        self.net.prepare(self.values(some), None if self.text else weight)
+        if self.extent is not None:
+            blocks = (self.space.lengths(x[i : i + READ]) for i in range(0, len(x), READ))
+            lengths = torch.cat([*blocks]).clamp(max=self.block + 1)
+            count = torch.bincount(lengths, minlength=self.block + 2).to(self.extent) + 1 / (self.block + 2)
+            self.extent.copy_((count / count.sum()).log())
+
+    def values(self, x: Tensor) -> Tensor:
+        """Data [N, *E] as values of sites [N, L]."""
+        return x if self.text else x.reshape(len(x), -1)
+
+    def data(self, values: Tensor) -> Tensor:
+        """The inverse."""
+        return values if self.text else values.to(self.space.dtype).reshape(len(values), *self.space.event_shape)
+
+    def inside(self, values: Tensor) -> Tensor:
+        return values >= 0 if self.text else torch.ones_like(values, dtype=torch.bool)
+
+    def windows(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """(first value, first that it is about, after the last) of the windows over data of this length."""
+        yield 0, 0, min(length, self.block)
+        for first in range(self.block, length, self.shift):
+            yield first + self.shift - self.block, first, min(first + self.shift, length)
+
+    def pieces(self, values: Tensor) -> Iterator[Piece]:
+        for start, first, stop in self.windows(values.shape[1]):
+            window = values[:, start:stop]
+            after = torch.arange(start, stop, device=values.device) >= first
+            yield window, self.inside(window) & after
+
+    def outputs(self, values: Tensor, seen: Tensor, h: Encoded | None, m: Tensor | None = None) -> Tensor:
+        """What the net says of values [N, L] of which some are seen; of noisy ones at m [N]."""
+        told, memory = vector(h), None
+        if m is not None:
+            waves = (math.pi * m[:, None].to(torch.get_default_dtype()) * torch.arange(WAVES, device=m.device)).cos()
+            told = waves if told is None else torch.cat([told, waves], 1)
+        if h is not None and h.tokens is not None:
+            memory = (h.tokens, h.mask)
+        return self.net(values, seen, told, memory)
+
+    def posterior(self, z: Tensor, m: Tensor, h: Encoded | None) -> Tensor:
+        """log p(x | z) [N, L, V], float64, of noisy values z at m: the net's, times what each says of itself."""
+        z, m = z.clamp(min=0) if not self.text else z, m.clamp(min=1e-12)
+        logits = self.net.logits(self.outputs(z, self.inside(z), h, m)).double()
+        own = nn.functional.one_hot(z.long().clamp(min=0), logits.shape[-1])
+        return (logits + own * evidence(m, logits.shape[-1]).view(-1, 1, 1)).log_softmax(-1)
+
+    # -- training -------------------------------------------------------------------------------------------
+
+    def training_set(self, x: Any) -> TrainingSet:
+        """Data as they are, or windows over excerpts that are longer than the block."""
+        if not self.cut:
+            return super().training_set(x)
+        runs, owners = (x, torch.arange(len(x))) if isinstance(x, Tensor) else x.runs()
+        bounds = [*owners.tolist(), len(x)]
+
+        def stretches(i: int) -> Iterator[Tensor]:
+            for j in range(bounds[i], bounds[i + 1], READ):
+                u = x[j : min(j + READ, bounds[i + 1])]
+                yield u[u >= 0]
+
+        found = Windows(map(stretches, range(len(runs))), owners, -1, -2, torch.int16, self.block)
+        if found.targets < self.block:
+            raise UsageError(
+                f"All training data together have {found.targets} symbols, fewer than one block of {self.block}.",
+                "Give more data, or a smaller block: --options.block.",
+            )
+        return found
+
+    def learner(self, recipe: Recipe) -> Learner:
+        def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            h, values = self.batch_context(batch, generator), self.values(batch.x)
+            free = self.inside(values)
+            if self.cut:  # what follows an end in a window is of other data
+                values = values[:, 1:].masked_fill(~free[:, 1:].cummin(1).values, -1)
+                free = self.inside(values)
+                if not self.noisy:  # half of all windows are given a beginning
+                    given = (2 * batch.rand(generator=generator) - 1) * free.sum(1)
+                    free = free & (torch.arange(free.shape[1], device=free.device) >= given[:, None].long())
+            n, width = values.shape
+            shift = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).to(values.device)
+            u = (batch.start + torch.arange(n, device=values.device) + shift) / max(batch.total, n)  # stratified
+
+            def rand() -> Tensor:
+                return batch.rand(width, generator=generator)
+
+            loss = -self.draw_of_bound(values, free, h, u, None, rand(), rand())
+            if self.extent is not None:
+                loss = loss - self.log_length(free.sum(1), h)
+            return {"loss": loss / free.sum(1).clamp(min=1) if self.text else loss}
+
+        muon = (m.weight for m in self.net.net.modules() if isinstance(m, nn.Linear)) if self.attends else ()  # type: ignore[union-attr]
+        return GradientLearner(self, recipe, objective, muon)
+
+    def draw_of_bound(
+        self, values: Tensor, free: Tensor, h: Encoded | None, u: Tensor, steps: int | None, a: Tensor, b: Tensor
+    ) -> Tensor:
+        """One draw [N] of the bound on log p of the free values [N, L]; u [N], a and b [N, L] are uniform on [0, 1)."""
+        grid = None if steps is None else levels(self.config.schedule, steps).to(u.device)
+        if not self.noisy:
+            hidden = hide(level_of(u, grid), free, a, b)
+            log_p = self.net.log_prob(self.outputs(values, self.inside(values) & ~hidden, h), values)
+            return hidden_mean(log_p, hidden, free)
+        x = values.long()
+        if grid is None:
+            m = u.clamp(1e-9, 1 - 1e-9)
+            z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
+            each = rate(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), m)
+        else:
+            j = (u * steps).long()
+            s, m = grid[j], grid[j + 1]
+            z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
+            each = (steps or 0) * step_nats(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), s, m)
+        return torch.where(free, each, 0.0).sum(1)
+
+    def log_length(self, lengths: Tensor, h: Encoded | None) -> Tensor:
+        """log P(length) [N]; beyond the block each further symbol has the probability block / (block + 1)."""
+        log_p = self._lengths(len(lengths), h)
+        on, beyond = math.log(self.block / (self.block + 1)), (lengths - self.block - 1).clamp(min=0)
+        tail = torch.where(lengths > self.block, on * beyond - math.log(self.block + 1), 0.0)
+        return log_p.gather(1, lengths.clamp(max=self.block + 1)[:, None])[:, 0] + tail
+
+    def _lengths(self, n: int, h: Encoded | None) -> Tensor:
+        assert self.extent is not None
+        logits = self.extent if self.longer is None or h is None else self.extent + self.longer(h.vector)
+        return logits.log_softmax(-1).expand(n, -1)
+
+    # -- likelihood -----------------------------------------------------------------------------------------
+
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return asked in (VariationalBound, Ancestral) or not (self.noisy or (asked is StepByStep and not self.text))
+
+    def quick_request(self) -> Request:
+        return VariationalBound(draws=4)
+
+    def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
+        return Ancestral(self.config.sample_steps) if kind in (None, Ancestral) else kind()
+
+    def rows_per_pass(self) -> int:
+        """About 2^24 numbers of the widest layer."""
+        each = 8 * self.config.width * self.block if self.attends else 4 * self.config.inner_width + 4 * self.block
+        each = max(each, self.block * (self.net.size or 1) * (8 if self.noisy else 1))
+        return max(1, min(1024, 2**24 // each))
+
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
+        values = self.values(x)
+        nats = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        square = torch.zeros_like(nats)
+        if self.extent is not None:
+            nats = nats + self.log_length(self.space.lengths(x), c)
+        for window, free in self.pieces(values):
+            if isinstance(request, InOrder):
+                place = torch.arange(window.shape[1], device=x.device).expand(free.shape)
+                nats = nats + self.in_order(window, free, c, place if request.order == "raster" else -place)
+                continue
+            found, se = self.bound(window, free, c, request, noise)
+            nats, square = nats + found, square + se**2
+        if isinstance(request, InOrder):
+            return Exact(nats, self.space.measure)
+        assert isinstance(request, VariationalBound | AnyOrder)
+        draws = request.draws + (request.draws % 2 if isinstance(request, VariationalBound) else 0)
+        return LowerBound(nats, self.space.measure, square.sqrt().detach(), draws)
+
+    def bound(
+        self, window: Tensor, free: Tensor, h: Encoded | None, request: Request, noise: RowNoise
+    ) -> tuple[Tensor, Tensor]:
+        """A bound on log p [N] of the free values of a window, and its error; a row's noise is as wide as the block."""
+        width = window.shape[1]
+
+        def rand() -> Tensor:
+            return noise.rand(self.block)[:, :width]
+
+        if isinstance(request, VariationalBound):
+            steps = request.steps
+            return stratified(
+                lambda u: self.draw_of_bound(window, free, h, u, steps, rand(), rand()), request.draws, noise
+            )
+        assert isinstance(request, AnyOrder)
+        each = torch.stack([self.in_order(window, free, h, rand()) for _ in range(request.draws)])
+        nats = each.logsumexp(0) - math.log(request.draws)
+        return nats, (each - nats).exp().std(0) / math.sqrt(request.draws)  # of a logarithm: the relative error
+
+    def in_order(self, window: Tensor, free: Tensor, h: Encoded | None, order: Tensor) -> Tensor:
+        """log p [N] of the free values when they are revealed one by one, those of low ``order`` [N, L] first."""
+        place, inside = ranks(order.double(), free), self.inside(window)
+        nats = torch.zeros(len(window), dtype=torch.float64, device=window.device)
+        for k in range(int(free.sum(1).max()) if len(free) else 0):
+            log_p = self.net.log_prob(self.outputs(window, inside & ~(free & (place >= k)), h), window)
+            nats = nats + torch.where(free & (place == k), log_p, 0.0).sum(1, dtype=torch.float64)
+        return nats
+
+    # -- samples --------------------------------------------------------------------------------------------
+
+    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        most = (getattr(sampler, "length", None) or self.space.length) if self.text else self.block
+        lengths = torch.full((n,), most, device=self.device)
+        if self.extent is not None:
+            lengths = pick(self._lengths(n, c), generator).clamp(max=most)
+        width = max(1, int(lengths.max()))
+        values = torch.zeros(n, width, dtype=torch.int64 if self.text else torch.float64, device=self.device)
+        values[torch.arange(width, device=self.device) >= lengths[:, None]] = -1
+        return self.data(self._filled(values, torch.zeros_like(values, dtype=torch.bool), c, sampler, generator))
+
+    def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
+        """Given all that is known, wherever it is; the length, too."""
+        values = self.values(x)
+        values = values if self.text else values.double()
+        return self.data(self._filled(values, known.reshape(values.shape), c, self.default_sampler(), generator))
+
+    def _filled(
+        self, values: Tensor, known: Tensor, h: Encoded | None, sampler: Any, generator: torch.Generator
+    ) -> Tensor:
+        """Values [N, L] with those inside that are not known drawn."""
+        values, reveal = values.clone(), self._replace if self.noisy else self._reveal
+        for start, first, stop in self.windows(values.shape[1]):
+            window, seen = values[:, start:stop], known[:, start:stop].clone()
+            seen[:, : first - start] = True
+            values[:, start:stop] = reveal(window, self.inside(window) & ~seen, h, sampler, generator)
+        return values
+
+    def _reveal(self, values: Tensor, free: Tensor, h: Encoded | None, sampler: Any, generator: Any) -> Tensor:
+        """The free values [N, L] drawn, step after step; steps in which a row reveals nothing cost it nothing."""
+        seen, sizes = self.inside(values) & ~free, free.sum(1, keepdim=True)
+        lot = uniform(torch.empty(free.shape, device=free.device), generator)
+        rule = getattr(sampler, "order", "raster")
+        if isinstance(sampler, Ancestral):  # a site is hidden at m where its lot is below m
+            grid = levels(self.config.schedule, sampler.steps).to(lot.device)
+            steps = sampler.steps
+            stage = steps - torch.searchsorted(grid, lot.double().clamp(max=1 - 2**-24), right=True)
+        else:
+            steps = min(getattr(sampler, "steps", None) or free.shape[1], max(1, int(sizes.max())))
+            place = torch.arange(free.shape[1], device=free.device).expand(free.shape).float()
+            stage = ranks(place if rule == "raster" else lot, free) * steps // sizes.clamp(min=1)
+        for k in range(steps):
+            now = free & (stage == k)
+            [rows] = now.any(1).nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            y = self.outputs(values[rows], seen[rows], None if h is None else h[rows])
+            drawn, now = self._drawn(y, sampler, generator).to(values), now[rows]
+            if rule == "confidence":  # as many, those whose draws are the likeliest
+                left = free[rows] & ~seen[rows]
+                now = left & (ranks(-self.net.log_prob(y, drawn), left) < now.sum(1, keepdim=True))
+            values = values.index_copy(0, rows, torch.where(now, drawn, values[rows]))
+            seen = seen.index_copy(0, rows, seen[rows] | now)
+        return values
+
+    def _drawn(self, y: Tensor, sampler: Any, generator: torch.Generator) -> Tensor:
+        temperature = getattr(sampler, "temperature", None)
+        if temperature is None:
+            return self.net.sample(y, generator)
+        if self.net.size is None:
+            raise UsageError(f"A temperature is of symbols, not of {self.space}.", "Leave out temperature.")
+        return pick(self.net.logits(y) / temperature, generator)
+
+    def _replace(self, values: Tensor, free: Tensor, h: Encoded | None, sampler: Any, generator: Any) -> Tensor:
+        """The free values [N, L] drawn by steps back from uniform noise, the others as noisy as they are meanwhile."""
+        n, size = len(values), self.net.size or 0
+        grid, known = levels(self.config.schedule, sampler.steps).to(values.device), values.long()
+
+        def noised(m: Tensor) -> Tensor:
+            a, b = (uniform(torch.empty(free.shape, device=free.device), generator) for _ in range(2))
+            return torch.where(known >= 0, replaced(known, m.expand(n), size, a, b), known)
+
+        z = noised(grid[-1])
+        for j in range(sampler.steps, 0, -1):
+            s, m = grid[j - 1].expand(n), grid[j].expand(n)
+            back = reverse(self.posterior(z, m, h), z.clamp(min=0), s, m)
+            drawn = pick(back, generator)
+            z = torch.where(free, drawn, noised(grid[j - 1]))
+        return z.to(values)

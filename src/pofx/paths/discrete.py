@@ -1,0 +1,127 @@
+"""Discrete paths from data to noise: sites are hidden one by one (absorbing), or replaced by any value (uniform).
+
+Time is told by m, the share of a datum's sites that noise has reached, which goes from 0 (data) to 1 (noise). In
+continuous time a bound does not depend on how fast m goes; in T steps it does, by the levels m_0 = 0 < ... < m_T = 1.
+
+Absorbing (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024). A site is hidden with probability m, and a net gives
+the distribution of each hidden site given those seen. The bound of T steps (Sahoo et al. 2024, eq. 9) is
+
+    log p(x) >= sum_j (m_j - m_{j-1}) / m_j  E sum_{i hidden at m_j} log p(x_i | seen).
+
+A site of L sites is hidden beside k - 1 others, of which each is with probability m. Taken together,
+
+    log p(x) >= L E_j E_k  mean_{i among k hidden} log p(x_i | the others),   k - 1 ~ Binomial(L - 1, m_j),
+
+where j has probability m_j - m_{j-1}. Of many steps m is uniform on [0, 1], so k is uniform on 1 .. L: the bound is then
+the mean over all orders of the log-probability of revealing one site after the other (Hoogeboom et al. 2022, eq. 3).
+
+Uniform (Austin et al. 2021; Schiff et al. 2024). A site is replaced by one of V values with probability m:
+q(z | x) = (1 - m) [z = x] + m / V. A net gives pi(x) = p(x | z), from which a step back is
+p(z_s | z) = sum_x q(z_s | z, x) pi(x) (Austin et al. 2021, eq. 4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Levels = Literal["linear", "cosine"]
+
+
+def levels(name: Levels, steps: int) -> Tensor:
+    """m_0 = 0, ..., m_T = 1 [steps + 1], float64: evenly, or slowly at the noise's end (Shi et al. 2024, table 4)."""
+    t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return t if name == "linear" else (math.pi / 2 * t).sin()
+
+
+# -- absorbing -----------------------------------------------------------------------------------------
+
+
+def level_of(u: Tensor, grid: Tensor | None) -> Tensor:
+    """m for u ~ U[0, 1): u itself in continuous time, else the next higher level, j with probability m_j - m_{j-1}."""
+    return u if grid is None else grid[torch.searchsorted(grid, u, right=True)]
+
+
+def hide(m: Tensor, free: Tensor, scores: Tensor, coins: Tensor) -> Tensor:
+    """Which of the ``free`` sites [N, L] of each row are hidden: k of them by lot, k - 1 ~ Binomial(free - 1, m).
+
+    Args:
+        m: [N].
+        scores, coins: [N, L], uniform on [0, 1); the k lowest scores are drawn.
+    """
+    each = (free.cumsum(1) > 1) & free  # all but the first: one trial for every other site
+    k = 1 + ((coins < m[:, None]) & each).sum(1, keepdim=True)
+    return free & (ranks(scores, free) < k)
+
+
+def ranks(scores: Tensor, free: Tensor) -> Tensor:
+    """The place [N, L] of each free site in its row's order of scores, from 0 on; others come after."""
+    return scores.masked_fill(~free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
+
+
+def hidden_mean(log_p: Tensor, hidden: Tensor, free: Tensor) -> Tensor:
+    """One draw [N] of the bound: sites times the mean of log p [N, L] over those hidden."""
+    count = hidden.sum(1)
+    total = torch.where(hidden, log_p, 0.0).sum(1, dtype=torch.float64)
+    return free.sum(1) * total / count.clamp(min=1)
+
+
+# -- uniform -------------------------------------------------------------------------------------------
+
+
+def replaced(x: Tensor, m: Tensor, size: int, coins: Tensor, values: Tensor) -> Tensor:
+    """A draw of q(z | x) [N, L] of symbols x [N, L] at m [N]; coins, values [N, L] are uniform on [0, 1)."""
+    other = (values * size).long().clamp(max=size - 1)
+    return torch.where(coins < m[:, None], other, x)
+
+
+def evidence(m: Tensor, size: int) -> Tensor:
+    """log q(z | x = z) - log q(z | x != z): what a site's own noisy value says of it."""
+    return torch.log1p((1 - m) * size / m)
+
+
+def rate(log_pi: Tensor, x: Tensor, z: Tensor, m: Tensor) -> Tensor:
+    """The integrand [N, L] over m in [0, 1] of the bound in continuous time.
+
+    A path that is seen backwards jumps from z to y at rate rho(y) / (V (1 - m)), with rho(y) = q(y | x) / q(z | x) where
+    x is known, and its mean over pi where it is not. The bound loses the divergence of the two jump processes
+    (Campbell et al. 2022, eq. 6; Schiff et al. 2024, eq. 13):
+
+        sum_{y != z} rho_pi(y) - rho_x(y) + rho_x(y) log(rho_x(y) / rho_pi(y)).
+
+    Args:
+        log_pi: [N, L, V]; x, z: [N, L]; m: [N], in (0, 1).
+    """
+    size = log_pi.shape[-1]
+    pi, log_a = log_pi.exp(), -evidence(m, size).view(-1, 1, 1)
+    a = log_a.exp()
+    here = pi.gather(-1, z[..., None])  # p(x = z | z)
+    rho = here * a + pi / a + (1 - here - pi)  # [N, L, V], of every y but z
+    same, at_z = (x == z)[..., None], torch.nn.functional.one_hot(z, size).bool()
+    at_x = torch.nn.functional.one_hot(x, size).bool()
+    log_true = torch.where(same, log_a, torch.where(at_x, -log_a, torch.zeros_like(log_a)))
+    true = log_true.exp()
+    each = rho - true + true * (log_true - rho.log())
+    return -each.masked_fill(at_z, 0.0).sum(-1) / (size * (1 - m[:, None]))
+
+
+def reverse(log_pi: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Tensor:
+    """log p(z_s | z) [N, L, V] of a step from m back to s [N]; at s = 0 it is ``log_pi``."""
+    size = log_pi.shape[-1]
+    at_z = torch.nn.functional.one_hot(z, size)
+    s, m = s.view(-1, 1, 1), m.view(-1, 1, 1)
+    kept = (1 - m) / (1 - s)
+    # q(z_s | z, x) = q(z | z_s) q(z_s | x) / q(z | x)
+    w = log_pi.exp() / ((1 - m) * at_z + m / size)
+    back = (kept * at_z + (1 - kept) / size) * ((1 - s) * w + s / size * w.sum(-1, keepdim=True))
+    return back.log()
+
+
+def step_nats(log_pi: Tensor, x: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Tensor:
+    """-KL(q(z_s | z, x) | p(z_s | z)) [N, L] of one step from m back to s [N] (Austin et al. 2021, eq. 2)."""
+    known = torch.nn.functional.one_hot(x, log_pi.shape[-1]).to(log_pi.dtype)
+    q, p = reverse(known.log(), z, s, m), reverse(log_pi, z, s, m)
+    return -torch.where(q.isinf(), 0.0, q.exp() * (q - p)).sum(-1)
