@@ -22,10 +22,11 @@ from pofx.core.comparison import compare
 from pofx.core.likelihood import Exact, Likelihood, UpperBound, make
 from pofx.core.measure import Measure
 from pofx.core.noise import RowNoise
+from pofx.core.registry import family
 from pofx.core.requests import Request
 from pofx.data.parts import Data, Part
 from pofx.evaluate import baselines, recommend
-from pofx.evaluate.likelihood import summarise, verdicts
+from pofx.evaluate.likelihood import mean_log_prob, summarise, verdicts
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 from pofx.spaces.text import filled_up
 from pofx.testing.wrong import Moments, Plain
@@ -150,6 +151,19 @@ def codes_give_their_rows_back() -> None:
     assert baselines.compression(Label(("a", "b")), Part(torch.tensor([0, 1]))) == {}
 
 
+def bytes_are_counted() -> None:
+    """A bound on texts in bits per byte is of the bytes that they are, whatever symbols they are of."""
+    texts = ["é🙂", "aaaaaa", "🙂🙂🙂🙂", "aé"]
+    model = family("masked-diffusion")(family("masked-diffusion").tiny(space := Text("aé🙂", length=6)), space)
+    x = filled_up([["aé🙂".index(c) for c in t] for t in texts])
+    for some in (x, x[:2], x[2:3]):
+        found = mean_log_prob(model, Part(some))
+        size = sum(len(space.spell(row).encode()) for row in some)
+        bits = -float(model.log_prob(some).nats.sum()) / math.log(2)  # type: ignore[union-attr]
+        assert found.bits_per_dim is not None
+        assert abs(found.bits_per_dim * size / bits - 1) < 1e-5, f"{found.bits_per_dim:.4f} bits/byte of {size} bytes"
+
+
 NUMBERS: dict[str, Callable[[], None]] = {
     check.__name__.replace("_", " "): check
     for check in (
@@ -157,6 +171,7 @@ NUMBERS: dict[str, Callable[[], None]] = {
         impossible_rows_lose,
         shared_errors_are_not_averaged,
         codes_give_their_rows_back,
+        bytes_are_counted,
     )
 }
 

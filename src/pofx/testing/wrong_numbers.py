@@ -77,6 +77,11 @@ def without_quotes(space: Table, x: Tensor) -> str:
     return "".join(",".join(cell(j, v) for j, v in enumerate(row)) + "\n" for row in x.tolist())
 
 
+def mean_bytes(space: Text, x: Tensor) -> Tensor:
+    """As many bytes as symbols have on average over the alphabet, whichever a text is of."""
+    return space.lengths(x) * (len(space.alphabet.encode()) / len(space.alphabet) if space.alphabet else 1.0)
+
+
 PLANTED = [
     Planted(
         "wrong: validation on a sorted head", "pofx.data.parts.Part.draw", sorted_head,
@@ -97,5 +102,9 @@ PLANTED = [
     Planted(
         "wrong: cells without quotes called a bound", "pofx.evaluate.baselines.csv_text", without_quotes,
         frozenset({"codes give their rows back"}),
+    ),
+    Planted(
+        "wrong: a masked bound that counts approximate bytes", "pofx.spaces.text.Text.units", mean_bytes,
+        frozenset({"bytes are counted"}),
     ),
 ]  # fmt: skip
