@@ -6,17 +6,20 @@ import math
 import pytest
 import torch
 
-import pofx
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.requests import Ancestral, AnyOrder, InOrder, StepByStep, Unmasking, VariationalBound
+from pofx.data.parts import Part
+from pofx.evaluate.likelihood import mean_log_prob
 from pofx.families.masked_diffusion import MaskedDiffusion, MaskedDiffusionConfig
+from pofx.nn.heads import pick
 from pofx.nn.masked import Masked
 from pofx.paths.discrete import evidence, levels, rate, reverse, step_nats
 from pofx.spaces import Category, Codes, Image, Label, Real, Table, Text
 from pofx.testing.subject import agree, count, generator, index_of
 
 SITES, SIZE = 3, 3
+PAIR = Table((Category("c", ("a", "b")), Real("r", nullable=True)))
 STATES = torch.tensor(list(itertools.product(range(SIZE), repeat=SITES)))
 
 
@@ -80,7 +83,7 @@ def by_chain(model, x, grid):
 def test_the_bound_is_that_of_the_paper(steps, schedule):
     """Drawn, it is the enumerated one: by masks in T steps, by orders in continuous time."""
     model = small(schedule=schedule)
-    lik = model.log_prob(STATES, request=VariationalBound(draws=400, steps=steps))
+    lik = model.log_prob(STATES, request=VariationalBound(draws=100, steps=steps))
     want = by_orders(model, STATES).mean(0) if steps is None else by_steps(model, STATES, levels(schedule, steps))
     assert isinstance(lik, LowerBound)
     off = (lik.nats - want) / lik.mc_se.clamp(min=1e-6)
@@ -104,10 +107,10 @@ def test_bounds_tighten_with_steps_and_stay_below_what_they_bound():
     assert means == sorted(means)
     limit = float((p * orders.mean(0)).sum())
     assert means[-1] <= limit < means[-1] + 0.02 * abs(limit)
-    any_order = model.log_prob(STATES, request=AnyOrder(draws=600))
+    any_order = model.log_prob(STATES, request=AnyOrder(draws=200))
     assert (orders.mean(0) <= truth + 1e-9).all()
     assert (any_order.nats <= truth + 5 * any_order.mc_se + 1e-6).all()
-    assert (any_order.nats - truth).abs().max() < 0.1
+    assert (any_order.nats - truth).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("order", ["raster", "reverse"])
@@ -146,7 +149,7 @@ class Oracle(Masked):
         self.log_joint = p.log()
 
     def forward(self, values, seen, h=None, memory=None):
-        fits = ((STATES == values[:, None]) | ~seen[:, None]).all(-1)  # [N, states]
+        fits = ((values[:, None] == STATES) | ~seen[:, None]).all(-1)  # [N, states]
         joint = torch.where(fits, self.log_joint, -math.inf)
         each = torch.nn.functional.one_hot(STATES, SIZE).bool()  # [states, L, V]
         return torch.where(each, joint[..., None, None], -math.inf).logsumexp(1)
@@ -158,7 +161,7 @@ class Oracle(Masked):
         return y
 
     def sample(self, y, generator):
-        return pofx.nn.heads.pick(y, generator)
+        return pick(y, generator)
 
 
 def perfect():
@@ -173,7 +176,7 @@ def test_with_the_true_conditionals_nothing_is_lost():
     model, p = perfect()
     for request in (InOrder(), InOrder("reverse"), AnyOrder(draws=2)):
         assert torch.allclose(model.log_prob(STATES, request=request).nats, p.log(), atol=1e-5)
-    lik = model.log_prob(STATES, request=VariationalBound(draws=1000))
+    lik = model.log_prob(STATES, request=VariationalBound(draws=100))
     assert ((lik.nats - p.log()).abs() < 4.5 * lik.mc_se).all()
 
 
@@ -201,25 +204,38 @@ def at(z, x, m, size):
     return (1 - m) * (z == x).double() + m / size
 
 
+NODES = torch.linspace(0, 1, 1001, dtype=torch.float64)  # of Simpson's rule
+SIMPSON = torch.tensor([1.0] + [4.0, 2.0] * 499 + [4.0, 1.0], dtype=torch.float64) / 3000
+
+
+def enumerated(log_pi_of, size, x, steps=None, schedule="linear"):
+    """The bound of one site, every noisy value by its probability; in continuous time on a grid fine at the data."""
+    if steps is None:
+        m, weight = (NODES**3).clamp(1e-12, 1 - 1e-9), SIMPSON * 3 * NODES**2
+        s = None
+    else:
+        s, m = (levels(schedule, steps)[k : steps + k] for k in (0, 1))
+        weight = torch.ones(steps, dtype=torch.float64)
+    total = 0.0
+    for z in range(size):
+        zs = torch.full((len(m), 1), z)
+        xs, log_pi = torch.full_like(zs, x), log_pi_of(zs, m)
+        nats = rate(log_pi, xs, zs, m) if s is None else step_nats(log_pi, xs, zs, s, m)
+        total += float((weight * at(torch.tensor(z), torch.tensor(x), m, size) * nats[:, 0]).sum())
+    return total
+
+
 @pytest.mark.parametrize("steps", [1, 3, None])
 def test_uniform_bounds_of_a_perfect_net_are_the_likelihood(steps):
     """One site, whose posterior is Bayes': the bound is log p(x) for any number of steps, and in continuous time."""
     prior = torch.tensor([0.6, 0.05, 0.3, 0.05], dtype=torch.float64)
-    z, size = torch.arange(4)[:, None], 4
-    for x in range(size):
-        xs, total = torch.full_like(z, x), 0.0
-        if steps is None:  # Simpson's rule, on a grid that is fine at both ends
-            nodes = torch.linspace(0, 1, 2001, dtype=torch.float64)
-            m = (nodes**3).clamp(1e-12, 1 - 1e-9)
-            f = torch.stack([
-                (at(z, xs, k, size) * rate(posterior(prior, k), xs, z, k.expand(size))).sum() for k in m
-            ]) * 3 * nodes**2  # fmt: skip
-            total = float((f[0] + 4 * f[1::2].sum() + 2 * f[2:-1:2].sum() + f[-1]) / 3 * (nodes[1] - nodes[0]))
-        else:
-            for s, m in itertools.pairwise(levels("cosine", steps)):
-                nats = step_nats(posterior(prior, m), xs, z, s.expand(size), m.expand(size))
-                total += float((at(z, xs, m, size) * nats).sum())
-        assert total == pytest.approx(float(prior[x].log()), abs=1e-4)
+
+    def bayes(z, m):
+        own = torch.nn.functional.one_hot(z, 4) * evidence(m, 4).view(-1, 1, 1)
+        return (prior.log() + own).log_softmax(-1)
+
+    for x in range(4):
+        assert enumerated(bayes, 4, x, steps, "cosine") == pytest.approx(float(prior[x].log()), abs=1e-4)
 
 
 def test_steps_back_from_uniform_noise_are_those_of_bayes_rule():
@@ -241,17 +257,22 @@ def test_uniform_bounds_tighten_and_hold():
     torch.nn.init.normal_(model.net.net.last.weight, std=1.0)
     model.eval().requires_grad_(False)
     z = torch.arange(3)[:, None]
+    net = lambda z, m: model.posterior(z, m, None)  # noqa: E731
+    limit = [enumerated(net, 3, x) for x in range(3)]
     for steps in (1, 3):
         chain = torch.full((3,), 1 / 3, dtype=torch.float64)
         for j in range(steps, 0, -1):
             s, m = (levels("linear", steps)[k].expand(3) for k in (j - 1, j))
-            chain = chain @ reverse(model.posterior(z, m, None), z, s, m)[:, 0].exp()
-        lik = model.log_prob(z, request=VariationalBound(draws=2000, steps=steps))
-        assert ((lik.nats - chain.log()) < 4 * lik.mc_se + 1e-6).all()
+            chain = chain @ reverse(net(z, m), z, s, m)[:, 0].exp()
+        bound = [enumerated(net, 3, x, steps) for x in range(3)]
+        assert all(b <= float(p.log()) + 1e-9 for b, p in zip(bound, chain, strict=True))
+        lik = model.log_prob(z, request=VariationalBound(draws=100, steps=steps))
+        assert ((lik.nats - torch.tensor(bound).double()).abs() < 4.5 * lik.mc_se + 1e-5).all()
     x = model.sample(4000, sampler=Ancestral(3), generator=generator(2))
     agree(count(x[:, 0], 3), 4000 * chain, torch.zeros(3), "draws")
-    many, limit = (model.log_prob(z, request=VariationalBound(draws=4000, steps=steps)) for steps in (300, None))
-    assert ((many.nats - limit.nats).abs() < 4 * (many.mc_se + limit.mc_se) + 0.01).all()
+    assert [enumerated(net, 3, x, 3000) for x in range(3)] == pytest.approx(limit, abs=2e-3)
+    lik = model.log_prob(z, request=VariationalBound(draws=100))
+    assert ((lik.nats - torch.tensor(limit).double()).abs() < 4.5 * lik.mc_se).all()
 
 
 # -- texts -------------------------------------------------------------------------------------------------
@@ -299,7 +320,7 @@ def test_bits_are_counted_per_byte_of_utf8():
     texts = ["é🙂a", "aaaa", "éé🙂🙂", "🙂"]
     model = strings(Text("aé🙂", has_eos=True, length=6), block=8)
     x = model.space.parse(texts)
-    found = pofx.evaluate.likelihood.mean_log_prob(model, pofx.data.parts.Part(x))
+    found = mean_log_prob(model, Part(x))
     nats = float(model.log_prob(x).nats.sum())
     assert found.n == 4
     assert found.bits_per_dim == pytest.approx(-nats / math.log(2) / sum(len(t.encode()) for t in texts), rel=1e-6)
@@ -323,9 +344,8 @@ def test_samplers_of_texts():
 
 
 def test_what_is_refused_says_why():
-    pair = Table((Category("c", ("a", "b")), Real("r")))
     for space, options, word in (
-        (pair, {"process": "uniform"}, "Use process=absorbing"),
+        (PAIR, {"process": "uniform"}, "Use process=absorbing"),
         (Text("ab", length=600), {}, "Give a larger"),
         (Text("ab", length=6), {"net": "mlp"}, "Leave net at auto"),
         (Image(4, 4, 1, 8), {"head": "bernoulli"}, "Leave out head"),
@@ -336,11 +356,11 @@ def test_what_is_refused_says_why():
     with pytest.raises(UsageError, match="does not answer InOrder"):
         noisy.log_prob(torch.zeros(1, 2, dtype=torch.int64), request=InOrder)
     with pytest.raises(UsageError, match="temperature"):
-        MaskedDiffusion(MaskedDiffusionConfig(), pair).sample(1, sampler=Unmasking(temperature=0.5))
+        MaskedDiffusion(MaskedDiffusionConfig(), PAIR).sample(1, sampler=Unmasking(temperature=0.5))
 
 
 @pytest.mark.parametrize("net", ["mlp", "transformer"])
-@pytest.mark.parametrize("space", [Label(("a", "b", "c")), Image(2, 2, 1, 40), Table((Category("c", ("a", "b")), Real("r", nullable=True)))], ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize("space", [Label(("a", "b", "c")), Image(2, 2, 1, 40), PAIR], ids=lambda s: s.name)
 def test_an_untrained_net_is_the_product_of_the_marginals(net, space):
     """Nothing is known yet: every order, and every bound, gives the marginals that were looked at."""
     options = {"net": net} | ({"width": 16, "layers": 1, "n_heads": 2} if net == "transformer" else {})

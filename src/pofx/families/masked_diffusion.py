@@ -41,9 +41,19 @@ from pofx.nn.heads import pick, uniform
 from pofx.nn.masked import Fields, Masked, Strings
 from pofx.nn.mlp import zeroed
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
-from pofx.nn.transformer import Memory, Shape
+from pofx.nn.transformer import Shape
 from pofx.paths.discrete import (
-    Levels, evidence, hidden_mean, hide, level_of, levels, ranks, rate, replaced, reverse, step_nats,
+    Levels,
+    evidence,
+    hidden_mean,
+    hide,
+    level_of,
+    levels,
+    ranks,
+    rate,
+    replaced,
+    reverse,
+    step_nats,
 )  # fmt: skip
 from pofx.paths.likelihood import stratified
 
@@ -306,10 +316,11 @@ class MaskedDiffusion(Conditioned, Completes):
             z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
             each = rate(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), m)
         else:
+            steps = len(grid) - 1
             j = (u * steps).long()
             s, m = grid[j], grid[j + 1]
             z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
-            each = (steps or 0) * step_nats(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), s, m)
+            each = steps * step_nats(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), s, m)
         return torch.where(free, each, 0.0).sum(1)
 
     def log_length(self, lengths: Tensor, h: Encoded | None) -> Tensor:
