@@ -3,17 +3,17 @@
 Time is told by m, the share of a datum's sites that noise has reached, which goes from 0 (data) to 1 (noise). In
 continuous time a bound does not depend on how fast m goes; in T steps it does, by the levels m_0 = 0 < ... < m_T = 1.
 
-Absorbing (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024). A site is hidden with probability m, and a net gives
-the distribution of each hidden site given those seen. The bound of T steps (Sahoo et al. 2024, eq. 9) is
+Absorbing (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024). A value is hidden with probability m, and a net gives
+the distribution of each hidden one given those seen. The bound of T steps is
 
     log p(x) >= sum_j (m_j - m_{j-1}) / m_j  E sum_{i hidden at m_j} log p(x_i | seen).
 
-A site of L sites is hidden beside k - 1 others, of which each is with probability m. Taken together,
+Of L sites each is hidden with probability m_j, beside k - 1 others; so the bound is a mean over masks of k sites:
 
     log p(x) >= L E_j E_k  mean_{i among k hidden} log p(x_i | the others),   k - 1 ~ Binomial(L - 1, m_j),
 
-where j has probability m_j - m_{j-1}. Of many steps m is uniform on [0, 1], so k is uniform on 1 .. L: the bound is then
-the mean over all orders of the log-probability of revealing one site after the other (Hoogeboom et al. 2022, eq. 3).
+where j has probability m_j - m_{j-1}. Of many steps m is uniform on [0, 1], and k on 1 .. L: the bound is then the mean,
+over all orders, of log p of revealing one site after the other (Hoogeboom et al. 2022).
 
 Uniform (Austin et al. 2021; Schiff et al. 2024). A site is replaced by one of V values with probability m:
 q(z | x) = (1 - m) [z = x] + m / V. A net gives pi(x) = p(x | z), from which a step back is
@@ -32,7 +32,7 @@ Levels = Literal["linear", "cosine"]
 
 
 def levels(name: Levels, steps: int) -> Tensor:
-    """m_0 = 0, ..., m_T = 1 [steps + 1], float64: evenly, or slowly at the noise's end (Shi et al. 2024, table 4)."""
+    """m_0 = 0, ..., m_T = 1 [steps + 1], float64: evenly, or slowly at the noise's end (Chang et al. 2022)."""
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return t if name == "linear" else (math.pi / 2 * t).sin()
 
@@ -86,9 +86,9 @@ def evidence(m: Tensor, size: int) -> Tensor:
 def rate(log_pi: Tensor, x: Tensor, z: Tensor, m: Tensor) -> Tensor:
     """The integrand [N, L] over m in [0, 1] of the bound in continuous time.
 
-    A path that is seen backwards jumps from z to y at rate rho(y) / (V (1 - m)), with rho(y) = q(y | x) / q(z | x) where
-    x is known, and its mean over pi where it is not. The bound loses the divergence of the two jump processes
-    (Campbell et al. 2022, eq. 6; Schiff et al. 2024, eq. 13):
+    A path that is seen backwards jumps from z to y at rate rho(y) / (V (1 - m)), with rho(y) = q(y | x) / q(z | x)
+    where x is known, and its mean over pi where it is not. The bound loses the divergence of the two jump processes
+    (Campbell et al. 2022; Schiff et al. 2024):
 
         sum_{y != z} rho_pi(y) - rho_x(y) + rho_x(y) log(rho_x(y) / rho_pi(y)).
 
@@ -121,7 +121,7 @@ def reverse(log_pi: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Tensor:
 
 
 def step_nats(log_pi: Tensor, x: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Tensor:
-    """-KL(q(z_s | z, x) | p(z_s | z)) [N, L] of one step from m back to s [N] (Austin et al. 2021, eq. 2)."""
+    """-KL(q(z_s | z, x) | p(z_s | z)) [N, L] of one step from m back to s [N] (Austin et al. 2021, eq. 1)."""
     known = torch.nn.functional.one_hot(x, log_pi.shape[-1]).to(log_pi.dtype)
     q, p = reverse(known.log(), z, s, m), reverse(log_pi, z, s, m)
     return -torch.where(q.isinf(), 0.0, q.exp() * (q - p)).sum(-1)
