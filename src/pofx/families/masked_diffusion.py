@@ -280,8 +280,8 @@ class MaskedDiffusion(Conditioned, Completes):
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             h, values = self.batch_context(batch, generator), self.values(batch.x)
             free = self.inside(values)
-            if self.cut:  # what follows an end in a window is of other data
-                values = values[:, 1:].masked_fill(~free[:, 1:].cummin(1).values, -1)
+            if self.cut:
+                values = self._some(values[:, 1:], batch, generator)
                 free = self.inside(values)
                 if not self.noisy:  # half of all windows are given a beginning
                     given = (2 * batch.rand(generator=generator) - 1) * free.sum(1)
@@ -296,10 +296,17 @@ class MaskedDiffusion(Conditioned, Completes):
             loss = -self.draw_of_bound(values, free, h, u, None, rand(), rand())
             if self.extent is not None:
                 loss = loss - self.log_length(free.sum(1), h)
-            return {"loss": loss / free.sum(1).clamp(min=1) if self.text else loss}
+            return {"loss": loss / width if self.text else loss}
 
         muon = (m.weight for m in self.net.net.modules() if isinstance(m, nn.Linear)) if self.attends else ()  # type: ignore[union-attr]
         return GradientLearner(self, recipe, objective, muon)
+
+    @staticmethod
+    def _some(values: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Windows [N, L] up to an end within, behind which other data are; one in eight shorter, as some data are."""
+        most = (8 * batch.rand(generator=generator)).clamp(max=1) * values.shape[1]
+        short = torch.arange(values.shape[1], device=values.device) >= most[:, None]
+        return values.masked_fill(short | (values < 0).cummax(1).values, -1)
 
     def draw_of_bound(
         self, values: Tensor, free: Tensor, h: Encoded | None, u: Tensor, steps: int | None, a: Tensor, b: Tensor

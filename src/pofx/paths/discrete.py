@@ -3,8 +3,8 @@
 Time is told by m, the share of a datum's sites that noise has reached, which goes from 0 (data) to 1 (noise). In
 continuous time a bound does not depend on how fast m goes; in T steps it does, by the levels m_0 = 0 < ... < m_T = 1.
 
-Absorbing (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024). A value is hidden with probability m, and a net gives
-the distribution of each hidden one given those seen. The bound of T steps is
+Absorbing (Austin et al. 2021; Sahoo et al. 2024; Shi et al. 2024). A value is hidden with probability m, and a net
+gives the distribution of each hidden one given those seen. The bound of T steps is
 
     log p(x) >= sum_j (m_j - m_{j-1}) / m_j  E sum_{i hidden at m_j} log p(x_i | seen).
 
@@ -12,8 +12,8 @@ Of L sites each is hidden with probability m_j, beside k - 1 others; so the boun
 
     log p(x) >= L E_j E_k  mean_{i among k hidden} log p(x_i | the others),   k - 1 ~ Binomial(L - 1, m_j),
 
-where j has probability m_j - m_{j-1}. Of many steps m is uniform on [0, 1], and k on 1 .. L: the bound is then the mean,
-over all orders, of log p of revealing one site after the other (Hoogeboom et al. 2022).
+where j has probability m_j - m_{j-1}. Of many steps m is uniform on [0, 1], and k on 1 .. L: the bound is then the
+mean, over all orders, of log p of revealing one site after the other (Hoogeboom et al. 2022).
 
 Uniform (Austin et al. 2021; Schiff et al. 2024). A site is replaced by one of V values with probability m:
 q(z | x) = (1 - m) [z = x] + m / V. A net gives pi(x) = p(x | z), from which a step back is
