@@ -2,8 +2,8 @@
 
     python benchmarks/masked_diffusion.py --data DATA [--quick] [--minutes 10] [--threads 2]
 
-writes results/masked_diffusion.json. Both families are trained for as many minutes, one after the other, on the same 89%
-of the text, at the same sizes. Bits are per byte of the last 10%: in its excerpts of up to 2048 characters, read in
+writes results/masked_diffusion.json. Both families are trained for as many minutes, one after the other, on the same
+89% of the text, at the same sizes. Bits are per byte of the last 10%: in its excerpts of up to 2048 characters, read in
 windows of 256 (of gpt also given what is before each excerpt, as it may be), and in strings of 64 characters, each for
 itself. ``model`` says of which sampler a number is.
 """
@@ -59,7 +59,7 @@ def main() -> None:
     for name in ("masked-diffusion", "gpt"):
         run = pofx.fit(data, name, seconds=60 * minutes, seed=args.seed, options=OPTIONS)
         fitted[name] = run.model
-        results.emit(family=name, parameters=run.model.parameter_count(), steps=run.info["training"]["steps"])
+        results.emit(family=name, parameters=run.model.parameter_count(), steps=run.steps)
 
     with torch.no_grad():
         net, gpt, x = fitted["masked-diffusion"], fitted["gpt"], excerpts.x[:]

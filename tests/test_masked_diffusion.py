@@ -307,7 +307,7 @@ def test_lengths_have_a_distribution():
     for row, symbols in zip(x, rows, strict=True):
         row[: len(symbols)] = torch.tensor(symbols, dtype=torch.int64)
     model.prepare(x, None, None, generator(0))
-    log_p = model.log_length(torch.arange(200), None).double()
+    log_p = model.lengths(torch.arange(200)).double()
     assert abs(float(log_p.exp().sum()) - 1) < 1e-5
     assert torch.allclose(log_p[:4].exp(), torch.tensor([1, 1, 1, 2]).double() / 5, atol=0.05)
     every = [torch.full((1, 1), -1)] + [torch.tensor(list(itertools.product(range(2), repeat=n))) for n in range(1, 5)]

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pofx.codecs.windows import Windows
+from pofx.codecs.windows import windows_over
 from pofx.core.abilities import Completes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
@@ -38,22 +38,21 @@ from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, ContextOptions
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.heads import pick, uniform
-from pofx.nn.masked import Fields, Masked, Strings
-from pofx.nn.mlp import zeroed
+from pofx.nn.masked import Fields, Lengths, Masked, Strings
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
 from pofx.nn.transformer import Shape
 from pofx.paths.discrete import (
     Levels,
+    equal_stages,
     evidence,
-    hidden_mean,
-    hide,
+    go_back,
+    hidden_draw,
+    in_order,
     level_of,
     levels,
-    ranks,
-    rate,
-    replaced,
-    reverse,
-    step_nats,
+    replaced_draw,
+    reveal,
+    stages,
 )  # fmt: skip
 from pofx.paths.likelihood import stratified
 
@@ -102,7 +101,6 @@ class MaskedDiffusion(Conditioned, Completes):
     samplers: ClassVar[tuple[type[Sampler], ...]] = (Ancestral, Unmasking, StepByStep)
     Config = MaskedDiffusionConfig
     config: MaskedDiffusionConfig
-    extent: Tensor | None  # log P(length) of 0 .. block and, last, of more [block + 2]
 
     def __init__(self, config: MaskedDiffusionConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
@@ -117,9 +115,7 @@ class MaskedDiffusion(Conditioned, Completes):
             shape = config if self.attends else None
             self.block = heads.sites
             self.net = Fields(heads, space.symbols, shape, told, self.memory, config.inner_width, config.inner_blocks)
-        ends = space.has_eos
-        self.register_buffer("extent", torch.full((self.block + 2,), -math.log(self.block + 2)) if ends else None)
-        self.longer = zeroed(nn.Linear(self.known, self.block + 2, bias=False)) if ends and self.known else None
+        self.lengths = Lengths(self.block, self.known) if space.has_eos else None
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: MaskedDiffusionConfig) -> str | None:
@@ -147,20 +143,18 @@ class MaskedDiffusion(Conditioned, Completes):
         yield "window"  # attention sees all
         text, attends = space.alphabet is not None, config.net == "transformer"
         if text:
-            yield "net"
-        elif not attends:
-            yield from (f.name for f in dataclasses.fields(Shape))
+            yield from ("net", "theta") if learned(config) else ("net",)
+        elif attends:
+            yield from ("block", "positions", "theta")  # a site is known by its place
         else:
-            yield from ("block", "positions")  # a site is known by its place
-        if text or attends or config.positions == "learned":
-            yield from ("theta",) if not text or config.positions == "learned" else ()
+            yield from (f.name for f in dataclasses.fields(Shape))
         if text or attends:
             yield from ("inner_width", "inner_blocks")
-        if text or not space.pixels:
+        if not space.pixels:
             yield "head"
-        if text or not mixes(space, config.head):
+        if not mixes(space, config.head):
             yield "components"
-        if text or all(getattr(c, "step", None) is None for c in space.columns):
+        if all(getattr(c, "step", None) is None for c in space.columns):
             yield "atoms"
 
     @classmethod
@@ -208,11 +202,8 @@ class MaskedDiffusion(Conditioned, Completes):
         super().prepare(x, c, weight, generator)
         some = x[torch.randperm(len(x), generator=generator)[:5000]] if self.text else x
         self.net.prepare(self.values(some), None if self.text else weight)
-        if self.extent is not None:
-            blocks = (self.space.lengths(x[i : i + READ]) for i in range(0, len(x), READ))
-            lengths = torch.cat([*blocks]).clamp(max=self.block + 1)
-            count = torch.bincount(lengths, minlength=self.block + 2).to(self.extent) + 1 / (self.block + 2)
-            self.extent.copy_((count / count.sum()).log())
+        if self.lengths is not None:
+            self.lengths.prepare(torch.cat([self.space.lengths(x[i : i + READ]) for i in range(0, len(x), READ)]))
 
     def values(self, x: Tensor) -> Tensor:
         """Data [N, *E] as values of sites [N, L]."""
@@ -260,21 +251,7 @@ class MaskedDiffusion(Conditioned, Completes):
         """Data as they are, or windows over excerpts that are longer than the block."""
         if not self.cut:
             return super().training_set(x)
-        runs, owners = (x, torch.arange(len(x))) if isinstance(x, Tensor) else x.runs()
-        bounds = [*owners.tolist(), len(x)]
-
-        def stretches(i: int) -> Iterator[Tensor]:
-            for j in range(bounds[i], bounds[i + 1], READ):
-                u = x[j : min(j + READ, bounds[i + 1])]
-                yield u[u >= 0]
-
-        found = Windows(map(stretches, range(len(runs))), owners, -1, -2, torch.int16, self.block)
-        if found.targets < self.block:
-            raise UsageError(
-                f"All training data together have {found.targets} symbols, fewer than one block of {self.block}.",
-                "Give more data, or a smaller block: --options.block.",
-            )
-        return found
+        return windows_over(x, lambda rows: rows[rows >= 0], -1, -2, torch.int16, self.block)
 
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -294,8 +271,8 @@ class MaskedDiffusion(Conditioned, Completes):
                 return batch.rand(width, generator=generator)
 
             loss = -self.draw_of_bound(values, free, h, u, None, rand(), rand())
-            if self.extent is not None:
-                loss = loss - self.log_length(free.sum(1), h)
+            if self.lengths is not None:
+                loss = loss - self.lengths(free.sum(1), vector(h))
             return {"loss": loss / width if self.text else loss}
 
         muon = (m.weight for m in self.net.net.modules() if isinstance(m, nn.Linear)) if self.attends else ()  # type: ignore[union-attr]
@@ -314,33 +291,14 @@ class MaskedDiffusion(Conditioned, Completes):
         """One draw [N] of the bound on log p of the free values [N, L]; u [N], a and b [N, L] are uniform on [0, 1)."""
         grid = None if steps is None else levels(self.config.schedule, steps).to(u.device)
         if not self.noisy:
-            hidden = hide(level_of(u, grid), free, a, b)
-            log_p = self.net.log_prob(self.outputs(values, self.inside(values) & ~hidden, h), values)
-            return hidden_mean(log_p, hidden, free)
-        x = values.long()
-        if grid is None:
-            m = u.clamp(1e-9, 1 - 1e-9)
-            z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
-            each = rate(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), m)
-        else:
-            steps = len(grid) - 1
-            j = (u * steps).long()
-            s, m = grid[j], grid[j + 1]
-            z = torch.where(free, replaced(x, m, self.net.size or 0, a, b), x)
-            each = steps * step_nats(self.posterior(z, m, h), x.clamp(min=0), z.clamp(min=0), s, m)
-        return torch.where(free, each, 0.0).sum(1)
+            return hidden_draw(self._told(values, h), free, level_of(u, grid), a, b)
+        x, size = values.long(), self.net.size or 0
+        return replaced_draw(lambda z, m: self.posterior(z, m, h), x, free, u, grid, size, a, b)
 
-    def log_length(self, lengths: Tensor, h: Encoded | None) -> Tensor:
-        """log P(length) [N]; beyond the block each further symbol has the probability block / (block + 1)."""
-        log_p = self._lengths(len(lengths), h)
-        on, beyond = math.log(self.block / (self.block + 1)), (lengths - self.block - 1).clamp(min=0)
-        tail = torch.where(lengths > self.block, on * beyond - math.log(self.block + 1), 0.0)
-        return log_p.gather(1, lengths.clamp(max=self.block + 1)[:, None])[:, 0] + tail
-
-    def _lengths(self, n: int, h: Encoded | None) -> Tensor:
-        assert self.extent is not None
-        logits = self.extent if self.longer is None or h is None else self.extent + self.longer(h.vector)
-        return logits.log_softmax(-1).expand(n, -1)
+    def _told(self, values: Tensor, h: Encoded | None) -> Callable[[Tensor], Tensor]:
+        """log p [N, L] of every value when these [N, L] are hidden."""
+        inside = self.inside(values)
+        return lambda hidden: self.net.log_prob(self.outputs(values, inside & ~hidden, h), values)
 
     # -- likelihood -----------------------------------------------------------------------------------------
 
@@ -363,12 +321,13 @@ class MaskedDiffusion(Conditioned, Completes):
         values = self.values(x)
         nats = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         square = torch.zeros_like(nats)
-        if self.extent is not None:
-            nats = nats + self.log_length(self.space.lengths(x), c)
+        if self.lengths is not None:
+            nats = nats + self.lengths(self.space.lengths(x), vector(c))
         for window, free in self.pieces(values):
             if isinstance(request, InOrder):
                 place = torch.arange(window.shape[1], device=x.device).expand(free.shape)
-                nats = nats + self.in_order(window, free, c, place if request.order == "raster" else -place)
+                order = place if request.order == "raster" else -place
+                nats = nats + in_order(self._told(window, c), free, order.double())
                 continue
             found, se = self.bound(window, free, c, request, noise)
             nats, square = nats + found, square + se**2
@@ -393,26 +352,17 @@ class MaskedDiffusion(Conditioned, Completes):
                 lambda u: self.draw_of_bound(window, free, h, u, steps, rand(), rand()), request.draws, noise
             )
         assert isinstance(request, AnyOrder)
-        each = torch.stack([self.in_order(window, free, h, rand()) for _ in range(request.draws)])
+        each = torch.stack([in_order(self._told(window, h), free, rand()) for _ in range(request.draws)])
         nats = each.logsumexp(0) - math.log(request.draws)
         return nats, (each - nats).exp().std(0) / math.sqrt(request.draws)  # of a logarithm: the relative error
-
-    def in_order(self, window: Tensor, free: Tensor, h: Encoded | None, order: Tensor) -> Tensor:
-        """log p [N] of the free values when they are revealed one by one, those of low ``order`` [N, L] first."""
-        place, inside = ranks(order.double(), free), self.inside(window)
-        nats = torch.zeros(len(window), dtype=torch.float64, device=window.device)
-        for k in range(int(free.sum(1).max()) if len(free) else 0):
-            log_p = self.net.log_prob(self.outputs(window, inside & ~(free & (place >= k)), h), window)
-            nats = nats + torch.where(free & (place == k), log_p, 0.0).sum(1, dtype=torch.float64)
-        return nats
 
     # -- samples --------------------------------------------------------------------------------------------
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         most = (getattr(sampler, "length", None) or self.space.length) if self.text else self.block
         lengths = torch.full((n,), most, device=self.device)
-        if self.extent is not None:
-            lengths = pick(self._lengths(n, c), generator).clamp(max=most)
+        if self.lengths is not None:
+            lengths = pick(self.lengths.log_p(n, vector(c)), generator).clamp(max=most)
         width = max(1, int(lengths.max()))
         values = torch.zeros(n, width, dtype=torch.int64 if self.text else torch.float64, device=self.device)
         values[torch.arange(width, device=self.device) >= lengths[:, None]] = -1
@@ -427,40 +377,33 @@ class MaskedDiffusion(Conditioned, Completes):
     def _filled(
         self, values: Tensor, known: Tensor, h: Encoded | None, sampler: Any, generator: torch.Generator
     ) -> Tensor:
-        """Values [N, L] with those inside that are not known drawn."""
-        values, reveal = values.clone(), self._replace if self.noisy else self._reveal
+        """Values [N, L] with those inside that are not known drawn, window by window."""
+        values = values.clone()
         for start, first, stop in self.windows(values.shape[1]):
             window, seen = values[:, start:stop], known[:, start:stop].clone()
             seen[:, : first - start] = True
-            values[:, start:stop] = reveal(window, self.inside(window) & ~seen, h, sampler, generator)
+            free = self.inside(window) & ~seen
+            drawn = (self._replace if self.noisy else self._reveal)(window, free, h, sampler, generator)
+            values[:, start:stop] = drawn.to(values)
         return values
 
     def _reveal(self, values: Tensor, free: Tensor, h: Encoded | None, sampler: Any, generator: Any) -> Tensor:
-        """The free values [N, L] drawn, step after step; steps in which a row reveals nothing cost it nothing."""
-        seen, sizes = self.inside(values) & ~free, free.sum(1, keepdim=True)
+        """The free values [N, L] drawn, step after step."""
         lot = uniform(torch.empty(free.shape, device=free.device), generator)
         rule = getattr(sampler, "order", "raster")
-        if isinstance(sampler, Ancestral):  # a site is hidden at m where its lot is below m
-            grid = levels(self.config.schedule, sampler.steps).to(lot.device)
-            steps = sampler.steps
-            stage = steps - torch.searchsorted(grid, lot.double().clamp(max=1 - 2**-24), right=True)
+        if isinstance(sampler, Ancestral):
+            stage = stages(lot, levels(self.config.schedule, sampler.steps).to(lot.device))
         else:
-            steps = min(getattr(sampler, "steps", None) or free.shape[1], max(1, int(sizes.max())))
             place = torch.arange(free.shape[1], device=free.device).expand(free.shape).float()
-            stage = ranks(place if rule == "raster" else lot, free) * steps // sizes.clamp(min=1)
-        for k in range(steps):
-            now = free & (stage == k)
-            [rows] = now.any(1).nonzero(as_tuple=True)
-            if not len(rows):
-                continue
-            y = self.outputs(values[rows], seen[rows], None if h is None else h[rows])
-            drawn, now = self._drawn(y, sampler, generator).to(values), now[rows]
-            if rule == "confidence":  # as many, those whose draws are the likeliest
-                left = free[rows] & ~seen[rows]
-                now = left & (ranks(-self.net.log_prob(y, drawn), left) < now.sum(1, keepdim=True))
-            values = values.index_copy(0, rows, torch.where(now, drawn, values[rows]))
-            seen = seen.index_copy(0, rows, seen[rows] | now)
-        return values
+            order, steps = place if rule == "raster" else lot, getattr(sampler, "steps", None) or free.shape[1]
+            stage = equal_stages(order, free, steps)
+
+        def draw(some: Tensor, seen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.outputs(some, seen, None if h is None else h[rows])
+            drawn = self._drawn(y, sampler, generator).to(some)
+            return drawn, self.net.log_prob(y, drawn)
+
+        return reveal(draw, values, self.inside(values) & ~free, free, stage, surest=rule == "confidence")
 
     def _drawn(self, y: Tensor, sampler: Any, generator: torch.Generator) -> Tensor:
         temperature = getattr(sampler, "temperature", None)
@@ -471,18 +414,6 @@ class MaskedDiffusion(Conditioned, Completes):
         return pick(self.net.logits(y) / temperature, generator)
 
     def _replace(self, values: Tensor, free: Tensor, h: Encoded | None, sampler: Any, generator: Any) -> Tensor:
-        """The free values [N, L] drawn by steps back from uniform noise, the others as noisy as they are meanwhile."""
-        n, size = len(values), self.net.size or 0
-        grid, known = levels(self.config.schedule, sampler.steps).to(values.device), values.long()
-
-        def noised(m: Tensor) -> Tensor:
-            a, b = (uniform(torch.empty(free.shape, device=free.device), generator) for _ in range(2))
-            return torch.where(known >= 0, replaced(known, m.expand(n), size, a, b), known)
-
-        z = noised(grid[-1])
-        for j in range(sampler.steps, 0, -1):
-            s, m = grid[j - 1].expand(n), grid[j].expand(n)
-            back = reverse(self.posterior(z, m, h), z.clamp(min=0), s, m)
-            drawn = pick(back, generator)
-            z = torch.where(free, drawn, noised(grid[j - 1]))
-        return z.to(values)
+        """The free values [N, L] drawn by steps back from uniform noise."""
+        grid = levels(self.config.schedule, sampler.steps).to(values.device)
+        return go_back(lambda z, m: self.posterior(z, m, h), values.long(), free, grid, self.net.size or 0, generator)

@@ -9,13 +9,14 @@ Both take ``values`` [N, L] and which of them are ``seen`` [N, L], and are told 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pofx.nn.emission import START, TokenHead
-from pofx.nn.mlp import Mlp
+from pofx.nn.mlp import Mlp, zeroed
 from pofx.nn.sites import Heads, side_by_side
 from pofx.nn.transformer import Memory, Shape, Transformer
 
@@ -149,6 +150,40 @@ class Fields(Masked):
 
     def prepare(self, values: Tensor, weight: Tensor | None) -> None:
         self.heads.prepare(values, weight)
+
+
+class Lengths(nn.Module):
+    """A distribution of how long a string is: one number for each length up to the block, and a tail.
+
+    Beyond the block each further symbol has the probability block / (block + 1).
+
+    Args:
+        told: width of a context's vector, 0 for none.
+    """
+
+    base: Tensor
+
+    def __init__(self, block: int, told: int) -> None:
+        super().__init__()
+        self.block = block
+        self.register_buffer("base", torch.zeros(block + 2))  # the last is of all that are longer
+        self.shift = zeroed(nn.Linear(told, block + 2, bias=False)) if told else None
+
+    def forward(self, lengths: Tensor, h: Tensor | None = None) -> Tensor:
+        """log P [N] of lengths [N]."""
+        found = self.log_p(len(lengths), h).gather(1, lengths.clamp(max=self.block + 1)[:, None])[:, 0]
+        on, beyond = math.log(self.block / (self.block + 1)), (lengths - self.block - 1).clamp(min=0)
+        return found + torch.where(lengths > self.block, on * beyond - math.log(self.block + 1), 0.0)
+
+    def log_p(self, n: int, h: Tensor | None) -> Tensor:
+        """log P of lengths 0 .. block, and of all that are longer [n, block + 2]."""
+        logits = self.base if self.shift is None or h is None else self.base + self.shift(h)
+        return logits.log_softmax(-1).expand(n, -1)
+
+    def prepare(self, lengths: Tensor) -> None:
+        """Start at the shares of training lengths, one more row being spread over all."""
+        count = torch.bincount(lengths.clamp(max=self.block + 1), minlength=len(self.base)) + 1 / len(self.base)
+        self.base.copy_((count / count.sum()).log())
 
 
 def _padded(features: Sequence[int]) -> Tensor:

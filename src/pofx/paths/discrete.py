@@ -23,10 +23,13 @@ p(z_s | z) = sum_x q(z_s | z, x) pi(x) (Austin et al. 2021, eq. 4).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from pofx.nn.heads import pick, uniform
 
 Levels = Literal["linear", "cosine"]
 
@@ -62,11 +65,64 @@ def ranks(scores: Tensor, free: Tensor) -> Tensor:
     return scores.masked_fill(~free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def hidden_mean(log_p: Tensor, hidden: Tensor, free: Tensor) -> Tensor:
-    """One draw [N] of the bound: sites times the mean of log p [N, L] over those hidden."""
-    count = hidden.sum(1)
-    total = torch.where(hidden, log_p, 0.0).sum(1, dtype=torch.float64)
-    return free.sum(1) * total / count.clamp(min=1)
+def hidden_draw(log_p: Callable[[Tensor], Tensor], free: Tensor, m: Tensor, scores: Tensor, coins: Tensor) -> Tensor:
+    """One draw [N] of the bound on log p of the free sites: their number times the mean of log p over those hidden.
+
+    ``log_p`` gives that of all sites [N, L] when these [N, L] are hidden.
+    """
+    hidden = hide(m, free, scores, coins)
+    total = torch.where(hidden, log_p(hidden), 0.0).sum(1, dtype=torch.float64)
+    return free.sum(1) * total / hidden.sum(1).clamp(min=1)
+
+
+def in_order(log_p: Callable[[Tensor], Tensor], free: Tensor, order: Tensor) -> Tensor:
+    """log p [N] of the free sites when they are revealed one by one, those of low ``order`` [N, L] first: exact."""
+    place = ranks(order, free)
+    nats = torch.zeros(len(free), dtype=torch.float64, device=free.device)
+    for k in range(int(free.sum(1).max())):
+        each = log_p(free & (place >= k))
+        nats = nats + torch.where(free & (place == k), each, 0.0).sum(1, dtype=torch.float64)
+    return nats
+
+
+def stages(lot: Tensor, grid: Tensor) -> Tensor:
+    """In which step back, 0 .. T - 1, each site [N, L] is revealed: it is hidden at m where its lot is below m."""
+    return len(grid) - 1 - torch.searchsorted(grid, lot.double().clamp(max=1 - 2**-24), right=True)
+
+
+def equal_stages(order: Tensor, free: Tensor, steps: int) -> Tensor:
+    """The same of free sites in their order [N, L], equally many in each step; one in each of more steps than sites."""
+    sizes = free.sum(1, keepdim=True)
+    return ranks(order, free) * sizes.clamp(max=steps) // sizes.clamp(min=1)
+
+
+def reveal(
+    draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    values: Tensor,
+    seen: Tensor,
+    free: Tensor,
+    stage: Tensor,
+    *,
+    surest: bool = False,
+) -> Tensor:
+    """Values [N, L] with the free ones drawn by their stage; a row costs nothing in stages where it reveals nothing.
+
+    Args:
+        draw: (values, seen, which rows) -> a draw of all sites, and its log p.
+        surest: as many of each stage, but those first whose draws are the likeliest (Chang et al. 2022).
+    """
+    for k in stage[free].unique().tolist():
+        now = free & (stage == k)
+        [rows] = now.any(1).nonzero(as_tuple=True)
+        if not len(rows):
+            continue
+        (drawn, log_p), now = draw(values[rows], seen[rows], rows), now[rows]
+        if surest:
+            left = free[rows] & ~seen[rows]
+            now = left & (ranks(-log_p, left) < now.sum(1, keepdim=True))
+        values = values.index_copy(0, rows, torch.where(now, drawn, values[rows]))
+        seen = seen.index_copy(0, rows, seen[rows] | now)
+    return values
 
 
 # -- uniform -------------------------------------------------------------------------------------------
@@ -125,3 +181,48 @@ def step_nats(log_pi: Tensor, x: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Ten
     known = torch.nn.functional.one_hot(x, log_pi.shape[-1]).to(log_pi.dtype)
     q, p = reverse(known.log(), z, s, m), reverse(log_pi, z, s, m)
     return -torch.where(q.isinf(), 0.0, q.exp() * (q - p)).sum(-1)
+
+
+def replaced_draw(
+    posterior: Callable[[Tensor, Tensor], Tensor], x: Tensor, free: Tensor, u: Tensor, grid: Tensor | None, size: int,
+    coins: Tensor, values: Tensor,
+) -> Tensor:  # fmt: skip
+    """One draw [N] of the bound on log p of the free symbols of x [N, L], for u ~ U[0, 1) [N].
+
+    ``posterior`` maps z [N, L] and m [N] to log p(x | z) [N, L, V].
+    """
+    if grid is None:
+        s, m, weight = None, u.clamp(1e-9, 1 - 1e-9), 1
+    else:
+        weight = len(grid) - 1
+        j = (u * weight).long()
+        s, m = grid[j], grid[j + 1]
+    z = torch.where(free, replaced(x, m, size, coins, values), x)
+    log_pi, x, z = posterior(z, m), x.clamp(min=0), z.clamp(min=0)
+    each = rate(log_pi, x, z, m) if s is None else step_nats(log_pi, x, z, s, m)
+    return weight * torch.where(free, each, 0.0).sum(1)
+
+
+def go_back(
+    posterior: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    free: Tensor,
+    grid: Tensor,
+    size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Symbols x [N, L] with the free ones drawn by steps back along the grid; meanwhile the others are as noisy.
+
+    ``posterior`` is that of ``replaced_draw``; what is negative is no site.
+    """
+    n = len(x)
+
+    def noised(m: Tensor) -> Tensor:
+        a, b = (uniform(torch.empty(x.shape, device=x.device), generator) for _ in range(2))
+        return torch.where(x >= 0, replaced(x, m.expand(n), size, a, b), x)
+
+    z = noised(grid[-1])
+    for s, m in zip(grid[:-1].flip(0), grid[1:].flip(0), strict=True):
+        back = reverse(posterior(z, m.expand(n)), z.clamp(min=0), s.expand(n), m.expand(n))
+        z = torch.where(free, pick(back, generator), noised(s))
+    return z
