@@ -40,6 +40,16 @@ def context(block: int, stride: int) -> int:
     return block - stride + 1
 
 
+def halves(length: int, block: int, shift: int) -> Iterator[tuple[int, int, int]]:
+    """(first value, first new one, after the last) of windows over data of this length, for nets that look both ways.
+
+    The first is as long as the block; further ones are about ``shift`` new values, given those before in the window.
+    """
+    yield 0, 0, min(length, block)
+    for first in range(block, length, shift):
+        yield first + shift - block, first, min(first + shift, length)
+
+
 class Windows:
     """Training pieces [B, 1 + block, ...] of long sequences of steps: an input before, then ``block`` targets.
 

@@ -10,8 +10,6 @@ several models, and each number says whose it is:
     vlb, T steps        LowerBound   goes back in T steps, ``ancestral`` (what one step reveals is independent)
     any-order           LowerBound   reveals value after value in an order by lot
     in-order            Exact        reveals value after value in that order
-
-Texts longer than the block are read, and drawn, in pieces: each, of half a block, given the half before it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pofx.codecs.windows import windows_over
+from pofx.codecs.windows import READ, halves, windows_over
 from pofx.core.abilities import Completes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
@@ -40,23 +38,20 @@ from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.heads import pick, uniform
 from pofx.nn.masked import Fields, Lengths, Masked, Strings
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
-from pofx.nn.transformer import Shape
+from pofx.nn.transformer import Shape, learned
 from pofx.paths.discrete import (
-    Levels,
-    equal_stages,
-    evidence,
+    bayes,
+    evenly,
     go_back,
     hidden_draw,
     in_order,
-    level_of,
     levels,
     replaced_draw,
     reveal,
     stages,
-)  # fmt: skip
+)
 from pofx.paths.likelihood import stratified
 
-READ = 256  # excerpts that are read together
 WAVES = 8  # numbers that tell a net the noise
 Piece: TypeAlias = tuple[Tensor, Tensor]  # values [N, L] of a window, and which of them it is about
 
@@ -79,7 +74,7 @@ class MaskedDiffusionConfig(ContextOptions, Shape):
     """
 
     process: Literal["absorbing", "uniform"] = "absorbing"
-    schedule: Levels = "linear"
+    schedule: Literal["linear", "cosine"] = "linear"
     net: Literal["auto", "mlp", "transformer"] = "auto"
     inner_width: int = 256
     inner_blocks: int = 2
@@ -159,8 +154,8 @@ class MaskedDiffusion(Conditioned, Completes):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        small = {"width": 32, "layers": 1, "n_heads": 2, "block": 32}
-        return serving(cls, space, **small, inner_width=64, components=4, atoms=16, sample_steps=16, draws=6)
+        small = serving(cls, space, width=32, layers=1, n_heads=2, block=32, inner_width=64, components=4, atoms=16)
+        return dataclasses.replace(small, sample_steps=16, draws=6)
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
@@ -195,7 +190,7 @@ class MaskedDiffusion(Conditioned, Completes):
 
     @property
     def shift(self) -> int:
-        """How far a window moves over long data. (Of uniform noise a net cannot tell what is given: it sees none.)"""
+        """How far a window moves over long data, the rest given. (Of uniform noise no net can tell that: none is.)"""
         return self.block if self.noisy else max(1, self.block // 2)
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
@@ -216,14 +211,8 @@ class MaskedDiffusion(Conditioned, Completes):
     def inside(self, values: Tensor) -> Tensor:
         return values >= 0 if self.text else torch.ones_like(values, dtype=torch.bool)
 
-    def windows(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """(first value, first that it is about, after the last) of the windows over data of this length."""
-        yield 0, 0, min(length, self.block)
-        for first in range(self.block, length, self.shift):
-            yield first + self.shift - self.block, first, min(first + self.shift, length)
-
     def pieces(self, values: Tensor) -> Iterator[Piece]:
-        for start, first, stop in self.windows(values.shape[1]):
+        for start, first, stop in halves(values.shape[1], self.block, self.shift):
             window = values[:, start:stop]
             after = torch.arange(start, stop, device=values.device) >= first
             yield window, self.inside(window) & after
@@ -239,11 +228,9 @@ class MaskedDiffusion(Conditioned, Completes):
         return self.net(values, seen, told, memory)
 
     def posterior(self, z: Tensor, m: Tensor, h: Encoded | None) -> Tensor:
-        """log p(x | z) [N, L, V], float64, of noisy values z at m: the net's, times what each says of itself."""
-        z, m = z.clamp(min=0) if not self.text else z, m.clamp(min=1e-12)
-        logits = self.net.logits(self.outputs(z, self.inside(z), h, m)).double()
-        own = nn.functional.one_hot(z.long().clamp(min=0), logits.shape[-1])
-        return (logits + own * evidence(m, logits.shape[-1]).view(-1, 1, 1)).log_softmax(-1)
+        """log p(x | z) [N, L, V] of noisy values z [N, L] at m [N]."""
+        m = m.clamp(min=1e-12)
+        return bayes(self.net.logits(self.outputs(z, self.inside(z), h, m)), z.clamp(min=0), m)
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -291,7 +278,7 @@ class MaskedDiffusion(Conditioned, Completes):
         """One draw [N] of the bound on log p of the free values [N, L]; u [N], a and b [N, L] are uniform on [0, 1)."""
         grid = None if steps is None else levels(self.config.schedule, steps).to(u.device)
         if not self.noisy:
-            return hidden_draw(self._told(values, h), free, level_of(u, grid), a, b)
+            return hidden_draw(self._told(values, h), free, u, grid, a, b)
         x, size = values.long(), self.net.size or 0
         return replaced_draw(lambda z, m: self.posterior(z, m, h), x, free, u, grid, size, a, b)
 
@@ -318,41 +305,37 @@ class MaskedDiffusion(Conditioned, Completes):
         return max(1, min(1024, 2**24 // each))
 
     def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
-        values = self.values(x)
         nats = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         square = torch.zeros_like(nats)
         if self.lengths is not None:
             nats = nats + self.lengths(self.space.lengths(x), vector(c))
-        for window, free in self.pieces(values):
-            if isinstance(request, InOrder):
-                place = torch.arange(window.shape[1], device=x.device).expand(free.shape)
-                order = place if request.order == "raster" else -place
-                nats = nats + in_order(self._told(window, c), free, order.double())
-                continue
-            found, se = self.bound(window, free, c, request, noise)
+        for window, free in self.pieces(self.values(x)):
+            found, se = self.of_piece(window, free, c, request, noise)
             nats, square = nats + found, square + se**2
         if isinstance(request, InOrder):
             return Exact(nats, self.space.measure)
-        assert isinstance(request, VariationalBound | AnyOrder)
         draws = request.draws + (request.draws % 2 if isinstance(request, VariationalBound) else 0)
         return LowerBound(nats, self.space.measure, square.sqrt().detach(), draws)
 
-    def bound(
-        self, window: Tensor, free: Tensor, h: Encoded | None, request: Request, noise: RowNoise
+    def of_piece(
+        self, window: Tensor, free: Tensor, h: Encoded | None, request: Any, noise: RowNoise
     ) -> tuple[Tensor, Tensor]:
-        """A bound on log p [N] of the free values of a window, and its error; a row's noise is as wide as the block."""
-        width = window.shape[1]
+        """log p [N] of the free values of a window, and its error; a row's noise is as wide as the block."""
+        width, told = window.shape[1], self._told(window, h)
 
         def rand() -> Tensor:
             return noise.rand(self.block)[:, :width]
 
         if isinstance(request, VariationalBound):
-            steps = request.steps
-            return stratified(
-                lambda u: self.draw_of_bound(window, free, h, u, steps, rand(), rand()), request.draws, noise
-            )
-        assert isinstance(request, AnyOrder)
-        each = torch.stack([in_order(self._told(window, h), free, rand()) for _ in range(request.draws)])
+
+            def draw(u: Tensor) -> Tensor:
+                return self.draw_of_bound(window, free, h, u, request.steps, rand(), rand())
+
+            return stratified(draw, request.draws, noise)
+        if isinstance(request, InOrder):
+            place = torch.arange(width, device=window.device).expand(free.shape).double()
+            return in_order(told, free, place if request.order == "raster" else -place), torch.zeros(())
+        each = torch.stack([in_order(told, free, rand()) for _ in range(request.draws)])
         nats = each.logsumexp(0) - math.log(request.draws)
         return nats, (each - nats).exp().std(0) / math.sqrt(request.draws)  # of a logarithm: the relative error
 
@@ -379,7 +362,7 @@ class MaskedDiffusion(Conditioned, Completes):
     ) -> Tensor:
         """Values [N, L] with those inside that are not known drawn, window by window."""
         values = values.clone()
-        for start, first, stop in self.windows(values.shape[1]):
+        for start, first, stop in halves(values.shape[1], self.block, self.shift):
             window, seen = values[:, start:stop], known[:, start:stop].clone()
             seen[:, : first - start] = True
             free = self.inside(window) & ~seen
@@ -396,7 +379,7 @@ class MaskedDiffusion(Conditioned, Completes):
         else:
             place = torch.arange(free.shape[1], device=free.device).expand(free.shape).float()
             order, steps = place if rule == "raster" else lot, getattr(sampler, "steps", None) or free.shape[1]
-            stage = equal_stages(order, free, steps)
+            stage = evenly(order, free, steps)
 
         def draw(some: Tensor, seen: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             y = self.outputs(some, seen, None if h is None else h[rows])

@@ -48,29 +48,32 @@ def level_of(u: Tensor, grid: Tensor | None) -> Tensor:
     return u if grid is None else grid[torch.searchsorted(grid, u, right=True)]
 
 
-def hide(m: Tensor, free: Tensor, scores: Tensor, coins: Tensor) -> Tensor:
+def hide(m: Tensor, free: Tensor, lots: Tensor, coins: Tensor) -> Tensor:
     """Which of the ``free`` sites [N, L] of each row are hidden: k of them by lot, k - 1 ~ Binomial(free - 1, m).
 
     Args:
         m: [N].
-        scores, coins: [N, L], uniform on [0, 1); the k lowest scores are drawn.
+        lots, coins: [N, L], uniform on [0, 1); those of the k lowest lots are hidden.
     """
     each = (free.cumsum(1) > 1) & free  # all but the first: one trial for every other site
     k = 1 + ((coins < m[:, None]) & each).sum(1, keepdim=True)
-    return free & (ranks(scores, free) < k)
+    return free & (ranks(lots, free) < k)
 
 
-def ranks(scores: Tensor, free: Tensor) -> Tensor:
-    """The place [N, L] of each free site in its row's order of scores, from 0 on; others come after."""
-    return scores.masked_fill(~free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
+def ranks(lots: Tensor, free: Tensor) -> Tensor:
+    """The place [N, L] of each free site in its row's order, from 0 on; others come after."""
+    return lots.masked_fill(~free, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
 
 
-def hidden_draw(log_p: Callable[[Tensor], Tensor], free: Tensor, m: Tensor, scores: Tensor, coins: Tensor) -> Tensor:
-    """One draw [N] of the bound on log p of the free sites: their number times the mean of log p over those hidden.
+def hidden_draw(
+    log_p: Callable[[Tensor], Tensor], free: Tensor, u: Tensor, grid: Tensor | None, lots: Tensor, coins: Tensor
+) -> Tensor:
+    """One draw [N] of the bound on log p of the free sites, for u ~ U[0, 1) [N]: their number times the mean of log p
+    over those hidden.
 
     ``log_p`` gives that of all sites [N, L] when these [N, L] are hidden.
     """
-    hidden = hide(m, free, scores, coins)
+    hidden = hide(level_of(u, grid), free, lots, coins)
     total = torch.where(hidden, log_p(hidden), 0.0).sum(1, dtype=torch.float64)
     return free.sum(1) * total / hidden.sum(1).clamp(min=1)
 
@@ -90,7 +93,7 @@ def stages(lot: Tensor, grid: Tensor) -> Tensor:
     return len(grid) - 1 - torch.searchsorted(grid, lot.double().clamp(max=1 - 2**-24), right=True)
 
 
-def equal_stages(order: Tensor, free: Tensor, steps: int) -> Tensor:
+def evenly(order: Tensor, free: Tensor, steps: int) -> Tensor:
     """The same of free sites in their order [N, L], equally many in each step; one in each of more steps than sites."""
     sizes = free.sum(1, keepdim=True)
     return ranks(order, free) * sizes.clamp(max=steps) // sizes.clamp(min=1)
@@ -137,6 +140,13 @@ def replaced(x: Tensor, m: Tensor, size: int, coins: Tensor, values: Tensor) -> 
 def evidence(m: Tensor, size: int) -> Tensor:
     """log q(z | x = z) - log q(z | x != z): what a site's own noisy value says of it."""
     return torch.log1p((1 - m) * size / m)
+
+
+def bayes(logits: Tensor, z: Tensor, m: Tensor) -> Tensor:
+    """log p(x | z) [N, L, V], float64: logits [N, L, V] of what the other sites say, and what z [N, L] says itself."""
+    size = logits.shape[-1]
+    own = torch.nn.functional.one_hot(z.long(), size)
+    return (logits.double() + own * evidence(m, size).view(-1, 1, 1)).log_softmax(-1)
 
 
 def rate(log_pi: Tensor, x: Tensor, z: Tensor, m: Tensor) -> Tensor:
