@@ -216,7 +216,7 @@ def test_flags_are_the_fields(flags: Any, command: Any, kinds: tuple[type, ...])
 
 
 def value(flag: str) -> Any:
-    return {"greedy": True, "stop": ["b"]}.get(flag, 3)
+    return {"greedy": True, "stop": ["b"], "order": "raster"}.get(flag, 3)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

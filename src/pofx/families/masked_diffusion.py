@@ -34,7 +34,7 @@ from pofx.core.options import at_least
 from pofx.core.requests import Ancestral, AnyOrder, InOrder, Request, Sampler, StepByStep, Unmasking, VariationalBound
 from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, ContextOptions
-from pofx.nn.encoders import Encoded, no_encoder, vector
+from pofx.nn.encoders import Encoded, no_encoder, told, vector
 from pofx.nn.heads import pick, uniform
 from pofx.nn.masked import Fields, Lengths, Masked, Strings
 from pofx.nn.sites import ImageKind, has_heads, heads_for, mixes
@@ -100,16 +100,16 @@ class MaskedDiffusion(Conditioned, Completes):
     def __init__(self, config: MaskedDiffusionConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         self.text, self.noisy = space.alphabet is not None, config.process == "uniform"
-        told = self.known + (WAVES if self.noisy else 0)
+        known = self.known + (WAVES if self.noisy else 0)
         self.net: Masked
         if space.alphabet is not None:
             self.block = config.block
-            self.net = Strings(space.symbols or 0, config, told, self.memory)
+            self.net = Strings(space.symbols or 0, config, known, self.memory)
         else:
             heads = heads_for(space, image=config.head, components=config.components, slots=config.atoms)
             shape = config if self.attends else None
             self.block = heads.sites
-            self.net = Fields(heads, space.symbols, shape, told, self.memory, config.inner_width, config.inner_blocks)
+            self.net = Fields(heads, space.symbols, shape, known, self.memory, config.inner_width, config.inner_blocks)
         self.lengths = Lengths(self.block, self.known) if space.has_eos else None
 
     @classmethod
@@ -219,17 +219,14 @@ class MaskedDiffusion(Conditioned, Completes):
 
     def outputs(self, values: Tensor, seen: Tensor, h: Encoded | None, m: Tensor | None = None) -> Tensor:
         """What the net says of values [N, L] of which some are seen; of noisy ones at m [N]."""
-        told, memory = vector(h), None
+        known = vector(h)
         if m is not None:
             waves = (math.pi * m[:, None].to(torch.get_default_dtype()) * torch.arange(WAVES, device=m.device)).cos()
-            told = waves if told is None else torch.cat([told, waves], 1)
-        if h is not None and h.tokens is not None:
-            memory = (h.tokens, h.mask)
-        return self.net(values, seen, told, memory)
+            known = waves if known is None else torch.cat([known, waves], 1)
+        return self.net(values, seen, known, *told(h))
 
     def posterior(self, z: Tensor, m: Tensor, h: Encoded | None) -> Tensor:
         """log p(x | z) [N, L, V] of noisy values z [N, L] at m [N]."""
-        m = m.clamp(min=1e-12)
         return bayes(self.net.logits(self.outputs(z, self.inside(z), h, m)), z.clamp(min=0), m)
 
     # -- training -------------------------------------------------------------------------------------------
@@ -260,7 +257,7 @@ class MaskedDiffusion(Conditioned, Completes):
             loss = -self.draw_of_bound(values, free, h, u, None, rand(), rand())
             if self.lengths is not None:
                 loss = loss - self.lengths(free.sum(1), vector(h))
-            return {"loss": loss / width if self.text else loss}
+            return {"loss": loss / min(self.block, self.space.length) if self.text else loss}
 
         muon = (m.weight for m in self.net.net.modules() if isinstance(m, nn.Linear)) if self.attends else ()  # type: ignore[union-attr]
         return GradientLearner(self, recipe, objective, muon)
@@ -304,7 +301,7 @@ class MaskedDiffusion(Conditioned, Completes):
         each = max(each, self.block * (self.net.size or 1) * (8 if self.noisy else 1))
         return max(1, min(1024, 2**24 // each))
 
-    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Available:
+    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise) -> Available:
         nats = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         square = torch.zeros_like(nats)
         if self.lengths is not None:
@@ -321,7 +318,7 @@ class MaskedDiffusion(Conditioned, Completes):
         self, window: Tensor, free: Tensor, h: Encoded | None, request: Any, noise: RowNoise
     ) -> tuple[Tensor, Tensor]:
         """log p [N] of the free values of a window, and its error; a row's noise is as wide as the block."""
-        width, told = window.shape[1], self._told(window, h)
+        width, log_p = window.shape[1], self._told(window, h)
 
         def rand() -> Tensor:
             return noise.rand(self.block)[:, :width]
@@ -334,8 +331,8 @@ class MaskedDiffusion(Conditioned, Completes):
             return stratified(draw, request.draws, noise)
         if isinstance(request, InOrder):
             place = torch.arange(width, device=window.device).expand(free.shape).double()
-            return in_order(told, free, place if request.order == "raster" else -place), torch.zeros(())
-        each = torch.stack([in_order(told, free, rand()) for _ in range(request.draws)])
+            return in_order(log_p, free, place if request.order == "raster" else -place), torch.zeros(())
+        each = torch.stack([in_order(log_p, free, rand()) for _ in range(request.draws)])
         nats = each.logsumexp(0) - math.log(request.draws)
         return nats, (each - nats).exp().std(0) / math.sqrt(request.draws)  # of a logarithm: the relative error
 
