@@ -436,7 +436,8 @@ class Conditional:
 
         Each is drawn given all values before it in the model's order, known or drawn. What comes later in that
         order is not looked at: where the known values are the first ones (the upper rows of an image), this is a
-        draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them.
+        draw from p(rest | known); else the known values stay, and the drawn ones do not know of those behind them. A
+        family that reveals values in any order looks at all that are known.
         Raises Unsupported where the family does not draw value by value, WrongShape where shapes differ.
         """
         values, x = ability_of(self.model, Completes), take(self.model.space, x)
