@@ -14,10 +14,10 @@ from pofx.testing.oracles import cases
 from pofx.train.fit import fit
 
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
-# these share the code of another family: three of four cases of theirs are left to the longer tier of tests
+# these share the code of another family, or have many variants: three of four cases are for the longer tier of tests
 ALIKE = {
     "cnf", "ddpm", "ncsn", "score-sde", "edm", "flow-matching", "maf", "nsf", "gated-pixelcnn", "pixelcnn++",
-    "pixelrnn", "rnn", "wavenet", "window-mlp",
+    "pixelrnn", "rnn", "wavenet", "window-mlp", "masked-diffusion",
 }  # fmt: skip
 
 

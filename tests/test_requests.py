@@ -217,7 +217,7 @@ def test_flags_are_the_fields(flags: Any, command: Any, kinds: tuple[type, ...])
 
 def value(flag: str) -> Any:
     own = {"greedy": True, "stop": ["b"], "grid": "log-snr", "eta": 0.5, "langevin_step": 0.5, "restart_to": 0.2}
-    return own.get(flag, 3)
+    return (own | {"order": "raster"}).get(flag, 3)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

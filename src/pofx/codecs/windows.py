@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pofx.core.errors import UsageError
 from pofx.core.learner import TrainingSet
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
 
+READ = 256  # rows that are read together
 IN_MEMORY = 2**28  # bytes of steps beyond which they are kept in a file
 
 
@@ -36,6 +38,16 @@ def spans(targets: int, block: int, stride: int) -> Iterator[tuple[int, int, int
 def context(block: int, stride: int) -> int:
     """How many inputs stand before the first new target of a window that has moved on."""
     return block - stride + 1
+
+
+def halves(length: int, block: int, shift: int) -> Iterator[tuple[int, int, int]]:
+    """(first value, first new one, after the last) of windows over data of this length, for nets that look both ways.
+
+    The first is as long as the block; further ones are about ``shift`` new values, given those before in the window.
+    """
+    yield 0, 0, min(length, block)
+    for first in range(block, length, shift):
+        yield first + shift - block, first, min(first + shift, length)
 
 
 class Windows:
@@ -94,6 +106,36 @@ class Windows:
 
     def set_epoch(self, number: int) -> None:
         self.shift = number % self.block
+
+
+def windows_over(
+    x: Any, steps: Callable[[Tensor], Tensor], fill: float, pad: float, dtype: torch.dtype, block: int, *,
+    joined: bool = True, apart: bool = True,
+) -> Windows:  # fmt: skip
+    """Windows over training rows x.
+
+    Args:
+        steps: of some rows, end to end.
+        joined: rows that continue each other, as excerpts do, are one sequence.
+        apart: the steps of a row follow from the row alone, so that a few rows are read at a time.
+
+    Raises UsageError where there are fewer steps than one block.
+    """
+    runs, owners = (x, torch.arange(len(x))) if not joined or isinstance(x, Tensor) else x.runs()
+    bounds = [*owners.tolist(), len(x)]
+
+    def stretches(i: int) -> Iterator[Tensor]:
+        own = range(bounds[i], bounds[i + 1], READ)
+        parts = (x[j : min(j + READ, bounds[i + 1])] for j in own) if apart else [runs[i : i + 1]]
+        yield from map(steps, parts)
+
+    windows = Windows(map(stretches, range(len(runs))), owners, fill, pad, dtype, block)
+    if windows.targets < block:
+        raise UsageError(
+            f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
+            "Give more data, or a smaller block: --options.block.",
+        )
+    return windows
 
 
 class Spool:

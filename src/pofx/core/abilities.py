@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 A = TypeVar("A", bound="Ability")
+T = TypeVar("T")
 
 FAMILIES = "pofx.core.registry"  # met by its own name, as families are by theirs: it knows models, which know abilities
 
@@ -213,6 +214,11 @@ def why_not(cls: Any, ability: type[Ability], space: Space) -> str | None:
 def can(model: Any, ability: type[A]) -> TypeIs[A]:
     """Has the model the ability?"""
     return why_not(type(model), ability, model.space) is None
+
+
+def beginnings(model: Any, before: T) -> T | None:
+    """What is before excerpts, where the model goes on from it; others take each excerpt for itself."""
+    return before if can(model, Continues) else None
 
 
 def ability_of(model: Any, ability: type[A], instead: type[Ability] | None = None) -> A:

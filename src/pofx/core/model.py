@@ -498,8 +498,9 @@ class Conditional:
         Of a family that goes value by value each is drawn given all before it in the model's order, known or drawn.
         What comes later in that order is not looked at: where the known values are the first ones (the upper rows of an
         image), this is a draw from p(rest | known); else the known values stay, and the drawn ones do not know of those
-        behind them. A model of noised data is guided by all that is known, wherever it is, to an approximation of
-        p(rest | known). Raises Unsupported where the family does neither, WrongShape where shapes differ.
+        behind them. A family that reveals values in any order looks at all that are known. A model of noised data is
+        guided by all that is known, wherever it is, to an approximation of p(rest | known).
+        Raises Unsupported where the family does none of these, WrongShape where shapes differ.
         """
         values, x = ability_of(self.model, Completes), take(self.model.space, x)
         if known.shape != x.shape or known.dtype != torch.bool:

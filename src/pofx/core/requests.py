@@ -100,6 +100,22 @@ class VariationalBound(Drawn, name="vlb", kind="LowerBound"):
 
 
 @dataclass(frozen=True)
+class InOrder(Request, name="in-order", kind="Exact"):
+    """Exact, of the model that reveals one value after the other in a stated order, in as many passes as values.
+
+    Attributes:
+        order: of the values: from the first to the last, or back.
+    """
+
+    order: Literal["raster", "reverse"] = "raster"
+
+
+class AnyOrder(Drawn, name="any-order", kind="LowerBound"):
+    """log of the mean, over orders by lot, of the exact probability in each: a bound, tighter with each draw, on the
+    model that reveals one value after the other in any order (Hoogeboom et al. 2022)."""
+
+
+@dataclass(frozen=True)
 class OdeLikelihood(Request, name="ode", kind="Estimate"):
     """An estimate: the density of a differential equation's flow (Chen et al. 2018; Song et al. 2021).
 
@@ -400,13 +416,31 @@ class FewStep(Sampler, name="few-step"):
     steps: int = 2
 
 
+@dataclass(frozen=True)
+class Unmasking(Sampler, name="unmasking"):
+    """Hidden values are revealed, equally many in each step.
+
+    Attributes:
+        steps: in which all are revealed; those of one step do not know of each other [default: one value a step].
+        order: any, from the first to the last, or those first of which the model is most sure (Chang et al. 2022).
+        temperature: below 1 sharper, above 1 flatter.
+    """
+
+    steps: int | None = None
+    order: Literal["any", "raster", "confidence"] = "any"
+    temperature: float | None = None
+
+    ranges = {"temperature": POSITIVE}
+
+
 AnyRequest: TypeAlias = Request | type[Request] | None
 AnySampler: TypeAlias = Sampler | type[Sampler] | None
 SOLVERS: tuple[type[Solver], ...] = (
     DpmSolver, DpmSolver3, Heun, SdeSolver, Ddim, Euler, Ancestral, Adaptive, EdmSolver, Restart, PredictorCorrector,
     AnnealedLangevin,
 )  # fmt: skip
-SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep)
+SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep, Unmasking)
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, VariationalBound, OdeLikelihood,
+    InOrder, AnyOrder,
 )  # fmt: skip

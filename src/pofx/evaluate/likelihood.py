@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import beginnings
 from pofx.core.comparison import Comparison, compare
 from pofx.core.errors import EmptyData
 from pofx.core.likelihood import (
@@ -171,7 +172,7 @@ def mean_log_prob(
         counted.append(model.space.units(rows.x))
         if watch is not None:
             watch(rows.x)
-        given = model.given(rows.c, before=rows.before)
+        given = model.given(rows.c, before=beginnings(model, rows.before))
         gen.set_state(state)  # the same seed for every block: where one ends changes no number
         with torch.no_grad():
             lik = given.log_prob(rows.x, request=request, generator=gen, copies=copies)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pofx.codecs.stepped import Stepped, stepped
 from pofx.codecs.steps import Codec, Span, TextCodec
-from pofx.codecs.windows import Whole, Windows, spans
+from pofx.codecs.windows import Whole, spans, windows_over
 from pofx.core.abilities import Ability, Continues, Decodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
@@ -36,7 +36,6 @@ from pofx.nn.emission import Emission, TokenHead
 from pofx.nn.encoders import Encoded, no_encoder
 from pofx.spaces import Text
 
-READ = 256  # excerpts that are read together
 UNBEGUN = 1 / 32  # share of an excerpt's windows that begin with nothing before them
 
 
@@ -128,23 +127,13 @@ class Continuing(Stepwise, Continues, Decodes):
         fill, pad, block = self.emission.fill, self.emission.pad, self.config.block
         if self.has_eos and self.space.length < block and self.codec.kind is Exact:
             return Whole(x, self.codec.encode, fill, pad)
-        runs, owners = (x, torch.arange(len(x))) if self.has_eos or isinstance(x, Tensor) else x.runs()
-        bounds = [*owners.tolist(), len(x)]
 
-        def stretches(i: int) -> Iterator[Tensor]:
-            own = range(bounds[i], bounds[i + 1], READ)
-            parts = (x[j : min(j + READ, bounds[i + 1])] for j in own) if self.codec.apart else [runs[i : i + 1]]
-            for rows in parts:
-                u = self.codec.encode(rows)
-                yield u[~self.emission.filled(u)]
+        def steps(rows: Tensor) -> Tensor:
+            u = self.codec.encode(rows)
+            return u[~self.emission.filled(u)]
 
-        windows = Windows(map(stretches, range(len(runs))), owners, fill, pad, self.emission.kept, block)
-        if windows.targets < block:
-            raise UsageError(
-                f"All training data together have {windows.targets} steps, fewer than one block of {block}.",
-                "Give more data, or a smaller block: --options.block.",
-            )
-        return windows
+        joined, apart = not self.has_eos, self.codec.apart
+        return windows_over(x, steps, fill, pad, self.emission.kept, block, joined=joined, apart=apart)
 
     def learner(self, recipe: Recipe) -> Learner:
         fill, filled = self.emission.fill, self.emission.filled

@@ -146,12 +146,15 @@ class Transformer(SequenceNet):
         self.norm = norm(shape, shape.width)
         self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None = None, inside: Tensor | None = None) -> Tensor:
+        """Where it is told which inputs are ``inside`` [N or 1, L], each output sees all of these; else none that is
+        later."""
         length = x.shape[1]
         if length > self.shape.block:
             raise UsageError(f"{length} inputs are longer than the block of {self.shape.block}.", "Give fewer at once.")
         x = self.enter(x, 0)
-        rotation, mask = self.turns(0, length), self.mask(0, length, x.device)
+        rotation = self.turns(0, length)
+        mask = self.mask(0, length, x.device) if inside is None else inside[:, None, None]
         for layer in self.layers:
             if self.shape.recompute and self.training:
                 x = checkpoint(layer, x, rotation, mask, memory, use_reentrant=False)

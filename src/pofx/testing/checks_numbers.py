@@ -27,7 +27,7 @@ from pofx.core.registry import family
 from pofx.core.requests import OdeLikelihood, Request, VariationalBound
 from pofx.data.parts import Data, Part
 from pofx.evaluate import baselines, recommend
-from pofx.evaluate.likelihood import summarise, verdicts
+from pofx.evaluate.likelihood import mean_log_prob, summarise, verdicts
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Sequence, Table, Text
 from pofx.spaces.text import filled_up
 from pofx.testing.wrong import Moments, Plain
@@ -190,6 +190,20 @@ def a_bound_has_all_of_its_terms() -> None:
     assert torch.allclose(sum(term.nats for term in terms.values()), found.nats), "the terms are not all of the bound"
 
 
+def bytes_are_counted() -> None:
+    """A bound on texts in bits per byte is of the bytes that they are, whatever symbols they are of."""
+    texts = ["é🙂", "aaaaaa", "🙂🙂🙂🙂", "aé"]
+    model = family("masked-diffusion")(family("masked-diffusion").tiny(space := Text("aé🙂", length=6)), space)
+    model.requires_grad_(False)
+    x = filled_up([["aé🙂".index(c) for c in t] for t in texts])
+    for some in (x, x[:2], x[2:3]):
+        found = mean_log_prob(model, Part(some))
+        size = sum(len(space.spell(row).encode()) for row in some)
+        bits = -float(model.log_prob(some).nats.sum()) / math.log(2)  # type: ignore[union-attr]
+        assert found.bits_per_dim is not None
+        assert abs(found.bits_per_dim * size / bits - 1) < 1e-5, f"{found.bits_per_dim:.4f} bits/byte of {size} bytes"
+
+
 NUMBERS: dict[str, Callable[[], None]] = {
     check.__name__.replace("_", " "): check
     for check in (
@@ -199,6 +213,7 @@ NUMBERS: dict[str, Callable[[], None]] = {
         codes_give_their_rows_back,
         densities_of_a_flow_are_covered,
         a_bound_has_all_of_its_terms,
+        bytes_are_counted,
     )
 }
 

@@ -113,6 +113,11 @@ def without_prior(right: Any, *how: Any) -> Tensor:
     return torch.stack([0 * prior, last])
 
 
+def mean_bytes(space: Text, x: Tensor) -> Tensor:
+    """As many bytes as symbols have on average over the alphabet, whichever a text is of."""
+    return space.lengths(x) * (len(space.alphabet.encode()) / len(space.alphabet) if space.alphabet else 1.0)
+
+
 PLANTED = [
     Planted(
         "wrong: validation on a sorted head", "pofx.data.parts.Part.draw", sorted_head,
@@ -149,5 +154,9 @@ PLANTED = [
     Twisted(
         "wrong: a bound without its prior's term", "pofx.paths.gaussian.Gaussian.ends", without_prior,
         frozenset({"a bound has all of its terms"}),
+    ),
+    Planted(
+        "wrong: a masked bound that counts approximate bytes", "pofx.spaces.text.Text.units", mean_bytes,
+        frozenset({"bytes are counted"}),
     ),
 ]  # fmt: skip

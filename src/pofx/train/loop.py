@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pofx.core.abilities import InBlocks
+from pofx.core.abilities import InBlocks, beginnings
 from pofx.core.errors import CannotSave, Diverged, NotANumber, Stopped, Unsupported, UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe, steppers
 from pofx.core.likelihood import SYMBOL, Likelihood, Unavailable
@@ -329,7 +329,7 @@ class Loop:
             with torch.no_grad(), self.watch.at_once() if alone else nullcontext():
                 if self.stage.validate is not None:
                     return self.stage.validate(part.x, c, generator)
-                given = self.model.given(c, before=part.before)
+                given = self.model.given(c, before=beginnings(self.model, part.before))
                 return given.log_prob(part.x, request=self.model.quick_request(), generator=generator)
         except NotANumber as error:
             self._keep_last_good()
