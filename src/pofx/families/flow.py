@@ -258,8 +258,8 @@ class Scales(FlowConfig):
         most = max(1, halvings(*space.pixels[:2]))
         if (self.scales or 1) <= most:
             return None
-        sides = "{}×{}".format(*space.pixels)
-        return f"sides of {sides} pixels make at most {most} scales, not {self.scales}. Leave out scales, or give fewer."
+        height, width, _ = space.pixels
+        return f"{height}×{width} pixels make at most {most} scales, not {self.scales}. Leave out scales, or give fewer."
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class RealNvp(Flow):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        return {"convolutions": replace(cls.tiny(space), net="conv")} if space.pixels else {}
+        return {"convolutions": replace(cls.tiny(space), net="conv", scales=None)} if space.pixels else {}
 
     def whitens(self) -> bool:
         return super().whitens() and not self.convolves(self.space, self.config)

@@ -2,9 +2,9 @@
 
 On each scale blocks of 2 x 2 pixels become channels, and a step is repeated (section 3):
 
-    actnorm          z = s (x + b) of each channel, which starts with variance 1
-    1 x 1 convolution  z = W x at each pixel, W by its LU factors, a rotation at the start
-    affine coupling  half of the channels given the others, by a small convolutional net
+    actnorm              z = (x + b) exp(s) of each channel, which starts with variance 1
+    1 x 1 convolution    z = W x at each pixel, W by its LU factors, a rotation at the start
+    affine coupling      half of the channels given the others, by a small convolutional net
 
 Then half of the channels leave, distributed as N(mu, sigma^2) given those that stay. A context scales and shifts the
 features of all nets.
@@ -43,7 +43,7 @@ class GlowConfig(Scales):
 
 
 class Glow(Flow):
-    """Actnorm, an invertible 1 x 1 convolution and an affine coupling, on images that are halved from scale to scale."""
+    """Actnorm, 1 x 1 convolution and affine coupling, on images that are halved from scale to scale."""
 
     name = "glow"
     summary = "an invertible chain of 1 × 1 convolutions and couplings over images, halved from scale to scale"
@@ -60,7 +60,7 @@ class Glow(Flow):
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, layers=2, hidden=16)
+        return serving(cls, space, layers=1, hidden=16)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
