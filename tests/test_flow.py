@@ -6,17 +6,18 @@ import math
 import pytest
 import torch
 
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.errors import NotInverted, Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.registry import family
 from pofx.core.requests import Dequantised
 from pofx.spaces import Category, Image, Integer, Label, Real, Table
 
-NAMES = ["realnvp", "maf", "nsf"]
+NAMES = ["realnvp", "maf", "iaf", "nsf"]
 KINDS = [
     ("realnvp", {}),
     ("maf", {}),
+    ("iaf", {"layers": 2}),
     ("nsf", {"kind": "autoregressive"}),
     ("nsf", {"kind": "coupling"}),
     ("realnvp", {"scales": 2}),
@@ -65,7 +66,48 @@ def test_density_integrates_to_one(name, options):
     with torch.no_grad():
         lik = model.log_prob(GRID)
     assert isinstance(lik, Exact)
-    assert lik.nats.exp().sum().item() * CELL == pytest.approx(1, abs=2e-3)
+    assert lik.nats.exp().sum().item() * CELL == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_conditional_density_integrates_to_one(name):
+    x, c = curve(1000), torch.arange(1000) % 2
+    x[c == 1] = 0.5 * x[c == 1].flip(1)
+    model = build(name, PLANE, x, c, Label(("a", "b")), steps=20)
+    for k in (0, 1):
+        with torch.no_grad():
+            lik = model.given(torch.tensor(k)).log_prob(GRID)
+        assert lik.nats.exp().sum().item() * CELL == pytest.approx(1, abs=1e-3)
+
+
+def test_iaf_is_maf_the_other_way_round():
+    """Samples of one are the latents of the other, one pass of the same nets."""
+    iaf, maf = (build(name, PLANE, curve(200), layers=2, linear_up_to=0).double() for name in ("iaf", "maf"))
+    iaf.flow.load_state_dict({k.replace("net.", "transform.net.", 1): v for k, v in maf.flow.state_dict().items()})
+    x = randn(20, 2)
+    with torch.no_grad():
+        y = x
+        for layer in reversed(iaf.flow.transforms):
+            y = layer.inverse(y)
+        want = maf.flow.transforms[0](maf.flow.transforms[1](x).z).z
+        assert torch.equal(y, want)
+        assert torch.allclose(iaf.flow(y).z, x, atol=1e-9)
+
+
+def test_an_inverse_that_fails_is_an_error():
+    """NaN, or latents that do not come back, whatever the samples look like."""
+    integers = Table((Integer("i", 0, 9),)), torch.arange(10, dtype=torch.float64)[:, None]
+    for broken in (build("maf", PLANE, curve(200)), build("maf", *integers)):
+        with torch.no_grad():
+            broken.whiten.bias[0] = math.nan
+        with pytest.raises(NotInverted, match="no finite inverse"):
+            broken.sample(5)
+    model = build("realnvp", PLANE, curve(200))
+    model.sample(5)
+    inverse = model.flow.inverse
+    model.flow.inverse = lambda z, h=None, out=None: 1.5 * inverse(z, h, out)
+    with pytest.raises(NotInverted, match=r"off by .* above 0.1"):
+        model.sample(5)
 
 
 @pytest.mark.parametrize(("name", "options"), KINDS)

@@ -358,6 +358,10 @@ class Iaf(Flow):
     paper = "Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, Inverse Autoregressive Flow"
     Config = VectorFlowConfig
 
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, layers=1, hidden=32, blocks=1, codes_hidden=32)
+
     def layers(self) -> list[Transform]:
         return [Inverse(layer) for layer in self.autoregressions(Affine())]
 
