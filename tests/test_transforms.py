@@ -16,7 +16,8 @@ from pofx.nn.mlp import Mlp
 from pofx.spaces import Category, Image, Integer, Real, Table
 from pofx.transforms.base import Affine, Chain, Delta, Inverse, LuLinear, Split, Step, Transform
 from pofx.transforms.coupling import Coupling
-from pofx.transforms.entrywise import Dequantise, Fill, Logit, Standardise, Tails
+from pofx.transforms.dequantise import Dequantise
+from pofx.transforms.entrywise import Fill, Logit, Standardise, Tails
 from pofx.transforms.masked import MaskedAutoregressive
 from pofx.transforms.multiscale import ActNorm, Conv1x1, ConvCoupling, Reorder, checkerboard, halvings, multiscale
 from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_inverse
@@ -24,6 +25,7 @@ from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_
 D, WIDTH = 5, 3
 SIZE = {"context": WIDTH, "hidden": 16, "blocks": 2}
 MASK = torch.tensor([True, False, True, False, True])
+AFFINE = Affine()
 
 
 def generator(seed=0):
@@ -74,7 +76,7 @@ def lu(dim=D):
     return fixed(lambda: LuLinear(dim))
 
 
-def of_images(shape, scales, scalar=Affine()):
+def of_images(shape, scales, scalar=AFFINE):
     """A chain with every layer of images."""
 
     def couple(shape, mask):

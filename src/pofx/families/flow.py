@@ -92,6 +92,7 @@ class Flow(Continuous, Encodes, HasScore):
     """
 
     estimators = (ExactLikelihood, Dequantised)
+    maximises = True
     config: FlowConfig
 
     def __init__(
@@ -197,7 +198,7 @@ class Flow(Continuous, Encodes, HasScore):
 
         A layer that shrinks a direction to next to nothing has an inverse on paper, and none in so many digits.
         """
-        remedy = f"The weights of this {self.name} are at fault: fit again, with a lower rate (recipe.lr) or fewer layers."
+        remedy = f"Weights of this {self.name} are at fault: fit again, with a lower rate (recipe.lr) or fewer layers."
         if bad := int((~y.isfinite().all(1)).sum()):
             raise NotInverted(f"{bad} of {len(y)} latents have no finite inverse.", remedy)
         z, y = z[:WATCHED], y[:WATCHED]
@@ -259,7 +260,9 @@ class Scales(FlowConfig):
         if (self.scales or 1) <= most:
             return None
         height, width, _ = space.pixels
-        return f"{height}×{width} pixels make at most {most} scales, not {self.scales}. Leave out scales, or give fewer."
+        return (
+            f"{height}×{width} pixels make at most {most} scales, not {self.scales}. Leave out scales, or lower them."
+        )
 
 
 @dataclass(frozen=True)
@@ -314,7 +317,14 @@ class RealNvp(Flow):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        return {"convolutions": replace(cls.tiny(space), net="conv", scales=None)} if space.pixels else {}
+        tiny = cls.tiny(space)
+        if space.symbols != 2:  # of images, those of two levels tell
+            return {"convolutions": replace(tiny, net="conv", scales=None)} if space.pixels else {}
+        return {
+            "convolutions": replace(tiny, net="conv", scales=None),
+            "variational": replace(tiny, dequantise="variational"),
+            "truncated-normal": replace(tiny, dequantise="truncated-normal"),
+        }
 
     def whitens(self) -> bool:
         return super().whitens() and not self.convolves(self.space, self.config)
