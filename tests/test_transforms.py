@@ -15,6 +15,7 @@ from pofx.core.noise import RowNoise
 from pofx.nn.mlp import Mlp
 from pofx.spaces import Category, Image, Integer, Real, Table
 from pofx.transforms.base import Affine, Chain, Delta, Inverse, LuLinear, Split, Step, Transform
+from pofx.transforms.circular import CircularSpline, WithAngles
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.dequantise import Dequantise
 from pofx.transforms.entrywise import Fill, Logit, Standardise, Tails
@@ -117,6 +118,16 @@ OF_IMAGES = {
     "odd sides": (9, lambda: of_images((3, 3, 1), 1)),
     "a row of pixels": (8, lambda: of_images((1, 4, 2), 1)),
 }
+CIRCLE = {"context": WIDTH, "hidden": 16, "blocks": 2, "angles": True}
+
+
+def with_angles():
+    turned = [Coupling(torch.arange(2) == k, CircularSpline(5), **CIRCLE) for k in (0, 1)]
+    told = {**SIZE, "context": WIDTH + 4}
+    return WithAngles(D, [3, 1], turned, [MaskedAutoregressive(3, Spline(4), **told)])
+
+
+TRANSFORMS["angles"] = with_angles
 ALL = {name: (D, make) for name, make in TRANSFORMS.items()} | OF_IMAGES
 
 
@@ -124,7 +135,7 @@ ALL = {name: (D, make) for name, make in TRANSFORMS.items()} | OF_IMAGES
 def transform(request):
     dim, make = ALL[request.param]
     made = scramble(make(), scale=0.3 if request.param in TRANSFORMS else 0.15)  # convolutions sum over more
-    made.dim = dim
+    made.dim, made.reach = dim, 1.0 if request.param == "angles" else 2.0  # beyond 5 an angle is another number
     return made
 
 
@@ -137,7 +148,7 @@ def test_the_table_holds_every_transform():
 
 
 def test_inverse_and_log_determinant(transform):
-    x, h = 2 * randn(40, transform.dim), randn(40, WIDTH, seed=7)
+    x, h = transform.reach * randn(40, transform.dim), randn(40, WIDTH, seed=7)
     step = transform(x, h)
     assert transform.kind is step.kind is Exact
     close(transform.inverse(step.z, h, step.out), x, atol=1e-7, rtol=1e-7)
@@ -158,7 +169,7 @@ def test_inverse_is_differentiable(transform):
     """The gradient of x(z, h, parameters) is that of finite differences in a random direction of all of them."""
     for p in transform.parameters():
         p.data *= 0.5  # where a spline is nearly flat its inverse bends too much for finite differences
-    step = transform(2 * randn(6, transform.dim), h := randn(6, WIDTH, seed=7))
+    step = transform(transform.reach * randn(6, transform.dim), h := randn(6, WIDTH, seed=7))
     inputs = [step.z.detach(), h, *([] if step.out is None else [step.out.detach()]), *transform.parameters()]
     weights, ways = randn(6, transform.dim, seed=3), [randn(*p.shape, seed=20 + i) for i, p in enumerate(inputs)]
 

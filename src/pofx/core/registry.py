@@ -37,7 +37,7 @@ BUILT_IN = {
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "iaf": "pofx.families.flow:Iaf",
-    "nsf": "pofx.families.flow:Nsf",
+    "nsf": "pofx.families.nsf:Nsf",
     "glow": "pofx.families.glow:Glow",
     "vae": "pofx.families.vae:Vae",
     "gan": "pofx.families.gan:Gan",

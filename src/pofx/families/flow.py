@@ -4,7 +4,6 @@
     realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
     maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
     iaf      the same layers the other way round (Kingma et al. 2016)
-    nsf      rational-quadratic splines, coupling or autoregressive (Durkan et al. 2019)
 
 Chains over vectors may begin with a linear layer that starts as the whitening of the training data: a flow then sets
 out from the full-covariance Gaussian, not from independent entries. Chains of convolutions do without.
@@ -29,7 +28,7 @@ from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
 from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import AMOUNT, at_least
+from pofx.core.options import AMOUNT
 from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
@@ -41,7 +40,6 @@ from pofx.transforms.bases import base as base_of
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
 from pofx.transforms.multiscale import ConvCoupling, Shape, checkerboard, halvings, multiscale
-from pofx.transforms.spline import MOST_BINS, Spline
 
 TOLD = 0.05  # the least shrinkage of a covariance that is told
 ROWS_TO_START = 512  # of the training data, from which norms start
@@ -112,22 +110,23 @@ class Flow(Continuous, Encodes, HasScore):
         """Does the chain begin with a linear layer?"""
         return isinstance(self.config, VectorFlowConfig) and self.dim <= self.config.linear_up_to
 
-    def couplings(self, scalar: Scalar, scales: int = 1) -> list[Transform]:
-        """Couplings with alternating masks; between scales half of the entries leave."""
-        c, chain, half = self.config, list[Transform](), halves(self.space, self.dim)
+    def couplings(self, scalar: Scalar, scales: int = 1, half: Tensor | None = None, **size: Any) -> list[Transform]:
+        """Couplings with alternating masks, ``half`` first; between scales half of the entries leave."""
+        c, chain, size = self.config, list[Transform](), self._size | size
+        half = halves(self.space, self.dim) if half is None else half
         for scale in range(scales):
             for k in range(c.layers // scales + (scale < c.layers % scales)):
                 # a single entry is always transformed
-                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **self._size))
+                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **size))
             if scale + 1 < scales and len(half) > 1:
                 chain.append(Split(half))
                 half = torch.arange(int(half.sum())) % 2 == 0
         return chain
 
-    def autoregressions(self, scalar: Scalar) -> list[MaskedAutoregressive]:
+    def autoregressions(self, scalar: Scalar, dim: int, **size: int) -> list[Transform]:
         """Masked autoregressive layers, the order of the entries reversed from one to the next."""
-        reverse = (i % 2 == 1 for i in range(self.config.layers))
-        return [MaskedAutoregressive(self.dim, scalar, reverse=r, **self._size) for r in reverse]
+        reverse, size = (i % 2 == 1 for i in range(self.config.layers)), self._size | size
+        return [MaskedAutoregressive(dim, scalar, reverse=r, **size) for r in reverse]
 
     @property
     def _size(self) -> dict[str, int]:
@@ -356,7 +355,7 @@ class Maf(Flow):
     Config = VectorFlowConfig
 
     def layers(self) -> list[Transform]:
-        return [*self.autoregressions(Affine())]
+        return self.autoregressions(Affine(), self.dim)
 
 
 class Iaf(Flow):
@@ -373,45 +372,7 @@ class Iaf(Flow):
         return serving(cls, space, layers=1, hidden=32, blocks=1, codes_hidden=32)
 
     def layers(self) -> list[Transform]:
-        return [Inverse(layer) for layer in self.autoregressions(Affine())]
-
-
-@dataclass(frozen=True)
-class NsfConfig(VectorFlowConfig):
-    """Options of ``nsf``, beside those of every flow.
-
-    Attributes:
-        kind: "coupling" samples in one pass, "autoregressive" is the stronger density.
-        bins: of each spline.
-    """
-
-    kind: Literal["coupling", "autoregressive"] = "autoregressive"
-    bins: int = 8
-
-    ranges = {"bins": at_least(1, MOST_BINS)}
-
-
-class Nsf(Flow):
-    """Rational-quadratic spline layers with a learned linear map before each."""
-
-    name = "nsf"
-    summary = "an invertible chain of monotone rational-quadratic splines to a Gaussian"
-    taxonomy = "explicit density / tractable / normalising flow"
-    paper = "Durkan, Bekasov, Murray & Papamakarios 2019, Neural Spline Flows"
-    Config = NsfConfig
-    config: NsfConfig
-
-    def layers(self) -> list[Transform]:
-        scalar = Spline(self.config.bins)
-        coupled = self.config.kind == "coupling"
-        chain = self.couplings(scalar) if coupled else self.autoregressions(scalar)
-        if self.dim > self.config.linear_up_to:
-            return [*chain]
-        return [t for layer in chain for t in (layer, LuLinear(self.dim))]
-
-    def rows_per_pass(self) -> int:
-        """A layer holds some arrays of all splines' parameters."""
-        return max(1, min(super().rows_per_pass(), 2**23 // (self.dim * 3 * self.config.bins)))
+        return [Inverse(layer) for layer in self.autoregressions(Affine(), self.dim)]
 
 
 @singledispatch
