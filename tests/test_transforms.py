@@ -3,6 +3,7 @@
 import importlib
 import math
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,32 @@ def test_inverse_and_log_determinant(transform):
     for i in range(5):
         _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: latents(transform(v, h[i : i + 1])), x[i : i + 1]))
         close(step.log_term[i], want, atol=1e-9, rtol=1e-9)
+
+
+def turned_over(step):
+    return replace(step, log_term=-step.log_term)
+
+
+def of_one_pixel(step):
+    return replace(step, log_term=step.log_term / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("actnorm", turned_over), ("actnorm", of_one_pixel), ("1 x 1 convolution", of_one_pixel),
+     ("coupling of channels", turned_over), ("inverse autoregressive", turned_over)],
+)  # fmt: skip
+def test_a_wrong_log_determinant_shows(name, wrong):
+    """Not in a fresh layer, whose log-determinant is zero whatever its sign and number of pixels."""
+    dim, make = ALL[name]
+    for layer, passes in ((make().double(), True), (scramble(make(), scale=0.15), False)):
+        layer.dim, layer.reach, forward = dim, 2.0, layer.forward
+        layer.forward = lambda *given, forward=forward: wrong(forward(*given))
+        if passes:
+            test_inverse_and_log_determinant(layer)
+        else:
+            with pytest.raises(AssertionError):
+                test_inverse_and_log_determinant(layer)
 
 
 def test_inverse_in_single_precision(transform):
