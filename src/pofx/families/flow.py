@@ -46,6 +46,7 @@ ROWS_TO_START = 512  # of the training data, from which norms start
 WATCHED = 8  # of the rows of a draw, which are taken back to their latents
 MOST_SCALES = 3  # unless one asks for more
 MOST_MISS = 0.1  # by which they may differ, of 1 + |z|
+AT_FAULT = "Weights of the model are at fault: fit again, with a lower rate (recipe.lr) or fewer layers."
 
 
 @dataclass(frozen=True)
@@ -202,16 +203,12 @@ class Flow(Continuous, Encodes, HasScore):
 
     def check_finite(self, y: Tensor) -> None:
         if bad := int((~y.isfinite().all(1)).sum()):
-            raise NotInverted(f"{bad} of {len(y)} rows have no finite inverse.", self._remedy)
+            raise NotInverted(f"{bad} of {len(y)} rows have no finite inverse.", AT_FAULT)
 
     def check_back(self, again: Tensor, z: Tensor) -> None:
         miss = ((again - z).abs() / (1 + z.abs())).amax().item()
         if not miss <= MOST_MISS:
-            raise NotInverted(f"Rows come back from their inverse off by {miss:.2g} of 1 + |z|.", self._remedy)
-
-    @property
-    def _remedy(self) -> str:
-        return f"Weights of this {self.name} are at fault: fit again, with a lower rate (recipe.lr) or fewer layers."
+            raise NotInverted(f"Rows come back from their inverse off by {miss:.2g} of 1 + |z|.", AT_FAULT)
 
     def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
@@ -268,10 +265,8 @@ class Scales(FlowConfig):
         most = max(1, halvings(*space.pixels[:2]))
         if (self.scales or 1) <= most:
             return None
-        height, width, _ = space.pixels
-        return (
-            f"{height}×{width} pixels make at most {most} scales, not {self.scales}. Leave out scales, or lower them."
-        )
+        sides = "×".join(map(str, space.pixels[:2]))
+        return f"{sides} pixels make at most {most} scales, not {self.scales}. Leave out scales, or lower them."
 
 
 @dataclass(frozen=True)
@@ -326,14 +321,11 @@ class RealNvp(Flow):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        tiny = cls.tiny(space)
-        if space.symbols != 2:  # of images, those of two levels tell
-            return {"convolutions": replace(tiny, net="conv", scales=None)} if space.pixels else {}
-        return {
-            "convolutions": replace(tiny, net="conv", scales=None),
-            "variational": replace(tiny, dequantise="variational"),
-            "truncated-normal": replace(tiny, dequantise="truncated-normal"),
-        }
+        if not space.pixels or space.symbols != 2:  # a few cases tell
+            return {}
+        tiny, laws = cls.tiny(space), ("variational", "truncated-normal")
+        convolutions = replace(tiny, net="conv", scales=None)
+        return {"convolutions": convolutions} | {law: replace(tiny, dequantise=law) for law in laws}
 
     def whitens(self) -> bool:
         return super().whitens() and not self.convolves(self.space, self.config)
