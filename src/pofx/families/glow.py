@@ -64,7 +64,7 @@ class Glow(Flow):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=64, lr=1e-3, clip=10.0, ema=0.99)
+        return Recipe(batch=32, lr=3e-3, warmup=50, clip=10.0, ema=0.99)
 
     def layers(self) -> list[Transform]:
         def couple(shape: Shape, mask: Tensor) -> Transform:
