@@ -55,7 +55,7 @@ def load(folder: Path, name: str):
         if name == "tiles":
             train, test = (x.mean(1, keepdims=True).round().astype(np.uint8) for x in (train, test))
     channels, height, width = train.shape[1:]
-    parts = [Part(torch.from_numpy(np.ascontiguousarray(x))) for x in (train[:-500], train[-500:], test)]
+    parts = [Part(torch.from_numpy(np.array(x))) for x in (train[:-500], train[-500:], test)]
     return Data(name, str(folder), Image(height, width, channels, 256), *parts, split="the set's own")
 
 
