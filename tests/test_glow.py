@@ -36,7 +36,7 @@ def build(name, given=False, steps=0, space=SPACE, **options):
         model = cls(cls.Config(layers=6, hidden=16, blocks=1, **options), space, LABEL if given else None)
     x, c = ramps(512)
     model.prepare(x, c if given else None, None, generator())
-    learner, g = model.learner(dataclasses.replace(cls.recipe(space), lr=3e-3)), generator(1)
+    learner, g = model.learner(dataclasses.replace(cls.recipe(space), lr=3e-3, warmup=0)), generator(1)
     for i in range(steps):
         rows = torch.randint(0, len(x), (64,), generator=g)
         learner.step(Batch(x[rows], c[rows] if given else None, None, 0, 64, i / steps, i), g)
