@@ -167,6 +167,7 @@ EXAMPLES = {
     "gpt": ("book.txt", ""),
     "rnn": ("book.txt", ""),
     "wavenet": ("recordings/", ""),
+    "glow": ("digits", ""),
     "image-gpt": ("digits", ""),
     "pixelcnn": ("digits", ""),
     "gated-pixelcnn": ("digits", ""),

@@ -14,7 +14,8 @@ PofxError
 ├── TrainingError       exit 6   training that cannot go on
 │   ├── Diverged · OutOfMemory
 │   ├── NotANumber      a model whose answer is NaN or infinite
-│   └── NotConverged    a solver that does not reach its accuracy
+│   ├── NotConverged    a solver that does not reach its accuracy
+│   └── NotInverted     an inverse that does not lead back to where it began
 └── Incomparable        exit 7   numbers of different measures
 
 Stopped (exit 128 + the signal) is no PofxError but a KeyboardInterrupt: nothing that catches errors holds it up.
@@ -129,6 +130,10 @@ class NotANumber(TrainingError):
 
 
 class NotConverged(TrainingError):
+    pass
+
+
+class NotInverted(TrainingError):
     pass
 
 
