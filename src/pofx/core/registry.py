@@ -37,6 +37,7 @@ BUILT_IN = {
     "realnvp": "pofx.families.flow:RealNvp",
     "maf": "pofx.families.flow:Maf",
     "nsf": "pofx.families.flow:Nsf",
+    "tarflow": "pofx.families.tarflow:TarFlow",
     "vae": "pofx.families.vae:Vae",
     "gan": "pofx.families.gan:Gan",
     "ddpm": "pofx.families.diffusion:Ddpm",

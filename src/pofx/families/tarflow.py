@@ -1,0 +1,123 @@
+"""A flow of causal transformers over patches of an image, or groups of columns (Zhai et al. 2024).
+
+    z_t = (x_t - mu_t(x_<t, h)) exp(-alpha_t(x_<t, h))
+
+in every layer, with the order of the tokens reversed from one to the next: a masked autoregressive flow whose tokens
+are vectors and whose nets attend. The density is exact, of dequantised pixels a bound; the paper's noise
+augmentation and denoising, which make samples look better, change the density and have no part here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pofx.core.learner import GradientLearner, Recipe
+from pofx.core.model import serving
+from pofx.core.options import AMOUNT
+from pofx.core.space import Space
+from pofx.families.flow import Flow, FlowConfig
+from pofx.nn.transformer import Shape
+from pofx.spaces import Image
+from pofx.transforms.base import LuLinear, Transform
+from pofx.transforms.tokens import CausalAffine, Patchwise
+
+LONGEST = 64  # tokens of a row of columns, unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class TarFlowConfig(FlowConfig):
+    """Options of ``tarflow``, beside those of every flow, of which ``hidden`` is the width of the transformers and
+    ``blocks`` the layers of each.
+
+    Attributes:
+        patch: side of a patch in pixels, 0 for the largest of 4, 3, 2, 1 that divides both sides; of other data the
+            columns of a token, 0 for as few as make at most 64 tokens.
+        n_heads: of each attention.
+    """
+
+    layers: int = 4
+    patch: int = 0
+    n_heads: int = 4
+
+    ranges = {"patch": AMOUNT}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.shape  # noqa: B018 - a width that heads do not share is an error of its own
+
+    @property
+    def shape(self) -> Shape:
+        """Of each transformer."""
+        return Shape(width=self.hidden, layers=self.blocks, n_heads=self.n_heads, positions="learned")
+
+
+class TarFlow(Flow):
+    name = "tarflow"
+    summary = "an invertible chain of causal transformers over patches or columns to a Gaussian"
+    taxonomy = "explicit density / tractable / normalising flow"
+    paper = "Zhai, Zhang, Nakkiran, Berthelot, Gu, Zheng, Chen, Bautista, Jaitly & Susskind 2024, Normalizing Flows are Capable Generative Models"  # noqa: E501
+    Config = TarFlowConfig
+    config: TarFlowConfig
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: TarFlowConfig) -> str | None:  # type: ignore[override]
+        return super().refuses(space, context, config) or misfit(space, config.patch)
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, layers=2, hidden=32, blocks=1, n_heads=2, codes_hidden=32)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(
+            batch=32 if space.pixels else 256, optimizer="muon", lr=4e-3, schedule="linear", warmup=20, betas=(0.9, 0.99), clip=1.0, ema=0.99
+        )
+
+    def start(self) -> LuLinear | Patchwise | None:
+        tokens = patches(self.space, self.config.patch)
+        return super().start() if tokens is None else Patchwise(tokens)
+
+    def layers(self) -> list[Transform]:
+        c, start = self.config, self.whiten
+        size = start.size if isinstance(start, Patchwise) else c.patch or -(-self.dim // LONGEST)
+        return [
+            CausalAffine(self.dim, size, c.shape, context=self.width, reverse=k % 2 == 1) for k in range(c.layers)
+        ]
+
+    def learner(self, recipe: Recipe) -> GradientLearner:
+        nets = [t.net for t in self.flow.transforms if isinstance(t, CausalAffine)]
+        return GradientLearner(self, recipe, self._terms, [m for net in nets for m in net.matrices()])
+
+
+@singledispatch
+def patches(space: Space, side: int) -> Tensor | None:
+    """Which entries of a row make up each token [T, w], in the order of the tokens; None for those in their order."""
+    return None
+
+
+@patches.register
+def _(space: Image, side: int) -> Tensor:
+    """Squares of pixels with all their channels, in raster order."""
+    c, height, width = space.event_shape
+    side = side or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
+    entries = torch.arange(c * height * width).view(c, height // side, side, width // side, side)
+    return entries.permute(1, 3, 0, 2, 4).reshape(-1, c * side * side)
+
+
+@singledispatch
+def misfit(space: Space, side: int) -> str | None:
+    """Why a space is not made of such tokens."""
+    return None
+
+
+@misfit.register
+def _(space: Image, side: int) -> str | None:
+    if side and (space.height % side or space.width % side):
+        return f"{space.height}×{space.width} pixels are not made of patches of {side}. Choose a divisor."
+    return None
