@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.codecs.real import preprocess
 from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.model import serving
 from pofx.core.options import AMOUNT
@@ -25,7 +26,7 @@ from pofx.families.flow import Flow, FlowConfig
 from pofx.nn.transformer import Shape
 from pofx.spaces import Image
 from pofx.transforms.base import LuLinear, Transform
-from pofx.transforms.tokens import CausalAffine, Patchwise
+from pofx.transforms.tokens import CausalAffine, CausalConv
 
 LONGEST = 64  # tokens of a row of columns, unless the user says otherwise
 
@@ -79,16 +80,12 @@ class TarFlow(Flow):
             batch=32 if space.pixels else 256, optimizer="muon", lr=4e-3, schedule="linear", warmup=20, betas=(0.9, 0.99), clip=1.0, ema=0.99
         )
 
-    def start(self) -> LuLinear | Patchwise | None:
-        tokens = patches(self.space, self.config.patch)
-        return super().start() if tokens is None else Patchwise(tokens)
+    def start(self) -> LuLinear | CausalConv | None:
+        return CausalConv(self.space.event_shape) if self.space.pixels else super().start()
 
     def layers(self) -> list[Transform]:
-        c, start = self.config, self.whiten
-        size = start.size if isinstance(start, Patchwise) else c.patch or -(-self.dim // LONGEST)
-        return [
-            CausalAffine(self.dim, size, c.shape, context=self.width, reverse=k % 2 == 1) for k in range(c.layers)
-        ]
+        c = self.config
+        return [CausalAffine(self.dim, tokens(self.space, self.dim, c.patch, k), c.shape, context=self.width) for k in range(c.layers)]
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         nets = [t.net for t in self.flow.transforms if isinstance(t, CausalAffine)]
@@ -96,24 +93,37 @@ class TarFlow(Flow):
 
 
 @singledispatch
-def patches(space: Space, side: int) -> Tensor | None:
-    """Which entries of a row make up each token [T, w], in the order of the tokens; None for those in their order."""
-    return None
+def tokens(space: Space, dim: int, patch: int, layer: int) -> Tensor:
+    """Which entry of a row each entry of a token is [T, w], in the order that this layer goes through them.
+
+    Odd layers go backwards.
+    """
+    size = patch or -(-dim // LONGEST)
+    entries = torch.arange(-(-dim // size) * size).clamp(max=dim).view(-1, size)
+    return entries.flip(0) if layer % 2 else entries
 
 
-@patches.register
-def _(space: Image, side: int) -> Tensor:
-    """Squares of pixels with all their channels, in raster order."""
+@tokens.register
+def _(space: Image, dim: int, patch: int, layer: int) -> Tensor:
+    """Squares of pixels with all their channels, in raster order.
+
+    Odd layers' squares are shifted by half their side: what is one token here is several there, or its entries
+    would never be seen from each other.
+    """
     c, height, width = space.event_shape
-    side = side or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
-    entries = torch.arange(c * height * width).view(c, height // side, side, width // side, side)
-    return entries.permute(1, 3, 0, 2, 4).reshape(-1, c * side * side)
+    side = patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
+    image = torch.arange(dim).view(c, height, width)
+    if layer % 2:
+        image = image.roll((side // 2, side // 2), (1, 2))
+    squares = image.view(c, height // side, side, width // side, side).permute(1, 3, 0, 2, 4).reshape(-1, c * side**2)
+    return squares.flip(0) if layer % 2 else squares
 
 
 @singledispatch
 def misfit(space: Space, side: int) -> str | None:
     """Why a space is not made of such tokens."""
-    return None
+    dim = preprocess(space).dim
+    return f"a token holds {side} of {dim} numbers. Choose fewer as patch." if side > dim else None
 
 
 @misfit.register

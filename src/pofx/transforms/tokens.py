@@ -15,80 +15,129 @@ from torch.nn import functional as F
 
 from pofx.nn.mlp import at_least_single, zeroed
 from pofx.nn.transformer import Shape, Transformer
-from pofx.transforms.base import LuLinear, Noise, Step, Transform, implicit
+from pofx.transforms.base import SHRINKAGE, Noise, Step, Transform, implicit
 
 CLOSE = 32  # units of rounding: a token that moved by less, relative to 1 or its size, has arrived
 LARGEST = 1e6  # of a guess: the first rounds may throw later tokens anywhere
+REACH = 3  # R, of a prediction from the pixels before
+ROWS = 1024  # images looked at to find it
 
 
-class Patchwise(Transform):
-    """Entries put into the order of their tokens, and one linear map of all tokens.
+class CausalConv(Transform):
+    """z = x - prediction from the pixels before, over its error: a convolution whose matrix is triangular.
+
+    Pixels come in raster order, their channels one after the other; a prediction is a linear one from the pixels of the
+    R rows above and the R pixels to the left (Hoogeboom et al. 2019, section 3.1: autoregressive convolutions).
+    Beyond the border all is zero.
 
     Args:
-        tokens: [T, w], which entry of x each entry of a token is: a permutation of all d.
+        shape: (C, H, W) of a row.
 
     Example:
         >>> import torch
-        >>> patches = Patchwise(torch.tensor([[0, 2], [1, 3]]))
-        >>> _ = patches.linear.permutation.copy_(torch.arange(2))
-        >>> patches(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).z
-        tensor([[1., 3., 2., 4.]], grad_fn=<ViewBackward0>)
+        >>> conv = CausalConv((1, 4, 4))
+        >>> x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).cumsum(1)
+        >>> _ = conv.whiten(x)
+        >>> torch.allclose(conv.inverse(conv(x).z), x, atol=1e-4)
+        True
     """
 
-    order: Tensor
+    mask: Tensor
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.count, self.size = tokens.shape
-        self.register_buffer("order", tokens.flatten(), persistent=False)
-        self.linear = LuLinear(self.size)
+        self.shape, channels = shape, shape[0]
+        # of channel, channel seen, row, column; the last row is the pixel's own
+        seen = torch.ones(channels, channels, REACH + 1, 2 * REACH + 1)
+        seen[:, :, -1, REACH:] = 0
+        seen[:, :, -1, REACH] = torch.ones(channels, channels).tril(-1)
+        self.register_buffer("mask", seen, persistent=False)
+        self.weight = nn.Parameter(torch.zeros_like(seen))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
+    def kernel(self) -> Tensor:
+        """[C, C, R + 1, 2 R + 1], its diagonal positive."""
+        own = F.pad(self.log_scale.exp().diag()[:, :, None, None], (REACH, REACH, REACH, 0))
+        return self.mask * self.weight + own
+
+    @torch.no_grad()
     def whiten(self, x: Tensor) -> float:
-        """Start as the map that gives the tokens of all places together mean 0 and covariance I; see ``LuLinear``."""
-        return self.linear.whiten(self._tokens(x))
+        """Start as the best prediction of rows x [N, d], by least squares; returns 0, since it needs no shrinkage."""
+        x = x[:: -(-len(x) // ROWS)].double().reshape(-1, *self.shape)
+        seen = F.unfold(F.pad(x, (REACH, REACH, REACH, 0)), self.mask.shape[2:]).mT.flatten(0, 1)  # [pixels, inputs]
+        both = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+        gram = both.T @ both / len(both)
+        for c in range(self.shape[0]):
+            used = torch.cat([self.mask[c].flatten(), torch.ones(1)]).nonzero()[:, 0]
+            own = self.mask[c].flatten().nonzero()
+            target = c * self.mask[0, 0].numel() + REACH * (2 * REACH + 1) + REACH
+            inner, cross = gram[used][:, used], gram[used, target]
+            inner = inner + SHRINKAGE * inner.diagonal().clamp(min=SHRINKAGE).diag()
+            solved = torch.linalg.solve(inner, cross)
+            error = (gram[target, target] - 2 * solved @ cross + solved @ gram[used][:, used] @ solved).clamp(min=SHRINKAGE)
+            self.weight[c].view(-1)[own[:, 0]] = (-solved[:-1] / error.sqrt()).to(self.weight)
+            self.log_scale[c], self.bias[c] = -0.5 * error.log(), -solved[-1] / error.sqrt()
+        return 0.0
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
-        step = self.linear(self._tokens(x))
-        return Step(step.z.reshape(x.shape), step.log_term.reshape(-1, self.count).sum(1))
+        image = F.pad(x.reshape(-1, *self.shape), (REACH, REACH, REACH, 0))
+        z = F.conv2d(image, self.kernel(), self.bias).flatten(1)
+        return Step(z, (self.log_scale.sum() * (x.shape[1] // self.shape[0])).expand(len(x)))
 
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        x = self.linear.inverse(z.reshape(-1, self.size)).reshape(z.shape)
-        return x.T[self.order.argsort()].T
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """[N T, w] of [N, d]."""
-        return x.T[self.order].T.reshape(-1, self.size)
+        """Row by row: what the rows above predict is taken off, and the rest is a triangular system of one row."""
+        _, height, width = self.shape
+        kernel, z = self.kernel(), z.reshape(-1, *self.shape)
+        above, own = kernel[:, :, :-1], kernel[:, :, -1]
+        gap = torch.arange(width) - torch.arange(width)[:, None] + REACH  # of column seen from column
+        within = own[:, :, gap.clamp(0, 2 * REACH)] * ((gap >= 0) & (gap <= REACH)).to(own)
+        within = within.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)  # [W C, W C]
+        rows = [z.new_zeros(len(z), z.shape[1], width)] * REACH
+        for i in range(height):
+            seen = F.pad(torch.stack(rows[-REACH:], 2), (REACH, REACH))
+            rest = z[:, :, i] - F.conv2d(seen, above, self.bias)[:, :, 0]
+            row = torch.linalg.solve_triangular(within, rest.mT.flatten(1).T, upper=False).T
+            rows.append(row.unflatten(1, (width, -1)).mT)
+        return torch.stack(rows[REACH:], 2).flatten(1)
 
 
 class CausalAffine(Transform):
     """z_t = (x_t - mu_t) exp(-alpha_t) with the parameters of token t from a transformer over the tokens before it.
 
-    The first token's come from h alone. Entries that do not fill the last token are filled up with zeros.
+    The first token's come from h alone.
 
     Args:
         dim: d.
-        size: w, entries of a token.
-        shape: of the transformer, but for its block: T = d / w, rounded up.
+        tokens: [T, w], which entry of x each entry of a token is, all d once; d itself stands for a zero that fills up.
+        shape: of the transformer, but for its block, which is T.
         context: width of h; 0 for none.
-        reverse: a token sees those after it, instead of those before.
 
     Example:
         >>> import torch
-        >>> layer = CausalAffine(5, 2, Shape(width=8, layers=1, n_heads=1, positions="learned"), context=0)
+        >>> tokens = torch.tensor([[0, 1], [2, 3], [4, 5]])  # of five entries
+        >>> layer = CausalAffine(5, tokens, Shape(width=8, layers=1, n_heads=1, positions="learned"), context=0)
         >>> _ = torch.nn.init.normal_(layer.leave.weight)
         >>> x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
         >>> torch.allclose(layer.inverse(layer(x).z), x, atol=1e-5)
         True
     """
 
-    def __init__(self, dim: int, size: int, shape: Shape, *, context: int, reverse: bool = False) -> None:
+    there: Tensor
+    order: Tensor
+    place: Tensor
+
+    def __init__(self, dim: int, tokens: Tensor, shape: Shape, *, context: int) -> None:
         super().__init__()
-        self.dim, self.size, self.count, self.reverse = dim, size, -(-dim // size), reverse
+        self.count, self.size = tokens.shape
+        self.register_buffer("there", tokens < dim, persistent=False)
+        self.register_buffer("order", tokens.flatten(), persistent=False)
+        self.register_buffer("place", tokens.flatten().argsort(stable=True)[:dim], persistent=False)
         self.net = Transformer(shape, self.count)
         self.begin = nn.Parameter(torch.zeros(shape.width))
-        self.enter = nn.Linear(size, shape.width)
+        self.enter = nn.Linear(self.size, shape.width)
         self.context = nn.Linear(context, shape.width) if context else None
-        self.leave = zeroed(nn.Linear(shape.width, 2 * size))
+        self.leave = zeroed(nn.Linear(shape.width, 2 * self.size))
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         u = self._tokens(x)
@@ -124,7 +173,7 @@ class CausalAffine(Transform):
         while first < self.count:
             last = min(first + window, self.count)
             mu, alpha = self._affine(cache.extend(self._inputs(x, h, first, last)))
-            new = torch.addcmul(mu, z[:, first:last], alpha.exp())
+            new = torch.addcmul(mu, z[:, first:last], alpha.exp()) * self.there[first:last]
             if last - first == 1:
                 kept = 1
             else:
@@ -153,10 +202,10 @@ class CausalAffine(Transform):
         return mu, alpha
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """[N, T, w] of [N, d], in the order that the net sees."""
-        u = F.pad(x, (0, self.count * self.size - self.dim)).reshape(-1, self.count, self.size)
-        return u.flip(1) if self.reverse else u
+        """[N, T, w] of [N, d]."""
+        full = torch.cat([x.T, x.new_zeros(1, len(x))]) if len(self.place) < len(self.order) else x.T
+        return full.index_select(0, self.order).T.reshape(-1, self.count, self.size)
 
     def _row(self, u: Tensor) -> Tensor:
         """[N, d] of [N, T, w]."""
-        return (u.flip(1) if self.reverse else u).flatten(1)[:, : self.dim]
+        return u.flatten(1).T.index_select(0, self.place).T
