@@ -83,14 +83,10 @@ class Flow(Continuous, Encodes, HasScore):
         self, config: FlowConfig, space: Space, context: Space | None = None, base: Base | Model | None = None
     ) -> None:
         super().__init__(config, space, context)
-        self.whiten = self.start()
+        self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
         own = base_of(config.base, self.dim, config.components) if base is None else base
         self.base: Base = OfModel(own, self.dim) if isinstance(own, Model) else own
-
-    def start(self) -> Any:
-        """What starts as the whitening of the training data, by its method ``whiten``; or None."""
-        return LuLinear(self.dim) if self.dim <= self.config.linear_up_to else None
 
     def layers(self) -> list[Transform]:
         """The chain after the whitening."""

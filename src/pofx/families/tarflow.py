@@ -10,7 +10,7 @@ augmentation and denoising, which make samples look better, change the density a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -25,7 +25,7 @@ from pofx.core.space import Space
 from pofx.families.flow import Flow, FlowConfig
 from pofx.nn.transformer import Shape
 from pofx.spaces import Image
-from pofx.transforms.base import LuLinear, Transform
+from pofx.transforms.base import Transform
 from pofx.transforms.tokens import CausalAffine, CausalConv
 
 LONGEST = 64  # tokens of a row of columns, unless the user says otherwise
@@ -37,8 +37,8 @@ class TarFlowConfig(FlowConfig):
     ``blocks`` the layers of each.
 
     Attributes:
-        patch: side of a patch in pixels, 0 for the largest of 4, 3, 2, 1 that divides both sides; of other data the
-            columns of a token, 0 for as few as make at most 64 tokens.
+        patch: side of a patch in pixels, 0 for the largest up to 4 that divides both sides into 16 patches or more;
+            of other data the columns of a token, 0 for the fewest that make at most 64 tokens.
         n_heads: of each attention.
     """
 
@@ -62,7 +62,7 @@ class TarFlow(Flow):
     name = "tarflow"
     summary = "an invertible chain of causal transformers over patches or columns to a Gaussian"
     taxonomy = "explicit density / tractable / normalising flow"
-    paper = "Zhai, Zhang, Nakkiran, Berthelot, Gu, Zheng, Chen, Bautista, Jaitly & Susskind 2024, Normalizing Flows are Capable Generative Models"  # noqa: E501
+    paper = "Zhai et al. 2024, Normalizing Flows are Capable Generative Models"
     Config = TarFlowConfig
     config: TarFlowConfig
 
@@ -71,16 +71,23 @@ class TarFlow(Flow):
         return super().refuses(space, context, config) or misfit(space, config.patch)
 
     @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if space.pixels:  # they start with a convolution
+            yield "linear_up_to"
+
+    @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, layers=2, hidden=32, blocks=1, n_heads=2, codes_hidden=32)
+        return serving(cls, space, layers=2, hidden=16, blocks=1, n_heads=2, codes_hidden=32)
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(
-            batch=32 if space.pixels else 256, optimizer="muon", lr=4e-3, schedule="linear", warmup=20, betas=(0.9, 0.99), clip=1.0, ema=0.99
-        )
+            batch=16 if space.pixels else 256, optimizer="muon", lr=4e-3, schedule="linear", warmup=20,
+            betas=(0.9, 0.99), clip=1.0, ema=0.99,
+        )  # fmt: skip
 
-    def start(self) -> LuLinear | CausalConv | None:
+    def start(self) -> Any:
         return CausalConv(self.space.event_shape) if self.space.pixels else super().start()
 
     def layers(self) -> list[Transform]:
@@ -111,7 +118,7 @@ def _(space: Image, dim: int, patch: int, layer: int) -> Tensor:
     would never be seen from each other.
     """
     c, height, width = space.event_shape
-    side = patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
+    side = patch or max([1, *(p for p in (2, 3, 4) if not height % p and not width % p and height * width >= 16 * p**2)])
     image = torch.arange(dim).view(c, height, width)
     if layer % 2:
         image = image.roll((side // 2, side // 2), (1, 2))

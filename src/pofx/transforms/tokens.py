@@ -1,10 +1,10 @@
-"""Transforms of a row as a sequence of tokens: a causal transformer gives each token's affine map (TarFlow).
+"""Images and rows as sequences: a causal convolution, and affine maps of tokens by a causal transformer (TarFlow).
 
-    z_t = (x_t - mu_t) exp(-alpha_t),   (mu_t, alpha_t) = net(x_1, ..., x_{t-1}, h)      (Zhai et al. 2024, eq. 4-6)
+    z_t = (x_t - mu_t) exp(-alpha_t),   (mu_t, alpha_t) = net(x_1, ..., x_{t-1}, h)      (Zhai et al. 2024, section 2.3)
 
-over T tokens x_t of w entries each: the patches of an image, or groups of columns. A density costs one pass. The
-inverse is sequential by nature; ``CausalAffine`` solves a window of tokens at once by fixed-point rounds, since most
-tokens hang on the last few before them only weakly.
+over T tokens x_t of w entries each: patches of an image, or groups of columns. A density costs one pass. The inverse
+goes token by token with the net's cache, or by rounds of a fixed-point iteration over many tokens at once (Song, Meng,
+Liao & Ermon 2021; Liu & Qin 2025): a triangular system of T equations is solved exactly after T rounds at the latest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pofx.nn.mlp import at_least_single, zeroed
 from pofx.nn.transformer import Shape, Transformer
 from pofx.transforms.base import SHRINKAGE, Noise, Step, Transform, implicit
 
-CLOSE = 32  # units of rounding: a token that moved by less, relative to 1 or its size, has arrived
-LARGEST = 1e6  # of a guess: the first rounds may throw later tokens anywhere
+FEW = 2  # rows: their tokens are solved at once; with more, one after the other is faster on a CPU
+CLOSE = 32  # units of rounding: a token that moves by no more, relative to its size or 1, has arrived
+LARGEST = 1e6  # of a guess: the first rounds may throw later tokens anywhere, and the net must bear them
 REACH = 3  # R, of a prediction from the pixels before
+BORDER = (REACH, REACH, REACH, 0)  # left, right, above, below
 ROWS = 1024  # images looked at to find it
 
 
@@ -58,30 +60,29 @@ class CausalConv(Transform):
 
     def kernel(self) -> Tensor:
         """[C, C, R + 1, 2 R + 1], its diagonal positive."""
-        own = F.pad(self.log_scale.exp().diag()[:, :, None, None], (REACH, REACH, REACH, 0))
+        own = F.pad(self.log_scale.exp().diag()[:, :, None, None], BORDER)
         return self.mask * self.weight + own
 
     @torch.no_grad()
     def whiten(self, x: Tensor) -> float:
-        """Start as the best prediction of rows x [N, d], by least squares; returns 0, since it needs no shrinkage."""
-        x = x[:: -(-len(x) // ROWS)].double().reshape(-1, *self.shape)
-        seen = F.unfold(F.pad(x, (REACH, REACH, REACH, 0)), self.mask.shape[2:]).mT.flatten(0, 1)  # [pixels, inputs]
-        both = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-        gram = both.T @ both / len(both)
-        for c in range(self.shape[0]):
-            used = torch.cat([self.mask[c].flatten(), torch.ones(1)]).nonzero()[:, 0]
-            own = self.mask[c].flatten().nonzero()
-            target = c * self.mask[0, 0].numel() + REACH * (2 * REACH + 1) + REACH
-            inner, cross = gram[used][:, used], gram[used, target]
-            inner = inner + SHRINKAGE * inner.diagonal().clamp(min=SHRINKAGE).diag()
-            solved = torch.linalg.solve(inner, cross)
-            error = (gram[target, target] - 2 * solved @ cross + solved @ gram[used][:, used] @ solved).clamp(min=SHRINKAGE)
-            self.weight[c].view(-1)[own[:, 0]] = (-solved[:-1] / error.sqrt()).to(self.weight)
-            self.log_scale[c], self.bias[c] = -0.5 * error.log(), -solved[-1] / error.sqrt()
+        """Start as the best prediction in rows x [N, d], by least squares. Returns 0.0: no covariance was shrunk."""
+        image = F.pad(x[:: -(-len(x) // ROWS)].double().reshape(-1, *self.shape), BORDER)
+        patches = F.unfold(image, self.mask.shape[2:]).mT.flatten(0, 1)  # what each pixel sees, itself among it
+        moments = patches.T @ patches / len(patches)
+        own = self.log_scale.new_zeros(self.mask.shape[1:])
+        for c, mask in enumerate(self.mask.flatten(1)):
+            seen = mask.nonzero()[:, 0]
+            target = (c * (REACH + 1) + REACH) * (2 * REACH + 1) + REACH
+            inner, cross = moments[seen][:, seen], moments[seen, target]
+            inner = inner + SHRINKAGE * inner.diagonal().clamp(min=SHRINKAGE).diag()  # borders may be constant
+            weight = torch.linalg.solve(inner, cross)
+            scale = (moments[target, target] - weight @ cross).clamp(min=SHRINKAGE).rsqrt()
+            self.weight[c] = own.flatten().index_copy(0, seen, -(weight * scale).to(own)).view_as(own)
+            self.log_scale[c] = scale.log()
         return 0.0
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
-        image = F.pad(x.reshape(-1, *self.shape), (REACH, REACH, REACH, 0))
+        image = F.pad(x.reshape(-1, *self.shape), BORDER)
         z = F.conv2d(image, self.kernel(), self.bias).flatten(1)
         return Step(z, (self.log_scale.sum() * (x.shape[1] // self.shape[0])).expand(len(x)))
 
@@ -147,7 +148,9 @@ class CausalAffine(Transform):
     def inverse(
         self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None, window: int | None = None
     ) -> Tensor:
-        """``window`` is how many tokens are solved at once: 1 is one after the other, None what is fastest."""
+        """``window`` is how many tokens are solved at once: 1 is one after the other, T all; None what is faster."""
+        if window is None:
+            window = self.count if len(z) <= FEW or z.device.type != "cpu" else 1
 
         def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
             u = self._tokens(x)
@@ -155,35 +158,30 @@ class CausalAffine(Transform):
             slope = (-alpha).exp()
             return self._row((u - mu) * slope), self._row(slope)
 
-        return implicit(self._row(self._solved(self._tokens(z), h, window or self.window(len(z)))), z, slopes)
-
-    def window(self, n: int) -> int:
-        return self.count
+        return implicit(self._row(self._solved(self._tokens(z), h, window)), z, slopes)
 
     @torch.no_grad()
     def _solved(self, z: Tensor, h: Tensor | None, window: int) -> Tensor:
-        """The tokens x [N, T, w] of z, by fixed-point rounds over a window that moves along.
+        """The tokens x [N, T, w] of z [N, T, w], in rounds over a window that moves along them.
 
-        A round puts x_t = mu_t + z_t exp(alpha_t) under the current guess. The first token of a window then is right,
-        since all before it are; so is each further one as long as none before it has moved. They leave the window,
-        the cache keeps what the net made of them, and as many new ones come in: T rounds at the most.
+        A round puts x_t = mu_t + z_t exp(alpha_t) for the tokens of the window, with mu and alpha of the last guess.
+        Its first token then is right, since all before it are, and so is each further one as long as none before it
+        has moved. These leave the window, the cache keeps what the net made of them, and as many new ones come in.
         """
-        x, cache, first, rounds = z.clone(), self.net.cache(len(z), self.count), 0, 0
+        x, cache, first = z.clone(), self.net.cache(len(z), self.count), 0
         close = CLOSE * torch.finfo(z.dtype).eps
         while first < self.count:
             last = min(first + window, self.count)
             mu, alpha = self._affine(cache.extend(self._inputs(x, h, first, last)))
             new = torch.addcmul(mu, z[:, first:last], alpha.exp()) * self.there[first:last]
-            if last - first == 1:
-                kept = 1
-            else:
-                new = new.nan_to_num().clamp(-LARGEST, LARGEST)
-                moved = ((new - x[:, first:last]).abs() > close * new.abs().clamp(min=1)).any(2).any(0)
-                kept = 1 + int((~moved[:-1]).long().cumprod(0).sum())
-            x[:, first:last] = new
-            cache.rewind(last - first - kept)
-            first, rounds = first + kept, rounds + 1
-        self.rounds = rounds
+            right = 1
+            if last - first > 1:
+                near = (new - x[:, first:last]).abs() <= close * new.abs().clamp(min=1)
+                right += int(near[:, : last - first - 1].all(2).all(0).long().cumprod(0).sum())
+                x[:, first:last] = new.nan_to_num().clamp(-LARGEST, LARGEST)
+            x[:, first : first + right] = new[:, :right]
+            cache.rewind(last - first - right)
+            first += right
         return x
 
     def _inputs(self, u: Tensor, h: Tensor | None, first: int = 0, last: int | None = None) -> Tensor:
