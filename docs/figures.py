@@ -34,7 +34,7 @@ PLACE = Path(__file__).parent / "_static" / "families"
 GREY, BLUE, ORANGE = "#8a8a8a", "#2f7fd1", "#e07b27"
 DENSITY = LinearSegmentedColormap.from_list("density", [(*matplotlib.colors.to_rgb(BLUE), a) for a in (0, 0.5, 1)])
 SIDES = LinearSegmentedColormap.from_list("sides", [BLUE, "#8a8a8a30", ORANGE])
-IMAGES = ("image-gpt", "pixelcnn", "gated-pixelcnn", "pixelcnn++", "pixelrnn")
+IMAGES = ("glow", "image-gpt", "pixelcnn", "gated-pixelcnn", "pixelcnn++", "pixelrnn")
 TEXTS = ("gpt", "rnn")
 TONE = 8000  # samples per second
 

@@ -9,7 +9,8 @@ import torch
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.registry import family
-from pofx.families.flow import Maf, Nsf, RealNvp
+from pofx.families.flow import Maf, RealNvp
+from pofx.families.nsf import Nsf
 from pofx.spaces import Image, Real, Reals, Table
 from pofx.testing.conformance import check_family
 from pofx.transforms.bases import MixtureBase, NormalBase, OfModel, StudentBase

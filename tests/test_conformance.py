@@ -16,7 +16,8 @@ from pofx.train.fit import fit
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
 # these share the code of another family: three of four cases of theirs are left to the longer tier of tests
 ALIKE = {
-    "ddpm", "flow-matching", "maf", "nsf", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp",
+    "ddpm", "flow-matching", "maf", "iaf", "nsf", "glow", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "tarflow",
+    "wavenet", "window-mlp",
 }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def test_a_convolution_starts_as_the_best_linear_prediction():
             up, left = (x[:, :, i - 1, j] if i else 0), (x[:, :, i, j - 1] if j else 0)
             x[:, :, i, j] = 0.5 * up + 0.4 * left + 0.3 * e[:, :, i, j]
     conv = CausalConv((1, 12, 12)).double()
-    conv.whiten(x.flatten(1))
+    conv.prepare(x.flatten(1))
     step = conv(x.flatten(1))
     inside = step.z.view(400, 12, 12)[:, 3:, 3:-3]
     assert (inside - e[:, 0, 3:, 3:-3]).abs().mean() < 0.05

@@ -1,25 +1,32 @@
 """Transforms: inverses, Jacobians, oracles; preprocessing: round trips, bounds, Jacobians."""
 
+import importlib
 import math
+import pkgutil
 
 import pytest
 import torch
 
+import pofx.transforms
 from pofx.codecs.columns import ATOMS
 from pofx.codecs.real import preprocess
 from pofx.core.likelihood import Estimate, Exact, LowerBound
 from pofx.core.noise import RowNoise
 from pofx.nn.mlp import Mlp
 from pofx.spaces import Category, Image, Integer, Real, Table
-from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Split, Step, Transform
+from pofx.transforms.base import Affine, Chain, Delta, Inverse, LuLinear, Split, Step, Transform
+from pofx.transforms.circular import CircularSpline, WithAngles
 from pofx.transforms.coupling import Coupling
-from pofx.transforms.entrywise import Dequantise, Fill, Logit, Standardise, Tails
+from pofx.transforms.dequantise import Dequantise
+from pofx.transforms.entrywise import Fill, Logit, Standardise, Tails
 from pofx.transforms.masked import MaskedAutoregressive
+from pofx.transforms.multiscale import ActNorm, Conv1x1, ConvCoupling, Reorder, checkerboard, halvings, multiscale
 from pofx.transforms.spline import BOUND, Spline, knots, shapes, spline, spline_inverse
 
 D, WIDTH = 5, 3
 SIZE = {"context": WIDTH, "hidden": 16, "blocks": 2}
 MASK = torch.tensor([True, False, True, False, True])
+AFFINE = Affine()
 
 
 def generator(seed=0):
@@ -59,12 +66,32 @@ def latents(step):
     return step.z if step.out is None else torch.cat([step.out, step.z], 1)
 
 
-def lu(seed=0):
+def fixed(make, seed=0):
+    """What draws permutations or rotations, from a seed of its own."""
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(seed)
-        return LuLinear(D)
+        return make()
 
 
+def lu(dim=D):
+    return fixed(lambda: LuLinear(dim))
+
+
+def of_images(shape, scales, scalar=AFFINE):
+    """A chain with every layer of images."""
+
+    def couple(shape, mask):
+        return ConvCoupling(shape, mask, scalar, **SIZE)
+
+    def steps(shape, pixels, count):
+        yield from (ActNorm(shape), Conv1x1(shape))
+        for k in range(count):
+            yield couple(shape, checkerboard(*pixels, shape[2] // math.prod(pixels)) == (k % 2 == 0))
+
+    return fixed(lambda: Chain(multiscale(shape, 2 * scales, scales, steps, couple)))
+
+
+PIXELS = (2, 2, 3)
 TRANSFORMS = {
     "affine coupling": lambda: Coupling(MASK, Affine(), **SIZE),
     "spline coupling": lambda: Coupling(MASK, Spline(6), **SIZE),
@@ -72,6 +99,7 @@ TRANSFORMS = {
     "affine autoregressive": lambda: MaskedAutoregressive(D, Affine(), **SIZE),
     "reversed": lambda: MaskedAutoregressive(D, Affine(), reverse=True, **SIZE),
     "spline autoregressive": lambda: MaskedAutoregressive(D, Spline(6), **SIZE),
+    "inverse autoregressive": lambda: Inverse(MaskedAutoregressive(D, Affine(), **SIZE)),
     "lu": lu,
     "standardise": lambda: Standardise(D, 0.7, 2.5),
     "tails": lambda: Tails(D),
@@ -79,30 +107,71 @@ TRANSFORMS = {
     "multi-scale": lambda: Chain([lu(), Split(MASK), Coupling(MASK[:3], Spline(4), **SIZE), Split(~MASK[:3])]),
     "chain": lambda: Chain([lu(), MaskedAutoregressive(D, Spline(4), **SIZE), Coupling(MASK, Affine(), **SIZE)]),
 }
+OF_IMAGES = {
+    "reorder": (12, lambda: Reorder((2, 2, 3), (2, 0, 1))),
+    "actnorm": (12, lambda: ActNorm(PIXELS)),
+    "1 x 1 convolution": (12, lambda: fixed(lambda: Conv1x1(PIXELS))),
+    "coupling of channels": (12, lambda: ConvCoupling(PIXELS, torch.arange(3) == 1, Affine(), kernel=3, **SIZE)),
+    "splines of channels": (12, lambda: ConvCoupling(PIXELS, torch.arange(3) != 1, Spline(4), **SIZE)),
+    "coupling of all channels": (12, lambda: ConvCoupling(PIXELS, torch.arange(3) < 3, Affine(), **SIZE)),
+    "two scales": (16, lambda: of_images((4, 4, 1), 2)),
+    "odd sides": (9, lambda: of_images((3, 3, 1), 1)),
+    "a row of pixels": (8, lambda: of_images((1, 4, 2), 1)),
+}
+CIRCLE = {"context": WIDTH, "hidden": 16, "blocks": 2, "angles": True}
 
 
-@pytest.fixture(params=TRANSFORMS, ids=TRANSFORMS)
+def with_angles():
+    turned = [Coupling(torch.arange(2) == k, CircularSpline(5), **CIRCLE) for k in (0, 1)]
+    told = {**SIZE, "context": WIDTH + 4}
+    return WithAngles(D, [3, 1], turned, [MaskedAutoregressive(3, Spline(4), **told)])
+
+
+TRANSFORMS["angles"] = with_angles
+ALL = {name: (D, make) for name, make in TRANSFORMS.items()} | OF_IMAGES
+
+
+@pytest.fixture(params=ALL, ids=ALL)
 def transform(request):
-    return scramble(TRANSFORMS[request.param]())
+    dim, make = ALL[request.param]
+    made = scramble(make(), scale=0.3 if request.param in TRANSFORMS else 0.15)  # convolutions sum over more
+    made.dim, made.reach = dim, 1.0 if request.param == "angles" else 2.0  # beyond 5 an angle is another number
+    return made
+
+
+def test_the_table_holds_every_transform():
+    """Those of ``entrywise`` that it lacks, which take no numbers of any size or none without noise, are below."""
+    known = {type(m) for _, make in ALL.values() for m in make().modules()} | {Dequantise, Fill, Logit, Solver}
+    for module in pkgutil.iter_modules(pofx.transforms.__path__):
+        importlib.import_module(f"pofx.transforms.{module.name}")
+    assert [cls for cls in Transform.__subclasses__() if cls not in known] == []
 
 
 def test_inverse_and_log_determinant(transform):
-    x, h = 2 * randn(40, D), randn(40, WIDTH, seed=7)
+    x, h = transform.reach * randn(40, transform.dim), randn(40, WIDTH, seed=7)
     step = transform(x, h)
     assert transform.kind is step.kind is Exact
     close(transform.inverse(step.z, h, step.out), x, atol=1e-7, rtol=1e-7)
-    for i in range(10):
+    for i in range(5):
         _, want = torch.linalg.slogdet(jacobian(lambda v, i=i: latents(transform(v, h[i : i + 1])), x[i : i + 1]))
         close(step.log_term[i], want, atol=1e-9, rtol=1e-9)
+
+
+def test_inverse_in_single_precision(transform):
+    for p in transform.parameters():
+        p.data *= 0.3  # nothing as flat as could not be told apart in seven digits
+    x, h = randn(40, transform.dim, dtype=torch.float32), randn(40, WIDTH, seed=7, dtype=torch.float32)
+    step = transform.float()(x, h)
+    close(transform.inverse(step.z, h, step.out), x, atol=1e-5, rtol=1e-5)
 
 
 def test_inverse_is_differentiable(transform):
     """The gradient of x(z, h, parameters) is that of finite differences in a random direction of all of them."""
     for p in transform.parameters():
         p.data *= 0.5  # where a spline is nearly flat its inverse bends too much for finite differences
-    step = transform(2 * randn(6, D), h := randn(6, WIDTH, seed=7))
+    step = transform(transform.reach * randn(6, transform.dim), h := randn(6, WIDTH, seed=7))
     inputs = [step.z.detach(), h, *([] if step.out is None else [step.out.detach()]), *transform.parameters()]
-    weights, ways = randn(6, D, seed=3), [randn(*p.shape, seed=20 + i) for i, p in enumerate(inputs)]
+    weights, ways = randn(6, transform.dim, seed=3), [randn(*p.shape, seed=20 + i) for i, p in enumerate(inputs)]
 
     def value():
         return (weights * transform.inverse(*inputs[:2], inputs[2] if step.out is not None else None)).sum()
@@ -123,7 +192,7 @@ def test_inverse_is_differentiable(transform):
 
 
 def test_rows_do_not_see_each_other(transform):
-    x, h = randn(6, D), randn(6, WIDTH, seed=7)
+    x, h = randn(6, transform.dim), randn(6, WIDTH, seed=7)
     step, alone = transform(x, h), transform(x[2:3], h[2:3])
     close(latents(step)[2:3], latents(alone))
     close(step.log_term[2:3], alone.log_term)
@@ -162,6 +231,87 @@ def test_whitening_start():
     singular = torch.stack([x[:, 0], x[:, 0], x[:, 1], 0 * x[:, 2], x[:, 3]], 1)
     layer.whiten(singular)
     assert all(p.isfinite().all() for p in layer.parameters())
+
+
+PLANE = {
+    "affine coupling": lambda size: Chain([Coupling(torch.arange(2) == k, Affine(), **size) for k in (0, 1)]),
+    "spline coupling": lambda size: Chain([Coupling(torch.arange(2) == k, Spline(5), **size) for k in (0, 1)]),
+    "autoregressive": lambda size: Chain([lu(2), MaskedAutoregressive(2, Spline(5), **size)]),
+    "inverse autoregressive": lambda size: Chain([lu(2), Inverse(MaskedAutoregressive(2, Affine(), **size))]),
+    "images": lambda size: of_images((1, 2, 1), 1),
+    "splines of images": lambda size: of_images((1, 2, 1), 1, Spline(5)),
+    "leaving early": lambda size: Chain([lu(2), Coupling(torch.arange(2) == 0, Affine(), **size), Split(MASK[:2])]),
+    "tails": lambda size: Chain([lu(2), Tails(2)]),
+}
+
+
+@pytest.mark.parametrize("make", PLANE.values(), ids=PLANE)
+def test_a_density_in_the_plane_integrates_to_one(make):
+    """Given a context: by the midpoint rule over where a normal variable's image lies."""
+    chain, h = scramble(make(SIZE), scale=0.15), randn(1, WIDTH, seed=9)
+    side = torch.linspace(-12, 12, 241, dtype=torch.float64)
+    x, cell = torch.cartesian_prod(side, side), (side[1] - side[0]).item() ** 2
+    with torch.no_grad():
+        step = chain(x, h.expand(len(x), -1))
+    nats = step.log_term - 0.5 * latents(step).square().sum(1) - math.log(2 * math.pi)
+    assert nats.exp().sum().item() * cell == pytest.approx(1, abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------- layers of images
+
+
+def test_norms_start_from_the_data():
+    """Each where it stands in the chain, so that what leaves it has mean 0 and variance 1 in each channel."""
+    chain = of_images((4, 4, 2), 2).double()
+    x, h, seen = 3 * randn(300, 32) @ randn(32, 32, seed=5) + 7, randn(300, WIDTH, seed=1), []
+    for m in chain.modules():
+        if isinstance(m, ActNorm):
+            m.register_forward_hook(lambda module, _, step: seen.append(step.z.reshape(-1, module.channels)))
+    chain.prepare(x, h)
+    seen.clear()
+    chain(x, h)
+    assert [z.shape[1] for z in seen] == [8, 16]
+    for z in seen:
+        close(z.mean(0), torch.zeros(z.shape[1]), atol=1e-9)
+        close(z.std(0, correction=0), torch.ones(z.shape[1]), atol=1e-9)
+
+
+def test_a_1x1_convolution_is_a_convolution_and_starts_as_a_rotation():
+    layer = fixed(lambda: Conv1x1((3, 4, 5))).double()
+    w = layer.linear.matrix()
+    close(w @ w.T, torch.eye(5), atol=1e-6)
+    scramble(layer)
+    x, w = randn(6, 3, 4, 5), layer.linear.matrix()
+    want = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), w[:, :, None, None], layer.linear.bias)
+    step = layer(x.flatten(1))
+    close(step.z, want.permute(0, 2, 3, 1).flatten(1))
+    close(step.log_term, 12 * torch.linalg.slogdet(w).logabsdet.expand(6))
+
+
+def test_what_leaves_is_normal_given_what_stays():
+    """The coupling before ``Split`` is the density N(mu, sigma^2) of what leaves, mu and sigma of the rest."""
+    shape, leaves = (2, 2, 4), torch.arange(4) > 1
+    layer = scramble(ConvCoupling(shape, leaves, Affine(), **SIZE))
+    x, h = randn(5, 16), randn(5, WIDTH, seed=2)
+    step = Chain([layer, Split((~leaves).repeat(4))])(x, h)
+    raw, shift = layer.parameters_given(x.view(5, *shape), h)
+    s = 4 * (raw / 4).tanh()
+    law = torch.distributions.Normal(-shift * (-s).exp(), (-s).exp())
+    want = law.log_prob(x.view(5, *shape)[..., 2:]).flatten(1).sum(1)
+    standard = torch.distributions.Normal(0.0, 1.0)
+    close(step.log_term + standard.log_prob(step.out).sum(1), want)
+
+
+def test_the_board_of_folded_pixels_is_that_of_the_image():
+    i, j = torch.arange(4)[:, None], torch.arange(6)
+    board = ((i + j) % 2 == 0).expand(3, 4, 6)
+    squeeze = Chain(multiscale((4, 6, 3), 0, 1, lambda *_: [], lambda *_: None))
+    folded = squeeze(board.reshape(1, -1).double()).z.reshape(-1, 12).bool()
+    assert torch.equal(folded, checkerboard(2, 2, 3).expand(6, 12))
+
+
+def test_sides_are_halved_as_often_as_both_are_even():
+    assert [halvings(*sides) for sides in ((28, 28), (32, 8), (3, 4), (1, 5))] == [2, 3, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------- chains and kinds

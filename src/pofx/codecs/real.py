@@ -3,10 +3,11 @@
 A density on R^d serves a table, an image or any reals through this map x <-> (codes, y): codes and coordinates are
 those of ``codecs.columns``, and the coordinates go through a chain of transforms of single entries,
 
-    table, reals   x + step (u - 1/2) on a grid -> standardised -> tails -> noise e where absent
-    image          level + u - 1/2 (-> to [0, 1] -> logit) -> standardised
+    table, reals   x + step v on a grid -> standardised -> tails -> noise e where absent
+    image          level + v (-> to [0, 1] -> logit) -> standardised
 
-With q the law of the noise (uniform within a cell, N(0, 1) where an entry is absent), Jensen's inequality gives
+With q the law of the noise (of v within a cell, see ``transforms.dequantise``; N(0, 1) where an entry is absent),
+Jensen's inequality gives
 
     log P(x) >= log P(codes) + E_q [ log p(y | codes) + log |dy / dx| - log q ],
 
@@ -27,7 +28,8 @@ from pofx.core.likelihood import Kind
 from pofx.core.noise import RowNoise
 from pofx.core.space import Space
 from pofx.transforms.base import Chain, Noise, Transform
-from pofx.transforms.entrywise import Dequantise, Fill, Logit, Standardise, Tails
+from pofx.transforms.dequantise import Dequantise, LawName
+from pofx.transforms.entrywise import Fill, Logit, Standardise, Tails
 
 ROWS_TO_SCALE = 16384  # images looked at to standardise pixels
 
@@ -51,9 +53,10 @@ class Preprocess(nn.Module):
         dim: d, the length of y.
         code_sizes: the number of values of each of the m codes.
         kind: Exact if no noise enters, so that the likelihood of x is as exact as that of y; else LowerBound.
+        cells: spreads grids over their cells, where there are any.
     """
 
-    def __init__(self, space: Space, logit: float, shared_scale: bool) -> None:
+    def __init__(self, space: Space, logit: float, shared_scale: bool, dequantise: LawName) -> None:
         super().__init__()
         self.space, self.columns = space, Columns(space)
         self.dim, self.code_sizes = len(self.columns.reals), tuple(c.size for c in self.columns.codes)
@@ -61,11 +64,11 @@ class Preprocess(nn.Module):
         self.dtype = torch.float32 if pixels else torch.float64
         gaps = any(c.real >= 0 for c in self.columns.codes)
         grids = self.columns.step, self.columns.origin
-        dequantise = [Dequantise(*grids, gaps=gaps)] if self.columns.step.any() else []
+        self.cells = Dequantise(*grids, gaps=gaps, law=dequantise) if self.columns.step.any() else None
         squash = [Standardise(self.dim, -0.5, top), Logit(logit)] if pixels and logit else []
         self.standard = Standardise(self.dim, shared=shared_scale and pixels, gaps=gaps)
         self.tails = None if pixels else Tails(self.dim)
-        self.before = Chain([*dequantise, *squash])  # what the scale is that of
+        self.before = Chain([*([] if self.cells is None else [self.cells]), *squash])  # what the scale is that of
         after: list[Transform] = [self.standard, *([] if self.tails is None else [self.tails]), *[Fill()] * gaps]
         self.chain = Chain([self.before, *after])
         self.logit = bool(squash)
@@ -75,10 +78,16 @@ class Preprocess(nn.Module):
         return self.chain.kind
 
     @property
+    def learns(self) -> bool:
+        """Does ``log_jacobian`` have parameters?"""
+        return any(True for _ in self.parameters())
+
+    @property
     def scale(self) -> Tensor:
         """Of each entry of y, in raw units [d]."""
         return self.standard.scale
 
+    @torch.no_grad()
     def fit(self, x: Tensor, weight: Tensor | None, generator: torch.Generator) -> None:
         """Fill location, scale (and atoms, and where tails begin) from training rows x [N, *E]."""
         if self.space.pixels:
@@ -90,6 +99,8 @@ class Preprocess(nn.Module):
         # where all values are atoms: else a new value would lie far from them
         v = torch.where(v.isnan().all(0), flat[:, self.columns.reals], v)
         step = self.columns.step
+        if self.cells is not None:
+            self.cells.fit(v, weight)
         if self.logit:  # a curve: the variance within a cell is not known
             extra: Tensor | float = (0.1 / (self.space.symbols or 1)) ** 2
             v = self.before(v, noise=RowNoise.by_place(len(v), generator)).z
@@ -115,14 +126,17 @@ class Preprocess(nn.Module):
 
 
 @singledispatch
-def preprocess(space: Space, *, logit: float = 0.0, shared_scale: bool = False) -> Preprocess:
+def preprocess(
+    space: Space, *, logit: float = 0.0, shared_scale: bool = False, dequantise: LawName = "uniform"
+) -> Preprocess:
     """The map of ``space``. Raises Unsupported where the space says neither its columns nor its pixels.
 
     Args:
         logit: for images, alpha > 0 maps v in [0, 1] to logit(alpha + (1 - 2 alpha) v) (Dinh et al. 2017,
             section 4.1; symmetric as in Papamakarios et al. 2017); 0 leaves it out.
         shared_scale: for images, one location and scale for all pixels, not one per pixel.
+        dequantise: the law of the noise within the cells of grids.
     """
     if not (space.columns or space.pixels):
         raise Unsupported(f"{space} are no vectors of numbers.", "Register their map with pofx.codecs.real.preprocess.")
-    return Preprocess(space, logit, shared_scale)
+    return Preprocess(space, logit, shared_scale, dequantise)

@@ -13,7 +13,8 @@ PofxError
 │   ├── RunExists · RunBusy · NoRun · CorruptCheckpoint · OlderFormat · NewerFormat · CannotSave
 ├── TrainingError       exit 6   training that cannot go on
 │   ├── Diverged · OutOfMemory
-│   └── NotANumber      a model whose answer is NaN or infinite
+│   ├── NotANumber      a model whose answer is NaN or infinite
+│   └── NotInverted     an inverse that does not lead back to where it began
 └── Incomparable        exit 7   numbers of different measures
 
 Stopped (exit 128 + the signal) is no PofxError but a KeyboardInterrupt: nothing that catches errors holds it up.
@@ -124,6 +125,10 @@ class OutOfMemory(TrainingError):
 
 
 class NotANumber(TrainingError):
+    pass
+
+
+class NotInverted(TrainingError):
     pass
 
 

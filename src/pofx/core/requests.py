@@ -76,7 +76,7 @@ class Drawn(Request):
 
 
 class Dequantised(Drawn, name="dequantised", kind="LowerBound"):
-    """A bound on log P(x) of discrete data by a density: E log p(x + u), u uniform (Theis et al. 2016)."""
+    """A bound on log P(x) of discrete data by a density: E log p(x + u) / q(u), u in a cell (Theis et al. 2016)."""
 
 
 class Elbo(Drawn, name="elbo", kind="LowerBound"):

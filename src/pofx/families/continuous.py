@@ -37,6 +37,7 @@ from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.sites import heads_for
 from pofx.spaces import Category, Table
 from pofx.transforms.base import Noise
+from pofx.transforms.dequantise import LawName
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ class ContinuousConfig(ContextOptions):
         draws: Monte Carlo draws per datum of the preprocessing's noise, where it has any.
         logit: images go through logit(alpha + (1 - 2 alpha) x) for this alpha; 0: they do not.
         codes_hidden: width of the net of the discrete part of a table (two hidden layers).
+        dequantise: the noise that spreads integers, grids and pixels over their cells: "uniform"; "truncated-normal"
+            (Zheng et al. 2023); "variational", learned with the flow, for a tighter bound (Ho et al. 2019).
     """
 
     draws: int = 8
     logit: float = 0.0
     codes_hidden: int = 128
+    dequantise: LawName = "uniform"
 
     ranges = {"draws": at_least(2), "logit": Range(0, 0.5, below=True)}
 
@@ -61,14 +65,17 @@ class Continuous(Conditioned):
 
     Its ``__init__`` calls ours first, then builds nets of the sizes ``self.dim`` (d, the length of y) and
     ``self.width`` (of h; 0 where h is None). Set ``shared_scale`` for images whose pixels are
-    standardised by one location and scale.
+    standardised by one location and scale, and ``maximises`` where the objective is a likelihood.
     """
 
     shared_scale: ClassVar[bool] = False
+    maximises: ClassVar[bool] = False  # is its objective minus the log-density of y?
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.preprocess = preprocess(space, logit=config.logit, shared_scale=self.shared_scale)
+        self.preprocess = preprocess(
+            space, logit=config.logit, shared_scale=self.shared_scale, dequantise=config.dequantise
+        )
         sizes = self.preprocess.code_sizes
         self.codes = Codes(sizes, config.codes_hidden, self.known) if sizes else None
         self.dim = self.preprocess.dim
@@ -82,6 +89,8 @@ class Continuous(Conditioned):
             return "it models a density on R^d. Fit a classifier for labels."
         if not space.pixels and all(isinstance(c, Category) for c in space.columns):
             return "no column is numeric, so there is no density to model. Fit made, independent or gmm."
+        if config.dequantise == "variational" and not cls.maximises:
+            return "noise is learned by a likelihood, which is not what it is trained on. Leave dequantise at uniform."
         return None
 
     @classmethod
@@ -102,6 +111,8 @@ class Continuous(Conditioned):
             yield "codes_hidden"
         if pre.kind is Exact:
             yield "draws"
+        if pre.cells is None:
+            yield "dequantise"
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
@@ -168,6 +179,8 @@ class Continuous(Conditioned):
         """The joint loss: the codes' negative log-likelihood plus the family's objective."""
         e, parts = self.batch_context(batch, generator), self.split(batch.x, BatchNoise(batch, generator))
         loss = self.objective(parts.y, self.given_codes(parts.codes, e), batch, generator)
+        if self.preprocess.learns:
+            loss = loss - parts.log_jacobian
         if self.codes is None:
             return {"loss": loss}
         codes = -self.codes.log_prob(parts.codes, vector(e))

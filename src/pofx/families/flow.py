@@ -3,17 +3,17 @@
 
     realnvp  affine coupling (Dinh, Sohl-Dickstein & Bengio 2017)
     maf      affine masked autoregressive (Papamakarios, Pavlakou & Murray 2017)
-    nsf      rational-quadratic splines, coupling or autoregressive (Durkan et al. 2019)
+    iaf      the same layers the other way round (Kingma et al. 2016)
 
-Every chain may begin with a linear layer that starts as the whitening of the training data: a flow then
-sets out from the full-covariance Gaussian, not from independent entries.
+Chains over vectors may begin with a linear layer that starts as the whitening of the training data: a flow then sets
+out from the full-covariance Gaussian, not from independent entries. Chains of convolutions do without.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any, Literal
 
@@ -22,26 +22,30 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pofx.core.abilities import Encodes, HasScore
-from pofx.core.errors import UsageError
+from pofx.core.errors import NotInverted, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Exact
 from pofx.core.measure import Measure
 from pofx.core.model import Model, serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import AMOUNT, at_least
+from pofx.core.options import AMOUNT
 from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.encoders import Encoded, vector
 from pofx.spaces import Image
-from pofx.transforms.base import Affine, Chain, Delta, LuLinear, Scalar, Split, Transform
+from pofx.transforms.base import Affine, Chain, Delta, Inverse, LuLinear, Scalar, Split, Transform
 from pofx.transforms.bases import Base, BaseKind, OfModel
 from pofx.transforms.bases import base as base_of
 from pofx.transforms.coupling import Coupling
 from pofx.transforms.masked import MaskedAutoregressive
-from pofx.transforms.spline import MOST_BINS, Spline
+from pofx.transforms.multiscale import ConvCoupling, Shape, checkerboard, halvings, multiscale
 
 TOLD = 0.05  # the least shrinkage of a covariance that is told
+ROWS_TO_START = 512  # of the training data, from which norms start
+WATCHED = 8  # of the rows of a draw, which are taken back to their latents
+MOST_SCALES = 3  # unless one asks for more
+MOST_MISS = 0.1  # by which these may differ, of 1 + |z|
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class FlowConfig(ContinuousConfig):
         layers: transforms in the chain.
         hidden: width of the nets.
         blocks: hidden layers of a masked net, residual blocks of a coupling net.
-        linear_up_to: largest d that gets linear layers: the one that starts as a whitening, and those of ``nsf``.
         base: the density that samples start from. "student" has learned degrees of freedom, for heavy tails;
             "mixture" learned normals, for modes that are far apart.
         components: of the mixture.
@@ -61,9 +64,19 @@ class FlowConfig(ContinuousConfig):
     layers: int = 5
     hidden: int = 128
     blocks: int = 2
-    linear_up_to: int = 1024
     base: BaseKind = "normal"
     components: int = 8
+
+
+@dataclass(frozen=True)
+class VectorFlowConfig(FlowConfig):
+    """Options of flows of vectors.
+
+    Attributes:
+        linear_up_to: largest d that gets linear layers: the one that starts as a whitening, and those of ``nsf``.
+    """
+
+    linear_up_to: int = 1024
 
     ranges = {"linear_up_to": AMOUNT}
 
@@ -77,13 +90,14 @@ class Flow(Continuous, Encodes, HasScore):
     """
 
     estimators = (ExactLikelihood, Dequantised)
+    maximises = True
     config: FlowConfig
 
     def __init__(
         self, config: FlowConfig, space: Space, context: Space | None = None, base: Base | Model | None = None
     ) -> None:
         super().__init__(config, space, context)
-        self.whiten = LuLinear(self.dim) if self.dim <= config.linear_up_to else None
+        self.whiten = LuLinear(self.dim) if self.whitens() else None
         self.flow = Chain([*([] if self.whiten is None else [self.whiten]), *self.layers()])
         own = base_of(config.base, self.dim, config.components) if base is None else base
         self.base: Base = OfModel(own, self.dim) if isinstance(own, Model) else own
@@ -92,22 +106,27 @@ class Flow(Continuous, Encodes, HasScore):
         """The chain after the whitening."""
         raise NotImplementedError
 
-    def couplings(self, scalar: Scalar, scales: int = 1) -> list[Transform]:
-        """Couplings with alternating masks; between scales half of the entries leave."""
-        c, chain, half = self.config, list[Transform](), halves(self.space, self.dim)
+    def whitens(self) -> bool:
+        """Does the chain begin with a linear layer?"""
+        return isinstance(self.config, VectorFlowConfig) and self.dim <= self.config.linear_up_to
+
+    def couplings(self, scalar: Scalar, scales: int = 1, half: Tensor | None = None, **size: Any) -> list[Transform]:
+        """Couplings with alternating masks, ``half`` first; between scales half of the entries leave."""
+        c, chain, size = self.config, list[Transform](), self._size | size
+        half = halves(self.space, self.dim) if half is None else half
         for scale in range(scales):
             for k in range(c.layers // scales + (scale < c.layers % scales)):
                 # a single entry is always transformed
-                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **self._size))
+                chain.append(Coupling((half == (k % 2 == 0)) | (len(half) == 1), scalar, **size))
             if scale + 1 < scales and len(half) > 1:
                 chain.append(Split(half))
                 half = torch.arange(int(half.sum())) % 2 == 0
         return chain
 
-    def autoregressions(self, scalar: Scalar) -> list[MaskedAutoregressive]:
+    def autoregressions(self, scalar: Scalar, dim: int, **size: int) -> list[Transform]:
         """Masked autoregressive layers, the order of the entries reversed from one to the next."""
-        reverse = (i % 2 == 1 for i in range(self.config.layers))
-        return [MaskedAutoregressive(self.dim, scalar, reverse=r, **self._size) for r in reverse]
+        reverse, size = (i % 2 == 1 for i in range(self.config.layers)), self._size | size
+        return [MaskedAutoregressive(dim, scalar, reverse=r, **size) for r in reverse]
 
     @property
     def _size(self) -> dict[str, int]:
@@ -130,7 +149,12 @@ class Flow(Continuous, Encodes, HasScore):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
-        if self.whiten is not None:
+        if self.whiten is None:
+            rows = slice(None, None, -(-len(x) // ROWS_TO_START))
+            parts = self.split(x[rows], RowNoise.by_place(len(x[rows]), generator))
+            e = None if c is None else self.encode_context(c[rows])
+            self.flow.prepare(parts.y, vector(self.given_codes(parts.codes, e)))
+        else:
             shrinkage = self.whiten.whiten(self.split(x, RowNoise.by_place(len(x), generator)).y)
             if shrinkage >= TOLD:
                 self.remarks = [
@@ -163,7 +187,26 @@ class Flow(Continuous, Encodes, HasScore):
 
     def draw(self, n: int, h: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         dtype = next(self.flow.parameters()).dtype
-        return self.of_latents(self.base.sample(n, vector(h), generator).to(self.device, dtype), h)
+        z = self.base.sample(n, vector(h), generator).to(self.device, dtype)
+        y = self.of_latents(z, h)
+        self.watch(z, y, h)
+        return y
+
+    def watch(self, z: Tensor, y: Tensor, h: Encoded | None) -> None:
+        """Raise NotInverted unless y = f^-1(z) [N, d] is finite, and f(y) = z for the first few rows.
+
+        A layer that shrinks a direction to next to nothing has an inverse on paper, and none in so many digits.
+        """
+        remedy = f"Weights of this {self.name} are at fault: fit again, with a lower rate (recipe.lr) or fewer layers."
+        if bad := int((~y.isfinite().all(1)).sum()):
+            raise NotInverted(f"{bad} of {len(y)} latents have no finite inverse.", remedy)
+        z, y = z[:WATCHED], y[:WATCHED]
+        again, _ = self.latents(y, None if h is None else h[:WATCHED])
+        miss = ((again - z).abs() / (1 + z.abs())).amax().item() if len(z) else 0.0
+        if not miss <= MOST_MISS:
+            raise NotInverted(
+                f"Latents come back from their inverse off by {miss:.2g} of 1 + |z|, above {MOST_MISS}.", remedy
+            )
 
     def objective(self, y: Tensor, h: Encoded | None, batch: Batch, generator: torch.Generator) -> Tensor:
         return -self.log_density(y, h)
@@ -186,27 +229,60 @@ class Flow(Continuous, Encodes, HasScore):
 
 
 @dataclass(frozen=True)
-class RealNvpConfig(FlowConfig):
-    """Options of ``realnvp``, beside those of every flow.
+class Scales(FlowConfig):
+    """Of flows whose chain has parts.
 
     Attributes:
         scales: parts of the chain; after each but the last, half of the entries that are left leave it for the base
-            (Dinh et al. 2017, section 3.6), so that the next part works on fewer.
+            (Dinh et al. 2017, section 3.6), so that the next part works on fewer [default: 1; over images that are
+            halved from part to part as many as their sides allow, at most 3].
     """
 
-    layers: int = 8
-    scales: int = 1
+    scales: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scales > self.layers:
+        if (self.scales or 1) > self.layers:
             raise UsageError(
                 f"{self.layers} layers make no {self.scales} scales.", "Give more layers, or fewer scales."
             )
 
+    def image_scales(self, space: Space) -> int:
+        """How many, over images."""
+        assert space.pixels is not None
+        return self.scales or max(1, min(MOST_SCALES, self.layers, halvings(*space.pixels[:2])))
+
+    def refuses(self, space: Space) -> str | None:
+        """Why images of this size have no such scales, or None."""
+        assert space.pixels is not None
+        most = max(1, halvings(*space.pixels[:2]))
+        if (self.scales or 1) <= most:
+            return None
+        height, width, _ = space.pixels
+        return (
+            f"{height}×{width} pixels make at most {most} scales, not {self.scales}. Leave out scales, or lower them."
+        )
+
+
+@dataclass(frozen=True)
+class RealNvpConfig(VectorFlowConfig, Scales):
+    """Options of ``realnvp``, beside those of every flow.
+
+    Attributes:
+        net: "auto" is conv for images with even sides of at least 16, else mlp.
+    """
+
+    layers: int = 8
+    net: Literal["auto", "mlp", "conv"] = "auto"
+
 
 class RealNvp(Flow):
-    """Affine couplings with alternating masks: even and odd columns, a checkerboard over pixels."""
+    """Affine couplings with alternating masks: even and odd columns, a checkerboard over pixels.
+
+    Over images the nets may be convolutional (section 3.6 of the paper): on each scale blocks of 2 x 2 pixels become
+    channels, of which first those of a checkerboard and then those of a row of each block are transformed given the
+    others. The nets of both see folded pixels (of the checkerboard, the paper's see the pixels themselves).
+    """
 
     name = "realnvp"
     summary = "an invertible chain of affine coupling layers from a Gaussian"
@@ -218,8 +294,55 @@ class RealNvp(Flow):
     Config = RealNvpConfig
     config: RealNvpConfig
 
+    @classmethod
+    def convolves(cls, space: Space, config: RealNvpConfig) -> bool:
+        if config.net != "auto" or not space.pixels:
+            return config.net == "conv"
+        return min(space.pixels[:2]) >= 16 and halvings(*space.pixels[:2]) > 0
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.net == "conv" and not space.pixels:
+            return "convolutions are for images. Leave net at auto."
+        if reason := super().refuses(space, context, config):
+            return reason
+        return config.refuses(space) if cls.convolves(space, config) else None
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if cls.convolves(space, config):
+            yield "linear_up_to"
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        tiny = cls.tiny(space)
+        if space.symbols != 2:  # of images, those of two levels tell
+            return {"convolutions": replace(tiny, net="conv", scales=None)} if space.pixels else {}
+        return {
+            "convolutions": replace(tiny, net="conv", scales=None),
+            "variational": replace(tiny, dequantise="variational"),
+            "truncated-normal": replace(tiny, dequantise="truncated-normal"),
+        }
+
+    def whitens(self) -> bool:
+        return super().whitens() and not self.convolves(self.space, self.config)
+
     def layers(self) -> list[Transform]:
-        return self.couplings(Affine(), self.config.scales)
+        config, shape = self.config, self.space.pixels
+        if shape is None or not self.convolves(self.space, config):
+            return self.couplings(Affine(), config.scales or 1)
+
+        def couple(shape: Shape, mask: Tensor) -> Transform:
+            return ConvCoupling(shape, mask, Affine(), kernel=3, **self._size)
+
+        def steps(shape: Shape, pixels: tuple[int, int], count: int) -> Iterable[Transform]:
+            squares, rows = checkerboard(*pixels, shape[2] // math.prod(pixels)), torch.arange(shape[2]) < shape[2] // 2
+            for k in range(count):
+                half = squares if k < (count + 1) // 2 else rows
+                yield couple(shape, (half == (k % 2 == 0)) | (shape[2] == 1))
+
+        return multiscale(shape, config.layers, config.image_scales(self.space), steps, couple)
 
 
 class Maf(Flow):
@@ -229,48 +352,27 @@ class Maf(Flow):
     summary = "an invertible chain of affine autoregressive layers to a Gaussian: fast density, slower samples"
     taxonomy = "explicit density / tractable / normalising flow"
     paper = "Papamakarios, Pavlakou & Murray 2017, Masked Autoregressive Flow for Density Estimation"
-    Config = FlowConfig
+    Config = VectorFlowConfig
 
     def layers(self) -> list[Transform]:
-        return [*self.autoregressions(Affine())]
+        return self.autoregressions(Affine(), self.dim)
 
 
-@dataclass(frozen=True)
-class NsfConfig(FlowConfig):
-    """Options of ``nsf``, beside those of every flow.
+class Iaf(Flow):
+    """The layers of ``maf`` from latents to data: samples take one pass of each, a density goes entry by entry."""
 
-    Attributes:
-        kind: "coupling" samples in one pass, "autoregressive" is the stronger density.
-        bins: of each spline.
-    """
-
-    kind: Literal["coupling", "autoregressive"] = "autoregressive"
-    bins: int = 8
-
-    ranges = {"bins": at_least(1, MOST_BINS)}
-
-
-class Nsf(Flow):
-    """Rational-quadratic spline layers with a learned linear map before each."""
-
-    name = "nsf"
-    summary = "an invertible chain of monotone rational-quadratic splines to a Gaussian"
+    name = "iaf"
+    summary = "an invertible chain of affine autoregressive layers from a Gaussian: fast samples, slower density"
     taxonomy = "explicit density / tractable / normalising flow"
-    paper = "Durkan, Bekasov, Murray & Papamakarios 2019, Neural Spline Flows"
-    Config = NsfConfig
-    config: NsfConfig
+    paper = "Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, Inverse Autoregressive Flow"
+    Config = VectorFlowConfig
+
+    @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return serving(cls, space, layers=1, hidden=32, blocks=1, codes_hidden=32)
 
     def layers(self) -> list[Transform]:
-        scalar = Spline(self.config.bins)
-        coupled = self.config.kind == "coupling"
-        chain = self.couplings(scalar) if coupled else self.autoregressions(scalar)
-        if self.dim > self.config.linear_up_to:
-            return [*chain]
-        return [t for layer in chain for t in (layer, LuLinear(self.dim))]
-
-    def rows_per_pass(self) -> int:
-        """A layer holds some arrays of all splines' parameters."""
-        return max(1, min(super().rows_per_pass(), 2**23 // (self.dim * 3 * self.config.bins)))
+        return [Inverse(layer) for layer in self.autoregressions(Affine(), self.dim)]
 
 
 @singledispatch

@@ -22,7 +22,7 @@ from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.model import serving
 from pofx.core.options import AMOUNT
 from pofx.core.space import Space
-from pofx.families.flow import Flow, FlowConfig
+from pofx.families.flow import Flow, VectorFlowConfig
 from pofx.nn.transformer import Shape
 from pofx.spaces import Image
 from pofx.transforms.base import Transform
@@ -32,7 +32,7 @@ LONGEST = 64  # tokens of a row of columns, unless the user says otherwise
 
 
 @dataclass(frozen=True)
-class TarFlowConfig(FlowConfig):
+class TarFlowConfig(VectorFlowConfig):
     """Options of ``tarflow``, beside those of every flow, of which ``hidden`` is the width of the transformers and
     ``blocks`` the layers of each.
 
@@ -87,12 +87,14 @@ class TarFlow(Flow):
             betas=(0.9, 0.99), clip=1.0, ema=0.99,
         )  # fmt: skip
 
-    def start(self) -> Any:
-        return CausalConv(self.space.event_shape) if self.space.pixels else super().start()
+    def whitens(self) -> bool:
+        return not self.space.pixels and super().whitens()
 
     def layers(self) -> list[Transform]:
-        c = self.config
-        return [CausalAffine(self.dim, tokens(self.space, self.dim, c.patch, k), c.shape, context=self.width) for k in range(c.layers)]
+        c, chain = self.config, list[Transform]([CausalConv(self.space.event_shape)] if self.space.pixels else [])
+        for k in range(c.layers):
+            chain.append(CausalAffine(self.dim, tokens(self.space, self.dim, c.patch, k), c.shape, context=self.width))
+        return chain
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         nets = [t.net for t in self.flow.transforms if isinstance(t, CausalAffine)]

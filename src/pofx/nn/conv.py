@@ -116,3 +116,47 @@ class ConvDecoder(nn.Module):
                 h, w = self.sizes[level + 1]
                 y = F.pixel_shuffle(y, 2)[..., :h, :w]
         return at_least_single(y)
+
+
+class ConvNet(nn.Module):
+    """x [N, inputs, H, W] (, h [N, context]) -> [N, outputs, H, W], zero at the start.
+
+    A convolution, residual blocks x + W2 act(film(W1 act(x), h)) and a convolution, both of 3 x 3 pixels.
+
+    Args:
+        inputs, outputs: channels of x and of the result.
+        hidden: channels of the blocks.
+        blocks: their number.
+        kernel: side of W1; W2 is of single pixels.
+        context: width of h, which scales and shifts the blocks' features (Perez et al. 2018); 0 for none.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, hidden: int = 128, blocks: int = 1, kernel: int = 1, context: int = 0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, hidden, 3, padding=1)
+        self.blocks = nn.ModuleList(_Film(hidden, kernel, context) for _ in range(blocks))
+        self.last = zeroed(nn.Conv2d(hidden, outputs, 3, padding=1))
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        x = self.first(x.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = block(x, h)
+        return at_least_single(self.last(F.silu(x)))
+
+
+class _Film(nn.Module):
+    def __init__(self, width: int, kernel: int, context: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(width, width, kernel, padding=kernel // 2), nn.Conv2d(width, width, 1)
+        self.film = nn.Linear(context, 2 * width) if context else None
+        nn.init.normal_(self.down.weight, std=0.1 / math.sqrt(width))  # blocks start near the identity
+
+    def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
+        y = self.up(F.silu(x))
+        if self.film is not None:
+            assert h is not None
+            scale, shift = self.film(h)[:, :, None, None].chunk(2, 1)
+            y = y * (1 + scale) + shift
+        return x + self.down(F.silu(y))

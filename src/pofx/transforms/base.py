@@ -83,6 +83,9 @@ class Transform(nn.Module):
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The x that z (and what left, ``out`` [N, leaving]) is of; differentiable in z, h and the parameters."""
 
+    def prepare(self, x: Tensor, h: Tensor | None = None) -> None:
+        """Look at rows of the training data, as they come to this place of a chain, once before training."""
+
 
 class Chain(Transform):
     """f = f_T . ... . f_1: log terms add, kinds join, what leaves is put side by side, errors add in quadrature.
@@ -121,6 +124,36 @@ class Chain(Transform):
         for transform, start, end in zip(reversed(self.transforms), ends[-2::-1], ends[::-1], strict=False):
             z = transform.inverse(z, h, out[:, start:end] if out is not None and end > start else None)  # type: ignore[operator]
         return z
+
+    @torch.no_grad()
+    def prepare(self, x: Tensor, h: Tensor | None = None) -> None:
+        for transform in self.transforms:
+            transform.prepare(x, h)  # type: ignore[operator]
+            x = transform(x, h).z
+
+
+class Inverse(Transform):
+    """f^-1 in place of f: what was the fast direction is the slow one.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        >>> linear = LuLinear(3)
+        >>> torch.equal(Inverse(linear).inverse(x), linear(x).z)
+        True
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
+        z = self.transform.inverse(x, h)
+        return Step(z, -self.transform(z, h).log_term)
+
+    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        x: Tensor = self.transform(z, h).z
+        return x
 
 
 class Split(Transform):
@@ -255,6 +288,23 @@ class LuLinear(Transform):
         """L and U [d, d]."""
         one = torch.ones_like(self.bias).diag()
         return self.packed.tril(-1) + one, self.packed.triu(1) + self.packed.diagonal().exp().diag()
+
+    def matrix(self) -> Tensor:
+        """L U P [d, d]."""
+        lower, upper = self.factors()
+        return (lower @ upper)[:, self.permutation.argsort()]
+
+    @torch.no_grad()
+    def rotate(self) -> None:
+        """Start as a random orthogonal matrix, whose LU factors have a positive diagonal."""
+        dim = len(self.bias)
+        # Q = P L' U' by pivoting, so that Q^T = U'^T L'^T P^T, and U'^T = L diag(U')
+        p, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64)).Q)
+        size = upper.diagonal().abs()
+        sign = upper.diagonal().sign()[:, None]  # of a row, which is as good a rotation with another one
+        left, right = sign * (upper / upper.diagonal()[:, None]).T * sign.T, size[:, None] * lower.T
+        self.permutation.copy_(p.argmax(0))
+        self.packed.copy_(left.tril(-1) + right.triu(1) + size.log().diag())
 
     def whiten(self, x: Tensor) -> float:
         """Start as the map that gives x [N, d] mean 0 and covariance I: a Cholesky factor's inverse.

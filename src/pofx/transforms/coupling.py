@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pofx.nn.mlp import Mlp
 from pofx.transforms.base import Noise, Scalar, Step, Transform
+from pofx.transforms.circular import turns
 
 
 class Coupling(Transform):
@@ -23,6 +24,7 @@ class Coupling(Transform):
         scalar: the monotone map g.
         context: width of h; 0 for none.
         hidden, blocks: size of the residual net.
+        angles: the net sees cosines and sines of A.
 
     Example:
         >>> import torch
@@ -37,17 +39,20 @@ class Coupling(Transform):
     changed: Tensor
     given: Tensor
 
-    def __init__(self, mask: Tensor, scalar: Scalar, *, context: int, hidden: int, blocks: int) -> None:
+    def __init__(
+        self, mask: Tensor, scalar: Scalar, *, context: int, hidden: int, blocks: int, angles: bool = False
+    ) -> None:
         super().__init__()
-        self.scalar = scalar
+        self.scalar, self.angles = scalar, angles
         self.register_buffer("changed", mask.nonzero()[:, 0], persistent=False)
         self.register_buffer("given", (~mask).nonzero()[:, 0], persistent=False)
-        inputs, outputs = max(1, len(self.given)), scalar.count * len(self.changed)
+        inputs, outputs = max(1, len(self.given)) * (1 + angles), scalar.count * len(self.changed)
         self.net = Mlp(inputs, outputs, hidden=hidden, blocks=blocks, context=context)
 
     def parameters_given(self, x: Tensor, h: Tensor | None) -> Tensor:
         """The scalar's parameters [count, d_B, N] from the entries A of x."""
         seen = x.T[self.given].T if len(self.given) else torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+        seen = turns(seen) if self.angles else seen
         return self.net.features_first(seen, h).view(self.scalar.count, len(self.changed), len(x))
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:

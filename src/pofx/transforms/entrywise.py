@@ -12,40 +12,11 @@ import torch
 from torch import Tensor
 
 from pofx.core.likelihood import LowerBound
-from pofx.nn.numbers import moments, on_grid
+from pofx.nn.numbers import moments
 from pofx.nn.tails import REACH, lengthen, shorten
 from pofx.transforms.base import Noise, Step, Transform
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class Dequantise(Transform):
-    """z = x + step (u - 1/2), u ~ U[0, 1): a density on cells for a probability on a grid (Theis et al. 2016, eq. 4-6).
-
-    Args:
-        step, origin: of the grids, float64 [d]; step 0 leaves an entry as it is.
-        gaps: entries may be absent.
-    """
-
-    kind = LowerBound
-    step: Tensor
-    origin: Tensor
-
-    def __init__(self, step: Tensor, origin: Tensor, *, gaps: bool = False) -> None:
-        super().__init__()
-        self.gaps = gaps
-        self.register_buffer("step", step, persistent=False)
-        self.register_buffer("origin", origin, persistent=False)
-
-    def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
-        z = x
-        if noise is not None:
-            z = (noise.rand(x.shape[1]).to(x) - 0.5).mul_(self.step.to(x.dtype)).add_(x)
-        return Step(z, _summed(torch.where(self.step > 0, self.step, 1.0).log(), x, self.gaps), kind=self.kind)
-
-    def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """To the nearest points of the grids, whose gradient is zero."""
-        return on_grid(z, self.step.to(z.dtype), self.origin.to(z.dtype))
 
 
 class Logit(Transform):
@@ -94,7 +65,7 @@ class Standardise(Transform):
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         z = (x - self.loc.to(x.dtype)).div_(self.scale.to(x.dtype))
-        return Step(z, _summed(-self.scale.log(), x, self.gaps))
+        return Step(z, summed(-self.scale.log(), x, self.gaps))
 
     def inverse(self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         return z * self.scale.to(z.dtype) + self.loc.to(z.dtype)
@@ -141,6 +112,6 @@ class Fill(Transform):
         return z
 
 
-def _summed(log_slope: Tensor, x: Tensor, gaps: bool) -> Tensor:
+def summed(log_slope: Tensor, x: Tensor, gaps: bool) -> Tensor:
     """The sum [N] of log slopes [d] that all rows x [N, d] share, over what is there of each."""
     return (~x.isnan()).to(log_slope) @ log_slope if gaps else log_slope.sum().expand(len(x))

@@ -22,7 +22,6 @@ CLOSE = 32  # units of rounding: a token that moves by no more, relative to its 
 LARGEST = 1e6  # of a guess: the first rounds may throw later tokens anywhere, and the net must bear them
 REACH = 3  # R, of a prediction from the pixels before
 BORDER = (REACH, REACH, REACH, 0)  # left, right, above, below
-ROWS = 1024  # images looked at to find it
 
 
 class CausalConv(Transform):
@@ -39,7 +38,7 @@ class CausalConv(Transform):
         >>> import torch
         >>> conv = CausalConv((1, 4, 4))
         >>> x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).cumsum(1)
-        >>> _ = conv.whiten(x)
+        >>> conv.prepare(x)
         >>> torch.allclose(conv.inverse(conv(x).z), x, atol=1e-4)
         True
     """
@@ -64,9 +63,9 @@ class CausalConv(Transform):
         return self.mask * self.weight + own
 
     @torch.no_grad()
-    def whiten(self, x: Tensor) -> float:
-        """Start as the best prediction in rows x [N, d], by least squares. Returns 0.0: no covariance was shrunk."""
-        image = F.pad(x[:: -(-len(x) // ROWS)].double().reshape(-1, *self.shape), BORDER)
+    def prepare(self, x: Tensor, h: Tensor | None = None) -> None:
+        """Start as the best prediction in rows x [N, d], by least squares."""
+        image = F.pad(x.double().reshape(-1, *self.shape), BORDER)
         patches = F.unfold(image, self.mask.shape[2:]).mT.flatten(0, 1)  # what each pixel sees, itself among it
         moments = patches.T @ patches / len(patches)
         own = self.log_scale.new_zeros(self.mask.shape[1:])
@@ -79,7 +78,6 @@ class CausalConv(Transform):
             scale = (moments[target, target] - weight @ cross).clamp(min=SHRINKAGE).rsqrt()
             self.weight[c] = own.flatten().index_copy(0, seen, -(weight * scale).to(own)).view_as(own)
             self.log_scale[c] = scale.log()
-        return 0.0
 
     def forward(self, x: Tensor, h: Tensor | None = None, noise: Noise | None = None) -> Step:
         image = F.pad(x.reshape(-1, *self.shape), BORDER)
