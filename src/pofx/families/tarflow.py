@@ -120,7 +120,8 @@ def _(space: Image, dim: int, patch: int, layer: int) -> Tensor:
     would never be seen from each other.
     """
     c, height, width = space.event_shape
-    side = patch or max([1, *(p for p in (2, 3, 4) if not height % p and not width % p and height * width >= 16 * p**2)])
+    fits = [p for p in (2, 3, 4) if not height % p and not width % p and height * width >= 16 * p**2]
+    side = patch or max([1, *fits])
     image = torch.arange(dim).view(c, height, width)
     if layer % 2:
         image = image.roll((side // 2, side // 2), (1, 2))

@@ -134,7 +134,7 @@ class CausalAffine(Transform):
         self.register_buffer("place", tokens.flatten().argsort(stable=True)[:dim], persistent=False)
         self.net = Transformer(shape, self.count)
         self.begin = nn.Parameter(torch.zeros(shape.width))
-        self.enter = nn.Linear(self.size, shape.width)
+        self.enter = nn.Linear(2 * self.size, shape.width)
         self.context = nn.Linear(context, shape.width) if context else None
         self.leave = zeroed(nn.Linear(shape.width, 2 * self.size))
 
@@ -183,9 +183,13 @@ class CausalAffine(Transform):
         return x
 
     def _inputs(self, u: Tensor, h: Tensor | None, first: int = 0, last: int | None = None) -> Tensor:
-        """The net's inputs ``first`` to ``last`` for tokens u [N, T, w]: each is the token before, after a beginning."""
+        """The net's inputs ``first`` to ``last`` for tokens u [N, T, w]: each is the token before, after a beginning.
+
+        Sizes are told beside numbers: how far the last tokens strayed tells how far the next one will.
+        """
         last = self.count if last is None else last
-        seen = self.enter(u[:, max(0, first - 1) : last - 1])
+        u = u[:, max(0, first - 1) : last - 1]
+        seen = self.enter(torch.cat([u, u.abs()], 2))
         inputs = seen if first else torch.cat([self.begin.expand(len(u), 1, -1), seen], 1)
         if self.context is None:
             return inputs
