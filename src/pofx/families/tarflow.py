@@ -37,12 +37,13 @@ class TarFlowConfig(VectorFlowConfig):
     ``blocks`` the layers of each.
 
     Attributes:
-        patch: side of a patch in pixels, 0 for the largest up to 4 that divides both sides into 16 patches or more;
-            of other data the columns of a token, 0 for the fewest that make at most 64 tokens.
+        patch: side of a patch in pixels, 0 for 2 where that divides both sides into 16 patches or more, else 1; of
+            other data the columns of a token, 0 for the fewest that make at most 64 tokens.
         n_heads: of each attention.
     """
 
     layers: int = 4
+    blocks: int = 1
     patch: int = 0
     n_heads: int = 4
 
@@ -120,8 +121,7 @@ def _(space: Image, dim: int, patch: int, layer: int) -> Tensor:
     would never be seen from each other.
     """
     c, height, width = space.event_shape
-    fits = [p for p in (2, 3, 4) if not height % p and not width % p and height * width >= 16 * p**2]
-    side = patch or max([1, *fits])
+    side = patch or (2 if height % 2 == width % 2 == 0 and height * width >= 64 else 1)
     image = torch.arange(dim).view(c, height, width)
     if layer % 2:
         image = image.roll((side // 2, side // 2), (1, 2))
