@@ -17,10 +17,10 @@ from pofx.nn.mlp import at_least_single, zeroed
 from pofx.nn.transformer import Shape, Transformer
 from pofx.transforms.base import SHRINKAGE, Noise, Step, Transform, implicit
 
-FEW = 2  # rows: their tokens are solved at once; with more, one after the other is faster on a CPU
 CLOSE = 32  # units of rounding: a token that moves by no more, relative to its size or 1, has arrived
 LARGEST = 1e6  # of a guess: the first rounds may throw later tokens anywhere, and the net must bear them
 REACH = 3  # R, of a prediction from the pixels before
+PART = 64  # images at once, of those looked at to find it
 BORDER = (REACH, REACH, REACH, 0)  # left, right, above, below
 
 
@@ -65,10 +65,11 @@ class CausalConv(Transform):
     @torch.no_grad()
     def prepare(self, x: Tensor, h: Tensor | None = None) -> None:
         """Start as the best prediction in rows x [N, d], by least squares."""
-        image = F.pad(x.double().reshape(-1, *self.shape), BORDER)
-        patches = F.unfold(image, self.mask.shape[2:]).mT.flatten(0, 1)  # what each pixel sees, itself among it
-        moments = patches.T @ patches / len(patches)
-        own = self.log_scale.new_zeros(self.mask.shape[1:])
+        moments, own = torch.zeros((), dtype=torch.float64), self.log_scale.new_zeros(self.mask.shape[1:])
+        pixels = len(x) * self.shape[1] * self.shape[2]
+        for part in x.double().reshape(-1, *self.shape).split(PART):
+            patches = F.unfold(F.pad(part, BORDER), own.shape[1:]).mT.flatten(0, 1)  # what each pixel sees, and itself
+            moments = moments + patches.T @ patches / pixels
         for c, mask in enumerate(self.mask.flatten(1)):
             seen = mask.nonzero()[:, 0]
             target = (c * (REACH + 1) + REACH) * (2 * REACH + 1) + REACH
@@ -147,8 +148,8 @@ class CausalAffine(Transform):
         self, z: Tensor, h: Tensor | None = None, out: Tensor | None = None, window: int | None = None
     ) -> Tensor:
         """``window`` is how many tokens are solved at once: 1 is one after the other, T all; None what is faster."""
-        if window is None:
-            window = self.count if len(z) <= FEW or z.device.type != "cpu" else 1
+        if window is None:  # on a CPU only the steps of a single row cost more than rounds that repeat work
+            window = 1 if z.device.type == "cpu" and len(z) > 1 else self.count
 
         def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
             u = self._tokens(x)
