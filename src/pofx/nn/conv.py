@@ -143,7 +143,7 @@ class ConvNet(nn.Module):
         x = self.first(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x, h)
-        return at_least_single(self.last(F.silu(x)))
+        return at_least_single(self.last(F.relu(x)))
 
 
 class _Film(nn.Module):
@@ -154,9 +154,9 @@ class _Film(nn.Module):
         nn.init.normal_(self.down.weight, std=0.1 / math.sqrt(width))  # blocks start near the identity
 
     def forward(self, x: Tensor, h: Tensor | None) -> Tensor:
-        y = self.up(F.silu(x))
+        y = self.up(F.relu(x))
         if self.film is not None:
             assert h is not None
             scale, shift = self.film(h)[:, :, None, None].chunk(2, 1)
             y = y * (1 + scale) + shift
-        return x + self.down(F.silu(y))
+        return x + self.down(F.relu(y))
