@@ -45,7 +45,7 @@ class CausalConv(Transform):
 
     mask: Tensor
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape, channels = shape, shape[0]
         # of channel, channel seen, row, column; the last row is the pixel's own
