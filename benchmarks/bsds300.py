@@ -27,6 +27,7 @@ SETTINGS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "realnvp": ({}, {}),
     "maf": ({"hidden": 512}, {"batch": 512}),
     "nsf": ({"hidden": 256}, {"batch": 512}),
+    "tarflow": ({}, {}),
 }
 
 

@@ -16,8 +16,8 @@ from pofx.train.fit import fit
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
 # these share the code of another family, or have many variants: three of four cases are for the longer tier of tests
 ALIKE = {
-    "cnf", "ddpm", "ncsn", "score-sde", "edm", "flow-matching", "maf", "iaf", "nsf", "glow", "gated-pixelcnn",
-    "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp", "masked-diffusion",
+    "cnf", "ddpm", "ncsn", "score-sde", "edm", "flow-matching", "maf", "iaf", "nsf", "glow", "tarflow",
+    "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp", "masked-diffusion",
 }  # fmt: skip
 
 

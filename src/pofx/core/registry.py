@@ -39,6 +39,7 @@ BUILT_IN = {
     "iaf": "pofx.families.flow:Iaf",
     "nsf": "pofx.families.nsf:Nsf",
     "glow": "pofx.families.glow:Glow",
+    "tarflow": "pofx.families.tarflow:TarFlow",
     "cnf": "pofx.families.cnf:Cnf",
     "vae": "pofx.families.vae:Vae",
     "gan": "pofx.families.gan:Gan",
