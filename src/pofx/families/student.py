@@ -106,7 +106,7 @@ class Taught(Continuous):
 
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
         kind = kind or self.own_samplers[0]
-        return kind() if hasattr(kind, "steps") else kind(steps=self.config.sample_steps)  # type: ignore[call-arg]
+        return kind() if hasattr(kind, "steps") else kind(steps=self.config.sample_steps)  # type: ignore[attr-defined,call-arg]
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
