@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pofx.core.noise import RowNoise
 from pofx.nn.encoders import Encoded
-from pofx.nn.unet import UNet
+from pofx.nn.unet import Attention, UNet
+from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
@@ -545,3 +546,33 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
         assert torch.allclose(net(x[k : k + 1], log_snr[k : k + 1], h[k : k + 1]), y[k : k + 1], atol=1e-5)
     assert not torch.allclose(net(x, log_snr + 1, h), y)
     assert not torch.allclose(net(x, log_snr, Encoded(h.vector + 1)), y)
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "patch", "levels"), [(1, 12, 12, 2, 2), (3, 13, 9, 1, 3)])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_samplers_passes_are_the_nets(
+    channels: int, height: int, width: int, patch: int, levels: int, n: int
+) -> None:
+    """Buffers, and norms that all rows share, give what the net gives row by row, told a context or not."""
+    net = UNet(channels, 16, levels, 1, patch, context=5, memory=4, attend=1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    steps, x = UNetSteps(net), torch.randn(n, channels, height, width)
+    h = Encoded(torch.randn(n, 5), torch.randn(n, 3, 4))
+    with torch.no_grad():
+        for log_snr in (torch.tensor([1.5]), torch.tensor([-3.0])):
+            rows = log_snr.expand(n)
+            assert torch.allclose(steps(x, log_snr), net(x, rows), atol=1e-5)
+            assert torch.allclose(steps(x, log_snr), net(x, log_snr), atol=1e-5)
+            assert torch.allclose(steps(x, rows, h), net(x, rows, h), atol=1e-5)
+    assert len(steps.fixed) == (n <= 2)
+    y = steps(x, rows, h)
+    assert y.requires_grad
+    assert torch.allclose(y, net(x, rows, h))
+
+
+def test_attentions_are_in_the_levels_asked_for() -> None:
+    """One in the middle, and one for each block of the levels asked for: as many as on the way down plus one up."""
+    counts = [sum(isinstance(m, Attention) for m in UNet(1, 16, 2, 1, attend=k).modules()) for k in range(3)]
+    assert counts == [1, 1 + 3, 1 + 6]

@@ -31,6 +31,7 @@ from pofx.families.continuous import Continuous, ContinuousConfig
 from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
+from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
@@ -69,6 +70,7 @@ class PathConfig(ContinuousConfig):
         hidden: width of the MLP.
         blocks: residual blocks, of the MLP or per level of the U-Net.
         channels: of the U-Net at its finest level.
+        attend: levels of the U-Net, the coarsest first, whose every block has an attention; one is in the middle anyway.
         sample_steps: steps of the sampler.
         ode_steps: steps of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
@@ -89,12 +91,19 @@ class PathConfig(ContinuousConfig):
     hidden: int = 256
     blocks: int = 2
     channels: int = 32
+    attend: int = 0
     sample_steps: int = 50
     ode_steps: int = 32
     draws: int = 32
     score_noise: float = 0.1
 
-    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE, "betas": at_least(25)}
+    ranges = {
+        "smallest": POSITIVE,
+        "largest": POSITIVE,
+        "score_noise": POSITIVE,
+        "betas": at_least(25),
+        "attend": at_least(0),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +141,8 @@ class PathModel(Continuous, HasNoisedScore):
             return NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
         patch = 2 if _side(space) >= 16 else 1
         levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-        return UNet(self.shape[0], config.channels, levels, config.blocks, patch, self.width, self.memory)
+        told = self.width, self.memory
+        return UNet(self.shape[0], config.channels, levels, config.blocks, patch, *told, config.attend)
 
     @classmethod
     def convolves(cls, config: PathConfig, space: Space) -> bool:
@@ -154,7 +164,7 @@ class PathModel(Continuous, HasNoisedScore):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
         yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
-        yield "hidden" if cls.convolves(config, space) else "channels"
+        yield from ("hidden",) if cls.convolves(config, space) else ("channels", "attend")
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
@@ -189,9 +199,9 @@ class PathModel(Continuous, HasNoisedScore):
     def denoiser(self, h: Encoded | None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h."""
         dtype = next(self.net.parameters()).dtype
-        net, c = (lambda z, log_snr: self.net(z, log_snr, h)), self.config
+        c, net = self.config, UNetSteps(self.net) if isinstance(self.net, UNet) else self.net
         start = self.gaussian if self.span is None else None
-        return Denoiser(net, self.schedule, PREDICTIONS[c.predict], start, dtype)
+        return Denoiser(lambda z, log_snr: net(z, log_snr, h), self.schedule, PREDICTIONS[c.predict], start, dtype)
 
     # -- training -----------------------------------------------------------------------------------------
 
