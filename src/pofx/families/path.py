@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,13 +24,15 @@ from pofx.core.likelihood import Available, Estimate, Exact, LowerBound
 from pofx.core.measure import Measure
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import POSITIVE, at_least
+from pofx.core.options import AMOUNT, POSITIVE, at_least
 from pofx.core.requests import SOLVERS, OdeLikelihood, Request, Sampler, VariationalBound
 from pofx.core.space import Space
 from pofx.families.continuous import Continuous, ContinuousConfig
+from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
+from pofx.nn.unet2d import GROUPS, UNet2d, UNet2dOnChain, usual_shape
 from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
@@ -66,11 +68,12 @@ class PathConfig(ContinuousConfig):
         coupling: the noise that a datum gets in training: any, or within each batch the nearest by optimal transport.
         smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
         largest: the same at the noise's end.
-        net: "auto" is a U-Net for images with sides of at least 8, else an MLP.
-        hidden: width of the MLP.
-        blocks: residual blocks, of the MLP or per level of the U-Net.
-        channels: of the U-Net at its finest level.
-        attend: levels of the U-Net, the coarsest first, whose every block has an attention; one is in the middle anyway.
+        net: "auto" is a U-Net for images with sides of at least 8, else an MLP; "dit" a transformer over patches of an
+            image, "unet2d" the U-Net of the library diffusers, which reads it, on the chain of Ho et al. 2020.
+        hidden: width of the MLP or of the transformer.
+        blocks: residual blocks, of the MLP or per level of the U-Nets, or layers of the transformer.
+        channels: of the U-Nets at their finest level.
+        attend: levels of the U-Nets, the coarsest first, whose every block has an attention, beside that in the middle.
         sample_steps: steps of the sampler.
         ode_steps: steps of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
@@ -87,7 +90,7 @@ class PathConfig(ContinuousConfig):
     coupling: Literal["independent", "optimal"] = "independent"
     smallest: float = 1e-3
     largest: float = 80.0
-    net: Literal["auto", "mlp", "unet"] = "auto"
+    net: Literal["auto", "mlp", "unet", "unet2d", "dit"] = "auto"
     hidden: int = 256
     blocks: int = 2
     channels: int = 32
@@ -102,7 +105,7 @@ class PathConfig(ContinuousConfig):
         "largest": POSITIVE,
         "score_noise": POSITIVE,
         "betas": at_least(25),
-        "attend": at_least(0),
+        "attend": AMOUNT,
     }
 
     def __post_init__(self) -> None:
@@ -130,30 +133,45 @@ class PathModel(Continuous, HasNoisedScore):
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         # in which the network takes y
-        self.shape: tuple[int, ...] = space.event_shape if self.convolves(config, space) else (self.dim,)
+        self.shape: tuple[int, ...] = (self.dim,) if self.net_kind(config, space) == "mlp" else space.event_shape
         self.net = self._net()
         self.register_buffer("span", torch.zeros(2, self.dim) if config.start == "none" else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     def _net(self) -> nn.Module:
-        config, space = self.config, self.space
-        if not self.convolves(config, space):
+        config, space, told = self.config, self.space, (self.width, self.memory)
+        kind = self.net_kind(config, space)
+        if kind == "mlp":
             return NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
+        if kind == "dit":  # of at most 16 patches a side
+            patch = 2 ** max(0, math.ceil(math.log2(max(self.shape[1:]) / 16)))
+            return Dit(self.shape, config.hidden, config.blocks, patch, *told)
+        if kind == "unet2d":
+            assert isinstance(self.schedule, Chain)
+            net = UNet2d(usual_shape(self.shape, config.channels, config.blocks, config.attend))
+            return UNet2dOnChain(net, self.schedule.step)
         patch = 2 if _side(space) >= 16 else 1
         levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-        told = self.width, self.memory
         return UNet(self.shape[0], config.channels, levels, config.blocks, patch, *told, config.attend)
 
     @classmethod
-    def convolves(cls, config: PathConfig, space: Space) -> bool:
-        """Is the network a U-Net?"""
-        large = _side(space) >= 8
-        return config.net == "unet" or (config.net == "auto" and large)
+    def net_kind(cls, config: PathConfig, space: Space) -> str:
+        """Which network it is."""
+        return config.net if config.net != "auto" else "unet" if _side(space) >= 8 else "mlp"
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.net == "unet" and not space.pixels:
-            return "a U-Net is for images. Leave net at auto."
+        if config.net not in ("auto", "mlp") and not space.pixels:
+            return f"net={config.net} is for images. Leave net at auto."
+        if config.net == "unet2d":
+            if config.schedule != "ddpm":
+                return "net=unet2d is told a step of the chain. Set schedule=ddpm, or net=unet."
+            if context is not None:
+                return "net=unet2d is told no context. Use net=unet."
+            if config.logit:
+                return "net=unet2d takes pixels as they are. Leave logit at 0."
+            if config.channels % GROUPS:
+                return f"net=unet2d has norms of {GROUPS} groups. Give a multiple of {GROUPS} as channels."
         if reason := super().refuses(space, context, config):
             return reason
         if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
@@ -164,13 +182,20 @@ class PathModel(Continuous, HasNoisedScore):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
         yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
-        yield from ("hidden",) if cls.convolves(config, space) else ("channels", "attend")
+        yield from ("hidden",) if cls.net_kind(config, space) in ("unet", "unet2d") else ("channels", "attend")
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(
             cls, space, hidden=64, blocks=1, channels=16, codes_hidden=32, sample_steps=20, ode_steps=8, draws=16
         )
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        if not space.pixels:
+            return {}
+        tiny = cls.tiny(space)
+        return {"dit": replace(tiny, net="dit"), "attend": replace(tiny, net="unet", attend=1)}
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -180,6 +205,8 @@ class PathModel(Continuous, HasNoisedScore):
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
+        if self.config.net == "unet2d":
+            self.centre()
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.split(some, RowNoise.by_place(len(some), generator)).y
@@ -188,13 +215,19 @@ class PathModel(Continuous, HasNoisedScore):
         else:
             self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
+    def centre(self) -> None:
+        """Pixels go from -1 to 1, as Ho et al. 2020 and nets that others trained have them."""
+        half = ((self.space.symbols or 1) - 1) / 2
+        self.preprocess.standard.loc.fill_(half)
+        self.preprocess.standard.scale.fill_(half)
+
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
         return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
 
     @property
     def attends(self) -> bool:
-        return isinstance(self.net, UNet)
+        return isinstance(self.net, UNet | Dit)
 
     def denoiser(self, h: Encoded | None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h."""

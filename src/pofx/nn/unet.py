@@ -86,7 +86,7 @@ class UNet(nn.Module):
             out: Tensor = layer(x, *next(films), *memory) if isinstance(layer, Block) else layer(x)
             return out
 
-        x = self.first(self.fold(x).contiguous(memory_format=torch.channels_last))
+        x = self.first(fold(x, self.patch).contiguous(memory_format=torch.channels_last))
         kept = [x]
         for layer in self.down:
             kept.append(x := run(layer, x))
@@ -97,7 +97,7 @@ class UNet(nn.Module):
                 x = run(layer, torch.cat([x, kept.pop()], 1))
             else:
                 x = layer(F.interpolate(x, size=kept[-1].shape[2:], mode="nearest"))
-        return self.unfold(self.last(x), height, width)
+        return unfold(self.last(x), self.patch, height, width)
 
     def films(self, log_snr: Tensor, h: Encoded | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Gain and shift [N or 1, features] of each block's second norm."""
@@ -106,18 +106,6 @@ class UNet(nn.Module):
             emb = emb + self.context(h.vector)
         gains, shifts = self.film(F.silu(emb)).chunk(2, 1)
         return zip(gains.split(self.sizes, 1), shifts.split(self.sizes, 1), strict=True)
-
-    def fold(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] as maps of their pixel blocks, those at the far sides filled up."""
-        height, width = x.shape[2:]
-        if height % self.patch or width % self.patch:
-            x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
-        return F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-
-    def unfold(self, x: Tensor, height: int, width: int) -> Tensor:
-        """The inverse of ``fold``, for images of these sides."""
-        x = F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
-        return x[:, :, :height, :width].contiguous()
 
 
 class Block(nn.Module):
@@ -177,6 +165,20 @@ class LogSnrFeatures(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angle = log_snr[:, None] * self.rate
         return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Images [N, C, H, W] as maps of their pixel blocks, those at the far sides filled up with zeros."""
+    height, width = x.shape[2:]
+    if height % patch or width % patch:
+        x = F.pad(x, (0, -width % patch, 0, -height % patch))
+    return F.pixel_unshuffle(x, patch) if patch > 1 else x
+
+
+def unfold(x: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of ``fold``, for images of these sides."""
+    x = F.pixel_shuffle(x, patch) if patch > 1 else x
+    return x[:, :, :height, :width].contiguous()
 
 
 def _norm(width: int, affine: bool = True) -> nn.GroupNorm:

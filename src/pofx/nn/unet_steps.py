@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pofx.nn.encoders import Encoded, told
 from pofx.nn.transformer import Memory
-from pofx.nn.unet import Block, UNet
+from pofx.nn.unet import Block, UNet, fold, unfold
 
 FEW = 2  # images; of more, oneDNN's convolutions are as fast
 
@@ -77,7 +77,7 @@ class _Fixed:
     def __call__(self, x: Tensor, log_snr: Tensor, h: Encoded | None) -> Tensor:
         net, (height, width) = self.net, x.shape[2:]
         films, memory = net.films(log_snr, h), told(h)
-        x = self.first(net.fold(x).movedim(1, -1))
+        x = self.first(fold(x, net.patch).movedim(1, -1))
         kept = [x]
         for layer in self.down:
             kept.append(x := layer(x, next(films), *memory) if isinstance(layer, _Block) else layer(x))
@@ -89,7 +89,7 @@ class _Fixed:
             else:
                 x = layer(x)
         x = self.last(F.silu(self.norm(x, self.norm.weight, self.norm.bias), inplace=True))
-        return net.unfold(x.view(self.n, *self.size, -1).movedim(-1, 1), height, width)
+        return unfold(x.view(self.n, *self.size, -1).movedim(-1, 1), net.patch, height, width)
 
 
 class _Conv:
