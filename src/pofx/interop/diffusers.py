@@ -27,6 +27,7 @@ from pofx.core.model import Model
 from pofx.families.diffusion import Ddpm, DdpmConfig
 from pofx.families.path import PathModel, PredictionName
 from pofx.interop.huggingface_tensors import read_json
+from pofx.nn.unet import channels_last
 from pofx.nn.unet2d import GROUPS, UNet2d, UNet2dOnChain, UNet2dShape
 from pofx.paths.predict import PREDICTIONS, Denoise, eps_of, point
 from pofx.paths.samplers import Solver
@@ -74,7 +75,7 @@ def read_diffusers(folder: str | Path) -> Run:
     # the smallest net, in whose place the folder's is put
     options = DdpmConfig(net="unet2d", channels=GROUPS, blocks=1, betas=chain.steps, predict=PREDICTS[told])
     model = Ddpm(options, space)
-    model.schedule, model.net = chain, UNet2dOnChain(net.to(memory_format=torch.channels_last), chain.step)
+    model.schedule, model.net = chain, UNet2dOnChain(channels_last(net), chain.step)
     model.centre()
     assert model.span is not None
     most = float(process.get("clip_sample_range", 1.0)) if process.get("clip_sample", True) else math.inf
@@ -151,7 +152,7 @@ def _same_chain(schedule: Schedule, scheduler: Any) -> None:
             return
     raise Unsupported(
         "The scheduler's chain is not the one that the net has learned.",
-        "Make it from the chain's betas: trained_betas=model.schedule.betas.tolist().",
+        "Give it the chain's own betas, those of model.schedule, as its trained betas.",
     )
 
 
@@ -247,7 +248,7 @@ def _weights(net: UNet2d, folder: Path) -> dict[str, Tensor]:
     file = folder / WEIGHTS
     if not file.is_file():
         raise MissingSource(
-            f"{folder} has no {WEIGHTS}.", "Write it: model.save_pretrained(folder, safe_serialization=True)."
+            f"{folder} has no {WEIGHTS}.", "Write it: UNet2DModel.from_pretrained(old).save_pretrained(new)."
         )
     try:
         found = {_renamed(name): tensor.float() for name, tensor in load_file(file).items()}

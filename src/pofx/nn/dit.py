@@ -40,7 +40,7 @@ class Dit(nn.Module):
         memory: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        channels, self.sides = size[0] * patch**2, tuple(-(-side // patch) for side in size[1:])
+        channels, self.sides = size[0] * patch**2, (-(-size[1] // patch), -(-size[2] // patch))
         self.patch = patch
         self.enter = nn.Linear(channels, width)
         self.register_buffer("place", places(*self.sides, width), persistent=False)

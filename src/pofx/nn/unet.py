@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class UNet(nn.Module):
         self.sizes = [block.norm2.num_channels for block in self._blocks()]
         self.film = nn.Linear(emb, 2 * sum(self.sizes))
         self.film.bias.data = torch.cat([torch.ones(sum(self.sizes)), torch.zeros(sum(self.sizes))])
-        self.to(memory_format=torch.channels_last)  # weights as the maps lie, or each pass turns them
+        channels_last(self)
 
     def _blocks(self) -> list[Block]:
         """In the order of a pass."""
@@ -165,6 +166,17 @@ class LogSnrFeatures(nn.Module):
     def forward(self, log_snr: Tensor) -> Tensor:
         angle = log_snr[:, None] * self.rate
         return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def channels_last(net: N) -> N:
+    """The net, its convolutions' weights laid as its maps are: else each pass turns them."""
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return net
 
 
 def fold(x: Tensor, patch: int) -> Tensor:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.encoders import Encoded
+from pofx.nn.unet import channels_last
 
 GROUPS = 8  # of the norms of a net that is not read from a file
 
@@ -69,6 +71,10 @@ def usual_shape(size: tuple[int, ...], width: int, layers: int, attend: int) -> 
 class UNet2d(nn.Module):
     """Maps images at steps of a chain to images; sides are multiples of 2^(levels - 1)."""
 
+    down_blocks: Any
+    up_blocks: Any
+    mid_block: Any
+
     def __init__(self, shape: UNet2dShape) -> None:
         super().__init__()
         self.shape, widths = shape, shape.widths
@@ -90,7 +96,7 @@ class UNet2d(nn.Module):
             now = width
         self.conv_norm_out = nn.GroupNorm(shape.groups, now, shape.eps)
         self.conv_out = nn.Conv2d(now, shape.channels, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         """x [N, C, H, W], step [N] or [1], counted from 0 -> [N, C, H, W]"""
@@ -111,7 +117,8 @@ class UNet2d(nn.Module):
                 x = attention(resnet(torch.cat([x, kept.pop()], 1), emb))
             if level.upsamplers is not None:
                 x = level.upsamplers[0](x)
-        return self.conv_out(F.silu(self.conv_norm_out(x))).contiguous()
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x))).contiguous()
+        return out
 
     def waves(self, step: Tensor) -> Tensor:
         """Cosines and sines [N, widths[0]] of the steps [N], wavelengths from 2 pi to 20,000 pi."""

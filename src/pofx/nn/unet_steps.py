@@ -71,8 +71,7 @@ class _Fixed:
             else:
                 near, size = _nearest(n, size, sizes[-1]), sizes[-1]
                 self.up.append(_Enlarged(near, _Conv(layer, n, size)))
-        norm, _, conv = net.last
-        self.norm, self.last = _Norm(norm, n, size), _Conv(conv, n, size)
+        self.norm, self.last = _Norm(net.last[0], n, size), _Conv(net.last[2], n, size)
 
     def __call__(self, x: Tensor, log_snr: Tensor, h: Encoded | None) -> Tensor:
         net, (height, width) = self.net, x.shape[2:]
@@ -97,11 +96,12 @@ class _Conv:
 
     def __init__(self, conv: nn.Module, n: int, size: tuple[int, int]) -> None:
         assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         weight, bias, step = conv.weight, conv.bias, conv.stride[0]
         c, (h, w) = weight.shape[1], size
         self.size = -(-h // step), -(-w // step)
         self.weight = weight.permute(2, 3, 1, 0).reshape(9 * c, -1).contiguous()
-        self.bias = bias
+        self.bias: Tensor = bias
         padded = weight.new_zeros(n, h + 2, w + 2, c)
         self.inside = padded[:, 1:-1, 1:-1]
         a, b, d, _ = padded.stride()
@@ -141,10 +141,9 @@ class _Block:
     def __init__(self, block: Block, n: int, size: tuple[int, int]) -> None:
         self.norm1, self.norm2 = _Norm(block.norm1, n, size), _Norm(block.norm2, n, size)
         self.conv1, self.conv2 = _Conv(block.conv1, n, size), _Conv(block.conv2, n, size)
-        self.bias = bias = block.conv2.bias
-        self.skip = None
-        if block.skip is not None and bias is not None:
-            self.skip, self.bias = block.skip.weight.T.contiguous(), block.skip.bias + bias
+        self.bias, self.skip = self.conv2.bias, None
+        if block.skip is not None:
+            self.skip, self.bias = block.skip.weight.T.contiguous(), block.skip.bias + self.bias
         self.attention, self.shape = block.attention, (n, *size)
 
     def __call__(self, x: Tensor, film: tuple[Tensor, Tensor], memory: Memory | None = None) -> Tensor:
