@@ -192,10 +192,7 @@ class PathModel(Continuous, HasNoisedScore):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
-        if not space.pixels:
-            return {}
-        tiny = cls.tiny(space)
-        return {"dit": replace(tiny, net="dit"), "attend": replace(tiny, net="unet", attend=1)}
+        return {"dit": replace(cls.tiny(space), net="dit", hidden=32)} if space.pixels else {}
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
