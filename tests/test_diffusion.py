@@ -406,7 +406,7 @@ def test_unet_learns_images(name: str) -> None:
 
 def test_what_cannot_work_is_refused_by_name() -> None:
     x, _ = moons(50)
-    with pytest.raises(Unsupported, match="U-Net is for images"):
+    with pytest.raises(Unsupported, match="net=unet is for images"):
         Ddpm(PathConfig(net="unet"), PLANE)
     with pytest.raises(UsageError, match="cannot rise"):
         FlowMatching(FlowMatching.Config(smallest=2.0, largest=1.0), PLANE)

@@ -11,12 +11,15 @@ from itertools import pairwise, permutations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pofx.core.errors import NotANumber, UsageError
 from pofx.core.noise import RowNoise
 from pofx.core.requests import SOLVERS
+from pofx.nn.dit import Dit, DitLayer, places
 from pofx.nn.encoders import Encoded
-from pofx.nn.unet import UNet
+from pofx.nn.unet import Attention, UNet
+from pofx.nn.unet_steps import UNetSteps
 from pofx.paths import samplers
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import bound, ode, stratified
@@ -727,3 +730,86 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
         assert torch.allclose(net(x[k : k + 1], log_snr[k : k + 1], h[k : k + 1]), y[k : k + 1], atol=1e-5)
     assert not torch.allclose(net(x, log_snr + 1, h), y)
     assert not torch.allclose(net(x, log_snr, Encoded(h.vector + 1)), y)
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "patch", "levels"), [(1, 12, 12, 2, 2), (3, 13, 9, 1, 3)])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_samplers_passes_are_the_nets(
+    channels: int, height: int, width: int, patch: int, levels: int, n: int
+) -> None:
+    """Buffers, and norms that all rows share, give what the net gives row by row, told a context or not."""
+    net = UNet(channels, 16, levels, 1, patch, context=5, memory=4, attend=1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    steps, x = UNetSteps(net), torch.randn(n, channels, height, width)
+    h = Encoded(torch.randn(n, 5), torch.randn(n, 3, 4))
+    with torch.no_grad():
+        for log_snr in (torch.tensor([1.5]), torch.tensor([-3.0])):
+            rows = log_snr.expand(n)
+            assert torch.allclose(steps(x, log_snr), net(x, rows), atol=1e-5)
+            assert torch.allclose(steps(x, log_snr), net(x, log_snr), atol=1e-5)
+            assert torch.allclose(steps(x, rows, h), net(x, rows, h), atol=1e-5)
+    assert len(steps.fixed) == (n <= 2)
+    y = steps(x, rows, h)
+    assert y.requires_grad
+    assert torch.allclose(y, net(x, rows, h))
+
+
+def test_attentions_are_in_the_levels_asked_for() -> None:
+    """One in the middle, and one for each block of the levels asked for: as many as on the way down plus one up."""
+    counts = [sum(isinstance(m, Attention) for m in UNet(1, 16, 2, 1, attend=k).modules()) for k in range(3)]
+    assert counts == [1, 1 + 3, 1 + 6]
+
+
+# -- the transformer ----------------------------------------------------------------------------------
+
+
+def dit(size: tuple[int, ...], patch: int, **options: int) -> Dit:
+    net = Dit(size, 32, 2, patch, **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return net
+
+
+@pytest.mark.parametrize(("size", "patch"), [((1, 8, 8), 1), ((3, 12, 8), 2), ((1, 13, 9), 4)])
+def test_dit_takes_any_size(size: tuple[int, ...], patch: int) -> None:
+    x, log_snr = torch.randn(3, *size), torch.tensor([-3.0, 0.0, 5.0])
+    h = Encoded(torch.randn(3, 5), torch.randn(3, 2, 4))
+    assert torch.equal(Dit(size, 32, 2, patch)(x, log_snr), torch.zeros_like(x))  # it starts at zero
+    net = dit(size, patch, context=5, memory=4)
+    y = net(x, log_snr, h)
+    assert y.shape == x.shape
+    for k in range(3):  # rows are independent, and one noise level serves all
+        one = h[k : k + 1]
+        assert torch.allclose(net(x[k : k + 1], log_snr[k : k + 1], one), y[k : k + 1], atol=1e-5)
+    assert torch.allclose(net(x, torch.zeros(1)), net(x, torch.zeros(3)), atol=1e-6)
+    for other in (Encoded(h.vector + 1, h.tokens), Encoded(h.vector, h.tokens.flip(2))):  # type: ignore[union-attr]
+        assert not torch.allclose(net(x, log_snr, other), y)
+    assert not torch.allclose(net(x, log_snr + 1, h), y)
+
+
+def test_a_layer_of_dit_is_the_papers() -> None:
+    """Against torch's own attention, given the layer's modulations."""
+    torch.manual_seed(0)
+    layer, attention = DitLayer(128), torch.nn.MultiheadAttention(128, 2, batch_first=True)
+    layer.film.weight.data.normal_(std=0.05)
+    attention.in_proj_weight.data, attention.in_proj_bias.data = layer.qkv.weight.data, layer.qkv.bias.data
+    attention.out_proj.weight.data, attention.out_proj.bias.data = layer.out.weight.data, layer.out.bias.data
+    x, emb = torch.randn(2, 5, 128), torch.randn(2, 1, 128)
+    s1, b1, g1, s2, b2, g2 = layer.film(emb).chunk(6, -1)
+    y = F.layer_norm(x, (128,)) * (1 + s1) + b1
+    expected = x + g1 * attention(y, y, y)[0]
+    y = F.layer_norm(expected, (128,)) * (1 + s2) + b2
+    expected = expected + g2 * layer.down(F.gelu(layer.up(y), approximate="tanh"))
+    assert torch.allclose(layer(x, emb), expected, atol=1e-5)
+    fresh = DitLayer(128)
+    assert torch.equal(fresh(x, emb), x)  # gates start at zero
+
+
+def test_dit_knows_where_a_patch_is() -> None:
+    """Without places a transformer gives for patches in another order the same in that order."""
+    net, x = dit((1, 4, 4), 2), torch.randn(1, 1, 4, 4)
+    assert not torch.allclose(net(x.roll(2, 3), torch.zeros(1)), net(x, torch.zeros(1)).roll(2, 3), atol=1e-3)
+    assert len(places(4, 4, 32).unique(dim=0)) == 16

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pofx.core.errors import UsageError
+from pofx.interop.diffusers import is_diffusers, read_diffusers
 from pofx.interop.model import is_checkpoint
 from pofx.interop.model import read_model as read_checkpoint
 from pofx.train.run import Run, read_data, read_run
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def read_model(path: Path) -> Run:
-    """A run, or a Hugging Face checkpoint as if it were one: it has a model and neither data nor a log."""
+    """A run; or a Hugging Face checkpoint or a folder of diffusers as if it were one, with neither data nor a log."""
+    if is_diffusers(path):
+        return read_diffusers(path)
     return read_checkpoint(path) if is_checkpoint(path) else read_run(path)
 
 

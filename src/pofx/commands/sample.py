@@ -37,7 +37,7 @@ class Sample(Sampling, Output):  # type: ignore[misc]
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder, or one of a Hugging Face checkpoint."""
+    """The run folder, or one of a Hugging Face checkpoint or of diffusers."""
     n: Annotated[Positional[int], arg(metavar="N")] = 16
     """How many (for each context, for each prompt, for each image that is completed)."""
     out: Path | None = None

@@ -31,6 +31,7 @@ from pofx.core.requests import (
 )
 from pofx.core.space import Space
 from pofx.families.path import PathConfig, PathModel, PredictionName, ScheduleName, TimesName, WeightingName
+from pofx.paths.distill import STUDENTS
 
 
 def first(solver: type[Solver]) -> tuple[type[Sampler], ...]:
@@ -68,6 +69,16 @@ class Vdm(PathModel):
     summary = "a network that removes Gaussian noise, trained on its bound of the likelihood"
     paper = "Kingma, Salimans, Poole & Ho 2021, Variational diffusion models"
     Config = PathConfig
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        """Of all paths, in cases that tell: other nets, and students."""
+        tiny = cls.tiny(space)
+        if space.pixels:
+            return {"dit": replace(tiny, net="dit", hidden=32)}
+        if [column.measure for column in space.columns] != ["lebesgue", "atom+lebesgue"]:
+            return {}
+        return {f"student of {name}": replace(tiny, student=name) for name in STUDENTS}
 
 
 @dataclass(frozen=True)

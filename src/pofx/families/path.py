@@ -23,13 +23,16 @@ from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, Likelihood, LowerBound, Number
 from pofx.core.model import serving
 from pofx.core.noise import RowNoise
-from pofx.core.options import POSITIVE, at_least
+from pofx.core.options import AMOUNT, POSITIVE, at_least
 from pofx.core.requests import SOLVERS, FewStep, OdeLikelihood, Request, VariationalBound
 from pofx.core.space import Space
+from pofx.families.path_net import net_kind, net_of, net_refused
 from pofx.families.student import StudentOptions, Taught, student_of
+from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
+from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.guidance import Drawing, Inpainting, guidances
 from pofx.paths.likelihood import angles, ode, ode_sample, stratified, terms
@@ -68,10 +71,12 @@ class PathConfig(StudentOptions):
         coupling: the noise that a datum gets in training: any, or within each batch the nearest by optimal transport.
         smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
         largest: the same at the noise's end.
-        net: "auto" is a U-Net for images with sides of at least 8, else an MLP.
-        hidden: width of the MLP.
-        blocks: residual blocks, of the MLP or per level of the U-Net.
-        channels: of the U-Net at its finest level.
+        net: "auto" is a U-Net for images with sides of at least 8, else an MLP; "dit" a transformer over patches of an
+            image, "unet2d" the U-Net of the library diffusers, which reads it, on the chain of Ho et al. 2020.
+        hidden: width of the MLP or of the transformer.
+        blocks: residual blocks, of the MLP or per level of the U-Nets, or layers of the transformer.
+        channels: of the U-Nets at their finest level.
+        attend: levels of the U-Nets, the coarsest first, whose every block has an attention, beside that in the middle.
         sample_steps: steps of the sampler.
         ode_steps: steps of the ODE likelihood's solver.
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
@@ -89,16 +94,23 @@ class PathConfig(StudentOptions):
     coupling: Literal["independent", "optimal"] = "independent"
     smallest: float = 1e-3
     largest: float = 80.0
-    net: Literal["auto", "mlp", "unet"] = "auto"
+    net: Literal["auto", "mlp", "unet", "unet2d", "dit"] = "auto"
     hidden: int = 256
     blocks: int = 2
     channels: int = 32
+    attend: int = 0
     sample_steps: int = 50
     ode_steps: int = 16
     draws: int = 32
     score_noise: float = 0.1
 
-    ranges = {"smallest": POSITIVE, "largest": POSITIVE, "score_noise": POSITIVE, "betas": at_least(25)}
+    ranges = {
+        "smallest": POSITIVE,
+        "largest": POSITIVE,
+        "score_noise": POSITIVE,
+        "betas": at_least(25),
+        "attend": AMOUNT,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,30 +138,16 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         # in which the network takes y
-        self.shape: tuple[int, ...] = space.event_shape if self.convolves(config, space) else (self.dim,)
-        self.net = self._net()
+        self.shape: tuple[int, ...] = (self.dim,) if net_kind(config, space) == "mlp" else space.event_shape
+        self.net = net_of(config, space, self.shape, self.width, self.memory, self.schedule)
         self.student = student_of(self.net, config)
         self.register_buffer("span", torch.zeros(2, self.dim) if config.clip else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
-    def _net(self) -> nn.Module:
-        config, space = self.config, self.space
-        if not self.convolves(config, space):
-            return NoisyMlp(self.dim, self.width, config.hidden, config.blocks)
-        patch = 2 if _side(space) >= 16 else 1
-        levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-        return UNet(self.shape[0], config.channels, levels, config.blocks, patch, self.width, self.memory)
-
-    @classmethod
-    def convolves(cls, config: PathConfig, space: Space) -> bool:
-        """Is the network a U-Net?"""
-        large = _side(space) >= 8
-        return config.net == "unet" or (config.net == "auto" and large)
-
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
-        if config.net == "unet" and not space.pixels:
-            return "a U-Net is for images. Leave net at auto."
+        if reason := net_refused(config, space, context):
+            return reason
         if reason := super().refuses(space, context, config):
             return reason
         if config.coupling == "optimal" and (context is not None or preprocess(space).code_sizes):
@@ -166,7 +164,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
         yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
-        yield "hidden" if cls.convolves(config, space) else "channels"
+        yield from ("hidden",) if net_kind(config, space) in ("unet", "unet2d") else ("channels", "attend")
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
@@ -182,6 +180,8 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
 
     def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
+        if self.config.net == "unet2d":
+            self.centre()
         rows = slice(None, None, -(-len(x) * self.dim // MOST_NUMBERS))
         some = x[rows]
         y = self.split(some, RowNoise.by_place(len(some), generator)).y
@@ -190,21 +190,28 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         if self.span is not None:
             self.span.copy_(torch.stack([y.amin(0), y.amax(0)]))
 
+    def centre(self) -> None:
+        """Pixels go from -1 to 1, as Ho et al. 2020 and nets that others trained have them."""
+        half = ((self.space.symbols or 1) - 1) / 2
+        self.preprocess.standard.loc.fill_(half)
+        self.preprocess.standard.scale.fill_(half)
+
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
         return super().rows_per_pass() if isinstance(self.net, NoisyMlp) else max(1, 2**17 // self.dim)
 
     @property
     def attends(self) -> bool:
-        return isinstance(self.net, UNet)
+        return isinstance(self.net, UNet | Dit)
 
     def denoiser(self, h: Encoded | None, net: nn.Module | None = None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h, by ``self.net`` or another like it."""
         own = net or self.net
         dtype, start = next(own.parameters()).dtype, self.gaussian if self.config.start == "gaussian" else None
+        fast = UNetSteps(own) if isinstance(own, UNet) else own
 
         def told(z: Tensor, log_snr: Tensor) -> Tensor:
-            predicted: Tensor = own(z, log_snr, h)
+            predicted: Tensor = fast(z, log_snr, h)
             return predicted
 
         return Denoiser(told, self.schedule, PREDICTIONS[self.config.predict], start, dtype)
@@ -386,8 +393,3 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         with torch.no_grad():
             denoised = self.denoiser(c)(path(t).alpha.item() * y, t)
         return (denoised - y) / (noise**2 * self.preprocess.scale)
-
-
-def _side(space: Space) -> int:
-    """The shorter one of an image, in pixels; none of anything else."""
-    return min(space.pixels[:2]) if space.pixels else 0

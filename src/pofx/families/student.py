@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -122,13 +122,6 @@ class Taught(Continuous):
                 "many times as large in the datum. Choose predict=v, or leave student at none."
             )
         return super().refuses(space, context, config)
-
-    @classmethod
-    def variants(cls, space: Space) -> dict[str, Any]:
-        if [column.measure for column in space.columns] != ["lebesgue", "atom+lebesgue"]:  # a case tells
-            return {}
-        students = {name: replace(cls.tiny(space), student=name, predict="v") for name in STUDENTS}
-        return {f"student of {name}": config for name, config in students.items()}
 
     def learner(self, recipe: Recipe) -> GradientLearner:
         taught = nn.ModuleList(part for part in self.children() if part is not self.student)

@@ -8,6 +8,8 @@ the embedding modulates the second norm of a block (Dhariwal & Nichol 2021, sect
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ from pofx.nn.transformer import CrossAttention, Memory
 class UNet(nn.Module):
     """Predicts an image-shaped field at one noise level; its last layer starts at zero.
 
+    Where all rows share a noise level and no context tells them apart, as in every pass of a sampler, the embedding is
+    made once for all, and the modulated norms are plain ones: at one image it is the number of calls that takes time.
+
     Args:
         channels: C of the images.
         hidden: features at the finest level; each coarser level has twice as many, at most 4 ``hidden``.
@@ -28,12 +33,13 @@ class UNet(nn.Module):
         blocks: residual blocks per level, on the way down and on the way up.
         patch: side of the pixel blocks folded into features at the start and unfolded at the end.
         context: width of the context's vector, which modulates blocks; 0 takes none.
-        memory: width of its tokens, which the coarsest level attends to; 0 takes none.
+        memory: width of its tokens, which every attention attends to, too; 0 takes none.
+        attend: in how many levels, the coarsest first, every block has an attention. One is in the middle anyway.
     """
 
     def __init__(
         self, channels: int, hidden: int = 64, levels: int = 2, blocks: int = 2, patch: int = 1, context: int = 0,
-        memory: int = 0,
+        memory: int = 0, attend: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch = channels, patch
@@ -45,66 +51,86 @@ class UNet(nn.Module):
         self.first = nn.Conv2d(folded, hidden, 3, padding=1)
         # features of every map kept for the way up, last in first out
         kept, now = [hidden], hidden
-        self.down = nn.ModuleList()
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(widths):
+            attends = i >= levels - attend
             if i:
                 self.down.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
                 kept.append(now)
             for _ in range(blocks):
-                self.down.append(Block(now, width, emb))
+                self.down.append(Block(now, width, attends, memory))
                 kept.append(now := width)
-        self.middle = nn.ModuleList([Block(now, now, emb), Attention(now, memory), Block(now, now, emb)])
-        self.up = nn.ModuleList()
+        self.middle = nn.ModuleList([Block(now, now, True, memory), Block(now, now)])
         for i, width in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(Block(now + kept.pop(), width, emb))
+                self.up.append(Block(now + kept.pop(), width, i >= levels - attend, memory))
                 now = width
             if i:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
         self.last = nn.Sequential(_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, folded, 3, padding=1)))
+        # gains, which start about 1, and shifts of all blocks, from one matrix
+        self.sizes = [block.norm2.num_channels for block in self._blocks()]
+        self.film = nn.Linear(emb, 2 * sum(self.sizes))
+        self.film.bias.data = torch.cat([torch.ones(sum(self.sizes)), torch.zeros(sum(self.sizes))])
+        channels_last(self)
+
+    def _blocks(self) -> list[Block]:
+        """In the order of a pass."""
+        return [layer for part in (self.down, self.middle, self.up) for layer in part if isinstance(layer, Block)]
 
     def forward(self, x: Tensor, log_snr: Tensor, h: Encoded | None = None) -> Tensor:
-        """x [N, C, H, W], log_snr [N], h with a vector [N, context] -> [N, C, H, W]"""
+        """x [N, C, H, W], log_snr [N] or [1], h with a vector [N, context] -> [N, C, H, W]"""
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch))
-        x = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+        films, memory = self.films(log_snr, h), told(h)
+
+        def run(layer: nn.Module, x: Tensor) -> Tensor:
+            out: Tensor = layer(x, *next(films), *memory) if isinstance(layer, Block) else layer(x)
+            return out
+
+        x = self.first(fold(x, self.patch).contiguous(memory_format=torch.channels_last))
+        kept = [x]
+        for layer in self.down:
+            kept.append(x := run(layer, x))
+        for layer in self.middle:
+            x = run(layer, x)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                x = run(layer, torch.cat([x, kept.pop()], 1))
+            else:
+                x = layer(F.interpolate(x, size=kept[-1].shape[2:], mode="nearest"))
+        return unfold(self.last(x), self.patch, height, width)
+
+    def films(self, log_snr: Tensor, h: Encoded | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gain and shift [N or 1, features] of each block's second norm."""
         emb = self.noise(log_snr)
         if self.context is not None and h is not None:
             emb = emb + self.context(h.vector)
-        emb = F.silu(emb)
-        x = self.first(x)
-        kept = [x]
-        for layer in self.down:
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x)
-            kept.append(x)
-        for layer in self.middle:
-            x = layer(x, emb) if isinstance(layer, Block) else layer(x, *told(h))
-        for layer in self.up:
-            if isinstance(layer, Block):
-                x = layer(torch.cat([x, kept.pop()], 1), emb)
-            else:
-                x = layer(F.interpolate(x, size=kept[-1].shape[2:], mode="nearest"))
-        x = F.pixel_shuffle(self.last(x), self.patch)
-        return x[:, :, :height, :width].contiguous()
+        gains, shifts = self.film(F.silu(emb)).chunk(2, 1)
+        return zip(gains.split(self.sizes, 1), shifts.split(self.sizes, 1), strict=True)
 
 
 class Block(nn.Module):
-    """x + conv(modulated norm(conv(norm(x)))), starting as the identity on equal widths."""
+    """x + conv(modulated norm(conv(norm(x)))), starting as the identity on equal widths, and an attention if asked."""
 
-    def __init__(self, inputs: int, outputs: int, emb: int) -> None:
+    def __init__(self, inputs: int, outputs: int, attend: bool = False, memory: int = 0) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _norm(inputs), _norm(outputs)
+        self.norm1, self.norm2 = _norm(inputs), _norm(outputs, affine=False)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.film = nn.Linear(emb, 2 * outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = nn.Linear(inputs, outputs) if inputs != outputs else None
+        self.attention = Attention(outputs, memory) if attend else None
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x [N, inputs, H, W], emb [N, emb] -> [N, outputs, H, W]"""
+    def forward(self, x: Tensor, gain: Tensor, shift: Tensor, memory: Memory | None = None) -> Tensor:
+        """x [N, inputs, H, W]; gain and shift of the second norm [N or 1, outputs] -> [N, outputs, H, W]"""
         y = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.film(emb)[:, :, None, None].chunk(2, 1)
-        y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
-        return self.skip(x) + y
+        if len(gain) == 1:
+            y = F.group_norm(y, self.norm2.num_groups, gain[0], shift[0], self.norm2.eps)
+        else:
+            y = torch.addcmul(shift[..., None, None], self.norm2(y), gain[..., None, None])
+        y = self.conv2(F.silu(y))
+        # a 1x1 convolution is a matrix product where features lie last
+        y = y + (x if self.skip is None else self.skip(x.movedim(1, -1)).movedim(-1, 1))
+        return y if self.attention is None else self.attention(y, memory)
 
 
 class Attention(nn.Module):
@@ -142,7 +168,32 @@ class LogSnrFeatures(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def _norm(width: int) -> nn.GroupNorm:
+N = TypeVar("N", bound=nn.Module)
+
+
+def channels_last(net: N) -> N:
+    """The net, its convolutions' weights laid as its maps are: else each pass turns them."""
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return net
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Images [N, C, H, W] as maps of their pixel blocks, those at the far sides filled up with zeros."""
+    height, width = x.shape[2:]
+    if height % patch or width % patch:
+        x = F.pad(x, (0, -width % patch, 0, -height % patch))
+    return F.pixel_unshuffle(x, patch) if patch > 1 else x
+
+
+def unfold(x: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of ``fold``, for images of these sides."""
+    x = F.pixel_shuffle(x, patch) if patch > 1 else x
+    return x[:, :, :height, :width].contiguous()
+
+
+def _norm(width: int, affine: bool = True) -> nn.GroupNorm:
     """Groups of 8 features or more, at most 32 groups."""
     groups = math.gcd(width, max(1, min(32, width // 8)))
-    return nn.GroupNorm(groups, width)
+    return nn.GroupNorm(groups, width, affine=affine)

@@ -89,9 +89,9 @@ def point(schedule: Schedule, t: Tensor, like: Tensor) -> Point:
 class Denoiser:
     """A network that predicts on a path, as a denoiser.
 
-    The network is called as ``net(z / r, log_snr)`` with z / r [N, *E] of unit variance where the data
-    have it, and log_snr [N]. It runs in its own precision; the conversion runs in z's, which at small noise matters:
-    there z and x differ by sigma / alpha only.
+    The network is called as ``net(z / r, log_snr)`` with z / r [N, *E] of unit variance where the data have it, and
+    log_snr [N], or [1] where all rows share it. It runs in its own precision; the conversion runs in z's, which at
+    small noise matters: there z and x differ by sigma / alpha only.
 
     Args:
         start: the network gives what the denoiser of this Gaussian leaves over (of N(0, I) that is c_skip of Karras et
@@ -111,7 +111,7 @@ class Denoiser:
 
     def output(self, z: Tensor, p: Point) -> Tensor:
         """The prediction at z [N, *E], the start's part included."""
-        log_snr = 2 * (p.alpha.log() - p.sigma.log()).flatten().expand(len(z))
+        log_snr = 2 * (p.alpha.log() - p.sigma.log()).flatten()
         out = self.net((z / p.scale).to(self.dtype), log_snr.to(self.dtype)).to(z.dtype)
         if self.start is None:
             return out

@@ -121,6 +121,10 @@ class Chain(Schedule):
     beta_t rises linearly from 1e-4 to 0.02 where T is 1000, else by 1000 / T as much, so that the ends stay. Between
     its steps log alpha^2 is linear. Its ends are its first and its last step.
 
+    Args:
+        steps: T.
+        betas: others [T].
+
     Example:
         >>> import torch
         >>> chain = Chain(1000)
@@ -130,11 +134,12 @@ class Chain(Schedule):
         157.4
     """
 
-    def __init__(self, steps: int) -> None:
-        if steps <= 20:  # 0.02 x 1000 / T would be all that there is
+    def __init__(self, steps: int, betas: Tensor | None = None) -> None:
+        if steps <= 20 and betas is None:  # 0.02 x 1000 / T would be all that there is
             raise UsageError(f"A chain of {steps} steps has no betas: one of 1000 / T x 0.02 is below 1.", "Give more.")
         self.steps = steps
-        self.betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+        usual = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
+        self.betas = usual if betas is None else betas.double()
         self.lost = -torch.log1p(-self.betas)  # of log alpha^2, in each step
         self.integral = torch.cat([self.lost.new_zeros(1), self.lost.cumsum(0)])
         first, last = self.integral[[1, -1]].expm1().sqrt().tolist()
@@ -150,6 +155,10 @@ class Chain(Schedule):
         integral, grid = softplus(-log_snr), self.integral.to(log_snr.device)
         i = (torch.searchsorted(grid, integral) - 1).clamp(0, self.steps - 1)
         return (i + (integral - grid[i]) / self.lost.to(integral.device)[i]) / self.steps
+
+    def step(self, log_snr: Tensor) -> Tensor:
+        """The place of the step with this log SNR, counted from 0."""
+        return self.time(log_snr) * self.steps - 1
 
     def uniform(self, u: Tensor) -> Tensor:
         """One of the T steps, each for as much of u."""
