@@ -1,0 +1,114 @@
+"""How far samples are from MNIST, by sampler and number of steps, and whether a guided sample is read as its label.
+
+    python benchmarks/sample_quality.py DATA OUT [--minutes 30] [--n 10000] [--only NAME ...]
+
+DATA is the folder of the data sets (images/mnist in it); OUT keeps the runs, of which one that is there is read again,
+and a sheet of samples of each entry. All families are of p(image | label) with the same U-Net, and draw one image for
+the label of each test image. ``distance`` is that of two Gaussians (Heusel et al. 2017), with the means and covariances
+of what a pofx classifier's ConvNet makes of the images, 128 numbers; "real" is that of as many training images.
+``read`` is the share of images that another classifier (of another seed) reads as their label. ``times_reference`` is
+the distance over that of ddpm's 1000 steps. One JSON object a line, all of them in results/sample_quality.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pofx
+from pofx.core.requests import Ancestral, DpmSolver, EdmSolver, FewStep, Sampler
+from pofx.report.plots import montage
+from timing import Results
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("data", type=Path)
+parser.add_argument("out", type=Path)
+parser.add_argument("--minutes", type=float, default=30.0, help="of each family's training")
+parser.add_argument("--n", type=int, default=10_000, help="images on either side of a distance")
+parser.add_argument("--only", nargs="*", metavar="NAME", help="families: others are left out, and nothing is kept")
+ARGS = parser.parse_args()
+
+NET: dict[str, Any] = {"channels": 16, "context_dropout": 0.1}
+FITS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("ddpm", NET),
+    "edm": ("edm", NET),
+    "flow-matching": ("flow-matching", NET),
+    "vdm and its student": ("vdm", NET | {"student": "consistency"}),
+}
+DRAWS: dict[str, list[Sampler]] = {
+    "ddpm": [Ancestral(1000), DpmSolver(10), DpmSolver(20), DpmSolver(20, guidance=2.0)],
+    "edm": [EdmSolver(18), EdmSolver(18, guidance=2.0)],
+    "flow-matching": [DpmSolver(20), DpmSolver(20, guidance=2.0)],
+    "vdm and its student": [FewStep(2), FewStep(1), DpmSolver(20), DpmSolver(20, guidance=2.0)],
+}
+
+
+def fitted(name: str, data: pofx.Data, family: str, minutes: float, **how: Any) -> Any:
+    place = ARGS.out / name.replace(" ", "-")
+    if not (place / "config.json").exists():
+        return pofx.fit(data, family, seconds=60 * minutes, out=place, **how).model
+    return pofx.read_run(place).model
+
+
+class Judges:
+    """One classifier whose ConvNet gives features, and one that reads labels."""
+
+    def __init__(self, data: pofx.Data) -> None:
+        self.seer, self.reader = (
+            fitted(f"classifier-{seed}", data, "classifier", min(3.0, ARGS.minutes), seed=seed) for seed in (0, 1)
+        )
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        return torch.cat([self.seer.encode_context(some).vector for some in x.split(1000)]).double()
+
+    @torch.no_grad()
+    def read(self, x: Tensor, labels: Tensor) -> float:
+        found = torch.cat([self.reader.logits(self.reader.encode_context(some)).argmax(1) for some in x.split(1000)])
+        return float((found == labels).double().mean())
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) of features [N, F]."""
+    values, axes = torch.linalg.eigh(a.T.cov())
+    root = axes * values.clamp_min(0).sqrt() @ axes.T
+    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
+
+
+def main() -> None:
+    results = Results(ARGS.n < 10_000 or ARGS.only is not None, minutes=ARGS.minutes, n=ARGS.n, net=NET, seed=0)
+    place = ARGS.data / "images" / "mnist"
+    data = pofx.load(place, given="label")
+    judges = Judges(pofx.load(place, target="label"))
+    x, labels = data.test.x[: ARGS.n], data.test.c[: ARGS.n]
+    real, train = judges.features(x), judges.features(data.train.x[: ARGS.n])
+    results.emit(who="real", distance=distance(train, real), read=judges.read(x, labels), n=len(x))
+    reference = None
+    for name, (family, options) in FITS.items():
+        if ARGS.only is not None and name not in ARGS.only:
+            continue
+        model = fitted(name, data, family, ARGS.minutes, options=options, seed=0)
+        for sampler in DRAWS[name]:
+            started = time.perf_counter()
+            drawn = model.given(labels).sample(1, generator=torch.Generator().manual_seed(0), sampler=sampler)[0]
+            seconds = time.perf_counter() - started
+            far = distance(judges.features(drawn), real)
+            reference = reference or far
+            results.emit(
+                who=name, sampler=sampler.name, steps=sampler.steps, guidance=getattr(sampler, "guidance", None),
+                distance=far, times_reference=far / reference, read=judges.read(drawn, labels), seconds=seconds,
+            )  # fmt: skip
+            sheet = ARGS.out / f"{name}-{sampler.name}-{sampler.steps}-{getattr(sampler, 'guidance', None)}.html"
+            order = labels[:100].argsort()
+            sheet.write_text(f'<img width="560" src="{montage(drawn[:100][order].numpy(), 256, 10, 10)}">')
+    results.save()
+
+
+if __name__ == "__main__":
+    main()
