@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pofx.core.learner import Recipe
 from pofx.core.model import serving
+from pofx.core.requests import Dequantised
 from pofx.core.space import Space
 from pofx.families.flow import Flow, Scales
 from pofx.transforms.base import Affine, Transform
@@ -49,6 +50,7 @@ class Glow(Flow):
     summary = "an invertible chain of 1 × 1 convolutions and couplings over images, halved from scale to scale"
     taxonomy = "explicit density / tractable / normalising flow"
     paper = "Kingma & Dhariwal 2018, Glow: Generative Flow with Invertible 1x1 Convolutions"
+    estimators = (Dequantised,)  # pixels are levels
     Config = GlowConfig
     config: GlowConfig
 

@@ -88,8 +88,8 @@ class Level(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half the log SNR."""
-        return math.log(self.alpha / self.sigma)
+        """Half the log SNR; without end where there is no noise."""
+        return math.log(self.alpha / self.sigma) if self.sigma else math.inf
 
     @property
     def ratio(self) -> float:
@@ -214,7 +214,7 @@ def multistep(
                 l2, x2 = past[2]
                 bend = (slope - (x1 - x2) / (l1 - l2)) / (l0 - l2)  # half the second derivative
                 moved = first * x + second * (slope + (l0 - l1) * bend) + third * 2 * bend
-        z = s.sigma / t.sigma * math.exp(-h * (rate - 1)) * z + s.alpha * moved
+        z = s.sigma / t.sigma * (math.exp(-h) if noisy else 1) * z + s.alpha * moved
         if noisy:
             z = z + s.sigma * math.sqrt(first) * normal(z, generator)
     return z
