@@ -326,7 +326,7 @@ def _on_the_way(
 
 
 def _steps(study: Study, model: Model, fake: Part, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Quality over the steps of the model's sampler, up to its own number, whose draws are there already."""
+    """Quality over the steps of the model's sampler up to its own number, of which there are draws in any case."""
     features, settings, sampler = study.features, study.settings, model.default_sampler()
     assert features is not None
     real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
@@ -339,11 +339,8 @@ def _steps(study: Study, model: Model, fake: Part, sampling: Mapping[str, Any]) 
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
         return features.of(_draw(study, model, start, size, asked, settings.generator(100 + start, model.device)))
 
-    own, numbers = StepByStep not in model.own_samplers, ladder(most)
-    points = quality_by_steps(
-        draw, against, numbers[:-1] if own else numbers, sampling["latency"] / most, 0.1 * settings.limit
-    )
-    if own:
+    points = quality_by_steps(draw, against, ladder(most), sampling["latency"] / most, 0.1 * settings.limit)
+    if StepByStep not in model.own_samplers and most not in [p.steps for p in points]:
         points.append(at_steps(most, features.of(fake[:MOST_DRAWS]), 1 / sampling["rows_per_second"], against))
     return {"sampler": sampler.name, "default": most, "floor": floor, "points": points}
 
