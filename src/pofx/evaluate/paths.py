@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +14,17 @@ from pofx.core.abilities import HasBoundTerms, ability_of
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import Estimate, Number, mean
 from pofx.core.model import Model
-from pofx.core.requests import Solver
+from pofx.core.requests import DpmSolver
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
 from pofx.evaluate.two_sample import Mmd
 from pofx.spaces import Real
 
-MOST_DRAWS, FEWEST_DRAWS = 300, 40  # of each number of steps
+MOST_DRAWS, FEWEST_DRAWS = 300, 32  # of each number of steps
 TERM_ROWS = 500
 SCALES = (0.0, 1.0, 2.0, 4.0)  # of guidance: without the class, as trained, and beyond
-MOST_CLASSES = 10
+MOST_CLASSES, GUIDED_STEPS = 10, 20
 TRAJECTORIES = 60
 
 
@@ -61,30 +60,25 @@ def ladder(most: int) -> list[int]:
 
 
 def quality_by_steps(
-    draw: Callable[[int, int, int], Tensor],
-    against: Callable[[Tensor], Mmd],
-    steps: list[int],
-    one: float,
-    seconds: float,
+    draw: Callable[[int, int], Tensor], against: Callable[[Tensor], Mmd], most: int, each: float, seconds: float
 ) -> list[AtSteps]:
-    """Draws in each of ``steps``, rising, as far as the time allows: what is not spent on one is left to the next.
+    """Equally many draws in each number of steps of ``ladder(most)``, as far up as the time allows.
 
     Args:
-        draw: steps, start, size -> the features [size, F] of the draws start .. start + size - 1.
+        draw: steps, n -> the features [n, F] of n draws.
         against: compares features of draws with real ones.
-        one: seconds of a single step of a single draw, about.
-        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS``, the curve ends.
+        each: seconds of one step of one draw, about.
+        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS`` of each, the largest numbers are left
+            out.
     """
-    found: list[AtSteps] = []
-    begun = time.perf_counter()
-    for place, k in enumerate(steps):
-        share = (seconds - (time.perf_counter() - begun)) / (len(steps) - place)
-        if share < k * one:
-            break
-        grown = grow(lambda start, size, k=k: draw(k, start, size), MOST_DRAWS, share, one=k * one)  # type: ignore[misc]
-        if grown.rows < FEWEST_DRAWS:
-            break
-        found.append(at_steps(k, torch.cat(grown.parts), 1 / grown.rows_per_second, against))
+    steps = ladder(most)
+    while steps and seconds / (each * sum(steps)) < FEWEST_DRAWS:
+        steps.pop()
+    found = []
+    for k in steps:
+        n, begun = min(MOST_DRAWS, int(seconds / (each * sum(steps)))), time.perf_counter()
+        features = draw(k, n)
+        found.append(at_steps(k, features, (time.perf_counter() - begun) / n, against))
     return found
 
 
@@ -136,36 +130,29 @@ def bound_terms(model: Model, part: Part, generator: torch.Generator, seconds: f
 def guides(model: Model) -> bool:
     """Are there images of classes that classifier-free guidance could sharpen?"""
     context = model.context
-    return bool(model.space.pixels and context is not None and context.values) and _solver(model) is not None
+    return bool(model.space.pixels and context is not None and context.values) and DpmSolver in model.own_samplers
 
 
-def _solver(model: Model) -> type[Solver] | None:
-    return next((kind for kind in model.own_samplers if issubclass(kind, Solver)), None)
-
-
-def guided(model: Model, seed: Callable[[], torch.Generator], rate: float, seconds: float) -> tuple[list[int], Part]:
-    """One draw of each class at each of ``SCALES``, from the same noise: the classes, and rows scale by scale.
+def guided(model: Model, seed: Callable[[], torch.Generator], each: float, seconds: float) -> tuple[list[int], Part]:
+    """One draw of each class at each of ``SCALES``, by dpm++ from the same noise: the classes, and rows scale by scale.
 
     Args:
         seed: makes the same generator each time.
-        rate: draws per second without guidance, which takes two passes for one.
+        each: seconds of one step of one draw without guidance, which takes two passes for one.
         seconds: that they may take: of more classes the first.
 
     Raises Unsupported where the model does not know p(x | no context), or there is no time for a single class.
     """
-    kind, context = _solver(model), model.context
-    assert kind is not None
+    context = model.context
     assert context is not None
     model.given(null=True).encoded()  # raises where none was dropped in training
-    classes = min(len(context.values), MOST_CLASSES, int(seconds * rate / (2 * len(SCALES))))
+    classes = min(len(context.values), MOST_CLASSES, int(seconds / (each * 2 * len(SCALES) * GUIDED_STEPS)))
     if not classes:
         raise Unsupported("Guided samples would take too long.", "Give more time.")
-    c = torch.arange(classes)
-    sampler = model.default_sampler(kind)
-    rows = [
-        model.given(c).sample(1, generator=seed(), sampler=replace(sampler, guidance=scale))[0].cpu()  # type: ignore[call-arg]
-        for scale in SCALES
-    ]
+    c, rows = torch.arange(classes), []
+    for scale in SCALES:
+        sampler = DpmSolver(GUIDED_STEPS, guidance=scale)
+        rows.append(model.given(c).sample(1, generator=seed(), sampler=sampler)[0].cpu())
     return c.tolist(), Part(torch.cat(rows), c.repeat(len(SCALES)))
 
 
@@ -177,11 +164,9 @@ def planar(space: Space) -> bool:
     return len(space.columns) == 2 and all(isinstance(c, Real) and not c.nullable for c in space.columns)
 
 
-def trajectories(model: Model, c: Tensor | None, generator: torch.Generator, rate: float, seconds: float) -> Part:
+def trajectories(model: Model, c: Tensor | None, generator: torch.Generator) -> Part:
     """The ways of some draws from noise to data: rows [n, K, 2], given c [M, *Ec] where there are contexts."""
-    n = min(TRAJECTORIES, math.floor(seconds * rate), TRAJECTORIES if c is None else len(c))
-    if n < 1:
-        raise Unsupported("Trajectories would take too long.", "Give more time.")
+    n = min(TRAJECTORIES, TRAJECTORIES if c is None else len(c))
     if c is None:
         return Part(model.given().trajectories(n, generator=generator).transpose(0, 1).cpu())
     return Part(model.given(c[:n]).trajectories(1, generator=generator)[:, 0].transpose(0, 1).cpu(), c[:n])

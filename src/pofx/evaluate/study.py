@@ -30,13 +30,13 @@ from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.paths import (
+    FEWEST_DRAWS,
     MOST_DRAWS,
     SCALES,
     at_steps,
     bound_terms,
     guided,
     guides,
-    ladder,
     planar,
     quality_by_steps,
     trajectories,
@@ -174,18 +174,18 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     """All figures of a fitted model as plain data, its mean log-likelihood with the rows, and what it drew, by name.
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, with the terms of a
-    bound, for which 5% are kept; sampling 20% and what that left over, of which draws on the way from noise to data are 3%; its speed
-    over length or its quality over steps 10%, outliers 10%; the rest, some 30%, is bounded by its number of rows. Where
-    the budget is in steps, likelihoods of all rows are taken, whatever the time.
+    bound, for which 5% are kept; sampling 20% and what that left over, its speed over length 10%, outliers 10%; the
+    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 15% each, of
+    what is left. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
     """
-    settings, space = study.settings, study.data.space
+    settings, space, begun = study.settings, study.data.space, time.perf_counter()
     tell("likelihood")
-    begun, in_terms = time.perf_counter(), can(model, HasBoundTerms)
+    in_terms = can(model, HasBoundTerms)
     lik = _likelihood(study, model, settings.within(0.3 if in_terms else 0.35))
     found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
     if in_terms:  # with the draws of the likelihood, whose terms they are where it is that bound
-        left, generator = 0.35 * settings.limit - (time.perf_counter() - begun), settings.generator(5, model.device)
-        found["terms"] = guarded(lambda: bound_terms(model, study.test, generator, left))
+        left = max(0.05 * settings.limit, 0.35 * settings.limit - (time.perf_counter() - begun))
+        found["terms"] = guarded(lambda: bound_terms(model, study.test, settings.generator(5, model.device), left))
     tell("sampling")
     drawing = 0.2 * settings.limit + max(0.0, 0.35 * settings.limit - (time.perf_counter() - begun))
     try:
@@ -195,8 +195,6 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     drawn: dict[str, Part] = {} if fake is None else {"samples": shown(fake, space)}
     tell("sample quality")
     found["quality"] = guarded(lambda: _quality(study, fake, found["sampling"].get("cut")))
-    if fake is not None:
-        _on_the_way(study, model, fake, found, drawn, tell)
     tell("latents")
     found["latents"] = _latents(study, model)
     tell("outliers")
@@ -208,6 +206,9 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
         found["accuracy"] = guarded(lambda: _accuracy(study, model))
     if space.alphabet is not None:
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
+    if fake is not None and getattr(model.default_sampler(), "steps", None) is not None:
+        tell("steps of the sampler")
+        _on_the_way(study, model, fake, found, drawn, begun + settings.limit)
     return found, lik, drawn
 
 
@@ -300,33 +301,38 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
 
 
 def _on_the_way(
-    study: Study, model: Model, fake: Part, found: dict[str, Any], drawn: dict[str, Part], tell: Callable[[str], None]
+    study: Study, model: Model, fake: Part, found: dict[str, Any], drawn: dict[str, Part], until: float
 ) -> None:
-    """Of models that draw in steps, into ``found`` and ``drawn``: quality over steps, guided draws, trajectories."""
-    settings, rate = study.settings, found["sampling"]["rows_per_second"]
-    if getattr(model.default_sampler(), "steps", None) is not None and study.features is not None:
-        tell("quality over steps")
-        found["steps"] = guarded(lambda: _steps(study, model, fake, found["sampling"]))
+    """Of models that draw in steps, into ``found`` and ``drawn``: quality over steps, trajectories, guided draws."""
+    limit, sampler = study.settings.limit, model.default_sampler()
+    each = 1 / (found["sampling"]["rows_per_second"] * sampler.steps)  # type: ignore[attr-defined]
 
     def seed(purpose: int) -> torch.Generator:
-        return settings.generator(purpose, model.device)
+        return study.settings.generator(purpose, model.device)
 
-    def grid() -> dict[str, Any]:
-        classes, drawn["guided"] = guided(model, lambda: seed(13), rate, 0.03 * settings.limit)
-        return {"scales": SCALES, "classes": classes}
+    def left() -> float:
+        return min(0.15 * limit, max(0.0, until - time.perf_counter()))
 
     def ways() -> dict[str, Any]:
-        drawn["trajectories"] = trajectories(model, study.test.c, seed(14), rate, 0.03 * settings.limit)
+        drawn["trajectories"] = trajectories(model, study.test.c, seed(12))
         return {"n": len(drawn["trajectories"])}
 
-    if guides(model):
-        found["guided"] = guarded(grid)
+    def grid() -> dict[str, Any]:
+        classes, drawn["guided"] = guided(model, lambda: seed(13), each, left())
+        return {"scales": SCALES, "classes": classes}
+
     if planar(study.data.space) and can(model, ShowsWay):
         found["trajectories"] = guarded(ways)
+    if study.features is not None:
+        found["steps"] = guarded(lambda: _steps(study, model, fake, found["sampling"], each, left()))
+    if guides(model):
+        found["guided"] = guarded(grid)
 
 
-def _steps(study: Study, model: Model, fake: Part, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Quality over the steps of the model's sampler up to its own number, of which there are draws in any case."""
+def _steps(
+    study: Study, model: Model, fake: Part, sampling: Mapping[str, Any], each: float, seconds: float
+) -> dict[str, Any]:
+    """Quality over the steps of the model's sampler, up to its own number."""
     features, settings, sampler = study.features, study.settings, model.default_sampler()
     assert features is not None
     real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
@@ -335,12 +341,13 @@ def _steps(study: Study, model: Model, fake: Part, sampling: Mapping[str, Any]) 
     def against(some: Tensor) -> Any:
         return mmd(real, some, generator=settings.generator(3), bandwidth=floor.bandwidth)
 
-    def draw(steps: int, start: int, size: int) -> Tensor:
+    def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
-        return features.of(_draw(study, model, start, size, asked, settings.generator(100 + start, model.device)))
+        return features.of(_draw(study, model, 0, n, asked, settings.generator(14, model.device)))
 
-    points = quality_by_steps(draw, against, ladder(most), sampling["latency"] / most, 0.1 * settings.limit)
-    if StepByStep not in model.own_samplers and most not in [p.steps for p in points]:
+    points = quality_by_steps(draw, against, most, each, seconds)
+    own = StepByStep not in model.own_samplers and len(fake) >= FEWEST_DRAWS  # these there are in any case
+    if own and most not in [p.steps for p in points]:
         points.append(at_steps(most, features.of(fake[:MOST_DRAWS]), 1 / sampling["rows_per_second"], against))
     return {"sampler": sampler.name, "default": most, "floor": floor, "points": points}
 
