@@ -22,7 +22,7 @@ from pofx.data.parts import Data, Part
 from pofx.evaluate import paths as measured
 from pofx.evaluate.compare import compare
 from pofx.evaluate.likelihood import mean_log_prob
-from pofx.evaluate.two_sample import Mmd, mmd
+from pofx.evaluate.two_sample import C2st
 from pofx.report import paths, plots
 from pofx.report.build import build
 from pofx.spaces import Image, Label, Real, Table
@@ -116,27 +116,19 @@ def test_the_terms_are_those_of_the_likelihood() -> None:
 
 
 def test_equally_many_draws_in_each_number_of_steps() -> None:
-    def against(features: Tensor) -> Mmd:
-        return Mmd(float(features.mean()), 0.5, 1.0, 1.0, len(features), 1)
+    def against(features: Tensor) -> C2st:
+        return C2st(float(features.mean()), 0.5, 1.0, len(features), "boosting", 3)
 
     def run(seconds: float) -> list[tuple[int, int, float]]:
         draw = lambda steps, n: torch.full((n, 1), float(steps))  # noqa: E731
-        return [(p.steps, p.n, p.mmd2) for p in measured.quality_by_steps(draw, against, 12, 1.0, seconds)]
+        found = measured.quality_by_steps(draw, against, 12, 1.0, 10.0, seconds)
+        return [(p.steps, p.n, p.accuracy) for p in found]
 
-    assert run(300 * 30.0 + 1) == [(k, 300, k) for k in (1, 2, 5, 10, 12)]
-    assert run(100 * 30.0) == [(k, 100, k) for k in (1, 2, 5, 10, 12)]
-    assert run(32 * 18.0) == [(k, 32, k) for k in (1, 2, 5, 10)]  # 12 would leave fewer than 32 draws
-    assert run(20.0) == []
-
-
-def test_one_bandwidth_makes_distances_comparable() -> None:
-    real, fake = normal(80, 2).float(), normal(80, 2, seed=1).float() + 1
-    own = mmd(real, fake)
-    assert mmd(real, fake, bandwidth=own.bandwidth) == own
-    k = lambda a, b: (-torch.cdist(a, b).square() / (2 * 0.7**2)).exp()  # noqa: E731
-    off = 1 - torch.eye(80)
-    naive = ((k(real, real) + k(fake, fake)) * off).sum() / (80 * 79) - 2 * k(real, fake).mean()
-    assert mmd(real, fake, bandwidth=0.7).mmd2 == pytest.approx(float(naive), abs=1e-5)
+    assert run(900 * 30.0) == [(k, 200, k) for k in (1, 2, 5, 10, 12)]
+    assert run(100 * 30.0 + 50) == [(k, 100, k) for k in (1, 2, 5, 10, 12)]
+    assert run(40 * 18.0 + 40) == [(k, 40, k) for k in (1, 2, 5, 10)]  # 12 would leave fewer draws
+    assert run(60.0) == [(1, 50, 1)]
+    assert run(40.0) == []
 
 
 # -- the page --------------------------------------------------------------------------------------------------
@@ -170,7 +162,7 @@ def test_a_comparison_measures_what_is_on_the_way(arcs: Path) -> None:
     assert [p["steps"] for p in rows["vdm"]["steps"]["points"]] == [1, 2, 5]
     assert [p["steps"] for p in rows["masked-diffusion"]["steps"]["points"]] == [1, 2]
     assert rows["vdm"]["steps"]["sampler"] == "dpm++"
-    assert all(p["seconds"] > 0 and p["n"] >= 32 for p in rows["vdm"]["steps"]["points"])
+    assert all(p["seconds"] > 0 and p["n"] >= 40 for p in rows["vdm"]["steps"]["points"])
     assert list(rows["vdm"]["terms"]["terms"]) == ["prior", "path", "reconstruction"]
     assert rows["vae"]["terms"]["request"] == "elbo"
     assert rows["vdm"]["trajectories"] == {"n": measured.TRAJECTORIES}
@@ -228,13 +220,13 @@ def test_guided_draws_stand_by_class_and_scale(tmp_path: Path) -> None:
     assert "any class" in page
 
 
-def test_descents_stand_above_their_floor() -> None:
-    lines = {"near <b>": [(1, 50.0), (10, -3.0)], "one": [(1, 2.0)]}
-    svg = plots.descents(lines, 1.0, ("steps", "distance"), title="a <title>")
+def test_descents_are_named_lines() -> None:
+    lines = {"near <b>": [(1, 0.9, 0.1), (10, 0.5, 0.1)], "one": [(1, 0.9, 0.1)]}
+    svg = plots.descents(lines, (0.5, 0.02), ("steps", "told"), title="a <title>")
     assert svg is not None
     assert ">near &lt;b&gt;<" in svg
     assert ">one<" not in svg
-    assert plots.descents({"one": [(1, 2.0)]}, 1.0, ("steps", "distance"), title="") is None
+    assert plots.descents({"one": [(1, 0.9, 0.1)]}, (0.5, 0.02), ("steps", "told"), title="") is None
 
 
 def test_ways_are_drawn_from_first_to_last() -> None:

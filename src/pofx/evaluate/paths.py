@@ -18,10 +18,10 @@ from pofx.core.requests import DpmSolver
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
-from pofx.evaluate.two_sample import Mmd
+from pofx.evaluate.two_sample import C2st
 from pofx.spaces import Real
 
-MOST_DRAWS, FEWEST_DRAWS = 300, 32  # of each number of steps
+MOST_DRAWS, FEWEST_DRAWS = 200, 40  # of each number of steps
 TERM_ROWS = 500
 SCALES = (0.0, 1.0, 2.0, 4.0)  # of guidance: without the class, as trained, and beyond
 MOST_CLASSES, GUIDED_STEPS = 10, 20
@@ -38,15 +38,14 @@ class AtSteps:
     Attributes:
         n: draws.
         seconds: of each, many at a time.
-        mmd2: as of ``two_sample.mmd``, with one bandwidth for all numbers of steps.
-        null_se: its standard deviation where draws are as data are.
+        accuracy, se: of telling them from data, as of ``two_sample.c2st``.
     """
 
     steps: int
     n: int
     seconds: float
-    mmd2: float
-    null_se: float
+    accuracy: float
+    se: float
 
 
 def ladder(most: int) -> list[int]:
@@ -60,31 +59,38 @@ def ladder(most: int) -> list[int]:
 
 
 def quality_by_steps(
-    draw: Callable[[int, int], Tensor], against: Callable[[Tensor], Mmd], most: int, each: float, seconds: float
+    draw: Callable[[int, int], Tensor],
+    against: Callable[[Tensor], C2st],
+    most: int,
+    each: float,
+    test: float,
+    seconds: float,
 ) -> list[AtSteps]:
     """Equally many draws in each number of steps of ``ladder(most)``, as far up as the time allows.
+
+    Equally many, since a classifier that sees more rows tells more of them apart.
 
     Args:
         draw: steps, n -> the features [n, F] of n draws.
         against: compares features of draws with real ones.
-        each: seconds of one step of one draw, about.
-        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS`` of each, the largest numbers are left
-            out.
+        each: seconds of one step of one draw, about; test: of comparing ``MOST_DRAWS``.
+        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS`` of each, the largest numbers of steps
+            are left out.
     """
     steps = ladder(most)
-    while steps and seconds / (each * sum(steps)) < FEWEST_DRAWS:
+    while steps and (n := int((seconds - test * len(steps)) / (each * sum(steps)))) < FEWEST_DRAWS:
         steps.pop()
     found = []
     for k in steps:
-        n, begun = min(MOST_DRAWS, int(seconds / (each * sum(steps)))), time.perf_counter()
-        features = draw(k, n)
-        found.append(at_steps(k, features, (time.perf_counter() - begun) / n, against))
+        begun = time.perf_counter()
+        features = draw(k, min(MOST_DRAWS, n))
+        found.append(at_steps(k, features, (time.perf_counter() - begun) / len(features), against))
     return found
 
 
-def at_steps(steps: int, features: Tensor, seconds: float, against: Callable[[Tensor], Mmd]) -> AtSteps:
-    compared = against(features[:MOST_DRAWS])
-    return AtSteps(steps, min(len(features), MOST_DRAWS), seconds, compared.mmd2, compared.null_se)
+def at_steps(steps: int, features: Tensor, seconds: float, against: Callable[[Tensor], C2st]) -> AtSteps:
+    compared = against(features)
+    return AtSteps(steps, len(features), seconds, compared.accuracy, compared.se)
 
 
 # -- terms of a bound ----------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from pofx.evaluate.paths import (
 )
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, nearest, prdc
+from pofx.evaluate.two_sample import C2st, Features, c2st, memorisation, mmd, nearest, prdc
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
@@ -175,7 +175,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, with the terms of a
     bound, for which 5% are kept; sampling 20% and what that left over, its speed over length 10%, outliers 10%; the
-    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 15% each, of
+    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 20% each, of
     what is left. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
     """
     settings, space, begun = study.settings, study.data.space, time.perf_counter()
@@ -311,7 +311,7 @@ def _on_the_way(
         return study.settings.generator(purpose, model.device)
 
     def left() -> float:
-        return min(0.15 * limit, max(0.0, until - time.perf_counter()))
+        return min(0.2 * limit, max(0.0, until - time.perf_counter()))
 
     def ways() -> dict[str, Any]:
         drawn["trajectories"] = trajectories(model, study.test.c, seed(12))
@@ -336,19 +336,22 @@ def _steps(
     features, settings, sampler = study.features, study.settings, model.default_sampler()
     assert features is not None
     real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
-    floor = mmd(real, study.known[:MOST_DRAWS], generator=settings.generator(3))
 
-    def against(some: Tensor) -> Any:
-        return mmd(real, some, generator=settings.generator(3), bandwidth=floor.bandwidth)
+    def against(some: Tensor) -> C2st:
+        return c2st(real, some, folds=3, seed=settings.seed)
 
     def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
         return features.of(_draw(study, model, 0, n, asked, settings.generator(14, model.device)))
 
-    points = quality_by_steps(draw, against, most, each, seconds)
-    own = StepByStep not in model.own_samplers and len(fake) >= FEWEST_DRAWS  # these there are in any case
+    begun = time.perf_counter()
+    floor = against(study.known[:MOST_DRAWS])
+    test = time.perf_counter() - begun
+    points = quality_by_steps(draw, against, most, each, test, seconds - test)
+    n = points[-1].n if points else FEWEST_DRAWS
+    own = StepByStep not in model.own_samplers and len(fake) >= n  # these there are in any case
     if own and most not in [p.steps for p in points]:
-        points.append(at_steps(most, features.of(fake[:MOST_DRAWS]), 1 / sampling["rows_per_second"], against))
+        points.append(at_steps(most, features.of(fake[:n]), 1 / sampling["rows_per_second"], against))
     return {"sampler": sampler.name, "default": most, "floor": floor, "points": points}
 
 

@@ -307,18 +307,11 @@ class Mmd:
     permutations: int
 
 
-def mmd(
-    real: Tensor,
-    fake: Tensor,
-    *,
-    permutations: int = 200,
-    generator: torch.Generator | None = None,
-    bandwidth: float | None = None,
-) -> Mmd:
+def mmd(real: Tensor, fake: Tensor, *, permutations: int = 200, generator: torch.Generator | None = None) -> Mmd:
     """Gaussian-kernel MMD^2, unbiased (Gretton et al., 2012, eq. 3), on features [N, F] of each side.
 
-    The bandwidth is the median distance of the pooled rows where none is given, as for numbers that are to be
-    compared; the p-value counts relabellings of the pooled rows that give as much, the observed one included.
+    The bandwidth is the median distance of the pooled rows; the p-value counts relabellings of the
+    pooled rows that give as much, the observed one included.
 
     Example:
         >>> import torch
@@ -331,9 +324,8 @@ def mmd(
     gen = torch.Generator().manual_seed(0) if generator is None else generator
     pooled = torch.cat([_some(real, n), _some(fake, n)])
     distance = _distances(pooled, pooled)
-    if bandwidth is None:
-        off_diagonal = distance[torch.ones_like(distance, dtype=torch.bool).triu(1)]
-        bandwidth = float(off_diagonal.median()) or 1.0  # at least half of the pairs are equal rows
+    off_diagonal = distance[torch.ones_like(distance, dtype=torch.bool).triu(1)]
+    bandwidth = float(off_diagonal.median()) or 1.0  # at least half of the pairs are equal rows
     kernel = torch.exp(-distance.square() / (2 * bandwidth**2)).fill_diagonal_(0)
     signs = torch.ones(2 * n, permutations + 1)
     signs[n:, 0] = -1  # the observed labelling

@@ -52,25 +52,26 @@ def parts(
 
 
 def over_steps(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """How far draws are from data, over the steps of the sampler and over the seconds of a draw."""
+    """How well draws are told from data, over the steps of the sampler and over the seconds of a draw."""
     found = {r["family"]: r["steps"] for r in rows if get(r, "steps", "points")}
-    floors = [2000 * f["floor"]["null_se"] for f in found.values()]
+    if not found:
+        return None
+    floor = next(iter(found.values()))["floor"]  # of the same rows in all families
     drawn = [
         plots.descents(
-            {name: [(p[at], 1000 * decode(p["mmd2"])) for p in f["points"]] for name, f in found.items()},
-            max(floors, default=0.0),
-            (label, "squared MMD to data × 1000"),
+            {name: [(p[at], p["accuracy"], p["se"]) for p in f["points"]] for name, f in found.items()},
+            (floor["accuracy"], floor["se"]),
+            (label, "C2ST: share told from data"),
             told,
-            title=f"Distance to data over {label}",
+            title=f"Told from data over {label}",
         )
         for at, label, told in (
             ("steps", "steps of the sampler", amount), ("seconds", "time of a draw, many at once", duration),
         )
     ]  # fmt: skip
-    if not any(drawn):
-        return None
-    samplers = [f"{name} {f['sampler']}" for name, f in found.items()]
-    return {"plots": [svg for svg in drawn if svg], "samplers": ", ".join(samplers)}
+    about = [f"{name}: {f['sampler']}, {f['points'][0]['n']} draws" for name, f in found.items()]
+    svgs = [svg for svg in drawn if svg]
+    return {"plots": svgs, "about": "; ".join(about)} if svgs else None
 
 
 # -- terms of bounds -----------------------------------------------------------------------------------------

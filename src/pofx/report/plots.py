@@ -231,38 +231,37 @@ def speeds(lines: Mapping[str, Sequence[tuple[float, float]]], what: str, *, tit
 
 
 def descents(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    least: float,
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    real: tuple[float, float],
     labels: tuple[str, str],
     told: Callable[[float], str] = amount,
     *,
     title: str,
 ) -> Markup | None:
-    """How far samples are from data over what they cost, which is ``told`` (both on log axes), named at their ends.
+    """How well samples are told from data (with its error) over what they cost (log axis, ``told``), named at the ends.
 
-    ``least``: the distance below which data are from data, a line; what is nearer, or below 0, stands at the bottom.
+    ``real``: the same of data against data, a line in a band of two standard errors.
     """
-    bottom = least / 3
-    lines = {k: [(x, max(y, bottom)) for x, y in v if math.isfinite(y)] for k, v in lines.items()}
     lines = {k: v for k, v in lines.items() if len(v) > 1}
-    if not lines or not least > 0:
+    if not lines:
         return None
-    xs, ys = ([p[i] for v in lines.values() for p in v] for i in (0, 1))
-    wide = math.log10(max(xs) / min(xs))
+    xs = [p[0] for v in lines.values() for p in v]
+    wide = max(math.log10(max(xs) / min(xs)), 0.3)
+    level, around = real[0], 2 * real[1]
     with _figure(5.0, 3.7) as (figure, ax):
         ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlim(min(xs) * 10 ** (-0.03 * wide), max(xs) * 10 ** (0.03 * wide))
-        ax.set_ylim(bottom / 1.15, max(1.3 * max(ys), 3 * least))
-        ax.axhspan(bottom / 1.15, least, color=ROLES["line"], alpha=0.35, lw=0)
-        ax.axhline(least, color=ROLES["soft"], lw=1.2, ls=(0, (4, 2)))
+        ax.set_xlim(min(xs) * 10 ** (-0.04 * wide), max(xs) * 10 ** (0.04 * wide))
+        ax.set_ylim(min(0.4, level - around), 1.02)
+        ax.axhspan(level - around, level + around, color=ROLES["line"], alpha=0.5, lw=0)
+        ax.axhline(level, color=ROLES["soft"], lw=1.2, ls=(0, (4, 2)))
         ax.annotate(
-            "data against data", (1, least), (-4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="top", fontsize=8.5, color=ROLES["soft"],
+            "data against data", (0, level), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="top", fontsize=8.5, color=ROLES["soft"],
         )  # fmt: skip
-        _named(ax, lines, marker="o")
+        for x, y, se in (p for v in lines.values() for p in v):
+            ax.plot([x, x], [y - 2 * se, y + 2 * se], color=ROLES["soft"], lw=0.8, alpha=0.5)
+        _named(ax, {k: [p[:2] for p in v] for k, v in lines.items()}, marker="o")
         _log_ticks(ax.xaxis, wide, told)
-        _log_ticks(ax.yaxis, math.log10(max(ys) / bottom))
         ax.set_xlabel(labels[0])
         ax.set_ylabel(labels[1])
         return _svg(figure, title)
