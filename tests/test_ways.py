@@ -126,7 +126,9 @@ def test_equally_many_draws_in_each_number_of_steps() -> None:
 
     assert run(900 * 30.0) == [(k, 200, k) for k in (1, 2, 5, 10, 12)]
     assert run(100 * 30.0 + 50) == [(k, 100, k) for k in (1, 2, 5, 10, 12)]
-    assert run(40 * 18.0 + 40) == [(k, 40, k) for k in (1, 2, 5, 10)]  # 12 would leave fewer draws
+    assert run(40 * 30.0) == [(k, 41, k) for k in (1, 5, 10, 12)]  # one number more would leave too few draws
+    assert run(40 * 23.0 + 30) == [(k, 40, k) for k in (1, 10, 12)]
+    assert run(40 * 18.0 + 40) == [(k, 40, k) for k in (1, 2, 5, 10)]  # not to 12
     assert run(60.0) == [(1, 50, 1)]
     assert run(40.0) == []
 

@@ -48,14 +48,14 @@ class AtSteps:
     se: float
 
 
-def ladder(most: int) -> list[int]:
+def ladder(most: int, rungs: tuple[int, ...] = (1, 2, 5)) -> list[int]:
     """1, 2, 5, 10, 20, 50, ... below ``most``, and ``most``.
 
     Example:
-        >>> ladder(25), ladder(1)
-        ([1, 2, 5, 10, 20, 25], [1])
+        >>> ladder(25), ladder(25, (1,)), ladder(1)
+        ([1, 2, 5, 10, 20, 25], [1, 10, 25], [1])
     """
-    return [k for e in range(len(str(most))) for k in (10**e, 2 * 10**e, 5 * 10**e) if k < most] + [most]
+    return [k for e in range(len(str(most))) for k in (r * 10**e for r in rungs) if k < most] + [most]
 
 
 def quality_by_steps(
@@ -74,16 +74,22 @@ def quality_by_steps(
         draw: steps, n -> the features [n, F] of n draws.
         against: compares features of draws with real ones.
         each: seconds of one step of one draw, about; test: of comparing ``MOST_DRAWS``.
-        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS`` of each, the largest numbers of steps
-            are left out.
+        seconds: for all together. Where they allow fewer than ``FEWEST_DRAWS`` of each, there are fewer numbers of
+            steps, and if need be the largest are left out.
     """
-    steps = ladder(most)
-    while steps and (n := int((seconds - test * len(steps)) / (each * sum(steps)))) < FEWEST_DRAWS:
+
+    def draws(steps: list[int]) -> int:
+        return min(MOST_DRAWS, int((seconds - test * len(steps)) / (each * sum(steps))))
+
+    ladders = [ladder(most), ladder(most, (1, 5)), ladder(most, (1,))]
+    steps = next((some for some in ladders if draws(some) >= FEWEST_DRAWS), ladders[0])
+    while steps and draws(steps) < FEWEST_DRAWS:
         steps.pop()
     found = []
     for k in steps:
+        draw(k, 1)  # pays for warming up
         begun = time.perf_counter()
-        features = draw(k, min(MOST_DRAWS, n))
+        features = draw(k, draws(steps))
         found.append(at_steps(k, features, (time.perf_counter() - begun) / len(features), against))
     return found
 
