@@ -175,8 +175,8 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
 
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, with the terms of a
     bound, for which 5% are kept; sampling 20% and what that left over, its speed over length 10%, outliers 10%; the
-    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 20% each, of
-    what is left. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
+    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 20% each of
+    what is left to 95%. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
     """
     settings, space, begun = study.settings, study.data.space, time.perf_counter()
     tell("likelihood")
@@ -208,7 +208,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
     if fake is not None and getattr(model.default_sampler(), "steps", None) is not None:
         tell("steps of the sampler")
-        _on_the_way(study, model, fake, found, drawn, begun + settings.limit)
+        _on_the_way(study, model, fake, found, drawn, begun + 0.95 * settings.limit)
     return found, lik, drawn
 
 
