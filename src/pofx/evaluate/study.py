@@ -176,7 +176,8 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, with the terms of a
     bound, for which 5% are kept; sampling 20% and what that left over, its speed over length 10%, outliers 10%; the
     rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 20% each at
-    most, and end at 95% of the whole. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
+    most, and end at 95% of the whole. Where the budget is in steps, likelihoods of all rows are taken, whatever the
+    time.
     """
     settings, space, begun = study.settings, study.data.space, time.perf_counter()
     tell("likelihood")
