@@ -52,6 +52,7 @@ def asked(model: Model, ability: type[Ability]) -> object:
         "score": lambda: given.score(x),
         "noised_score": lambda: given.noised_score(x),
         "bound_terms": lambda: given.bound_terms(x),
+        "trajectories": lambda: given.trajectories(2),
         "log_probs": lambda: given.log_probs(x),
         "stream": lambda: list(given.stream()),
         "complete": lambda: given.complete(x, torch.zeros_like(x, dtype=torch.bool)),

@@ -261,7 +261,7 @@ def test_the_bounds_terms_add_up_and_the_ends_are_in_closed_form() -> None:
     noised = torch.distributions.MultivariateNormal(mean * s**0.5, axes @ (s * g.variance + 1 - s).diag() @ axes.T)
     given = torch.distributions.MultivariateNormal(y * s**0.5, (1 - s) * torch.eye(2).double())
     assert torch.allclose(terms["prior"].nats, -torch.distributions.kl_divergence(given, noised), atol=1e-6)
-    with pytest.raises(UsageError, match="Ask for a VariationalBound"):
+    with pytest.raises(UsageError, match="Ask for VariationalBound"):
         model.given().bound_terms(x, request=OdeLikelihood)
     with pytest.raises(Unsupported, match="has no bound in terms"):
         build("maf", x).given().bound_terms(x)

@@ -163,10 +163,22 @@ class HasBoundTerms(Ability):
 
     title, asked = "terms of its bound", "bound_terms"
     without = "has no bound in terms"
+    in_terms: ClassVar[type[Request]]  # what asks for that bound
 
     @abstractmethod
     def rows_bound_terms(self, x: Tensor, c: Any, request: Request, noise: RowNoise) -> dict[str, Number[Tensor]]:
         """Of rows x [N, *E] the terms by name, nats [N] of each, whose sum is the bound."""
+
+
+class ShowsWay(Ability):
+    """Draws by going from noise to data, through what can be shown as rows."""
+
+    title, asked = "way from noise to data", "trajectories"
+    without = "goes no way from noise to data that could be shown"
+
+    @abstractmethod
+    def rows_trajectories(self, n: int, c: Any, generator: torch.Generator) -> Tensor:
+        """The way of n draws, row i given c[i], in raw units [K, n, *E]: first the noise, last the draws."""
 
 
 class InBlocks(Ability):

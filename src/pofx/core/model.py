@@ -28,6 +28,7 @@ from pofx.core.abilities import (
     HasBoundTerms,
     HasNoisedScore,
     HasScore,
+    ShowsWay,
     ability_of,
     able,
     can,
@@ -426,15 +427,38 @@ class Conditional:
         _check_nats(model, lik.nats)
         return x, per_row(lambda t: t.reshape(batch), lik)
 
+    @torch.no_grad()
+    def trajectories(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """n draws for every context with their way from noise: [K, n, *C, *E] in raw units, the draws last.
+
+        All that is on the way is rescaled to noise and data of one size: x is a_k data + b_k noise, both standardised,
+        with a_k^2 + b_k^2 = 1. Raises Unsupported where the family goes no such way.
+        """
+        model, batch = ability_of(self.model, ShowsWay), (n, *self.batch_shape)
+        if n < 1:
+            raise UsageError(f"Cannot draw {n} trajectories.", "Ask for 1 or more.")
+        gen, c = given_or_fresh(generator, self.model.device), self._contexts(batch)
+        parts = self._passes(
+            lambda rows: model.rows_trajectories(rows.stop - rows.start, c[rows], gen),
+            math.prod(batch),
+            self.model.rows_per_draw(),
+        )
+        x = torch.cat(parts, 1)
+        return x.reshape(len(x), *batch, *x.shape[2:])
+
     def bound_terms(
         self, x: Any, *, request: AnyRequest = None, generator: torch.Generator | None = None
     ) -> dict[str, Number[Tensor]]:
-        """Terms of the bound of ``log_prob`` by name, nats [*S, *C] of each with its errors; they add up to the bound.
+        """Terms of a bound of ``log_prob`` by name, nats [*S, *C] of each with its errors; they add up to the bound.
 
-        Raises Unsupported where the family's bound has no terms, UsageError where the request is none of its bound.
+        By default that of the family's ``in_terms``. Raises Unsupported where the family's bound has no terms,
+        UsageError where the request is none of that bound.
         """
         model, (flat, c, batch) = ability_of(self.model, HasBoundTerms), self._flat(x)
-        request = _in_full(self.model, request, self.model.own_estimators, self.model.default_request)
+        asked = model.in_terms if request is None else request
+        request = _in_full(self.model, asked, self.model.own_estimators, self.model.default_request)
+        if not isinstance(request, model.in_terms):
+            raise UsageError(f"{request} is no bound in terms.", f"Ask for {model.in_terms.__name__}.")
         if len(flat) == 0:
             raise EmptyData("There are no rows.", "Give at least one datum.")
         seed, copies = seed_of(given_or_fresh(generator, self.model.device)), Copies()

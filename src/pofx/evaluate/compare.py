@@ -6,7 +6,7 @@ A comparison leaves a folder
     data_sample.npz                     x, c, label of some test rows; train_x of some training rows
     runs/<family>/                      the run folder of each fit (see train.run), and in it
         evaluation.json                 its row, with the likelihood of every test row that was evaluated
-        samples/samples.npz             x (and c) that the model drew
+        samples/*.npz                   x (and c) that the model drew: samples, guided, trajectories
 
 A comparison that was killed goes on, by the same call or by ``resume_comparison``: families that have a row keep it,
 the fit that was interrupted is resumed. comparison.json holds
@@ -21,7 +21,12 @@ the fit that was interrupted is resumed. comparison.json holds
                  sampling, quality, latents, outliers, accuracy, abilities, times. Sampling of data of free length
                  holds "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all
                  samples were cut for lack of time, or null; where columns determine others there is "dependent",
-                 what each of those adds to the likelihood given all others (``dependent.Share``)
+                 what each of those adds to the likelihood given all others (``dependent.Share``). Of families that have
+                 them (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and
+                 nats, se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to
+                 the "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales"
+                 and "classes" of samples/guided.npz, scale by scale; "trajectories", the "n" of those
+                 in samples/trajectories.npz, x [n, K, 2] from noise to draw
     baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so

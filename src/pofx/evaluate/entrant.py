@@ -17,7 +17,7 @@ from pofx.data.parts import Data
 from pofx.evaluate.baselines import MODELS
 from pofx.evaluate.cost import peak_memory
 from pofx.evaluate.likelihood import Mean, mean_log_prob, unavailable
-from pofx.evaluate.study import EVALUATION, Settings, Study, evaluate, plain, reason, save_rows, save_shown, shown
+from pofx.evaluate.study import EVALUATION, Settings, Study, evaluate, plain, reason, save_rows, save_shown
 from pofx.spaces import Label, Table
 from pofx.train.checkpoint import write_sealed
 from pofx.train.device import choose
@@ -132,13 +132,13 @@ def told(
 def _judge(study: Study, run: Run, row: dict[str, Any], place: Path | None, tell: Tell) -> Mean:
     """Evaluate a fitted run: its figures go into ``row`` and, with samples, into its folder."""
     before = time.perf_counter()
-    figures, found, samples = evaluate(study, run.model, tell)
+    figures, found, drawn = evaluate(study, run.model, tell)
     row |= {"status": "ok", "config": plain(run.model.config)} | figures
     row["evaluation_seconds"] = round(time.perf_counter() - before, 2)
     if place is not None:
         write_sealed(place / "evaluation.json", row | {"likelihood": found.to_json()})
-        if samples is not None:
-            save_rows(place / "samples" / "samples.npz", shown(samples, study.data.space))
+        for name, rows in drawn.items():
+            save_rows(place / "samples" / f"{name}.npz", rows)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import HasBoundTerms, ShowsWay, can
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
@@ -27,9 +29,21 @@ from pofx.evaluate.dependent import share
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
+from pofx.evaluate.paths import (
+    FEWEST_DRAWS,
+    MOST_DRAWS,
+    SCALES,
+    at_steps,
+    bound_terms,
+    guided,
+    guides,
+    planar,
+    quality_by_steps,
+    trajectories,
+)
 from pofx.evaluate.predict import predict
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import Features, c2st, memorisation, mmd, nearest, prdc
+from pofx.evaluate.two_sample import C2st, Features, c2st, memorisation, mmd, nearest, prdc
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
@@ -156,23 +170,30 @@ class Study:
         }
 
 
-def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Mean, Part | None]:
-    """All figures of a fitted model as plain data, its mean log-likelihood with the rows, and its samples.
+def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Mean, dict[str, Part]]:
+    """All figures of a fitted model as plain data, its mean log-likelihood with the rows, and what it drew, by name.
 
-    ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, sampling
-    20% and what that left over, its speed over length 10%, outliers 10%; the rest, some 30%, is bounded by its number
-    of rows. Where the budget is in steps, likelihoods of all rows are taken, whatever the time.
+    ``tell`` is called with the name of each stage. The likelihood may take 35% of the time limit, with the terms of a
+    bound, for which 5% are kept; sampling 20% and what that left over, its speed over length 10%, outliers 10%; the
+    rest, some 30%, is bounded by its number of rows. Last, draws in fewer steps and with guidance take 20% each at
+    most, and end at 95% of the whole. Where the budget is in steps, likelihoods of all rows are taken, whatever the
+    time.
     """
-    settings, space = study.settings, study.data.space
+    settings, space, begun = study.settings, study.data.space, time.perf_counter()
     tell("likelihood")
-    lik = _likelihood(study, model, settings.within(0.35))
+    in_terms = can(model, HasBoundTerms)
+    lik = _likelihood(study, model, settings.within(0.3 if in_terms else 0.35))
     found: dict[str, Any] = {"likelihood": lik.to_json(rows=False)}
+    if in_terms:  # with the draws of the likelihood, whose terms they are where it is that bound
+        left = max(0.05 * settings.limit, 0.35 * settings.limit - (time.perf_counter() - begun))
+        found["terms"] = guarded(lambda: bound_terms(model, study.test, settings.generator(5, model.device), left))
     tell("sampling")
-    drawing = 0.2 * settings.limit + max(0.0, 0.35 * settings.limit - lik.seconds)
+    drawing = 0.2 * settings.limit + max(0.0, 0.35 * settings.limit - (time.perf_counter() - begun))
     try:
         found["sampling"], fake = _sample(study, model, drawing)
     except Exception as error:
         found["sampling"], fake = {"unavailable": reason(error)}, None
+    drawn: dict[str, Part] = {} if fake is None else {"samples": shown(fake, space)}
     tell("sample quality")
     found["quality"] = guarded(lambda: _quality(study, fake, found["sampling"].get("cut")))
     tell("latents")
@@ -186,7 +207,10 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
         found["accuracy"] = guarded(lambda: _accuracy(study, model))
     if space.alphabet is not None:
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
-    return found, lik, fake
+    if fake is not None and getattr(model.default_sampler(), "steps", None) is not None:
+        tell("steps of the sampler")
+        _on_the_way(study, model, fake, found, drawn, begun + 0.95 * settings.limit)
+    return found, lik, drawn
 
 
 def _likelihood(study: Study, model: Model, seconds: float | None) -> Mean:
@@ -208,41 +232,49 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     Of data of free length also the speed over length; and where a few draws of the longest length would take too
     long, all are cut short, and ``cut`` says after how many steps.
     """
-    space, contexts = model.space, study.test.c
+    space = model.space
     generator = study.settings.generator(6, model.device)
     figures: dict[str, Any] = {"cut": None}
-
-    def draw(start: int, size: int, sampler: Sampler | None, generator: torch.Generator) -> Part:
-        if contexts is None:
-            return Part(model.sample(size, generator=generator, sampler=sampler).cpu())
-        c = contexts[torch.arange(start, start + size) % len(contexts)]
-        return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
 
     sampler = StepByStep() if StepByStep in model.own_samplers else None
     timed = study.settings.generator(9, model.device)
     if space.fill is not None and sampler is not None:
 
         def steps(rows: int, length: int) -> int:
-            return int(space.lengths(draw(0, rows, StepByStep(length), timed).x).max())
+            return int(space.lengths(_draw(study, model, 0, rows, StepByStep(length), timed).x).max())
 
         curve = speed_curve(steps, space.length, min(CURVE_SECONDS, 0.1 * study.settings.limit))
         # a single draw, twice at most, and the first block, which ``grow`` takes for 2.75 of them
         sampler = StepByStep(_affordable(curve, space.length, seconds / 5))
         figures["speed"] = plain(curve)
-    one = latency(lambda: draw(0, 1, sampler, timed), seconds=0.1 * seconds)
+    one = latency(lambda: _draw(study, model, 0, 1, sampler, timed), seconds=0.1 * seconds)
     grown = grow(
-        lambda start, size: draw(start, size, sampler, generator),
+        lambda start, size: _draw(study, model, start, size, sampler, generator),
         study.settings.samples,
         seconds - 2 * one,
         one=one,
     )
     x = join(space, [p.x for p in grown.parts])
     space.check(x)
-    c = None if contexts is None else contexts[torch.arange(len(x)) % len(contexts)]
     if space.fill is not None and sampler is not None and sampler.length == int(space.lengths(x).max()):
         figures["cut"] = sampler.length  # else all ended before it
     figures |= {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
-    return figures, Part(x, c)
+    return figures, Part(x, _contexts(study, 0, len(x)))
+
+
+def _draw(
+    study: Study, model: Model, start: int, size: int, sampler: Sampler | None, generator: torch.Generator
+) -> Part:
+    """The draws start .. start + size - 1, given the contexts of test rows, over and over."""
+    c = _contexts(study, start, size)
+    if c is None:
+        return Part(model.sample(size, generator=generator, sampler=sampler).cpu())
+    return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
+
+
+def _contexts(study: Study, start: int, size: int) -> Tensor | None:
+    contexts = study.test.c
+    return None if contexts is None else contexts[torch.arange(start, start + size) % len(contexts)]
 
 
 def _affordable(curve: Sequence[Speed], longest: int, seconds: float) -> int | None:
@@ -267,6 +299,61 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
     copying = guarded(lambda: memorisation(known, real, drawn, near=near))
     return about | study.two_sample(real, drawn) | {"memorisation": copying}
+
+
+def _on_the_way(
+    study: Study, model: Model, fake: Part, found: dict[str, Any], drawn: dict[str, Part], until: float
+) -> None:
+    """Of models that draw in steps, into ``found`` and ``drawn``: quality over steps, trajectories, guided draws."""
+    limit, sampler = study.settings.limit, model.default_sampler()
+    each = 1 / (found["sampling"]["rows_per_second"] * sampler.steps)  # type: ignore[attr-defined]
+
+    def seed(purpose: int) -> torch.Generator:
+        return study.settings.generator(purpose, model.device)
+
+    def left() -> float:
+        return min(0.2 * limit, max(0.0, until - time.perf_counter()))
+
+    def ways() -> dict[str, Any]:
+        drawn["trajectories"] = trajectories(model, study.test.c, seed(12))
+        return {"n": len(drawn["trajectories"])}
+
+    def grid() -> dict[str, Any]:
+        classes, drawn["guided"] = guided(model, lambda: seed(13), each, left())
+        return {"scales": SCALES, "classes": classes}
+
+    if planar(study.data.space) and can(model, ShowsWay):
+        found["trajectories"] = guarded(ways)
+    if study.features is not None:
+        found["steps"] = guarded(lambda: _steps(study, model, fake, found["sampling"], each, left()))
+    if guides(model):
+        found["guided"] = guarded(grid)
+
+
+def _steps(
+    study: Study, model: Model, fake: Part, sampling: Mapping[str, Any], each: float, seconds: float
+) -> dict[str, Any]:
+    """Quality over the steps of the model's sampler, up to its own number."""
+    features, settings, sampler = study.features, study.settings, model.default_sampler()
+    assert features is not None
+    real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
+
+    def against(some: Tensor) -> C2st:
+        return c2st(real, some, folds=3, seed=settings.seed)
+
+    def draw(steps: int, n: int) -> Tensor:
+        asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
+        return features.of(_draw(study, model, 0, n, asked, settings.generator(14, model.device)))
+
+    begun = time.perf_counter()
+    floor = against(study.known[:MOST_DRAWS])
+    test = time.perf_counter() - begun
+    points = quality_by_steps(draw, against, most, each, test, seconds - test)
+    n = points[-1].n if points else FEWEST_DRAWS
+    own = StepByStep not in model.own_samplers and len(fake) >= n  # these there are in any case
+    if own and most not in [p.steps for p in points]:
+        points.append(at_steps(most, features.of(fake[:n]), 1 / sampling["rows_per_second"], against))
+    return {"sampler": sampler.name, "default": most, "floor": floor, "points": points}
 
 
 def _latents(study: Study, model: Model) -> dict[str, Any]:

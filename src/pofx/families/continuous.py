@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import Parts, preprocess
-from pofx.core.abilities import Ability, HasNoisedScore, HasScore
+from pofx.core.abilities import Ability, HasNoisedScore, HasScore, ShowsWay
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Recipe
 from pofx.core.likelihood import Available, Exact, join, make, number
@@ -95,7 +95,7 @@ class Continuous(Conditioned):
 
     @classmethod
     def lacks(cls, ability: type[Ability], space: Space) -> str | None:
-        if ability in (HasScore, HasNoisedScore) and space.measure != Measure.lebesgue(space.dims):
+        if ability in (HasScore, HasNoisedScore, ShowsWay) and space.measure != Measure.lebesgue(space.dims):
             return "it needs complete real columns. Declare the columns real, or drop those that are not."
         return None
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pofx.codecs.real import preprocess
-from pofx.core.abilities import Ability, Completes, DrawsWithDensity, HasBoundTerms, HasNoisedScore
+from pofx.core.abilities import Ability, Completes, DrawsWithDensity, HasBoundTerms, HasNoisedScore, ShowsWay
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, Likelihood, LowerBound, Number
@@ -38,7 +38,7 @@ from pofx.paths.guidance import Drawing, Inpainting, guidances
 from pofx.paths.likelihood import angles, ode, ode_sample, stratified, terms
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, both_signs, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
-from pofx.paths.samplers import Callback, sample
+from pofx.paths.samplers import Callback, Way, sample
 from pofx.paths.schedule import SCHEDULES, Chain, Schedule
 from pofx.transforms.base import Noise
 from pofx.transforms.ode import estimate, probes
@@ -120,11 +120,12 @@ class PathConfig(StudentOptions):
             )
 
 
-class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensity):
+class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensity, ShowsWay):
     """The one implementation behind all presets."""
 
     taxonomy = "explicit density / approximate / diffusion"
     estimators = (VariationalBound, OdeLikelihood)
+    in_terms = VariationalBound
     samplers = (FewStep, *SOLVERS)
     approximation = "What is known guides every step: the rest is drawn approximately as p(rest | known) has it."
     shared_scale = True
@@ -283,10 +284,8 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         return draw
 
     def rows_bound_terms(
-        self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise
+        self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise
     ) -> dict[str, Number[Tensor]]:
-        if not isinstance(request, VariationalBound):
-            raise UsageError(f"{request} is no bound in terms.", "Ask for a VariationalBound.")
         values, errors = stratified(self._bound(x, c, request, noise), request.draws, noise)
         draws = request.draws + request.draws % 2
         found = {
@@ -368,9 +367,13 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
         """By ``Inpainting``: an approximation, exact only for Gaussian data."""
-        solver = next(kind for kind in self.own_samplers if kind is not FewStep)  # which no guidance reaches
-        sampler = replace(self.default_sampler(solver), guidance=Inpainting(x, known))  # type: ignore[call-arg]
+        sampler = replace(self.solver, guidance=Inpainting(x, known))
         return torch.where(known, x, self.rows_sample(len(x), c, sampler, generator))
+
+    def rows_trajectories(self, n: int, c: Encoded | None, generator: torch.Generator) -> Tensor:
+        way = Way(self.schedule)
+        y, codes = self.draw(n, c, self.solver, generator, way), torch.zeros(n, 0, dtype=torch.int64)
+        return torch.stack([self.preprocess.join(codes.to(y.device), v.flatten(1)) for v in (*way.seen.values(), y)])
 
     def _denoises_data(self) -> None:
         if self.config.coupling == "optimal":

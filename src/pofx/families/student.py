@@ -108,6 +108,11 @@ class Taught(Continuous):
         kind = kind or self.own_samplers[0]
         return kind() if hasattr(kind, "steps") else kind(steps=self.config.sample_steps)  # type: ignore[attr-defined,call-arg]
 
+    @property
+    def solver(self) -> Any:
+        """The default of the samplers that go all the way, step by step: what guides or watches them sees no leaps."""
+        return self.default_sampler(next(kind for kind in self.own_samplers if kind is not FewStep))
+
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from super().idle(space, context, config)

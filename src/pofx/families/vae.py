@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from pofx.core.abilities import Encodes
+from pofx.core.abilities import Encodes, HasBoundTerms
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage
-from pofx.core.likelihood import Likelihood, LowerBound
+from pofx.core.likelihood import Estimate, Likelihood, LowerBound, Number
 from pofx.core.model import serving
 from pofx.core.nested import spelled
 from pofx.core.noise import RowNoise
@@ -102,12 +102,13 @@ class LatentReport:
     rate: float
 
 
-class Vae(Conditioned, Encodes):
+class Vae(Conditioned, Encodes, HasBoundTerms):
     name: ClassVar[str] = "vae"
     summary: ClassVar[str] = "a decoder of latent vectors, trained with an encoder that proposes them"
     taxonomy: ClassVar[str] = "explicit density / approximate / variational"
     paper: ClassVar[str] = "Kingma & Welling 2014; Burda et al. 2016"
     estimators: ClassVar[tuple[type[Request], ...]] = (Iwae, Elbo)
+    in_terms = Elbo
     Config = VaeConfig
     config: VaeConfig
 
@@ -255,24 +256,32 @@ class Vae(Conditioned, Encodes):
         return Iwae(draws=8)
 
     def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise) -> Likelihood:
-        config, n, k = self.config, len(x), request.draws
-        h = vector(c)
+        reconstruction, log_ratio = self._drawn_terms(x, c, request, noise)
+        log_w, k = reconstruction - log_ratio, request.draws
+        nats, se = _mean(log_w) if isinstance(request, Elbo) else log_mean_exp(log_w)
+        return LowerBound(nats, self.space.measure, se, k)
+
+    def rows_bound_terms(
+        self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise
+    ) -> dict[str, Number[Tensor]]:
+        reconstruction, log_ratio = self._drawn_terms(x, c, request, noise)
+        found = {"prior": _mean(-log_ratio), "reconstruction": _mean(reconstruction)}
+        return {name: Number(Estimate, nats, se, se, draws=request.draws) for name, (nats, se) in found.items()}
+
+    def _drawn_terms(self, x: Tensor, c: Encoded | None, request: Any, noise: RowNoise) -> tuple[Tensor, Tensor]:
+        """``terms`` of every draw [N, k] float64; of the ELBO the second is the exact KL where that is known."""
+        n, k, h = len(x), request.draws, vector(c)
         mean, log_scale = self.posterior(x, h)
-        elbo = isinstance(request, Elbo)
-        kl = self.prior.divergence(mean, log_scale) if elbo else None
-        log_w = torch.empty(n, k, dtype=torch.float64, device=x.device)
+        kl = self.prior.divergence(mean, log_scale) if isinstance(request, Elbo) else None
+        found = torch.empty(2, n, k, dtype=torch.float64, device=x.device)
         block = max(1, self.codes_per_pass // n)
         for i in range(0, k, block):
             m = min(block, k - i)
-            eps = noise.randn(m, config.latent).to(mean)
+            eps = noise.randn(m, self.config.latent).to(mean)
             reconstruction, log_ratio = self.terms(x, h, mean, log_scale, eps)
-            log_w[:, i : i + m] = reconstruction - log_ratio if kl is None else reconstruction
-        if elbo:
-            nats = log_w.mean(1) - (0.0 if kl is None else kl.sum(1))
-            se = log_w.std(1) / math.sqrt(k)
-        else:
-            nats, se = log_mean_exp(log_w)
-        return LowerBound(nats, self.space.measure, se, k)
+            found[0, :, i : i + m] = reconstruction
+            found[1, :, i : i + m] = log_ratio if kl is None else kl.sum(1, keepdim=True)
+        return found[0], found[1]
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         z = self.prior.sample(n, generator).to(self.device)
@@ -311,6 +320,11 @@ class Vae(Conditioned, Encodes):
         blocks = [slice(i, i + size) for i in range(0, len(x), size)]
         codes = [self.given(None if c is None else c[b]).encode(x[b]) for b in blocks]
         return torch.cat([q.mean for q in codes]), torch.cat([q.stddev for q in codes])
+
+
+def _mean(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Of k draws [N, k], and its standard error [N]."""
+    return draws.mean(1), draws.std(1) / math.sqrt(draws.shape[1])
 
 
 def log_mean_exp(log_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,20 @@ def sample(
     return watched(z, times[-1]) if to_data else z
 
 
+class Way:
+    """A callback that keeps z [N, *E] of each time, rescaled to alpha^2 + sigma^2 = 1, as all schedules look alike.
+
+    Of several at one time, as trapezoids and Langevin steps have them, the last counts.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.seen: dict[float, Tensor] = {}
+
+    def __call__(self, step: int, t: Tensor, z: Tensor, denoised: Tensor) -> None:
+        self.seen[t.item()] = z / self.schedule(t).scale.item()
+
+
 class Level(NamedTuple):
     """The path at one time, as plain numbers: a step costs the denoiser and a few products."""
 

@@ -20,7 +20,7 @@ from pofx.core.space import Space, from_json
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
-from pofx.report import exhibits, leaderboard, plots
+from pofx.report import exhibits, leaderboard, paths, plots
 from pofx.report.leaderboard import Cell, Column, duration, minus
 from pofx.train.compiling import told
 from pofx.train.run import read_evaluation, read_info, read_log
@@ -117,8 +117,10 @@ def _parts(
     of, given = from_json(space), None if context is None else from_json(context)
     found = {name: exhibits.load_rows(path) for name, path in samples.items()}
     shown: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
+    beside = exhibits.load_rows(data)
     return {
-        "exhibits": shown | exhibits.exhibit(of, exhibits.load_rows(data), found, given),
+        "exhibits": shown | exhibits.exhibit(of, beside, found, given),
+        "way": paths.parts(of, given, rows, samples, beside),
         "speeds": _speeds(of, rows),
         "surprise": _shades(rows),
         "shades": exhibits.BITS,

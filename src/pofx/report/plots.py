@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,12 +142,12 @@ def frontier(points: Sequence[Point], label: str, *, less: bool, title: str) -> 
         return _svg(figure, title)
 
 
-def _log_ticks(axis: Axis, decades: float) -> None:
+def _log_ticks(axis: Axis, decades: float, told: Callable[[float], str] = amount) -> None:
     """Ticks as 300, 1k, 30k: every power of ten, and steps between where few powers are in sight."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: told(v)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -230,7 +230,44 @@ def speeds(lines: Mapping[str, Sequence[tuple[float, float]]], what: str, *, tit
         return _svg(figure, title)
 
 
-def _named(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+def descents(
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    real: tuple[float, float],
+    labels: tuple[str, str],
+    told: Callable[[float], str] = amount,
+    *,
+    title: str,
+) -> Markup | None:
+    """How well samples are told from data (with its error) over what they cost (log axis, ``told``), named at the ends.
+
+    ``real``: the same of data against data, a line in a band of two standard errors.
+    """
+    lines = {k: v for k, v in lines.items() if len(v) > 1}
+    if not lines:
+        return None
+    xs = [p[0] for v in lines.values() for p in v]
+    wide = max(math.log10(max(xs) / min(xs)), 0.3)
+    level, around = real[0], 2 * real[1]
+    with _figure(5.0, 3.7) as (figure, ax):
+        ax.set_xscale("log")
+        ax.set_xlim(min(xs) * 10 ** (-0.04 * wide), max(xs) * 10 ** (0.04 * wide))
+        ax.set_ylim(min(0.4, level - around), 1.02)
+        ax.axhspan(level - around, level + around, color=ROLES["line"], alpha=0.5, lw=0)
+        ax.axhline(level, color=ROLES["soft"], lw=1.2, ls=(0, (4, 2)))
+        ax.annotate(
+            "data against data", (0, level), (4, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="top", fontsize=8.5, color=ROLES["soft"],
+        )  # fmt: skip
+        for x, y, se in (p for v in lines.values() for p in v):
+            ax.plot([x, x], [y - 2 * se, y + 2 * se], color=ROLES["soft"], lw=0.8, alpha=0.5)
+        _named(ax, {k: [p[:2] for p in v] for k, v in lines.items()}, marker="o")
+        _log_ticks(ax.xaxis, wide, told)
+        ax.set_xlabel(labels[0])
+        ax.set_ylabel(labels[1])
+        return _svg(figure, title)
+
+
+def _named(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], marker: str = "") -> None:
     """Lines in the colours of the series, the highest end first, each named at the right of the axes."""
     place = ax.transScale + ax.transLimits  # to fractions of the axes
     ends = {k: float(place.transform(v[-1])[1]) for k, v in lines.items()}
@@ -238,7 +275,7 @@ def _named(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None
     for i, (name, at) in enumerate(zip(shown, _spread([ends[k] for k in shown], 0.048, 0.0, 1.0), strict=True)):
         x, y = zip(*lines[name], strict=True)
         colour = ROLES[f"series{i % 8 + 1}"]
-        dot = "o" if len(x) == 1 else ""
+        dot = "o" if len(x) == 1 else marker
         ax.plot(x, y, color=colour, lw=1.7, ls=DASHES[i // 8 % 3], marker=dot, ms=4)
         ax.annotate(
             name, (x[-1], y[-1]), (1.03, at), textcoords="axes fraction", va="center", color=colour,
@@ -308,6 +345,27 @@ def scatter(xy: Array, limits: tuple[float, float, float, float], role: str, tit
     inside = (x >= 0) & (x <= 100) & (y >= 0) & (y <= 100)
     d = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x[inside], y[inside], strict=True))
     return _small("scatter", 100, 100, f'<path class="{role}" d="{d}"/>', title)
+
+
+def ways(paths: Array, data: Array, title: str) -> Markup:
+    """Ways [n, K, 2] from noise (a dot in grey) to a draw (one in colour), over the data [M, 2]."""
+    low, high = (f(np.concatenate([paths.reshape(-1, 2), data]), axis=0) for f in (np.min, np.max))
+    room = np.maximum(high - low, 1e-300)
+
+    def place(xy: Array) -> Array:
+        return np.array([3, 97]) + np.array([94, -94]) * (xy - low) / room
+
+    def dots(xy: Array) -> str:
+        return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in place(xy))
+
+    lines = "".join("M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in place(way)) for way in paths)
+    body = "".join(
+        f'<path class="{kind}" d="{d}"/>'
+        for kind, d in (
+            ("data", dots(data)), ("way", lines), ("from", dots(paths[:, 0])), ("model", dots(paths[:, -1])),
+        )
+    )  # fmt: skip
+    return _small("scatter", 100, 100, body, title)
 
 
 def line(xy: Sequence[tuple[float, float]], title: str) -> Markup:
