@@ -121,7 +121,7 @@ def labels(results: Results) -> None:
         parts = []
         for rows in torch.split(label, step):
             one = guidance(rows) if callable(guidance) else guidance
-            sampler = DpmSolver(STEPS, one)
+            sampler = DpmSolver(STEPS, guidance=one)
             if p is model:
                 parts.append(model.given(rows).sample(1, sampler=sampler, generator=generator())[0])
             else:
@@ -140,7 +140,7 @@ def labels(results: Results) -> None:
     for method in METHODS:
         started, parts = time.perf_counter(), []
         for x, mask in zip(torch.split(test.x, 100), torch.split(known, 100), strict=True):
-            sampler = DpmSolver(STEPS, Inpainting(x, mask, method))
+            sampler = DpmSolver(STEPS, guidance=Inpainting(x, mask, method))
             parts.append(without.sample(len(x), sampler=sampler, generator=generator()))
         row("right halves", torch.cat(parts), test.c, started, method=method)
 

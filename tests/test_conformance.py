@@ -14,18 +14,17 @@ from pofx.testing.oracles import cases
 from pofx.train.fit import fit
 
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
-# these share the code of another family, or have many variants: three of four cases are for the longer tier of tests
-ALIKE = {
-    "cnf", "ddpm", "ncsn", "score-sde", "edm", "flow-matching", "maf", "iaf", "nsf", "glow", "tarflow",
-    "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp", "masked-diffusion",
-}  # fmt: skip
+# of families that share their code with another, or have many variants, one of so many cases is in the quick tier
+ONE_OF = dict.fromkeys(("maf", "nsf", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp"), 4)
+ONE_OF |= dict.fromkeys(("iaf", "glow", "tarflow", "cnf", "masked-diffusion"), 6)
+ONE_OF |= dict.fromkeys(("ddpm", "ncsn", "score-sde", "edm", "flow-matching"), 8)
 
 
 def tiers():
     of = Counter()
     for one in ALL:
         of[one[0]] += 1
-        long = (one[0] in ALIKE and of[one[0]] % 4 != 1) or one[2].startswith("student of")  # which every path has
+        long = (of[one[0]] - 1) % ONE_OF.get(one[0], 1) or one[2].startswith("student of")  # which every path has
         yield pytest.param(*one, marks=pytest.mark.long if long else (), id=" · ".join(filter(None, one)))
 
 

@@ -167,7 +167,7 @@ def agrees(x: Tensor, truth: Mixture, slack: float = 0.0) -> None:
 
 
 def drawn(model: Known, guidance: Any, sampler: type[Solver] = DpmSolver, steps: int = 40, **given: Any) -> Tensor:
-    return model.given(**given).sample(N, sampler=sampler(steps, guidance), generator=gen(1))
+    return model.given(**given).sample(N, sampler=sampler(steps, guidance=guidance), generator=gen(1))
 
 
 # -- by a label --------------------------------------------------------------------------------------------
@@ -462,10 +462,10 @@ def test_what_cannot_guide_is_refused_by_name() -> None:
         (From(datum[:1], 0.5), PofxError, "shape"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
-            model.sample(3, sampler=Ddim(2, guidance))
+            model.sample(3, sampler=Ddim(2, guidance=guidance))
     for make, message in (
-        (lambda: Ddim(2, -1.0), "guidance is -1.0"),
-        (lambda: Ddim(2, "strongly"), "guidance is 'strongly'; it must be a number. Give a scale"),
+        (lambda: Ddim(2, guidance=-1.0), "guidance is -1.0"),
+        (lambda: Ddim(2, guidance="strongly"), "guidance is 'strongly'; it must be a number. Give a scale"),
         (lambda: ClassifierFree(2.0, low=1.0, high=0.5), "above 1 and at most 0.5"),
         (lambda: Linear(torch.eye(2), torch.zeros(2), method="dps"), "dps divides by the variance"),
         (lambda: From(datum, 0.0), "noise is 0.0"),
@@ -482,7 +482,7 @@ def test_guides_of_other_rows_are_refused() -> None:
     other = known()
     other.preprocess.standard.scale.mul_(1.1)
     with pytest.raises(Unsupported, match="standardises its data otherwise.*same rows"):
-        model.sample(3, sampler=Ddim(2, Autoguidance(other, 2.0)))
+        model.sample(3, sampler=Ddim(2, guidance=Autoguidance(other, 2.0)))
 
 
 def test_a_model_without_a_null_context_has_no_classifier_free_guidance() -> None:
@@ -490,7 +490,7 @@ def test_a_model_without_a_null_context_has_no_classifier_free_guidance() -> Non
     model = Vdm(PathConfig(hidden=8, blocks=1), PLANE, SIDES)
     model.prepare(x, y, None, gen())
     with pytest.raises(Unsupported, match="context-dropout"):
-        model.given(0).sample(3, sampler=Ddim(2, 2.0))
+        model.given(0).sample(3, sampler=Ddim(2, guidance=2.0))
 
 
 def test_categories_and_optimal_couplings_are_not_guided() -> None:
@@ -498,12 +498,12 @@ def test_categories_and_optimal_couplings_are_not_guided() -> None:
     model = Vdm(PathConfig(hidden=8, blocks=1), mixed)
     row = torch.zeros(2).double()
     with pytest.raises(Unsupported, match="real numbers alone"):
-        model.sample(3, sampler=Ddim(2, From(row, 0.5)))
+        model.sample(3, sampler=Ddim(2, guidance=From(row, 0.5)))
     with pytest.raises(Unsupported, match="does not draw|declared|Declare"):
         model.given().complete(row[None], torch.ones(1, 2, dtype=torch.bool))
     coupled = family("flow-matching")(family("flow-matching").Config(coupling="optimal", hidden=8), PLANE)
     with pytest.raises(Unsupported, match="denoiser of the flow"):
-        coupled.sample(3, sampler=Ddim(2, From(row, 0.5)))
+        coupled.sample(3, sampler=Ddim(2, guidance=From(row, 0.5)))
     whole = Table((Integer("n", 0, 9),))
     assert Classifier.refuses(SIDES, whole, Classifier.Config(noised=True)) is not None
     assert Classifier.refuses(SIDES, whole, Classifier.Config()) is None
@@ -524,9 +524,9 @@ def test_images_are_completed_and_measured_in_levels() -> None:
     assert torch.equal(done[:, :, :3], x[:8, :, :3])
     mean = torch.full((1, 36), 1 / 36)
     for y in (6.0, 9.0):
-        drawn = model.sample(50, sampler=DpmSolver(30, Linear(mean, torch.tensor([y]), 0.01)))
+        drawn = model.sample(50, sampler=DpmSolver(30, guidance=Linear(mean, torch.tensor([y]), 0.01)))
         assert drawn.double().mean((1, 2, 3)).sub(y).abs().max() < 0.25  # levels are rounded and stay in their range
-    near = model.sample(8, sampler=DpmSolver(30, From(x[:8], 0.02)))
+    near = model.sample(8, sampler=DpmSolver(30, guidance=From(x[:8], 0.02)))
     assert (near.double() - x[:8]).abs().max() <= 1
 
 

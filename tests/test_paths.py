@@ -99,7 +99,7 @@ def test_derivatives_and_inverse(name: str) -> None:
 @every_schedule
 def test_times_reach_both_ends(name: str) -> None:
     s = schedule(name)
-    grids = [s.grid(grid, 7) for grid in ("schedule", "log-snr", "edm")]
+    grids = [s.grid(grid, 7) for grid in ("schedule", "log-snr", "karras")]
     for times in (*grids, s.levels(7), s.uniform(torch.linspace(0, 1, 8, dtype=torch.float64))):
         ratio = s(times).sigma / s(times).alpha
         assert len(times) == 8
@@ -110,13 +110,13 @@ def test_the_grids_are_even_in_what_they_say() -> None:
     s = Cosine()
     assert torch.equal(s.grid("schedule", 9), s.times(9))
     assert torch.allclose(s.log_snr(s.grid("log-snr", 9)).diff(), torch.tensor(s.range / 9, dtype=torch.float64))
-    ratio = (-s.log_snr(s.grid("edm", 9)) / 2).exp()
+    ratio = (-s.log_snr(s.grid("karras", 9)) / 2).exp()
     assert torch.allclose((ratio ** (1 / 7)).diff().diff(), torch.zeros(8).double(), atol=1e-9)
     # Karras et al. 2022, table 1, with N = 18
     paper = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
     assert karras(80.0, 0.002, 17) == pytest.approx(paper)
     for name in NAMES:
-        for grid in ("schedule", "log-snr", "edm"):
+        for grid in ("schedule", "log-snr", "karras"):
             assert schedule(name).grid(grid, 0).tolist() == pytest.approx(schedule(name).times(0).tolist())
 
 
@@ -350,7 +350,7 @@ def test_a_second_derivative_counted_half_is_noticed(monkeypatch) -> None:
     assert order < 2.5
 
 
-GRIDS = "schedule", "log-snr", "edm"
+GRIDS = "schedule", "log-snr", "karras"
 COUNTED = (1, 2, 3, 5, 8, 20)  # 3n - 1 among them: where a step of third order is left over
 
 
@@ -417,7 +417,7 @@ def test_churn_is_the_papers() -> None:
     """Karras et al. 2022, algorithm 2, in sigma."""
     s, data = Exploding(0.002, 80.0), gaussian("exploding")
     data.schedule = s
-    times, z, g = s.grid("edm", 17), 80 * normal(10, 2), gen(5)
+    times, z, g = s.grid("karras", 17), 80 * normal(10, 2), gen(5)
     by_hand, levels = z, [*karras(80.0, 0.002, 17)]
 
     def slope(x: Tensor, sigma: float) -> Tensor:
@@ -433,18 +433,20 @@ def test_churn_is_the_papers() -> None:
         ahead = by_hand + (to - hat) * d
         by_hand = by_hand + (to - hat) * (d + slope(ahead, to)) / 2
     own = {"churn": 20.0, "churn_from": 50.0, "churn_to": 0.1, "inflation": 1.01}
-    assert torch.allclose(SAMPLERS["edm"](data, s, times, z, gen(5), **own), by_hand, atol=1e-9)
-    calm, trapezoids = (SAMPLERS[name](data, s, times, z, gen()) for name in ("edm", "heun"))
+    assert torch.allclose(SAMPLERS["karras"](data, s, times, z, gen(5), **own), by_hand, atol=1e-9)
+    calm, trapezoids = (SAMPLERS[name](data, s, times, z, gen()) for name in ("karras", "heun"))
     assert torch.allclose(calm, trapezoids, atol=1e-12)
     assert (
-        SAMPLERS["edm"](data, s, times, z, gen(), churn=40.0, churn_from=90.0).isfinite().all()
+        SAMPLERS["karras"](data, s, times, z, gen(), churn=40.0, churn_from=90.0).isfinite().all()
     )  # none above the path
 
 
 def test_a_restart_goes_back_to_where_it_is_asked() -> None:
     s, data, seen = Exploding(), gaussian("exploding"), []
     own = {"restarts": 2, "restart_from": 0.6, "restart_to": 0.12, "restart_steps": 3}
-    sample("restart", data, s, s.grid("edm", 9), 80 * normal(4, 2), gen(), lambda step, t, z, x: seen.append(t), **own)
+    sample(
+        "restart", data, s, s.grid("karras", 9), 80 * normal(4, 2), gen(), lambda step, t, z, x: seen.append(t), **own
+    )
     noise = (-s.log_snr(torch.stack(seen)) / 2).exp()
     up = [(a, b) for a, b in pairwise(noise.tolist()) if b > a * (1 + 1e-9)]
     stop = next(ratio for ratio in karras(80.0, 1e-3, 9) if ratio <= 0.12)
@@ -598,7 +600,7 @@ def test_weightings_are_of_the_error_in_eps(kind: str, weighting: str) -> None:
         of_eps = (eps_of(denoiser(z, t), z, p) - noise).square().mean(1)
         ratio = (p.sigma / p.alpha).flatten().square()
         own = PREDICTIONS[kind].target(x, noise, p) - z.div(p.scale).cos()
-        weighted = {"likelihood": pace * of_eps, "simple": of_eps, "edm": (1 + ratio) * of_eps}
+        weighted = {"likelihood": pace * of_eps, "simple": of_eps, "karras": (1 + ratio) * of_eps}
         missed.append(weighted.get(weighting, own.square().mean(1)))
     loss = path_loss(denoiser, x, [eps, -eps], u, TIMES["cosine"], WEIGHTINGS[weighting])
     assert torch.allclose(loss, (missed[0] + missed[1]) / 2)

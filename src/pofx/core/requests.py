@@ -14,7 +14,7 @@ from pofx.core.errors import UsageError
 from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least, check
 
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
-GridName: TypeAlias = Literal["schedule", "log-snr", "edm"]
+GridName: TypeAlias = Literal["schedule", "log-snr", "karras"]
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class Adaptive(Solver, name="adaptive"):
 
 
 @dataclass(frozen=True)
-class EdmSolver(Solver, name="edm"):
+class KarrasSolver(Solver, name="karras"):
     """Heun's trapezoids after fresh noise, where churn asks for it (Karras et al. 2022, algorithm 2).
 
     Noise is counted in standard deviations of the data; the paper's numbers are for a deviation of 0.5. Its choice for
@@ -328,7 +328,7 @@ class EdmSolver(Solver, name="edm"):
         inflation: factor of the added noise, against what the network takes away too much.
     """
 
-    grid: GridName = "edm"
+    grid: GridName = "karras"
     churn: float = 0.0
     churn_from: float = 100.0
     churn_to: float = 0.1
@@ -354,7 +354,7 @@ class Restart(Solver, name="restart"):
         restart_steps: in so many steps.
     """
 
-    grid: GridName = "edm"
+    grid: GridName = "karras"
     restarts: int = 2
     restart_from: float = 0.6
     restart_to: float = 0.12
@@ -436,7 +436,7 @@ class Unmasking(Sampler, name="unmasking"):
 AnyRequest: TypeAlias = Request | type[Request] | None
 AnySampler: TypeAlias = Sampler | type[Sampler] | None
 SOLVERS: tuple[type[Solver], ...] = (
-    DpmSolver, DpmSolver3, Heun, SdeSolver, Ddim, Euler, Ancestral, Adaptive, EdmSolver, Restart, PredictorCorrector,
+    DpmSolver, DpmSolver3, Heun, SdeSolver, Ddim, Euler, Ancestral, Adaptive, KarrasSolver, Restart, PredictorCorrector,
     AnnealedLangevin,
 )  # fmt: skip
 SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep, Unmasking)

@@ -23,8 +23,8 @@ from pofx.core.requests import (
     SOLVERS,
     Ancestral,
     AnnealedLangevin,
-    EdmSolver,
     FewStep,
+    KarrasSolver,
     PredictorCorrector,
     Sampler,
     Solver,
@@ -164,7 +164,7 @@ class Edm(PathModel):
     name = "edm"
     summary = "a preconditioned denoiser, trained where noise matters most, sampled in 18 steps of Heun"
     paper = "Karras, Aittala, Aila & Laine 2022, Elucidating the design space of diffusion-based generative models"
-    samplers = first(EdmSolver)
+    samplers = first(KarrasSolver)
     Config = EdmConfig
 
 

@@ -34,14 +34,14 @@ STATED: dict[str, tuple[int, Callable[[int], dict[str, Any]]]] = {
     "dpm++3m": (3, lambda steps: {}),
     "sde": (2, lambda steps: {}),
     "heun": (2, lambda steps: {}),
-    "edm": (2, lambda steps: {"churn": 3.0}),
+    "karras": (2, lambda steps: {"churn": 3.0}),
     "restart": (2, lambda steps: {
         "restarts": 2, "restart_from": 1.5, "restart_to": math.exp(-0.75), "restart_steps": steps // 4,
     }),
     "adaptive": (3, lambda steps: {"tolerance": math.inf}),  # in just the given steps
     "predictor-corrector": (1, lambda steps: {"corrector_steps": 0, "corrector_snr": 0.16}),
 }  # fmt: skip
-NOISY = {"ddim", "ancestral", "sde", "edm", "restart", "predictor-corrector"}
+NOISY = {"ddim", "ancestral", "sde", "karras", "restart", "predictor-corrector"}
 
 
 def order_of(

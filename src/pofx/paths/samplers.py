@@ -8,7 +8,7 @@ dpm++                2      none   DPM-Solver++(2M): the denoiser extrapolated i
 dpm++3m              3      none   DPM-Solver++(3M)
 sde                  2      yes    SDE-DPM-Solver++(2M), the stochastic twin of dpm++ (same paper)
 heun                 2      none   trapezoids of dz = x d(alpha) + eps d(sigma) (Karras et al. 2022, algorithm 1)
-edm                  2      churn  the same after fresh noise (Karras et al. 2022, algorithm 2)
+karras               2      churn  the same after fresh noise (Karras et al. 2022, algorithm 2)
 restart              2      some   the same, and part of the way again from fresh noise (Xu et al. 2023, algorithm 1)
 adaptive             3      none   an embedded pair of exponential Runge-Kutta methods with a tolerance
 predictor-corrector  1      yes    reverse diffusion and Langevin steps (Song et al. 2021, algorithms 2-5)
@@ -252,7 +252,7 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, z: Tensor, generat
     return z
 
 
-def edm(
+def karras_heun(
     denoise: Denoise,
     schedule: Schedule,
     times: Tensor,
@@ -446,7 +446,7 @@ SAMPLERS: dict[str, Solver] = {
     "dpm++3m": partial(multistep, order=3, noisy=False),
     "sde": partial(multistep, order=2, noisy=True),
     "adaptive": adaptive,
-    "edm": edm,
+    "karras": karras_heun,
     "restart": restart,
     "predictor-corrector": predictor_corrector,
     "annealed-langevin": annealed_langevin,

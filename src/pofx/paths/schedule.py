@@ -86,7 +86,7 @@ class Schedule(ABC):
 
     def grid(self, name: str, steps: int) -> Tensor:
         """The times [steps + 1] of a sampler, from noise to data: those of ``times``, or by name even in the log SNR
-        ("log-snr") or as ``karras`` has them ("edm")."""
+        ("log-snr") or as ``karras`` has them ("karras")."""
         if name == "schedule":
             return self.times(steps)
         if name == "log-snr":
