@@ -357,6 +357,9 @@ def test_what_is_refused_says_why():
         noisy.log_prob(torch.zeros(1, 2, dtype=torch.int64), request=InOrder)
     with pytest.raises(UsageError, match="temperature"):
         MaskedDiffusion(MaskedDiffusionConfig(), PAIR).sample(1, sampler=Unmasking(temperature=0.5))
+    for own in ({"grid": "karras"}, {"guidance": 2.0}):
+        with pytest.raises(UsageError, match="Leave out grid and guidance"):
+            small().sample(1, sampler=Ancestral(4, **own))
 
 
 @pytest.mark.parametrize("net", ["mlp", "transformer"])

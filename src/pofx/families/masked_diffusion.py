@@ -339,6 +339,8 @@ class MaskedDiffusion(Conditioned, Completes):
     # -- samples --------------------------------------------------------------------------------------------
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        if getattr(sampler, "guidance", None) is not None or getattr(sampler, "grid", "schedule") != "schedule":
+            raise UsageError(f"{self.name} goes back along its schedule, unguided.", "Leave out grid and guidance.")
         most = (getattr(sampler, "length", None) or self.space.length) if self.text else self.block
         lengths = torch.full((n,), most, device=self.device)
         if self.lengths is not None:
