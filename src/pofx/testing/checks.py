@@ -69,7 +69,7 @@ def requests(s: Subject, **numbers: int) -> list[Request]:
 @check
 def kind_is_promised(s: Subject) -> None:
     """Every request gets the kind that it promises, under the space's measure, finite, of the batch's shape."""
-    for request in requests(s):
+    for request in requests(s, draws=2, steps=2):
         lik = s.log_prob(s.test, request=request)
         assert type(lik).__name__ == request.kind, f"{request} promises {request.kind}, not {type(lik).__name__}"
         assert type(lik) in s.cls.claims(), f"{type(lik).__name__} is not among the claims"
@@ -96,7 +96,7 @@ def rows_are_independent(s: Subject) -> None:
     first = {int(key): i for i, key in reversed([*enumerate(row_keys(part.x))])}  # copies have noise of their own
     part = part[torch.tensor(sorted(first.values()))]
     order = torch.randperm(len(part), generator=generator(1))
-    for request in requests(s):
+    for request in requests(s, draws=4, steps=2):
         whole = s.log_prob(part, request=request)
         if isinstance(whole, Unavailable):
             raise NotApplicable
@@ -138,7 +138,7 @@ def global_state_is_untouched(s: Subject) -> None:
 def gradients_are_for_those_who_ask(s: Subject) -> None:
     """Nats carry a gradient where x, c or a parameter asks for one, and of x the right one; else none."""
     part = s.test[:12].read()
-    for request in requests(s, steps=4):
+    for request in requests(s, draws=2, steps=2):
 
         def nats(model: Model, x: Tensor, c: Tensor | None, request: Request = request) -> Tensor:
             lik = model.given(c).log_prob(x, request=request, generator=generator(0))
