@@ -22,7 +22,7 @@ from pofx.core.options import AMOUNT
 from pofx.core.requests import OdeLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.continuous import BatchNoise
-from pofx.families.flow import Flow, FlowConfig
+from pofx.families.flow import WATCHED, Flow, FlowConfig
 from pofx.nn.encoders import Encoded, vector
 from pofx.transforms.base import Delta, Noise, Transform
 from pofx.transforms.continuous import Continuous
@@ -128,12 +128,20 @@ class Cnf(Flow):
 
         return estimate(solve, request, noise, self.dim, "continuous flow")
 
-    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
-        parts = self.split(x)
-        z, v = parts.y, vector(self.given_codes(parts.codes, c))
+    def arrive(self, y: Tensor, h: Encoded | None) -> Tensor:
+        """z [N, d] of y [N, d], solved closely."""
+        z, v = y, vector(h)
         for transform in self.flow.transforms:
             z = transform.moved(z, v, 0.0, 1.0) if isinstance(transform, Continuous) else transform(z, v).z
-        return Delta(z)
+        return z
+
+    def watch(self, z: Tensor, y: Tensor, h: Encoded | None) -> None:
+        self.check_finite(y)
+        self.check_back(self.arrive(y[:WATCHED], None if h is None else h[:WATCHED]), z[:WATCHED])
+
+    def rows_encode(self, x: Tensor, c: Encoded | None) -> Distribution:
+        parts = self.split(x)
+        return Delta(self.arrive(parts.y, self.given_codes(parts.codes, c)))
 
     def rows_score(self, x: Tensor, c: Encoded | None) -> Tensor:
         """The gradient of the density with the exact divergence, at places that are the same for all calls."""

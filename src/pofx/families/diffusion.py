@@ -46,7 +46,7 @@ class DdpmConfig(PathConfig):
     schedule: ScheduleName = "ddpm"
     predict: PredictionName = "eps"
     start: Literal["gaussian", "none"] = "none"
-    clip: bool = True
+    clip: Literal["never", "last", "always"] = "always"
     times: TimesName = "uniform"
     weighting: WeightingName = "simple"
     sample_steps: int = 1000
@@ -88,6 +88,7 @@ class NcsnConfig(PathConfig):
     schedule: ScheduleName = "exploding"
     predict: PredictionName = "eps"
     start: Literal["gaussian", "none"] = "none"
+    clip: Literal["never", "last", "always"] = "last"
     weighting: WeightingName = "simple"
     smallest: float = 0.04
     largest: float = 200.0
@@ -117,6 +118,7 @@ class ScoreSdeConfig(PathConfig):
     schedule: ScheduleName = "linear-beta"
     predict: PredictionName = "eps"
     start: Literal["gaussian", "none"] = "none"
+    clip: Literal["never", "last", "always"] = "last"
     times: TimesName = "uniform"
     weighting: WeightingName = "simple"
     largest: float = 152.2  # of VP at t = 1, as ``smallest`` is of t = 1e-5

@@ -63,7 +63,7 @@ class PathConfig(StudentOptions):
         predict: what the network predicts.
         start: the network adds to the prediction of the Gaussian that fits the data, from which the last of a sample's
             noise is taken away too; "none": it gives all, and the last of a sampler's steps is what it denoises.
-        clip: what samplers denoise is kept within the range of the data.
+        clip: samples are kept within the range of the data: never, at last, or at every step as well.
         times: noise levels in training: even in the log SNR, even in t ("uniform"), those of Karras et al. 2022
             ("log-normal"), or even in the angle of the cosine path.
         weighting: of the squared error of eps in training: as in the variational bound ("likelihood"), 1 ("simple"),
@@ -88,7 +88,7 @@ class PathConfig(StudentOptions):
     betas: int = 1000
     predict: PredictionName = "v"
     start: Literal["gaussian", "none"] = "gaussian"
-    clip: bool = False
+    clip: Literal["never", "last", "always"] = "never"
     times: TimesName = "log-snr"
     weighting: WeightingName = "likelihood"
     coupling: Literal["independent", "optimal"] = "independent"
@@ -142,7 +142,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         self.shape: tuple[int, ...] = (self.dim,) if net_kind(config, space) == "mlp" else space.event_shape
         self.net = net_of(config, space, self.shape, self.width, self.memory, self.schedule)
         self.student = student_of(self.net, config)
-        self.register_buffer("span", torch.zeros(2, self.dim) if config.clip else None)
+        self.register_buffer("span", torch.zeros(2, self.dim) if config.clip != "never" else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
 
     @classmethod
@@ -218,11 +218,12 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         return Denoiser(told, self.schedule, PREDICTIONS[self.config.predict], start, dtype)
 
     def within(self, denoise: Denoise) -> Denoise:
-        """The denoiser kept within the range of the data, where samples are clipped."""
-        span = self.span
-        if span is None:
-            return denoise
-        return lambda z, t: denoise(z, t).clamp(*span.to(z).view(2, *self.shape))
+        """The denoiser kept within the range of the data, where samples always are."""
+        return (lambda z, t: self.clipped(denoise(z, t))) if self.config.clip == "always" else denoise
+
+    def clipped(self, y: Tensor) -> Tensor:
+        """y [N, *shape] within the range of the data, if samples are to be."""
+        return y if self.span is None else y.clamp(*self.span.to(y).view(2, *self.shape))
 
     def from_noise(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws of z at the noise's end of the path [n, *shape]."""
@@ -342,7 +343,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         callback: Callback | None = None,
     ) -> Tensor:
         if isinstance(sampler, FewStep):
-            return self.leaps(n, h, sampler.steps, generator)
+            return self.clipped(self.leaps(n, h, sampler.steps, generator)).flatten(1)
         bare = self.config.start == "none"
         times = self.schedule.grid(sampler.grid, sampler.steps - bare)  # one more step leads to the data
         z, denoise = self.from_noise(n, generator), cast(Denoise, self.denoiser(h))
@@ -359,11 +360,10 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
                 times, z = guide.start(times, z, on)
         kept = self.within(denoise)
         z = sample(sampler.name, kept, self.schedule, times, z, generator, callback, to_data=bare, **sampler.own)
-        if bare:
-            return z.flatten(1)
-        e = torch.randn(z.shape, generator=generator, device=generator.device).to(self.device)
-        # the bound's p(x | z_0)
-        return self.gaussian.posterior(z, e, point(self.schedule, times[-1], z)).flatten(1)
+        if not bare:  # the bound's p(x | z_0)
+            e = torch.randn(z.shape, generator=generator, device=generator.device).to(self.device)
+            z = self.gaussian.posterior(z, e, point(self.schedule, times[-1], z))
+        return self.clipped(z).flatten(1)
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
         """By ``Inpainting``: an approximation, exact only for Gaussian data."""

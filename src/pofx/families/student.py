@@ -189,10 +189,10 @@ class Taught(Continuous):
         return {"loss": consistency_loss(student, teacher, self.schedule, y, eps, u, hops)}
 
     def leaps(self, n: int, h: Encoded | None, steps: int, generator: torch.Generator) -> Tensor:
-        """n draws of the student's y [n, d]."""
+        """n draws of the student's y [n, *shape]."""
         denoise, times = self.within(self.denoiser(h, self.student)), even_angles(self.schedule, steps)
         z = self.from_noise(n, generator)
-        return STUDENTS[self.config.student](denoise, self.schedule, times, z, generator).flatten(1)
+        return STUDENTS[self.config.student](denoise, self.schedule, times, z, generator)
 
 
 def student_of(net: nn.Module, config: StudentOptions) -> nn.Module | None:

@@ -32,7 +32,7 @@ def exact(score: Score, x: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> exact(lambda x: -x, torch.tensor([[3.0, 4.0]]))  # of N(0, I): |x|^2 / 2 - 2
+        >>> exact(lambda x: -x, torch.tensor([[3.0, 4.0]])).detach()  # of N(0, I): |x|^2 / 2 - 2
         tensor([10.5000])
     """
     s, x = _traced(score, x)
