@@ -179,7 +179,7 @@ def test_a_wrong_log_determinant_shows(name, wrong):
     """Not in a fresh layer, whose log-determinant is zero whatever its sign and number of pixels."""
     dim, make = ALL[name]
     for layer, passes in ((make().double(), True), (scramble(make(), scale=0.15), False)):
-        layer.dim, layer.reach, forward = dim, 2.0, layer.forward
+        layer.dim, layer.spread, forward = dim, 2.0, layer.forward
         layer.forward = lambda *given, forward=forward: wrong(forward(*given))
         if passes:
             test_inverse_and_log_determinant(layer)
