@@ -92,10 +92,10 @@ def terms(
 
 
 def decoded(denoise: Denoise, schedule: Schedule, x: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """One draw [N] of E log P(x | z_0), in place of the last of ``terms``, for data that are cells (Ho et al. 2020, eq. 13).
+    """One draw [N] of E log P(x | z_0), the end of a bound of cells (Ho et al. 2020, eq. 13).
 
-    P(x | z_0) is the mass from ``low`` to ``high`` [N, d] of N(E[x | z_0], 1 - s), s at the data's end of the path: of the
-    chain of Ho et al. 2020 the variance is beta_1, on all paths that of x given z_0 for x ~ N(0, 1).
+    P(x | z_0) is the mass from ``low`` to ``high`` [N, d] of N(E[x | z_0], 1 - s), s at the data's end of the path: of
+    the chain of Ho et al. 2020 the variance is beta_1, on all paths that of x given z_0 for x ~ N(0, 1).
 
     Args:
         x: [N, *E], the centres of the cells; eps: the noise [N, *E].
