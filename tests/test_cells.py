@@ -15,14 +15,12 @@ from pofx.core.model import idle
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import DpmSolver, OdeLikelihood, VariationalBound
-from pofx.data.parts import Data, Part
 from pofx.families.path import PathModel
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import decoded, log_mass, stratified, terms
 from pofx.paths.predict import point
 from pofx.paths.schedule import Chain
 from pofx.spaces import Image, Real, Table
-from pofx.train.fit import fit
 
 PAIR = Image(1, 2, 1, 3)  # two pixels of three levels
 
@@ -91,7 +89,7 @@ def denoised(z: Tensor, kept: float) -> Tensor:
 
 
 def test_the_bound_is_the_papers_and_below_the_chain_s_probability() -> None:
-    """Ho et al. 2020, eq. 5 and 13, in betas, of a chain of two steps: one pixel, so that integrals are sums on a grid."""
+    """Ho et al. 2020, eq. 5 and 13, in betas, of a chain of two steps and one pixel: integrals are sums on a grid."""
     chain, step = Chain(2, BETAS), (GRID[1] - GRID[0]).item()
     first, last = (1 - BETAS).cumprod(0).tolist()
     low = torch.tensor([-math.inf, -0.6, 0.6], dtype=torch.float64)
@@ -115,7 +113,7 @@ def test_the_bound_is_the_papers_and_below_the_chain_s_probability() -> None:
         whole.append(torch.stack([-kl_divergence(far, Normal(0.0, 1.0)), -path, end]))
     papers = torch.stack(whole, 1)
     assert (papers.sum(0) < truth).all()
-    assert (papers.sum(0) > truth - 1).all()
+    assert (papers.sum(0) > truth - 3).all()  # 80% of the signal's variance goes in one step
 
     # ours: many draws of each level
     x = LEVELS.repeat_interleave(20000)[:, None]
@@ -136,27 +134,33 @@ def test_the_bound_is_the_papers_and_below_the_chain_s_probability() -> None:
     assert ((found - papers).abs() <= 4 * error + 1e-9).all()
 
 
-def test_the_bounds_of_all_images_sum_to_at_most_one() -> None:
+@pytest.mark.parametrize("name", ["ddpm", "vdm"])
+def test_the_bounds_of_all_images_sum_to_at_most_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of the model whose denoiser is E[x | z], so that little is missing in continuous time; two pixels agree."""
     x = images(PAIR)
-    often = torch.tensor([9, 1, 1, 1, 9, 1, 1, 1, 9])
-    data = x.repeat_interleave(20 * often, 0)
-    source = Data("pairs", "memory", PAIR, Part(data), Part(x), Part(x))
-    sums = {}
-    for decoder in ("cells", "density"):
-        options = {"hidden": 32, "blocks": 1, "decoder": decoder}
-        model = fit(source, "ddpm", steps=300, checks=1, seed=0, options=options).model
-        for steps in (None, 1000):
-            request = VariationalBound(draws=512, steps=steps)
-            found = model.log_prob(x, request=request, generator=gen(3))
-            assert isinstance(found, LowerBound)
-            parts = model.given().bound_terms(x, request=request, generator=gen(3))
-            assert torch.allclose(sum(n.nats for n in parts.values()), found.nats)
-            sums[decoder, steps] = found.nats.exp().sum().item()
-            error = (found.nats.exp() * found.mc_se).square().sum().sqrt().item()
-            assert sums[decoder, steps] < 1 + 3 * error
-    assert sums["cells", None] > 0.5
-    assert sums["cells", None] > sums["density", None]
-    assert sums["cells", 1000] > sums["density", 1000]
+    share = torch.tensor([9, 1, 1, 1, 9, 1, 1, 1, 9]) / 33
+    model = untrained(name, PAIR, x, decoder="cells")
+    centres = model.split(x).y.double()
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        p = point(model.schedule, t, z)
+        square = (z[:, None] - p.alpha[:, None] * centres).square().sum(2) / (2 * p.sigma**2)
+        return (share.to(z).log() - square).softmax(1) @ centres.to(z)
+
+    monkeypatch.setattr(model, "denoiser", lambda h: denoise)
+    rows = x.repeat_interleave(4000, 0)
+    for steps in (None, 1000):
+        request = VariationalBound(draws=8, steps=steps)
+        found = model.log_prob(rows, request=request, generator=gen(3))
+        assert isinstance(found, LowerBound)
+        parts = model.given().bound_terms(rows, request=request, generator=gen(3))
+        assert list(parts) == ["prior", "path", "reconstruction"]
+        assert torch.allclose(torch.stack([n.nats for n in parts.values()]).sum(0), found.nats)
+        nats, error = found.nats.view(9, -1).mean(1), found.mc_se.view(9, -1).square().sum(1).sqrt() / 4000
+        assert (nats < share.log() + 4 * error).all()
+        off = (nats.exp() * error).square().sum().sqrt().item()
+        assert off < 0.08
+        assert 0.8 - 3 * off < nats.exp().sum().item() < 1 + 3 * off
 
 
 def test_no_noise_spreads_what_cells_decode_but_for_the_ode() -> None:
@@ -178,8 +182,7 @@ def test_what_is_drawn_is_denoised_last(start: str) -> None:
     y = model.draw(5, None, DpmSolver(4), gen(), lambda step, t, z, denoised: seen.append((t, denoised)))
     assert len(seen) == 4
     assert torch.equal(seen[-1][1].flatten(1), y)
-    assert seen[-1][0].item() == pytest.approx(model.schedule.time(torch.tensor(model.schedule.ends[1])).item())
-    assert point(model.schedule, seen[-1][0], y).alpha.item() > 0.99
+    assert model.schedule.log_snr(seen[-1][0]).item() == pytest.approx(model.schedule.ends[1])
 
 
 def test_a_decoder_is_of_images() -> None:
