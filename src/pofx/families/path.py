@@ -83,7 +83,7 @@ class PathConfig(StudentOptions):
             likelihood's dequantisation or probes.
         score_noise: of ``noised_score`` where it names none.
         decoder: the end of the bound, p(x | z_0): a density, for which levels are spread over their cells, or of images
-            the mass of each level's cell ("cells"; Ho et al. 2020, eq. 13), which is trained on their centres.
+            the mass of each level's cell ("cells"; Ho et al. 2020, eq. 13), for nets trained on their centres.
     """
 
     schedule: ScheduleName = "cosine"
