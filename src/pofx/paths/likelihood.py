@@ -110,8 +110,9 @@ def log_mass(a: Tensor, b: Tensor) -> Tensor:
     """log(Phi(b) - Phi(a)) of a < b, in the tail where it is lower: the other one's mass is too near 1 to tell apart.
 
     Example:
-        >>> log_mass(torch.tensor([-1.0, 40.0]).double(), torch.tensor([math.inf, 41.0]).double())
-        tensor([  -0.1728, -804.6084], dtype=torch.float64)
+        >>> a, b = torch.tensor([[-1.0, 40.0], [math.inf, 41.0]]).double()
+        >>> [round(v, 4) for v in log_mass(a, b).tolist()]
+        [-0.1728, -804.6084]
     """
     a, b = a.clamp(-FAR, FAR), b.clamp(-FAR, FAR)
     a, b = torch.where(a + b > 0, -b, a), torch.where(a + b > 0, -a, b)
