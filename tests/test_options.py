@@ -180,6 +180,7 @@ def test_ranges() -> None:
         ("vdm", "image", {"hidden": 16}),
         ("vdm", "table", {"betas": 500}),
         ("ddpm", "table", {"smallest": 0.1}),
+        ("vdm", "table", {"decoder": "cells"}),
         ("vae", "table", {"image": "logistic"}),
         ("vae", "image", {"channels": 8}),  # of 8 pixels a side: an MLP
         ("gan", "table", {"temperature": 0.3}),

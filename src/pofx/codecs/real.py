@@ -16,6 +16,7 @@ a lower bound (Theis et al. 2016, eq. 4-6; Uria et al. 2013), with equality wher
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -119,6 +120,12 @@ class Preprocess(nn.Module):
         v, codes = self.columns.split(x, self.dtype)
         step = self.chain(v, noise=noise)
         return Parts(codes, step.z, step.log_term.double())
+
+    def edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in y the cells of pixels x [N, *E] begin and end, float64 [N, d]: the outermost are open-ended."""
+        v, half = self.columns.flat(x), self.columns.step / 2
+        low, high = self.chain(v - half).z, self.chain(v + half).z
+        return low.masked_fill(v == 0, -math.inf), high.masked_fill(v + 1 == self.space.symbols, math.inf)
 
     def values(self, y: Tensor) -> Tensor:
         """The numbers that y [N, d] stands for in raw units, before grids round them: smooth in y."""

@@ -150,7 +150,7 @@ class Continuous(Conditioned):
             raise UsageError(f"{self.space} {need}; draws is {k}.", f"Give {0 if k else '2 or more'}.")
         if k == 0:
             return self._one_draw(self.split(x), c, request, noise)
-        each = [number(self._one_draw(self.split(x, noise), c, request, noise)) for _ in range(k)]
+        each = [number(self._one_draw(self.spread(x, noise), c, request, noise)) for _ in range(k)]
         total, error = reduce(operator.add, each) * (1 / k), torch.stack([d.nats for d in each]).std(0) / math.sqrt(k)
         kind = join(self.preprocess.kind, total.kind)
         return make(kind, total.nats, self.space.measure, error, k, total.note, total.shared)
@@ -159,6 +159,10 @@ class Continuous(Conditioned):
         """``preprocess.split`` with y of the nets' dtype."""
         parts = self.preprocess.split(x, noise)
         return replace(parts, y=parts.y.to(next(self.parameters()).dtype))
+
+    def spread(self, x: Tensor, noise: Noise) -> Parts:
+        """``split`` for a density, whatever the net learns from: grids are spread over their cells."""
+        return self.split(x, noise)
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         codes = torch.zeros(n, 0, dtype=torch.int64, device=self.device)

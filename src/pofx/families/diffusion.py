@@ -50,6 +50,7 @@ class DdpmConfig(PathConfig):
     times: TimesName = "uniform"
     weighting: WeightingName = "simple"
     sample_steps: int = 1000
+    decoder: Literal["density", "cells", "auto"] = "auto"
 
 
 class Ddpm(PathModel):
@@ -75,7 +76,7 @@ class Vdm(PathModel):
         """Of all paths, in cases that tell: other nets, and students."""
         tiny = cls.tiny(space)
         if space.pixels:
-            return {"dit": replace(tiny, net="dit", hidden=32)}
+            return {"dit": replace(tiny, net="dit", hidden=32), "cells": replace(tiny, decoder="cells")}
         if [column.measure for column in space.columns] != ["lebesgue", "atom+lebesgue"]:
             return {}
         return {f"student of {name}": replace(tiny, student=name) for name in STUDENTS}

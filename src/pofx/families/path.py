@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pofx.codecs.real import preprocess
+from pofx.codecs.real import Parts, preprocess
 from pofx.core.abilities import Ability, Completes, DrawsWithDensity, HasBoundTerms, HasNoisedScore, ShowsWay
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch, Recipe
@@ -35,7 +35,7 @@ from pofx.nn.unet import UNet
 from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.guidance import Drawing, Inpainting, guidances
-from pofx.paths.likelihood import angles, ode, ode_sample, stratified, terms
+from pofx.paths.likelihood import angles, decoded, ode, ode_sample, stratified, terms
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, both_signs, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
 from pofx.paths.samplers import Callback, Way, sample
@@ -44,6 +44,7 @@ from pofx.transforms.base import Noise
 from pofx.transforms.ode import estimate, probes
 
 MOST_NUMBERS = 2**25  # that the Gaussian's moments are taken from
+FINE = 256  # levels, of which a net learns the cells
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
@@ -82,6 +83,8 @@ class PathConfig(StudentOptions):
         draws: per datum, of the bound (noise level, noise and dequantisation together) and of the ODE
             likelihood's dequantisation or probes.
         score_noise: of ``noised_score`` where it names none.
+        decoder: the end of the bound, p(x | z_0): a density, for which levels are spread over their cells, or of images
+            the mass of each level's cell ("cells"; Ho et al. 2020, eq. 13), for nets trained on their centres; "auto": of images of 256 levels.
     """
 
     schedule: ScheduleName = "cosine"
@@ -103,6 +106,7 @@ class PathConfig(StudentOptions):
     ode_steps: int = 16
     draws: int = 32
     score_noise: float = 0.1
+    decoder: Literal["density", "cells", "auto"] = "density"
 
     ranges = {
         "smallest": POSITIVE,
@@ -144,6 +148,8 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         self.student = student_of(self.net, config)
         self.register_buffer("span", torch.zeros(2, self.dim) if config.clip != "never" else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
+        fine = (space.symbols or 0) >= FINE
+        self.cells = bool(space.pixels) and (config.decoder == "cells" or (config.decoder == "auto" and fine))
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
@@ -165,6 +171,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
         yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
+        yield from () if space.pixels else ("decoder",)
         yield from ("hidden",) if net_kind(config, space) in ("unet", "unet2d") else ("channels", "attend")
 
     @classmethod
@@ -196,6 +203,13 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         half = ((self.space.symbols or 1) - 1) / 2
         self.preprocess.standard.loc.fill_(half)
         self.preprocess.standard.scale.fill_(half)
+
+    def split(self, x: Tensor, noise: Noise | None = None) -> Parts:
+        """Levels stay at the centres of cells that have mass."""
+        return super().split(x, None if self.cells else noise)
+
+    def spread(self, x: Tensor, noise: Noise) -> Parts:
+        return super().split(x, noise)
 
     def rows_per_pass(self) -> int:
         """U-Net activations are some hundred numbers per pixel: small batches stay in cache."""
@@ -280,7 +294,9 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
             y = parts.y.double().reshape(-1, *self.shape)
             eps = noise.randn(self.dim).to(y).reshape(y.shape)
             prior, path, last = terms(denoise, self.gaussian, self.schedule, y, u, eps, steps=request.steps)
-            return torch.stack([prior, path, last + parts.log_jacobian])
+            if not self.cells:
+                return torch.stack([prior, path, last + parts.log_jacobian])
+            return torch.stack([prior, path, decoded(denoise, self.schedule, y, eps, *self.preprocess.edges(x))])
 
         return draw
 
@@ -344,7 +360,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
     ) -> Tensor:
         if isinstance(sampler, FewStep):
             return self.clipped(self.leaps(n, h, sampler.steps, generator)).flatten(1)
-        bare = self.config.start == "none"
+        bare = self.cells or self.config.start == "none"
         times = self.schedule.grid(sampler.grid, sampler.steps - bare)  # one more step leads to the data
         z, denoise = self.from_noise(n, generator), cast(Denoise, self.denoiser(h))
         if guides := guidances(sampler.guidance):

@@ -19,6 +19,8 @@ from pofx.paths.schedule import Schedule
 from pofx.transforms.base import Noise
 from pofx.transforms.ode import Field, divergence, follow, wide
 
+FAR = 1e150  # for an open end: log_ndtr has no gradient at infinity
+
 
 def bound(
     denoise: Denoise,
@@ -87,6 +89,35 @@ def terms(
     levels = schedule.ends if steps is None else schedule.log_snr(schedule.levels(steps))[[0, -1]].tolist()
     prior, last = gaussian.ends(x, torch.tensor(levels, dtype=torch.float64, device=x.device))
     return torch.stack([prior, bound(denoise, gaussian, schedule, x, u, eps, steps=steps) - prior - last, last])
+
+
+def decoded(denoise: Denoise, schedule: Schedule, x: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """One draw [N] of E log P(x | z_0), the end of a bound of cells (Ho et al. 2020, eq. 13).
+
+    P(x | z_0) is the mass from ``low`` to ``high`` [N, d] of N(E[x | z_0], 1 - s), s at the data's end of the path: of
+    the chain of Ho et al. 2020 the variance is beta_1, on all paths that of x given z_0 for x ~ N(0, 1).
+
+    Args:
+        x: [N, *E], the centres of the cells; eps: the noise [N, *E].
+    """
+    t = schedule.time(torch.tensor(schedule.ends[1], dtype=torch.float64))
+    p = point(schedule, t, x)
+    mean = denoise(p.alpha * x + p.sigma * eps, t).flatten(1)
+    return log_mass(*((edge.to(x) - mean) / angles(schedule.ends[1])[1] for edge in (low, high))).sum(1)
+
+
+def log_mass(a: Tensor, b: Tensor) -> Tensor:
+    """log(Phi(b) - Phi(a)) of a < b, in the tail where it is lower: the other one's mass is too near 1 to tell apart.
+
+    Example:
+        >>> a, b = torch.tensor([[-1.0, 40.0], [math.inf, 41.0]]).double()
+        >>> [round(v, 4) for v in log_mass(a, b).tolist()]
+        [-0.1728, -804.6084]
+    """
+    a, b = a.clamp(-FAR, FAR), b.clamp(-FAR, FAR)
+    a, b = torch.where(a + b > 0, -b, a), torch.where(a + b > 0, -a, b)
+    lower, upper = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+    return upper + (-torch.expm1(lower - upper)).log()
 
 
 def stratified(draw: Callable[[Tensor], Tensor], draws: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
