@@ -247,7 +247,7 @@ def _betas(config: dict[str, Any], folder: Path) -> Tensor:
 
 @contextmanager
 def _sound(file: Path) -> Iterator[None]:
-    """Raises CorruptCheckpoint where what is done inside shows that something in the file is missing or makes no sense."""
+    """Raises CorruptCheckpoint where what is done inside finds an entry of the file missing or without sense."""
     try:
         yield
     except PofxError:
