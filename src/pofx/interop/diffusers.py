@@ -272,7 +272,7 @@ def _space(config: dict[str, Any], folder: Path) -> Image:
             f"{folder}'s net maps {channels} channels to {config.get('out_channels')} at size {size}.",
             "Read one that maps images of a fixed size to images of as many channels.",
         )
-    return Image(*sides, channels, 256)
+    return Image(sides[0], sides[1], channels, 256)
 
 
 def _weights(net: UNet2d, folder: Path) -> dict[str, Tensor]:
