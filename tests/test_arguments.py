@@ -82,6 +82,14 @@ def test_the_family_is_found(argv, family, source):
         (["x.npz", "--arrays", "a", "b", "gmm"], "3 arguments: x.npz b gmm"),
         (["x.csv", "gmm", "--seconds"], "--seconds takes a value; none follows."),
         (["x.csv", "gmm", "--seconds", "--quiet"], "--seconds takes a value; none follows."),
+        (
+            ["x.csv", "gmm", "--precision", "bf16-mixd"],
+            "--precision is 'bf16-mixd'; it must be one of 32-true, bf16-mixed. Did you mean bf16-mixed?",
+        ),
+        (
+            ["x.csv", "realnvp", "--options.base=gumbel"],
+            "--options.base is 'gumbel'; it must be one of normal, student, mixture. See 'pofx fit --help'.",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said(argv, said):

@@ -189,6 +189,31 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
         read_diffusers(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("file", "said", "message"),
+    [
+        ("unet/config.json", {"block_out_channels": [7]}, "must be divisible"),
+        ("unet/config.json", {"up_block_types": []}, "as many blocks go down as up"),
+        ("unet/config.json", {"layers_per_block": "two"}, "config.json describes no model"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "1000 steps has a beta between 0 and 1"),
+        ("scheduler/scheduler_config.json", {"trained_betas": None, "beta_start": -1}, "a beta between 0 and 1"),
+        ("scheduler/scheduler_config.json", {"clip_sample": True, "clip_sample_range": None}, "describes no model"),
+    ],
+)
+def test_a_config_without_sense_is_damaged(tmp_path: Path, file: str, said: Any, message: str) -> None:
+    write_diffusers(fitted(), tmp_path)
+    with pytest.raises(CorruptCheckpoint, match=message):
+        read_diffusers(edited(tmp_path, file, **said))
+
+
+def test_a_config_that_lacks_an_entry_says_which(tmp_path: Path) -> None:
+    write_diffusers(fitted(), tmp_path)
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "down_block_types"}))
+    with pytest.raises(CorruptCheckpoint, match="config.json describes no model: it has no 'down_block_types'"):
+        read_diffusers(tmp_path)
+
+
 def test_models_that_diffusers_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="no net that diffusers knows"):
         write_diffusers(Vdm(Vdm.tiny(SPACE), SPACE), tmp_path / "a")

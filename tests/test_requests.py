@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from functools import cache
 from typing import Any
 
@@ -266,3 +267,18 @@ def test_they_are_in_reach_and_wait_for_no_torch() -> None:
     assert pofx.Decoding is requests.Decoding
     assert not {"Budget", "Sampler"} & {*dir(pofx)}
     assert {kind.kind for kind in ESTIMATORS} <= {*KINDS}
+
+
+def test_what_all_solvers_take_is_said_of_solvers() -> None:
+    """And of one by its name where it means something else by the same flag."""
+    words = Sampling.__doc__
+    assert "    grid: of solvers: where its steps end" in words
+    assert "    steps: of solvers: from noise to data [default: the model's own]; of adaptive: the fewest" in words
+    assert "    eta: of ddim: " in words
+    assert re.search(r"; solvers \(dpm\+\+: .*; annealed-langevin: [^;]*\); few-step: ", words)
+
+
+def test_the_name_of_a_sampler_that_is_mistyped_is_guessed() -> None:
+    model, _ = models("ddpm")["reals"]
+    with pytest.raises(UsageError, match="ddpm has no sampler 'huen', but ancestral, .* Give --sampler heun."):
+        sampler_of(Sampling(sampler="huen"), model)

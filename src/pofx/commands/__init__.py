@@ -17,7 +17,7 @@ COMMANDS = {
     "encode": ("log_prob", "Encode", "latents of rows"),
     "compare": ("compare", "Compare", "fit every family that serves, at equal time, and say which to take"),
     "report": ("compare", "Report", "write a run's or a comparison's report as one HTML file"),
-    "export": ("export", "Export", "write a language model for transformers, or a step for torch.export"),
+    "export": ("export", "Export", "write a model for transformers, torch.export or diffusers"),
     "families": ("show", "Families", "the families, what each claims, and its options"),
     "data": ("show", "ShowData", "what a source holds: types, missing values, splits"),
     "resume": ("fit", "Resume", "continue a fit or a comparison that was interrupted"),

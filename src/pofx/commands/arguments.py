@@ -55,6 +55,7 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
             f"{' '.join(positional)}.",
             "The values of a list stand together (a,b) or each after its own option.",
         )
+    _one_of(kind, options, command)
     end = ["--"] if any(p.startswith("-") for p in positional) else []
     with LISTS:
         return tyro.cli(
@@ -105,6 +106,27 @@ def arrange(kind: Any, argv: list[str]) -> tuple[list[str], list[str], list[str]
         else:
             options.append(f"{name}={value}")
     return options + [f"{name}={','.join(values)}" for name, values in lists.items()], positional, unknown
+
+
+def _one_of(kind: Any, options: list[str], command: str) -> None:
+    """Raise UsageError for a value that is none of those that its option knows."""
+    known = dict(_choices(kind))
+    for name, _, value in (option.partition("=") for option in options):
+        if (values := known.get(name.replace("_", "-"))) and value not in values:
+            near = difflib.get_close_matches(value, values, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"See 'pofx {command} --help'."
+            raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(values)}.", hint)
+
+
+def _choices(kind: Any, prefix: str = "--") -> Iterator[tuple[str, list[str]]]:
+    """The options that know their values, and these."""
+    defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+    for name, hint in hints(kind):
+        plain = bare(hint)
+        if dataclasses.is_dataclass(plain):
+            yield from _choices(plain, f"{prefix}{name}.")
+        elif typing.get_origin(plain) is Literal:
+            yield prefix + spelled(name, defaults[name]), [str(v) for v in typing.get_args(plain)]
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +27,21 @@ if TYPE_CHECKING:
 def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     """A group of options: ``--option NAME``, of one of these classes, and one for each field of theirs."""
     found = {name: hint for kind in kinds for name, hint in hints(kind)}
-    about = "; ".join(f"{kind.name}: {parse_from_object(kind).short_description}".rstrip(".") for kind in kinds)
+    about = "; ".join(
+        f"{of} ({each})" if of else each
+        for of, some in groupby(kinds, lambda kind: getattr(kind, "group", None))
+        for each in [
+            "; ".join(f"{kind.name}: {parse_from_object(kind).short_description}".rstrip(".") for kind in some)
+        ]
+    )
     lines = [title, "", "Attributes:", f"    {option}: {about} [default: the first that takes the options given]."]
     for name in found:
-        said: dict[str, list[str]] = {}  # what it means, and of which classes
+        said: dict[str, list[str]] = {}  # what it means, and of which classes, or of which group
         for kind in (k for k in kinds if name in k.__dataclass_fields__):
-            said.setdefault(_said(kind, name), []).append(kind.name)
+            owner, text = _said(kind, name)
+            whose = said.setdefault(text, [])
+            if (of := vars(owner).get("group", kind.name)) not in whose:
+                whose.append(of)
         lines.append(f"    {name}: " + "; ".join(f"of {', '.join(of)}: {text}" for text, of in said.items()) + ".")
     fields = [(option, Annotated[str | None, arg(metavar="NAME")], dataclasses.field(default=None))]
     group: Any = dataclasses.make_dataclass(
@@ -40,10 +51,11 @@ def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     return group
 
 
-def _said(kind: type, name: str) -> str:
-    """What the docstring of the class, or of the one that it has the field from, says of it."""
-    every = (p.description or "" for c in kind.__mro__ for p in parse_from_object(c).params if p.arg_name == name)
-    return " ".join(next(every).split()).rstrip(".")
+def _said(kind: type, name: str) -> tuple[type, str]:
+    """What the docstring of the class, or of the one that it has the field from, says of it; and which that is."""
+    every = ((c, p.description or "") for c in kind.__mro__ for p in parse_from_object(c).params if p.arg_name == name)
+    owner, text = next(every)
+    return owner, " ".join(text.split()).rstrip(".")
 
 
 def _flag(name: str, hint: Any) -> tuple[str, Any, Any]:
@@ -80,7 +92,8 @@ def _asked(args: Any, flags: Any, kinds: Sequence[Any], default: Callable[[Any],
     option, *names = [f.name for f in dataclasses.fields(flags)]
     known, name = {kind.name: kind for kind in kinds}, getattr(args, option)
     if name is not None and name not in known:
-        raise UsageError(f"{whose} has no {option} {name!r}, but {', '.join(known)}.")
+        near = difflib.get_close_matches(name, known, n=1) or list(known)[:1]
+        raise UsageError(f"{whose} has no {option} {name!r}, but {', '.join(known)}.", f"Give --{option} {near[0]}.")
     given = {k: v for k in names if (v := getattr(args, k)) is not None and v is not False and v != ()}
     among = kinds if name is None else [known[name]]
     for kind in among:

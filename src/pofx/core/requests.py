@@ -240,12 +240,14 @@ class Solver(Sampler):
     """Base of those that go from noise to data in steps (``paths.samplers``, whose keywords are each one's own fields).
 
     Attributes:
-        steps: of the solver [default: the model's own].
+        steps: from noise to data [default: the model's own].
         grid: where its steps end: even in the time of the model's schedule, even in the log SNR, or as Karras et al.
             2022 have it (eq. 5), denser where there is little noise.
         guidance: the scale of classifier-free guidance, of a model that was fitted with context_dropout: above 1 what
             is drawn is more typical of what is given (Ho & Salimans 2022) [default: 1, none].
     """
+
+    group: ClassVar[str] = "solvers"  # what help calls all of them
 
     steps: int
     grid: GridName = "schedule"

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pofx.core.errors import CorruptCheckpoint, MissingSource, RunExists, Unsupported
+from pofx.core.errors import CorruptCheckpoint, MissingSource, PofxError, RunExists, Unsupported
 from pofx.core.files import write_atomic, write_json
 from pofx.core.model import Model
 from pofx.families.diffusion import Ddpm, DdpmConfig
@@ -64,12 +66,17 @@ def read_diffusers(folder: str | Path) -> Run:
     folder = Path(folder)
     unet, scheduler = ((folder / part if (folder / part).is_dir() else folder) for part in ("unet", "scheduler"))
     config, process = read_json(unet / NET), read_json(scheduler / SCHEDULER)
-    space, shape = _space(config, unet), shape_of(config, unet)
-    chain = Chain(int(process.get("num_train_timesteps", 1000)), betas_of(process, scheduler))
+    space = _space(config, unet)
+    with _sound(unet / NET):
+        shape = shape_of(config, unet)
+    with _sound(scheduler / SCHEDULER):
+        betas = betas_of(process, scheduler)
+        most = float(process.get("clip_sample_range", 1.0)) if process.get("clip_sample", True) else math.inf
+    chain = Chain(len(betas), betas)
     told = process.get("prediction_type", "epsilon")
     if told not in PREDICTS:
         raise Unsupported(f"{scheduler} predicts {told!r}.", f"Read one that predicts {', '.join(PREDICTS)}.")
-    with torch.device("meta"):
+    with torch.device("meta"), _sound(unet / NET):
         net = UNet2d(shape)
     net.load_state_dict(_weights(net, unet), assign=True)
     # the smallest net, in whose place the folder's is put
@@ -78,7 +85,6 @@ def read_diffusers(folder: str | Path) -> Run:
     model.schedule, model.net = chain, UNet2dOnChain(channels_last(net), chain.step)
     model.centre()
     assert model.span is not None
-    most = float(process.get("clip_sample_range", 1.0)) if process.get("clip_sample", True) else math.inf
     model.span.copy_(torch.tensor([[-most], [most]]).expand_as(model.span))
     model.eval()
     return Run(model, {"family": Ddpm.name, "data": {"source": None}}, path=folder)
@@ -169,6 +175,8 @@ def shape_of(config: dict[str, Any], folder: Path) -> UNet2dShape:
     for kind in (*kinds[0], *kinds[1], *([middle] if middle else [])):
         if kind not in {**DOWN, **UP, "UNetMidBlock2D": True}:
             raise Unsupported(f"{folder}'s net has a {kind}.", f"Read one of {', '.join((*DOWN, *UP))} only.")
+    if {len(kinds[0]), len(kinds[1])} != {len(config["block_out_channels"])}:
+        raise ValueError("as many blocks go down as up, and each has its block_out_channels")
     shift, groups = config.get("resnet_time_scale_shift", "default"), config.get("norm_num_groups", 32)
     if shift not in ("default", "scale_shift"):
         raise Unsupported(f"{folder}'s net has resnet_time_scale_shift={shift!r}.", "Read default or scale_shift.")
@@ -209,7 +217,15 @@ def config_of(shape: UNet2dShape, size: tuple[int, ...]) -> dict[str, Any]:
 
 
 def betas_of(config: dict[str, Any], folder: Path) -> Tensor:
-    """The chain's betas [T], float64, of a scheduler's config."""
+    """The chain's betas [T], float64, of a scheduler's config. Raises ValueError where they are no variances."""
+    betas = _betas(config, folder)
+    steps = int(config.get("num_train_timesteps", 1000))
+    if betas.shape != (steps,) or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"a chain of {steps} steps has a beta between 0 and 1 for each")
+    return betas
+
+
+def _betas(config: dict[str, Any], folder: Path) -> Tensor:
     if config.get("rescale_betas_zero_snr"):
         raise Unsupported(f"{folder}'s chain ends in noise alone (rescale_betas_zero_snr).", "Read one that does not.")
     steps, name = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
@@ -229,18 +245,34 @@ def betas_of(config: dict[str, Any], folder: Path) -> Tensor:
     )
 
 
+@contextmanager
+def _sound(file: Path) -> Iterator[None]:
+    """Raises CorruptCheckpoint where what is done inside finds an entry of the file missing or without sense."""
+    try:
+        yield
+    except PofxError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CorruptCheckpoint(f"{file} describes no model: {what}.", "Get it again.") from error
+
+
 def _space(config: dict[str, Any], folder: Path) -> Image:
     name = config.get("_class_name")
     if name != "UNet2DModel":
         raise Unsupported(f"{folder} holds a {name}, not a UNet2DModel.", "Read an unconditional pixel model.")
     channels, size = config.get("in_channels", 3), config.get("sample_size")
-    if size is None or channels != config.get("out_channels", channels):
+    sides = size if isinstance(size, list) else [size, size]
+    if (
+        len(sides) != 2
+        or not all(isinstance(side, int) and side > 0 for side in sides)
+        or channels != config.get("out_channels", channels)
+    ):
         raise Unsupported(
             f"{folder}'s net maps {channels} channels to {config.get('out_channels')} at size {size}.",
             "Read one that maps images of a fixed size to images of as many channels.",
         )
-    height, width = size if isinstance(size, list) else (size, size)
-    return Image(height, width, channels, 256)
+    return Image(sides[0], sides[1], channels, 256)
 
 
 def _weights(net: UNet2d, folder: Path) -> dict[str, Tensor]:
