@@ -84,7 +84,8 @@ class PathConfig(StudentOptions):
             likelihood's dequantisation or probes.
         score_noise: of ``noised_score`` where it names none.
         decoder: the end of the bound, p(x | z_0): a density, for which levels are spread over their cells, or of images
-            the mass of each level's cell ("cells"; Ho et al. 2020, eq. 13), for nets trained on their centres; "auto": of images of 256 levels.
+            the mass of each level's cell ("cells"; Ho et al. 2020, eq. 13), for nets trained on their centres; "auto":
+            the latter of images of 256 levels.
     """
 
     schedule: ScheduleName = "cosine"

@@ -262,7 +262,7 @@ def _space(config: dict[str, Any], folder: Path) -> Image:
     if name != "UNet2DModel":
         raise Unsupported(f"{folder} holds a {name}, not a UNet2DModel.", "Read an unconditional pixel model.")
     channels, size = config.get("in_channels", 3), config.get("sample_size")
-    sides = size if isinstance(size, list) else [size, size]
+    sides: list[Any] = size if isinstance(size, list) else [size, size]
     if (
         len(sides) != 2
         or not all(isinstance(side, int) and side > 0 for side in sides)
