@@ -22,7 +22,7 @@ from pofx.nn.unet import Attention, UNet
 from pofx.nn.unet_steps import UNetSteps
 from pofx.paths import samplers
 from pofx.paths.gaussian import Gaussian
-from pofx.paths.likelihood import bound, ode, stratified
+from pofx.paths.likelihood import ode, stratified, terms
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, path_loss
 from pofx.paths.orders import STATED, order_of
 from pofx.paths.predict import PREDICTIONS, Denoiser, eps_of, point
@@ -33,6 +33,11 @@ SMALLEST, LARGEST = 1e-3, 80.0
 NAMES = [*SCHEDULES, "ddpm"]
 OWN = {solver.name: solver(steps=8).own for solver in SOLVERS}
 every_schedule = pytest.mark.parametrize("name", NAMES)
+
+
+def bound(*of, **how):
+    """One draw of the bound [N]: of all its terms."""
+    return terms(*of, **how).sum(0)
 
 
 def schedule(name: str) -> Schedule:

@@ -8,6 +8,7 @@ A request is complete: of a class alone ``Model.default_request`` and ``default_
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
@@ -248,6 +249,7 @@ class Solver(Sampler):
     """
 
     group: ClassVar[str] = "solvers"  # what help calls all of them
+    falls: ClassVar[tuple[str, ...]] = ()  # fields of noise, of which each is below the one before
 
     steps: int
     grid: GridName = "schedule"
@@ -257,6 +259,12 @@ class Solver(Sampler):
         super().__post_init__()
         if self.guidance is not None and not (isinstance(self.guidance, tuple) or hasattr(self.guidance, "guided")):
             check("guidance", self.guidance, float, remedy="Give a scale, or (several of) pofx.paths.guidance.")
+        for start, end in pairwise(self.falls):
+            high, low = getattr(self, start), getattr(self, end)
+            if not low < high:
+                raise UsageError(
+                    f"{start} is {high:g} and {end} is {low:g}: noise must fall.", f"Swap {start} and {end}."
+                )
 
     @property
     def own(self) -> dict[str, Any]:
@@ -330,6 +338,8 @@ class KarrasSolver(Solver, name="karras"):
         inflation: factor of the added noise, against what the network takes away too much.
     """
 
+    falls = ("churn_from", "churn_to")
+
     grid: GridName = "karras"
     churn: float = 0.0
     churn_from: float = 100.0
@@ -337,10 +347,6 @@ class KarrasSolver(Solver, name="karras"):
     inflation: float = 1.0
 
     ranges = {"churn_from": POSITIVE, "inflation": POSITIVE}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _falls(self, "churn_from", "churn_to")
 
 
 @dataclass(frozen=True)
@@ -356,6 +362,8 @@ class Restart(Solver, name="restart"):
         restart_steps: in so many steps.
     """
 
+    falls = ("restart_from", "restart_to")
+
     grid: GridName = "karras"
     restarts: int = 2
     restart_from: float = 0.6
@@ -363,10 +371,6 @@ class Restart(Solver, name="restart"):
     restart_steps: int = 3
 
     ranges = {"restart_from": POSITIVE, "restart_to": POSITIVE}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _falls(self, "restart_from", "restart_to")
 
 
 @dataclass(frozen=True)
@@ -398,13 +402,6 @@ class AnnealedLangevin(Solver, name="annealed-langevin"):
     langevin_step: float | None = None
 
     ranges = {"langevin_step": Range(0, 1, above=True)}
-
-
-def _falls(solver: Solver, start: str, end: str) -> None:
-    """The noise falls from the field ``start`` to the field ``end``."""
-    high, low = getattr(solver, start), getattr(solver, end)
-    if not low < high:
-        raise UsageError(f"{start} is {high:g} and {end} is {low:g}: noise must fall.", f"Swap {start} and {end}.")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pofx.transforms.ode import Field, divergence, follow, wide
 FAR = 1e150  # for an open end: log_ndtr has no gradient at infinity
 
 
-def bound(
+def terms(
     denoise: Denoise,
     gaussian: Gaussian,
     schedule: Schedule,
@@ -32,7 +32,8 @@ def bound(
     *,
     steps: int | None = None,
 ) -> Tensor:
-    """One draw [N] of the variational lower bound on log p(x), unbiased for u ~ U[0, 1) and eps ~ N(0, I).
+    """One draw of the variational lower bound on log p(x) in its three terms [3, N], unbiased for u ~ U[0, 1) and
+    eps ~ N(0, I): -KL(q(z_1 | x) | p(z_1)), what is lost along the path, and E log p(x | z_0).
 
     The model is p(z_1), which is what the ``gaussian`` N(m, C) becomes there, the learned path down to z_0, and a
     last Gaussian p(x | z_0), the posterior of N(m, C). In continuous time (Kingma et al. 2021, section 5)
@@ -44,22 +45,25 @@ def bound(
 
         log p(x) >= log N(x; m, C) + 1/2 int E[|eps - eps_wiener|^2 - |eps - eps_hat|^2] d lambda,
 
-    so that only what the network knows beyond the Gaussian is left to chance (cf. Kong et al. 2023).
+    so that only what the network knows beyond the Gaussian is left to chance (cf. Kong et al. 2023): the terms of both
+    ends are in closed form.
 
     Args:
         gaussian: of the data, as good as it may be: it moves the model's ends and the noise of the number.
         x: [N, *E] standardised; float64 for full precision.
         u: [N] float64, picks the noise level; eps: the noise [N, *E].
         steps: T, the looser bound of the ancestral sampler in T steps, those of ``schedule.levels`` (Kingma et al.
-            2021, section 4; Ho et al. 2020, eq. 5); None for continuous time.
+            2021, section 4; Ho et al. 2020, eq. 5, whose L_(T-1) to L_1 are the second term); None for continuous time.
     """
     lam = schedule.ends[0] + u.to(x.device) * schedule.range
     if steps is None:
-        nats, weight = gaussian.log_prob(x), lam.exp() * schedule.range
+        prior, last = gaussian.ends(x, torch.tensor(schedule.ends, dtype=torch.float64, device=x.device))
+        path, weight = gaussian.log_prob(x) - prior - last, lam.exp() * schedule.range
     else:
         grid = schedule.log_snr(schedule.levels(steps)).to(x.device)
         length, drop = grid.diff(), grid.exp().diff()  # of every step, in lambda and in SNR
-        nats = gaussian.ends(x, grid[[0, -1]]).sum(0) - gaussian.error(x, grid[:-1], drop)
+        prior, last = gaussian.ends(x, grid[[0, -1]])
+        path = -gaussian.error(x, grid[:-1], drop)
         step = (torch.searchsorted(grid, lam, right=True) - 1).clamp(0, len(drop) - 1)
         lam, weight = grid[step], (drop / length)[step] * schedule.range
     t = schedule.time(lam)
@@ -68,27 +72,7 @@ def bound(
     wiener, learned = gaussian.denoise(z, p), denoise(z, t)
     # a^2 - b^2 as (a - b) (a + b): the two denoisers agree to many digits where there is little noise
     gain = ((learned - wiener) * (2 * x - wiener - learned)).flatten(1).sum(1)
-    return nats + (weight / 2).to(x.dtype) * gain
-
-
-def terms(
-    denoise: Denoise,
-    gaussian: Gaussian,
-    schedule: Schedule,
-    x: Tensor,
-    u: Tensor,
-    eps: Tensor,
-    *,
-    steps: int | None = None,
-) -> Tensor:
-    """The three terms [3, N] of one draw of ``bound``, which is their sum: -KL(q(z_1 | x) | p(z_1)), what is lost along
-    the path (of T - 1 steps L_(T-1) to L_1 of Ho et al. 2020, eq. 5), and E log p(x | z_0).
-
-    Those of the ends are in closed form: all noise is the path's.
-    """
-    levels = schedule.ends if steps is None else schedule.log_snr(schedule.levels(steps))[[0, -1]].tolist()
-    prior, last = gaussian.ends(x, torch.tensor(levels, dtype=torch.float64, device=x.device))
-    return torch.stack([prior, bound(denoise, gaussian, schedule, x, u, eps, steps=steps) - prior - last, last])
+    return torch.stack([prior, path + (weight / 2).to(x.dtype) * gain, last])
 
 
 def decoded(denoise: Denoise, schedule: Schedule, x: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
