@@ -205,6 +205,18 @@ def test_the_averaged_weights_of_a_student_are_kept(student: str, monkeypatch: p
         assert not torch.equal(kept, seen[-1][name])
 
 
+def test_a_student_that_has_not_begun_draws_nothing(tmp_path) -> None:
+    """A run that is stopped in its teacher's stage has its teacher's samplers."""
+    options = SMALL | {"student": "consistency", "hidden": 16}
+    early, late = (
+        fit(ring_data(), "vdm", steps=10, options=options, until=u, out=tmp_path / str(u)).model for u in (0.4, 0.8)
+    )
+    assert isinstance(early.default_sampler(), DpmSolver)
+    with pytest.raises(UsageError, match="does not answer FewStep"):
+        early.sample(1, sampler=FewStep)
+    assert isinstance(late.default_sampler(), FewStep)
+
+
 @every_student
 def test_a_resumed_student_is_the_same(student: str, tmp_path) -> None:
     options = SMALL | {"student": student, "hidden": 16}

@@ -81,6 +81,7 @@ def test_ways_have_the_shape_of_their_contexts() -> None:
 
 def test_ways_of_a_model_with_a_student_are_its_teachers() -> None:
     model = of("vdm", normal(60, 2), student="consistency", sample_steps=8)
+    model.begun.fill_(True)
     assert isinstance(model.default_sampler(), FewStep)
     found = model.given().trajectories(5, generator=gen(2))
     assert torch.equal(found[-1], model.sample(5, generator=gen(2), sampler=DpmSolver))

@@ -147,6 +147,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         self.shape: tuple[int, ...] = (self.dim,) if net_kind(config, space) == "mlp" else space.event_shape
         self.net = net_of(config, space, self.shape, self.width, self.memory, self.schedule)
         self.student = student_of(self.net, config)
+        self.register_buffer("begun", None if self.student is None else torch.tensor(False))
         self.register_buffer("span", torch.zeros(2, self.dim) if config.clip != "never" else None)
         self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
         fine = (space.symbols or 0) >= FINE

@@ -84,6 +84,7 @@ class Taught(Continuous):
     shape: tuple[int, ...]
     net: nn.Module
     student: nn.Module | None
+    begun: Tensor | None  # whether the student, where there is one, has begun to learn: before, nothing is drawn by it
 
     @abstractmethod
     def denoiser(self, h: Encoded | None, net: nn.Module | None = None) -> Denoiser:
@@ -102,7 +103,7 @@ class Taught(Continuous):
         """u [B] uniform in [0, 1), stratified over the whole batch."""
 
     def answers(self, asked: Any) -> bool:
-        return super().answers(asked) and (asked is not FewStep or self.student is not None)
+        return super().answers(asked) and (asked is not FewStep or bool(self.begun))
 
     def default_sampler(self, kind: type[Sampler] | None = None) -> Sampler:
         kind = kind or self.own_samplers[0]
@@ -148,7 +149,9 @@ class Taught(Continuous):
     def _lessons(self, x: Any, c: Any, generator: torch.Generator) -> TrainingSet:
         """What a student learns from; it starts as its teacher."""
         assert self.student is not None
+        assert self.begun is not None
         self.student.load_state_dict(self.net.state_dict())
+        self.begun.fill_(True)
         if self.config.student == "consistency":
             return self.training_set(x)
         count = max(1, min(PAIRS, PAIRED_NUMBERS // self.dim))
