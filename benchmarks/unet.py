@@ -9,7 +9,7 @@ Needs diffusers. Two comparisons, each at one image size, with equal data, losse
               blocks, features and heads, its norms scaled and shifted, too
 
 Theirs is timed as it comes and with channels last. ``ratio`` is the time of the faster one over ours. Times are medians
-of interleaved rounds. Passes on one image have their slow twin beside them: the net's own ``forward``, without buffers.
+of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from pofx.interop.diffusers import shape_of
 from pofx.nn.unet import UNet, fold, unfold
 from pofx.nn.unet2d import UNet2d, UNet2dOnChain
-from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.predict import PREDICTIONS, Denoiser
 from pofx.paths.samplers import sample
 from pofx.paths.schedule import Chain
@@ -92,9 +91,8 @@ def our_sampling(net: Any, batch: int, steps: int) -> Callable[[], object]:
 
     def run() -> Tensor:
         z = torch.randn(batch, 1, SIDE, SIDE)
-        told = UNetSteps(net) if isinstance(net, UNet) else net
         with torch.inference_mode():
-            denoise = Denoiser(told, chain, PREDICTIONS["eps"])
+            denoise = Denoiser(net, chain, PREDICTIONS["eps"])
             return sample("ddim", denoise, chain, chain.times(steps), z, torch.Generator())
 
     return run
@@ -154,8 +152,6 @@ def main() -> None:
         for size in (1, 16):
             x = torch.randn(size, 1, SIDE, SIDE)
             passes = {k: one_pass(f, x) for k, (f, _) in nets.items()}
-            if isinstance(path, UNet):
-                passes["pofx unet, a sampler's passes"] = one_pass(UNetSteps(path), x)
             compare("one pass", which, size, passes)
             calls = {
                 k: our_sampling(path, size, args.steps) if k.startswith("pofx") else their_sampling(f, size, args.steps)

@@ -24,7 +24,7 @@ def tiers():
     of = Counter()
     for one in ALL:
         of[one[0]] += 1
-        long = (of[one[0]] - 1) % ONE_OF.get(one[0], 1) or one[2].startswith("student of")  # which every path has
+        long = (of[one[0]] - 1) % ONE_OF.get(one[0], 1) or one[2] == "dit" or one[2].startswith("student of")
         yield pytest.param(*one, marks=pytest.mark.long if long else (), id=" · ".join(filter(None, one)))
 
 

@@ -19,7 +19,6 @@ from pofx.core.requests import SOLVERS
 from pofx.nn.dit import Dit, DitLayer, places
 from pofx.nn.encoders import Encoded
 from pofx.nn.unet import Attention, UNet
-from pofx.nn.unet_steps import UNetSteps
 from pofx.paths import samplers
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.likelihood import ode, stratified, terms
@@ -739,28 +738,15 @@ def test_unet_takes_any_size(channels: int, height: int, width: int, patch: int)
     assert not torch.allclose(net(x, log_snr, Encoded(h.vector + 1)), y)
 
 
-@pytest.mark.parametrize(("channels", "height", "width", "patch", "levels"), [(1, 12, 12, 2, 2), (3, 13, 9, 1, 3)])
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_a_samplers_passes_are_the_nets(
-    channels: int, height: int, width: int, patch: int, levels: int, n: int
-) -> None:
-    """Buffers, and norms that all rows share, give what the net gives row by row, told a context or not."""
-    net = UNet(channels, 16, levels, 1, patch, context=5, memory=4, attend=1)
+def test_a_level_that_all_rows_share_is_embedded_once() -> None:
+    """It gives what the net gives told of every row, with a context and without."""
+    net, x = UNet(3, 16, 2, 1, 2, context=5, memory=4, attend=1), torch.randn(3, 3, 13, 9)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    steps, x = UNetSteps(net), torch.randn(n, channels, height, width)
-    h = Encoded(torch.randn(n, 5), torch.randn(n, 3, 4))
-    with torch.no_grad():
-        for log_snr in (torch.tensor([1.5]), torch.tensor([-3.0])):
-            rows = log_snr.expand(n)
-            assert torch.allclose(steps(x, log_snr), net(x, rows), atol=1e-5)
-            assert torch.allclose(steps(x, log_snr), net(x, log_snr), atol=1e-5)
-            assert torch.allclose(steps(x, rows, h), net(x, rows, h), atol=1e-5)
-    assert len(steps.fixed) == (n <= 2)
-    y = steps(x, rows, h)
-    assert y.requires_grad
-    assert torch.allclose(y, net(x, rows, h))
+        for h in (None, Encoded(torch.randn(3, 5), torch.randn(3, 3, 4))):
+            level = torch.tensor([1.5])
+            assert torch.allclose(net(x, level, h), net(x, level.expand(3), h), atol=1e-5)
 
 
 def test_attentions_are_in_the_levels_asked_for() -> None:

@@ -32,7 +32,6 @@ from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, vector
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.unet import UNet
-from pofx.nn.unet_steps import UNetSteps
 from pofx.paths.gaussian import Gaussian
 from pofx.paths.guidance import Drawing, Inpainting, guidances
 from pofx.paths.likelihood import angles, decoded, ode, ode_sample, stratified, terms
@@ -225,10 +224,9 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         """The denoiser of rows y [N, *shape] given h, by ``self.net`` or another like it."""
         own = net or self.net
         dtype, start = next(own.parameters()).dtype, self.gaussian if self.config.start == "gaussian" else None
-        fast = UNetSteps(own) if isinstance(own, UNet) else own
 
         def told(z: Tensor, log_snr: Tensor) -> Tensor:
-            predicted: Tensor = fast(z, log_snr, h)
+            predicted: Tensor = own(z, log_snr, h)
             return predicted
 
         return Denoiser(told, self.schedule, PREDICTIONS[self.config.predict], start, dtype)
