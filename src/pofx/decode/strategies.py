@@ -158,8 +158,7 @@ class Written:
                 f"Give int64 [{n}, t], or leave it out.",
             )
         self.ended = torch.zeros(n, dtype=torch.bool, device=logits.device)
-        self._line = torch.nn.functional.pad(history, (0, most), value=-1)
-        self._size = self._prompt = history.shape[1]
+        self._line, self._size, self._prompt = history, history.shape[1], history.shape[1]
         self._end, self._stop, self._told = end, stop, history[:, :0] if told is None else told
 
     @property
@@ -178,6 +177,8 @@ class Written:
     def add(self, symbol: Tensor) -> Tensor:
         """Note one symbol [N] of every row; the same with -1 in rows that had ended before."""
         symbol = symbol.masked_fill(self.ended, -1)
+        if self._size == self._line.shape[1]:  # twice the room: a stream may be of any length
+            self._line = torch.nn.functional.pad(self._line, (0, max(self._size, 64)), value=-1)
         self._line[:, self._size], self._size = symbol, self._size + 1
         if self._end is not None:
             self.ended = self.ended | (symbol == self._end)
