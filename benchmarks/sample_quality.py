@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import pofx
-from pofx.core.requests import Ancestral, DpmSolver, FewStep, KarrasSolver, Sampler
+from pofx.core.requests import Ancestral, DpmSolver, FewStep, KarrasSolver, Sampler, SdeSolver
 from pofx.report.plots import montage
 from timing import Results
 
@@ -43,7 +43,14 @@ FITS: dict[str, tuple[str, dict[str, Any]]] = {
     "vdm and its student": ("vdm", NET | {"student": "consistency"}),
 }
 DRAWS: dict[str, list[Sampler]] = {
-    "ddpm": [Ancestral(1000), DpmSolver(10), DpmSolver(20), DpmSolver(20, guidance=2.0)],
+    "ddpm": [
+        Ancestral(1000),
+        DpmSolver(10),
+        DpmSolver(20),
+        SdeSolver(20),
+        DpmSolver(20, guidance=2.0),
+        SdeSolver(20, guidance=2.0),
+    ],
     "edm": [KarrasSolver(18), KarrasSolver(18, guidance=2.0)],
     "flow-matching": [DpmSolver(20), DpmSolver(20, guidance=2.0)],
     "vdm and its student": [FewStep(2), FewStep(1), DpmSolver(20), DpmSolver(20, guidance=2.0)],
