@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of each fit")
     parser.add_argument("--only", nargs="*", choices=TABLES, default=list(TABLES))
     args = parser.parse_args()
-    results = Results(args.seconds < 60 or len(args.only) < len(TABLES), seconds=args.seconds)
+    results = Results(args.seconds < 10 or len(args.only) < len(TABLES), seconds=args.seconds)
     for name in args.only:
         kept = args.out / name
         if not (kept / "comparison.json").exists():
