@@ -151,6 +151,9 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+BLOCK = 16  # ranks
+
+
 class IncrementalSampler:
     """One pass of a ``MaskedMlp`` over n rows, site after site: all steps together cost one forward pass.
 
@@ -160,78 +163,91 @@ class IncrementalSampler:
             walk.push(embed(draw(params)))   # [n, features[site]]
 
     When the site of rank r is due, exactly the hidden units of degree r have all their inputs. Units are
-    sorted by degree and inputs by rank, so each step multiplies a block of rows by a prefix of columns, and
-    no mask is needed. Activations are kept features-first, [1 + units, n], under a row of ones that brings
-    the biases into the product: a step of a few rows costs little but its calls, so these are few.
+    sorted by degree and inputs by rank, so no mask is needed. What earlier blocks of ``BLOCK`` ranks give to the
+    units of a block is one product; a step adds what its own block does, where what is not known yet is zero.
+    Activations are kept features-first, [units, n].
     """
 
     @torch.no_grad()
     def __init__(self, net: MaskedMlp, n: int, h: Tensor | None, order: int) -> None:
         self.net, self.order, self.rank = net, net.orders[order], 0
-        starts = np.cumsum([0, *net.features])
-        columns = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in self.order])[: net.inputs]
+        columns, rows = (_places(sizes, self.order) for sizes in (net.features, net.params))
+        columns = columns[: net.inputs]
         features = [net.features[i] for i in self.order] if net.inputs else [0] * net.sites
-        units = [torch.bincount(d, minlength=net.sites).tolist() for d in net.degrees]  # per rank
-        self.seen = np.cumsum([1, *features]).tolist()  # rows of x before the rank's, the ones included
-        self.ends = [np.cumsum([1, *u])[1:].tolist() for u in units]
-        layers = net._linears()
-        weights = [layers[0].weight[:, columns], *(layer.weight for layer in layers[1:])]
-        augmented = [torch.cat([layer.bias[:, None], w], 1) for layer, w in zip(layers, weights, strict=True)]
-        self.weights = [w.split(u) for w, u in zip(augmented, units, strict=True)]
-        self.out = torch.cat([net.out.bias[:, None], net.out.weight], 1).split(net.params)
-        self.direct = None if net.direct is None else net.direct.weight[:, columns].split(net.params)
-        new = net.out.weight.new_ones
-        self.x = new(1 + len(columns), n)
-        self.x_rows = self.x[1:].split(features)
-        self.active = [new(1 + len(d), n) for d in net.degrees]
-        self.active_rows = [a[1:].split(u) for a, u in zip(self.active, units, strict=True)]
-        # what each layer's product is added to: the context, the residual stream, or nothing
-        self.start: list[tuple[Tensor, ...] | None] = [None] * len(layers)
-        if net.context is not None:
-            self.start[0] = net.context(h).T.split(units[0])
-        if net.residual:
-            self.start[1:] = [torch.empty_like(a[1:]).split(u) for a, u in zip(self.active, units[1:], strict=False)]
-        self.context_out = None if net.context_out is None else net.context_out(h).T.split(net.params)
+        units = [torch.bincount(d, minlength=net.sites).tolist() for d in net.degrees]
+        self.sizes = [features, *units, [net.params[i] for i in self.order]]  # of each level, per rank
+        self.ends = [np.cumsum([0, *size]).tolist() for size in self.sizes]
+        self.known = [net.out.weight.new_zeros(end[-1], n) for end in self.ends[:-1]]
+
+        def start(bias: Tensor, context: nn.Linear | None) -> Tensor:
+            return bias[:, None] if context is None or h is None else torch.addmm(bias[:, None], context.weight, h.T)
+
+        first, *others = net._linears()
+        # of each level above the input: what it starts from, and the levels below that it is a product of
+        self.levels = [(start(first.bias, net.context), [(0, first.weight[:, columns])])]
+        self.levels += [(start(layer.bias, None), [(i, layer.weight)]) for i, layer in enumerate(others, 1)]
+        into = [(len(units), net.out.weight[rows])]
+        if net.direct is not None:
+            into.append((0, net.direct.weight[rows][:, columns]))
+        self.levels.append((start(net.out.bias, net.context_out)[rows], into))
+
+    def _enter(self) -> None:
+        """Begin a block of ranks: its units of each level, and the weights within it, split by rank."""
+        ranks = slice(self.rank, min(self.rank + BLOCK, self.net.sites))
+        spans = [slice(end[ranks.start], end[ranks.stop]) for end in self.ends]
+        sizes = [size[ranks] for size in self.sizes]
+        self.inputs, *self.active = [
+            known[span].split(size) for known, span, size in zip(self.known, spans, sizes, strict=False)
+        ]
+        self.block: list[tuple[tuple[Tensor, ...], list[tuple[tuple[Tensor, ...], Tensor]]]] = []
+        for (total, sources), span, size in zip(self.levels, spans[1:], sizes[1:], strict=True):
+            total, within = total[span], []
+            for level, weight in sources:
+                before, here = self.known[level][: spans[level].start], self.known[level][spans[level]]
+                total = torch.addmm(total, weight[span, : len(before)], before)
+                within.append((weight[span, spans[level]].split(size), here))
+            self.block.append((total.split(size), within))
 
     def params(self) -> Tensor:
-        """The parameters [n, params[site]] of the next site."""
+        """The parameters [n, params[site]] of the next site; to be asked for once."""
         return self.params_first().T
 
     def push(self, features: Tensor) -> None:
         """Take the value of that site, embedded [n, features[site]], and go on to the next."""
         self.push_first(features.T)
 
+    @torch.no_grad()
     def params_first(self) -> Tensor:
         """``params`` as [params[site], n]."""
-        r, last = self.rank, len(self.weights) - 1
-        seen = width = self.seen[r]
-        below = self.x[:seen]
-        for i, weights in enumerate(self.weights):
-            z = self.active_rows[i][r]
-            if len(z):
-                weight, start = weights[r][:, :width], self.start[i]
-                after = None if i == last else self.start[i + 1]
-                y = z if after is None else after[r]
-                if start is None:
-                    torch.mm(weight, below, out=y)
-                else:
-                    torch.addmm(start[r], weight, below, out=y)
-                torch.clamp_min(y, 0, out=z)
-            width = self.ends[i][r]
-            below = self.active[i][:width]
-        site = self.order[r]
-        p = torch.mm(self.out[site][:, :width], below)
-        if self.direct is not None:
-            p.addmm_(self.direct[site][:, : seen - 1], self.x[1:seen])
-        if self.context_out is not None:
-            p += self.context_out[site]
-        return p
+        r = self.rank % BLOCK
+        if r == 0:
+            self._enter()
+
+        def summed(totals: tuple[Tensor, ...], within: list[tuple[tuple[Tensor, ...], Tensor]]) -> Tensor:
+            for weights, below in within:
+                totals[r].addmm_(weights[r], below)
+            return totals[r]
+
+        stream: Tensor | None = None
+        for level, active in zip(self.block, self.active, strict=False):
+            y = summed(*level)
+            if stream is not None:
+                y += stream
+            torch.clamp_min(y, 0, out=active[r])
+            stream = y if self.net.residual else None
+        return summed(*self.block[-1])
 
     def push_first(self, features: Tensor) -> None:
         """``push`` of [features[site], n]."""
         if self.net.inputs:
-            self.x_rows[self.rank].copy_(features)
+            self.inputs[self.rank % BLOCK].copy_(features)
         self.rank += 1
+
+
+def _places(sizes: Sequence[int], order: Sequence[int]) -> Tensor:
+    """Where the numbers of the sites, visited in that order, stand among all of them."""
+    starts = np.cumsum([0, *sizes]).tolist()
+    return torch.tensor([place for i in order for place in range(starts[i], starts[i + 1])], dtype=torch.int64)
 
 
 class WindowNet(nn.Module):
