@@ -111,9 +111,8 @@ def main() -> None:
             n, started = min(ARGS.n, ARGS.long) if slow else ARGS.n, time.perf_counter()
             entry = ARGS.out / f"{name}-{sampler.name}-{sampler.steps}-{getattr(sampler, 'guidance', None)}.json"
             if not entry.exists():
-                drawn = model.given(labels[:n]).sample(1, generator=torch.Generator().manual_seed(0), sampler=sampler)[
-                    0
-                ]
+                generator = torch.Generator().manual_seed(0)
+                (drawn,) = model.given(labels[:n]).sample(1, generator=generator, sampler=sampler)
                 seconds, found = time.perf_counter() - started, judges.features(drawn)
                 told = {
                     "n": n,
