@@ -1,13 +1,13 @@
 """How far samples are from MNIST, by sampler and number of steps, and whether a guided sample is read as its label.
 
-    python benchmarks/sample_quality.py DATA OUT [--minutes 30] [--n 10000] [--long 10000] [--only NAME ...]
+    python benchmarks/sample_quality.py DATA OUT [--minutes 30] [--n 10000] [--costly 10000] [--only NAME ...]
 
 DATA is the folder of the data sets (images/mnist in it); OUT keeps the runs and the figures of each entry, which are
 read again where they are there, and a sheet of its samples. All families are of p(image | label) with the same U-Net,
 and draw one image for the label of each test image. ``distance`` is that of two Gaussians (Heusel et al. 2017), with
 the means and covariances of what a pofx classifier's ConvNet makes of the images, 128 numbers; "real" is that of as
 many training images. ``read`` is the share of images that another classifier (of another seed) reads as their label. Of
-1000 steps, and guided, only ``--long`` images are drawn; ``of_first`` is the distance of so many, ``times_reference``
+1000 steps, and guided, only ``--costly`` images are drawn; ``of_first`` is the distance of so many, ``times_reference``
 that over ddpm's of 1000 steps. One JSON object a line, all of them in results/sample_quality.json.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,10 @@ parser.add_argument("data", type=Path)
 parser.add_argument("out", type=Path)
 parser.add_argument("--minutes", type=float, default=30.0, help="of each training")
 parser.add_argument("--n", type=int, default=10_000, help="images on either side of a distance")
-parser.add_argument("--long", type=int, default=10_000, help="images of 1000 steps, the first of them")
+parser.add_argument("--costly", type=int, default=10_000, help="images of 1000 steps, or guided: the first of them")
 parser.add_argument("--only", nargs="*", metavar="NAME", help="families: others are left out, and nothing is kept")
 ARGS = parser.parse_args()
+KEPT = ARGS.out / f"{ARGS.minutes:g}-minutes"
 
 NET: dict[str, Any] = {"channels": 16, "context_dropout": 0.1}
 FITS: dict[str, tuple[str, dict[str, Any], float]] = {  # family, options, share of the minutes
@@ -59,7 +59,7 @@ DRAWS: dict[str, list[Sampler]] = {
 
 
 def fitted(name: str, data: pofx.Data, family: str, minutes: float, **how: Any) -> Any:
-    place = ARGS.out / name.replace(" ", "-")
+    place = KEPT / name.replace(" ", "-")
     if not (place / "config.json").exists():
         return pofx.fit(data, family, seconds=60 * minutes, out=place, **how).model
     return pofx.read_run(place).model
@@ -93,7 +93,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def main() -> None:
     results = Results(
-        ARGS.n < 10_000 or ARGS.only is not None, minutes=ARGS.minutes, n=ARGS.n, long=ARGS.long, net=NET, seed=0
+        ARGS.n < 10_000 or ARGS.only is not None,
+        minutes=ARGS.minutes,
+        n=ARGS.n,
+        costly=ARGS.costly,
+        net=NET,
+        seed=0,
+        threads=torch.get_num_threads(),
     )
     place = ARGS.data / "images" / "mnist"
     data = pofx.load(place, given="label")
@@ -107,19 +113,18 @@ def main() -> None:
             continue
         model = fitted(name, data, family, share * ARGS.minutes, options=options, seed=0)
         for sampler in DRAWS[name]:
-            slow = sampler.steps == 1000 or getattr(sampler, "guidance", None) is not None
-            n, started = min(ARGS.n, ARGS.long) if slow else ARGS.n, time.perf_counter()
-            entry = ARGS.out / f"{name}-{sampler.name}-{sampler.steps}-{getattr(sampler, 'guidance', None)}.json"
+            guidance = getattr(sampler, "guidance", None)
+            n = min(ARGS.n, ARGS.costly) if sampler.steps == 1000 or guidance is not None else ARGS.n
+            entry = KEPT / f"{name}-{sampler.name}-{sampler.steps}-{guidance}-{n}-{ARGS.costly}.json"
             if not entry.exists():
                 generator = torch.Generator().manual_seed(0)
                 (drawn,) = model.given(labels[:n]).sample(1, generator=generator, sampler=sampler)
-                seconds, found = time.perf_counter() - started, judges.features(drawn)
+                found = judges.features(drawn)
                 told = {
                     "n": n,
                     "distance": distance(found, real),
-                    "of_first": distance(found[: ARGS.long], real[: ARGS.long]),
+                    "of_first": distance(found[: ARGS.costly], real[: ARGS.costly]),
                     "read": judges.read(drawn, labels[:n]),
-                    "seconds": seconds,
                 }
                 entry.write_text(json.dumps(told))
                 order = labels[:100].argsort()
@@ -128,7 +133,7 @@ def main() -> None:
             told = json.loads(entry.read_text())
             reference = reference or told["of_first"]
             results.emit(
-                who=name, sampler=sampler.name, steps=sampler.steps, guidance=getattr(sampler, "guidance", None),
+                who=name, sampler=sampler.name, steps=sampler.steps, guidance=guidance,
                 **told, times_reference=told["of_first"] / reference,
             )  # fmt: skip
     results.save()

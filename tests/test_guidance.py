@@ -275,12 +275,12 @@ def test_a_linear_measurement_of_gaussian_data_is_exact(method: Any, noise: floa
             assert torch.allclose(found, truth.denoise(z, p.alpha, p.sigma), atol=1e-4)
 
 
-# annealed Langevin has an error of its own, guided or not
-@pytest.mark.parametrize("sampler", [s for s in SOLVERS if s is not AnnealedLangevin], ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", SOLVERS, ids=lambda s: s.name)
 def test_samples_given_a_measurement_of_gaussian_data(sampler: type[Solver]) -> None:
     model = known(GAUSSIAN)
     x = drawn(model, Linear(RAW_SUM, RAW_Y, 0.3, "gaussian"), sampler, 60)
-    agrees(x, GAUSSIAN.given(SUM, torch.tensor([0.7]).double(), 0.09), 0.03)
+    slack = 0.06 if sampler is AnnealedLangevin else 0.03  # Langevin's steps, of finite length, widen what they draw
+    agrees(x, GAUSSIAN.given(SUM, torch.tensor([0.7]).double(), 0.09), slack)
 
 
 @pytest.mark.parametrize("method", ["jacobian", "gaussian", "dps"])

@@ -364,6 +364,8 @@ COUNTED = (1, 2, 3, 5, 8, 20)  # 3n - 1 among them: where a step of third order 
 @pytest.mark.parametrize("name_of_sampler", list(SAMPLERS))
 def test_every_sampler_is_finite_in_any_number_of_steps(name_of_sampler: str, steps: int) -> None:
     """On every schedule, in the nets' precision and whatever they predict, down to the data; and near to them."""
+    # a slope at a far end, or Langevin's step, leads astray where a step is all but the whole way
+    coarse = name_of_sampler in ("heun", "karras", "restart", "predictor-corrector", "annealed-langevin")
     for k, name in enumerate(NAMES):
         s, kinds = schedule(name), list(PREDICTIONS.values())
 
@@ -378,7 +380,7 @@ def test_every_sampler_is_finite_in_any_number_of_steps(name_of_sampler: str, st
         z = s(times[0]).scale.float() * normal(len(kinds), 4, seed=3).float()
         x = sample(name_of_sampler, denoise, s, times, z, gen(4), to_data=True, **OWN[name_of_sampler])
         assert x.isfinite().all(), name
-        assert steps < 8 or (x - 0.5).abs().max() < 5, name
+        assert (coarse and steps < 8) or (x - 0.5).abs().max() < 5, name
 
 
 def test_ddim_is_the_papers_for_any_eta() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,11 +28,8 @@ def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     """A group of options: ``--option NAME``, of one of these classes, and one for each field of theirs."""
     found = {name: hint for kind in kinds for name, hint in hints(kind)}
     about = "; ".join(
-        f"{of} ({each})" if of else each
+        f"{of} ({_listed(some)})" if of else _listed(some)
         for of, some in groupby(kinds, lambda kind: getattr(kind, "group", None))
-        for each in [
-            "; ".join(f"{kind.name}: {parse_from_object(kind).short_description}".rstrip(".") for kind in some)
-        ]
     )
     lines = [title, "", "Attributes:", f"    {option}: {about} [default: the first that takes the options given]."]
     for name in found:
@@ -49,6 +46,10 @@ def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     )
     group.__doc__ = "\n".join(lines)
     return group
+
+
+def _listed(kinds: Iterable[Any]) -> str:
+    return "; ".join(f"{kind.name}: {parse_from_object(kind).short_description}".rstrip(".") for kind in kinds)
 
 
 def _said(kind: type, name: str) -> tuple[type, str]:
