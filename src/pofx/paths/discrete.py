@@ -32,6 +32,7 @@ from torch import Tensor
 from pofx.nn.heads import pick, uniform
 
 Levels = Literal["linear", "cosine"]
+CURVE = 3  # m = u^3: evenly over m, the few draws at little noise that matter would make the variance infinite
 
 
 def levels(name: Levels, steps: int) -> Tensor:
@@ -202,11 +203,11 @@ def replaced_draw(
     ``posterior`` maps z [N, L] and m [N] to log p(x | z) [N, L, V].
     """
     if grid is None:
-        s, m, weight = None, u.clamp(1e-9, 1 - 1e-9), 1
+        u = u.clamp(1e-4, 1 - 1e-9)
+        s, m, weight = None, u**CURVE, CURVE * u ** (CURVE - 1)
     else:
-        weight = len(grid) - 1
-        j = (u * weight).long()
-        s, m = grid[j], grid[j + 1]
+        j = (u * (len(grid) - 1)).long()
+        s, m, weight = grid[j], grid[j + 1], torch.tensor(len(grid) - 1)
     z = torch.where(free, replaced(x, m, size, coins, values), x)
     log_pi, x, z = posterior(z, m), x.clamp(min=0), z.clamp(min=0)
     each = rate(log_pi, x, z, m) if s is None else step_nats(log_pi, x, z, s, m)
