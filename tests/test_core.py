@@ -181,7 +181,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     x = model.sample(50)
     whole = model.log_prob(x).nats
     monkeypatch.setattr(Moments, "rows_per_pass", lambda self: 7)
-    assert torch.equal(whole, model.log_prob(x).nats)
+    assert torch.allclose(whole, model.log_prob(x).nats, rtol=1e-13)  # sums in vectors of a processor's own width
     assert model.sample(50).shape == (50, 2)
 
 
@@ -435,7 +435,7 @@ PICTURE = Image(1, 2, 1, 16)
         (Table((Real("a"),)), np.ma.masked_array([[1.0]], mask=True), BadValue, "NaN"),
         (Table((Real("a"),)), torch.ones(1, 1, dtype=torch.complex64), WrongShape, "complex64"),
         (Table((Real("a"),)), [["x"]], WrongShape, "dtype <U1.*by name"),
-        (Table((Real("a"),)), {"aa": [1.0]}, WrongShape, "no column 'a'.*nearest is 'aa'"),
+        (Table((Real("a"),)), {"aa": [1.0]}, WrongShape, "no column 'a'.*Did you mean aa"),
         (Table((Real("a"), Real("b"))), {"a": [1.0, 2.0], "b": 1.0}, WrongShape, "'b' is a single value"),
         (Table((Real("a"), Real("b"))), {"a": [1.0, 2.0], "b": [1.0]}, WrongShape, "no table"),
         (Table((Real("a"),)), {"b": 1.0}, UsageError, "no column 'b'"),

@@ -59,10 +59,9 @@ def _run(args: list[str]) -> int:
         print(f"pofx {pofx.__version__}")
         return 0
     if args[0] not in COMMANDS:
-        import difflib
+        from pofx.core.spelling import meant
 
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
+        hint = meant(args[0], COMMANDS, f"Commands: {', '.join(COMMANDS)}.", 1)
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
     from pofx.commands.terminal import Terminal

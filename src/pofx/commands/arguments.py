@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from pofx.commands.hints import bare, hints, marks, spelled
 from pofx.commands.terminal import Terminal
 from pofx.core.errors import UsageError
-from pofx.core.spelling import join
+from pofx.core.spelling import join, meant
 
 Takes = Literal["nothing", "value", "names", "numbers", "texts"]  # what follows an option
 COMMAS = "commas"  # a mark of a str that holds a list, which whoever gets it takes apart: its repeats are joined
@@ -42,8 +41,7 @@ def parse(kind: Any, argv: list[str], command: str) -> Any:
         raise SystemExit(0)
     options, positional, unknown = arrange(kind, argv)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [name for name, _ in _takes(kind)], n=2)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"See 'pofx {command} --help'."
+        hint = meant(unknown[0], [name for name, _ in _takes(kind)], f"See 'pofx {command} --help'.")
         raise UsageError(f"'pofx {command}' has no option {unknown[0]!r}.", hint)
     places = [name.upper() for name, hint in hints(kind) if Positional in marks(hint)]
     needed = [f.name.upper() for f in dataclasses.fields(kind) if f.name.upper() in places and _has_no_default(f)]
@@ -113,8 +111,7 @@ def _one_of(kind: Any, options: list[str], command: str) -> None:
     known = dict(_choices(kind))
     for name, _, value in (option.partition("=") for option in options):
         if (values := known.get(name.replace("_", "-"))) and value not in values:
-            near = difflib.get_close_matches(value, values, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"See 'pofx {command} --help'."
+            hint = meant(value, values, f"See 'pofx {command} --help'.", 1)
             raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(values)}.", hint)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from pofx.commands.hints import bare, hints
 from pofx.commands.usage import Group
 from pofx.core.errors import UsageError
 from pofx.core.requests import ESTIMATORS, SAMPLERS
+from pofx.core.spelling import meant
 
 if TYPE_CHECKING:
     from pofx.core.model import Model
@@ -93,8 +93,8 @@ def _asked(args: Any, flags: Any, kinds: Sequence[Any], default: Callable[[Any],
     option, *names = [f.name for f in dataclasses.fields(flags)]
     known, name = {kind.name: kind for kind in kinds}, getattr(args, option)
     if name is not None and name not in known:
-        near = difflib.get_close_matches(name, known, n=1) or list(known)[:1]
-        raise UsageError(f"{whose} has no {option} {name!r}, but {', '.join(known)}.", f"Give --{option} {near[0]}.")
+        hint = meant(name, known, f"Leave out --{option}, or give one of these.", 1)
+        raise UsageError(f"{whose} has no {option} {name!r}, but {', '.join(known)}.", hint)
     given = {k: v for k in names if (v := getattr(args, k)) is not None and v is not False and v != ()}
     among = kinds if name is None else [known[name]]
     for kind in among:

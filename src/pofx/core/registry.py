@@ -6,7 +6,6 @@ A third party adds a family by an entry point in the group ``pofx.families``:
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from functools import cache
 from importlib import import_module
@@ -14,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from pofx.core.errors import UsageError
+from pofx.core.spelling import meant
 
 if TYPE_CHECKING:
     from pofx.core.model import Model
@@ -109,15 +109,13 @@ def family(name: str) -> type[Model]:
         >>> family("nfs")
         Traceback (most recent call last):
         ...
-        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or cnf or ncsn?
+        pofx.core.errors.UsageError: There is no family 'nfs'. Did you mean nsf or cnf?
     """
     if name in _REGISTERED:
         return _REGISTERED[name]
     known = families()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-        raise UsageError(f"There is no family {name!r}.", hint)
+        raise UsageError(f"There is no family {name!r}.", meant(name, known, f"Known: {', '.join(known)}."))
     module, _, attribute = known[name].partition(":")
     try:
         cls: type[Model] = getattr(import_module(module), attribute)

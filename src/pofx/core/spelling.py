@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import shlex
 import unicodedata
@@ -44,6 +45,17 @@ def abridged(values: Sequence[str], most: int = 6) -> str:
     if len(values) <= most:
         return ", ".join(values)
     return f"{', '.join(values[: most - 1])}, … ({len(values)})"
+
+
+def meant(name: str, known: Iterable[str], otherwise: str, most: int = 3) -> str:
+    """The remedy for a name that is not among the known ones: those spelled alike, or what to say without any.
+
+    Example:
+        >>> meant("gnn", ["gmm", "gan", "nsf"], "Known: gmm, gan, nsf.")
+        'Did you mean gan?'
+    """
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"Did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def _steers(character: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
@@ -17,6 +16,7 @@ import torch
 
 from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
 from pofx.core.memory import available, gigabytes
+from pofx.core.spelling import meant
 from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, files_at, listed, listing, opened
@@ -117,9 +117,8 @@ def _missing(name: str) -> MissingSource:
     folder = Path(name).parent
     readable = os.path.isdir(folder) and os.access(folder, os.R_OK)
     beside = [str(folder / p.name) for p in folder.iterdir()] if readable else []
-    near = difflib.get_close_matches(name, [*SOURCES, *SKLEARN, STANDARD_LIBRARY, *beside], n=3, cutoff=0.6)
-    built_in = ", ".join([*SKLEARN, STANDARD_LIBRARY, *SOURCES])
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Built-in sets: {built_in}."
+    built_in = [*SKLEARN, STANDARD_LIBRARY, *SOURCES]
+    hint = meant(name, [*built_in, *beside], f"Built-in sets: {', '.join(built_in)}.")
     return MissingSource(f"There is no file, folder or built-in set {name!r}.", hint)
 
 

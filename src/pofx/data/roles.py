@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.space import Space
+from pofx.core.spelling import abridged, meant
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RawRagged
 from pofx.data.raw import Raw, RawTable
@@ -118,7 +118,4 @@ def _factor(label: Any) -> tuple[tuple[str, ...], Tensor]:
 
 def no_column(name: str, known: Iterable[str], what: str) -> UsageError:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {listed}."
-    return UsageError(f"There is no column {name!r} ({what}).", hint)
+    return UsageError(f"There is no column {name!r} ({what}).", meant(name, known, f"Columns: {abridged(known, 20)}."))

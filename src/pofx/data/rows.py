@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.space import Ragged, Space, take
+from pofx.core.spelling import abridged, meant
 from pofx.data.load import reading
 from pofx.data.parts import Part
 from pofx.data.ragged import RawRagged
@@ -164,8 +164,7 @@ def _(space: Label, raw: Raw, told: Told) -> Tensor:
 def _of_columns(space: Space, raw: RawTable, told: Told) -> Tensor:
     for col in space.columns:
         if col.name not in raw.columns:
-            near = difflib.get_close_matches(col.name, raw.columns, n=1, cutoff=0.6)
-            found = f"The nearest is {near[0]!r}." if near else f"Its columns: {', '.join([*raw.columns][:20])}."
+            found = meant(col.name, raw.columns, f"Its columns: {abridged([*raw.columns], 20)}.")
             raise WrongShape(f"The source has no column {col.name!r}.", f"{found} Rename or add it.")
     tell = warnings.warn if told.notes is None else told.notes.append
     rows = encode_rows(space.columns, lambda name: raw.columns[name](), raw.n, tell, told.first)

@@ -71,7 +71,8 @@ def optimal(x: Tensor, eps: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment  # half a second to import
 
     products = x.detach().flatten(1) @ eps.flatten(1).T
-    products -= products.max(1, keepdim=True).values  # the same order is best, and found sooner
+    for dim in (1, 0):  # the same order is best, and found sooner
+        products -= products.max(dim, keepdim=True).values
     _, partner = linear_sum_assignment(products.cpu().numpy(), maximize=True)
     return eps[torch.from_numpy(partner).to(eps.device)]
 

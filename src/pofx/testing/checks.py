@@ -338,7 +338,10 @@ def scaling_shifts_the_density(s: Subject) -> None:
     numbers = s.test.x.isfinite().flatten(1).sum(1)  # of each datum
     shift = float(((lik.nats - scaled.nats) / numbers).double().median())
     expected = math.log(factor)
-    assert abs(shift - expected) < 0.15 / step.dims, (
+    noise = (
+        float(((mc_se(lik).square() + mc_se(scaled).square()) / numbers.square()).mean().sqrt()) / len(numbers) ** 0.5
+    )
+    assert abs(shift - expected) < 0.15 / step.dims + 5 * noise, (  # other rows draw other noise
         f"scaling by {factor:g} shifted the nats by {shift:.3f} per number, not {expected:.3f}"
     )
 
