@@ -4,8 +4,8 @@
 
 DATA is the folder of the data sets (tabular in it), OUT one for comparisons; one that is there already is read. Each
 table is compared as ``pofx compare TABLE --seconds 60 --cluster local`` does, one core for each family, on one split
-(80/10/10, seed 0); the likelihood is that of at most 10,000 test rows. One JSON line for each family: nats with their
-standard error and kind. Families that refused or failed are told with the reason.
+(80/10/10, seed 0); the likelihood is that of at most 10,000 test rows. One JSON line for each family that has a
+likelihood: nats with their standard error and kind. Families that refused or failed are told with the reason.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def main() -> None:
             data = pofx.load(rows, name=name)
             pofx.compare(data, seconds=args.seconds, max_test=10_000, cluster="local", out=kept)
         for row in read_comparison(kept).rows:
-            if row["status"] == "ok":
-                likelihood = {k: row["likelihood"].get(k) for k in ("kind", "nats", "se", "n")}
-                results.emit(data=name, family=row["family"], **likelihood, trained=row["fit"]["seconds"])
-            else:
+            if row["status"] != "ok":
                 results.emit(data=name, family=row["family"], status=row["status"], reason=row["reason"])
+            elif row["likelihood"]["kind"] != "Unavailable":
+                likelihood = {k: row["likelihood"][k] for k in ("kind", "nats", "se", "n")}
+                results.emit(data=name, family=row["family"], **likelihood, trained=row["fit"]["seconds"])
     results.save()
 
 
