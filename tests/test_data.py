@@ -598,7 +598,7 @@ def test_new_rows_by_name(table: Path, tmp_path: Path) -> None:
         ("33", "33.5", BadValue, "'age' holds 33.5 in row 1"),
         ("true", "maybe", BadValue, "'ok' holds 'maybe'"),
         ("2025-02-01", "soon", BadValue, "'when' holds 'soon'"),
-        ("weight", "wieght", WrongShape, "no column 'weight'.*'wieght'"),
+        ("weight", "wieght", WrongShape, "no column 'weight'.*Did you mean wieght"),
     ):
         new.write_text(good.replace(old, bad))
         with pytest.raises(error, match=said):
