@@ -280,5 +280,5 @@ def test_what_all_solvers_take_is_said_of_solvers() -> None:
 
 def test_the_name_of_a_sampler_that_is_mistyped_is_guessed() -> None:
     model, _ = models("ddpm")["reals"]
-    with pytest.raises(UsageError, match="ddpm has no sampler 'huen', but ancestral, .* Give --sampler heun."):
+    with pytest.raises(UsageError, match="ddpm has no sampler 'huen', but ancestral, .* Did you mean heun."):
         sampler_of(Sampling(sampler="huen"), model)
