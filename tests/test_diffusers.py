@@ -87,6 +87,7 @@ def test_what_is_written_is_read_by_diffusers_and_by_us(theirs: Any, tmp_path: P
     again: Any = read_diffusers(tmp_path / "new").model
     assert torch.equal(again.schedule.betas, schedule.betas)
     assert torch.allclose(again.net.net(x, step), net.net(x, step), atol=1e-5)  # type: ignore[union-attr, operator]
+    assert all(map(torch.equal, again.net.net.parameters(), net.net.parameters()))
     pictures = pipeline(batch_size=1, num_inference_steps=3, output_type="np").images
     assert pictures.shape == (1, 8, 12, 3)
 
@@ -248,6 +249,7 @@ def test_old_folders_lie_flat_and_name_attention_otherwise(tmp_path: Path) -> No
     again: Any = read_diffusers(flat).model
     x = torch.randn(1, 1, 8, 8)
     assert torch.allclose(again.net.net(x, torch.tensor([5])), model.net.net(x, torch.tensor([5])), atol=1e-5)
+    assert all(map(torch.equal, again.net.net.parameters(), model.net.net.parameters()))
 
 
 def test_the_command_line_reads_and_writes_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,18 +239,19 @@ def test_uniform_bounds_of_a_perfect_net_are_the_likelihood(steps):
 
 
 def test_errors_of_uniform_bounds_tell_how_far_they_are_off():
-    """Draws at little noise are few and heavy: evenly over m, two errors held a bound in 70% of all cases only, and
-    the noise was twice as large."""
+    """Two errors hold 95% of all cases, though draws at little noise are rare and heavy: evenly over m, with sites that
+    are replaced by chance alone, they held 70%, and the noise was 16 times as large."""
     torch.manual_seed(1)
     model = MaskedDiffusion(MaskedDiffusionConfig(process="uniform", inner_width=16), Codes((1,), 3))
     torch.nn.init.normal_(model.net.net.last.weight, std=1.0)
     model.eval().requires_grad_(False)
-    truth = enumerated(lambda z, m: model.posterior(z, m, None), 3, 0)
-    lik = model.log_prob(torch.zeros(3000, 1).long(), request=VariationalBound(draws=100))
-    off = lik.nats - truth
-    assert (off.abs() < 2 * lik.mc_se).double().mean() > 0.8
-    assert off.square().mean().sqrt() < 0.6
-    assert lik.mc_se.square().mean().item() == pytest.approx(off.square().mean().item(), rel=0.15)
+    for x in range(3):
+        truth = enumerated(lambda z, m: model.posterior(z, m, None), 3, x)
+        lik = model.log_prob(torch.full((3000, 1), x), request=VariationalBound(draws=100))
+        off = lik.nats - truth
+        assert ((off.abs() < 2 * lik.mc_se).double().mean() - 0.95).abs() < 0.02
+        assert off.square().mean().sqrt() < 0.08
+        assert lik.mc_se.square().mean().item() == pytest.approx(off.square().mean().item(), rel=0.15)
 
 
 def test_steps_back_from_uniform_noise_are_those_of_bayes_rule():

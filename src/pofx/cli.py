@@ -61,7 +61,7 @@ def _run(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         from pofx.core.spelling import meant
 
-        hint = meant(args[0], COMMANDS, f"Commands: {', '.join(COMMANDS)}.", 1)
+        hint = meant(args[0], COMMANDS, f"Commands: {', '.join(COMMANDS)}.")
         print(f"pofx: there is no command {args[0]!r}. {hint}", file=sys.stderr)
         return 2
     from pofx.commands.terminal import Terminal

@@ -111,7 +111,7 @@ def _one_of(kind: Any, options: list[str], command: str) -> None:
     known = dict(_choices(kind))
     for name, _, value in (option.partition("=") for option in options):
         if (values := known.get(name.replace("_", "-"))) and value not in values:
-            hint = meant(value, values, f"See 'pofx {command} --help'.", 1)
+            hint = meant(value, values, f"See 'pofx {command} --help'.")
             raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(values)}.", hint)
 
 

@@ -93,7 +93,7 @@ def _asked(args: Any, flags: Any, kinds: Sequence[Any], default: Callable[[Any],
     option, *names = [f.name for f in dataclasses.fields(flags)]
     known, name = {kind.name: kind for kind in kinds}, getattr(args, option)
     if name is not None and name not in known:
-        hint = meant(name, known, f"Leave out --{option}, or give one of these.", 1)
+        hint = meant(name, known, f"Leave out --{option}, or give one of these.")
         raise UsageError(f"{whose} has no {option} {name!r}, but {', '.join(known)}.", hint)
     given = {k: v for k in names if (v := getattr(args, k)) is not None and v is not False and v != ()}
     among = kinds if name is None else [known[name]]

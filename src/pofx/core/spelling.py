@@ -47,14 +47,14 @@ def abridged(values: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(values[: most - 1])}, … ({len(values)})"
 
 
-def meant(name: str, known: Iterable[str], otherwise: str, most: int = 3) -> str:
+def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     """The remedy for a name that is not among the known ones: those spelled alike, or what to say without any.
 
     Example:
         >>> meant("gnn", ["gmm", "gan", "nsf"], "Known: gmm, gan, nsf.")
         'Did you mean gan?'
     """
-    near = difflib.get_close_matches(name, list(known), n=most)
+    near = difflib.get_close_matches(name, list(known))
     return f"Did you mean {' or '.join(near)}?" if near else otherwise
 
 

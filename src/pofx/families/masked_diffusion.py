@@ -254,7 +254,7 @@ class MaskedDiffusion(Conditioned, Completes):
             def rand() -> Tensor:
                 return batch.rand(width, generator=generator)
 
-            loss = -self.draw_of_bound(values, free, h, u, None, rand(), rand())
+            loss = -self.draw_of_bound(values, free, h, u, None, rand)
             if self.lengths is not None:
                 loss = loss - self.lengths(free.sum(1), vector(h))
             return {"loss": loss / min(self.block, self.space.length) if self.text else loss}
@@ -270,14 +270,15 @@ class MaskedDiffusion(Conditioned, Completes):
         return values.masked_fill(short | (values < 0).cummax(1).values, -1)
 
     def draw_of_bound(
-        self, values: Tensor, free: Tensor, h: Encoded | None, u: Tensor, steps: int | None, a: Tensor, b: Tensor
-    ) -> Tensor:
-        """One draw [N] of the bound on log p of the free values [N, L]; u [N], a and b [N, L] are uniform on [0, 1)."""
+        self, values: Tensor, free: Tensor, h: Encoded | None, u: Tensor, steps: int | None,
+        rand: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
+        """One draw [N] of the bound on log p of the free values [N, L]; u [N], ``rand()`` [N, L] uniform on [0, 1)."""
         grid = None if steps is None else levels(self.config.schedule, steps).to(u.device)
         if not self.noisy:
-            return hidden_draw(self._told(values, h), free, u, grid, a, b)
+            return hidden_draw(self._told(values, h), free, u, grid, rand)
         x, size = values.long(), self.net.size or 0
-        return replaced_draw(lambda z, m: self.posterior(z, m, h), x, free, u, grid, size, a, b)
+        return replaced_draw(lambda z, m: self.posterior(z, m, h), x, free, u, grid, size, rand)
 
     def _told(self, values: Tensor, h: Encoded | None) -> Callable[[Tensor], Tensor]:
         """log p [N, L] of every value when these [N, L] are hidden."""
@@ -326,7 +327,7 @@ class MaskedDiffusion(Conditioned, Completes):
         if isinstance(request, VariationalBound):
 
             def draw(u: Tensor) -> Tensor:
-                return self.draw_of_bound(window, free, h, u, request.steps, rand(), rand())
+                return self.draw_of_bound(window, free, h, u, request.steps, rand)
 
             return stratified(draw, request.draws, noise)
         if isinstance(request, InOrder):

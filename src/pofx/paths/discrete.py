@@ -32,7 +32,7 @@ from torch import Tensor
 from pofx.nn.heads import pick, uniform
 
 Levels = Literal["linear", "cosine"]
-CURVE = 3  # m = u^3: evenly over m, the few draws at little noise that matter would make the variance infinite
+CURVE = 3  # m = u^3: what there is to gain is at little noise, the more the less likely a symbol is
 
 
 def levels(name: Levels, steps: int) -> Tensor:
@@ -67,14 +67,14 @@ def ranks(lots: Tensor, free: Tensor) -> Tensor:
 
 
 def hidden_draw(
-    log_p: Callable[[Tensor], Tensor], free: Tensor, u: Tensor, grid: Tensor | None, lots: Tensor, coins: Tensor
+    log_p: Callable[[Tensor], Tensor], free: Tensor, u: Tensor, grid: Tensor | None, rand: Callable[[], Tensor]
 ) -> Tensor:
     """One draw [N] of the bound on log p of the free sites, for u ~ U[0, 1) [N]: their number times the mean of log p
     over those hidden.
 
-    ``log_p`` gives that of all sites [N, L] when these [N, L] are hidden.
+    ``log_p`` gives that of all sites [N, L] when these [N, L] are hidden, ``rand`` uniform numbers [N, L] on [0, 1).
     """
-    hidden = hide(level_of(u, grid), free, lots, coins)
+    hidden = hide(level_of(u, grid), free, rand(), rand())
     total = torch.where(hidden, log_p(hidden), 0.0).sum(1, dtype=torch.float64)
     return free.sum(1) * total / hidden.sum(1).clamp(min=1)
 
@@ -196,22 +196,34 @@ def step_nats(log_pi: Tensor, x: Tensor, z: Tensor, s: Tensor, m: Tensor) -> Ten
 
 def replaced_draw(
     posterior: Callable[[Tensor, Tensor], Tensor], x: Tensor, free: Tensor, u: Tensor, grid: Tensor | None, size: int,
-    coins: Tensor, values: Tensor,
+    rand: Callable[[], Tensor],
 ) -> Tensor:  # fmt: skip
     """One draw [N] of the bound on log p of the free symbols of x [N, L], for u ~ U[0, 1) [N].
 
-    ``posterior`` maps z [N, L] and m [N] to log p(x | z) [N, L, V].
+    Where there is little noise, the rare draws in which it reached a symbol weigh 1 / m. So in half of all draws one
+    symbol by lot is replaced for certain; k replaced ones of L are then (1 + k / (L p)) / 2 times as likely, where p is
+    the probability that one is, and the draw is divided by that.
+
+    Args:
+        posterior: of z [N, L] and m [N], log p(x | z) [N, L, V].
+        rand: gives uniform numbers on [0, 1) [N, L].
     """
     if grid is None:
-        u = u.clamp(1e-4, 1 - 1e-9)
+        u = u.clamp(1e-4, 1 - 1e-9)  # what m < 1e-12 holds of the integral is far below any error
         s, m, weight = None, u**CURVE, CURVE * u ** (CURVE - 1)
     else:
         j = (u * (len(grid) - 1)).long()
-        s, m, weight = grid[j], grid[j + 1], torch.tensor(len(grid) - 1)
-    z = torch.where(free, replaced(x, m, size, coins, values), x)
+        s, m, weight = grid[j], grid[j + 1], torch.full_like(u, len(grid) - 1)
+    count = free.sum(1, keepdim=True).clamp(min=1)
+    lots = rand().masked_fill(~free, 1.0)
+    # the least of all lots is below this in half of all draws, wherever it is
+    forced = (ranks(lots, free) == 0) & (lots < 1 - 0.5 ** (1 / count))
+    other = (x + 1 + (rand() * (size - 1)).long().clamp(max=size - 2)) % size
+    z = torch.where(free, torch.where(forced, other, replaced(x, m, size, rand(), rand())), x)
+    k, p = ((z != x) & free).sum(1), m * (size - 1) / size
     log_pi, x, z = posterior(z, m), x.clamp(min=0), z.clamp(min=0)
     each = rate(log_pi, x, z, m) if s is None else step_nats(log_pi, x, z, s, m)
-    return weight * torch.where(free, each, 0.0).sum(1)
+    return weight * torch.where(free, each, 0.0).sum(1) * 2 / (1 + k / (count[:, 0] * p))
 
 
 def go_back(
