@@ -240,7 +240,7 @@ def test_uniform_bounds_of_a_perfect_net_are_the_likelihood(steps):
 
 def test_errors_of_uniform_bounds_tell_how_far_they_are_off():
     """Two errors hold 95% of all cases, though draws at little noise are rare and heavy: evenly over m, with sites that
-    are replaced by chance alone, they held 70%, and the noise was 16 times as large."""
+    are replaced by chance alone, they held 70%, and the noise was 13 to 17 times as large."""
     torch.manual_seed(1)
     model = MaskedDiffusion(MaskedDiffusionConfig(process="uniform", inner_width=16), Codes((1,), 3))
     torch.nn.init.normal_(model.net.net.last.weight, std=1.0)
