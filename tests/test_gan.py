@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -229,9 +230,10 @@ def test_shares_of_a_batch_see_the_same_noise() -> None:
     torch.testing.assert_close(torch.cat(shares), model.critic_terms(batch, seeded(1))["loss"])
 
 
-@pytest.mark.parametrize(("loss", "off"), [("r1", 4.0), ("wgan", 10.0)])
-def test_a_conditional_gan_learns_where_its_labels_lie(loss: str, off: float) -> None:
-    model = gan(PLANE, Label(("left", "right")), loss=loss, hidden=32, ema=0.98)
+# with a penalty of 10 and few steps of the critic, WGAN-GP circles so widely that where it is, is luck
+@pytest.mark.parametrize("game", [{"loss": "r1"}, {"loss": "wgan", "penalty": 1.0, "critic_steps": 5}])
+def test_a_conditional_gan_learns_where_its_labels_lie(game: dict[str, Any]) -> None:
+    model = gan(PLANE, Label(("left", "right")), **game, hidden=32, ema=0.98)
     centre = torch.tensor([[-20.0, 5.0], [20.0, 5.0]], dtype=torch.float64)
     c = torch.arange(512) % 2
     x = centre[c] + torch.randn(512, 2, dtype=torch.float64, generator=seeded(0))
@@ -246,7 +248,7 @@ def test_a_conditional_gan_learns_where_its_labels_lie(loss: str, off: float) ->
             assert drawn.shape == (300, 2, 2)
             means.append(drawn.mean(0))
     # the game circles its solution (Mescheder et al. 2018): one moment is luck, the mean over many is not
-    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=off, rtol=0)  # a deaf one is 20 off
+    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=6, rtol=0)  # a deaf one is 20 off
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------
