@@ -14,17 +14,21 @@ from pofx.testing.oracles import cases
 from pofx.train.fit import fit
 
 ALL = [(name, s.case.name, s.variant) for name in BUILT_IN for s in subjects(family(name))]
-# of families that share their code with another, or have many variants, one of so many cases is in the quick tier
-ONE_OF = dict.fromkeys(("maf", "nsf", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet", "window-mlp"), 4)
-ONE_OF |= dict.fromkeys(("iaf", "glow", "tarflow", "cnf", "masked-diffusion"), 6)
-ONE_OF |= dict.fromkeys(("ddpm", "ncsn", "score-sde", "edm", "flow-matching"), 8)
+# in the quick tier: every case of families that are fitted at once, one of so many of those that are trained in steps
+ALL_OF = ("histogram", "independent", "markov", "gaussian", "gmm", "trees")
+ONE_OF = dict.fromkeys(("gpt", "classifier", "image-gpt", "pixelcnn"), 2)
+ONE_OF |= dict.fromkeys(("maf", "nsf", "window-mlp", "gated-pixelcnn", "pixelcnn++", "pixelrnn", "rnn", "wavenet"), 4)
+ONE_OF |= dict.fromkeys(("realnvp", "iaf", "glow", "tarflow", "vdm"), 6)
+ONE_OF |= dict.fromkeys(("cnf", "masked-diffusion", "ddpm", "ncsn", "edm", "flow-matching"), 8)
+ONE_OF |= {"score-sde": 13}
 
 
 def tiers():
     of = Counter()
     for one in ALL:
         of[one[0]] += 1
-        long = (of[one[0]] - 1) % ONE_OF.get(one[0], 1) or one[2] == "dit" or one[2].startswith("student of")
+        every = 1 if one[0] in ALL_OF else ONE_OF.get(one[0], 3)
+        long = (of[one[0]] - 1) % every or one[2] == "dit" or one[2].startswith("student of")
         yield pytest.param(*one, marks=pytest.mark.long if long else (), id=" · ".join(filter(None, one)))
 
 

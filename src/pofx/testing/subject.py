@@ -27,6 +27,7 @@ from pofx.train.run import Run, read_run
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
 STEPS_BRIEF = 100  # of the many cases of one space given another, and of brief ones
+STEPS_FEW = 20  # of what is trained ``briefly``
 
 
 @dataclass(eq=False)
@@ -65,10 +66,15 @@ class Subject:
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
+    def briefly(self, data: Data) -> Model:
+        """A model trained on few rows for a few steps: enough where two are compared with each other."""
+        few = dataclasses.replace(data, train=data.train[:250])
+        return self.trained(few, steps=STEPS_FEW, checks=1, valid_rows=20)
+
     @cached_property
-    def again(self) -> Model:
-        """A second fit with the same seed."""
-        return self.trained(self.case.data)
+    def brief(self) -> Model:
+        """The model of ``briefly`` on the case's own data."""
+        return self.briefly(self.case.data)
 
     @cached_property
     def test(self) -> Part:
