@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -186,11 +187,15 @@ def test_context_is_used() -> None:
 # -- what every configuration keeps --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "schedule", ["cosine", "ddpm", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"]
-)
-@pytest.mark.parametrize("predict", ["v", "eps", "x0", "velocity", "score"])
-@pytest.mark.parametrize("weighting", ["likelihood", "simple", "edm", "flat"])
+SCHEDULES_OF_PATHS = ("cosine", "ddpm", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric")
+PREDICTED, WEIGHTED = ("v", "eps", "x0", "velocity", "score"), ("likelihood", "simple", "edm", "flat")
+
+
+# each pair of choices is in the quick tier
+@pytest.mark.parametrize(("schedule", "predict", "weighting"), [
+    pytest.param(s, p, w, marks=() if (i + j + k) % 4 == 0 else pytest.mark.long)
+    for (i, s), (j, p), (k, w) in product(*map(enumerate, (SCHEDULES_OF_PATHS, PREDICTED, WEIGHTED)))
+])  # fmt: skip
 def test_every_combination_starts_as_the_gaussian_and_trains(schedule: str, predict: str, weighting: str) -> None:
     x, _ = moons(400)
     model = build("vdm", PLANE, x, schedule=schedule, predict=predict, weighting=weighting, hidden=16, blocks=1)

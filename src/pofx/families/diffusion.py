@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pofx.core.measure import Measure
 from pofx.core.requests import (
     SOLVERS,
     Ancestral,
@@ -76,7 +77,8 @@ class Vdm(PathModel):
         """Of all paths, in cases that tell: other nets, and students."""
         tiny = cls.tiny(space)
         if space.pixels:
-            return {"dit": replace(tiny, net="dit", hidden=32), "cells": replace(tiny, decoder="cells")}
+            dit = {"dit": replace(tiny, net="dit", hidden=32)} if space.symbols == 2 else {}
+            return dit | {"cells": replace(tiny, decoder="cells")}
         if [column.measure for column in space.columns] != ["lebesgue", "atom+lebesgue"]:
             return {}
         return {f"student of {name}": replace(tiny, student=name) for name in STUDENTS}
@@ -140,6 +142,8 @@ class ScoreSde(PathModel):
 
     @classmethod
     def variants(cls, space: Space) -> dict[str, Any]:
+        if space.measure != Measure.lebesgue(2):  # a few cases tell
+            return {}
         others: tuple[ScheduleName, ...] = ("exploding", "sub-vp")
         return {sde: replace(cls.tiny(space), schedule=sde) for sde in others}
 

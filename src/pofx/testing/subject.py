@@ -27,7 +27,6 @@ from pofx.train.run import Run, read_run
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
 STEPS_BRIEF = 100  # of the many cases of one space given another, and of brief ones
-STEPS_FEW = 20  # of what is trained ``briefly``
 
 
 @dataclass(eq=False)
@@ -66,10 +65,10 @@ class Subject:
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
-    def briefly(self, data: Data) -> Model:
+    def briefly(self, data: Data, steps: int = 20) -> Model:
         """A model trained on few rows for a few steps: enough where two are compared with each other."""
         few = dataclasses.replace(data, train=data.train[:250])
-        return self.trained(few, steps=STEPS_FEW, checks=1, valid_rows=20)
+        return self.trained(few, steps=steps, checks=1, valid_rows=20)
 
     @cached_property
     def brief(self) -> Model:
