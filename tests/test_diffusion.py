@@ -341,7 +341,7 @@ def test_score_sde_diffuses_as_its_sde(sde: str) -> None:
     assert model.config.weighting == "simple"
 
 
-@pytest.mark.parametrize("name", ["ncsn", "score-sde", "edm"])
+@pytest.mark.parametrize("name", ["edm", *(pytest.param(n, marks=pytest.mark.long) for n in ("ncsn", "score-sde"))])
 def test_the_presets_of_papers_sample_what_they_learned(name: str) -> None:
     model, (x, _) = trained(name), moons(2000, seed=7)
     drawn = model.sample(2000, generator=gen(3))
