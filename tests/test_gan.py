@@ -230,11 +230,11 @@ def test_shares_of_a_batch_see_the_same_noise() -> None:
     torch.testing.assert_close(torch.cat(shares), model.critic_terms(batch, seeded(1))["loss"])
 
 
-# with a penalty of 10 and few steps of the critic, WGAN-GP circles so widely that where it is, is luck
-DAMPED = pytest.param({"loss": "wgan", "penalty": 1.0, "critic_steps": 5}, marks=pytest.mark.long)
+# with more steps of the critic: with the default ones both games circle so widely that where they are is luck
+WGAN = pytest.param({"loss": "wgan", "penalty": 1.0, "critic_steps": 5}, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("game", [{"loss": "r1"}, DAMPED])
+@pytest.mark.parametrize("game", [{"loss": "r1", "critic_steps": 3}, WGAN])
 def test_a_conditional_gan_learns_where_its_labels_lie(game: dict[str, Any]) -> None:
     model = gan(PLANE, Label(("left", "right")), **game, hidden=32, ema=0.98)
     centre = torch.tensor([[-20.0, 5.0], [20.0, 5.0]], dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_a_conditional_gan_learns_where_its_labels_lie(game: dict[str, Any]) -> 
             assert drawn.shape == (300, 2, 2)
             means.append(drawn.mean(0))
     # the game circles its solution (Mescheder et al. 2018): one moment is luck, the mean over many is not
-    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=6, rtol=0)  # a deaf one is 20 off
+    torch.testing.assert_close(torch.stack(means).mean(0), centre, atol=4, rtol=0)  # a deaf one is 20 off
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------
