@@ -161,6 +161,7 @@ def images(n, seed=0):
 NOISY = [
     ("vae", Iwae(3)), ("vae", Elbo(3)), ("vdm", VariationalBound(3)), ("flow-matching", OdeLikelihood(2, 1, 3)),
     ("nsf", Dequantised(3)), ("gmm", Dequantised(3)),
+    pytest.param("vdm", OdeLikelihood(2, 1, 3), marks=pytest.mark.long),
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_damaged_files_are_named_or_read(part):
 
 @pytest.mark.parametrize("family", ["gmm", "vae"])
 def test_damaged_runs_are_named_or_right(family):
-    found = findings([family], 8)
+    found = findings([family], 16)
     assert not found, found
 
 

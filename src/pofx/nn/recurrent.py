@@ -24,11 +24,11 @@ class Lstm(SequenceNet):
                     bias[width : 2 * width] = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)[0]
+        return self.advance(x)[0]
 
-    def run(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def advance(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Outputs [N, L, width] and the state after them, from ``state`` on."""
-        # in float32 on CPUs: most have no LSTM in bfloat16, and refuse it
+        # in float32 on CPUs: PyTorch refuses an LSTM in bfloat16 on those without AVX-512
         with torch.autocast("cpu", enabled=False):
             y: Tensor
             y, state = self.lstm(x.to(next(self.lstm.parameters()).dtype), state)
@@ -49,7 +49,7 @@ class LstmCache:
         return self.extend(x[:, None])[:, 0]
 
     def extend(self, x: Tensor) -> Tensor:
-        y, self.state = self.net.run(x, self.state)
+        y, self.state = self.net.advance(x, self.state)
         return y
 
     def reorder(self, rows: Tensor) -> None:

@@ -65,15 +65,10 @@ class Subject:
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 
-    def briefly(self, data: Data, steps: int = 20) -> Model:
+    def briefly(self, data: Data, steps: int = 20, checks: int = 1) -> Model:
         """A model trained on few rows for a few steps: enough where two are compared with each other."""
         few = dataclasses.replace(data, train=data.train[:250])
-        return self.trained(few, steps=steps, checks=1, valid_rows=20)
-
-    @cached_property
-    def brief(self) -> Model:
-        """The model of ``briefly`` on the case's own data."""
-        return self.briefly(self.case.data)
+        return self.trained(few, steps=steps, checks=checks, valid_rows=20)
 
     @cached_property
     def test(self) -> Part:
