@@ -20,6 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pyarrow as pa
 import soundfile
 import torch
 from matplotlib.colors import LinearSegmentedColormap
@@ -34,7 +35,18 @@ PLACE = Path(__file__).parent / "_static" / "families"
 GREY, BLUE, ORANGE = "#8a8a8a", "#2f7fd1", "#e07b27"
 DENSITY = LinearSegmentedColormap.from_list("density", [(*matplotlib.colors.to_rgb(BLUE), a) for a in (0, 0.5, 1)])
 SIDES = LinearSegmentedColormap.from_list("sides", [BLUE, "#8a8a8a30", ORANGE])
-IMAGES = ("glow", "image-gpt", "pixelcnn", "gated-pixelcnn", "pixelcnn++", "pixelrnn")
+IMAGES = (
+    "glow",
+    "image-gpt",
+    "pixelcnn",
+    "gated-pixelcnn",
+    "pixelcnn++",
+    "pixelrnn",
+    "dcgan",
+    "resnet-gan",
+    "stylegan",
+    "rbm",
+)
 TEXTS = ("gpt", "rnn")
 TONE = 8000  # samples per second
 
@@ -64,19 +76,20 @@ def draw(name: str, seconds: float) -> str:
         return images(name, seconds)
     if name in TEXTS:
         return text(name, seconds)
-    return {"wavenet": sound, "classifier": sides}.get(name, plane)(name, seconds)
+    return {"wavenet": sound, "classifier": sides, "rssm": walks}.get(name, plane)(name, seconds)
 
 
 def plane(name: str, seconds: float) -> str:
     """Density on a grid and samples of two moons."""
-    data = pofx.load("two-moons")
+    classes = name == "jem"  # which it cannot do without
+    data = pofx.load("two-moons", given="label" if classes else None)
     run = pofx.fit(data, name, seconds=seconds)
-    model = run.model
+    model = run.model.given(null=classes)
     _, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharex=True, sharey=True)
     across, up = torch.linspace(-2.2, 2.2, 120), torch.linspace(-1.5, 1.5, 90)
     grid = torch.cartesian_prod(across, up).double()
     with torch.no_grad():
-        lik = model.log_prob(grid, request=VariationalBound(16) if VariationalBound in model.estimators else None)
+        lik = model.log_prob(grid, request=VariationalBound(16) if VariationalBound in run.model.estimators else None)
     known = not isinstance(lik, pofx.Unavailable)
     if known:
         p = lik.nats.exp().reshape(len(across), len(up)).T.numpy()
@@ -87,9 +100,7 @@ def plane(name: str, seconds: float) -> str:
         axes[0].scatter(*data.test.x[:800].T, s=1.5, color=BLUE)
     x = model.sample(800, generator=torch.Generator().manual_seed(1))
     axes[1].scatter(*x.T, s=1.5, color=ORANGE)
-    kind = {"Exact": "p(x)", "LowerBound": "the bound on p(x)", "Estimate": "the estimate of p(x)"}.get(
-        type(lik).__name__
-    )
+    kind = {"Exact": "p(x)", "Estimate": "the estimate of p(x)"}.get(type(lik).__name__, "the bound on p(x)")
     axes[0].set_title(kind if known else "data")
     axes[1].set_title("800 draws")
     for ax in axes:
@@ -126,17 +137,39 @@ def sides(name: str, seconds: float) -> str:
 
 
 def images(name: str, seconds: float) -> str:
-    """Digits above, draws below."""
-    data = pofx.load("digits")
+    """Digits, or lattices of bits, above; draws below."""
+    data = pofx.load("ising" if name == "rbm" else "digits")
     run = pofx.fit(data, name, seconds=seconds)
     drawn = run.model.sample(12, generator=torch.Generator().manual_seed(1))
     _, axes = plt.subplots(2, 12, figsize=(6.4, 1.25))
     for row, (rows, what) in enumerate(((data.test.x[:12], "data"), (drawn, "draws"))):
         for ax, x in zip(axes[row], rows, strict=True):
-            ax.imshow(x[0], cmap="gray", vmin=0, vmax=16)
+            ax.imshow(x[0], cmap="gray", vmin=0, vmax=data.space.levels - 1)
             ax.set(xticks=[], yticks=[])
         axes[row][0].set_ylabel(what)
-    return f"Handwritten digits of 8×8 pixels (above) and draws{after(run)} (below)."
+    what = "Lattices of an Ising model" if name == "rbm" else "Handwritten digits of 8×8 pixels"
+    return f"{what} (above) and draws{after(run)} (below)."
+
+
+def walks(name: str, seconds: float) -> str:
+    """Noisy turns around a centre, and some that are drawn."""
+    rng, steps = np.random.default_rng(0), 24
+    angle = rng.uniform(0, 2 * math.pi, (300, 1)) + np.linspace(0, 1.5 * math.pi, steps)
+    size = rng.uniform(0.5, 1.5, (300, 1))
+    x, y = (size * f(angle) + 0.03 * rng.normal(size=angle.shape) for f in (np.cos, np.sin))
+    table = {"walk": np.repeat(np.arange(300), steps), "x": x.ravel(), "y": y.ravel()}
+    data = pofx.load(pa.table(table), sequence="walk")
+    run = pofx.fit(data, name, seconds=2 * seconds)
+    drawn = run.model.sample(12, generator=torch.Generator().manual_seed(1))
+    _, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharex=True, sharey=True)
+    for ax, rows, colour, what in zip(
+        axes, (data.test.read().x[:12], drawn), (BLUE, ORANGE), ("data", "draws"), strict=True
+    ):
+        for walk in rows:
+            ax.plot(*walk[~walk.isnan().any(1)].T, color=colour, linewidth=0.8)
+        ax.set(title=what, xticks=[-1, 0, 1], yticks=[-1, 0, 1], xlim=(-1.9, 1.9), ylim=(-1.9, 1.9))
+        ax.spines[["top", "right"]].set_visible(False)
+    return f"Turns around a centre (left) and draws{after(run)} (right)."
 
 
 def text(name: str, seconds: float) -> str:

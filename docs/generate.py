@@ -118,6 +118,11 @@ def data(cls: Any) -> str:
         reason = cls.refuses(space, None, cls.Config())
         (refused if reason else served).append((words, space, reason))
     contexts = [w for w, c in CONTEXTS.items() if served and not cls.refuses(served[0][1], c, cls.Config())]
+    if not served:  # without a context
+        label = CONTEXTS["a label"]
+        whole = [w for w, space in SPACES.items() if cls.refuses(space, label, cls.Config()) is None]
+        served = [(f"{w} given a label", SPACES[w], None) for w in whole]
+        refused = [(w, s, cls.refuses(s, label, cls.Config())) for w, s in SPACES.items() if w not in whole]
     labels = [w for w, c in GIVEN.items() if not cls.refuses(CONTEXTS["a label"], c and CONTEXTS[c], cls.Config())]
     lines = [f"Serves {listed([*(w for w, _, _ in served), *labels])}."]
     if contexts:
@@ -156,24 +161,29 @@ def training(cls: Any) -> str:
 def use(name: str, cls: Any) -> str:
     """A command that fits it to data that are at hand."""
     source, extra = EXAMPLES.get(name, ("two-moons", ""))
-    return (
-        f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx log-prob runs/{name}\n```"
-        if "Unavailable" not in {k.__name__ for k in cls.claims()}
-        else f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx sample runs/{name} 100\n```"
-    )
+    where = " --out drawn.npz" if source == "digits" else ""  # images need a place
+    known = "Unavailable" not in {k.__name__ for k in cls.claims()}
+    then = f"log-prob runs/{name}" if known else f"sample runs/{name} 100{where}"
+    return f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx {then}\n```"
 
 
 EXAMPLES = {
     "gpt": ("book.txt", ""),
     "rnn": ("book.txt", ""),
     "wavenet": ("recordings/", ""),
+    "rssm": ("walks.csv", " --sequence walk --order t"),
     "glow": ("digits", ""),
     "image-gpt": ("digits", ""),
     "pixelcnn": ("digits", ""),
     "gated-pixelcnn": ("digits", ""),
     "pixelcnn++": ("digits", ""),
     "pixelrnn": ("digits", ""),
+    "dcgan": ("digits", ""),
+    "resnet-gan": ("digits", ""),
+    "stylegan": ("digits", ""),
     "classifier": ("digits", " --target label"),
+    "jem": ("digits", " --given label"),
+    "rbm": ("ising", ""),
 }
 
 

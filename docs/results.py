@@ -65,7 +65,7 @@ def records() -> str:
 
 def section(file: Path) -> str:
     """What one script printed: its own words, its command, and a table for each kind of row."""
-    title, command = words(BENCHMARKS / f"{file.stem}.py")
+    title, command = words(script_of(file))
     found = json.loads(file.read_text())
     rows = [found] if isinstance(found, dict) else found
     kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -81,6 +81,15 @@ def section(file: Path) -> str:
         shown = table(list(heads), [tuple(map(cell, row.values())) for row in same])
         parts.append(folded(f"{len(same)} rows", shown) if len(same) > LONG else shown)
     return "\n\n".join(parts)
+
+
+def script_of(file: Path) -> Path:
+    """The script that wrote a file of results: its name, or the name before what tells several of one apart."""
+    name = file.stem
+    while not (BENCHMARKS / f"{name}.py").exists():
+        assert name, f"no script wrote {file.name}"
+        name = name.rpartition("_")[0]
+    return BENCHMARKS / f"{name}.py"
 
 
 def words(script: Path) -> tuple[str, str]:

@@ -1,10 +1,30 @@
 """Tests that use the shared data sets skip, with the reason, where they are absent (POFX_DATA names the folder)."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick-share", type=int, default=1, help="run one in so many of the quick tests, others for each random order"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    every, order = config.getoption("--quick-share"), config.getoption("random_order_seed")
+
+    def chosen(item):
+        digest = hashlib.sha256(f"{order} {item.nodeid}".encode()).digest()
+        return item.get_closest_marker("long") is not None or digest[0] % every == 0
+
+    if every > 1:
+        left = [item for item in items if not chosen(item)]
+        items[:] = [item for item in items if chosen(item)]
+        config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="module", autouse=True)

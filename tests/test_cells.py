@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from pofx.codecs.real import preprocess
+from pofx.core.family import idle
 from pofx.core.likelihood import LowerBound
-from pofx.core.model import idle
 from pofx.core.noise import RowNoise
 from pofx.core.registry import family
 from pofx.core.requests import DpmSolver, OdeLikelihood, VariationalBound

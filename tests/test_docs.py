@@ -23,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import soundfile
+from docutils.utils.math.latex2mathml import tex2mathml
 from PIL import Image
 
 from pofx.cli import COMMANDS, main
@@ -43,7 +44,7 @@ BLOCK = re.compile(
 )
 OTHER_TOOLS = {"make", "pip", "python", "git", "ray", "torchrun", "tensorboard"}
 WHY = {"network", "cluster", "set-up", "long"}
-BUILT_IN_SETS = {"two-moons", "digits"}
+BUILT_IN_SETS = {"two-moons", "digits", "ising"}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -93,9 +94,9 @@ def short(argv: list[str]) -> list[str]:
     command, seconds = argv[0], "--seconds" in argv
     if seconds:
         at = argv.index("--seconds")
-        argv = [*argv[:at], *(["--seconds", "0.2"] if command == "compare" else ["--steps", "1"]), *argv[at + 2 :]]
+        argv = [*argv[:at], *(["--seconds", "0.2"] if command == "compare" else ["--steps", "2"]), *argv[at + 2 :]]
     elif command == "fit" and not {"--steps", "--epochs", "--help"} & {*argv}:
-        argv = [*argv, "--steps", "1"]
+        argv = [*argv, "--steps", "2"]
     if command == "fit" and argv[1] in BUILT_IN_SETS:
         argv = [*argv, "--max-rows", "300"]
     if command == "compare":
@@ -166,6 +167,14 @@ def test_every_family_has_its_mathematics():
         maths = (DOCS / "families" / f"{name}.md").read_text()
         assert "$" in maths, name
         assert not maths.startswith("#"), "the heading is generated"
+
+
+def test_every_formula_can_be_drawn():
+    """By what draws them, which knows a part of LaTeX."""
+    formula = re.compile(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+?)\$(?!\$)", re.S)
+    for page in sorted(DOCS.rglob("*.md")):
+        for whole, inside in formula.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):
+            assert tex2mathml((whole or inside).strip()), page
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

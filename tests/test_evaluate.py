@@ -587,6 +587,23 @@ def test_mmd_p_values_are_uniform_under_the_null_and_small_off_it():
     assert abs(two_sample.mmd(x, y).mmd2) < 4 * two_sample.mmd(x, y).null_se
 
 
+def test_a_distance_is_one_of_all_rows_not_of_a_batch():
+    """Samples that are right in their first batch only: what looks at one batch finds nothing."""
+    real, fake, batch = torch.randn(800, 2, generator=seeded(0)), torch.randn(800, 2, generator=seeded(1)), 100
+    fake[batch:] += 3
+    table = Table((Real("x"), Real("y")))
+    part = Part(fake.double())
+    see = two_sample.Features(table, Part(real.double()))
+    for whole in (see.of(part), torch.cat([see(rows.read().x) for rows in (part[:batch], part[batch:])])):
+        seen = see(real.double())
+        assert two_sample.mmd(seen, whole).p_value < 0.02
+        assert two_sample.c2st(seen, whole, classifier="logistic").accuracy > 0.8  # Bayes: (1 + 7 / 8) / 2
+        assert two_sample.prdc(seen, whole).coverage < 0.6
+        first = whole[:batch]
+        assert two_sample.mmd(seen, first).p_value > 0.02
+        assert two_sample.c2st(seen, first, classifier="logistic").accuracy < 0.65
+
+
 def test_prdc_meets_its_definition():
     real, fake = torch.randn(90, 3, generator=seeded(1)), 0.7 * torch.randn(70, 3, generator=seeded(2)) + 0.3
     found = two_sample.prdc(real, fake, k=4)

@@ -29,7 +29,7 @@ MAY = {
     "evaluate": {"core", "spaces", "data", "train", "information", "cluster"},
     "uses": {"core", "spaces", "data", "train", "evaluate"},
     "report": {"core", "spaces", "data", "train", "evaluate"},
-    "testing": {"core", "spaces", "data", "train", "evaluate"},
+    "testing": {"core", "spaces", "mcmc", "data", "train", "evaluate"},
 }
 
 

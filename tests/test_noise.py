@@ -52,6 +52,30 @@ def test_their_law_is_as_said(draw, law, along_rows):
     assert stats.kstest(x, law).pvalue > 1e-3
 
 
+def test_forked_streams_are_rows_of_their_own():
+    """Normal within and over the forks, unlike each other and the row's own, and the same for fewer rows or at once."""
+    whole = noise(500)
+    first, forks = whole.randn(20), whole.forked(4)
+    z = forks.randn(50).view(4, 500, 50)
+    assert stats.kstest(z.flatten().double().numpy(), "norm").pvalue > 1e-3
+    streams = torch.cat([z[..., :20], first[None], whole.randn(20)[None]]).double().flatten(1)
+    alike = torch.corrcoef(streams).fill_diagonal_(0).abs()
+    assert float(alike.max()) < 5 / 10_000**0.5
+    few = noise(7)
+    few.randn(20)
+    assert torch.equal(few.forked(4).randn(50).view(4, 7, 50), z[:, :7])
+    assert torch.equal(whole.forked(2).of(slice(500, 1000)).randn(3), forked_again(500)[500:])
+
+
+def forked_again(n):
+    """The same forks, asked for at once."""
+    again = noise(n)
+    again.randn(20)
+    again.forked(4)
+    again.randn(20)
+    return again.forked(2).randn(3)
+
+
 def test_uniform_numbers_stay_below_one_and_normal_ones_finite():
     u, z = noise().rand(2000), noise().randn(2000)
     assert u.min() >= 0

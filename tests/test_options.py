@@ -18,9 +18,10 @@ import pytest
 
 import pofx
 from pofx.core.errors import Unsupported, UsageError
+from pofx.core.family import idle
 from pofx.core.learner import Recipe
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import Model, idle
+from pofx.core.model import Model
 from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
 from pofx.data.parts import Data
@@ -33,12 +34,21 @@ def data(kind: str) -> Data:
     rng = np.random.default_rng(0)
     if kind == "table":
         return pofx.load(np.column_stack([rng.normal(size=(60, 2)), rng.integers(0, 9, 60)]))
+    if kind == "reals":
+        return pofx.load(rng.normal(size=(60, 3)))
+    if kind == "sequence":
+        columns = {"walk": np.repeat(np.arange(30), 6), "value": rng.normal(size=180)}
+        return pofx.load(pa.table(columns), sequence="walk")
     if kind == "image":
         return pofx.load(rng.integers(0, 16, (40, 1, 8, 8)).astype(np.uint8))
-    if kind == "label":
+    if kind == "binary image":
+        return pofx.load(rng.integers(0, 2, (40, 1, 4, 4)).astype(np.uint8))
+    if kind in ("label", "given label"):
         x = rng.normal(size=(60, 2))
         columns = {"x0": x[:, 0], "x1": x[:, 1], "y": np.where(x[:, 0] > 0, "a", "b")}
-        return pofx.load(pa.table(columns), target="y")
+        return pofx.load(
+            pa.table(columns), **({"target": "y"} if kind == "label" else {"label": "y", "given": "label"})
+        )
     assert kind == "text"
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "t.txt"
@@ -48,7 +58,7 @@ def data(kind: str) -> Data:
 
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
-    for kind in ("table", "image", "text", "label"):
+    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence"):
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:
@@ -97,7 +107,7 @@ def test_every_option_is_refused_by_name_or_works(name: str) -> None:
             continue
         if option in idle(cls, some.space, some.context, changed):
             continue
-        run = pofx.fit(some, cls, steps=1, options=vars(changed), checks=1, valid_rows=8)
+        run = pofx.fit(some, cls, steps=2, options=vars(changed), checks=1, valid_rows=8)
         part = some.test[:4].read()
         lik = run.model.given(part.c).log_prob(part.x)
         assert isinstance(lik, Unavailable) or lik.nats.isfinite().all(), (option, value)
@@ -183,7 +193,7 @@ def test_ranges() -> None:
         ("vdm", "table", {"decoder": "cells"}),
         ("vae", "table", {"image": "logistic"}),
         ("vae", "image", {"channels": 8}),  # of 8 pixels a side: an MLP
-        ("gan", "table", {"temperature": 0.3}),
+        ("gan", "table", {"modes": 1, "temperature": 0.3}),
         ("gmm", "image", {"smoothing": 2.0}),
         ("gmm", "table", {"per_class": False}),
         ("markov", "table", {"given_bins": 8}),

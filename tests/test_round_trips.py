@@ -12,7 +12,7 @@ import torch
 from PIL import Image as Picture
 
 from pofx.cli import main
-from pofx.core.model import Conditional
+from pofx.core.conditional import Conditional
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -23,7 +23,7 @@ from pofx.core.requests import Elbo, Iwae
 from pofx.data import synthetic
 from pofx.data.parts import Data, Part
 from pofx.families.flow import RealNvp
-from pofx.families.priors import Codes
+from pofx.families.posteriors import Gaussian, LatentSet
 from pofx.families.vae import Vae, VaeConfig
 from pofx.spaces import Real, Reals, Table
 from pofx.testing.wrong import Holder
@@ -342,8 +342,7 @@ def test_elbo_and_iwae_with_a_flow_prior_are_bounds(after, data):
 
 
 def test_codes_are_drawn_anew_in_every_epoch():
-    mean, scale = torch.zeros(500, 2), torch.full((500, 2), 3.0)
-    codes = Codes(mean, scale)
+    codes = LatentSet(Gaussian(2), torch.cat([torch.zeros(500, 2), torch.full((500, 2), math.log(3.0))], 1))
     first = codes[torch.arange(500)]
     codes.set_epoch(1)
     second = codes[torch.arange(500)]

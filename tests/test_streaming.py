@@ -237,7 +237,7 @@ def test_a_sample_of_one_block_is_that_of_python(place, tmp_path):
 def test_a_long_sample_is_written_block_by_block(place, tmp_path, small_blocks, suffix):
     model, out = read_run(place / "made").model, tmp_path / f"x{suffix}"
     assert main(["sample", str(place / "made"), "120", "--out", str(out)]) == 0
-    parts = [*draw(Drawing(model.given(), None, 0), 120)]
+    parts = [x for x, _ in draw(Drawing(model.given(), None, 0), 120)]
     assert [len(p) for p in parts] == [50, 50, 20]
     assert torch.allclose(read_rows(model.space, None, out).x, torch.cat(parts), rtol=0, atol=1e-12)
     assert not torch.equal(parts[0], parts[1])

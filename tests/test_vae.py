@@ -14,8 +14,9 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import LowerBound, mean, number
 from pofx.core.requests import Elbo, Iwae
+from pofx.families.latent import log_mean_exp
 from pofx.families.priors import MixturePrior
-from pofx.families.vae import Vae, VaeConfig, log_mean_exp
+from pofx.families.vae import Vae, VaeConfig
 from pofx.nn.conv import ConvDecoder, ConvEncoder, pyramid
 from pofx.spaces import Image, Label, Real, Table
 from pofx.testing.oracles import image_states

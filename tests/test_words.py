@@ -8,12 +8,18 @@ import pofx
 ROOT = Path(pofx.__file__).parent
 DOCS = ROOT.parent.parent
 GRADIENT = {  # where it is spoken of
-    "information.py", "commands/show.py", "core/abilities.py", "core/model.py", "families/continuous.py",
-    "families/path.py", "families/flow.py", "families/cnf.py", "families/gmm.py", "evaluate/entrant.py",
+    "information.py", "commands/show.py", "core/abilities.py", "core/conditional.py", "families/continuous.py",
+    "families/path.py", "families/flow.py", "families/cnf.py", "families/gmm.py", "families/energies.py",
+    "families/linear.py", "families/ebm.py",
+    "evaluate/entrant.py",
     "paths/predict.py", "paths/matching.py", "families/student.py", "paths/schedule.py", "families/diffusion.py",
     "core/registry.py", "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
 }  # fmt: skip
-SKLEARN = {"evaluate/latent.py": {"score"}, "interop/sklearn.py": {"score", "score_samples"}}
+SKLEARN = {
+    "evaluate/latent.py": {"score"},
+    "evaluate/latent_space.py": {"adjusted_rand_score", "silhouette_score"},
+    "interop/sklearn.py": {"score", "score_samples"},
+}
 GRADIENTS = {
     "score", "scores", "noised_score", "rows_score", "rows_noised_score", "has_score", "has_noised_score",
     "hasscore", "hasnoisedscore", "score_noise", "scoresde", "scoresdeconfig",

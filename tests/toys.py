@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pofx.core.abilities import DrawsByChains
 from pofx.core.learner import GradientLearner, Recipe
 from pofx.core.likelihood import KINDS, Exact
 from pofx.core.model import Model
 from pofx.core.registry import register
-from pofx.core.requests import ExactLikelihood, Request
+from pofx.core.requests import ExactLikelihood, MalaChains, Request
 from pofx.data import synthetic
 from pofx.data.parts import Data, Part
+from pofx.mcmc.chains import run
+from pofx.mcmc.kernels import Mala
 from pofx.spaces import Category, Integer, Real, Table
 
 
@@ -106,3 +109,25 @@ def mixed_rows(n: int, seed: int) -> tuple[Table, Tensor]:
     kind[torch.rand(n, generator=g) < 0.1] = math.nan
     count[torch.rand(n, generator=g) < 0.1] = math.nan
     return space, torch.stack([kind, count, half], 1)
+
+
+class ChainedGaussian(NoisyGaussian, DrawsByChains):
+    """The same, drawn by chains as if there were no other way."""
+
+    name = "chained-gaussian"
+    samplers = (MalaChains,)
+
+    def default_sampler(self, kind=None):
+        return MalaChains(chains=8, warmup=30, thin=1)
+
+    def rows_chains(self, n, c, sampler, generator):
+        start = 5 * torch.randn(sampler.chains, self.space.dims, generator=generator, dtype=torch.float64)
+        each = -(-n // sampler.chains)
+        found = run(Mala(), self.nats, start, each, sampler.warmup, sampler.thin, generator, watched=100)
+        return found.rows(n), found.verdict
+
+    def rows_sample(self, n, c, sampler, generator):
+        return self.rows_chains(n, c, sampler, generator)[0]
+
+
+register(ChainedGaussian)

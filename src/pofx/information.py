@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from pofx.core.conditional import Conditional
 from pofx.core.errors import Incomparable, UsageError
 from pofx.core.likelihood import Estimate, Exact, Likelihood, Number, number
 from pofx.core.measure import Measure
-from pofx.core.model import Conditional, Model
+from pofx.core.model import Model
 from pofx.core.noise import given_or_fresh
 from pofx.core.space import Space
 from pofx.spaces import Category
@@ -298,7 +299,7 @@ def _inputs(channel: Conditional | Sequence[Density]) -> Sequence[Density]:
             f"A channel needs one context per input; this one has batch shape {channel.batch_shape}.",
             "Call model.given(c) with c [K, *Ec].",
         )
-    return [channel.model.given(c) for c in channel.c]
+    return [dataclasses.replace(channel, c=c) for c in channel.c]
 
 
 def _pair(p: Density, q: Density) -> tuple[Distribution | Conditional, Distribution | Conditional]:

@@ -212,7 +212,8 @@ class Patches(Codec):
         p, (c, h, w) = self.size, self.space.event_shape
         x = u[:, self.back].reshape(len(u), h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4)
         x = x.reshape(len(u), c, h, w)
-        return (image_restored(x, self.space.levels) if self.errors else x).to(self.space.dtype)
+        x = image_restored(x, self.space.levels) if self.errors else x
+        return x if self.space.levels > 256 else x.to(self.space.dtype)  # codes are more than a byte holds
 
 
 def patch_order(name: str, height: int, width: int, seed: int) -> list[int]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "log-prob": ("log_prob", "LogProb", "log p(x) of rows in nats, with its kind"),
     "predict": ("predict", "Predict", "probabilities of the classes of rows"),
     "encode": ("log_prob", "Encode", "latents of rows"),
+    "latents": ("latents", "Latents", "what is in a latent space: ways, traversals, attributes, groups"),
     "compare": ("compare", "Compare", "fit every family that serves, at equal time, and say which to take"),
     "report": ("compare", "Report", "write a run's or a comparison's report as one HTML file"),
     "export": ("export", "Export", "write a model for transformers, torch.export or diffusers"),

@@ -114,6 +114,8 @@ def show(result: Comparison, page: Path, args: Output) -> None:
     if args.json:
         print_json(result.to_json())
         return
+    from pofx.evaluate.recommend import get
+
     out.table(*_comparison_table(result), "the report and --json have them")
     silent: dict[str, list[str]] = {}  # families that said the same, together
     for row in result.rows:
@@ -121,6 +123,9 @@ def show(result: Comparison, page: Path, args: Output) -> None:
             silent.setdefault(f"{row['status']}: {row['reason']}", []).append(row["family"])
     for reason, names in silent.items():
         out.print(elsewhere(f"{', '.join(names)} {reason}", "compare"))
+    for row in result.rows:
+        if said := get(row, "sampling", "chains", "text"):
+            out.print(f"{row['family']} draws by chains: {said}")
     out.print(result.recommendation)
     if result.times:
         out.print(result.times)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pofx.train.run import Run
 
 
+SANDWICH = "sandwich"  # an estimator of two sides, which no single request is
+ANNEALED = 200  # rows of that, unless told
 SHOWN = 4000  # symbols of one text that are shown
 
 
@@ -51,13 +53,18 @@ class LogProb(Rows, Estimating):  # type: ignore[misc]
 
     Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
     files of a table, of any number and size ('folder/*.parquet', or the folder), are read block by block; --out may
-    then be a folder, which gets a file for each.
+    then be a folder, which gets a file for each. Of models with latents or an energy --estimator sandwich gives both
+    sides by annealing: from below and, the other way, from above, of 200 rows unless --max-rows says otherwise.
     """
 
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: Annotated[str | None, arg(metavar="TEXT")] = None
     """Evaluate and show this text, in place of a SOURCE."""
+    simulate: int | None = None
+    """Rows that the model draws for --estimator sandwich, of which both sides are bounds; 0: none [default: 100]."""
+    max_rows: int | None = None
+    """Rows, drawn by the seed, that --estimator sandwich takes: each is annealed twice, by chains [default: 200]."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """Work on files of a table on all cores of a Ray cluster: its address, or 'local'. The same numbers."""
 
@@ -77,6 +84,11 @@ def log_prob(argv: list[str]) -> int:
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     found: dict[str, Any] = {"run": str(args.run), **tell_standing(run.info, run.log, args.run)}
+    if args.estimator == SANDWICH:
+        return _sandwich(run, args, found)
+    for name, value in (("--simulate", args.simulate), ("--max-rows", args.max_rows)):
+        if value is not None:
+            raise UsageError(f"{name} goes with --estimator sandwich.", "Leave it out, or name that.")
     request, notes = request_of(args, model), list[str]()
     if args.source is not None and is_streamed(model.space, model.context, args.source, args.cluster):
         result, found["files"] = _streamed(run, args, request, notes)
@@ -86,7 +98,7 @@ def log_prob(argv: list[str]) -> int:
             f"--cluster works on files of a table; {args.source or 'what there is without a SOURCE'} is none.",
             "Leave it out, or name Parquet or CSV files.",
         )
-    part = _part(run, args, notes) if args.say is None else _said(run, args)
+    part = part_of(run, args, notes) if args.say is None else _said(run, args)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
@@ -113,12 +125,17 @@ def _tell(
     of_text: Rates | None = None, shown: Sequence[list[Mark]] = (),
 ) -> int:  # fmt: skip
     """What came out: the mean over all rows, and of texts their rates and the surprise of those that are shown."""
+    from pofx.core.likelihood import effective_draws
+    from pofx.evaluate.likelihood import weights_text
+
     if args.json:
         about |= {"rows": result.n, "out": args.out and str(args.out), "notes": notes} | result.to_json(rows=False)
         if of_text is not None:
             about["text_rates"] = of_text.to_json()
         if shown:
             about["shown"] = [[[m.text, m.bits, m.symbols] for m in marks] for marks in shown]
+        if result.rows is not None and (worth := effective_draws(result.rows)) is not None:
+            about["effective_draws"] = {"median": float(worth.median()), "least": float(worth.min())}
         print_json(about)
         return 0
     if labels:
@@ -127,6 +144,8 @@ def _tell(
         out.print(f"log p(x) on {result.n} rows: {result.text} per row, {result.bits_text}")
     else:
         out.print(f"log p(x) {result.text}")
+    if result.rows is not None and (hint := weights_text(result.rows)):
+        out.print(hint)
     if of_text is not None:
         out.print(of_text.text)
         out.print(of_text.window_text)
@@ -151,7 +170,64 @@ def _columns(row: torch.Tensor, rows: Available) -> dict[str, Any]:
     if isinstance(rows, Exact):
         return columns
     columns |= {"mc_se": rows.mc_se}
+    columns |= {} if rows.ess is None else {"effective_draws": rows.ess}
     return columns | {"shared_se": number(rows).shared_se} if rows.shared else columns
+
+
+def _sandwich(run: Run, args: LogProb, found: dict[str, Any]) -> int:
+    """Both sides of the rows, and of rows that the model draws."""
+    import torch
+
+    from pofx.data.write import write_columns
+    from pofx.evaluate.sandwich import SIMULATED, sandwich, sides_of
+
+    if args.cluster is not None or args.show or args.say is not None:
+        raise UsageError("--estimator sandwich goes without --cluster, --show and --say.", "Leave them out.")
+    if args.simulate is not None and args.simulate < 0:
+        raise UsageError(f"Cannot simulate {args.simulate} rows.", "Give 0 or more.")
+    if args.max_rows is not None and args.max_rows < 1:
+        raise UsageError(f"{args.max_rows} rows have no likelihood.", "Give 1 or more.")
+    notes, model = list[str](), run.model
+    args.estimator = sides_of(model)[0].name  # whose numbers both sides take
+    request: Any = request_of(args, model)
+    part = part_of(run, args, notes)
+    if (most := args.max_rows or ANNEALED) < len(part):
+        if args.max_rows is None:
+            notes.append(
+                f"Chains for each row take long: these are {most} of the {len(part):,} rows, drawn by seed "
+                f"{args.seed}. Give --max-rows for more."
+            )
+        drawn = torch.randperm(len(part), generator=torch.Generator().manual_seed(args.seed))[:most]
+        part = part[drawn.sort().values]
+    notes = tell_notes(notes, args)
+    simulate = SIMULATED if args.simulate is None else args.simulate
+    both = sandwich(model, part, request=request, simulate=simulate, seed=args.seed)
+    lower, upper = both.lower.rows, both.upper.rows
+    assert lower is not None
+    assert upper is not None
+    if args.out is not None:
+        assert part.rows is not None
+        sides = {"lower": lower, "upper": upper}
+        each = {
+            name: {k: v for k, v in _columns(part.rows, side).items() if k != "row"} for name, side in sides.items()
+        }
+        told = {f"{name}_{column}": v for name, columns in each.items() for column, v in columns.items()}
+        write_columns(args.out, {"row": part.rows} | told)
+    if args.json:
+        print_json(
+            found | {"rows": both.lower.n, "out": args.out and str(args.out), "notes": notes} | both.to_json(rows=False)
+        )
+        return 0
+    out.print(f"log p(x) on {both.lower.n} rows, from below: {both.lower.text} per row, {both.lower.bits_text}")
+    out.print(f"from above: {both.upper.text} per row, {both.upper.bits_text}")
+    if both.upper.note:
+        out.print(f"where {both.upper.note}")
+    out.print(f"between them: {both.gap.told()} per row")
+    if both.simulated is not None:
+        out.print(f"on {both.simulated.lower.n} simulated rows, both sides bounds: {both.simulated.gap.told()} per row")
+    if args.out is not None:
+        err.print(f"one line per row, in the input's order: {args.out}")
+    return 0
 
 
 def _streamed(run: Run, args: LogProb, request: Request, notes: list[str]) -> tuple[Mean, int]:
@@ -233,7 +309,11 @@ def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[M
 
 @dataclass(kw_only=True)
 class Encode(Rows):
-    """Latents of rows: the mean of q(z | x), one line per input row."""
+    """Latents of rows, one line per input row: the mean of q(z | x), or the noise that gives x most nearly.
+
+    The latter is searched for where a family has no encoder but a map from noise (GANs); how far what it gives is from
+    each row stands beside it as ``distance``.
+    """
 
 
 def encode(argv: list[str]) -> int:
@@ -241,28 +321,37 @@ def encode(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
+    from pofx.core.abilities import Inverts, can
     from pofx.data.write import write_columns
 
     run = read_model(args.run)
     stands, notes = tell_standing(run.info, run.log, args.run), list[str]()
-    part = _part(run, args, notes)
+    part = part_of(run, args, notes)
     notes = tell_notes(notes, args)
     with torch.no_grad():
         size = run.model.rows_per_pass()
         parts = (part[i : i + size].read() for i in range(0, len(part), size))
-        z = torch.cat([run.model.given(rows.c).encode(rows.x).mean for rows in parts])
+        if can(run.model, Inverts):
+            noise = torch.Generator(run.model.device).manual_seed(args.seed)
+            found = [run.model.given(rows.c).invert(rows.x, generator=noise) for rows in parts]
+            z, distance = (torch.cat(t) for t in zip(*found, strict=True))
+        else:
+            z, distance = torch.cat([run.model.given(rows.c).encode(rows.x).mean for rows in parts]), None
     where = args.out or args.run / "latents.parquet"
     columns: dict[str, Any] = {"row": part.rows} | {f"z{k}": z[:, k] for k in range(z.shape[1])}
+    columns |= {} if distance is None else {"distance": distance}
     write_columns(where, columns)
     if args.json:
         about = {"rows": len(part), "latents": z.shape[1], "out": str(where), "notes": notes}
+        about |= {} if distance is None else {"distance": float(distance.mean())}
         print_json({"run": str(args.run), **stands, **about})
     else:
-        out.print(f"{len(part)} rows, {z.shape[1]} latents each: {where}")
+        off = "" if distance is None else f", {float(distance.mean()):.3g} from the row on average"
+        out.print(f"{len(part)} rows, {z.shape[1]} latents each{off}: {where}")
     return 0
 
 
-def _part(run: Run, args: Rows, notes: list[str]) -> Part:
+def part_of(run: Run, args: Rows, notes: list[str]) -> Part:
     """The rows to work on, new ones or the run's own; ``notes`` gets what reading them has to tell."""
     from pofx.commands.model import new_rows, own_rows
 

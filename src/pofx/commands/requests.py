@@ -6,11 +6,12 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from docstring_parser import parse_from_object
+from docstring_parser import Docstring, parse
 from tyro.conf import UseAppendAction, arg
 
 from pofx.commands.hints import bare, hints
@@ -48,13 +49,18 @@ def _flags(option: str, kinds: Sequence[Any], title: str) -> Any:
     return group
 
 
+@cache  # many fields are asked of the same classes
+def _parsed(kind: type) -> Docstring:
+    return parse(kind.__doc__ or "")
+
+
 def _listed(kinds: Iterable[Any]) -> str:
-    return "; ".join(f"{kind.name}: {parse_from_object(kind).short_description}".rstrip(".") for kind in kinds)
+    return "; ".join(f"{kind.name}: {_parsed(kind).short_description}".rstrip(".") for kind in kinds)
 
 
 def _said(kind: type, name: str) -> tuple[type, str]:
     """What the docstring of the class, or of the one that it has the field from, says of it; and which that is."""
-    every = ((c, p.description or "") for c in kind.__mro__ for p in parse_from_object(c).params if p.arg_name == name)
+    every = ((c, p.description or "") for c in kind.__mro__ for p in _parsed(c).params if p.arg_name == name)
     owner, text = next(every)
     return owner, " ".join(text.split()).rstrip(".")
 

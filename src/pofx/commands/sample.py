@@ -23,8 +23,9 @@ from pofx.core.spelling import visible
 if TYPE_CHECKING:
     import torch
 
-    from pofx.core.model import Conditional
+    from pofx.core.conditional import Conditional
     from pofx.core.requests import Sampler
+    from pofx.core.verdict import Verdict
     from pofx.data.parts import Part
     from pofx.train.run import Run
 
@@ -66,6 +67,7 @@ class Sample(Sampling, Output):  # type: ignore[misc]
 def sample(argv: list[str]) -> int:
     args = parse(Sample, argv, "sample")
     from pofx.commands.model import read_model
+    from pofx.core.verdict import Verdict, worst
     from pofx.data.write import check_place, write_rows
     from pofx.evaluate.stream import Drawing, draw
     from pofx.spaces import Sequence
@@ -85,15 +87,18 @@ def sample(argv: list[str]) -> int:
         raise UsageError("--cluster draws whole data, not texts or what completes given ones.", "Leave it out.")
     if space.alphabet is not None:
         return _texts(run, args, prompts, given, sampler, stands)
-    started, count, empty = time.perf_counter(), 0, 0
+    if args.json and args.out is None:
+        raise UsageError("--json tells of samples in a file.", "Name one, --out FILE, or leave --json out.")
+    started, count, empty, verdicts = time.perf_counter(), 0, 0, list[Verdict]()
     if part is None:
         blocks = draw(Drawing(given, sampler, args.seed), args.n, args.cluster)
     else:
-        blocks = (_completed(given, p.x, args) for p in [part])
+        blocks = ((_completed(given, p.x, args), None) for p in [part])
 
     def counted() -> Iterator[torch.Tensor]:
         nonlocal count, empty
-        for x in blocks:
+        for x, verdict in blocks:
+            verdicts.extend([] if verdict is None else [verdict])
             count += len(x)
             empty += int((space.lengths(x) == 0).sum()) if isinstance(space, Sequence) else 0
             yield x
@@ -106,14 +111,25 @@ def sample(argv: list[str]) -> int:
         sys.stdout.write(visible(page.getvalue()))
     if empty:
         err.print(f"{empty} of {count} sequences have no step, and so no row in a table")
+    chains = _told(worst(verdicts) if verdicts else None)
     if args.out is None:
         return 0
     seconds = time.perf_counter() - started
     if args.json:
-        print_json({"run": str(args.run), **stands, "samples": count, "seconds": seconds, "out": str(args.out)})
+        print_json(
+            {"run": str(args.run), **stands, "samples": count, "seconds": seconds, "out": str(args.out)} | chains
+        )
     else:
         err.print(f"{count} samples in {seconds:.2f} s: {args.out}")
     return 0
+
+
+def _told(verdict: Verdict | None) -> dict[str, Any]:
+    """Say on standard error, whatever else is quiet, whether the chains that drew have mixed; the same for --json."""
+    if verdict is None:
+        return {}
+    err.print(f"chains: {verdict}")
+    return {"chains": verdict.to_json()}
 
 
 # -- completions -------------------------------------------------------------------------------------------
@@ -165,6 +181,7 @@ def _texts(
 
     from pofx.core.likelihood import Unavailable
     from pofx.data.write import write_texts
+    from pofx.evaluate.stream import drawn
 
     started, options = time.perf_counter(), run.info["data"].get("options", {})
     space: Any = run.model.space  # one that reads what it spells
@@ -178,11 +195,12 @@ def _texts(
             print(clean(piece), end="", flush=True)
         print()
         return 0
-    x = given.sample(args.n, generator=generator, sampler=sampler)  # [n, L], or [n, prompts, L]
-    drawn = x.transpose(0, 1) if prompts else x[None]
-    texts = [before + space.spell(row) for before, rows in zip(prompts or [""], drawn, strict=True) for row in rows]
+    x, verdict = drawn(given, args.n, generator, sampler)  # [n, L], or [n, prompts, L]
+    every = x.transpose(0, 1) if prompts else x[None]
+    texts = [before + space.spell(row) for before, rows in zip(prompts or [""], every, strict=True) for row in rows]
     seconds = time.perf_counter() - started
     about: dict[str, Any] = {"run": str(args.run), **stands, "samples": len(texts), "seconds": seconds}
+    about |= _told(verdict)
     if args.beams is not None:  # a search says how likely what it found is
         with torch.no_grad():
             found = given.log_prob(x)
@@ -191,7 +209,7 @@ def _texts(
     if args.out is not None:
         write_texts(texts, args.out, options)
         about["out"] = str(args.out)
-        rows = drawn.flatten(0, 1)
+        rows = every.flatten(0, 1)
         if broken := sum(space.parse([space.spell(row)])[0].tolist() != row[row >= 0].tolist() for row in rows):
             err.print(f"{broken} of {len(texts)} texts hold bytes that are no UTF-8, written as �")
     if args.json:

@@ -22,8 +22,9 @@ from torch.distributions import Distribution
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import Likelihood, Number
 from pofx.core.noise import RowNoise
-from pofx.core.requests import Request, Sampler
+from pofx.core.requests import Annealed, Request, Sampler
 from pofx.core.space import Space
+from pofx.core.verdict import Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -56,6 +57,22 @@ class Encodes(Ability):
     @abstractmethod
     def rows_encode(self, x: Tensor, c: Any) -> Distribution:
         """q(z | x, c) with batch shape [N] and event shape [latent], of rows x [N, *E]."""
+
+
+class FromLatents(Ability):
+    """Makes a datum of its latent vector: the way back of ``Encodes``."""
+
+    title, asked = "data from latents", "from_latents"
+    without = "makes no datum of a latent vector that is given"
+
+    @abstractmethod
+    def rows_from_latents(self, z: Tensor, c: Any) -> Tensor:
+        """The datum x [N, *E] that stands for p(x | z, c) best, of z [N, L]: means of numbers, likeliest symbols."""
+
+    @property
+    def latent_dims(self) -> int:
+        """L, how many numbers make up a latent vector."""
+        raise NotImplementedError
 
 
 class HasScore(Ability):
@@ -145,6 +162,17 @@ class ClassesAtOnce(Ability):
         """log p(y | c) of every class y of a space of labels, for n rows: nats [N, K]."""
 
 
+class Classifies(Ability):
+    """Knows the class of data without the frequencies of classes: a model given labels that is also a classifier."""
+
+    title, asked = "classes of what it models", "classify"
+    without = "tells no class of its data by itself"
+
+    @abstractmethod
+    def rows_classify(self, x: Tensor) -> Tensor:
+        """log p(y | x) [N, K] of every class y of the context, for rows x [N, *E]: exact, float64."""
+
+
 class DrawsWithDensity(Ability):
     """Finds a draw's likelihood on the way to it; others ask for it after they have drawn."""
 
@@ -179,6 +207,62 @@ class ShowsWay(Ability):
     @abstractmethod
     def rows_trajectories(self, n: int, c: Any, generator: torch.Generator) -> Tensor:
         """The way of n draws, row i given c[i], in raw units [K, n, *E]: first the noise, last the draws."""
+
+
+class HasJoint(Ability):
+    """Has the joint density of a datum and its latent vector, and draws both."""
+
+    title, asked = "joint density of data and latents", "log_joint"
+    without = "has no joint density of data and latents"
+
+    @abstractmethod
+    def rows_log_joint(self, x: Tensor, z: Tensor, c: Any) -> Tensor:
+        """log p(x, z | c) [N, K] of rows x [N, *E], each with K latent vectors z [N, K, L]; differentiable in z."""
+
+    @abstractmethod
+    def rows_sample_joint(self, n: int, c: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n rows x [n, *E] and their z [n, L] from p(x, z | c), row i given c[i]: z is a draw of p(z | x, c)."""
+
+    @abstractmethod
+    def rows_posterior(self, x: Tensor, c: Any, n: int, sampler: Sampler, noise: RowNoise) -> tuple[Tensor, Verdict]:
+        """n draws of p(z | x, c) for each of the rows [n, N, L], by chains, and what these say of the worst row."""
+
+    @abstractmethod
+    def rows_reverse_ais(self, x: Tensor, z: Tensor, c: Any, request: Annealed, noise: RowNoise) -> Likelihood:
+        """The UpperBound on log p(x | c) [N] of rows whose z [N, K, L] are exact draws of p(z | x, c)."""
+
+
+class HasEnergy(Ability):
+    """Has an energy: minus the log-density, up to a constant that is the same for all data."""
+
+    title, asked = "energy", "energy"
+    without = "has no energy"
+
+    @abstractmethod
+    def rows_energy(self, x: Tensor, c: Any) -> Tensor:
+        """-log p(x | c) + log Z(c) [N] of rows x [N, *E]."""
+
+
+class DrawsByChains(Ability):
+    """Draws by Markov chains, which say whether they have mixed."""
+
+    title, asked = "Markov chains with a verdict", "sample_with_verdict"
+    without = "draws without Markov chains, so there is no mixing to judge"
+
+    @abstractmethod
+    def rows_chains(self, n: int, c: Any, sampler: Sampler, generator: torch.Generator) -> tuple[Tensor, Verdict]:
+        """n rows [n, *E], row i given c[i], and what the chains say of them."""
+
+
+class Inverts(Ability):
+    """Makes data of noise z by a map without an inverse: the noise that gives a datum most nearly is searched for."""
+
+    title, asked = "search for the noise of a datum", "invert"
+    without = "makes no data by a map of noise whose preimage could be searched for"
+
+    @abstractmethod
+    def rows_invert(self, x: Tensor, c: Any, steps: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
+        """z [N, L] of rows x [N, *E], and how far what it gives is from each [N] (see ``Conditional.invert``)."""
 
 
 class InBlocks(Ability):

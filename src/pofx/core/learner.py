@@ -44,6 +44,9 @@ class Recipe(Options):
     decay: float = _option(0.5, "share of the budget at its end over which wsd decays")
     warmup: int = _option(0, "steps of linear warm-up")
     clip: float | None = _option(10.0, "largest norm of the whole gradient")
+    skip: float | None = _option(
+        None, "a step whose gradient's norm is above so many times its running median is left out"
+    )
     ema: float | None = _option(None, "decay of averaged weights, which then validate and are kept")
     prior_scale: float | None = _option(None, "MAP: every parameter has the prior N(0, scale^2)")
     accumulate: int = _option(1, "parts of a batch that go through the net one after the other, to save memory")
@@ -55,6 +58,7 @@ class Recipe(Options):
         "decay": Range(0, 1, above=True),
         "warmup": AMOUNT,
         "clip": POSITIVE,
+        "skip": Range(1, above=True),
         "ema": BELOW_ONE,
         "prior_scale": POSITIVE,
     }
@@ -190,6 +194,42 @@ Objective = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 """Per-row terms [B] of an objective; the entry "loss" is lowered, the others are logged."""
 
 
+class Skipping:
+    """Which steps are left out because of a huge gradient (Child 2021, section 4.1), without an end to it.
+
+    The limit is ``factor`` times the median norm of the last ``WINDOW`` steps, those that were left out among them, so
+    it follows where norms grow for good; and after ``PATIENCE`` steps in a row that were left out one is taken, its
+    gradient cut to the limit.
+    """
+
+    WINDOW, SEEN, PATIENCE = 100, 20, 10  # none is left out before ``SEEN`` norms are known
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.norms: list[float] = []
+        self.row = 0  # left out, one after the other
+
+    def limit(self, norm: float) -> float:
+        """To what the gradient of this norm is cut: infinite where it stays as it is, 0 where the step is left out."""
+        known = sorted(self.norms)
+        self.norms = [*self.norms, norm][-self.WINDOW :]
+        largest = self.factor * known[len(known) // 2] if len(known) >= self.SEEN else math.inf
+        if norm <= largest:
+            self.row = 0
+            return math.inf
+        self.row += 1
+        if self.row <= self.PATIENCE:
+            return 0.0
+        self.row = 0
+        return largest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": list(self.norms), "row": self.row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.norms, self.row = list(state["norms"]), state["row"]
+
+
 @dataclass
 class Stepper:
     """The optimizers of some parameters; any number of processes takes the same step.
@@ -202,10 +242,12 @@ class Stepper:
     rows: int = 0  # training rows N, which scale the MAP prior; 0 while unknown
     matrices: list[Tensor] = field(default_factory=list)
     optimizers: list[torch.optim.Optimizer] = field(init=False)
+    skipping: Skipping | None = field(init=False)
 
     def __post_init__(self) -> None:
         r, rest = self.recipe, self.parameters
         self.optimizers = []
+        self.skipping = None if r.skip is None else Skipping(r.skip)
         if r.optimizer == "muon":
             if not self.matrices:
                 raise UsageError("This family names no matrices for Muon.", "Use adam.")
@@ -257,8 +299,15 @@ class Stepper:
         size = norm.item()
         if not math.isfinite(size):
             return out  # the loop's guard names the step and stops; the weights are untouched
-        if self.recipe.clip is not None and size > self.recipe.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
+        largest = math.inf if self.recipe.clip is None else self.recipe.clip
+        if self.skipping is not None:
+            cut = self.skipping.limit(size)
+            out["skipped"] = torch.tensor(float(cut == 0))  # its mean is logged: the share of steps
+            if cut == 0:
+                return out
+            largest = min(largest, cut)
+        if size > largest:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, largest, norm)
         lr = learning_rate(self.recipe, batch)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -267,7 +316,8 @@ class Stepper:
         return out
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+        own = [] if self.skipping is None else [self.skipping.state_dict()]
+        return [optimizer.state_dict() for optimizer in self.optimizers] + own
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Raises OlderFormat and CorruptCheckpoint."""
@@ -279,8 +329,9 @@ class Stepper:
                 remedy,
             )
         try:
-            for optimizer, state in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict(state)
+            own: list[Any] = self.optimizers if self.skipping is None else [*self.optimizers, self.skipping]
+            for part, state in zip(own, states, strict=True):
+                part.load_state_dict(state)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptCheckpoint(f"The saved optimizers do not fit the model: {error}.", remedy) from error
 

@@ -57,13 +57,18 @@ class Exact(_Printed):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Uncertain(_Printed):
-    """``draws=0`` is deterministic; else ``mc_se`` is the error per datum. ``shared`` is as said above."""
+    """``draws=0`` is deterministic; else ``mc_se`` is the error per datum. ``shared`` is as said above.
+
+    ``ess``, of importance weights, says how many equal ones the draws of each datum are worth: near 1 of many, the
+    number hangs on one draw, and more of them may move it by more than its error.
+    """
 
     nats: Tensor
     measure: Measure
     mc_se: Tensor
     draws: int
     shared: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    ess: Tensor | None = field(default=None, kw_only=True)
 
 
 class LowerBound(_Uncertain):
@@ -106,6 +111,7 @@ def make(
     draws: int = 0,
     caveat: str = "",
     shared: Mapping[str, Tensor | float] | None = None,
+    ess: Tensor | None = None,
 ) -> Available:
     """A likelihood of ``kind``; an ``Exact`` takes no errors. One number of ``shared`` stands for all rows.
 
@@ -123,15 +129,20 @@ def make(
     se = torch.zeros_like(nats) if mc_se is None else mc_se
     moves = {k: torch.as_tensor(v).to(nats).detach().expand(nats.shape) for k, v in (shared or {}).items()}
     if kind is LowerBound or kind is UpperBound:
-        return kind(nats, measure, se, draws, shared=moves)
+        return kind(nats, measure, se, draws, shared=moves, ess=ess)
     if kind is Estimate:
-        return Estimate(nats, measure, se, draws, caveat, shared=moves)
+        return Estimate(nats, measure, se, draws, caveat, shared=moves, ess=ess)
     raise UsageError(f"{kind.__name__} carries no number.", "Construct Unavailable(reason) directly.")
 
 
 def mc_se(lik: Available) -> Tensor:
     """Monte Carlo standard error per datum (zero for an exact one), shaped like ``nats``."""
     return torch.zeros_like(lik.nats).detach() if isinstance(lik, Exact) else lik.mc_se
+
+
+def effective_draws(lik: Likelihood) -> Tensor | None:
+    """``ess`` of a likelihood by importance weights, shaped like ``nats``; None of others."""
+    return lik.ess if isinstance(lik, _Uncertain) else None
 
 
 def join(a: Kind, b: Kind) -> Kind:
@@ -161,14 +172,16 @@ def per_row(f: Callable[[Tensor], Tensor], lik: A) -> A:
     if isinstance(lik, Exact):
         return dataclasses.replace(lik, nats=f(lik.nats))
     shared = {source: f(move) for source, move in lik.shared.items()}
-    return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se), shared=shared)
+    ess = None if lik.ess is None else f(lik.ess)
+    return dataclasses.replace(lik, nats=f(lik.nats), mc_se=f(lik.mc_se), shared=shared, ess=ess)
 
 
 def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
-    """Concatenate the rows of likelihoods of one kind and measure."""
-    first = parts[0]
-    if isinstance(first, Unavailable):
-        return first
+    """Concatenate the rows of likelihoods of one kind and measure; where some have none, all have none."""
+    for p in parts:
+        if isinstance(p, Unavailable):
+            return p
+    first: Any = parts[0]
     for p in parts:
         if type(p) is not type(first) or p.measure != first.measure:  # type: ignore[union-attr]
             raise Incomparable("Rows of different kinds or measures cannot be joined.")
@@ -179,7 +192,10 @@ def cat(parts: Sequence[Likelihood], dim: int = 0) -> Likelihood:
         source: torch.cat([r.shared.get(source, torch.zeros_like(r.nats)) for r in rows], dim)
         for source in dict.fromkeys(source for r in rows for source in r.shared)
     }
-    return make(type(first), nats, first.measure, se, rows[0].draws, rows[0].note, shared)
+    worth = [e for p in parts if (e := effective_draws(p)) is not None]
+    ess = torch.cat(worth, dim) if len(worth) == len(parts) else None
+    note = "; ".join(dict.fromkeys(r.note for r in rows if r.note))
+    return make(type(first), nats, first.measure, se, rows[0].draws, note, shared, ess)
 
 
 def stack(parts: Sequence[Likelihood]) -> Likelihood:

@@ -19,7 +19,10 @@ STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """One optimizer over matrices [out, in], with Nesterov momentum and decoupled weight decay."""
+    """One optimizer over matrices [out, in], with Nesterov momentum and decoupled weight decay.
+
+    Kernels of convolutions [out, in, ...] are matrices of what they are multiplied with: [out, in * ...].
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -32,10 +35,10 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
             for shape, alike in shapes.items():
-                updates = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in alike]))
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                updates = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in alike]).flatten(2))
+                rate = group["lr"] * 0.2 * max(shape[0], shape[1:].numel()) ** 0.5
                 for p, update in zip(alike, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.reshape(shape), alpha=-rate)
 
     def _momentum(self, p: Tensor, decay: float) -> Tensor:
         """Nesterov: the gradient, looked at from where the momentum is about to go."""

@@ -13,7 +13,8 @@ import re
 from typing import Any
 
 from pofx.core.errors import Unsupported, UsageError
-from pofx.core.model import Model, idle, replace_config
+from pofx.core.family import idle, replace_config
+from pofx.core.model import Model
 from pofx.core.registry import family
 from pofx.core.space import Space
 

@@ -42,6 +42,20 @@ class RowNoise:
         """Noise of n rows that are told apart by their places."""
         return cls(seed_of(generator), lambda: torch.arange(n, device=generator.device))
 
+    def of(self, rows: slice) -> RowNoise:
+        """The streams of some of the rows, from where they are; those of all rows stay there."""
+        part = RowNoise(self.seed, self._keys)
+        part._streams, part._used = self._streams[rows], self._used
+        return part
+
+    def forked(self, k: int) -> RowNoise:
+        """k new streams of each row [k * N], all rows' first ones first; that of a row itself goes on after them."""
+        places = torch.arange(self._used, self._used + k, device=self._streams.device)
+        self._used += k
+        fork = RowNoise(self.seed, self._keys)
+        fork._streams = _mix(_mix(self._streams ^ _mix((places[:, None] + 1) * GOLDEN)) + GOLDEN).flatten()
+        return fork
+
     def shared(self) -> torch.Generator:
         """A generator that follows from the seed alone: of draws that all rows share, whatever their batch."""
         return torch.Generator().manual_seed(self.seed)

@@ -31,6 +31,8 @@ class Request(Options):
 
     name: ClassVar[str]
     kind: ClassVar[KindName]
+    differentiable: ClassVar[bool] = True  # may its number carry a gradient?
+    may_lack: ClassVar[bool] = False  # is the answer Unavailable where what it rests on does not hold?
 
     def __init_subclass__(cls, name: str | None = None, kind: KindName | None = None) -> None:
         if name is not None and kind is not None:
@@ -89,6 +91,27 @@ class Iwae(Drawn, name="iwae", kind="LowerBound"):
     """log of the mean of p(x, z) / q(z | x) over draws of z: tighter with each (Burda et al. 2016)."""
 
 
+class OneCode(Request, name="one-code", kind="LowerBound"):
+    """A bound without noise, log p(x, z) with the one code z that the encoder gives of many (van den Oord et al.
+    2017)."""
+
+
+@dataclass(frozen=True)
+class PerDatum(Drawn, name="per-datum", kind="LowerBound"):
+    """The ELBO of a q(z) that is fitted to each datum by itself, where an encoder serves all at once.
+
+    Attributes:
+        fits: steps by which it is fitted.
+        start: from what the encoder says of the datum (semi-amortised inference, Kim et al. 2018), or from N(0, I), as
+            before there were encoders (Hoffman et al. 2013).
+    """
+
+    fits: int = 200
+    start: Literal["encoder", "normal"] = "encoder"
+
+    differentiable = False
+
+
 @dataclass(frozen=True)
 class VariationalBound(Drawn, name="vlb", kind="LowerBound"):
     """The bound of a diffusion path (Ho et al. 2020; Kingma et al. 2021).
@@ -143,6 +166,91 @@ class OdeLikelihood(Request, name="ode", kind="Estimate"):
 
 
 @dataclass(frozen=True)
+class Annealed(Request):
+    """Base of estimators that go from a density which is known to one which is not, or back, in small steps of
+    temperature (Neal 2001). A model that answers one of each side has its likelihood between them.
+
+    Attributes:
+        temperatures: on the way: more are dearer and tighter.
+        chains: of each number, whose spread is its error.
+        transitions: steps of the kernel at each temperature.
+    """
+
+    temperatures: int = 100
+    chains: int = 16
+    transitions: int = 1
+
+    differentiable = False
+    ranges = {"temperatures": at_least(2), "chains": at_least(2)}  # one chain has no standard error
+
+
+class Ais(Annealed, name="ais", kind="LowerBound"):
+    """A bound: from the encoder's guess of the latents to their posterior (Neal 2001; Wu et al. 2017)."""
+
+
+class ReverseAis(Annealed, name="reverse-ais", kind="UpperBound"):
+    """A bound: back from exact draws of the posterior, which few models have (Grosse et al. 2015)."""
+
+
+@dataclass(frozen=True)
+class ReverseAisOfChains(Annealed, name="reverse-ais-of-chains", kind="Estimate"):
+    """Back from draws that chains make of the posterior: a bound from above as far as those have mixed.
+
+    Attributes:
+        warmup: steps of each chain in which it finds its step size, before as many that tell whether it has mixed.
+    """
+
+    warmup: int = 200
+
+    ranges = {"warmup": at_least(4)}
+
+
+class PartitionAis(Annealed, name="partition-ais", kind="UpperBound"):
+    """minus the energy, minus an estimate of log Z by annealing, too low on average: its error is shared by all data
+    (Salakhutdinov & Murray 2008). Its gradient is that of the energy, less its mean over the annealed states."""
+
+    differentiable = True
+
+
+class ReversePartitionAis(Annealed, name="reverse-partition-ais", kind="LowerBound"):
+    """The same with log Z by annealing back from draws of the model, too high on average: a bound where the chains
+    that draw have mixed; where not, there is none (Burda et al. 2015)."""
+
+    differentiable = True
+    may_lack = True
+
+
+@dataclass(frozen=True)
+class DequantisedPartitionAis(Annealed, name="dequantised-partition-ais", kind="Estimate"):
+    """The same of discrete data by a density: the noise within cells bounds log P(x) from below, and log Z by annealing
+    bounds that from above, so this is no bound.
+
+    Attributes:
+        draws: of the noise within cells, per row [default: the model's own].
+    """
+
+    draws: int = field(kw_only=True)
+
+    differentiable = True
+    ranges = {"draws": at_least(2)}
+
+
+@dataclass(frozen=True)
+class DequantisedReversePartitionAis(Annealed, name="dequantised-reverse-partition-ais", kind="LowerBound"):
+    """The same with log Z by annealing back, which leaves a bound where the chains that draw have mixed.
+
+    Attributes:
+        draws: of the noise within cells, per row [default: the model's own].
+    """
+
+    draws: int = field(kw_only=True)
+
+    differentiable = True
+    ranges = {"draws": at_least(2)}
+    may_lack = True
+
+
+@dataclass(frozen=True)
 class Sampler(Options):
     """How to draw: ``name`` on the command line; ``searches`` where it finds the likeliest instead."""
 
@@ -159,6 +267,22 @@ class Sampler(Options):
 
 class Direct(Sampler, name="direct"):
     """Each datum as the model says that it comes about."""
+
+
+@dataclass(frozen=True)
+class Styled(Sampler, name="styled"):
+    """By styles that are drawn in, mixed, or both, of a family that has styles (Karras et al. 2019).
+
+    Attributes:
+        truncation: share of the way from the mean style to the one drawn: below 1 more typical and less varied.
+        crossover: layer from which on a second style is used: features below it are those of the first, finer ones of
+            the second [default: one style].
+    """
+
+    truncation: float = 0.7
+    crossover: int | None = None
+
+    ranges = {"truncation": SHARE}
 
 
 @dataclass(frozen=True)
@@ -416,6 +540,58 @@ class FewStep(Sampler, name="few-step"):
 
 
 @dataclass(frozen=True)
+class ByChains(Sampler):
+    """Base of Markov chains: after a warm-up, states of each are drawn, so many steps apart.
+
+    Attributes:
+        chains: that run side by side.
+        warmup: steps of each before its first draw, in which it finds its step size.
+        thin: steps between two draws of a chain.
+    """
+
+    group: ClassVar[str] = "Markov chains"
+
+    chains: int = 16
+    warmup: int = 500
+    thin: int = 5
+
+    ranges = {"chains": at_least(2), "warmup": AMOUNT}  # one chain agrees with none
+
+
+@dataclass(frozen=True)
+class LangevinChains(ByChains, name="langevin"):
+    """Steps down the energy with noise, none rejected: near the distribution for small steps only.
+
+    Attributes:
+        step_size: of a step, in standard deviations of its noise.
+    """
+
+    step_size: float = 0.1
+
+    ranges = {"step_size": POSITIVE}
+
+
+class MalaChains(ByChains, name="mala"):
+    """Langevin's steps, each accepted or rejected so that the chain has the right distribution (Roberts & Tweedie
+    1996)."""
+
+
+@dataclass(frozen=True)
+class HmcChains(ByChains, name="hmc"):
+    """Hamiltonian trajectories, their step size found in the warm-up (Neal 2011; Hoffman & Gelman 2014).
+
+    Attributes:
+        leapfrog: steps of each trajectory.
+    """
+
+    leapfrog: int = 10
+
+
+class GibbsChains(ByChains, name="gibbs"):
+    """All values of one layer given those of the other, by turns."""
+
+
+@dataclass(frozen=True)
 class Unmasking(Sampler, name="unmasking"):
     """Hidden values are revealed, equally many in each step.
 
@@ -438,8 +614,12 @@ SOLVERS: tuple[type[Solver], ...] = (
     DpmSolver, DpmSolver3, Heun, SdeSolver, Ddim, Euler, Ancestral, Adaptive, KarrasSolver, Restart, PredictorCorrector,
     AnnealedLangevin,
 )  # fmt: skip
-SAMPLERS: tuple[type[Sampler], ...] = (Direct, StepByStep, Decoding, *SOLVERS, FewStep, Unmasking)
+SAMPLERS: tuple[type[Sampler], ...] = (
+    Direct, Styled, StepByStep, Decoding, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains, GibbsChains,
+    Unmasking,
+)  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
-    ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, VariationalBound, OdeLikelihood,
-    InOrder, AnyOrder,
+    ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, OneCode, VariationalBound,
+    OdeLikelihood, InOrder, AnyOrder, PerDatum, Ais, ReverseAis, ReverseAisOfChains, PartitionAis, ReversePartitionAis,
+    DequantisedPartitionAis, DequantisedReversePartitionAis,
 )  # fmt: skip

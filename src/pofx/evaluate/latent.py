@@ -6,15 +6,14 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributions import Categorical
 
 from pofx.core.abilities import Encodes, why_not
 from pofx.core.errors import EmptyData
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.data.parts import Part
+from pofx.evaluate.latent_space import codes
 from pofx.evaluate.ranking import share_error
 from pofx.evaluate.two_sample import Features
 
@@ -65,7 +64,7 @@ def linear_probe(
         return Unavailable("The class is this model's context: its latents need not tell it.")
     if min(len(train), len(test)) < 2:
         raise EmptyData(f"{len(train)} training and {len(test)} test rows.", "A probe needs at least 2 of each.")
-    z, z_test = _codes(model, train), _codes(model, test)
+    z, z_test = codes(model, train), codes(model, test)
     accuracy = _accuracy(z, z_test, y, y_test)
     return Probe(
         accuracy=accuracy,
@@ -93,18 +92,6 @@ def usage(model: Model, part: Part) -> dict[str, Any] | Unavailable:
         raise EmptyData(f"{len(part)} test row{'s' * (len(part) != 1)}.", "How latents vary is told from 2 at least.")
     found = report(part.x, part.c)
     return {"active": found.active, "dims": len(found.kl), "kl": found.kl.tolist(), "rate": found.rate}
-
-
-def _codes(model: Model, part: Part) -> Tensor:
-    """Posterior means [N, L], in blocks as large as the model takes."""
-    size, out = model.rows_per_pass(), []
-    with torch.no_grad():
-        for i in range(0, len(part), size):
-            rows = part[i : i + size]
-            q = model.given(rows.c).encode(rows.x)
-            # E[z], where an index has no mean but its probabilities
-            out.append((q.probs if isinstance(q, Categorical) else q.mean).cpu())
-    return torch.cat(out).flatten(1)
 
 
 def _accuracy(x: Tensor, x_test: Tensor, y: Tensor, y_test: Tensor) -> float:

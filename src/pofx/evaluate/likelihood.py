@@ -18,10 +18,12 @@ from pofx.core.likelihood import (
     KINDS,
     Available,
     Estimate,
+    Exact,
     Likelihood,
     Number,
     Unavailable,
     cat,
+    effective_draws,
     make,
     mean,
     number,
@@ -34,6 +36,8 @@ from pofx.core.requests import AnyRequest
 from pofx.core.space import Space
 from pofx.data.parts import Part
 from pofx.evaluate.cost import grow
+
+FEW, FEW_ROWS = 3.0, 0.05  # effective draws of importance weights that are few, and the share of rows that is told
 
 
 @final
@@ -236,6 +240,21 @@ def _pooled(a: Number[float], b: Number[float]) -> Number[float]:
         squares = sum(0.0 if v.se is None else v.se**2 * v.n * (v.n - 1) for v in (a, b))
         se = math.sqrt((squares + (a.nats - b.nats) ** 2 * a.n * b.n / n) / n / (n - 1))
     return dataclasses.replace(a * (a.n / n) + b * (b.n / n), se=se, n=n, impossible=impossible)
+
+
+def weights_text(rows: Available) -> str:
+    """How many of the draws of importance weights count, in a line; nothing where there are no weights, or all do.
+
+    The bound of a row that hangs on one draw may rise by much with more of them.
+    """
+    worth = effective_draws(rows)
+    if worth is None or isinstance(rows, Exact) or float((worth < FEW).double().mean()) < FEW_ROWS:
+        return ""
+    few = float((worth < FEW).double().mean())
+    return (
+        f"effective draws of {rows.draws}: {float(worth.median()):.1f} in the median; {few:.0%} of the rows have "
+        f"less than {FEW:g}, so more draws, or annealing, may raise their bounds"
+    )
 
 
 def verdicts(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import Classifies, can
 from pofx.core.errors import Unsupported, UsageError
 from pofx.core.likelihood import Available, Estimate, Exact, Kind, LowerBound, Unavailable, make, stack
 from pofx.core.measure import Measure
@@ -121,6 +122,8 @@ def predict(
 ) -> Prediction:
     """p(y | x) of every class y: what a model of labels says, or what Bayes' rule makes of a model p(x | y).
 
+    A model p(x | y) that is a classifier, too (``core.abilities.Classifies``), says them itself.
+
     Args:
         run: of a space or a context of labels. A generative model p(x | y) classifies by
             p(y | x) = p(x | y) p(y) / sum of the same over all y, with p(y) the frequencies of the training rows.
@@ -136,13 +139,15 @@ def predict(
     if counts is None and isinstance(run, Run):
         counts = run.info["data"].get("counts")
     known = None if counts is None else tuple(map(float, counts))
-    classes = classes_of(model)
+    classes, itself = classes_of(model), can(model, Classifies)
     if known is not None and (len(known) != len(classes) or min(known) < 0 or sum(known) <= 0):
         raise UsageError(f"counts are {list(known)}; there are {len(classes)} classes.", "Give a count for each.")
     with torch.no_grad():
         if model.space.values:
             c = None if model.context is None else take(model.context, x)
             lik = model.given(c).classes(request=request, generator=generator)
+        elif itself:
+            lik = model.given(null=True).classify(x)
         else:
             if known is None:
                 raise UsageError(
@@ -158,7 +163,7 @@ def predict(
     if isinstance(lik, Unavailable):
         raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")
     nats = lik.nats.double()
-    if not model.space.values:
+    if not (model.space.values or itself):
         assert known is not None
         nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).log()
     exact = isinstance(lik, Exact)

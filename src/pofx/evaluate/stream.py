@@ -13,23 +13,27 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pofx.cluster import connected
+from pofx.core.abilities import DrawsByChains, can
+from pofx.core.conditional import Conditional
 from pofx.core.errors import NotANumber, PofxError, Unsupported, UsageError
 from pofx.core.likelihood import Available, Likelihood, Unavailable, cat
-from pofx.core.model import Conditional, Model
+from pofx.core.model import Model
 from pofx.core.requests import Request, Sampler
+from pofx.core.verdict import Verdict
 from pofx.data.pieces import Piece, blocks
 from pofx.data.tabular import Rounded
 from pofx.evaluate.likelihood import Mean, Tally
 
 Job = TypeVar("Job")
 A = TypeVar("A")
+Drawn: TypeAlias = tuple[Tensor, Verdict | None]
 
 AHEAD = 2  # jobs of each core of a cluster that are under way or wait for those before them
 TRIES = 3  # times that a job whose worker dies is given to another one
@@ -131,14 +135,21 @@ class Drawing:
     sampler: Sampler | None
     seed: int
 
-    def __call__(self, job: tuple[int, int]) -> Tensor:
+    def __call__(self, job: tuple[int, int]) -> Drawn:
         number, n = job
         generator = torch.Generator(self.given.model.device).manual_seed(_seed(self.seed, number))
-        return self.given.sample(n, generator=generator, sampler=self.sampler)
+        return drawn(self.given, n, generator, self.sampler)
 
 
-def draw(drawing: Drawing, n: int, cluster: str | None = None) -> Generator[Tensor, None, None]:
-    """n rows in blocks [m, *C, *E], the same on any engine."""
+def drawn(given: Conditional, n: int, generator: torch.Generator, sampler: Sampler | None = None) -> Drawn:
+    """n draws [n, *C, *E], and whether chains that drew them have mixed: told, whatever it is, by who asks here."""
+    if can(given.model, DrawsByChains):
+        return given.sample_with_verdict(n, generator=generator, sampler=sampler)
+    return given.sample(n, generator=generator, sampler=sampler), None
+
+
+def draw(drawing: Drawing, n: int, cluster: str | None = None) -> Generator[Drawn, None, None]:
+    """n rows in blocks [m, *C, *E], the same on any engine, each with the verdict of the chains that drew it."""
     dims = drawing.given.model.space.dims * max(1, int(np.prod(drawing.given.batch_shape)))
     size = max(1, min(DRAWN, 2**24 // max(1, dims)))
     jobs = [(b, min(size, n - b * size)) for b in range(max(1, -(-n // size)))]

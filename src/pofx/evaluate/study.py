@@ -14,19 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pofx.core.abilities import HasBoundTerms, ShowsWay, can
+from pofx.core.abilities import Encodes, FromLatents, HasBoundTerms, ShowsWay, can
 from pofx.core.errors import EmptyData, PofxError, UsageError
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.options import AMOUNT, POSITIVE, Options, at_least
-from pofx.core.requests import Sampler, StepByStep
+from pofx.core.requests import Ais, ExactLikelihood, Sampler, StepByStep
 from pofx.core.space import Space, join
+from pofx.core.verdict import Verdict, worst
 from pofx.data.parts import Data, Part, class_counts
 from pofx.data.rows import read_rows
 from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.dependent import share
+from pofx.evaluate.inference import inference_gap
 from pofx.evaluate.latent import linear_probe, usage
+from pofx.evaluate.latent_space import codes, groups, reconstruct, strips
 from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
 from pofx.evaluate.paths import (
@@ -42,11 +45,13 @@ from pofx.evaluate.paths import (
     trajectories,
 )
 from pofx.evaluate.predict import predict
+from pofx.evaluate.stream import drawn as draws_of
 from pofx.evaluate.text import marks
 from pofx.evaluate.two_sample import C2st, Features, c2st, memorisation, mmd, nearest, prdc
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
+LATENT_ROWS = 1000
 RATE_ROWS = 1024  # rows over which throughput is measured
 SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is kept
 SHOWN_BYTES, SHOWN_ROWS = 4 * 2**20, 4  # of samples and of data kept for reports, about; the fewest rows
@@ -54,6 +59,7 @@ DEPENDENT = 4  # columns that others determine, whose share of the likelihood is
 CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
 EVALUATION = 0.25  # of the time of a fit, which evaluation may take,
 SHORTEST = 5.0  # seconds, but never less than these: fewer rows would make figures of noise
+GAP_ROWS, GAP_SECONDS = 16, 10.0  # rows of which the inference gap is told, and the least evaluation that it is part of
 USUAL = 30.0  # seconds of a fit whose evaluation that of a budget in steps is like
 
 
@@ -197,7 +203,7 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     tell("sample quality")
     found["quality"] = guarded(lambda: _quality(study, fake, found["sampling"].get("cut")))
     tell("latents")
-    found["latents"] = _latents(study, model)
+    found["latents"] = _latents(study, model, drawn)
     tell("outliers")
     found["outliers"] = _outliers(study, model, lik, settings.within(0.1))
     if study.data.dependent:
@@ -233,7 +239,7 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     long, all are cut short, and ``cut`` says after how many steps.
     """
     space = model.space
-    generator = study.settings.generator(6, model.device)
+    generator, verdicts = study.settings.generator(6, model.device), list[Verdict]()
     figures: dict[str, Any] = {"cut": None}
 
     sampler = StepByStep() if StepByStep in model.own_samplers else None
@@ -241,15 +247,15 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     if space.fill is not None and sampler is not None:
 
         def steps(rows: int, length: int) -> int:
-            return int(space.lengths(_draw(study, model, 0, rows, StepByStep(length), timed).x).max())
+            return int(space.lengths(_draw(study, model, 0, rows, StepByStep(length), timed, []).x).max())
 
         curve = speed_curve(steps, space.length, min(CURVE_SECONDS, 0.1 * study.settings.limit))
         # a single draw, twice at most, and the first block, which ``grow`` takes for 2.75 of them
         sampler = StepByStep(_affordable(curve, space.length, seconds / 5))
         figures["speed"] = plain(curve)
-    one = latency(lambda: _draw(study, model, 0, 1, sampler, timed), seconds=0.1 * seconds)
+    one = latency(lambda: _draw(study, model, 0, 1, sampler, timed, []), seconds=0.1 * seconds)
     grown = grow(
-        lambda start, size: _draw(study, model, start, size, sampler, generator),
+        lambda start, size: _draw(study, model, start, size, sampler, generator, verdicts),
         study.settings.samples,
         seconds - 2 * one,
         one=one,
@@ -259,17 +265,28 @@ def _sample(study: Study, model: Model, seconds: float) -> tuple[dict[str, Any],
     if space.fill is not None and sampler is not None and sampler.length == int(space.lengths(x).max()):
         figures["cut"] = sampler.length  # else all ended before it
     figures |= {"latency": one, "rows_per_second": grown.rows_per_second, "n": grown.rows, "seconds": grown.seconds}
+    if verdicts:
+        figures["chains"] = worst(verdicts).to_json()
     return figures, Part(x, _contexts(study, 0, len(x)))
 
 
 def _draw(
-    study: Study, model: Model, start: int, size: int, sampler: Sampler | None, generator: torch.Generator
+    study: Study,
+    model: Model,
+    start: int,
+    size: int,
+    sampler: Sampler | None,
+    generator: torch.Generator,
+    verdicts: list[Verdict],
 ) -> Part:
-    """The draws start .. start + size - 1, given the contexts of test rows, over and over."""
+    """The draws start .. start + size - 1, given the contexts of test rows, over and over.
+
+    ``verdicts`` gets that of chains.
+    """
     c = _contexts(study, start, size)
-    if c is None:
-        return Part(model.sample(size, generator=generator, sampler=sampler).cpu())
-    return Part(model.given(c).sample(1, generator=generator, sampler=sampler)[0].cpu(), c)
+    x, verdict = draws_of(model.given(c), size if c is None else 1, generator, sampler)
+    verdicts.extend([] if verdict is None else [verdict])
+    return Part((x if c is None else x[0]).cpu(), c)
 
 
 def _contexts(study: Study, start: int, size: int) -> Tensor | None:
@@ -343,7 +360,7 @@ def _steps(
 
     def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
-        return features.of(_draw(study, model, 0, n, asked, settings.generator(14, model.device)))
+        return features.of(_draw(study, model, 0, n, asked, settings.generator(14, model.device), []))
 
     begun = time.perf_counter()
     floor = against(study.known[:MOST_DRAWS])
@@ -356,14 +373,42 @@ def _steps(
     return {"sampler": sampler.name, "default": most, "floor": floor, "points": points}
 
 
-def _latents(study: Study, model: Model) -> dict[str, Any]:
-    features = study.features
+def _latents(study: Study, model: Model, drawn: dict[str, Part]) -> dict[str, Any]:
+    """What the latents know, how rows come back from them, and, into ``drawn``, what moves in images with them."""
+    features, test = study.features, study.test[:LATENT_ROWS]
     if features is None:
         return {"probe": {"unavailable": "The labels are what this model predicts."}}
-    return {
+
+    def seen() -> dict[str, Any]:
+        names, x = strips(model, test)
+        drawn["latents"] = Part(x.flatten(0, 1))
+        return {"names": names}
+
+    found = {
         "probe": guarded(lambda: linear_probe(model, study.train, study.test, features)),
-        "usage": guarded(lambda: usage(model, study.test[:1000])),
+        "usage": guarded(lambda: usage(model, test)),
+        "inference": guarded(lambda: _inference(study, model)),
     }
+    if can(model, Encodes) and test.label is not None and study.data.labels:
+        k = len(study.data.labels)
+        found["groups"] = guarded(
+            lambda: figures_of(groups(codes(model, test), k, test.label, seed=study.settings.seed))
+        )
+    if can(model, Encodes) and can(model, FromLatents):
+        found["reconstruction"] = guarded(lambda: figures_of(reconstruct(model, test)))
+        if study.data.space.pixels and len(test) > 1:
+            found["strips"] = guarded(seen)
+    return found
+
+
+def _inference(study: Study, model: Model) -> dict[str, Any]:
+    """The parts of the inference gap on a few test rows, log p by short annealing."""
+    if study.settings.limit < GAP_SECONDS:
+        return {
+            "unavailable": f"It takes passes by the row, for which {GAP_SECONDS:g} seconds of evaluation are needed."
+        }
+    truth = None if ExactLikelihood in model.own_estimators else Ais(temperatures=20, chains=4)
+    return inference_gap(model, study.test[:GAP_ROWS], fits=50, truth=truth, seed=study.settings.seed).to_json()
 
 
 def _outliers(study: Study, model: Model, inliers: Mean, seconds: float | None) -> list[dict[str, Any]]:
@@ -451,6 +496,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return encode(value)
+
+
+def figures_of(found: Any) -> dict[str, Any]:
+    """The numbers of a dataclass, without its tensors."""
+    return {k: v for k, v in vars(found).items() if not isinstance(v, Tensor)}
 
 
 def guarded(measure: Callable[[], Any]) -> dict[str, Any]:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from pofx.core.abilities import Completes
+from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import at_least
 from pofx.core.requests import ExactLikelihood, Request, Sampler

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pofx.core.family import serving
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Estimate, Exact
 from pofx.core.measure import Measure
-from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT
 from pofx.core.requests import OdeLikelihood, Request, Sampler

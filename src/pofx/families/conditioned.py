@@ -1,4 +1,4 @@
-"""What families share whose nets are told a context by an encoder (``nn.encoders``)."""
+"""What families share whose nets are told a context by an encoder (``nn.encoders``), and a model inside them, too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pofx.core.learner import Batch
 from pofx.core.model import Model
+from pofx.core.nested import nested
 from pofx.core.options import BELOW_ONE, Options
 from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
@@ -88,6 +89,37 @@ def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) ->
     return batch.rand(generator=generator) < config.context_dropout
 
 
+def part(text: str, space: Space, context: Space | None, config: ContextOptions) -> Model:
+    """The model inside another that ``text`` names, of p(z | c): it learns of no context where the other does.
+
+    Raises UsageError or Unsupported.
+    """
+    if context is not None and config.context_dropout:
+        text += f"{',' if ':' in text else ':'}context_dropout={config.context_dropout}"
+    return nested(text, space, context)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Contexts as a family's own nets take them, and as the model inside it does; rows are taken by ``[index]``."""
+
+    own: Encoded
+    part: Any
+
+    def __getitem__(self, index: Any) -> Known:
+        return Known(self.own[index], self.part[index])
+
+    @staticmethod
+    def cat(parts: Iterable[Known]) -> Known:
+        own, inner = zip(*((known.own, known.part) for known in parts), strict=True)
+        return Known(Encoded.cat(own), torch.cat(inner) if isinstance(inner[0], Tensor) else inner[0].cat(inner))
+
+
+def own_vector(known: Known | None) -> Tensor | None:
+    """[N, W], of the contexts that a family's own nets are told."""
+    return None if known is None else known.own.vector
+
+
 class Conditioned(Model):
     """Base of these families: their hooks take contexts as ``Encoded``.
 
@@ -134,6 +166,12 @@ class Conditioned(Model):
     def batch_context(self, batch: Batch, generator: torch.Generator) -> Encoded | None:
         """The contexts of a training batch, some left out."""
         return None if batch.c is None else self.encode_context(batch.c, dropped(self.config, batch, generator))
+
+    def batch_vector(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """The vectors of the contexts of a training batch alone, some left out."""
+        if batch.c is None or self.context_encoder is None:
+            return None
+        return self.context_encoder(batch.c, dropped(self.config, batch, generator)).vector
 
     def _needed(self, e: Encoded) -> Encoded:
         return e if self.attends else replace(e, tokens=None, mask=None)

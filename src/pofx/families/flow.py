@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pofx.core.abilities import Encodes, HasScore
+from pofx.codecs.real import preprocess
+from pofx.core.abilities import Ability, Encodes, FromLatents, HasScore
 from pofx.core.errors import NotInverted, UsageError
+from pofx.core.family import serving
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Exact
 from pofx.core.measure import Measure
-from pofx.core.model import Model, serving
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT
 from pofx.core.requests import Dequantised, ExactLikelihood, Request, Sampler
@@ -82,7 +84,7 @@ class VectorFlowConfig(FlowConfig):
     ranges = {"linear_up_to": AMOUNT}
 
 
-class Flow(Continuous, Encodes, HasScore):
+class Flow(Continuous, Encodes, FromLatents, HasScore):
     """What the flows share: a subclass gives ``layers()``.
 
     Args:
@@ -128,6 +130,12 @@ class Flow(Continuous, Encodes, HasScore):
         """Masked autoregressive layers, the order of the entries reversed from one to the next."""
         reverse, size = (i % 2 == 1 for i in range(self.config.layers)), self._size | size
         return [MaskedAutoregressive(dim, scalar, reverse=r, **size) for r in reverse]
+
+    @classmethod
+    def lacks(cls, ability: type[Ability], space: Space) -> str | None:
+        if ability is FromLatents and preprocess(space).code_sizes:
+            return "its categories and gaps have no latents. Drop those columns."
+        return super().lacks(ability, space)
 
     @property
     def _size(self) -> dict[str, int]:
@@ -225,6 +233,14 @@ class Flow(Continuous, Encodes, HasScore):
         the midpoint of their cell, absent ones at zero."""
         parts = self.split(x)
         return Delta(self.latents(parts.y, self.given_codes(parts.codes, c))[0])
+
+    @property
+    def latent_dims(self) -> int:
+        return self.dim
+
+    def rows_from_latents(self, z: Tensor, c: Encoded | None) -> Tensor:
+        none = torch.zeros(len(z), 0, dtype=torch.int64, device=z.device)
+        return self.preprocess.join(none, self.of_latents(z.to(next(self.parameters()).dtype), c))
 
     def rows_score(self, x: Tensor, c: Encoded | None) -> Tensor:
         with torch.enable_grad():

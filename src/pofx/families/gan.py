@@ -1,268 +1,212 @@
-"""Generative adversarial networks: a generator G(z, c) of data against a critic D(x, c) that tells them from real ones.
-
-    non-saturating with R1   max_D E[-softplus(-D(x))] + E[-softplus(D(G(z)))] - (r/2) E|grad_x D(x)|^2
-                             max_G E[-softplus(-D(G(z)))]
-                             (Goodfellow et al. 2014, section 3; Mescheder et al. 2018, eq. 9)
-    WGAN-GP                  max_D E[D(x)] - E[D(G(z))] - r E(|grad D(u)| - 1)^2,  u between x and G(z)
-                             max_G E[D(G(z))]   (Gulrajani et al. 2017, eq. 3)
-
-The critic sees only values that data can take: levels, grids, categories and missing entries are made
-discrete on the way out of the generator, and their gradient passes straight through (Bengio et al. 2013).
-"""
+"""Generative adversarial networks of plain nets: MLPs for columns and small images, else small convolutional ones."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pofx.codecs.columns import Columns
-from pofx.codecs.relaxed import relaxed
-from pofx.core.errors import UsageError
-from pofx.core.learner import Batch, Learner, Local, Recipe, Runtime, Stepper
-from pofx.core.likelihood import Likelihood, Unavailable
-from pofx.core.model import Model, serving
-from pofx.core.noise import RowNoise
-from pofx.core.options import BELOW_ONE, POSITIVE
-from pofx.core.requests import NoLikelihood, Request, Sampler
-from pofx.core.space import Space, free_length
-from pofx.families.conditioned import NetOptions, context_encoder, dropped
-from pofx.nn.encoders import Encoded, no_encoder, vector
+from pofx.codecs.relaxed import Relaxed, RelaxedColumns
+from pofx.core.errors import Unsupported
+from pofx.core.family import serving
+from pofx.core.learner import Batch, Recipe
+from pofx.core.space import Space
+from pofx.families.adversarial import Adversarial, AdversarialOptions, projected
+from pofx.families.conditioned import NetOptions
+from pofx.nn.encoders import Encoded
 from pofx.nn.mlp import Mlp
+from pofx.spaces import Category
+
+OVERRULED = 30.0  # what the logit of a value that is asked for gets, beside Gumbel noise of 20 at most
 
 
 @dataclass(frozen=True)
-class GanConfig(NetOptions):
-    """Options of a GAN.
+class GanConfig(AdversarialOptions, NetOptions):
+    """Options of a GAN: its game, and its nets.
 
     Attributes:
-        noise: dimensions of z.
-        loss: "r1" (non-saturating with R1) or "wgan" (WGAN-GP).
-        penalty: weight r of the gradient penalty; None: 1 for r1, 10 for wgan.
-        critic_steps: of the critic per step of the generator, on the same rows with fresh noise;
-            None: 1 for r1, 3 for wgan.
-        temperature: of the Gumbel-softmax that carries the gradient of categories and binary pixels (Jang et al.
-            2017).
-        ema: decay of the averaged generator, which then samples (Karras et al. 2018); 0: none.
+        asks: the generator is told the value of one category of the row that it makes; in training rare values are
+            asked for, and shown by rows of data, more often than they occur (Xu et al. 2019, section 4.3).
     """
 
-    noise: int = 32
-    loss: Literal["r1", "wgan"] = "r1"
-    penalty: float | None = None
-    critic_steps: int | None = None
     hidden: int = 128
     channels: int = 32
-    temperature: float = 0.7
-    ema: float = 0.998
-
-    ranges = {"temperature": POSITIVE, "ema": BELOW_ONE}
+    asks: bool = False
 
 
-class Told(nn.Module):
-    """A net with an encoder of contexts of its own."""
+class Asking(nn.Module):
+    """Training by sampling: which category of a row is asked for, and which of its values (Xu et al. 2019, 4.3).
 
-    def __init__(self, config: GanConfig, context: Space | None) -> None:
+    What is asked is told as the codec's one-hot choices of all categories [N, width], zero but for one of them.
+    The generator's own choice there is overruled, where the paper has a penalty on what differs.
+    """
+
+    counts: Tensor
+    starts: Tensor
+
+    def __init__(self, codec: Relaxed) -> None:
         super().__init__()
-        self.context_encoder = context_encoder(config, context)
-        self.known = 0 if self.context_encoder is None else self.context_encoder.width
+        assert isinstance(codec, RelaxedColumns)
+        self.columns = codec.columns
+        sizes = [code.size for code in codec.columns.codes if code.real < 0]
+        self.width, self.first = sum(sizes), codec.size - sum(code.size for code in codec.columns.codes)
+        self.register_buffer("counts", torch.zeros(len(sizes), max(sizes), dtype=torch.float64))
+        self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
 
-    def told(self, c: Tensor | None, dropped: Tensor | None) -> Tensor | None:
-        """Contexts c [N, *Ec] as it takes them [N, known], those ``dropped`` [N] as none."""
-        return None if self.context_encoder is None or c is None else self.context_encoder(c, dropped).vector
+    def values(self, x: Tensor) -> Tensor:
+        """Of every category of rows x [N, *E] the value [N, categories]; a missing one is the last."""
+        return self.columns.split(x)[1][:, : len(self.counts)]
+
+    def prepare(self, x: Tensor, weight: Tensor | None) -> None:
+        mass = torch.ones(len(x)) if weight is None else weight
+        for count, value in zip(self.counts, self.values(x).unbind(1), strict=True):
+            count.copy_(torch.bincount(value, mass.to(count), minlength=len(count)))
+
+    def told(self, column: Tensor, value: Tensor) -> Tensor:
+        """One-hot choices [N, width] of these categories and values [N]."""
+        return F.one_hot(self.starts[column] + value, self.width).to(torch.get_default_dtype())
+
+    def rows(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of a batch's rows x [B, *E] a step takes in their place, and what is asked; u [B, 2] in [0, 1).
+
+        A category evenly, then a row by its value's log-frequency over its frequency.
+        """
+        values = self.values(x)
+        column = (u[:, 0] * len(self.counts)).long()
+        weight = ((1 + self.counts).log() / self.counts.clamp(min=1)).gather(1, values.T)
+        edges = weight.cumsum(1)[column]
+        row = torch.searchsorted(edges, u[:, 1:].double() * edges[:, -1:], right=True)[:, 0].clamp(max=len(x) - 1)
+        return row, self.told(column, values[row, column])
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """What is asked of n rows of a sample [n, width]: values as often as they occur."""
+        device = self.counts.device
+        column = torch.randint(len(self.counts), (n,), generator=generator, device=generator.device).to(device)
+        u = torch.rand(n, 1, generator=generator, device=generator.device).to(self.counts)
+        edges = self.counts.cumsum(1)[column]
+        value = torch.searchsorted(edges, u * edges[:, -1:], right=True)[:, 0].clamp(max=self.counts.shape[1] - 1)
+        return self.told(column, value)
 
 
-class Generator(Told):
-    """z [N, noise] (, h [N, known]) -> raw outputs [N, outputs]."""
+class Generator(nn.Module):
+    """z [N, noise] (, h [N, known]) -> raw outputs [N, outputs]; of h the last ``asking.width`` numbers ask."""
 
-    def __init__(self, config: GanConfig, space: Space, context: Space | None, outputs: int) -> None:
-        super().__init__(config, context)
-        self.net = config.synthesis(config.noise + self.known, config.conv_shape(space) or (outputs,))
+    def __init__(self, config: GanConfig, space: Space, known: int, outputs: int, asking: Asking | None) -> None:
+        super().__init__()
+        self.first, self.width = (0, 0) if asking is None else (asking.first, asking.width)
+        self.net = config.synthesis(config.noise + known + self.width, config.conv_shape(space) or (outputs,))
         if isinstance(self.net, Mlp):
             self.net.last.reset_parameters()  # at zero, all samples would be one
 
     def forward(self, z: Tensor, h: Tensor | None) -> Tensor:
-        return self.net(z if h is None else torch.cat([z, h], 1)).flatten(1)
+        raw: Tensor = self.net(z if h is None else torch.cat([z, h], 1)).flatten(1)
+        if self.width:
+            assert h is not None
+            raw = raw + F.pad(OVERRULED * h[:, -self.width :], (self.first, raw.shape[1] - self.first - self.width))
+        return raw
 
 
-class Critic(Told):
+class Critic(nn.Module):
     """y [N, features] (, h [N, known]) -> how real it looks [N]."""
 
-    def __init__(self, config: GanConfig, space: Space, context: Space | None, features: int) -> None:
-        super().__init__(config, context)
-        self.shape = config.conv_shape(space) or (features,)
-        self.net = config.analysis(self.shape, 1, self.known)
+    def __init__(self, config: GanConfig, space: Space, known: int, features: int) -> None:
+        super().__init__()
+        shape = config.conv_shape(space)
+        self.shape = (features,) if shape is None else (config.pack * shape[0], *shape[1:])
+        self.projects = config.conditioning == "projection"
+        self.net = config.analysis(self.shape, *((1 + known, 0) if self.projects else (1, known)))
 
     def forward(self, y: Tensor, h: Tensor | None) -> Tensor:
-        return self.net(y.unflatten(1, self.shape), h)[:, 0]
+        y = y.unflatten(1, self.shape)
+        return projected(self.net(y), h) if self.projects else self.net(y, h)[:, 0]
 
 
-class Gan(Model):
+class Gan(Adversarial):
     name: ClassVar[str] = "gan"
     summary: ClassVar[str] = "a net that turns noise into data, trained against a critic; it has no density"
-    taxonomy: ClassVar[str] = "implicit density / direct / adversarial"
-    paper: ClassVar[str] = "Goodfellow et al. 2014; Mescheder et al. 2018; Gulrajani et al. 2017"
-    estimators: ClassVar[tuple[type[Request], ...]] = (NoLikelihood,)
+    paper: ClassVar[str] = "Goodfellow et al. 2014; Mescheder et al. 2018; Huang et al. 2024"
     Config = GanConfig
     config: GanConfig
 
     def __init__(self, config: GanConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        self.codec = relaxed(space, config.temperature)
-        self.generator = Generator(config, space, context, self.codec.size)
-        self.critic = Critic(config, space, context, self.codec.size)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else None
+        self.asking = self._asking()
+
+    def _asking(self) -> Asking | None:
+        return Asking(self.codec) if self.config.asks else None
+
+    def make_generator(self, known: int) -> nn.Module:
+        return Generator(self.config, self.space, known, self.codec.size, self._asking())
+
+    def make_critic(self, known: int) -> nn.Module:
+        asking = self._asking()
+        known += 0 if asking is None else asking.width
+        return Critic(self.config, self.space, known, self.config.pack * self.codec.size)
+
+    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(x, c, weight, generator)
+        if self.asking is not None:
+            self.asking.prepare(x, weight)
+
+    def dealt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor | None, Tensor | None]:
+        if self.asking is None:
+            return super().dealt(batch, generator)
+        row, asked = self.asking.rows(batch.x, batch.rand(2, generator=generator))
+        taken = (None if t is None else t[row] for t in (batch.x, batch.c, batch.weight))
+        x, c, weight = taken
+        batch, own, h = super().dealt(replace(batch, x=x, c=c, weight=weight), generator)
+        return batch, joined(own, asked), joined(h, asked)
+
+    def wanted(self, h: Tensor | None, n: int, generator: torch.Generator) -> Tensor | None:
+        return h if self.asking is None else joined(h, self.asking.draw(n, generator))
+
+    def wanted_of(self, h: Tensor | None, x: Tensor) -> Tensor | None:
+        if self.asking is None:
+            return h
+        first = self.asking.values(x)[:, 0]
+        return joined(h, self.asking.told(torch.zeros_like(first), first))
+
+    def rows_from_latents(self, z: Tensor, c: Encoded | None) -> Tensor:
+        if self.asking is not None:
+            raise Unsupported(
+                "With asks a row is made of its noise and of a value that is asked for.", "Fit without asks."
+            )
+        return super().rows_from_latents(z, c)
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: GanConfig) -> str | None:
-        if reason := free_length(space) or no_encoder(context):
+        if reason := super().refuses(space, context, config) or config.refuses(space):
             return reason
-        if not (space.columns or space.pixels):
-            return f"it makes columns and pixels, and {space} have none. Fit another family."
-        if space.values:
-            return "a label needs no generator. Fit a classifier or a histogram."
-        return config.refuses(space)
+        if config.asks and not (space.columns and any(isinstance(column, Category) for column in space.columns)):
+            return "asks is for tables with categories. Leave it out."
+        return None
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from super().idle(space, context, config)
         if not config.conv_shape(space):
             yield "channels"
-        if not (space.pixels and space.symbols == 2) and not Columns(space, atoms=False).codes:
-            yield "temperature"
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
-        return serving(cls, space, noise=8, hidden=64, channels=16, ema=0.98)
+        return serving(cls, space, noise=8, hidden=64, channels=16, modes=3, ema=0.98)
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        tiny = cls.tiny(space)
+        if space.pixels and space.symbols == 2:  # a few cases tell
+            return {"wgan, packed": replace(tiny, loss="wgan", pack=2)}  # resnet-gan has the hinge game
+        kinds = {isinstance(column, Category) for column in space.columns or ()}
+        return {"asks": replace(tiny, asks=True)} if len(kinds) == 2 else {}
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=64, lr=1e-3, betas=(0.0, 0.99), epochs=50)
 
-    def prepare(self, x: Tensor, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
-        self.codec.prepare(x, weight)
-        for net in (self.generator, self.critic, self.average):
-            if net is not None and net.context_encoder is not None:
-                net.context_encoder.prepare(c, weight)
 
-    def learner(self, recipe: Recipe) -> Learner:
-        return GanLearner(self, recipe)
-
-    def parameter_count(self) -> int:
-        """Of generator and critic; the average is no further freedom."""
-        return sum(p.numel() for net in (self.generator, self.critic) for p in net.parameters())
-
-    # -- the two losses ---------------------------------------------------------------------------------------
-
-    def fake(self, batch: Batch, generator: torch.Generator, drop: Tensor | None = None) -> Tensor:
-        """Generated rows as the critic sees them [B, features], one per row of the batch and given its context."""
-        z = batch.randn(self.config.noise, generator=generator)
-        u = batch.rand(self.codec.uniforms, generator=generator)
-        return self.codec.emit(self.generator(z, self.generator.told(batch.c, drop)), u)
-
-    def critic_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        real, drop = self.codec.encode(batch.x), dropped(self.config, batch, generator)
-        h = self.critic.told(batch.c, drop)
-        with torch.no_grad():
-            fake = self.fake(batch, generator, drop)
-        weight = self.config.penalty
-        if self.config.loss == "r1":
-            logit = self.critic(real.requires_grad_(), h)
-            penalty = 0.5 * (1.0 if weight is None else weight) * slope(logit, real)
-            loss = F.softplus(-logit) + F.softplus(self.critic(fake, h))
-        else:
-            t = batch.rand(1, generator=generator)
-            between = (t * real + (1 - t) * fake).requires_grad_()
-            length = (slope(self.critic(between, h), between) + 1e-12).sqrt()  # a root has no derivative at 0
-            penalty = (10.0 if weight is None else weight) * (length - 1).square()
-            loss = self.critic(fake, h) - self.critic(real, h)
-        return {"loss": loss + penalty, "penalty": penalty.detach()}
-
-    def generator_terms(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        drop = dropped(self.config, batch, generator)
-        logit = self.critic(self.fake(batch, generator, drop), self.critic.told(batch.c, drop))
-        return {"loss": F.softplus(-logit) if self.config.loss == "r1" else -logit}
-
-    # -- the contract -----------------------------------------------------------------------------------------
-
-    def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Likelihood:
-        return Unavailable(
-            "a GAN has no density: its generator turns noise into data and cannot be inverted. Judge it by its "
-            "samples (two-sample test, precision and recall), or fit a vae, nsf or vdm for a likelihood."
-        )
-
-    @property
-    def sampling(self) -> Generator:
-        """The net that samples."""
-        return self.generator if self.average is None else self.average
-
-    def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
-        assert self.sampling.context_encoder is not None
-        return replace(self.sampling.context_encoder(c, dropped), tokens=None, mask=None)
-
-    def null_context(self, n: int) -> Encoded:
-        assert self.sampling.context_encoder is not None
-        return replace(self.sampling.context_encoder.null(n), tokens=None, mask=None)
-
-    def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.config.noise, generator=generator, device=generator.device).to(self.device)
-        u = torch.rand(n, self.codec.uniforms, generator=generator, device=generator.device).to(self.device)
-        return self.codec.rows(self.codec.emit(self.sampling(z, vector(c)), u))
-
-
-class GanLearner:
-    """Alternating descent: some steps of the critic, then one of the generator."""
-
-    sweep: ClassVar[Literal["minibatch"]] = "minibatch"
-    finished: ClassVar[bool] = False
-
-    def __init__(self, model: Gan, recipe: Recipe) -> None:
-        self.model = model
-        if recipe.accumulate > 1:
-            raise UsageError("A GAN alternates between its nets and takes whole batches.", "Leave out accumulate.")
-        self.critic = Stepper(list(model.critic.parameters()), recipe)
-        self.generator = Stepper(list(model.generator.parameters()), recipe)
-        self.critic_steps = model.config.critic_steps or (1 if model.config.loss == "r1" else 3)
-        self.runtime: Runtime = Local()
-
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        model = self.model
-        for _ in range(self.critic_steps):
-            with self.runtime.autocast():
-                terms = model.critic_terms(batch, generator)
-            judged = self.critic.update(terms, batch, self.runtime)
-        model.critic.requires_grad_(False)  # the gradient passes through the critic, not into it
-        with self.runtime.autocast():
-            terms = model.generator_terms(batch, generator)
-        made = self.generator.update(terms, batch, self.runtime)
-        model.critic.requires_grad_(True)
-        if model.average is not None:
-            decay = min(model.config.ema, (1 + batch.step) / (10 + batch.step))
-            with torch.no_grad():
-                now: list[Tensor] = list(model.generator.parameters())
-                mean: list[Tensor] = list(model.average.parameters())
-                torch._foreach_lerp_(mean, now, 1 - decay)
-        return {
-            "loss": made["loss"],
-            "critic_loss": judged["loss"],
-            "penalty": judged["penalty"],
-            "grad_norm": torch.maximum(made["grad_norm"], judged["grad_norm"]),  # NaN if either is
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"critic": self.critic.state_dict(), "generator": self.generator.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.critic.load_state_dict(state["critic"])
-        self.generator.load_state_dict(state["generator"])
-
-
-def slope(logit: Tensor, y: Tensor) -> Tensor:
-    """|d logit_i / d y_i|^2 of every row [N], itself differentiable, for logit [N] computed from y [N, F]."""
-    (gradient,) = torch.autograd.grad(logit.sum(), y, create_graph=True)
-    return gradient.square().sum(1)
+def joined(h: Tensor | None, asked: Tensor) -> Tensor:
+    return asked if h is None else torch.cat([h, asked], 1)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.family import serving
 from pofx.core.learner import Recipe
-from pofx.core.model import serving
 from pofx.core.requests import Dequantised
 from pofx.core.space import Space
 from pofx.families.flow import Flow, Scales

@@ -10,6 +10,9 @@ levels inside: the same likelihood for a fraction of the arithmetic.
 With a palette, as in that paper, a pixel is one of its colours, which k-means finds (``nn.palette``). The likelihood is
 still that of the image itself, exactly: log p(palette's colours) - log(number of colours that each stands for).
 
+A grid of codes, as a quantised autoencoder gives, is an image of one channel whose levels have no order: each of its
+steps is one softmax.
+
 Several scans (rows or columns first, from any corner) and several orders of patches may share one net: each is a
 model of its own, and their mixture is as exact as each of them (Uria, Murray & Larochelle 2014).
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from typing import Any, Literal
 
 import torch
@@ -27,9 +31,9 @@ from torch import Tensor, nn
 from pofx.codecs.palette import CUBE, Palette
 from pofx.codecs.steps import Patches, PatchOrder
 from pofx.core.abilities import Completes
+from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
 from pofx.core.likelihood import Exact
-from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
@@ -44,7 +48,7 @@ from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
 from pofx.nn.transformer import Positions, Shape, Transformer
-from pofx.spaces import Image
+from pofx.spaces import Codes, Image
 
 SCANS = 8  # a square image can be turned and mirrored in so many ways; another one in half as many
 
@@ -98,11 +102,10 @@ class ImageGpt(Stepwise, Completes):
     samplers = (Direct,)
     Config = ImageGptConfig
     config: ImageGptConfig
-    space: Image
     codec: Patches
     ways: Tensor  # [orders, steps]: numbers of steps, as the codec counts them
 
-    def __init__(self, config: ImageGptConfig, space: Image, context: Space | None = None) -> None:
+    def __init__(self, config: ImageGptConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
         steps = self.steps
         each = [range(steps), *(site_order("random", steps, config.order_seed + k) for k in range(1, config.orders))]
@@ -113,20 +116,25 @@ class ImageGpt(Stepwise, Completes):
         self.places = nn.Parameter(0.02 * torch.randn(2, steps, config.width)) if config.orders > 1 else None
 
     @classmethod
-    def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:  # type: ignore[override]
-        if not isinstance(space, Image):
-            return "it goes through images."
+    def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:
+        image = as_image(space)
+        if image is None:
+            return "it goes through images, and grids of codes."
         if reason := no_encoder(context):
             return reason
-        if config.head == "bernoulli" and space.levels != 2:
-            return f"a Bernoulli head holds 2 levels, not {space.levels}. Leave out head."
+        if config.head == "bernoulli" and image.levels != 2:
+            return f"a Bernoulli head holds 2 levels, not {image.levels}. Leave out head."
+        if not space.pixels and (
+            config.patch > 1 or config.palette or config.predict == "yes" or config.head not in ("auto", "categorical")
+        ):
+            return "a code's step is one softmax. Leave out patch, palette, predict and head."
         side = config.patch or 1
-        if space.height % side or space.width % side:
-            return f"{space.height}×{space.width} pixels are not made of patches of {side}. Choose a divisor."
-        most = SCANS if space.height == space.width else SCANS // 2
+        if image.height % side or image.width % side:
+            return f"{image.height}×{image.width} pixels are not made of patches of {side}. Choose a divisor."
+        most = SCANS if image.height == image.width else SCANS // 2
         if config.scans > most:
             return f"scans={config.scans} is impossible. Give 1 to {most}."
-        return cls._wrong_palette(space, config)
+        return cls._wrong_palette(image, config)
 
     @classmethod
     def _wrong_palette(cls, space: Image, config: ImageGptConfig) -> str | None:
@@ -148,7 +156,8 @@ class ImageGpt(Stepwise, Completes):
         yield "block"  # the number of patches
         if config.orders == 1 and config.order != "random":
             yield "order_seed"
-        one = config.palette or (config.patch == 1 and space.event_shape[0] == 1 and config.head != "logistic")
+        grey = config.patch == 1 and space.event_shape[0] == 1 and config.head != "logistic"
+        one = config.palette or not space.pixels or grey
         if one:
             yield from ("components", "inner_width", "inner_layers")
 
@@ -166,31 +175,41 @@ class ImageGpt(Stepwise, Completes):
     # -- the parts ------------------------------------------------------------------------------------------
 
     @property
+    def image(self) -> Image:
+        """What it goes through: ``space``, or as which that is taken."""
+        found = as_image(self.space)
+        assert found is not None
+        return found
+
+    def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
+        super().prepare(self._as_image(x), c, weight, generator)
+
+    @property
     def side(self) -> int:
         """Of a patch, in pixels."""
-        height, width = self.space.height, self.space.width
-        if self.config.palette:
+        height, width = self.image.height, self.image.width
+        if self.config.palette or not self.space.pixels:
             return 1
         return self.config.patch or max(p for p in (1, 2, 3, 4) if height % p == 0 and width % p == 0)
 
     @property
     def predicts(self) -> bool:
         """Errors are data written otherwise, so any order of patches and any scan goes through them as well."""
-        predict = "no" if self.config.palette else self.config.predict
-        return self.space.levels > FEW_LEVELS if predict == "auto" else predict == "yes"
+        predict = "no" if self.config.palette or not self.space.pixels else self.config.predict
+        return self.image.levels > FEW_LEVELS if predict == "auto" else predict == "yes"
 
     @property
     def one_level(self) -> bool:
-        return self.side == 1 and self.space.channels == 1 and self.config.head in ("auto", "categorical")
+        return self.side == 1 and self.image.channels == 1 and self.config.head in ("auto", "categorical")
 
     def make_codec(self) -> Patches:
         order, seed = self.config.order, self.config.order_seed
         if self.config.palette:
-            return Palette(self.space, self.config.palette, order, seed)
-        return Patches(self.space, self.side, self.one_level, order, seed, self.predicts)
+            return Palette(self.image, self.config.palette, order, seed)
+        return Patches(self.image, self.side, self.one_level, order, seed, self.predicts)
 
     def make_emission(self) -> Emission:
-        config, space = self.config, self.space
+        config, space = self.config, self.image
         if config.palette:
             return TokenHead(config.palette, config.width, has_eos=False)
         if self.one_level:
@@ -226,7 +245,7 @@ class ImageGpt(Stepwise, Completes):
     def _by(self, member: int, x: Tensor, h: Encoded | None) -> Tensor:
         """log p [N] by one member: of images x turned by its scan, in its order."""
         order, scan = divmod(member, self.config.scans)
-        u = self.codec.encode(turned(x, scan))[:, self.ways[order]]
+        u = self.codec.encode(turned(self._as_image(x), scan))[:, self.ways[order]]
         inputs = torch.cat([self.emission.beginning(len(u)), u[:, :-1]], 1)
         y = self.outputs(inputs, self._toward(h, torch.full((len(x),), member, device=x.device)))
         log_p = self.emission.log_prob(y, u)
@@ -248,17 +267,22 @@ class ImageGpt(Stepwise, Completes):
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         which = torch.randint(self.members, (n,), generator=generator, device=generator.device).to(self.device)
         u = self._drawn(which, c, generator)
-        out = torch.empty(n, *self.space.event_shape, dtype=self.space.dtype, device=self.device)
+        out = torch.empty(n, *self.image.event_shape, dtype=self.space.dtype, device=self.device)
         for member in which.unique().tolist():
             order, scan = divmod(member, self.config.scans)
             rows = (which == member).nonzero()[:, 0]
             out[rows] = turned(self._image(u[rows][:, self.ways[order].argsort()], generator), scan, back=True)
-        return out
+        return out.reshape(n, *self.space.event_shape)
 
     def rows_complete(self, x: Tensor, known: Tensor, c: Encoded | None, generator: torch.Generator) -> Tensor:
         first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        u = self._drawn(first, c, generator, (self.codec.encode(x), self.codec.known(known)))
-        return torch.where(known, x, self._image(u, generator))
+        given = self.codec.encode(self._as_image(x)), self.codec.known(self._as_image(known))
+        drawn = self._image(self._drawn(first, c, generator, given), generator)
+        return torch.where(known, x, drawn.reshape(x.shape))
+
+    def _as_image(self, x: Tensor) -> Tensor:
+        """[N, *E] -> [N, C, H, W]"""
+        return x.reshape(len(x), *self.image.event_shape)
 
     @torch.inference_mode()
     def _drawn(
@@ -274,7 +298,26 @@ class ImageGpt(Stepwise, Completes):
         return torch.cat(steps, 1)
 
     def _image(self, u: Tensor, generator: torch.Generator) -> Tensor:
-        return self.codec.draw(u, generator) if isinstance(self.codec, Palette) else self.codec.decode(u)
+        image = self.codec.draw(u, generator) if isinstance(self.codec, Palette) else self.codec.decode(u)
+        return image.to(self.space.dtype)
+
+
+@singledispatch
+def as_image(space: Any) -> Image | None:
+    """As which image a datum of the space is gone through; None where it is not."""
+    return None
+
+
+@as_image.register
+def _(space: Image) -> Image:
+    return space
+
+
+@as_image.register
+def _(space: Codes) -> Image:
+    """Of one channel, in one row unless they stand in a grid."""
+    height, width = space.shape if len(space.shape) == 2 else (1, space.dims)
+    return Image(height, width, 1, space.size)
 
 
 def turned(x: Tensor, scan: int, back: bool = False) -> Tensor:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from pofx.codecs.windows import READ, halves, windows_over
 from pofx.core.abilities import Completes
 from pofx.core.errors import UsageError
+from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
 from pofx.core.likelihood import Available, Exact, LowerBound
-from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import at_least
 from pofx.core.requests import Ancestral, AnyOrder, InOrder, Request, Sampler, StepByStep, Unmasking, VariationalBound

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from pofx.codecs.real import Parts, preprocess
 from pofx.core.abilities import Ability, Completes, DrawsWithDensity, HasBoundTerms, HasNoisedScore, ShowsWay
 from pofx.core.errors import Unsupported, UsageError
+from pofx.core.family import serving
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Available, Estimate, Exact, Likelihood, LowerBound, Number
-from pofx.core.model import serving
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, POSITIVE, at_least
 from pofx.core.requests import SOLVERS, FewStep, OdeLikelihood, Request, VariationalBound
 from pofx.core.space import Space
-from pofx.families.path_net import net_kind, net_of, net_refused
+from pofx.families.path_net import is_grid, net_kind, net_of, net_refused
 from pofx.families.student import StudentOptions, Taught, student_of
 from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, vector
@@ -71,8 +71,9 @@ class PathConfig(StudentOptions):
         coupling: the noise that a datum gets in training: any, or within each batch the nearest by optimal transport.
         smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
         largest: the same at the noise's end.
-        net: "auto" is a U-Net for images with sides of at least 8, else an MLP; "dit" a transformer over patches of an
-            image, "unet2d" the U-Net of the library diffusers, which reads it, on the chain of Ho et al. 2020.
+        net: "auto" is a U-Net for images with sides of at least 8, and for grids of vectors of at least 4, else an MLP;
+            "dit" a transformer over patches of an image, "unet2d" the U-Net of the library diffusers, which reads it,
+            on the chain of Ho et al. 2020.
         hidden: width of the MLP or of the transformer.
         blocks: residual blocks, of the MLP or per level of the U-Nets, or layers of the transformer.
         channels: of the U-Nets at their finest level.
@@ -148,7 +149,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         self.student = student_of(self.net, config)
         self.register_buffer("begun", None if self.student is None else torch.tensor(False))
         self.register_buffer("span", torch.zeros(2, self.dim) if config.clip != "never" else None)
-        self.gaussian = Gaussian(*(space.event_shape if space.pixels else (self.dim,)))
+        self.gaussian = Gaussian(*(space.event_shape if is_grid(space) else (self.dim,)))
         fine = (space.symbols or 0) >= FINE
         self.cells = bool(space.pixels) and (config.decoder == "cells" or (config.decoder == "auto" and fine))
 
@@ -183,7 +184,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        if space.pixels:
+        if is_grid(space):
             return Recipe(batch=64, lr=1e-3, clip=1.0, ema=0.998)
         return Recipe(batch=256, lr=3e-3, clip=1.0, ema=0.998)
 

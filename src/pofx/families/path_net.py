@@ -17,7 +17,9 @@ from pofx.paths.schedule import Chain, Schedule
 
 def net_kind(config: Any, space: Space) -> str:
     """Its name."""
-    return str(config.net) if config.net != "auto" else "unet" if _side(space) >= 8 else "mlp"
+    if config.net != "auto":
+        return str(config.net)
+    return "unet" if _side(space) >= (8 if space.pixels else 4) else "mlp"
 
 
 def net_of(config: Any, space: Space, shape: tuple[int, ...], width: int, memory: int, schedule: Schedule) -> nn.Module:
@@ -39,10 +41,12 @@ def net_of(config: Any, space: Space, shape: tuple[int, ...], width: int, memory
 
 def net_refused(config: Any, space: Space, context: Space | None) -> str | None:
     """Why the net is none for these spaces and options, or None."""
-    if config.net not in ("auto", "mlp") and not space.pixels:
+    if config.net not in ("auto", "mlp") and not _side(space):
         return f"net={config.net} is for images. Leave net at auto."
     if config.net != "unet2d":
         return None
+    if not space.pixels:
+        return "net=unet2d is for images. Leave net at auto."
     if config.schedule != "ddpm":
         return "net=unet2d is told a step of the chain. Set schedule=ddpm, or net=unet."
     if context is not None:
@@ -54,6 +58,11 @@ def net_refused(config: Any, space: Space, context: Space | None) -> str | None:
     return None
 
 
+def is_grid(space: Space) -> bool:
+    """Is a datum [C, H, W]: an image, or a grid of vectors?"""
+    return len(space.event_shape) == 3
+
+
 def _side(space: Space) -> int:
-    """The shorter one of an image, in pixels; none of anything else."""
-    return min(space.pixels[:2]) if space.pixels else 0
+    """The shorter one of an image or a grid; none of anything else."""
+    return min(space.event_shape[1:]) if is_grid(space) else 0

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pofx.core.errors import UsageError
+from pofx.core.family import serving
 from pofx.core.learner import Recipe
-from pofx.core.model import serving
 from pofx.core.options import at_least
 from pofx.core.space import Space
 from pofx.families.autoregressive import Autoregressive

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pofx.core.family import serving
 from pofx.core.learner import Recipe
-from pofx.core.model import serving
 from pofx.core.options import BELOW_ONE, at_least
 from pofx.core.requests import Windowed, WindowedTokens
 from pofx.core.space import Space

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pofx.core.conditional import evaluating
 from pofx.core.learner import Batch, GradientLearner, Recipe, Stage, TrainingSet
 from pofx.core.likelihood import Unavailable
-from pofx.core.model import evaluating
 from pofx.core.noise import RowNoise
 from pofx.core.options import Range
 from pofx.core.requests import FewStep, Sampler

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pofx.codecs.real import preprocess
+from pofx.core.family import serving
 from pofx.core.learner import GradientLearner, Recipe
-from pofx.core.model import serving
 from pofx.core.options import AMOUNT
 from pofx.core.space import Space
 from pofx.families.flow import Flow, VectorFlowConfig

@@ -25,9 +25,10 @@ from torch.nn.functional import softplus
 
 from pofx.codecs.cells import Intervals, TableCells
 from pofx.core.abilities import Completes, InBlocks
+from pofx.core.family import serving
 from pofx.core.learner import Batch, Local, Recipe, Runtime
 from pofx.core.likelihood import Exact
-from pofx.core.model import Model, serving
+from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import Options, Range
 from pofx.core.requests import ExactLikelihood, Request, Sampler

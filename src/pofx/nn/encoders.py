@@ -263,6 +263,24 @@ class SequenceEncoder(StepsEncoder):
         self.heads.prepare(c[c[..., 0] != self.space.fill])
 
 
+class StepwiseEncoder(Encoder):
+    """Steps of a sequence of rows as their heads embed them, each for itself: the tokens. There is no vector."""
+
+    def __init__(self, space: Any) -> None:
+        heads = heads_for(space.step, components=1)
+        super().__init__(0, sum(heads.features))
+        self.space, self.heads = space, heads
+
+    def encode(self, c: Tensor) -> Encoded:
+        inside = c[..., 0] != self.space.fill
+        tokens = self.heads.embed(torch.where(inside[..., None], c, 0)).to(torch.get_default_dtype())
+        return Encoded(tokens.new_zeros(len(c), 0), tokens, inside)
+
+    def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
+        assert c is not None
+        self.heads.prepare(c[c[..., 0] != self.space.fill])
+
+
 for space, cls in (
     (Label, LabelEncoder), (Table, TableEncoder), (Reals, TableEncoder), (Image, ImageEncoder), (Text, TextEncoder),
     (Audio, AudioEncoder), (Sequence, SequenceEncoder),

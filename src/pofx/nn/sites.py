@@ -108,6 +108,11 @@ class Heads(nn.Module):
         parts = [self._group(g).sample(self._own(params, g), generator) for g in range(len(self.places))]
         return self.event(torch.cat(parts, -1)[..., self.back])
 
+    def typical(self, params: Tensor) -> Tensor:
+        """What stands for the distributions of all sites [..., *E]: means of numbers, likeliest symbols."""
+        parts = [self._group(g).typical(self._own(params, g)) for g in range(len(self.places))]
+        return self.event(torch.cat(parts, -1)[..., self.back])
+
     def visit(self, walk: Steps, values: Tensor, generator: torch.Generator, known: Tensor | None = None) -> Tensor:
         """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
         values = values.clone()
@@ -180,6 +185,15 @@ def heads_for(space: Space, *, image: ImageKind = "auto", components: int = 8, s
 def has_heads(space: Space) -> bool:
     """Does ``heads_for`` know this space, by its columns or by a case of its own?"""
     return bool(space.columns) or heads_for.dispatch(type(space)) is not heads_for.dispatch(object)
+
+
+def no_decoder(space: Space) -> str | None:
+    """Why latents cannot be decoded into the space, a head for each site (a sentence), or None."""
+    if not has_heads(space):
+        return f"there is no head for {space}."
+    if space.values:
+        return "a label has no latent structure. Fit a classifier or a histogram."
+    return None
 
 
 @heads_for.register

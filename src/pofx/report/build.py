@@ -17,10 +17,11 @@ from markupsafe import Markup
 from pofx.core.errors import NoRun
 from pofx.core.files import write_atomic
 from pofx.core.space import Space, from_json
+from pofx.core.verdict import ESS, RHAT
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
-from pofx.report import exhibits, leaderboard, paths, plots
+from pofx.report import exhibits, latents, leaderboard, paths, plots
 from pofx.report.leaderboard import Cell, Column, duration, minus
 from pofx.train.compiling import told
 from pofx.train.run import read_evaluation, read_info, read_log
@@ -95,6 +96,7 @@ def _comparison(folder: Path) -> Page:
         "matrix": (names, matrix) if len(names) > 1 else None,
         "plots": _plots(rows, logs),
         "terms": None,
+        "games": [],
         "absent": [r for r in record["rows"] if r["status"] != "ok"],
         "silent": [(r["family"], r["likelihood"]["note"]) for r in rows if r["likelihood"]["kind"] not in plots.KINDS],
         "facts": _facts(record),
@@ -125,7 +127,8 @@ def _parts(
         "surprise": _shades(rows),
         "shades": exhibits.BITS,
         "quality": _quality(rows, record),
-        "latents": _latents(rows),
+        "latents": latents.parts(of, rows, samples),
+        "chains": _chains(rows),
         "outliers": _outliers(rows),
     }
 
@@ -246,27 +249,25 @@ def _quality(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Pa
     }
 
 
+def _chains(rows: Sequence[Mapping[str, Any]]) -> Page | None:
+    """What the Markov chains that drew the samples say of them, and the limits of a verdict."""
+    found = [(r["family"], said) for r in rows if (said := get(r, "sampling", "chains"))]
+
+    def line(said: Mapping[str, Any]) -> list[str]:
+        accepted = said["acceptance"]
+        return [
+            "mixed" if said["mixed"] else "not mixed",
+            f"{decode(said['rhat']):.3f}",
+            *(amount(decode(said[k])) for k in ("ess_bulk", "ess_tail")),
+            f"{said['chains']:,} × {said['draws']:,}",
+            "—" if accepted is None else f"{accepted:.0%}",
+            f"{said['divergent']:,}",
+        ]
+
+    return {"rows": [(name, line(said)) for name, said in found], "rhat": RHAT, "ess": ESS} if found else None
+
+
 _QUALITY_FIGURES = (("c2st", "accuracy"), ("prdc", "coverage"), ("memorisation", "auroc"))
-
-
-def _latents(rows: Sequence[Mapping[str, Any]]) -> list[Page]:
-    out = []
-    for r in rows:
-        probe, usage = get(r, "latents", "probe") or {}, get(r, "latents", "usage") or {}
-        if "accuracy" not in probe and "kl" not in usage:
-            continue
-        kl = sorted((decode(v) for v in usage.get("kl", [])), reverse=True)
-        line = dict.fromkeys(("accuracy", "raw", "majority", "active", "rate"), "—")
-        if "accuracy" in probe:
-            line["accuracy"] = f"{probe['accuracy']:.1%} ± {probe['se']:.1%}"
-            line |= {"raw": f"{probe['raw_accuracy']:.1%}", "majority": f"{probe['majority']:.1%}"}
-        if "active" in usage:
-            line["active"] = f"{usage['active']} of {usage['dims']}"
-        if "rate" in usage:
-            line["rate"] = f"{usage['rate']:.3g}"
-        bars = plots.bars(kl, f"KL per dimension, largest {kl[0]:.2g} nats") if kl else None
-        out.append(line | {"family": r["family"], "dims": probe.get("dims", usage.get("dims")), "bars": bars})
-    return out
 
 
 def _outliers(rows: Sequence[Mapping[str, Any]]) -> Page | None:
@@ -361,6 +362,7 @@ def _run(folder: Path) -> Page:
         "matrix": None,
         "plots": {"frontier": [], "curves": None, "without_curve": []},
         "terms": _terms(log),
+        "games": _games(log),
         "absent": [],
         "silent": [],
         "facts": _run_facts(info, log),
@@ -400,6 +402,22 @@ def _terms(log: Sequence[Mapping[str, Any]]) -> list[Page]:
 
 def _short(value: float) -> str:
     return minus(f"{value:.4g}") if math.isfinite(value) else "—"
+
+
+GAMES = {  # logged figures that say something beside each other: the name of each, and of their axis
+    "the critic's mean": {"on_real": "real", "on_fake": "generated"},
+    "norm of the gradient": {"critic_norm": "critic", "generator_norm": "generator"},
+    "distance of two rows": {"spread_real": "real", "spread_fake": "generated"},
+}
+
+
+def _games(log: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """How a game between two nets went."""
+    drawn = []
+    for label, names in GAMES.items():
+        lines = {told: [(e["step"], e[key]) for e in log if e.get(key) is not None] for key, told in names.items()}
+        drawn.append(plots.figures(lines, label, title=f"{label[0].upper()}{label[1:]} during training"))
+    return [svg for svg in drawn if svg]
 
 
 def _run_facts(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

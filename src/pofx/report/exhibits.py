@@ -35,6 +35,12 @@ def load_rows(path: Path) -> Rows:
     return read_arrays(path) if path.exists() else {}
 
 
+def beside(samples: Mapping[str, Path], name: str) -> dict[str, Rows]:
+    """What every family drew besides its ``samples``, under that name; of those that have it."""
+    found = {family: load_rows(path.with_name(f"{name}.npz")) for family, path in samples.items()}
+    return {family: arrays for family, arrays in found.items() if "x" in arrays}
+
+
 @singledispatch
 def exhibit(space: Space, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> dict[str, Any]:
     """What the page shows of held-out data and of every family's samples, under the name of a part of the page.

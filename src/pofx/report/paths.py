@@ -16,7 +16,7 @@ from pofx.core.space import Space
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
 from pofx.report import plots
-from pofx.report.exhibits import Rows, load_rows
+from pofx.report.exhibits import Rows, beside
 from pofx.report.leaderboard import duration
 
 FRAMES = 30  # of a way, at most
@@ -31,20 +31,19 @@ def parts(
 ) -> dict[str, Any]:
     """What the page shows, by the name of the part; empty where no family has it, or an older folder has not."""
 
-    def beside(name: str) -> dict[str, Rows]:
-        """What every family drew besides its ``samples``."""
-        found = {family: load_rows(path.with_name(f"{name}.npz")) for family, path in samples.items()}
-        return {family: arrays for family, arrays in found.items() if "x" in arrays}
-
     figures = {r["family"]: r for r in rows}
-    grids = beside("guided")
+    grids = beside(samples, "guided")
     return {
         "steps": over_steps(rows),
         "bounds": bounds(rows),
         "guided": [
             grid(space, context, name, figures[name], found) for name, found in grids.items() if name in figures
         ],
-        "ways": [(name, way(name, found["x"], data)) for name, found in beside("trajectories").items() if "x" in data],
+        "ways": [
+            (name, way(name, found["x"], data))
+            for name, found in beside(samples, "trajectories").items()
+            if "x" in data
+        ],
     }
 
 

@@ -210,6 +210,23 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], label: str, *, ti
         return _svg(figure, title)
 
 
+def figures(lines: Mapping[str, Sequence[tuple[float, float]]], label: str, *, title: str) -> Markup | None:
+    """Several logged figures over the steps of training on one axis, named at their ends."""
+    lines = {k: [p for p in v if math.isfinite(p[1])] for k, v in lines.items()}
+    lines = {k: v for k, v in lines.items() if len(v) > 1}
+    if not lines:
+        return None
+    with _figure(5.0, 3.4) as (figure, ax):
+        low, top = (end(y for v in lines.values() for _, y in v) for end in (min, max))
+        room = max(top - low, 1e-3 * abs(top), 1e-6)
+        ax.set_xlim(0, max(v[-1][0] for v in lines.values()) * 1.02)
+        ax.set_ylim(low - 0.06 * room, top + 0.06 * room)
+        _named(ax, lines)
+        ax.set_xlabel("steps of training")
+        ax.set_ylabel(label)
+        return _svg(figure, title)
+
+
 def speeds(lines: Mapping[str, Sequence[tuple[float, float]]], what: str, *, title: str) -> Markup | None:
     """``what`` (steps, by the name of the data) per second over how many a draw has, named at their ends."""
     lines = {k: v for k, v in lines.items() if len(v) > 1}

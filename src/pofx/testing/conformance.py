@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pofx.core.errors import UsageError
 from pofx.core.model import Model
-from pofx.testing import checks, checks_context, checks_sequence  # noqa: F401, which fill CHECKS
+from pofx.testing import checks, checks_context, checks_latent, checks_sequence  # noqa: F401, which fill CHECKS
 from pofx.testing.oracles import Case, cases
 from pofx.testing.subject import CHECKS, NotApplicable, Subject
 
@@ -59,6 +59,7 @@ CONTEXT_CHECKS = (
 )  # fmt: skip
 SPACE_CHECKS = (
     "kind is promised", "rows are independent", "sums to one", "never beats the truth", "score is the gradient",
+    "energy is the density",
     "samples are of the space", "run folder round trip", "bad input is named",
 )  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.conditional import Conditional
 from pofx.core.errors import PofxError
 from pofx.core.likelihood import Available, Unavailable
-from pofx.core.model import Conditional, Model
+from pofx.core.model import Model
 from pofx.core.registry import register
-from pofx.core.requests import Request
+from pofx.core.requests import Annealed, PerDatum, Request
 from pofx.data.parts import Data, Part
 from pofx.testing.oracles import Case
 from pofx.train.fit import fit
@@ -26,7 +29,9 @@ from pofx.train.run import Run, read_run
 
 STEPS = 400  # of gradient learners; whole-sweep learners stop by themselves
 STEPS_OF_SEQUENCES = 200  # each goes through many positions
-STEPS_BRIEF = 100  # of the many cases of one space given another, and of brief ones
+STEPS_BRIEF = 150  # of the many cases of one space given another, and of brief ones
+
+SLOW = (Annealed, PerDatum)  # requests that go many ways or fits for each row: checks ask them of a few rows
 
 
 @dataclass(eq=False)
@@ -60,7 +65,7 @@ class Subject:
         steps, recipe = (STEPS_OF_SEQUENCES, {"batch": 32}) if small else (STEPS, {"batch": 200})
         limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500}
         if self.case.given is not None or self.case.brief:
-            limits, recipe = {"steps": STEPS_BRIEF, "checks": 2, "valid_rows": 100}, {"batch": 32}
+            limits, recipe = {"steps": STEPS_BRIEF, "checks": 2, "valid_rows": 100}, {"batch": 32, "warmup": 10}
             options |= {"context_dropout": 0.1} if "context_dropout" in options and self.case.given else {}
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
@@ -119,6 +124,20 @@ def generator(seed: int) -> torch.Generator:
 def log_prob(model: Model, part: Part, seed: int = 0, request: Request | None = None) -> Available | Unavailable:
     with torch.no_grad():
         return model.given(part.c).log_prob(part.x, request=request, generator=generator(seed))
+
+
+@contextmanager
+def precise(model: Model, request: Request) -> Iterator[Model]:
+    """The model; for slow requests a copy in float64, as chains amplify what float32 rounds by a batch's size."""
+    if not isinstance(request, SLOW):
+        yield model
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield copy.deepcopy(model).double()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def every(c: Tensor | None, n: int) -> Tensor | None:

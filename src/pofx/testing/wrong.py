@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional
 
-from pofx.core.abilities import Encodes, HasNoisedScore, HasScore
+from pofx.core.abilities import Encodes, HasEnergy, HasNoisedScore, HasScore
 from pofx.core.learner import Batch, Local, Recipe, RowDataset, Runtime, Stage
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, UpperBound, make
 from pofx.core.measure import Measure
@@ -75,7 +75,7 @@ class Small(Model):
         return OneSweep(self)
 
 
-class Moments(Small, HasScore, HasNoisedScore):
+class Moments(Small, HasEnergy, HasScore, HasNoisedScore):
     """N(mean, covariance) by moments, on tables of real columns."""
 
     name = "right gaussian"
@@ -108,6 +108,9 @@ class Moments(Small, HasScore, HasNoisedScore):
     def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         return self.mean + noise @ self.root.T
+
+    def rows_energy(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return -self.log_density(x)
 
     def rows_score(self, x: Tensor, c: Tensor | None) -> Tensor:
         return -torch.cholesky_solve((x - self.mean).T, self.root).T
@@ -418,6 +421,10 @@ mistake(
 mistake(
     Moments, "sign of the score", "score is the gradient",
     rows_score=lambda self, x, c: -Moments.rows_score(self, x, c),
+)  # fmt: skip
+mistake(
+    Moments, "an energy at another temperature", "energy is the density",
+    rows_energy=lambda self, x, c: Moments.rows_energy(self, x, c) / 2,
 )  # fmt: skip
 mistake(  # that of the data where that of noised data is asked for
     Moments, "score of other data than it says", "noised score is the gradient",

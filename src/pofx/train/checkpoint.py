@@ -204,8 +204,15 @@ def _unpack(node: Any, tensors: dict[str, Tensor]) -> Tree:
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copy the tensors of ``state`` into the model. Raises CorruptCheckpoint where they are not those of the model."""
-    if wrong := put(model, state):
+    """Copy the tensors of ``state`` into the model. Raises OlderFormat where they have other names than the model's,
+    CorruptCheckpoint where they do not fit it otherwise."""
+    wrong = put(model, state)
+    if model.state_dict().keys() != state.keys():
+        raise OlderFormat(
+            f"{path} holds the weights of another model than today's {type(model).__name__}: {wrong}.",
+            "Fit again, or use the pofx that wrote it.",
+        )
+    if wrong:
         raise CorruptCheckpoint(f"{path} does not fit its config.json: {wrong}.", "Fit again.")
 
 

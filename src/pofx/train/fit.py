@@ -17,8 +17,9 @@ import torch
 
 from pofx.core.abilities import InBlocks
 from pofx.core.errors import EmptyData, Stopped, UsageError
+from pofx.core.family import replace_config
 from pofx.core.memory import enough
-from pofx.core.model import Model, replace_config
+from pofx.core.model import Model
 from pofx.core.nested import configured
 from pofx.core.options import Range, at_least, check
 from pofx.core.registry import family as find_family

@@ -35,9 +35,10 @@ from pofx.core.errors import (
     RunExists,
     UsageError,
 )
+from pofx.core.family import replace_config
 from pofx.core.files import lock
 from pofx.core.learner import Recipe
-from pofx.core.model import Model, replace_config
+from pofx.core.model import Model
 from pofx.core.nested import record
 from pofx.core.registry import family
 from pofx.core.space import from_json
