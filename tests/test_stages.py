@@ -234,7 +234,7 @@ def test_two_processes_compute_what_one_does_in_every_stage(tmp_path):
     )
     (tmp_path / "two.py").write_text(code)
     env = os.environ | {"PYTHONPATH": os.pathsep.join((HERE, os.environ.get("PYTHONPATH", "")))}
-    subprocess.run([sys.executable, str(tmp_path / "two.py")], check=True, env=env, capture_output=True)
+    subprocess.run([sys.executable, str(tmp_path / "two.py")], check=True, env=env)
     assert torch.allclose(weights(one), weights(read_run(tmp_path / "two")), atol=1e-4)
 
 

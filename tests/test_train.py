@@ -174,17 +174,21 @@ def test_training_saved_by_an_older_version_is_named(data, tmp_path):
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
-    """Equal within rounding, with noise in every step and weighted rows."""
+    """Equal within rounding, with noise in every step and weighted rows; they part before they end."""
     data = gaussian_data(weight=True)
     one = fit(data, NoisyGaussian, steps=40, out=tmp_path / "one")
     code = (
-        "from toys import NoisyGaussian, gaussian_data\nfrom pofx.train.fit import fit\n"
+        "import torch.distributed\nfrom toys import NoisyGaussian, gaussian_data\nfrom pofx.train import fit as train\n"
+        "in_process = train._in_process\n"
+        "def parted(*what):\n    in_process(*what)\n    assert not torch.distributed.is_initialized()\n"
+        "train._in_process = parted\n"
         "if __name__ == '__main__':\n"
-        f"    fit(gaussian_data(weight=True), NoisyGaussian, steps=40, processes=2, out={str(tmp_path / 'two')!r})"
+        "    data = gaussian_data(weight=True)\n"
+        f"    train.fit(data, NoisyGaussian, steps=40, processes=2, out={str(tmp_path / 'two')!r})"
     )
     (tmp_path / "two.py").write_text(code)
     env = os.environ | {"PYTHONPATH": os.pathsep.join((HERE, os.environ.get("PYTHONPATH", "")))}
-    subprocess.run([sys.executable, str(tmp_path / "two.py")], check=True, env=env, capture_output=True)
+    subprocess.run([sys.executable, str(tmp_path / "two.py")], check=True, env=env)
     two = read_run(tmp_path / "two")
     assert torch.allclose(weights(one), weights(two), atol=1e-5)
     assert not torch.equal(weights(one), weights(fit(data, NoisyGaussian, steps=40, seed=1)))
