@@ -207,6 +207,22 @@ def test_columns_that_do_not_fit_are_named(recorded, monkeypatch):
     assert before == {"family", "log p(x), nats"} | ({"samples/s"} & before)
 
 
+def test_what_has_no_number_says_why_below_the_table(recorded, monkeypatch):
+    """A sentence in a cell would take the room of every other column."""
+    monkeypatch.chdir(recorded)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", screen := Screen())
+    shown(["compare"])
+    heading, *lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).split("\n")
+    assert re.split(r" {2,}", heading)[:2] == ["family", "log p(x), nats"]
+    assert "samples/s" in heading
+    assert re.split(r" {2,}", next(line for line in lines if line.startswith("gzip ")))[1] == "—"
+    assert "gzip: — (gzip codes exact values, and columns with a density have no finite code.)" in " ".join(
+        line.strip() for line in lines
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "width", "lines"),
     [

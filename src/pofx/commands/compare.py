@@ -118,11 +118,13 @@ def show(result: Comparison, page: Path, args: Output) -> None:
 
     out.table(*_comparison_table(result), "the report and --json have them")
     silent: dict[str, list[str]] = {}  # families that said the same, together
+    for name, text in _without_number(result).items():
+        silent.setdefault(f": {text}", []).append(name)
     for row in result.rows:
         if row["status"] != "ok":
-            silent.setdefault(f"{row['status']}: {row['reason']}", []).append(row["family"])
+            silent.setdefault(f" {row['status']}: {row['reason']}", []).append(row["family"])
     for reason, names in silent.items():
-        out.print(elsewhere(f"{', '.join(names)} {reason}", "compare"))
+        out.print(elsewhere(f"{', '.join(names)}{reason}", "compare"))
     for row in result.rows:
         if said := get(row, "sampling", "chains", "text"):
             out.print(f"{row['family']} draws by chains: {said}")
@@ -164,17 +166,27 @@ def _column(name: str, unit: str = "dim") -> Column:
     return Column(heading, _RANKS[name], right=name != "family", wraps=name == "family")
 
 
+def _without_number(result: Any) -> dict[str, str]:
+    """What families and baselines without a likelihood say of it: too long for a cell."""
+    from pofx.core.likelihood import Unavailable
+
+    found = {row["family"]: row["likelihood"] for row in result.rows if row["status"] == "ok"}
+    found |= result.record["baselines"]
+    return {name: told["text"] for name, told in found.items() if told["kind"] == Unavailable.__name__}
+
+
 def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
     """Its columns, and the cells of the families that have a likelihood and of the baselines."""
     header, *rows = result.table()
     shown = [k for k in _RANKS if k != "accuracy" or any(r.get("accuracy") for r in result.rows)]
     unit = next((r["likelihood"]["unit"] for r in result.rows if r["status"] == "ok"), "dim")
     silent = {r["family"] for r in result.rows if r["status"] != "ok"}
+    without = _without_number(result)
     found = []
     for row in rows:
         if row[0] not in silent:
             cells = [row[header.index(name)] for name in shown]
-            cells[1] = cells[1].replace(" nats", "")
+            cells[1] = cells[2] if row[0] in without else cells[1].replace(" nats", "")
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             found.append(cells)
     return [_column(name, unit) for name in shown], found
