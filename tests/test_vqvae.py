@@ -19,7 +19,7 @@ from pofx.data.parts import Data, Part
 from pofx.families.vqvae import VqVae, VqVaeConfig
 from pofx.nn.grid import GridDecoder, GridEncoder
 from pofx.nn.quantize import Codebook, Levels
-from pofx.spaces import Codes, Image, Label
+from pofx.spaces import Codes, Image, Label, Real, Table
 from pofx.testing.oracles import image_states
 
 
@@ -73,6 +73,13 @@ def test_the_bound_is_one_term_of_the_sum_over_all_codes(options: dict[str, obje
     torch.testing.assert_close(lik.nats, term.double(), atol=1e-4, rtol=0)
     assert bool((lik.nats <= truth + 1e-5).all())
     assert float((truth - lik.nats).max()) > 0.1  # other codes give these images, too
+
+
+@pytest.mark.parametrize(("columns", "said", "codes"), [(2, 0, 1), (17, 0, 2), (80, 0, 8), (2, 5, 5)])
+def test_a_row_has_a_code_for_eight_columns_unless_more_are_asked_for(columns: int, said: int, codes: int) -> None:
+    space = Table(tuple(Real(f"x{i}") for i in range(columns)))
+    model = VqVae(VqVaeConfig(groups=said, hidden=8, codes=4, dim=2, prior="made:hidden=8"), space)
+    assert model.codes(torch.randn(3, columns, dtype=torch.float64)).shape == (3, codes)
 
 
 def test_samples_are_of_the_sum_over_all_codes() -> None:

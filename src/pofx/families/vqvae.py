@@ -48,6 +48,7 @@ from pofx.nn.sites import ImageKind, heads_for, mixes, no_decoder
 from pofx.spaces import Codes
 
 PASS = 2**22  # numbers of decoder output, or distances to codes, that one pass may hold
+PER_GROUP, MOST_GROUPS = 8, 8  # columns of a code, and codes, unless said: each costs the bound its nats
 STARTED = 1024  # training rows whose vectors a codebook starts from, and whose codes the prior is prepared by
 
 
@@ -60,7 +61,8 @@ class VqVaeConfig(NetOptions):
         blocks: residual blocks, of the MLPs or at the size of the grid of codes.
         channels: of the conv nets at half the image's size, doubled at a quarter.
         down: how many times an image is halved on the way to its grid of codes.
-        groups: codes of a datum that is no image, or of an image in mlp nets.
+        groups: codes of a datum that is no image, or of an image in mlp nets; 0: one for
+            every 8 columns or pixels, from 1 to 8.
         codes: how many different ones there are, each a vector of a codebook.
         dim: numbers of such a vector.
         levels: instead, finite scalar quantisation: each number of a vector is one of so many levels, as 8 6 5, and the
@@ -77,7 +79,7 @@ class VqVaeConfig(NetOptions):
 
     blocks: int = 2
     down: int = 2
-    groups: int = 8
+    groups: int = 0
     codes: int = 256
     dim: int = 16
     levels: tuple[int, ...] = ()
@@ -92,6 +94,7 @@ class VqVaeConfig(NetOptions):
     ranges = {
         "blocks": AMOUNT,
         "down": at_least(0, 16),
+        "groups": AMOUNT,
         "codes": at_least(2),
         "levels": at_least(2),
         "commitment": POSITIVE,
@@ -134,10 +137,11 @@ class VqVae(Conditioned, Encodes, FromLatents, HasBoundTerms):
             self.encoder = GridEncoder(shape[0], dim, **size)
             self.decoder = GridDecoder(dim, (shape[0] * params[0], *shape[1:]), **size)
         else:
-            grid, wide = (config.groups,), {"hidden": config.hidden, "blocks": config.blocks, "context": self.known}
-            encoder = Mlp(sum(self.heads.features), config.groups * dim, **wide)
+            groups = config.groups or min(max(1, space.dims // PER_GROUP), MOST_GROUPS)
+            grid, wide = (groups,), {"hidden": config.hidden, "blocks": config.blocks, "context": self.known}
+            encoder = Mlp(sum(self.heads.features), groups * dim, **wide)
             encoder.last.reset_parameters()  # at zero all data would have the same codes
-            self.encoder, self.decoder = encoder, Mlp(config.groups * dim, sum(params), **wide)
+            self.encoder, self.decoder = encoder, Mlp(groups * dim, sum(params), **wide)
         self.prior = self._made_prior(Codes(grid, self.quantizer.size))
         self.exact = next(kind for kind in self.prior.own_estimators if kind.kind == "Exact")
         self.register_buffer("fitted", torch.tensor(False))
