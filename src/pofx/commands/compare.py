@@ -186,7 +186,7 @@ def _comparison_table(result: Any) -> tuple[list[Column], list[list[str]]]:
     for row in rows:
         if row[0] not in silent:
             cells = [row[header.index(name)] for name in shown]
-            cells[1] = cells[2] if row[0] in without else cells[1].replace(" nats", "")
+            cells[1] = cells[2] if row[0] in without else cells[1].replace(" nats", "")  # cells[2] is then "—"
             cells[2] = cells[2].removesuffix(f" bits/{unit}").split(" ±")[0]  # its error is that of the nats
             found.append(cells)
     return [_column(name, unit) for name in shown], found
