@@ -40,8 +40,7 @@ from pofx.core.requests import SOLVERS, Direct, Elbo, FewStep, Request, Sampler,
 from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, Known, NetOptions, own_vector, part
 from pofx.nn.encoders import no_encoder
-from pofx.nn.grid import GridDecoder, GridEncoder, halved
-from pofx.nn.mlp import Mlp
+from pofx.nn.grid import grid_nets
 from pofx.nn.sites import ImageKind, heads_for, mixes, no_decoder
 from pofx.spaces import Reals
 
@@ -104,20 +103,11 @@ class LatentDiffusion(Conditioned, Encodes, FromLatents, HasBoundTerms):
         self.heads = heads_for(space, image=config.image, components=config.components)
         shape, params = config.conv_shape(space), self.heads.params
         self.conv = shape is not None
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        grid: tuple[int, ...]
-        if shape:
-            grid = (config.latent, *halved(*shape[1:], config.down)[-1])
-            size = {"down": config.down, "width": config.channels, "blocks": config.blocks, "context": self.known}
-            self.encoder = GridEncoder(shape[0], 2 * config.latent, **size)
-            self.decoder = GridDecoder(config.latent, (shape[0] * params[0], *shape[1:]), **size)
-        else:
-            grid, wide = (config.latent,), {"hidden": config.hidden, "blocks": config.blocks, "context": self.known}
-            encoder = Mlp(sum(self.heads.features), 2 * config.latent, **wide)
-            encoder.last.reset_parameters()  # at zero q(z | x) would not depend on x: a saddle of the objective
-            self.encoder, self.decoder = encoder, Mlp(config.latent, sum(params), **wide)
-        self.grid = grid
+        self.encoder, self.decoder, places = grid_nets(
+            shape, sum(self.heads.features), params[0] if shape else sum(params), (2 * config.latent, config.latent), 1,
+            down=config.down, channels=config.channels, hidden=config.hidden, blocks=config.blocks, context=self.known,
+        )  # fmt: skip
+        self.grid = grid = (config.latent, *places) if shape else (config.latent,)
         self.prior = part(config.prior, Reals(grid), context, config)
         if self.prior.default_request().kind not in ("Exact", "LowerBound"):
             raise Unsupported(

@@ -41,8 +41,7 @@ from pofx.core.requests import OneCode, Request, Sampler
 from pofx.core.space import Space, free_length
 from pofx.families.conditioned import Conditioned, Known, NetOptions, own_vector, part
 from pofx.nn.encoders import no_encoder
-from pofx.nn.grid import GridDecoder, GridEncoder, halved
-from pofx.nn.mlp import Mlp
+from pofx.nn.grid import grid_nets
 from pofx.nn.quantize import Codebook, Levels
 from pofx.nn.sites import ImageKind, heads_for, mixes, no_decoder
 from pofx.spaces import Codes
@@ -128,20 +127,11 @@ class VqVae(Conditioned, Encodes, FromLatents, HasBoundTerms):
         )
         shape, params, dim = config.conv_shape(space), self.heads.params, self.quantizer.dim
         self.conv = shape is not None
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        grid: tuple[int, ...]
-        if shape:
-            grid = halved(*shape[1:], config.down)[-1]
-            size = {"down": config.down, "width": config.channels, "blocks": config.blocks, "context": self.known}
-            self.encoder = GridEncoder(shape[0], dim, **size)
-            self.decoder = GridDecoder(dim, (shape[0] * params[0], *shape[1:]), **size)
-        else:
-            groups = config.groups or min(max(1, space.dims // PER_GROUP), MOST_GROUPS)
-            grid, wide = (groups,), {"hidden": config.hidden, "blocks": config.blocks, "context": self.known}
-            encoder = Mlp(sum(self.heads.features), groups * dim, **wide)
-            encoder.last.reset_parameters()  # at zero all data would have the same codes
-            self.encoder, self.decoder = encoder, Mlp(groups * dim, sum(params), **wide)
+        self.encoder, self.decoder, grid = grid_nets(
+            shape, sum(self.heads.features), params[0] if shape else sum(params), (dim, dim),
+            config.groups or min(max(1, space.dims // PER_GROUP), MOST_GROUPS),
+            down=config.down, channels=config.channels, hidden=config.hidden, blocks=config.blocks, context=self.known,
+        )  # fmt: skip
         self.prior = self._made_prior(Codes(grid, self.quantizer.size))
         self.exact = next(kind for kind in self.prior.own_estimators if kind.kind == "Exact")
         self.register_buffer("fitted", torch.tensor(False))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pofx.nn.conv import Residual
-from pofx.nn.mlp import at_least_single
+from pofx.nn.mlp import Mlp, at_least_single
 
 
 def halved(height: int, width: int, times: int) -> list[tuple[int, int]]:
@@ -93,3 +94,32 @@ class GridDecoder(nn.Module):
             y = up(F.silu(y))
             y = F.pixel_shuffle(y, 2)[..., :height, :width] if len(self.sizes) > 1 else y
         return at_least_single(y)
+
+
+def grid_nets(
+    shape: tuple[int, int, int] | None,
+    features: int,
+    params: int,
+    sizes: tuple[int, int],
+    places: int,
+    *,
+    down: int,
+    channels: int,
+    hidden: int,
+    blocks: int,
+    context: int,
+) -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    """An encoder to a grid of vectors, a decoder from one, and the grid's shape.
+
+    Convolutional for images of shape (C, H, W), with ``params`` of the decoder for each channel and pixel; else MLPs
+    from ``features`` to ``places`` vectors and from these to ``params``. ``sizes``: numbers of a vector of either.
+    """
+    made, taken = sizes
+    if shape:
+        size: dict[str, Any] = {"down": down, "width": channels, "blocks": blocks, "context": context}
+        grid = halved(*shape[1:], down)[-1]
+        return GridEncoder(shape[0], made, **size), GridDecoder(taken, (shape[0] * params, *shape[1:]), **size), grid
+    wide: dict[str, Any] = {"hidden": hidden, "blocks": blocks, "context": context}
+    encoder = Mlp(features, places * made, **wide)
+    encoder.last.reset_parameters()  # at zero all data would have the same vectors: a saddle of the objective
+    return encoder, Mlp(places * taken, params, **wide), (places,)
