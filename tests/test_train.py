@@ -194,6 +194,21 @@ def test_two_processes_compute_what_one_does(tmp_path):
     assert not torch.equal(weights(one), weights(fit(data, NoisyGaussian, steps=40, seed=1)))
 
 
+def test_the_error_of_one_process_is_told_not_that_others_lost_it(tmp_path):
+    (tmp_path / "two.py").write_text(
+        "from toys import NoisyGaussian, gaussian_data\nfrom pofx.train.fit import fit\n"
+        "from pofx.train.loop import Loop\nrun = Loop.run\n"
+        "def failing(self, *what):\n    assert self.fabric.global_rank == 0, 'the second fails'\n"
+        "    return run(self, *what)\n"
+        "Loop.run = failing\n"
+        "if __name__ == '__main__':\n    fit(gaussian_data(), NoisyGaussian, steps=40, processes=2)\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((HERE, os.environ.get("PYTHONPATH", "")))}
+    done = subprocess.run([sys.executable, str(tmp_path / "two.py")], env=env, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("AssertionError: the second fails")
+
+
 def test_torchrun_on_two_nodes_computes_what_one_process_does(tmp_path):
     """Two launchers stand for two machines. The first process alone writes; another number than theirs is named."""
     with socket.socket() as free:

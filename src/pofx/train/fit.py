@@ -275,8 +275,6 @@ def _launch(job: Job, progress: Progress | None, watch: Watch, until: float) -> 
 def _in_process(job: Job, threads: int, fabric: Fabric) -> None:
     torch.set_num_threads(max(1, threads // fabric.world_size))
     # Tensors reach a process as shared memory: each trains a copy, and all read the same data.
-    try:
-        with Watch(job.path, child=True).installed() as watch, suppress(Stopped):  # the first process tells the caller
-            Loop(fabric, dataclasses.replace(job, model=copy.deepcopy(job.model)), None, watch).run()
-    finally:
-        leave()
+    with Watch(job.path, child=True).installed() as watch, suppress(Stopped):  # the first process tells the caller
+        Loop(fabric, dataclasses.replace(job, model=copy.deepcopy(job.model)), None, watch).run()
+    leave()  # after an error not: the others would lose the connection, and tell of that in its place
