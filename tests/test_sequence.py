@@ -260,7 +260,7 @@ def test_windows_over_excerpts_are_those_of_the_text(vocabulary: int) -> None:
 
 def test_whole_pieces() -> None:
     x = torch.tensor([[3, 4, -1], [5, -1, -1], [6, 7, 8], [-1, -1, -1]])
-    pieces = Whole(x, lambda rows: rows, -1, -2)
+    pieces = Whole(x, lambda rows: rows, -1, -2, (x >= 0).sum(1))
     assert pieces[torch.tensor([1, 2, 3])].tolist() == [[-1, 5, -1, -2, -2], [-1, 6, 7, 8, -1], [-1, -1, -2, -2, -2]]
     assert len(pieces) == 4
 

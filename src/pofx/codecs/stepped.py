@@ -41,7 +41,7 @@ def stepped(space: Any) -> Stepped | None:
 @stepped.register
 def _(space: Text) -> Stepped:
     return Stepped(
-        ("vocabulary", "tied", "marginal"),
+        ("vocabulary", "tied", "marginal", "smoothing"),
         lambda o: Subwords(space, o.vocabulary) if o.vocabulary else Plain(space),
         lambda o, small: TokenHead(
             o.vocabulary or space.symbols, o.width, has_eos=space.has_eos, tied=o.tied, marginal=o.marginal, small=small

@@ -32,6 +32,8 @@ from pofx.spaces.text import filled_up
 
 PatchOrder = Literal["raster", "column", "spiral", "reverse", "random"]
 
+LEARNED = 2**23  # symbols of texts, of which subwords are learned
+
 Span: TypeAlias = tuple[int, int]  # of a string's characters: the first, and the one after the last
 Detokenizer: TypeAlias = Callable[[int | None], str]  # the next symbol (None: no more) -> the text that it completes
 
@@ -43,11 +45,13 @@ class Codec(nn.Module):
         aligned: each unit of a datum is one step.
         apart: the steps of a datum are those of its parts, end to end.
         kind: of a datum's likelihood, given the exact one of its steps: Exact where each datum has one spelling.
+        looked_at: how many training rows ``prepare`` is given at most.
     """
 
     aligned = True
     apart = False
     kind: Kind = Exact
+    looked_at = 500
 
     def prepare(self, x: Tensor, generator: torch.Generator) -> None:
         """Learn what there is to learn from some training rows x [N, *E]."""
@@ -263,6 +267,7 @@ class Subwords(Codec):
     def __init__(self, space: Text, size: int) -> None:
         super().__init__()
         self.space, self.size = space, size
+        self.looked_at = max(self.looked_at, LEARNED // max(1, space.length))
         self._made: Any = None  # the tokenizer, once it is used
         self._spanned: dict[str, Any] = {}  # texts whose spans were asked for last: they are tokenised once
         self.register_buffer("learned", torch.zeros(0, dtype=torch.uint8))  # the tokenizer's JSON

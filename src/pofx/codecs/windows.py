@@ -50,7 +50,7 @@ def halves(length: int, block: int, shift: int) -> Iterator[tuple[int, int, int]
         yield first + shift - block, first, min(first + shift, length)
 
 
-class Windows:
+class Windows(TrainingSet):
     """Training pieces [B, 1 + block, ...] of long sequences of steps: an input before, then ``block`` targets.
 
     Sequences lie end to end in one array, ``fill`` before and after each: the end of one is the beginning of the
@@ -138,6 +138,18 @@ def windows_over(
     return windows
 
 
+def whole(
+    x: Any, encode: Callable[[Tensor], Tensor], filled: Callable[[Tensor], Tensor], fill: float, pad: float, block: int
+) -> Whole | None:
+    """Training rows x whole, where the steps of each and its end are fewer than a block; else None."""
+    sizes = list[Tensor]()
+    for i in range(0, len(x), READ):
+        sizes.append((~filled(encode(x[i : i + READ]))).sum(1))
+        if int(sizes[-1].max()) >= block:
+            return None
+    return Whole(x, encode, fill, pad, torch.cat(sizes))
+
+
 class Spool:
     """Arrays end to end, in memory; where they grow large, in a temporary file that is gone with the last of them."""
 
@@ -171,18 +183,33 @@ class Spool:
 
 
 class Whole(TrainingSet):
-    """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest.
+    """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest of its batch.
+
+    Those of a batch are of nearly one length: little is spent on ``pad``. They are drawn so: of every ``POOL`` batches
+    of shuffled pieces those are made that sorting by length gives, and all batches are shuffled.
 
     Args:
         rows: the training data, indexed by tensors.
         encode: rows -> steps [B, L, ...], the shorter ones filled up by ``fill``.
+        sizes: steps of each row [N].
     """
 
-    def __init__(self, rows: Tensor, encode: Callable[[Tensor], Tensor], fill: float, pad: float) -> None:
-        self.rows, self.encode, self.fill, self.pad = rows, encode, fill, pad
+    POOL = 32
+
+    def __init__(
+        self, rows: Any, encode: Callable[[Tensor], Tensor], fill: float, pad: float, sizes: Tensor
+    ) -> None:  # fmt: skip
+        self.rows, self.encode, self.fill, self.pad, self.sizes = rows, encode, fill, pad, sizes
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def order(self, batch: int, shuffle: torch.Generator) -> Tensor:
+        pieces = super().order(batch, shuffle)
+        whole = len(pieces) // batch * batch
+        pools = pieces[:whole].split(batch * self.POOL)
+        batches = torch.cat([pool[self.sizes[pool].argsort(stable=True)] for pool in pools]).view(-1, batch)
+        return torch.cat([batches[torch.randperm(len(batches), generator=shuffle)].flatten(), pieces[whole:]])
 
     def __getitem__(self, index: Tensor) -> Tensor:
         u = self.encode(self.rows[index])

@@ -116,6 +116,10 @@ class TrainingSet(Protocol):
         """The row of the training data that each piece is of [B]: its context and weight are the row's."""
         return index
 
+    def order(self, batch: int, shuffle: torch.Generator) -> Tensor:
+        """The numbers of all pieces as a pass goes through them, so many in one step: shuffled."""
+        return torch.randperm(len(self), generator=shuffle)
+
     def set_epoch(self, number: int) -> None:
         """A pass over all pieces begins: they may be cut anew."""
         return None

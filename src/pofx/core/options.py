@@ -50,9 +50,18 @@ class Options:
 
     Whole numbers are 1 or more and others 0 or more, all of them finite, unless ``ranges`` of the class (or of one
     that it inherits from) says otherwise. A field's ``metadata`` may have a "remedy" for values that are not.
+
+    ``unsaid`` has what was true before there was an option, where that is not its default: a run that names no value
+    of it was made so.
     """
 
     ranges: ClassVar[dict[str, Range]] = {}
+    unsaid: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def earlier(cls, named: dict[str, Any]) -> dict[str, Any]:
+        """The options that a run ``named`` when it was saved, and what was true of those that there were not yet."""
+        return {k: v for c in reversed(cls.__mro__) for k, v in vars(c).get("unsaid", {}).items()} | named
 
     def __post_init__(self) -> None:
         hints, options = _hints(type(self)), dataclasses.fields(self)  # type: ignore[arg-type]

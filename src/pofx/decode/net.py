@@ -38,6 +38,7 @@ class Reader:
         given: Encoded | None = None,
     ) -> None:
         self.net, self.embed, self.n, self.given = net, embed, n, given
+        self.of: Tensor | None = None  # the context of each sequence; None: its own
         self.block = min(most, net.longest or most)
         self.stride = stride or max(1, self.block // 2)
         self.past: list[Tensor] = []
@@ -78,7 +79,7 @@ class Reader:
         """Sequence ``rows[i]`` becomes sequence i."""
         self.cache.reorder(rows)
         self.past, self.n = [self._line()[rows]], len(rows)
-        self.given = None if self.given is None else self.given[rows]
+        self.of = rows if self.of is None else self.of[rows]
 
     def _line(self) -> Tensor:
         """All steps that were given."""
@@ -87,7 +88,8 @@ class Reader:
 
     def _begin(self, start: int) -> None:
         """An empty window from this step on."""
-        self.start, self.cache = start, self.net.cache(self.n, self.block, *told(self.given))
+        given = self.given if self.given is None or self.of is None else self.given[self.of]
+        self.start, self.cache = start, self.net.cache(self.n, self.block, *told(given))
 
     def _outputs(self, u: Tensor, first: int) -> Tensor:
         x = self.embed(u, first)
@@ -144,4 +146,7 @@ class NetDecoder(Reader):
 
     def _embed(self, symbols: Tensor, first: int) -> Tensor:
         x = self.emission.embed(symbols)
-        return x if self.given is None else x + self.given.vector[:, None]
+        if self.given is None:
+            return x
+        vector = self.given.vector
+        return x + (vector if self.of is None else vector[self.of])[:, None]

@@ -40,7 +40,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import ContextOptions, context_encoder, dropped
+from pofx.families.conditioned import ContextOptions, context_encoder, dropped, idle_of_contexts
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.spectral import spectral
 
@@ -201,7 +201,8 @@ class Adversarial(Model, FromLatents, Inverts):
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         if context is None:
-            yield from ("context_dropout", "conditioning")
+            yield "conditioning"
+        yield from idle_of_contexts(context)
         columns = Columns(space, atoms=False)
         if space.pixels or not columns.reals:
             yield "modes"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pofx.codecs.steps import Subwords
+from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.model import Model
 from pofx.core.nested import nested
-from pofx.core.options import BELOW_ONE, Options
+from pofx.core.options import AMOUNT, BELOW_ONE, Options
 from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
-from pofx.nn.encoders import Encoded, Encoder, encoder
+from pofx.nn.encoders import Encoded, Encoder, encoder, options_of
 from pofx.nn.mlp import Mlp
 
 
@@ -25,11 +27,33 @@ class ContextOptions(Options):
 
     Attributes:
         context_dropout: share of training rows whose context is left out, so that the model knows p(x | no context).
+        context_width: of a context's vector, and of the tokens of one of free length; 0 for the width of a net over
+            sequences, and for 64 in other families.
+        context_layers: of attention in the encoder of a context of free length.
+        context_vocabulary: of subwords learned from contexts that are texts (byte-pair encoding); 0 for their
+            characters or bytes.
     """
 
     context_dropout: float = 0.0
+    context_width: int = 0
+    context_layers: int = 2
+    context_vocabulary: int = 0
 
-    ranges = {"context_dropout": BELOW_ONE}
+    ranges = {
+        "context_dropout": BELOW_ONE,
+        "context_width": AMOUNT,
+        "context_layers": AMOUNT,
+        "context_vocabulary": AMOUNT,
+    }
+    unsaid = {"context_width": 64}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.context_vocabulary < 256:
+            raise UsageError(
+                f"context_vocabulary is {self.context_vocabulary}; each of 256 bytes has a subword of its own.",
+                "Give 256 or more, or 0 for symbols.",
+            )
 
 
 @dataclass(frozen=True)
@@ -76,10 +100,21 @@ def context_encoder(config: ContextOptions, context: Space | None, width: int = 
     """The encoder of a context, with a null context where training leaves contexts out."""
     if context is None:
         return None
-    made = encoder(context, width)
+    also: dict[str, Any] = {name: getattr(config, f"context_{name}") for name in options_of(context)}
+    if "dropout" in also:  # the net's own
+        also["dropout"] = getattr(config, "dropout", 0.0)
+    if size := also.pop("vocabulary", 0):
+        also["subwords"] = Subwords(context, size)  # type: ignore[arg-type]
+    made = encoder(context, config.context_width or width, **also)
     if config.context_dropout:
         made.learn_null()
     return made
+
+
+def idle_of_contexts(context: Space | None) -> Iterable[str]:
+    """The options of ``ContextOptions`` that mean nothing for contexts of this space."""
+    used = set() if context is None else {"dropout", "width", *options_of(context)}
+    yield from (f.name for f in fields(ContextOptions) if f.name.removeprefix("context_") not in used)
 
 
 def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) -> Tensor | None:
@@ -133,8 +168,7 @@ class Conditioned(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from idle_of_contexts(context)
 
     @property
     def attends(self) -> bool:

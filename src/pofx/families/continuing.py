@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from pofx.codecs.stepped import Stepped, stepped
 from pofx.codecs.steps import Codec, Span, TextCodec
-from pofx.codecs.windows import Whole, spans, windows_over
+from pofx.codecs.windows import spans, whole, windows_over
 from pofx.core.abilities import Ability, Continues, Decodes
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
 from pofx.core.likelihood import KINDS, Exact, Likelihood, make
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
-from pofx.core.options import AMOUNT, at_least
+from pofx.core.options import AMOUNT, BELOW_ONE, at_least
 from pofx.core.requests import Decoding, ExactLikelihood, Request, Sampler, StepByStep, Tokenised, Windowed
 from pofx.core.space import Ragged, Space
 from pofx.decode.decoding import drawn, search, until_stop
@@ -50,6 +51,8 @@ class StepOptions(ContextOptions):
         components: of the mixture that a number's distribution is.
         prediction: samples before one of sound that predict it linearly, the net modelling the errors; 0 for none.
         inner_width: of the masked MLP inside a step of several values.
+        smoothing: share of the probability of each symbol that training spreads evenly over all of them (Szegedy et
+            al. 2016), for data that may end. It is a loss alone: the likelihood is the model's own.
     """
 
     vocabulary: int = 0
@@ -58,8 +61,9 @@ class StepOptions(ContextOptions):
     components: int = 8
     prediction: int = 16
     inner_width: int = 128
+    smoothing: float = 0.0
 
-    ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024)}
+    ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024), "smoothing": BELOW_ONE}
 
 
 class Continuing(Stepwise, Continues, Decodes):
@@ -78,6 +82,8 @@ class Continuing(Stepwise, Continues, Decodes):
             return reason
         if config.vocabulary and not ("vocabulary" in known.options and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
+        if config.smoothing and not space.has_eos and "smoothing" in known.options:
+            return "smoothing spreads over the end, too, and excerpts have none. Leave out smoothing."
         return None
 
     @classmethod
@@ -125,8 +131,12 @@ class Continuing(Stepwise, Continues, Decodes):
     def training_set(self, x: Any) -> TrainingSet:
         """Whole data where they fit into a block, else windows over them."""
         fill, pad, block = self.emission.fill, self.emission.pad, self.config.block
-        if self.has_eos and self.space.length < block and self.codec.kind is Exact:
-            return Whole(x, self.codec.encode, fill, pad)
+        short = self.space.length < block and self.codec.kind is Exact
+        if self.has_eos and (short or self.context is not None):
+            # in a window over several data only the first is learned, since each has its own context
+            pieces = whole(x, self.codec.encode, self.emission.filled, fill, pad, block)
+            if pieces is not None:
+                return pieces
 
         def steps(rows: Tensor) -> Tensor:
             u = self.codec.encode(rows)
@@ -145,13 +155,17 @@ class Continuing(Stepwise, Continues, Decodes):
                 first = torch.where(_like(unbegun, u), fill, u[:, :1])
                 u = torch.cat([first.to(u.dtype), u[:, 1:]], 1)
             inputs, targets = u[:, :-1], u[:, 1:]
-            log_p = self.emission.log_prob(self.outputs(inputs, self.batch_context(batch, generator)), targets)
             idle = self.emission.padded(targets) if self.has_eos else filled(targets)
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
-            return {"loss": -log_p.masked_fill(idle, 0.0).sum(1) / self.steps}
+            y = self.outputs(inputs, self.batch_context(batch, generator))
+            log_p = score(y[~idle], targets[~idle])  # a softmax over many symbols costs more than the rest
+            each = torch.zeros_like(idle, dtype=log_p.dtype).masked_scatter(~idle, log_p)
+            return {"loss": -each.sum(1) / self.steps}
 
-        return GradientLearner(self, recipe, objective, self.net.matrices())
+        smooth = self.config.smoothing
+        score = partial(self._head.log_prob, smoothing=smooth) if smooth else self.emission.log_prob
+        return GradientLearner(self, recipe, objective, self.matrices())
 
     # -- likelihood -----------------------------------------------------------------------------------------
 

@@ -101,7 +101,11 @@ class Classifier(Conditioned, ClassesAtOnce):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        yield from ("width", "context_dropout") if config.noised else ("smallest", "largest")
+        yield "context_width"  # it is the width
+        if config.noised:
+            yield from ("width", "context_dropout", "context_layers", "context_vocabulary")
+        else:
+            yield from (*super().idle(space, context, config), "smallest", "largest")
 
     @classmethod
     def tiny(cls, space: Space) -> ClassifierConfig:

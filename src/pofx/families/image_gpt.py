@@ -39,7 +39,7 @@ from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
-from pofx.families.conditioned import ContextOptions
+from pofx.families.conditioned import ContextOptions, idle_of_contexts
 from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, StepHead, TokenHead
@@ -151,8 +151,7 @@ class ImageGpt(Stepwise, Completes):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from idle_of_contexts(context)
         yield "block"  # the number of patches
         if config.orders == 1 and config.order != "random":
             yield "order_seed"
@@ -236,7 +235,7 @@ class ImageGpt(Stepwise, Completes):
             # the members take turns: over a few batches this is the mean of their losses
             return {"loss": -self._by(batch.step % self.members, batch.x, self.batch_context(batch, generator))}
 
-        return GradientLearner(self, recipe, objective, self.net.matrices())
+        return GradientLearner(self, recipe, objective, self.matrices())
 
     def rows_log_prob(self, x: Tensor, c: Encoded | None, request: Request, noise: RowNoise) -> Exact:
         each = torch.stack([self._by(k, x, c) for k in range(self.members)])

@@ -23,6 +23,7 @@ from pofx.core.learner import Learner, Recipe
 from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.options import AMOUNT
 from pofx.core.space import Space
+from pofx.families.conditioned import idle_of_contexts
 from pofx.families.contrastive import ContrastiveLearner
 from pofx.families.energies import EnergyOptions, Tilted
 from pofx.nn.mlp import Mlp
@@ -70,7 +71,7 @@ class Jem(Tilted, Classifies):
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from super().idle(space, context, config)
-        yield "context_dropout"  # it knows p(x) without
+        yield from idle_of_contexts(None)  # no net is told a class, and it knows p(x) without
         if not config.generative:
             yield from ("steps", "buffer", "restart", "step_size", "magnitude")
 

@@ -17,6 +17,7 @@ path sees x_{t-1} as well, the model is the VRNN of Chung et al. 2015.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -148,6 +149,12 @@ class Rssm(Conditioned, HasBoundTerms):
         if space.unit != "step":
             return "its data are no sequences of rows. (--sequence COLUMN makes sequences of the rows of a table.)"
         return no_encoder(context)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if context is not None and context.fill is not None:  # each of its steps is told as it is
+            yield from ("context_width", "context_layers")
 
     @classmethod
     def tiny(cls, space: Space) -> Any:

@@ -7,8 +7,9 @@ wavenet     dilated causal convolutions (van den Oord et al. 2016)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pofx.core.family import serving
 from pofx.core.learner import Recipe
@@ -16,6 +17,7 @@ from pofx.core.options import BELOW_ONE, at_least
 from pofx.core.requests import Windowed, WindowedTokens
 from pofx.core.space import Space
 from pofx.families.continuing import Continuing, StepOptions
+from pofx.nn.encoders import has_tokens
 from pofx.nn.recurrent import Lstm
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Shape, Transformer, learned
@@ -26,7 +28,14 @@ from pofx.nn.wavenet import WaveNet
 
 @dataclass(frozen=True)
 class GptConfig(StepOptions, Shape):
-    """Options of ``gpt``: those of its transformer and of its steps."""
+    """Options of ``gpt``, beside those of its transformer and of its steps.
+
+    Attributes:
+        context_as: how the net is told the tokens of a context: each of its layers attends to them ("attention"), or
+            they stand before the steps as if they were some ("prefix"; with context_layers=0 one causal net reads both).
+    """
+
+    context_as: Literal["attention", "prefix"] = "attention"
 
 
 class Gpt(Continuing):
@@ -38,7 +47,21 @@ class Gpt(Continuing):
     config: GptConfig
 
     def build(self, config: GptConfig) -> SequenceNet:
-        return Transformer(config, memory=self.memory)
+        prefix = config.context_as == "prefix" and self.memory > 0
+        return Transformer(config, memory=self.memory, prefix=prefix)
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if config.context_as == "prefix" and (learned(config) or config.window):
+            what = "positions=learned count from the first step" if learned(config) else "a window forgets what is first"
+            return f"{what}, and with context_as=prefix the context is before it. Leave out one of them."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from super().idle(space, context, config)
+        if not has_tokens(context):
+            yield "context_as"
 
     @property
     def small_embeddings(self) -> bool:

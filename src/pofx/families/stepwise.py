@@ -28,9 +28,6 @@ from pofx.nn.encoders import Encoded, told
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Transformer
 
-LOOK = 500  # training rows that are looked at before training
-
-
 class Stepwise(Conditioned):
     """Base of families over sequences of steps; a subclass makes the codec, the emission and the net."""
 
@@ -38,7 +35,7 @@ class Stepwise(Conditioned):
     config: Any
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
-        super().__init__(config, space, context)
+        super().__init__(config, space, context, width=config.width)
         self.codec: Codec = self.make_codec()
         self.emission: Emission = self.make_emission()
         self.net: SequenceNet = self.build(config)
@@ -68,7 +65,7 @@ class Stepwise(Conditioned):
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         super().prepare(x, c, weight, generator)
-        some = x[torch.randperm(len(x), generator=generator)[:LOOK]]
+        some = x[torch.randperm(len(x), generator=generator)[: self.codec.looked_at]]
         self.codec.prepare(some, generator)
         u = self.codec.encode(some)
         self.emission.prepare(u[~self.emission.filled(u)], ends=len(u) if self.has_eos else 0)
@@ -76,6 +73,10 @@ class Stepwise(Conditioned):
     @property
     def attends(self) -> bool:
         return isinstance(self.net, Transformer)
+
+    def matrices(self) -> list[Tensor]:
+        """What Muon is for: the weights between hidden layers, of the encoder of contexts, too."""
+        return self.net.matrices() + ([] if self.context_encoder is None else self.context_encoder.matrices())
 
     def encode_context(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
         """With the contexts themselves, which a draft encodes, too."""

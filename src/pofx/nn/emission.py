@@ -134,11 +134,14 @@ class TokenHead(Emission):
         """[..., V] of the next symbol."""
         return F.linear(y, (self.out or self.table).weight) + self.base
 
-    def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
+    def log_prob(self, y: Tensor, u: Tensor, smoothing: float = 0.0) -> Tensor:
+        """With ``smoothing`` a loss: the mean of log p under a target that has this share spread over all symbols."""
         target = torch.where(u < 0, self.end, u)
         if not self.has_eos:  # the end is no target: where it stands, the caller does not look
             target = torch.where(u < 0, 0, u)
-        return -F.cross_entropy(self.logits(y).flatten(0, -2), target.flatten(), reduction="none").view(u.shape)
+        logits = self.logits(y).flatten(0, -2)
+        loss = F.cross_entropy(logits, target.flatten(), reduction="none", label_smoothing=smoothing)
+        return -loss.view(u.shape)
 
     def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
         drawn = pick(self.logits(y), generator)

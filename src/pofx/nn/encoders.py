@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import singledispatch
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pofx.nn.transformer import Layer, Memory, Shape, rotations
 from pofx.spaces import Audio, Image, Label, Reals, Sequence, Table, Text
 
 MOST_TOKENS = 256  # of a context of free length: longer ones are read in steps of several symbols or samples
+BYTES_OF_SUBWORD = 3  # that a text has at least, or nearly so
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,19 @@ class Encoded:
 
     @staticmethod
     def cat(parts: Iterable[Encoded]) -> Encoded:
-        """Rows one after the other, of contexts of one batch: with as many tokens each."""
-        first, *rest = parts
+        """Rows one after the other; where they have tokens, as many as the longest."""
+        first, *rest = [*parts]
+        if rest and first.tokens is not None:
+            most = max(e.tokens.shape[1] for e in (first, *rest) if e.tokens is not None)
+            first, *rest = (e._up_to(most) for e in (first, *rest))
         return first._each(lambda *t: torch.cat(t), *rest)
+
+    def _up_to(self, most: int) -> Encoded:
+        """With so many tokens, of which those that are added are no row's own."""
+        if self.tokens is None or (more := most - self.tokens.shape[1]) == 0:
+            return self
+        own = torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
+        return replace(self, tokens=F.pad(self.tokens, (0, 0, 0, more)), mask=F.pad(own, (0, more)))
 
     def _each(self, of: Callable[..., Tensor], *others: Encoded) -> Encoded:
         """What is there of each part, of all of these."""
@@ -77,8 +88,15 @@ class Encoder(nn.Module):
 
     Args:
         width, memory: of vectors and of tokens, 0 where a subclass gives none; it writes ``encode``.
+
+    Attributes:
+        options: what its ``__init__`` may be told besides, each an option context_NAME of a family
+            (``families.conditioned.ContextOptions``), but for "dropout", which is that of the family's own net.
+        has_tokens: it gives some.
     """
 
+    options: ClassVar[tuple[str, ...]] = ()
+    has_tokens: ClassVar[bool] = False
     absent: nn.Parameter | None
 
     def __init__(self, width: int, memory: int = 0) -> None:
@@ -91,6 +109,10 @@ class Encoder(nn.Module):
 
     def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
         """Look at the training contexts once: scales, where there are any."""
+
+    def matrices(self) -> list[Tensor]:
+        """The weights between hidden layers: what Muon is for."""
+        return []
 
     def learn_null(self) -> None:
         """Have a null context, which stands for none."""
@@ -122,8 +144,11 @@ class Encoder(nn.Module):
 
 
 @singledispatch
-def encoder(space: Space, width: int = 64) -> Encoder:
-    """The encoder of a context space, of vectors of a width. Raises Unsupported where there is none."""
+def encoder(space: Space, width: int = 64, **options: Any) -> Encoder:
+    """The encoder of a context space, of vectors of a width, and of the ``options`` of its class.
+
+    Raises Unsupported where there is none.
+    """
     raise Unsupported(f"There is no encoder for contexts of {space}.", "Condition on labels, columns or images.")
 
 
@@ -131,6 +156,17 @@ def no_encoder(context: Space | None) -> str | None:
     """Why a net cannot be told contexts of this space, or None."""
     known = context is None or encoder.dispatch(type(context)) is not encoder.dispatch(object)
     return None if known else f"it has no encoder for contexts of {context}. Condition on labels, columns or images."
+
+
+def options_of(context: Space) -> tuple[str, ...]:
+    """The options of the encoder of such contexts."""
+    found: tuple[str, ...] = getattr(encoder.dispatch(type(context)), "options", ())
+    return found
+
+
+def has_tokens(context: Space | None) -> bool:
+    """Do contexts of this space have parts that a net can attend to?"""
+    return context is not None and getattr(encoder.dispatch(type(context)), "has_tokens", False)
 
 
 class LabelEncoder(Encoder):
@@ -169,6 +205,8 @@ class ImageEncoder(Encoder):
     The vector is a linear map of their means over the four quarters.
     """
 
+    has_tokens = True
+
     def __init__(self, space: Image, width: int = 64, channels: int = 32) -> None:
         halvings = max(1, math.ceil(math.log2(max(space.height, space.width) / 4)))
         sizes = [min(channels * 2**i, 4 * channels) for i in range(halvings + 1)]
@@ -193,24 +231,41 @@ class StepsEncoder(Encoder):
 
     A learned token before the first is there even where a row is empty. The vector is the tokens' mean under attention
     of learned queries. What stands after the end of a row is seen by none. A subclass embeds the steps.
+
+    Args:
+        space: of the steps.
+        width: of tokens and vector.
+        features: of an embedded step.
+        layers: of the transformer; with none, a token knows its neighbours alone.
+        dropout: of tokens and of the layers' branches, while training.
+        length: of the longest datum, in steps.
     """
 
-    def __init__(self, space: Ragged, width: int, features: int, layers: int = 2) -> None:
+    options = ("layers", "dropout")
+    has_tokens = True
+
+    def __init__(
+        self, space: Ragged, width: int, features: int, layers: int = 2, dropout: float = 0.0, length: int | None = None
+    ) -> None:
         super().__init__(width, width)
         self.space = space
-        self.stride = -(-max(1, space.length) // MOST_TOKENS)
+        self.stride = -(-max(1, space.length if length is None else length) // MOST_TOKENS)
         self.conv = nn.Conv1d(features, width, 3 if self.stride == 1 else 2 * self.stride, self.stride)
         self.begin = nn.Parameter(torch.randn(width))
         n_heads = max(h for h in range(1, 1 + max(1, width // 16)) if width % (2 * h) == 0)
-        self.shape = Shape(width=width, layers=layers, n_heads=n_heads, hidden=2 * width)
+        self.shape = Shape(width=width, layers=max(1, layers), n_heads=n_heads, hidden=2 * width, dropout=dropout)
         self.layers = nn.ModuleList(Layer(self.shape) for _ in range(layers))
         self.norm, self.query = nn.LayerNorm(width), nn.Linear(width, n_heads)
         self.linear = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
 
     embed: Any  # steps [N, L, ...] -> [N, L, features]
 
+    def matrices(self) -> list[Tensor]:
+        return [m.weight for m in self.layers.modules() if isinstance(m, nn.Linear)]
+
     def encode(self, c: Tensor) -> Encoded:
         lengths, (taps,) = self.space.lengths(c), self.conv.kernel_size
+        c = c[:, : max(1, int(lengths.max()))]  # rows of a training batch are shorter than the longest there is
         inside = torch.arange(c.shape[1], device=c.device) < lengths[:, None]
         some = c.masked_fill(~inside.view(*inside.shape, *[1] * (c.ndim - 2)), 0)  # any step, in the place of fill
         x = self.embed(some).to(self.begin.dtype) * inside[..., None]
@@ -218,6 +273,7 @@ class StepsEncoder(Encoder):
         after = (count - 1) * self.stride + taps - before - c.shape[1]
         x = torch.cat([self.begin.expand(len(c), 1, -1), self.conv(F.pad(x.mT, (before, after))).mT], 1)
         here = torch.arange(1 + count, device=c.device) <= (-(-lengths // self.stride))[:, None]
+        x = F.dropout(x, self.shape.dropout, self.training)
         rotation = rotations(replace(self.shape, block=1 + count)).to(x)[:, :, None]
         for layer in self.layers:
             x = layer(x, rotation, here[:, None, None])
@@ -228,11 +284,24 @@ class StepsEncoder(Encoder):
 
 
 class TextEncoder(StepsEncoder):
-    """A learned vector per symbol."""
+    """A learned vector per symbol, or per subword of ``subwords`` (``codecs.steps.Subwords``), which it learns."""
 
-    def __init__(self, space: Text, width: int = 64) -> None:
-        super().__init__(space, width, width)
-        self.embed = nn.Embedding(space.symbols, width)
+    options = (*StepsEncoder.options, "vocabulary")
+
+    def __init__(self, space: Text, width: int = 64, subwords: Any = None, **options: Any) -> None:
+        length = space.length if subwords is None else space.length // BYTES_OF_SUBWORD
+        super().__init__(space, width, width, length=length, **options)
+        self.subwords = subwords
+        self.embed = nn.Embedding(space.symbols if subwords is None else subwords.size, width)
+
+    def encode(self, c: Tensor) -> Encoded:
+        return super().encode(c if self.subwords is None else self.subwords.encode(c))
+
+    def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
+        if self.subwords is not None:
+            assert c is not None
+            some = torch.randperm(len(c), generator=torch.Generator().manual_seed(0))
+            self.subwords.learn([self.space.spell(row) for row in c[some[: self.subwords.looked_at]]])
 
 
 class AudioEncoder(StepsEncoder):
@@ -240,8 +309,8 @@ class AudioEncoder(StepsEncoder):
 
     space: Audio
 
-    def __init__(self, space: Audio, width: int = 64) -> None:
-        super().__init__(space, width, 1)
+    def __init__(self, space: Audio, width: int = 64, **options: Any) -> None:
+        super().__init__(space, width, 1, **options)
 
     def embed(self, c: Tensor) -> Tensor:
         return c[..., None] * (2 / (self.space.levels - 1)) - 1
@@ -250,9 +319,9 @@ class AudioEncoder(StepsEncoder):
 class SequenceEncoder(StepsEncoder):
     """Steps as their heads embed them."""
 
-    def __init__(self, space: Sequence, width: int = 64) -> None:
+    def __init__(self, space: Sequence, width: int = 64, **options: Any) -> None:
         heads = heads_for(space.step, components=1)
-        super().__init__(space, width, sum(heads.features))
+        super().__init__(space, width, sum(heads.features), **options)
         self.heads = heads
 
     def embed(self, c: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ layer norm, for which there is a kernel (on a CPU, RMS norm takes four times as 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ Activation = Literal["relu2", "gelu", "swiglu"]
 Positions = Literal["rotary", "learned"]
 Bias = Literal["none", "qkv", "all"]
 MANY = 8  # sequences, in a step
+ROOM = 64  # inputs that a cache has room for at first
 SMALL = 2**18  # numbers of a matrix that a step of many sequences keeps a turned copy of
 Apply: TypeAlias = Callable[[Tensor], Tensor]
 Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -130,19 +132,21 @@ class Shape(Options):
 class Transformer(SequenceNet):
     """Inputs [N, L, width] -> outputs [N, L, width], for L up to ``block`` (that of the shape, unless given).
 
-    Where ``memory`` is not 0, every layer attends to tokens of that width as well, those of a context.
+    Where ``memory`` is not 0, every layer attends to tokens of that width as well, those of a context; with ``prefix``
+    these stand before the inputs instead, as further ones, which have no outputs.
     """
 
     layers: Sequence[Layer]  # a ModuleList
     rotation: Tensor | None
 
-    def __init__(self, shape: Shape, block: int | None = None, memory: int = 0) -> None:
+    def __init__(self, shape: Shape, block: int | None = None, memory: int = 0, prefix: bool = False) -> None:
         super().__init__()
         shape = shape if block is None else dataclasses.replace(shape, block=block)
         self.shape, self.width = shape, shape.width
         self.reach = self.longest = shape.block
         self.position = nn.Parameter(START * torch.randn(shape.block, shape.width)) if learned(shape) else None
-        self.layers = nn.ModuleList(Layer(shape, memory) for _ in range(shape.layers))  # type: ignore[assignment]
+        self.prefix = nn.Linear(memory, shape.width, bias=False) if prefix else None
+        self.layers = nn.ModuleList(Layer(shape, 0 if prefix else memory) for _ in range(shape.layers))  # type: ignore[assignment]
         self.norm = norm(shape, shape.width)
         self.register_buffer("rotation", None if learned(shape) else rotations(shape), persistent=False)
 
@@ -152,18 +156,36 @@ class Transformer(SequenceNet):
         length = x.shape[1]
         if length > self.shape.block:
             raise UsageError(f"{length} inputs are longer than the block of {self.shape.block}.", "Give fewer at once.")
-        x = self.enter(x, 0)
-        rotation = self.turns(0, length)
-        mask = self.mask(0, length, x.device) if inside is None else inside[:, None, None]
+        x, own = self.enter(x, 0), None
+        if self.prefix is not None and memory is not None:
+            first, own = self.first(memory)
+            x, memory = torch.cat([first, x], 1), None
+        rotation = self.turns(0, x.shape[1])
+        mask = self.mask(0, x.shape[1], x.device, own) if inside is None else inside[:, None, None]
         for layer in self.layers:
             if self.shape.recompute and self.training:
                 x = checkpoint(layer, x, rotation, mask, memory, use_reentrant=False)
             else:
                 x = layer(x, rotation, mask, memory)
-        return self.norm(x)
+        return self.norm(x[:, x.shape[1] - length :])
 
     def cache(self, n: int, length: int, memory: Memory | None = None) -> Cache:
-        return TransformerCache(self, n, min(length, self.shape.block), memory)
+        length = min(length, self.shape.block)
+        if self.prefix is None or memory is None:
+            return TransformerCache(self, n, length, memory)
+        first, own = self.first(memory)
+        return TransformerCache(self, n, first.shape[1] + length, first=(first, own))
+
+    def first(self, memory: Memory) -> Memory:
+        """Tokens of a context as inputs [N, M, width] that stand before others, those of short ones last, and which
+        are a row's own [N, M]: what is to be seen of them depends on how far back they are, and not on others."""
+        assert self.prefix is not None
+        tokens, own = memory
+        x = dropped(self, self.prefix(tokens))
+        if own is None or bool(own.all()):
+            return x, None
+        order = own.long().argsort(dim=1, stable=True)
+        return x.gather(1, order[..., None].expand_as(x)), own.gather(1, order)
 
     def enter(self, x: Tensor, first: int) -> Tensor:
         """Inputs at positions first, first + 1, ... as the residual stream."""
@@ -172,19 +194,28 @@ class Transformer(SequenceNet):
 
     def turns(self, first: int, length: int) -> Tensor | None:
         """Cosines and sines [2, length, 1, each] of these positions, for rotary ones."""
-        return None if self.rotation is None else self.rotation[:, first : first + length, None]
+        if self.rotation is None:
+            return None
+        if first + length > self.rotation.shape[1]:  # tokens of a context stand before
+            self.rotation = rotations(dataclasses.replace(self.shape, block=2 * (first + length))).to(self.rotation)
+        return self.rotation[:, first : first + length, None]
 
-    def mask(self, first: int, length: int, device: torch.device) -> Tensor | None:
-        """Which of the inputs 0 .. first + length - 1 those from ``first`` on see [length, first + length].
+    def mask(self, first: int, length: int, device: torch.device, own: Tensor | None = None) -> Tensor | None:
+        """Which of the inputs 0 .. first + length - 1 those from ``first`` on see: [length, first + length], or, where
+        only some of the first inputs are a row's ``own`` [N, M], [N, 1, length, first + length].
 
         None is all that are not later, in a pass from the beginning.
         """
         window = self.shape.window
-        if first == 0 and (not window or window >= length):
+        if first == 0 and own is None and (not window or window >= length):
             return None
         i = torch.arange(first, first + length, device=device)[:, None]
         j = torch.arange(first + length, device=device)
-        return (j <= i) & (j > i - window) if window else j <= i
+        seen = (j <= i) & (j > i - window) if window else j <= i
+        if own is None:
+            return seen
+        known = F.pad(own, (0, first + length - own.shape[1]), value=True)[:, None, None]
+        return seen & (known | (i == j))  # what is not a row's own sees itself, and is seen by none
 
 
 class Layer(nn.Module):
@@ -237,38 +268,55 @@ class CrossAttention(nn.Module):
         return k, v, None if mask is None else mask[:, None, None]
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        k, v, mask = told
-        one = x.ndim == 2  # a step: [N, width]
-        q = self.query(self.norm(x[:, None] if one else x)).unflatten(-1, (-1, self.each)).transpose(1, 2)
-        y = self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
-        return y[:, 0] if one else y
+        k, v, mask = told  # of as many contexts as there are rows, or of fewer, each that of rows in a row
+        q = self.query(self.norm(x)).view(len(k), -1, k.shape[1], self.each).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
 
 class TransformerCache:
-    """Keys and values of all inputs so far, in tensors of fixed size: no step moves or copies them."""
+    """Keys and values of all inputs so far, in tensors with room for more: few steps move or copy them.
 
-    def __init__(self, net: Transformer, n: int, length: int, memory: Memory | None = None) -> None:
+    Args:
+        net: in eval mode.
+        n: sequences.
+        length: inputs at most, the first ones among them.
+        memory: what layers attend to.
+        first: inputs [n, M, width] that stand before all others, and which are a row's own [n, M].
+    """
+
+    def __init__(
+        self, net: Transformer, n: int, length: int, memory: Memory | None = None, first: Memory | None = None
+    ) -> None:
         shape, like = net.shape, net.layers[0].qkv.weight
         self.net, self.size, self.length = net, 0, length
-        size = (n, shape.groups, length, shape.each)
+        size = (n, shape.groups, min(length, ROOM), shape.each)
         self.kept = [(like.new_zeros(size), like.new_zeros(size)) for _ in range(shape.layers)]
         self.lean, self.norm = [DecodeWeights(layer, n) for layer in net.layers], lean_norm(net.norm)
         # the context's keys and values are made once
         self.told = [None if memory is None or l.cross is None else l.cross.remember(memory) for l in net.layers]
+        self.contexts = n
+        self.of = torch.arange(n, device=like.device)  # the context of each sequence
+        self.begin, self.own = 0, None
+        if first is not None:
+            x, self.own = first
+            self._read(x, 0, self._grow(x.shape[1]))
+            self.begin = self.size
 
     def step(self, x: Tensor) -> Tensor:
         """One input: no mask, since it sees all that is kept."""
         net, t = self.net, self._grow(1) - 1
-        x = x if net.position is None else x + net.position[t]
+        x = x if net.position is None else x + net.position[t - self.begin]
         turns, seen = net.turns(t, 1), min(net.shape.window or self.size, self.size)
         start = self.size - seen
         rotation = None if turns is None else turns[:, 0]
+        mask = None if self.own is None else net.mask(t, 1, x.device, self.own)
 
         def attend(kept: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = kept
             keys.select(2, t).copy_(k)
             values.select(2, t).copy_(v)
-            return decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen))
+            return decode_attention(q, keys.narrow(2, start, seen), values.narrow(2, start, seen), mask)
 
         for layer, kept, told in zip(self.lean, self.kept, self.told, strict=True):
             x = block(layer, x, rotation, partial(attend, kept), told)
@@ -277,10 +325,14 @@ class TransformerCache:
     def extend(self, x: Tensor) -> Tensor:
         if x.shape[1] == 1:
             return self.step(x[:, 0])[:, None]
-        net, size = self.net, self._grow(x.shape[1])
+        size = self._grow(x.shape[1])
         first = size - x.shape[1]
-        x = net.enter(x, first)
-        rotation, mask = net.turns(first, x.shape[1]), net.mask(first, x.shape[1], x.device)
+        return self.net.norm(self._read(self.net.enter(x, first - self.begin), first, size))
+
+    def _read(self, x: Tensor, first: int, size: int) -> Tensor:
+        """Inputs x from number ``first`` on through all layers; there are ``size`` then."""
+        net = self.net
+        rotation, mask = net.turns(first, x.shape[1]), net.mask(first, x.shape[1], x.device, self.own)
 
         def attend(kept: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = kept
@@ -289,7 +341,7 @@ class TransformerCache:
 
         for layer, kept, told in zip(net.layers, self.kept, self.told, strict=True):
             x = block(layer, x, rotation, partial(attend, kept), told)
-        return net.norm(x)
+        return x
 
     def _grow(self, k: int) -> int:
         """Room for k more inputs; how many there are then."""
@@ -298,15 +350,26 @@ class TransformerCache:
                 f"{self.size + k} inputs are more than the {self.length} of this cache.", "Begin a longer one."
             )
         self.size += k
+        room = self.kept[0][0].shape[2]
+        if self.size > room:
+            more = min(self.length, max(2 * room, self.size)) - room
+            self.kept = [(F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))) for keys, values in self.kept]
         return self.size
 
     def reorder(self, rows: Tensor) -> None:
         self.kept = [(keys[rows], values[rows]) for keys, values in self.kept]
-        self.told = [m and (m[0][rows], m[1][rows], None if m[2] is None else m[2][rows]) for m in self.told]
+        self.own = None if self.own is None else self.own[rows]
+        # rows of one context share its keys and values, as long as all contexts have equally many in a row
+        of, self.of, count = torch.unique_consecutive(self.of[rows], return_inverse=True, return_counts=True)
+        if bool((count != count[0]).any()):
+            of, self.of = of[self.of], torch.arange(len(rows), device=rows.device)
+        if not torch.equal(of, torch.arange(self.contexts, device=of.device)):
+            self.told = [m and (m[0][of], m[1][of], None if m[2] is None else m[2][of]) for m in self.told]
+        self.contexts = len(of)
 
     def rewind(self, k: int) -> None:
-        if not 0 <= k <= self.size:
-            raise UsageError(f"{k} of {self.size} inputs cannot be forgotten.", "Give at most as many as there are.")
+        if not 0 <= k <= (size := self.size - self.begin):
+            raise UsageError(f"{k} of {size} inputs cannot be forgotten.", "Give at most as many as there are.")
         self.size -= k
 
 
@@ -412,8 +475,10 @@ def norm(shape: Shape, width: int) -> nn.Module:
     return nn.RMSNorm(width, shape.eps)
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of one query per head [n, heads, each] to keys and values [n, groups, t, each]: [n, heads each].
+
+    Where there is a mask [n, 1, 1, t], to those alone where it is true.
 
     Of many sequences, two products and a softmax take half the time of the fused kernel, which is made for many
     queries; of few, starting them costs more.
@@ -421,8 +486,9 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     n, groups, _, each = k.shape
     if n < MANY:
         many = groups < q.shape[1]
-        return F.scaled_dot_product_attention(q[:, :, None].contiguous(), k, v, enable_gqa=many).reshape(n, -1)
+        return F.scaled_dot_product_attention(q[:, :, None].contiguous(), k, v, mask, enable_gqa=many).reshape(n, -1)
     logits = (q.reshape(n, groups, -1, each) * each**-0.5) @ k.mT
+    logits = logits if mask is None else logits.masked_fill(~mask, -math.inf)
     return (logits.softmax(-1) @ v).reshape(n, -1)
 
 

@@ -218,7 +218,7 @@ class Loop:
             else:
                 if epoch != self.epoch:
                     shuffle = torch.Generator().manual_seed(mix(self.seed, -1 - epoch))
-                    self.epoch, self.order = epoch, torch.randperm(len(self.training_set), generator=shuffle)
+                    self.epoch, self.order = epoch, self.training_set.order(self.batch, shuffle)
                     self.training_set.set_epoch(mix(self.seed, -1 - epoch))
                 index = self.order[place * self.batch + start : place * self.batch + end]
             owner = self.training_set.owner(index)

@@ -40,6 +40,7 @@ from pofx.core.files import lock
 from pofx.core.learner import Recipe
 from pofx.core.model import Model
 from pofx.core.nested import record
+from pofx.core.options import Options
 from pofx.core.registry import family
 from pofx.core.space import from_json
 from pofx.train.checkpoint import load_into, load_tree, read_lines, read_sealed, write_sealed
@@ -126,7 +127,8 @@ def build(info: dict[str, Any]) -> Model:
     """A fresh model of the family, options and spaces that config.json names. Raises OlderFormat or OutOfMemory."""
     cls = family(info["family"])
     try:
-        config = replace_config(cls.Config(), tuples(info["options"]))
+        named = tuples(info["options"])
+        config = replace_config(cls.Config(), cls.Config.earlier(named) if issubclass(cls.Config, Options) else named)
     except UsageError as error:
         raise OlderFormat(f"pofx {info['pofx']} wrote this run: {error}", "Fit again, or use that pofx.") from error
     context = None if info["context"] is None else from_json(info["context"])
