@@ -62,6 +62,7 @@ BUILT_IN = {
     "score-sde": "pofx.families.diffusion:ScoreSde",
     "edm": "pofx.families.diffusion:Edm",
     "flow-matching": "pofx.families.diffusion:FlowMatching",
+    "diffusion-policy": "pofx.families.diffusion:DiffusionPolicy",
     "masked-diffusion": "pofx.families.masked_diffusion:MaskedDiffusion",
     "trees": "pofx.families.trees:Trees",
     "classifier": "pofx.families.discriminative:Classifier",

@@ -26,7 +26,7 @@ from pofx.core.abilities import FromLatents
 from pofx.core.errors import UsageError, WrongShape
 from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
-from pofx.core.options import at_least
+from pofx.core.options import SHARE, at_least
 from pofx.core.requests import Sampler
 from pofx.core.space import Space, free_length
 from pofx.families.conditioned import ContextOptions
@@ -53,6 +53,8 @@ class ActConfig(ContextOptions):
         n_heads: of each attention.
         head: of each number: "laplace" (least absolute errors), "gaussian" (least squares).
         beta: weight of the divergence in training; 1 is the bound.
+        warmup: share of the budget over which beta rises from 0: else a decoder that is told what is seen learns to do
+            without z before the encoder has anything to say (Bowman et al. 2016, section 3.1).
         draws: of the bounds that log_prob returns.
     """
 
@@ -62,9 +64,10 @@ class ActConfig(ContextOptions):
     n_heads: int = 4
     head: Literal["laplace", "gaussian"] = "laplace"
     beta: float = 1.0
+    warmup: float = 0.0
     draws: int = 64
 
-    ranges = {"draws": at_least(2)}
+    ranges = {"draws": at_least(2), "warmup": SHARE}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,8 +156,9 @@ class Act(Latent, FromLatents):
         c = self.batch_context(batch, generator)
         q = self.proposal(batch.x, c)
         z, _ = q(batch.randn(1, self.latents, generator=generator))
-        kl = self.divergence(q, c)
-        return {"loss": self.config.beta * kl - self.log_terms(batch.x, z, c)[0][:, 0], "kl": kl.detach()}
+        kl, warmup = self.divergence(q, c), self.config.warmup
+        beta = self.config.beta * (min(1.0, batch.progress / warmup) if warmup else 1.0)
+        return {"loss": beta * kl - self.log_terms(batch.x, z, c)[0][:, 0], "kl": kl.detach()}
 
     def learner(self, recipe: Recipe) -> Learner:
         return GradientLearner(self, recipe, self.objective)

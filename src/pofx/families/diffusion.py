@@ -7,6 +7,7 @@
     score-sde       VP, VE, sub-VP    eps            uniform, simple        corrected, 1000        Song et al. 2021
     edm             variance grows    v              log-normal, edm        Heun, 18               Karras et al. 2022
     flow-matching   straight lines    velocity       uniform, flat          dpm++, 50              Lipman et al. 2023
+    diffusion-policy cosine, 100      eps            uniform, simple        ancestral, 100         Chi et al. 2023
 
 ``vdm`` reaches a higher likelihood in fewer steps, and as flow-matching starts from the Gaussian of the data, which is
 not in the papers. Data are standardised: noise is counted in their standard deviations, where papers count it in units
@@ -19,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pofx.codecs.real import preprocess
+from pofx.core.learner import Recipe
 from pofx.core.measure import Measure
 from pofx.core.requests import (
     SOLVERS,
@@ -192,3 +195,41 @@ class FlowMatching(PathModel):
     summary = "a velocity field that carries noise to data along straight lines on average"
     paper = "Lipman et al. 2023, Flow matching for generative modeling"
     Config = FlowMatchingConfig
+
+
+@dataclass(frozen=True)
+class DiffusionPolicyConfig(PathConfig):
+    """Options of ``diffusion-policy``: those of ``PathConfig``."""
+
+    schedule: ScheduleName = "cosine-chain"
+    betas: int = 100
+    predict: PredictionName = "eps"
+    start: Literal["gaussian", "none"] = "none"
+    clip: Literal["never", "last", "always"] = "always"
+    times: TimesName = "uniform"
+    weighting: WeightingName = "simple"
+    net: Literal["auto", "mlp", "unet", "unet2d", "dit", "temporal"] = "temporal"
+    sample_steps: int = 100
+
+
+class DiffusionPolicy(PathModel):
+    """Chunks of actions given what is seen, by a chain of 100 steps and a U-Net along the steps of a chunk.
+
+    As in the paper but for what the docstring of this file says, and for the size of its net, which is one for a CPU.
+    """
+
+    name = "diffusion-policy"
+    summary = "the next actions of a robot, made of noise by a net along their steps that is told what is seen"
+    paper = "Chi, Feng, Du, Xu, Cousineau, Burchfiel & Song 2023, Diffusion policy"
+    samplers = first(Ancestral)
+    Config = DiffusionPolicyConfig
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        if not space.columns or preprocess(space).code_sizes or preprocess(space).cells is not None:
+            return "its data are chunks of real numbers, [steps, actions]. Fit a vdm, or declare columns as real."
+        return super().refuses(space, context, config)
+
+    @classmethod
+    def recipe(cls, space: Space) -> Recipe:
+        return Recipe(batch=256, lr=1e-3, warmup=100, weight_decay=1e-6, clip=1.0, ema=0.999)

@@ -26,7 +26,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT, POSITIVE, at_least
 from pofx.core.requests import SOLVERS, FewStep, OdeLikelihood, Request, VariationalBound
 from pofx.core.space import Space
-from pofx.families.path_net import is_grid, net_kind, net_of, net_refused
+from pofx.families.path_net import is_grid, net_kind, net_of, net_refused, net_shape
 from pofx.families.student import StudentOptions, Taught, student_of
 from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, vector
@@ -38,7 +38,7 @@ from pofx.paths.likelihood import angles, decoded, ode, ode_sample, stratified, 
 from pofx.paths.objective import COUPLINGS, TIMES, WEIGHTINGS, both_signs, path_loss
 from pofx.paths.predict import PREDICTIONS, Denoise, Denoiser, point
 from pofx.paths.samplers import Callback, Way, sample
-from pofx.paths.schedule import SCHEDULES, Chain, Schedule
+from pofx.paths.schedule import CHAINS, SCHEDULES, Schedule
 from pofx.transforms.base import Noise
 from pofx.transforms.ode import estimate, probes
 
@@ -47,7 +47,7 @@ FINE = 256  # levels, of which a net learns the cells
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
-ScheduleName = Literal["cosine", "ddpm", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"]
+ScheduleName = Literal["cosine", "ddpm", "cosine-chain", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"]
 PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
 TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
 WeightingName = Literal["likelihood", "simple", "edm", "flat"]
@@ -58,8 +58,8 @@ class PathConfig(StudentOptions):
     """Options of all paths.
 
     Attributes:
-        schedule: the path; "ddpm" is the chain of Ho et al. 2020.
-        betas: steps of that chain.
+        schedule: the path; "ddpm" is the chain of Ho et al. 2020, "cosine-chain" that of Nichol & Dhariwal 2021.
+        betas: steps of these chains.
         predict: what the network predicts.
         start: the network adds to the prediction of the Gaussian that fits the data, from which the last of a sample's
             noise is taken away too; "none": it gives all, and the last of a sampler's steps is what it denoises.
@@ -73,7 +73,7 @@ class PathConfig(StudentOptions):
         largest: the same at the noise's end.
         net: "auto" is a U-Net for images with sides of at least 8, and for grids of vectors of at least 4, else an MLP;
             "dit" a transformer over patches of an image, "unet2d" the U-Net of the library diffusers, which reads it,
-            on the chain of Ho et al. 2020.
+            on the chain of Ho et al. 2020; "temporal" a U-Net along the steps of a chunk [steps, numbers].
         hidden: width of the MLP or of the transformer.
         blocks: residual blocks, of the MLP or per level of the U-Nets, or layers of the transformer.
         channels: of the U-Nets at their finest level.
@@ -98,7 +98,7 @@ class PathConfig(StudentOptions):
     coupling: Literal["independent", "optimal"] = "independent"
     smallest: float = 1e-3
     largest: float = 80.0
-    net: Literal["auto", "mlp", "unet", "unet2d", "dit"] = "auto"
+    net: Literal["auto", "mlp", "unet", "unet2d", "dit", "temporal"] = "auto"
     hidden: int = 256
     blocks: int = 2
     channels: int = 32
@@ -139,12 +139,12 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
 
     def __init__(self, config: PathConfig, space: Space, context: Space | None = None) -> None:
         super().__init__(config, space, context)
-        if config.schedule == "ddpm":
-            self.schedule: Schedule = Chain(config.betas)
+        if config.schedule in CHAINS:
+            self.schedule: Schedule = CHAINS[config.schedule](config.betas)
         else:
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         # in which the network takes y
-        self.shape: tuple[int, ...] = (self.dim,) if net_kind(config, space) == "mlp" else space.event_shape
+        self.shape = net_shape(config, space, self.dim)
         self.net = net_of(config, space, self.shape, self.width, self.memory, self.schedule)
         self.student = student_of(self.net, config)
         self.register_buffer("begun", None if self.student is None else torch.tensor(False))
@@ -172,9 +172,10 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield from (name for name in super().idle(space, context, config) if name != "draws")  # of its own noise
-        yield from ("smallest", "largest") if config.schedule == "ddpm" else ("betas",)
+        yield from ("smallest", "largest") if config.schedule in CHAINS else ("betas",)
         yield from () if space.pixels else ("decoder",)
-        yield from ("hidden",) if net_kind(config, space) in ("unet", "unet2d") else ("channels", "attend")
+        yield from ("hidden",) if net_kind(config, space) in ("unet", "unet2d", "temporal") else ("channels",)
+        yield from ("attend",) if net_kind(config, space) not in ("unet", "unet2d") else ()
 
     @classmethod
     def tiny(cls, space: Space) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 from pofx.core.space import Space
 from pofx.nn.dit import Dit
 from pofx.nn.noisy import NoisyMlp
+from pofx.nn.temporal import TemporalUNet
 from pofx.nn.unet import UNet
 from pofx.nn.unet2d import GROUPS, UNet2d, UNet2dOnChain, usual_shape
 from pofx.paths.schedule import Chain, Schedule
@@ -22,11 +23,22 @@ def net_kind(config: Any, space: Space) -> str:
     return "unet" if _side(space) >= (8 if space.pixels else 4) else "mlp"
 
 
+def net_shape(config: Any, space: Space, dim: int) -> tuple[int, ...]:
+    """How the net takes the ``dim`` numbers of a datum: an image as it is, a chunk as steps, else all in a row."""
+    if (kind := net_kind(config, space)) == "mlp":
+        return (dim,)
+    if kind == "temporal":
+        return space.event_shape if len(space.event_shape) == 2 else (dim, 1)
+    return space.event_shape
+
+
 def net_of(config: Any, space: Space, shape: tuple[int, ...], width: int, memory: int, schedule: Schedule) -> nn.Module:
     """The net on z [N, *shape], told a context's vector of so many numbers and its tokens of ``memory`` (0: none)."""
     kind = net_kind(config, space)
     if kind == "mlp":
         return NoisyMlp(shape[0], width, config.hidden, config.blocks)
+    if kind == "temporal":
+        return TemporalUNet(shape, config.channels, config.blocks, width)
     if kind == "dit":  # of at most 16 patches a side
         patch = 2 ** max(0, math.ceil(math.log2(max(shape[1:]) / 16)))
         return Dit(shape, config.hidden, config.blocks, patch, width, memory)
@@ -41,6 +53,9 @@ def net_of(config: Any, space: Space, shape: tuple[int, ...], width: int, memory
 
 def net_refused(config: Any, space: Space, context: Space | None) -> str | None:
     """Why the net is none for these spaces and options, or None."""
+    if config.net == "temporal":
+        several = is_grid(space) or space.pixels
+        return "net=temporal is for chunks of steps, [steps, numbers]. Leave net at auto." if several else None
     if config.net not in ("auto", "mlp") and not _side(space):
         return f"net={config.net} is for images. Leave net at auto."
     if config.net != "unet2d":

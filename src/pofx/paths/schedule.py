@@ -6,6 +6,7 @@ sqrt(alpha^2 + sigma^2) all paths are one path, run through at different speeds 
 "Variational Diffusion Models", section 5.1).
 
     ddpm          variance preserving   Ho et al. 2020: a chain of T steps (section 4)
+    cosine-chain  variance preserving   Nichol & Dhariwal 2021: another one, of the alphas of "cosine"
     linear-beta   variance preserving   its limit of many steps (Song et al. 2021, appendix C), their VP
     sub-vp        sigma = 1 - alpha^2   the same alpha with less noise (Song et al. 2021, eq. 12), their sub-VP
     cosine        variance preserving   Nichol & Dhariwal 2021 (eq. 17)
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -171,6 +173,19 @@ class Chain(Schedule):
     levels = times
 
 
+def cosine_chain(steps: int) -> Chain:
+    """The chain whose alpha^2 are those of ``Cosine``, no beta above 0.999 (Nichol & Dhariwal 2021, eq. 17).
+
+    Example:
+        >>> round(cosine_chain(100).betas[-1].item(), 4)
+        0.999
+    """
+    offset = Cosine.offset
+    angles = math.pi / 2 * (torch.linspace(0, 1, steps + 1, dtype=torch.float64) + offset) / (1 + offset)
+    kept = angles.cos().square()
+    return Chain(steps, (1 - kept[1:] / kept[:-1]).clamp_max(0.999))
+
+
 class LinearBeta(Schedule):
     """Variance preserving with rate beta(t) = beta0 + (beta1 - beta0) t: alpha^2 = exp(-integral of beta).
 
@@ -300,3 +315,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "trigonometric": Trigonometric,
 }
 """Name -> schedule, given the smallest and the largest sigma / alpha; a ``Chain`` has ends of its own."""
+
+CHAINS: dict[str, Callable[[int], Chain]] = {"ddpm": Chain, "cosine-chain": cosine_chain}
+"""Name -> chain of so many steps."""
