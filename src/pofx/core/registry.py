@@ -47,6 +47,7 @@ BUILT_IN = {
     "hvae": "pofx.families.hvae:Hvae",
     "vqvae": "pofx.families.vqvae:VqVae",
     "latent-diffusion": "pofx.families.latent_diffusion:LatentDiffusion",
+    "mel-vocoder": "pofx.families.mel_vocoder:MelVocoder",
     "rssm": "pofx.families.rssm:Rssm",
     "act": "pofx.families.act:Act",
     "gan": "pofx.families.gan:Gan",

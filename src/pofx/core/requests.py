@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
-from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least, check
+from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, SHARE, Options, Range, at_least, check
 
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
 GridName: TypeAlias = Literal["schedule", "log-snr", "karras"]
@@ -295,6 +295,21 @@ class StepByStep(Sampler, name="step-by-step"):
     """
 
     length: int | None = None
+
+
+@dataclass(frozen=True)
+class GriffinLim(StepByStep, name="griffin-lim"):
+    """Sounds from a spectrum that is drawn, by phases that fit it (Griffin & Lim 1984): no density has a part in it.
+
+    Attributes:
+        iterations: from phases by lot to those that fit.
+        momentum: of an iteration: 0 never gets worse, more ends nearer (Perraudin et al. 2013).
+    """
+
+    iterations: int = 60
+    momentum: float = 0.99
+
+    ranges = {"momentum": BELOW_ONE}
 
 
 @dataclass(frozen=True)
