@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -57,6 +57,8 @@ class LogProb(Rows, Estimating):  # type: ignore[misc]
     sides by annealing: from below and, the other way, from above, of 200 rows unless --max-rows says otherwise.
     """
 
+    part: Literal["a", "b", "a-given-b", "b-given-a"] | None = None
+    """Of a run of pairs: evaluate one part alone, or given the other [default: both together]."""
     show: int = 0
     """Print so many texts (1 unless a number follows), each symbol coloured by its surprise."""
     say: Annotated[str | None, arg(metavar="TEXT")] = None
@@ -74,6 +76,7 @@ def log_prob(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
+    from pofx.data.joint import apart
     from pofx.data.pieces import is_streamed
     from pofx.data.write import write_columns
     from pofx.evaluate.likelihood import mean_log_prob
@@ -81,6 +84,10 @@ def log_prob(argv: list[str]) -> int:
 
     run = read_model(args.run)
     model, texts = run.model, run.model.space.alphabet is not None
+    if args.part is not None:
+        if args.estimator == SANDWICH or args.cluster is not None:
+            raise UsageError("--part goes without --estimator sandwich and --cluster.", "Leave one out.")
+        model = run.model.part(_part_name(args.part), given="given" in args.part)
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     found: dict[str, Any] = {"run": str(args.run), **tell_standing(run.info, run.log, args.run)}
@@ -90,7 +97,7 @@ def log_prob(argv: list[str]) -> int:
         if value is not None:
             raise UsageError(f"{name} goes with --estimator sandwich.", "Leave it out, or name that.")
     request, notes = request_of(args, model), list[str]()
-    if args.source is not None and is_streamed(model.space, model.context, args.source, args.cluster):
+    if args.source is not None and is_streamed(run.model.space, model.context, args.source, args.cluster):
         result, found["files"] = _streamed(run, args, request, notes)
         return _tell(args, found, result, tell_notes(notes, args), model.space.values)
     if args.cluster is not None:
@@ -99,6 +106,8 @@ def log_prob(argv: list[str]) -> int:
             "Leave it out, or name Parquet or CSV files.",
         )
     part = part_of(run, args, notes) if args.say is None else _said(run, args)
+    if args.part is not None:
+        part = apart(run.model.space, part, _part_name(args.part), given="given" in args.part)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
@@ -118,6 +127,11 @@ def log_prob(argv: list[str]) -> int:
     of_text = None if counts is None else rates(model, counts, result, request)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     return _tell(args, found, result, notes, model.space.values, of_text, shown)
+
+
+def _part_name(part: str) -> Literal["a", "b"]:
+    """Of which part of a pair --part speaks."""
+    return "a" if part.startswith("a") else "b"
 
 
 def _tell(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -46,6 +46,9 @@ class Sample(Sampling, Output):  # type: ignore[misc]
     printed."""
     given: Annotated[str | None, arg(metavar="VALUE")] = None
     """The context: a label ('3'), or column values 'income=>50K,sex=Male'."""
+    part: Literal["a", "b"] | None = None
+    """Of a run of pairs: draw a (what was modelled) or b (what was given), alone or with --given given the other
+    [default: both; with --given, the one that VALUE is not]."""
     seed: int = 0
     """Seed of the draws."""
     cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
@@ -72,7 +75,7 @@ def sample(argv: list[str]) -> int:
     from pofx.evaluate.stream import Drawing, draw
     from pofx.spaces import Sequence
 
-    run = read_model(args.run)
+    run = _of_part(read_model(args.run), args.part, args.given)
     check_place(run.model.space, args.n, args.out)
     stands = tell_standing(run.info, run.log, args.run)
     space, options = run.model.space, run.info["data"].get("options", {})
@@ -179,6 +182,7 @@ def _texts(
     """Draw texts, each after its prompt, and show or write them whole; ``stands`` is how the run stands."""
     import torch
 
+    from pofx.core.abilities import Decodes, can
     from pofx.core.likelihood import Unavailable
     from pofx.data.write import write_texts
     from pofx.evaluate.stream import drawn
@@ -188,7 +192,8 @@ def _texts(
     generator = torch.Generator().manual_seed(args.seed)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    if args.n == 1 and len(prompts) < 2 and args.beams is None and args.out is None and not args.json:
+    shown = args.out is None and not args.json and can(run.model, Decodes)
+    if args.n == 1 and len(prompts) < 2 and args.beams is None and shown:
         clean = visible if sys.stdout.isatty() else str  # a model may draw what a terminal obeys
         print(clean("".join(prompts)), end="", flush=True)
         for piece in given.stream(generator=generator, sampler=sampler):
@@ -246,6 +251,30 @@ def _given(run: Run, c: torch.Tensor | None, prompts: list[str]) -> Conditional:
         raise Unsupported(f"{run.model.space} have no beginning that can be spelt.", "Leave out --prompt.")
     c = None if c is None else c.expand(len(prompts), *c.shape)
     return run.model.given(c, before=run.model.space.parse(prompts))
+
+
+def _of_part(run: Run, part: Literal["a", "b"] | None, given: str | None) -> Run:
+    """The run with its model of one part of a pair in the place of that of both, where a part or its other is named."""
+    from pofx.core.abilities import HasParts, can
+
+    if part is None and (given is None or not can(run.model, HasParts)):
+        return run
+    views: dict[str, Run] = {}
+    problems = []
+    for name in ("a", "b") if part is None else (part,):
+        view = dataclasses.replace(run, model=run.model.part(name, given=given is not None))
+        try:
+            _context(view, given)
+            views[name] = view
+        except UsageError as error:
+            if part is not None:
+                raise
+            problems.append(error.problem)
+    if not views:
+        raise UsageError(f"{given!r} is neither part of a pair. {' '.join(problems)}", "Give what one of both may be.")
+    if len(views) > 1:
+        raise UsageError(f"{given!r} may be either part of a pair.", "Say which one is drawn: --part a, or --part b.")
+    return next(iter(views.values()))
 
 
 def _pair(pair: str, names: list[str]) -> tuple[str, str]:

@@ -115,6 +115,8 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
     """
     given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...")] = None
     """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
+    joint: bool = False
+    """Model x and what is given together, as pairs: p(x, given), for families that know each given the other."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
     target: Annotated[str | None, arg(metavar="COLUMN")] = None

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="Ability")
 T = TypeVar("T")
 
+PartName: TypeAlias = Literal["a", "b"]
 FAMILIES = "pofx.core.registry"  # met by its own name, as families are by theirs: it knows models, which know abilities
 
 
@@ -230,6 +231,27 @@ class HasJoint(Ability):
     @abstractmethod
     def rows_reverse_ais(self, x: Tensor, z: Tensor, c: Any, request: Annealed, noise: RowNoise) -> Likelihood:
         """The UpperBound on log p(x | c) [N] of rows whose z [N, K, L] are exact draws of p(z | x, c)."""
+
+
+class HasParts(Ability):
+    """Models pairs, and from the same weights each part of a pair alone and given the other."""
+
+    title, asked = "each part of a pair, alone and given the other", "part"
+    without = "has no parts of pairs to give one by one"
+
+    @abstractmethod
+    def rows_part_log_prob(
+        self, part: PartName, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise
+    ) -> Likelihood:
+        """log p [N] of rows x [N, *E] of this part, alone (c is None) or given those of the other c [N, *Ec]."""
+
+    @abstractmethod
+    def rows_part_sample(self, part: PartName, n: int, c: Tensor | None, generator: torch.Generator) -> Tensor:
+        """n rows [n, *E] of this part, alone or row i given c[i]."""
+
+    @abstractmethod
+    def part_estimators(self, part: PartName) -> tuple[type[Request], ...]:
+        """What the likelihood of this part, alone or given the other, is asked for by; the first is the default."""
 
 
 class HasEnergy(Ability):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pofx.core.abilities import HasParts, PartName, ability_of
 from pofx.core.conditional import Conditional
 from pofx.core.family import Family
 from pofx.core.likelihood import Likelihood
@@ -47,6 +48,23 @@ class Model(Family):
     def sample(self, n: int, *, generator: torch.Generator | None = None, sampler: AnySampler = None) -> Tensor:
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
+
+    def part(self, name: PartName, *, given: bool = False) -> Model:
+        """p(a) or p(b) of a model of pairs, or with ``given`` p(a | b) or p(b | a): a model that shares its weights.
+
+        Raises Unsupported where this is no model of pairs that knows their parts.
+
+        Example:
+            >>> import pofx
+            >>> digits = pofx.load("digits", given="label", joint=True)
+            >>> run = pofx.fit(digits, "joint-gpt", steps=2, options={"width": 16, "layers": 1})
+            >>> label = run.model.part("b", given=True)
+            >>> label.given(digits.space.split(digits.test.x)[0][:3]).classes().nats.shape
+            torch.Size([3, 10])
+        """
+        from pofx.core.part import PartOfPair
+
+        return PartOfPair(ability_of(self, HasParts), name, given)
 
     def parts(self) -> dict[str, Model]:
         """The models inside this one by their names in it; what is inside them is theirs."""

@@ -30,6 +30,7 @@ BUILT_IN = {
     "rnn": "pofx.families.sequence:Rnn",
     "wavenet": "pofx.families.sequence:WaveNetFamily",
     "image-gpt": "pofx.families.image_gpt:ImageGpt",
+    "joint-gpt": "pofx.families.joint_gpt:JointGpt",
     "pixelcnn": "pofx.families.pixel:PixelCnnFamily",
     "gated-pixelcnn": "pofx.families.pixel:GatedPixelCnnFamily",
     "pixelcnn++": "pofx.families.pixel:PixelCnnPlusFamily",

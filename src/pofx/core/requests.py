@@ -134,6 +134,18 @@ class InOrder(Request, name="in-order", kind="Exact"):
     order: Literal["raster", "reverse"] = "raster"
 
 
+@dataclass(frozen=True)
+class ByChainRule(Request, name="chain-rule", kind="Exact"):
+    """Exact, of the model of pairs that begins with one part, log p(a) + log p(b | a) or log p(b) + log p(a | b), where
+    its own answer is of both orders, mixed.
+
+    Attributes:
+        first: the part that it begins with.
+    """
+
+    first: Literal["a", "b"] = "a"
+
+
 class AnyOrder(Drawn, name="any-order", kind="LowerBound"):
     """log of the mean, over orders by lot, of the exact probability in each: a bound, tighter with each draw, on the
     model that reveals one value after the other in any order (Hoogeboom et al. 2022)."""
@@ -635,6 +647,6 @@ SAMPLERS: tuple[type[Sampler], ...] = (
 )  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, OneCode, VariationalBound,
-    OdeLikelihood, InOrder, AnyOrder, PerDatum, Ais, ReverseAis, ReverseAisOfChains, PartitionAis, ReversePartitionAis,
+    OdeLikelihood, InOrder, ByChainRule, AnyOrder, PerDatum, Ais, ReverseAis, ReverseAisOfChains, PartitionAis, ReversePartitionAis,
     DequantisedPartitionAis, DequantisedReversePartitionAis,
 )  # fmt: skip

@@ -69,6 +69,7 @@ class Space(ABC):
         fill: what stands after the end of a datum of free length; None where all are of one size.
         length: of the longest known datum, in steps; 1 where all are of one size.
         has_eos: the end belongs to the datum.
+        parts: the two spaces that x holds a datum of each of; None where x is one datum.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Space(ABC):
     fill: ClassVar[float | None] = None
     length: int = 1
     has_eos: bool = False
+    parts: tuple[Space, Space] | None = None
 
     @property
     @abstractmethod
@@ -294,6 +296,25 @@ def join(space: Space, parts: list[Tensor]) -> Tensor:
         short = ((0, 0) * (k - 1) + (0, longest - p.shape[1]) for p in parts)
         parts = [torch.nn.functional.pad(p, pad, value=space.fill) for p, pad in zip(parts, short, strict=True)]
     return torch.cat(parts)
+
+
+def filled_up(space: Space, x: Tensor) -> Tensor:
+    """Data x [*S, *E] of free length, all as long as the space's ``length``; those of one size as they are.
+
+    Raises WrongShape for a datum that is longer.
+    """
+    if space.fill is None:
+        return x
+    axis = x.ndim - len(space.event_shape)
+    longest = int(space.lengths(x).max()) if x.numel() else 0
+    if longest > space.length:
+        raise WrongShape(
+            f"A datum is {longest} long; here are {space}.", "Cut it, or make the space with a larger length."
+        )
+    x = x.narrow(axis, 0, min(x.shape[axis], space.length))
+    return torch.nn.functional.pad(
+        x, (0, 0) * (x.ndim - axis - 1) + (0, space.length - x.shape[axis]), value=space.fill
+    )
 
 
 def column_of(x: Any, j: int) -> Tensor:

@@ -21,6 +21,7 @@ from pofx.data.blocks import beyond
 from pofx.data.columns import typed
 from pofx.data.dependence import relations
 from pofx.data.formats import FORMATS
+from pofx.data.joint import joined
 from pofx.data.options import Options
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows, RawRagged
@@ -42,6 +43,7 @@ def load(
     *,
     target: str | None = None,
     given: str | Sequence[str] | None = None,
+    joint: bool = False,
     label: str | None = None,
     types: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
@@ -79,6 +81,8 @@ def load(
         target: a column or "label": the space is then Label and all the rest is the context.
         given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
             model is p(x | given).
+        joint: model x and what is given together: the space is then a Pair of both, for models of p(x, given) and of
+            each given the other.
         label: the column (or array of an archive of sounds) that holds each row's class, for probes and colours;
             a column stays in x.
         types: column -> category, integer, real, real:STEP, nullable, drop, or a sum (real+nullable);
@@ -131,6 +135,8 @@ def load(
     called: dict[str, Any] = {k: v for k, v in locals().items() if k != "source"}
     if target is not None and given is not None:
         raise UsageError("With a target all the rest is given already.", "Give target or given, not both.")
+    if joint and given is None:
+        raise UsageError("Nothing is given, so there is nothing to model together.", "Say what is given, beside joint.")
     if max_rows is not None and max_rows < 3:
         raise UsageError(f"{max_rows} rows cannot be split.", "Give max_rows of at least 3, or none.")
     if unknown := [f for f in (formats or {}).values() if f not in FORMATS]:
@@ -218,7 +224,7 @@ def load(
             )
     is_path = isinstance(source, str | os.PathLike)
     stem = _stem(source) if is_path else type(source).__name__.lower()
-    return Data(
+    data = Data(
         name=name or stem or str(source),
         source=_found_again(source) if is_path else IN_MEMORY,
         space=roles.space,
@@ -233,6 +239,7 @@ def load(
         dependent=dependent,
         options=options,
     )
+    return joined(data) if joint else data
 
 
 def _stem(source: str | os.PathLike[str]) -> str:

@@ -50,7 +50,7 @@ class Piece:
 
 def is_streamed(space: Space, context: Space | None, source: str, cluster: str | None = None) -> bool:
     """Is a source read in pieces: for a model of tables Parquet files, several files, and for a cluster any?"""
-    if not all(s is None or s.columns for s in (space, context)):
+    if not all(s is None or (s.columns and s.parts is None) for s in (space, context)):
         return False
     if source.lower().endswith(PARQUET if cluster is None else TABLES):
         return True

@@ -16,6 +16,7 @@ from torch import Tensor
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.space import Ragged, Space, take
 from pofx.core.spelling import abridged, meant
+from pofx.data.joint import paired
 from pofx.data.load import reading
 from pofx.data.parts import Part
 from pofx.data.ragged import RawRagged
@@ -49,6 +50,9 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
+    if space.parts is not None:  # pairs are read as what they are made of
+        own, other = space.parts
+        return paired(space, read_rows(own, other, source, labels=labels, options=options, notes=notes, first=first))
     options = options or {}
     spaces = [s for s in (space, context) if s is not None]
     texts = [c.name for s in spaces if not s.values for c in s.columns if isinstance(c, Category)]

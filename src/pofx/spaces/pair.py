@@ -9,17 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pofx.core.errors import BadValue, UsageError
+from pofx.core.errors import BadValue
 from pofx.core.measure import Measure
-from pofx.core.space import Space, check_shape
+from pofx.core.space import Space, check_shape, filled_up
 from pofx.spaces.table import Column
 
 
 @dataclass(frozen=True)
 class Pair(Space):
-    """A datum of each of two spaces of one size; one event is float64 [a.dims + b.dims]: a flattened, then b flattened.
+    """A datum of each of two spaces; one event is float64 [a.dims + b.dims]: a flattened, then b flattened.
 
-    Its measure is the product of both.
+    A part of free length takes as many numbers as its space's ``length`` asks for, which is the most that it may have
+    in a pair, and is filled up after its end. The measure is the product of both.
 
     Example:
         >>> import torch
@@ -36,10 +37,9 @@ class Pair(Space):
     name: ClassVar[str] = "pair"
     dtype: ClassVar[torch.dtype] = torch.float64
 
-    def __post_init__(self) -> None:
-        for part in (self.a, self.b):
-            if part.fill is not None:
-                raise UsageError(f"A pair holds data of one size, and {part} are of any length.", "Cut them alike.")
+    @property
+    def parts(self) -> tuple[Space, Space]:  # type: ignore[override]
+        return self.a, self.b
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Pair(Space):
         return tuple(replace(c, name=f"{k}.{c.name}") for k, s in (("a", self.a), ("b", self.b)) for c in s.columns)
 
     def __str__(self) -> str:
-        return f"pairs of a {self.a} and a {self.b}"
+        return f"pairs of {self.a} and {self.b}"
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [*S, D] as data of a and of b."""
@@ -65,9 +65,11 @@ class Pair(Space):
         return _shaped(self.a, x[..., :k]), _shaped(self.b, x[..., k:])
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:
-        """Data of a [*S, *Ea] and of b [*S, *Eb] as x [*S, D]."""
-        parts = [v.reshape(*v.shape[: v.ndim - len(s.event_shape)], -1) for s, v in ((self.a, a), (self.b, b))]
-        return torch.cat([v.to(self.dtype) for v in parts], -1)
+        """Data of a [*S, *Ea] and of b [*S, *Eb] as x [*S, D].
+
+        Raises WrongShape for a datum of free length that is longer than its space's ``length``.
+        """
+        return torch.cat([_flat(s, v).to(self.dtype) for s, v in ((self.a, a), (self.b, b))], -1)
 
     def check(self, x: Tensor) -> None:
         check_shape(self, x)
@@ -87,5 +89,13 @@ class Pair(Space):
         return "; ".join(s.spell(v) for s, v in zip((self.a, self.b), self.split(x), strict=True))
 
 
+def _flat(space: Space, v: Tensor) -> Tensor:
+    """[*S, *E] -> [*S, D], where what is of free length is filled up to the space's."""
+    rows = v.ndim - len(space.event_shape)
+    return filled_up(space, v).reshape(*v.shape[:rows], space.dims)
+
+
 def _shaped(space: Space, flat: Tensor) -> Tensor:
-    return flat.to(space.dtype).reshape((*flat.shape[:-1], *space.event_shape))
+    """The inverse, of the space's dtype."""
+    event = (space.length if size < 0 else size for size in space.event_shape)
+    return flat.to(space.dtype).reshape(*flat.shape[:-1], *event)

@@ -17,7 +17,7 @@ from pofx.data import chains, synthetic
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
 from pofx.data.synthetic import Mixture, Source
-from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Reals, Table, Text
+from pofx.spaces import Audio, Category, Image, Integer, Label, Pair, Real, Reals, Table, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +204,41 @@ class NullableReals:
         return torch.where(x[:, 1].isnan(), math.log(self.missing) + alone, math.log(1 - self.missing) + joint)
 
 
+@dataclass(frozen=True, eq=False)
+class SmallPairs:
+    """Texts of up to three letters and images of four pixels, two levels each, whose 240 pairs have any probabilities:
+    where a text begins with a certain letter, some images are far likelier."""
+
+    @property
+    def space(self) -> Pair:
+        return Pair(Text("ab", True, 3), Image(2, 2, 1, 2))
+
+    @cached_property
+    def states(self) -> Tensor:
+        """Every pair [240, 7]."""
+        texts = [[*t, *[-1] * (3 - n)] for n in range(4) for t in itertools.product((0, 1), repeat=n)]
+        images = image_states(Image(2, 2, 1, 2))
+        every = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images)))
+        return self.space.join(torch.tensor(texts)[every[:, 0]], images[every[:, 1]])
+
+    @cached_property
+    def table(self) -> Tensor:
+        """P(text, image) [240], in the order of ``states``."""
+        text, image = self.states[:, :3], self.states[:, 3:]
+        length, light = (text >= 0).sum(1), image.sum(1)
+        return torch.softmax(-0.6 * length + 0.8 * text[:, 0] * (light - 2) + 0.5 * text[:, 1] * image[:, 0], 0)
+
+    @property
+    def entropy(self) -> float:
+        return float(synthetic.discrete_entropy(self.table))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.states[synthetic.categorical(self.table.expand(n, -1), generator)]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.table.log()[(x[:, None] == self.states).all(2).long().argmax(1)]
+
+
 class Points(synthetic.Gaussian):
     """Normal numbers that are no columns of a table."""
 
@@ -221,7 +256,7 @@ def two_speakers(space: Text | Audio) -> Mixture:
 
 def cases() -> list[Case]:
     """All cases; a family is checked on those that it does not refuse."""
-    ising = synthetic.Ising(3, 3)
+    ising, pairs = synthetic.Ising(3, 3), SmallPairs()
     chain = synthetic.markov(5)
     grey = synthetic.markov(5, image=True)
     mixed = SmallMixed()
@@ -247,6 +282,7 @@ def cases() -> list[Case]:
         Case("categories", chain, states=lambda: table_states(chain.space)),  # type: ignore[arg-type]
         Case("binary image", ising, states=lambda: ising.states),
         Case("grey image", grey, states=lambda: image_states(grey.space)),  # type: ignore[arg-type]
+        Case("pairs", pairs, states=lambda: pairs.states),
         Case("two moons", synthetic.two_moons(0.2), grid=wide),
         Case("gaussian", synthetic.gaussian(4)),
         Case("small mixed", mixed, states=lambda: table_states(mixed.space, reach=40)),
