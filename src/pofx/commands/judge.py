@@ -16,10 +16,10 @@ from pofx.commands.shared import Column, Output, out, parse, print_json, tell_no
 class Judge(Sampling, Output):  # type: ignore[misc]
     """Judge a run of p(x | given) on pairs: draws beside the x that went with each context.
 
-    By the metrics of the task, each with a 95% interval: texts by exact match, word and character error, BLEU and chrF;
-    images by PSNR and SSIM; labels by accuracy and calibration; numbers by RMSE and CRPS; sounds by spectral distance.
-    Beside them stands the likelihood of the same pairs, with its kind. The libraries of those metrics that are more than
-    a formula are installed by: pip install 'pofx[metrics]'.
+    By the metrics of the task, each with a 95% interval. Texts: exact match, word and character error, BLEU and chrF;
+    images: PSNR and SSIM; labels: accuracy and calibration; numbers: RMSE and CRPS; sounds: spectral distance.
+    Beside them stands the likelihood of the same pairs, with its kind. Metrics of more than a formula are those of
+    sacrebleu, jiwer and scikit-image: pip install 'pofx[metrics]'.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]

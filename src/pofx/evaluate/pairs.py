@@ -110,6 +110,8 @@ def bootstrap(
     each = each.double().cpu()
     rows = each[:, None] if each.ndim == 1 else each
     figure = (lambda mean: mean[0]) if of is None else of
+    if len(rows) == 1:  # of which nothing is known but itself
+        return Judged(figure(rows[0]).item(), -math.inf, math.inf, words, better, unit, 1)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=generator)
     ones = torch.ones(picks.shape, dtype=torch.float64)
