@@ -1,4 +1,4 @@
-"""A word means one thing: the score is the gradient of the log-density, but in scikit-learn's own names."""
+"""A word means one thing: the score is the gradient of the log-density, but in the names of other libraries."""
 
 import re
 from pathlib import Path
@@ -15,9 +15,10 @@ GRADIENT = {  # where it is spoken of
     "paths/predict.py", "paths/matching.py", "families/student.py", "paths/schedule.py", "families/diffusion.py",
     "core/registry.py", "testing/checks.py", "testing/conformance.py", "testing/wrong.py",
 }  # fmt: skip
-SKLEARN = {
+LIBRARIES = {
     "evaluate/latent.py": {"score"},
     "evaluate/latent_space.py": {"adjusted_rand_score", "silhouette_score"},
+    "evaluate/pairs.py": {"score", "corpus_score", "_compute_score_from_stats"},  # of sacrebleu; and CRPS by its name
     "interop/sklearn.py": {"score", "score_samples"},
 }
 GRADIENTS = {
@@ -36,7 +37,7 @@ def words(text: str) -> set[str]:
 def test_score_means_the_gradient_in_code_and_comments():
     for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.jinja")]:
         name = path.relative_to(ROOT).as_posix()
-        allowed = SKLEARN.get(name, set()) | (GRADIENTS if name in GRADIENT else set())
+        allowed = LIBRARIES.get(name, set()) | (GRADIENTS if name in GRADIENT else set())
         # the families' table and its page say of all whether there is one
         allowed |= {"has_score", "has_noised_score"} if name.startswith(("commands/", "evaluate/")) else set()
         assert words(path.read_text()) <= allowed, name

@@ -11,6 +11,7 @@ _MODULES = {
     "train.fit": "fit resume",
     "train.run": "read_run",
     "evaluate.compare": "compare resume_comparison",
+    "evaluate.judge": "judge",
     "evaluate.predict": "predict",
     "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
     "StepByStep Decoding DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
@@ -65,6 +66,7 @@ __all__ = [  # the same, for type checkers
     "compare",
     "family",
     "fit",
+    "judge",
     "load",
     "predict",
     "read_run",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     )
     from pofx.data.load import load
     from pofx.evaluate.compare import compare, resume_comparison
+    from pofx.evaluate.judge import judge
     from pofx.evaluate.predict import predict
     from pofx.spaces import Category, Image, Integer, Label, Real, Table, Text
     from pofx.train.fit import fit, resume

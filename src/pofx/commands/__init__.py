@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": ("sample", "Sample", "draw samples from a run"),
     "log-prob": ("log_prob", "LogProb", "log p(x) of rows in nats, with its kind"),
     "predict": ("predict", "Predict", "probabilities of the classes of rows"),
+    "judge": ("judge", "Judge", "draws of p(x | given) beside the truth, by the metrics of the task"),
     "encode": ("log_prob", "Encode", "latents of rows"),
     "latents": ("latents", "Latents", "what is in a latent space: ways, traversals, attributes, groups"),
     "compare": ("compare", "Compare", "fit every family that serves, at equal time, and say which to take"),

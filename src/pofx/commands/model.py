@@ -13,7 +13,7 @@ from pofx.train.run import Run, read_data, read_run
 
 if TYPE_CHECKING:
     from pofx.core.space import Space
-    from pofx.data.parts import Part
+    from pofx.data.parts import Data, Part
 
 
 def read_model(path: Path) -> Run:
@@ -34,8 +34,13 @@ def new_rows(run: Run, source: str, context: Space | None, notes: list[str]) -> 
 
 def own_rows(run: Run, path: Path, notes: list[str]) -> Part:
     """The test part of a run's own, unchanged data; ``notes`` gets what reading them has to tell. Raises UsageError."""
+    return own_data(run, path, notes).test
+
+
+def own_data(run: Run, path: Path, notes: list[str]) -> Data:
+    """A run's own, unchanged data; as ``own_rows``."""
     if run.info["data"]["source"] is None:
         raise UsageError(f"{path} has no data of its own.", "Name a SOURCE.")
     data = read_data(run.info, str(path))
     notes += data.notes
-    return data.test
+    return data

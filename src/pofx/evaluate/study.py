@@ -28,10 +28,12 @@ from pofx.evaluate import recommend
 from pofx.evaluate.cost import Speed, grow, latency, speed_curve
 from pofx.evaluate.dependent import share
 from pofx.evaluate.inference import inference_gap
+from pofx.evaluate.judge import DRAWS, in_words, judging, metrics_json
 from pofx.evaluate.latent import linear_probe, usage
 from pofx.evaluate.latent_space import codes, groups, reconstruct, strips
 from pofx.evaluate.likelihood import Mean, encode, mean_log_prob, unavailable
 from pofx.evaluate.outlier import corrupt, detect
+from pofx.evaluate.pairs import judged, judged_classes
 from pofx.evaluate.paths import (
     FEWEST_DRAWS,
     MOST_DRAWS,
@@ -55,6 +57,8 @@ LATENT_ROWS = 1000
 RATE_ROWS = 1024  # rows over which throughput is measured
 SHOWN_TEXTS, SHOWN_SYMBOLS = 2, 600  # of which the surprise at each symbol is kept
 SHOWN_BYTES, SHOWN_ROWS = 4 * 2**20, 4  # of samples and of data kept for reports, about; the fewest rows
+TASK_ROWS = 500  # pairs on which the metrics of the task are taken
+SHOWN_PAIRS, SHOWN_DRAWS = 6, 4  # of which draws are kept beside the truth, and of each
 DEPENDENT = 4  # columns that others determine, whose share of the likelihood is measured
 CURVE_SECONDS = 4.0  # for the speed of sampling over length, at most
 EVALUATION = 0.25  # of the time of a fit, which evaluation may take,
@@ -202,6 +206,9 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
     drawn: dict[str, Part] = {} if fake is None else {"samples": shown(fake, space)}
     tell("sample quality")
     found["quality"] = guarded(lambda: _quality(study, fake, found["sampling"].get("cut")))
+    if study.data.context is not None and not space.values:
+        tell("pairs")
+        found["pairs"] = guarded(lambda: _pairs(study, model, fake, found["sampling"], drawn))
     tell("latents")
     found["latents"] = _latents(study, model, drawn)
     tell("outliers")
@@ -210,7 +217,8 @@ def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[d
         tell("dependent columns")
         found["dependent"] = _dependent(study, model, settings.within(0.05))
     if space.values:
-        found["accuracy"] = guarded(lambda: _accuracy(study, model))
+        said = guarded(lambda: _classes(study, model, drawn))
+        found |= said if "accuracy" in said else {"accuracy": said}
     if space.alphabet is not None:
         found["surprise"] = guarded(lambda: {"texts": _surprise(study, model)})
     if fake is not None and getattr(model.default_sampler(), "steps", None) is not None:
@@ -316,6 +324,41 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
     copying = guarded(lambda: memorisation(known, real, drawn, near=near))
     return about | study.two_sample(real, drawn) | {"memorisation": copying}
+
+
+def _pairs(
+    study: Study, model: Model, fake: Part | None, sampling: Mapping[str, Any], drawn: dict[str, Part]
+) -> dict[str, Any] | Unavailable:
+    """The metrics of the task, of the draws that there are, of texts of what a search finds; and, into ``drawn``, some
+    draws, those of one context together."""
+    space, settings, n, cut = study.data.space, study.settings, len(study.test), sampling.get("cut")
+    generator, sampler = settings.generator(15, model.device), judging(model)
+    if sampler.searches:
+        grown = grow(
+            lambda start, size: _draw(study, model, start, size, sampler, generator, []),
+            min(n, TASK_ROWS),
+            0.1 * settings.limit,
+        )
+        x, cut = join(space, [p.x for p in grown.parts])[None], None
+    elif fake is None:
+        return Unavailable("There are no samples.")
+    else:  # of which the first n are given the n contexts of test rows, the next n the same, ...
+        x = fake.x[: max(1, min(DRAWS, len(fake) // n)) * n]
+        x = x.reshape(max(1, len(x) // n), -1, *x.shape[1:])
+    test, x, notes, metrics = study.test[: min(x.shape[1], TASK_ROWS)].read(), x[:, :TASK_ROWS], list[str](), {}
+    if cut is not None:
+        notes.append(f"There was time for the first {cut:,} steps of each draw, so they are not judged.")
+    elif study.data.context is not None and not study.data.context.values:  # a class has no one right x
+        metrics = judged(space, test.x, x, seed=settings.seed, notes=notes)
+    some, few = [*x[:SHOWN_DRAWS, :SHOWN_PAIRS]], min(n, SHOWN_PAIRS)
+    if not sampler.searches and cut is None and len(some[0]) == few:
+        each = max(sampling["latency"], few / sampling["rows_per_second"])
+        more = min(SHOWN_DRAWS - len(some), int(0.05 * settings.limit / each))
+        some += [_draw(study, model, 0, few, None, generator, []).x for _ in range(more)]
+    every = join(space, some).unflatten(0, (len(some), -1))
+    drawn["pairs"] = Part(every.transpose(0, 1).flatten(0, 1))
+    about = {"rows": len(test), "how": in_words(sampler, len(x)), "draws": len(some), "notes": notes}
+    return about | {"metrics": metrics_json(metrics)}
 
 
 def _on_the_way(
@@ -448,11 +491,18 @@ def _surprise(study: Study, model: Model) -> list[list[tuple[str, float]]]:
     return out
 
 
-def _accuracy(study: Study, model: Model) -> dict[str, Any]:
-    """How often the most probable class is the right one, beside always guessing the commonest."""
+def _classes(study: Study, model: Model, drawn: dict[str, Part]) -> dict[str, Any]:
+    """How often the most probable class is the right one, beside always guessing the commonest; and, given a context,
+    the other metrics of classes. Into ``drawn`` the most probable ones."""
     generator = study.settings.generator(8, model.device)
     found = predict(model, study.test.c, counts=class_counts(study.data), generator=generator)
-    return found.accuracy(study.test.x).to_json()
+    told = {"accuracy": found.accuracy(study.test.x).to_json()}
+    if study.data.context is None:
+        return told
+    drawn["pairs"] = Part(found.label[:SHOWN_PAIRS])
+    metrics = metrics_json(judged_classes(found, study.test.x, seed=study.settings.seed))
+    about = {"rows": len(study.test), "how": "the likeliest class", "draws": 1, "notes": []}
+    return told | {"pairs": about | {"metrics": metrics}}
 
 
 def _split_by_class(data: Data, test: Part, name: str) -> tuple[Part, Part]:

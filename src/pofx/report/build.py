@@ -21,7 +21,7 @@ from pofx.core.verdict import ESS, RHAT
 from pofx.evaluate.compare import Comparison, read_comparison, unreached
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
-from pofx.report import exhibits, latents, leaderboard, paths, plots
+from pofx.report import exhibits, latents, leaderboard, pairs, paths, plots
 from pofx.report.leaderboard import Cell, Column, duration, minus
 from pofx.train.compiling import told
 from pofx.train.run import read_evaluation, read_info, read_log
@@ -121,6 +121,7 @@ def _parts(
     shown: Page = {"sheets": [], "table": None, "texts": [], "sounds": []}
     beside = exhibits.load_rows(data)
     return {
+        "pairs": pairs.parts(of, given, rows, samples, beside, max((r["likelihood"]["n"] for r in rows), default=0)),
         "exhibits": shown | exhibits.exhibit(of, beside, found, given),
         "way": paths.parts(of, given, rows, samples, beside),
         "speeds": _speeds(of, rows),

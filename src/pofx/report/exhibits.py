@@ -171,21 +171,25 @@ class Heard:
 
 def sounds(space: Audio, data: Rows, samples: Mapping[str, Rows], context: Space | None) -> list[Heard]:
     """Held-out sounds first, then as many samples of every family, each for ``SHOWN_SECONDS`` at most."""
-    most = math.ceil(SHOWN_SECONDS * space.rate)
 
     def some(name: str, found: Rows, caption: str, is_data: bool) -> Heard:
         clips = []
         for i, row in enumerate(found["x"][:SHOWN_SOUNDS]):
-            whole = pcm(space, torch.from_numpy(row))
-            short = whole[:most]
             given = "".join(f", {value}" for value in _given(context, found, i))
-            first = "the first " if len(short) < len(whole) else ""
-            about = f"{caption} {i + 1}{given}, {first}{duration(len(short) / space.rate)}"
-            uri = "data:audio/wav;base64," + base64.b64encode(wav(short, space.rate)).decode()
-            clips.append(Clip(uri, plots.waveform(short, f"Waveform of {name}: {about}"), about))
+            clips.append(clip(space, row, name, f"{caption} {i + 1}{given}, "))
         return Heard(name, clips, is_data)
 
     return _each(some, data, samples, "held-out sound", "sample")
+
+
+def clip(space: Audio, row: Array, name: str, caption: str) -> Clip:
+    """The first ``SHOWN_SECONDS`` of a sound [L]; how long it is, is added to what is told of it."""
+    whole = pcm(space, torch.from_numpy(row))
+    short = whole[: math.ceil(SHOWN_SECONDS * space.rate)]
+    first = "the first " if len(short) < len(whole) else ""
+    about = f"{caption}{first}{duration(len(short) / space.rate)}"
+    uri = "data:audio/wav;base64," + base64.b64encode(wav(short, space.rate)).decode()
+    return Clip(uri, plots.waveform(short, f"Waveform of {name}: {about}"), about)
 
 
 # -- tables --------------------------------------------------------------------------------------------------

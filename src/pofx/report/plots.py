@@ -398,6 +398,18 @@ def line(xy: Sequence[tuple[float, float]], title: str) -> Markup:
     return _small("curve", 100, 40, f'<path class="model" d="{d}"/>', title, stretch=True)
 
 
+def lines(values: Array, low: Array, high: Array, longest: int, title: str) -> Markup:
+    """Columns of values [L, D] over the steps, each within its own range, of at most ``longest`` steps."""
+    px = 100 * np.arange(len(values)) / max(longest - 1, 1)
+    body = ""
+    for k, (column, least, most) in enumerate(zip(values.T, low, high, strict=True)):
+        py = 38 - 36 * (np.nan_to_num(column, nan=least) - least) / max(most - least, 1e-300)
+        d = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, py, strict=True))
+        if len(values):
+            body += f'<path class="model" style="stroke:var(--series{k % 8 + 1})" d="{d}"/>'
+    return _small("curve", 100, 40, body, title, stretch=True)
+
+
 def waveform(samples: Array, title: str, columns: int = 200) -> Markup:
     """The least and the greatest of 16-bit samples [L] in each of at most ``columns`` stretches of time."""
     parts = np.array_split(samples / 32768, max(1, min(columns, len(samples))))
