@@ -64,6 +64,7 @@ BUILT_IN = {
     "flow-matching": "pofx.families.diffusion:FlowMatching",
     "masked-diffusion": "pofx.families.masked_diffusion:MaskedDiffusion",
     "trees": "pofx.families.trees:Trees",
+    "ctc": "pofx.families.ctc:Ctc",
     "classifier": "pofx.families.discriminative:Classifier",
 }
 

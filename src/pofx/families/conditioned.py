@@ -17,6 +17,7 @@ from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, Encoder, encoder
 from pofx.nn.mlp import Mlp
+from pofx.nn.perturb import UNIFORMS, perturbation
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,12 @@ class ContextOptions(Options):
 
     Attributes:
         context_dropout: share of training rows whose context is left out, so that the model knows p(x | no context).
+        context_augment: how much training changes the contexts, where these are sounds: their speed, tone, loudness and
+            noise, and what is silent in them; 1 is much, 0 none.
     """
 
     context_dropout: float = 0.0
+    context_augment: float = 0.0
 
     ranges = {"context_dropout": BELOW_ONE}
 
@@ -82,6 +86,23 @@ def context_encoder(config: ContextOptions, context: Space | None, width: int = 
     return made
 
 
+def unused(context: Space | None) -> Iterable[str]:
+    """Those of ``ContextOptions`` that change nothing with this context."""
+    if context is None:
+        yield "context_dropout"
+    if context is None or perturbation(context) is None:
+        yield "context_augment"
+
+
+def as_told(config: ContextOptions, context: Space | None, batch: Batch, generator: torch.Generator) -> Batch:
+    """A training batch with the contexts that nets are told: changed a little, where they are."""
+    if batch.c is None or not config.context_augment:
+        return batch
+    change = perturbation(context)
+    assert change is not None
+    return replace(batch, c=change(batch.c, batch.rand(UNIFORMS, generator=generator), config.context_augment))
+
+
 def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) -> Tensor | None:
     """Which rows of a training batch are told no context [B]; None where all are."""
     if batch.c is None or not config.context_dropout:
@@ -133,8 +154,7 @@ class Conditioned(Model):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from unused(context)
 
     @property
     def attends(self) -> bool:
@@ -165,12 +185,14 @@ class Conditioned(Model):
 
     def batch_context(self, batch: Batch, generator: torch.Generator) -> Encoded | None:
         """The contexts of a training batch, some left out."""
+        batch = as_told(self.config, self.context, batch, generator)
         return None if batch.c is None else self.encode_context(batch.c, dropped(self.config, batch, generator))
 
     def batch_vector(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
         """The vectors of the contexts of a training batch alone, some left out."""
         if batch.c is None or self.context_encoder is None:
             return None
+        batch = as_told(self.config, self.context, batch, generator)
         return self.context_encoder(batch.c, dropped(self.config, batch, generator)).vector
 
     def _needed(self, e: Encoded) -> Encoded:

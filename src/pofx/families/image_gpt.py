@@ -39,7 +39,7 @@ from pofx.core.options import AMOUNT, at_least
 from pofx.core.requests import Direct, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.families.autoregressive import MOST_ORDERS, SEED
-from pofx.families.conditioned import ContextOptions
+from pofx.families.conditioned import ContextOptions, unused
 from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, StepHead, TokenHead
@@ -151,8 +151,7 @@ class ImageGpt(Stepwise, Completes):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from unused(context)
         yield "block"  # the number of patches
         if config.orders == 1 and config.order != "random":
             yield "order_seed"

@@ -27,7 +27,7 @@ from pofx.core.learner import Recipe
 from pofx.core.options import at_least
 from pofx.core.space import Space
 from pofx.families.autoregressive import Autoregressive
-from pofx.families.conditioned import ContextOptions
+from pofx.families.conditioned import ContextOptions, unused
 from pofx.nn.heads import LevelLogistics
 from pofx.nn.pixel import PixelNet, ResidualNet, Shape
 from pofx.nn.pixelcnn import GatedPixelCnn, PixelCnnBlock
@@ -81,8 +81,7 @@ class Pixel(Autoregressive):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from unused(context)
         if not mixes(space, config.head):
             yield "components"
 

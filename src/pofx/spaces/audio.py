@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from pofx.core.space import Ragged
 
@@ -36,6 +38,25 @@ class Audio(Ragged):
     @property
     def symbols(self) -> int:  # type: ignore[override]
         return self.levels
+
+    def amplitudes(self, x: Tensor) -> Tensor:
+        """Levels x [..., L] as amplitudes in [-1, 1], float64; 0 after the end."""
+        if self.law == "mu":
+            a = x.double() * (2 / (self.levels - 1)) - 1
+            a = a.sign() * torch.expm1(a.abs() * math.log(self.levels)) / (self.levels - 1)
+        else:
+            a = x.double() * (2 / self.levels) - 1
+        return a.masked_fill(x < 0, 0.0)
+
+    def levels_of(self, amplitude: Tensor) -> Tensor:
+        """The nearest levels, int64 [..., L], of amplitudes; what is beyond [-1, 1] is clipped."""
+        a = amplitude.double().clamp(-1, 1)
+        if self.law == "mu":
+            a = a.sign() * torch.log1p((self.levels - 1) * a.abs()) / math.log(self.levels)
+            level = (a + 1) * ((self.levels - 1) / 2)
+        else:
+            level = (a + 1) * (self.levels / 2)
+        return level.round().clamp(0, self.levels - 1).long()
 
     def __str__(self) -> str:
         what = "sounds" if self.has_eos else "excerpts of sound"
