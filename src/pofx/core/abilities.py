@@ -128,16 +128,23 @@ class Decodes(Ability):
     without = "does not draw symbol by symbol, so there is nothing to decode"
 
     @abstractmethod
-    def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
-        """The n best continuations [n, L] of ``before`` [1, K] that a search finds."""
-
-    @abstractmethod
     def rows_stream(self, before: Tensor, c: Any, sampler: Sampler, generator: torch.Generator) -> Iterator[str]:
         """One draw of a text after ``before`` [1, K], in pieces as they are drawn."""
 
     @abstractmethod
     def rows_spans(self, x: Tensor) -> list[list[tuple[int, int]]]:
         """Of each text of x [N, L], which characters (first, after the last) each of its ``rows_log_probs`` is of."""
+
+
+class Searches(Ability):
+    """Finds the likeliest data instead of drawing (where a sampler ``searches``)."""
+
+    title, asked = "search for the likeliest", "sample"
+    without = "searches for no likeliest data"
+
+    @abstractmethod
+    def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
+        """The n best continuations [n, L] of ``before`` [1, K], K = 0 where there is none, that a search finds."""
 
 
 class Completes(Ability):

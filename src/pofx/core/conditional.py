@@ -30,6 +30,7 @@ from pofx.core.abilities import (
     HasNoisedScore,
     HasScore,
     Inverts,
+    Searches,
     ShowsWay,
     ability_of,
     can,
@@ -343,7 +344,7 @@ class Conditional:
 
     def _best(self, n: int, sampler: Sampler) -> Tensor:
         """[n, *C, *E]"""
-        model, symbols = self.model, ability_of(self.model, Decodes)
+        model, symbols = self.model, ability_of(self.model, Searches)
         c, before = self._contexts(self.batch_shape), self._beginnings()
         with evaluating(model):
             found = [symbols.rows_best(n, before[i : i + 1], c[i : i + 1], sampler) for i in range(len(before))]

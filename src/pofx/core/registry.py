@@ -67,6 +67,7 @@ BUILT_IN = {
     "diffusion-policy": "pofx.families.diffusion:DiffusionPolicy",
     "masked-diffusion": "pofx.families.masked_diffusion:MaskedDiffusion",
     "trees": "pofx.families.trees:Trees",
+    "ctc": "pofx.families.ctc:Ctc",
     "classifier": "pofx.families.discriminative:Classifier",
 }
 

@@ -388,6 +388,33 @@ class Decoding(StepByStep, name="decoding"):
 
 
 @dataclass(frozen=True)
+class PathSearch(Sampler, name="path-search"):
+    """The likeliest texts of a model that sums over paths, by prefixes that are kept (Graves et al. 2006).
+
+    Attributes:
+        beams: how many; the best texts that are found are given, best first [default: 8].
+        greedy: the text of the likeliest path instead, which need not be the likeliest text.
+    """
+
+    beams: int | None = None
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beams and self.greedy:
+            raise UsageError("beams and greedy do not go together.", "Leave out beams or greedy.")
+
+    @property
+    def searches(self) -> bool:
+        return not self.greedy
+
+    @property
+    def width(self) -> int:
+        """Prefixes that are kept."""
+        return self.beams or 8
+
+
+@dataclass(frozen=True)
 class Solver(Sampler):
     """Base of those that go from noise to data in steps (``paths.samplers``, whose keywords are each one's own fields).
 
@@ -642,8 +669,8 @@ SOLVERS: tuple[type[Solver], ...] = (
     AnnealedLangevin,
 )  # fmt: skip
 SAMPLERS: tuple[type[Sampler], ...] = (
-    Direct, Styled, StepByStep, Decoding, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains, GibbsChains,
-    Unmasking,
+    Direct, Styled, StepByStep, Decoding, PathSearch, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains,
+    GibbsChains, Unmasking,
 )  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, OneCode, VariationalBound,

@@ -40,7 +40,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import NoLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import ContextOptions, context_encoder, dropped, idle_of_contexts
+from pofx.families.conditioned import ContextOptions, as_told, context_encoder, dropped, idle_of_contexts
 from pofx.nn.encoders import Encoded, no_encoder, vector
 from pofx.nn.spectral import spectral
 
@@ -156,6 +156,7 @@ class Adversarial(Model, FromLatents, Inverts):
 
     def dealt(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor | None, Tensor | None]:
         """The training rows of a step, and their contexts [B, known] for generator and critic."""
+        batch = as_told(self.config, self.context, batch, generator)
         drop = dropped(self.config, batch, generator)
         return batch, self.generator.told(batch.c, drop), self.critic.told(batch.c, drop)
 
@@ -200,9 +201,9 @@ class Adversarial(Model, FromLatents, Inverts):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
+        yield from idle_of_contexts(context)
         if context is None:
             yield "conditioning"
-        yield from idle_of_contexts(context)
         columns = Columns(space, atoms=False)
         if space.pixels or not columns.reals:
             yield "modes"

@@ -19,6 +19,7 @@ from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, Encoder, encoder, options_of
 from pofx.nn.mlp import Mlp
+from pofx.nn.perturb import UNIFORMS, perturbation
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class ContextOptions(Options):
         context_layers: of attention in the encoder of a context of free length.
         context_vocabulary: of subwords learned from contexts that are texts (byte-pair encoding); 0 for their
             characters or bytes.
+        context_augment: how much training changes the contexts, where these are sounds: their speed, tone, loudness and
+            noise, and what is silent in them; 1 is much, 0 none.
     """
 
     context_dropout: float = 0.0
     context_width: int = 0
     context_layers: int = 2
     context_vocabulary: int = 0
+    context_augment: float = 0.0
 
     ranges = {
         "context_dropout": BELOW_ONE,
@@ -113,8 +117,19 @@ def context_encoder(config: ContextOptions, context: Space | None, width: int = 
 
 def idle_of_contexts(context: Space | None) -> Iterable[str]:
     """The options of ``ContextOptions`` that mean nothing for contexts of this space."""
-    used = set() if context is None else {"dropout", "width", *options_of(context)}
+    used = set[str]()
+    if context is not None:
+        used = {"dropout", "width", *options_of(context)} | ({"augment"} if perturbation(context) else set())
     yield from (f.name for f in fields(ContextOptions) if f.name.removeprefix("context_") not in used)
+
+
+def as_told(config: ContextOptions, context: Space | None, batch: Batch, generator: torch.Generator) -> Batch:
+    """A training batch with the contexts that nets are told: changed a little, where they are."""
+    if batch.c is None or not config.context_augment:
+        return batch
+    change = perturbation(context)
+    assert change is not None
+    return replace(batch, c=change(batch.c, batch.rand(UNIFORMS, generator=generator), config.context_augment))
 
 
 def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) -> Tensor | None:
@@ -199,12 +214,14 @@ class Conditioned(Model):
 
     def batch_context(self, batch: Batch, generator: torch.Generator) -> Encoded | None:
         """The contexts of a training batch, some left out."""
+        batch = as_told(self.config, self.context, batch, generator)
         return None if batch.c is None else self.encode_context(batch.c, dropped(self.config, batch, generator))
 
     def batch_vector(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
         """The vectors of the contexts of a training batch alone, some left out."""
         if batch.c is None or self.context_encoder is None:
             return None
+        batch = as_told(self.config, self.context, batch, generator)
         return self.context_encoder(batch.c, dropped(self.config, batch, generator)).vector
 
     def _needed(self, e: Encoded) -> Encoded:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pofx.codecs.stepped import Stepped, stepped
 from pofx.codecs.steps import Codec, Span, TextCodec
 from pofx.codecs.windows import spans, whole, windows_over
-from pofx.core.abilities import Ability, Continues, Decodes
+from pofx.core.abilities import Ability, Continues, Decodes, Searches
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, TrainingSet
 from pofx.core.likelihood import KINDS, Exact, Likelihood, make
@@ -66,7 +66,7 @@ class StepOptions(ContextOptions):
     ranges = {"vocabulary": AMOUNT, "prediction": at_least(0, 1024), "smoothing": BELOW_ONE}
 
 
-class Continuing(Stepwise, Continues, Decodes):
+class Continuing(Stepwise, Continues, Decodes, Searches):
     """Base of families over data of free length; a subclass builds ``net`` in ``build``."""
 
     estimators: ClassVar[tuple[type[Request], ...]] = (ExactLikelihood, Tokenised)
@@ -88,7 +88,7 @@ class Continuing(Stepwise, Continues, Decodes):
 
     @classmethod
     def lacks(cls, ability: type[Ability], space: Space) -> str | None:
-        if ability is Decodes and space.alphabet is None:
+        if ability in (Decodes, Searches) and space.alphabet is None:
             return f"{space} have no symbols to decode. Leave out the decoding, or fit texts."
         return None
 

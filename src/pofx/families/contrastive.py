@@ -20,7 +20,7 @@ from pofx.core.learner import Batch, Local, Recipe, Runtime, Stepper
 from pofx.core.noise import RowNoise, seed_of
 from pofx.core.options import AMOUNT, SHARE, at_least
 from pofx.core.space import Space, join
-from pofx.families.conditioned import ContextOptions, dropped
+from pofx.families.conditioned import ContextOptions, as_told, dropped
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class ContrastiveLearner:
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         model, rows = self.model, torch.arange(batch.start, batch.start + len(batch.x), device=batch.x.device)
         noise = RowNoise(seed_of(generator), lambda: rows)
+        batch = as_told(model.config, model.context, batch, generator)
         own = {} if batch.c is None else {"c": batch.c}
         if (drop := dropped(model.config, batch, generator)) is not None:
             own["dropped"] = drop

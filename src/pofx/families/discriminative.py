@@ -27,7 +27,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import Conditioned, ContextOptions, NetOptions
+from pofx.families.conditioned import Conditioned, ContextOptions, NetOptions, unused
 from pofx.families.continuous import BatchNoise
 from pofx.nn.encoders import Encoded, no_encoder
 from pofx.nn.mlp import Mlp
@@ -103,7 +103,7 @@ class Classifier(Conditioned, ClassesAtOnce):
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         yield "context_width"  # it is the width
         if config.noised:
-            yield from ("width", "context_dropout", "context_layers", "context_vocabulary")
+            yield from ("width", "context_dropout", "context_layers", "context_vocabulary", "context_augment")
         else:
             yield from (*super().idle(space, context, config), "smallest", "largest")
 

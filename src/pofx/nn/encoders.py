@@ -19,12 +19,17 @@ from torch.nn import functional as F
 
 from pofx.core.errors import Unsupported
 from pofx.core.space import Ragged, Space
+from pofx.nn.mel import fft_size, frame_sizes, log_mel, mel_filters
 from pofx.nn.sites import heads_for
 from pofx.nn.transformer import Layer, Memory, Shape, rotations
 from pofx.spaces import Audio, Image, Label, Reals, Sequence, Table, Text
 
 MOST_TOKENS = 256  # of a context of free length: longer ones are read in steps of several symbols or samples
 BYTES_OF_SUBWORD = 3  # that a text has at least, or nearly so
+MOST_FRAMES = 512  # tokens of a sound: frames of 20 ms, or longer where the longest sound has more
+FEW_FRAMES = 32  # of the longest sound: each is a token, of 10 ms
+BANDS = 64  # of what is heard of a sound
+LOOK = 500  # training contexts that are looked at before training
 
 
 @dataclass(frozen=True)
@@ -239,17 +244,25 @@ class StepsEncoder(Encoder):
         layers: of the transformer; with none, a token knows its neighbours alone.
         dropout: of tokens and of the layers' branches, while training.
         length: of the longest datum, in steps.
+        stride: steps of one token [default: as few as leave ``MOST_TOKENS``].
     """
 
     options = ("layers", "dropout")
     has_tokens = True
 
     def __init__(
-        self, space: Ragged, width: int, features: int, layers: int = 2, dropout: float = 0.0, length: int | None = None
+        self,
+        space: Ragged,
+        width: int,
+        features: int,
+        layers: int = 2,
+        dropout: float = 0.0,
+        length: int | None = None,
+        stride: int | None = None,
     ) -> None:
         super().__init__(width, width)
         self.space = space
-        self.stride = -(-max(1, space.length if length is None else length) // MOST_TOKENS)
+        self.stride = stride or -(-max(1, space.length if length is None else length) // MOST_TOKENS)
         self.conv = nn.Conv1d(features, width, 3 if self.stride == 1 else 2 * self.stride, self.stride)
         self.begin = nn.Parameter(torch.randn(width))
         n_heads = max(h for h in range(1, 1 + max(1, width // 16)) if width % (2 * h) == 0)
@@ -263,14 +276,18 @@ class StepsEncoder(Encoder):
     def matrices(self) -> list[Tensor]:
         return [m.weight for m in self.layers.modules() if isinstance(m, nn.Linear)]
 
-    def encode(self, c: Tensor) -> Encoded:
-        lengths, (taps,) = self.space.lengths(c), self.conv.kernel_size
-        c = c[:, : max(1, int(lengths.max()))]  # rows of a training batch are shorter than the longest there is
+    def read(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The steps' features [N, L, features], 0 after the end, and how many steps each row has [N]."""
+        lengths = self.space.lengths(c)
         inside = torch.arange(c.shape[1], device=c.device) < lengths[:, None]
         some = c.masked_fill(~inside.view(*inside.shape, *[1] * (c.ndim - 2)), 0)  # any step, in the place of fill
-        x = self.embed(some).to(self.begin.dtype) * inside[..., None]
-        before, count = (taps - self.stride) // 2, max(1, -(-c.shape[1] // self.stride))
-        after = (count - 1) * self.stride + taps - before - c.shape[1]
+        return self.embed(some).to(self.begin.dtype) * inside[..., None], lengths
+
+    def encode(self, c: Tensor) -> Encoded:
+        longest = max(1, int(self.space.lengths(c).max())) if len(c) else 1
+        (x, lengths), (taps,) = self.read(c[:, :longest]), self.conv.kernel_size
+        before, count = (taps - self.stride) // 2, self.tokens(longest)
+        after = (count - 1) * self.stride + taps - before - x.shape[1]
         x = torch.cat([self.begin.expand(len(c), 1, -1), self.conv(F.pad(x.mT, (before, after))).mT], 1)
         here = torch.arange(1 + count, device=c.device) <= (-(-lengths // self.stride))[:, None]
         x = F.dropout(x, self.shape.dropout, self.training)
@@ -280,7 +297,12 @@ class StepsEncoder(Encoder):
         x = self.norm(x)
         weight = self.query(x).masked_fill(~here[..., None], -math.inf).softmax(1)
         pooled = (weight[..., None] * x.unflatten(2, (weight.shape[2], -1))).sum(1).flatten(1)
-        return Encoded(self.linear(pooled), x, here)
+        rest = self.tokens(c.shape[1]) - count  # of fill alone: as many tokens in all parts of a batch
+        return Encoded(self.linear(pooled), F.pad(x, (0, 0, 0, rest)), F.pad(here, (0, rest)))
+
+    def tokens(self, steps: int) -> int:
+        """How many there are of so many steps, without the one before the first."""
+        return max(1, -(-steps // self.stride))
 
 
 class TextEncoder(StepsEncoder):
@@ -305,15 +327,55 @@ class TextEncoder(StepsEncoder):
 
 
 class AudioEncoder(StepsEncoder):
-    """Levels as numbers from -1 to 1."""
+    """Frames of 10 ms, each as the log of its power in ``BANDS`` bands (``nn.mel``), standardised; then a convolution
+    before the one that makes tokens, of which the longest sound has ``MOST_FRAMES`` at most.
+
+    Each band is told twice: as it is, and less its mean over the sound, which a microphone and a voice add.
+    """
 
     space: Audio
+    filters: Tensor
+    location: Tensor
+    scale: Tensor
 
     def __init__(self, space: Audio, width: int = 64, **options: Any) -> None:
-        super().__init__(space, width, 1, **options)
+        self.hop = frame_sizes(space.rate)[1]
+        longest = self.frames(space.length)
+        stride = max(1 + (longest > FEW_FRAMES), -(-longest // MOST_FRAMES))
+        super().__init__(space, width, width, stride=stride, **options)
+        self.first = nn.Conv1d(2 * BANDS, width, 3, padding=1)
+        filters = mel_filters(space.rate, fft_size(space.rate, BANDS), BANDS)
+        self.register_buffer("filters", filters.to(self.begin.dtype), persistent=False)
+        self.register_buffer("location", torch.zeros(2 * BANDS))
+        self.register_buffer("scale", torch.ones(2 * BANDS))
 
-    def embed(self, c: Tensor) -> Tensor:
-        return c[..., None] * (2 / (self.space.levels - 1)) - 1
+    def frames(self, samples: Any) -> Any:
+        return -(-samples // self.hop)
+
+    def tokens(self, steps: int) -> int:
+        return super().tokens(self.frames(steps))
+
+    def heard(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel spectra [N, F, 2 BANDS] of sounds, and which frames are the sound's own [N, F]."""
+        with torch.autocast(c.device.type, enabled=False):  # a logarithm of few bits would tell little
+            mel = log_mel(self.space.amplitudes(c).to(self.filters), self.space.rate, BANDS, self.filters)
+        lengths = self.frames(self.space.lengths(c))
+        inside = torch.arange(mel.shape[1], device=c.device) < lengths[:, None]
+        mean = (mel * inside[..., None]).sum(1, keepdim=True) / lengths.clamp(min=1)[:, None, None]
+        return torch.cat([mel, mel - mean], 2), inside
+
+    def read(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        mel, inside = self.heard(c)
+        x = (mel - self.location) / self.scale * inside[..., None]
+        return F.gelu(self.first(x.mT)).mT * inside[..., None], inside.sum(1)
+
+    def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
+        assert c is not None
+        some = torch.randperm(len(c), generator=torch.Generator().manual_seed(0))[:LOOK]
+        mel, inside = self.heard(c[some])
+        if bool(inside.any()):
+            self.location.copy_(mel[inside].mean(0))
+            self.scale.copy_(mel[inside].std(0, correction=0).clamp(min=0.1))
 
 
 class SequenceEncoder(StepsEncoder):

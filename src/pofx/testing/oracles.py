@@ -310,6 +310,7 @@ def cases() -> list[Case]:
         Case("image by image", faces, given=faces),
         Case("text by text", words, given=words),
         Case("text by image", words, given=faces),
+        Case("text by audio", words, given=sounds),
         Case("sequence by reals", synthetic.equal([here, there]), given=points),
         Case("audio by text", sounds, given=words),
     ]

@@ -66,7 +66,8 @@ class Subject:
         limits: dict[str, Any] = {"steps": steps, "checks": 4, "valid_rows": 100 if small else 500}
         if self.case.given is not None or self.case.brief:
             limits, recipe = {"steps": STEPS_BRIEF, "checks": 2, "valid_rows": 100}, {"batch": 32, "warmup": 10}
-            options |= {"context_dropout": 0.1} if "context_dropout" in options and self.case.given else {}
+            null = "context_dropout" in {*options} - {*self.cls.idle(self.case.space, self.case.context, self.config)}
+            options |= {"context_dropout": 0.1} if null and self.case.given else {}
         limits |= changes
         return fit(data, self.cls, seed=self.seed, options=options, recipe=recipe, out=out, **limits).model
 

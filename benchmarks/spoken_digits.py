@@ -1,0 +1,178 @@
+"""Spoken digits, recognised letter by letter by `ctc` and `gpt`, or as classes, beside `pocketsphinx`.
+
+    python benchmarks/spoken_digits.py DATA [--family ctc gpt] [--split official george ...] [--seconds 900] [--quick]
+
+DATA is the folder of the data sets (audio/fsdd in it: 5 speakers, 10 digits, 50 times each, 8 kHz). Splits: `official`
+tests what each speaker says for the first five times (250 clips) and trains on the rest; the name of a speaker tests on
+all that he says and trains on the others. Of the training clips a tenth validates. The text of a clip is the English
+word; a model knows the letters of all ten words, and no list of them. Told for each split, on one thread: the share of
+wrong words (as `jiwer` counts them) of the likeliest path or greedy choice, of a search with 8 beams, and of the
+likeliest of the ten words, which a grammar tells `pocketsphinx`, too; each with the 95% interval of Wilson (1927); and
+held-out nats per text with their kind. Writes results/spoken_digits.json: what was there of other families and splits
+stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+
+import pofx
+from pofx.core.likelihood import mean, number
+from pofx.core.requests import Decoding, PathSearch
+from pofx.data.parts import Data, Part
+from pofx.data.ragged import RaggedRows
+from pofx.spaces import Audio, Label, Text
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo")
+TEXT = Text("".join(sorted({c for word in WORDS for c in word})), True, max(map(len, WORDS)))
+RESULTS = Path(__file__).parent / "results" / "spoken_digits.json"
+BEAMS = 8
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ctc": ({"context_augment": 1.0}, {}),
+    "gpt": ({"width": 64, "layers": 2, "n_heads": 4, "context_augment": 1.0}, {"batch": 32, "lr": 3e-3}),
+    "classifier": ({"context_augment": 1.0}, {"batch": 32}),
+}
+
+
+class Digits:
+    """The clips, and which of them train, validate and test."""
+
+    def __init__(self, folder: Path) -> None:
+        found = np.load(folder / "audio" / "fsdd" / "fsdd_8k_5speakers.npz")
+        self.audio, self.offsets, self.rate = found["audio"], found["offsets"], int(found["sample_rate"])
+        self.digit, self.index = torch.from_numpy(found["digit"]).long(), found["index"]
+        self.speaker = found["speaker_names"][found["speaker"]]
+        self.space = Audio(self.rate, length=int(np.diff(self.offsets).max()))
+        levels = self.audio.astype(np.int32) + 32768
+        self.rows = RaggedRows.joined(levels, self.offsets, -1, torch.int64)
+
+    def tested(self, split: str) -> torch.Tensor:
+        return torch.from_numpy(self.index < 5 if split == "official" else self.speaker == split)
+
+    def data(self, split: str, seed: int, classes: bool) -> Data:
+        test = self.tested(split)
+        rest = (~test).nonzero()[:, 0]
+        rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
+        held = len(rest) // 10
+        space = Label(WORDS) if classes else TEXT
+        every = self.digit if classes else TEXT.parse([WORDS[k] for k in self.digit.tolist()])
+        parts = [Part(every[i], self.rows[i]) for i in (rest[held:], rest[:held], test.nonzero()[:, 0])]
+        return Data(f"spoken digits, {split}", "audio/fsdd", space, *parts, self.space)
+
+
+def interval(wrong: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    z, p = 1.959964, wrong / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def errors(found: list[str], truth: list[str]) -> dict[str, Any]:
+    """The word error in per cent with its interval; each clip is one word, and no answer is a wrong one."""
+    counts = jiwer.process_words(truth, found)
+    wrong = sum(f != t for f, t in zip(found, truth, strict=True))
+    low, high = interval(wrong, len(truth))
+    return {"wer": 100 * counts.wer, "wrong": wrong, "clips": len(truth), "low": 100 * low, "high": 100 * high}
+
+
+def one_of_ten(model: Any, c: torch.Tensor) -> list[str]:
+    """The likeliest of the ten words, each clip."""
+    words = TEXT.parse([*WORDS])
+    nats = torch.stack([model.given(c).log_prob(w.expand(len(c), -1)).nats for w in words], 1)
+    return [WORDS[k] for k in nats.argmax(1).tolist()]
+
+
+def recognised(family: str, model: Any, c: torch.Tensor) -> dict[str, list[str]]:
+    if family == "classifier":
+        return {"classes": [WORDS[k] for k in model.given(c).classes().nats.argmax(1).tolist()]}
+    ways = {
+        "ctc": {"greedy": PathSearch(greedy=True), "beam": PathSearch(beams=BEAMS)},
+        "gpt": {"greedy": Decoding(greedy=True), "beam": Decoding(beams=BEAMS, length_penalty=0.0)},
+    }[family]
+    found = {
+        way: [TEXT.spell(x) for x in model.given(c).sample(1, sampler=sampler)[0]] for way, sampler in ways.items()
+    }
+    return found | {"ten words": one_of_ten(model, c)}
+
+
+def sphinx(clips: list[np.ndarray]) -> list[str]:
+    """What `pocketsphinx` hears in clips of 16-bit samples at 8 kHz, of the ten words."""
+    import pocketsphinx
+
+    grammar = "#JSGF V1.0; grammar digits; public <digit> = " + " | ".join(WORDS) + ";"
+    decoder = pocketsphinx.Decoder(
+        hmm=pocketsphinx.get_model_path("en-us/en-us"), dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
+        lm=None, loglevel="FATAL", samprate=16000,
+    )  # fmt: skip
+    decoder.add_jsgf_string("digits", grammar)
+    decoder.activate_search("digits")
+    found = []
+    silence = np.zeros(3200, np.int16)  # a recogniser of speech expects some before and after
+    for clip in clips:
+        loud = resample_poly(clip.astype(np.float64), 2, 1)
+        whole = np.concatenate([silence, np.rint(loud).clip(-32768, 32767).astype(np.int16), silence])
+        decoder.start_utt()
+        decoder.process_raw(whole.tobytes(), full_utt=True)
+        decoder.end_utt()
+        best = decoder.hyp()
+        found.append("" if best is None else best.hypstr.strip())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--family", nargs="*", default=["ctc"], choices=[*FAMILIES, "pocketsphinx"])
+    parser.add_argument("--split", nargs="*", default=["official", *SPEAKERS], choices=["official", *SPEAKERS])
+    parser.add_argument("--seconds", type=float, default=900.0, help="of each training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--options", type=json.loads, default={}, help="of the family, as JSON, instead of ours")
+    parser.add_argument("--recipe", type=json.loads, default={})
+    parser.add_argument("--quick", action="store_true", help="keep nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    digits = Digits(args.data)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    for family in args.family:
+        for split in args.split:
+            entry: dict[str, Any] = {"family": family, "split": split}
+            data = digits.data(split, args.seed, family == "classifier")
+            truth = [WORDS[k] for k in digits.digit[digits.tested(split)].tolist()]
+            if family == "pocketsphinx":
+                bounds = [(digits.offsets[i], digits.offsets[i + 1]) for i in digits.tested(split).nonzero()[:, 0]]
+                entry["ten words"] = errors(sphinx([digits.audio[a:b] for a, b in bounds]), truth)
+            else:
+                options, recipe = FAMILIES[family]
+                options, recipe = options | args.options, recipe | args.recipe
+                began = time.perf_counter()
+                run = pofx.fit(data, family, seconds=args.seconds, seed=args.seed, options=options, recipe=recipe)
+                entry |= {"seed": args.seed, "seconds": args.seconds, "steps": run.steps, "options": options}
+                entry |= {"recipe": recipe, "parameters": run.model.parameter_count()}
+                test = data.test.read()
+                with torch.no_grad():
+                    nats = mean(number(run.model.given(test.c).log_prob(test.x)))
+                entry |= {"kind": nats.kind.__name__, "nats_per_text": nats.nats, "nats_error": nats.error or 0.0}
+                for way, found in recognised(family, run.model, test.c).items():
+                    entry[way] = errors(found, truth)
+                entry["all_seconds"] = time.perf_counter() - began
+            print(json.dumps(entry), flush=True)
+            kept = [e for e in kept if (e.get("family"), e.get("split")) != (family, split)] + [entry]
+    if not args.quick:
+        order = {name: i for i, name in enumerate((*FAMILIES, "pocketsphinx", "official", *SPEAKERS))}
+        kept.sort(key=lambda e: (order[e["family"]], order[e["split"]]))
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
