@@ -206,21 +206,26 @@ def test_guided_draws_stand_by_class_and_scale(tmp_path: Path) -> None:
     options["vdm"] = {"net": "mlp", "hidden": 32, "sample_steps": 4}
     compare(digits(), list(options), seconds=0.4, samples=40, max_test=40, out=tmp_path, options=options)
     rows = {r["family"]: r for r in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
-    assert rows["flow-matching"]["guided"] == {"scales": list(measured.SCALES), "classes": [0, 1, 2]}
+    about = rows["flow-matching"]["guided"]
+    assert about["scales"] == list(measured.SCALES)
+    assert about["names"] == list(digits().context.values)
     assert "No context was dropped in training" in rows["vdm"]["guided"]["unavailable"]
     model = read_run(tmp_path / "runs" / "flow-matching").model
     with np.load(tmp_path / "runs" / "flow-matching" / "samples" / "guided.npz") as kept:
         x, c = torch.from_numpy(kept["x"]), torch.from_numpy(kept["c"])
-    assert c.tolist() == [0, 1, 2] * len(measured.SCALES)
+    assert c.tolist() == [0, 1, 2] * (1 + len(measured.SCALES))
+    assert about["kind"] == "LowerBound"
+    for nats, p in (("given", model.given(c[:3])), ("none", model.given(null=True))):
+        assert torch.allclose(torch.tensor(about[nats]).double(), p.log_prob(x[:3], generator=gen(13)).nats)
     for k, scale in enumerate(measured.SCALES):
         for guidance in (scale, None) if scale == 1 else (scale,):
             sampler = DpmSolver(measured.GUIDED_STEPS, guidance=guidance)
             again = model.given(c[:3]).sample(1, generator=gen(13), sampler=sampler)[0]
-            assert torch.equal(again, x[3 * k : 3 * k + 3])
+            assert torch.equal(again, x[3 * k + 3 : 3 * k + 6])
     page = build(tmp_path).read_text()
     assert page.count('alt="flow-matching: as trained"') == 1
     assert 'title="&lt;three&gt;"' in page
-    assert "any class" in page
+    assert page.count('alt="flow-matching: any"') == page.count('alt="flow-matching: truth"') == 1
 
 
 def test_descents_are_named_lines() -> None:

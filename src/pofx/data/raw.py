@@ -44,6 +44,7 @@ class RawArray:
     part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
     numbers: NDArray | None = None  # [N] number in the source, where only some were read
     notes: list[str] = field(default_factory=list)
+    texts: RawRagged | None = None  # what the source says of each in words
 
     @property
     def n(self) -> int:

@@ -17,12 +17,13 @@ import torch
 from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
 from pofx.core.memory import available, gigabytes
 from pofx.core.spelling import meant
-from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, sequences, text
+from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, scenes, sequences, text
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import Listing, files_at, listed, listing, opened
 from pofx.data.options import Options
 from pofx.data.ragged import RawRagged, excerpts
 from pofx.data.raw import IN_MEMORY, Raw, RawTable
+from pofx.data.scenes import NAME as SCENES
 from pofx.data.synthetic import SOURCES
 
 PARQUET = (".parquet", ".pq")
@@ -42,6 +43,8 @@ def read(source: Any, options: Options) -> Raw:
         name = str(source).replace("_", "-").lower()
         if name == STANDARD_LIBRARY:
             return text.from_standard_library(options)
+        if name == SCENES:
+            return scenes.from_digits(name, options)
         if name in SOURCES or name in SKLEARN:
             return builtin.from_source(name, options) if name in SOURCES else builtin.from_sklearn(name, options)
         raise _missing(str(source))
@@ -117,7 +120,7 @@ def _missing(name: str) -> MissingSource:
     folder = Path(name).parent
     readable = os.path.isdir(folder) and os.access(folder, os.R_OK)
     beside = [str(folder / p.name) for p in folder.iterdir()] if readable else []
-    built_in = [*SKLEARN, STANDARD_LIBRARY, *SOURCES]
+    built_in = [*SKLEARN, STANDARD_LIBRARY, SCENES, *SOURCES]
     hint = meant(name, [*built_in, *beside], f"Built-in sets: {', '.join(built_in)}.")
     return MissingSource(f"There is no file, folder or built-in set {name!r}.", hint)
 

@@ -153,6 +153,8 @@ def new_rows(space: Space, raw: Raw, told: Told) -> Any:
 
 @new_rows.register
 def _(space: Ragged, raw: Raw, told: Told) -> Any:
+    if isinstance(raw, RawArray) and raw.texts is not None:
+        raw = raw.texts
     if not isinstance(raw, RawRagged) or raw.space.name != space.name:
         raise WrongShape(f"The source holds no {space.name}; expected {space}.", "Give such data.")
     return raw.rows

@@ -25,8 +25,8 @@ the fit that was interrupted is resumed. comparison.json holds
                  each of those adds to the likelihood given all others (``dependent.Share``). Of families that have them
                  (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
                  se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to the
-                 "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
-                 "classes" of samples/guided.npz, scale by scale; "trajectories", the "n" of those in
+                 "default" ("points"), and with training rows in place of draws ("floor"); "guided" (``guided``),
+                 of samples/guided.npz, its true images and then those of each scale; "trajectories", the "n" of those in
                  samples/trajectories.npz, x [n, K, 2] from noise to draw
     baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect

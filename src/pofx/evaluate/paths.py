@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pofx.core.abilities import HasBoundTerms, ability_of
 from pofx.core.errors import Unsupported
-from pofx.core.likelihood import Estimate, Number, mean
+from pofx.core.likelihood import Estimate, Number, mean, number
 from pofx.core.model import Model
 from pofx.core.requests import DpmSolver
 from pofx.core.space import Space
@@ -23,8 +23,8 @@ from pofx.spaces import Real
 
 MOST_DRAWS, FEWEST_DRAWS = 200, 40  # of each number of steps
 TERM_ROWS = 500
-SCALES = (0.0, 1.0, 2.0, 4.0)  # of guidance: without the class, as trained, and beyond
-MOST_CLASSES, GUIDED_STEPS = 10, 20
+SCALES = (0.0, 1.0, 2.0, 4.0)  # of guidance: without the context, as trained, and beyond
+MOST_CONTEXTS, GUIDED_STEPS = 10, 20
 TRAJECTORIES = 60
 
 
@@ -140,32 +140,59 @@ def bound_terms(model: Model, part: Part, generator: torch.Generator, seconds: f
 
 
 def guides(model: Model) -> bool:
-    """Are there images of classes that classifier-free guidance could sharpen?"""
-    context = model.context
-    return bool(model.space.pixels and context is not None and context.values) and DpmSolver in model.own_samplers
+    """Are there images given something, that classifier-free guidance could sharpen?"""
+    return bool(model.space.pixels and model.context is not None) and DpmSolver in model.own_samplers
 
 
-def guided(model: Model, seed: Callable[[], torch.Generator], each: float, seconds: float) -> tuple[list[int], Part]:
-    """One draw of each class at each of ``SCALES``, by dpm++ from the same noise: the classes, and rows scale by scale.
+def guided(
+    model: Model, rows: Part, seed: Callable[[], torch.Generator], each: float, seconds: float
+) -> tuple[dict[str, Any], Part]:
+    """One draw for each of some contexts at each of ``SCALES``, by dpm++ from the same noise, beside the truth.
 
     Args:
+        rows: held-out ones, of which the first of each class, or of the first ones of any other context, are shown.
         seed: makes the same generator each time.
         each: seconds of one step of one draw without guidance, which takes two passes for one.
-        seconds: that they may take: of more classes the first.
+        seconds: that they may take: of more contexts the first.
 
-    Raises Unsupported where the model does not know p(x | no context), or there is no time for a single class.
+    Returns:
+        The scales, the contexts in words ("names"; none of what is no words), log p of the true images given their
+        context ("given") and given none ("none"), and their "kind"; and the images: the true ones, then those of one
+        scale after the other.
+
+    Raises Unsupported where the model does not know p(x | no context), or there is no time for a single context.
     """
-    context = model.context
+    context, asked = model.context, model.default_request()
     assert context is not None
     model.given(null=True).encoded()  # raises where none was dropped in training
-    classes = min(len(context.values), MOST_CLASSES, int(seconds / (each * 2 * len(SCALES) * GUIDED_STEPS)))
-    if not classes:
+    passes = 2 * len(SCALES) * GUIDED_STEPS + 2 * getattr(asked, "draws", 1)
+    shown = rows[_of_each(context, rows.c)[: min(MOST_CONTEXTS, int(seconds / (each * passes)))]].read()
+    if not len(shown):
         raise Unsupported("Guided samples would take too long.", "Give more time.")
-    c, rows = torch.arange(classes), []
+    assert shown.c is not None
+    drawn = []
     for scale in SCALES:
         sampler = DpmSolver(GUIDED_STEPS, guidance=scale)
-        rows.append(model.given(c).sample(1, generator=seed(), sampler=sampler)[0].cpu())
-    return c.tolist(), Part(torch.cat(rows), c.repeat(len(SCALES)))
+        drawn.append(model.given(shown.c).sample(1, generator=seed(), sampler=sampler)[0].cpu())
+    both = [p.log_prob(shown.x, request=asked, generator=seed()) for p in (model.given(shown.c), model.given(null=True))]
+    given, none = (number(lik).nats.tolist() for lik in both)
+    found = {"scales": SCALES, "names": words(context, shown.c), "given": given, "none": none}
+    c = shown.c.repeat(1 + len(SCALES), *[1] * (shown.c.ndim - 1))
+    return found | {"kind": type(both[0]).__name__}, Part(torch.cat([shown.x, *drawn]), c)
+
+
+def _of_each(context: Space, c: Any) -> Tensor:
+    """The first row of each class; of any other context the first rows."""
+    if not context.values:
+        return torch.arange(len(c))
+    return torch.tensor([int((c == k).nonzero()[0]) for k in range(len(context.values)) if (c == k).any()], dtype=torch.int64)
+
+
+def words(space: Space, rows: Tensor) -> list[str]:
+    """Data [N, *E] of classes, or of symbols that have a spelling, as strings; none of any other."""
+    if space.values:
+        return [space.values[k] for k in rows.tolist()]
+    return [space.spell(row) for row in rows] if space.alphabet is not None else []  # type: ignore[attr-defined]
 
 
 # -- trajectories --------------------------------------------------------------------------------------

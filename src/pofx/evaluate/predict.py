@@ -33,6 +33,8 @@ class Prediction:
         nats: log p(y | x) [N, K], float64; NaN in a row that the model holds impossible under every class.
         kind: Exact, or Estimate where the probabilities are made of bounds or estimates; ``caveat`` then says of which.
         counts: how often training has seen each class; None where that is not known.
+        evidence: log p(x) = log sum over y of p(x | y) p(y) of each row, where Bayes' rule made the probabilities: how
+            usual the row is whatever its class. None of a model that says p(y | x) itself.
     """
 
     classes: tuple[str, ...]
@@ -40,6 +42,7 @@ class Prediction:
     kind: Kind
     caveat: str = ""
     counts: tuple[float, ...] | None = None
+    evidence: Available | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -80,6 +83,22 @@ class Prediction:
         name = None if commonest is None else self.classes[commonest]
         return Accuracy(right, share_error(right, len(label)), majority, name, len(label))
 
+    def calibration(self, label: Tensor, bins: int = 10) -> Calibration:
+        """Are the rows [N] whose most likely class has probability p right in a share p of them? See ``Calibration``.
+
+        Rows without probabilities count as of an even guess that is wrong.
+        """
+        sure = self.probabilities.nan_to_num(1 / len(self.classes)).amax(1)
+        right = (self.label.cpu() == label.cpu()).double()
+        place = (sure * bins).long().clamp_max(bins - 1)
+        rows = []
+        for k in range(bins):
+            of = place == k
+            if n := int(of.sum()):
+                rows.append(Reliability(n, float(sure[of].mean()), float(right[of].mean())))
+        error = sum(r.n * abs(r.sure - r.right) for r in rows) / max(1, len(label))
+        return Calibration(error, tuple(rows))
+
     def __repr__(self) -> str:
         found = torch.bincount(self.label[self.label >= 0], minlength=len(self.classes)).tolist()
         seen = ", ".join(f"{name}: {count:,}" for name, count in zip(self.classes, found, strict=True) if count)
@@ -110,6 +129,28 @@ class Accuracy:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """n rows of about the same probability of their most likely class: its mean, and the share that is right."""
+
+    n: int
+    sure: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far probabilities are from shares (Guo, Pleiss, Sun & Weinberger 2017, On calibration of modern neural nets).
+
+    Attributes:
+        error: the expected calibration error, the mean of |sure - right| over bins, by their rows (their eq. 3).
+        rows: the bins that have any rows, from the least sure one on: a reliability diagram.
+    """
+
+    error: float
+    rows: tuple[Reliability, ...]
 
 
 def predict(
@@ -162,14 +203,32 @@ def predict(
             lik = stack(parts)
     if isinstance(lik, Unavailable):
         raise Unsupported(f"{model.name} has no likelihood: {lik.reason}", "Fit a classifier: --target.")
-    nats = lik.nats.double()
+    nats, evidence = lik.nats.double(), None
     if not (model.space.values or itself):
         assert known is not None
-        nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).log()
+        nats = nats + torch.tensor(known, dtype=torch.float64, device=nats.device).div(sum(known)).log()
+        evidence = _evidence(lik, nats)
     exact = isinstance(lik, Exact)
     bound = "a lower bound" if isinstance(lik, LowerBound) else "an upper bound"
     what = lik.caveat if isinstance(lik, Estimate) else f"made of {bound} for each class"
-    return Prediction(classes, nats.log_softmax(1).cpu(), Exact if exact else Estimate, "" if exact else what, known)
+    kind = Exact if exact else Estimate
+    return Prediction(classes, nats.log_softmax(1).cpu(), kind, "" if exact else what, known, evidence)
+
+
+def _evidence(lik: Available, joint: Tensor) -> Available:
+    """log p(x) [N] by log p(x, y) [N, K]: of exact numbers exact, of bounds a bound; of noisy ones an estimate.
+
+    (The noise of a bound goes through the exponential, and so is no longer zero in the mean.) All classes have the same
+    draws, so their errors add.
+    """
+    nats, share = joint.logsumexp(1), joint.softmax(1).nan_to_num()
+    if isinstance(lik, Exact):
+        return Exact(nats.cpu(), lik.measure)
+    errors = (share * lik.mc_se.double().nan_to_num()).sum(1)
+    shared = {name: (share * move.double()).sum(1).cpu() for name, move in lik.shared.items()}
+    kind: Kind = type(lik) if not bool(errors.any()) else Estimate
+    caveat = lik.caveat if isinstance(lik, Estimate) else f"log of a sum over classes of noisy {type(lik).__name__}s"
+    return make(kind, nats.cpu(), lik.measure, errors.cpu(), lik.draws, caveat, shared)
 
 
 def classes_of(model: Model) -> tuple[str, ...]:

@@ -37,7 +37,6 @@ from pofx.evaluate.pairs import judged, judged_classes
 from pofx.evaluate.paths import (
     FEWEST_DRAWS,
     MOST_DRAWS,
-    SCALES,
     at_steps,
     bound_terms,
     guided,
@@ -379,8 +378,8 @@ def _on_the_way(
         return {"n": len(drawn["trajectories"])}
 
     def grid() -> dict[str, Any]:
-        classes, drawn["guided"] = guided(model, lambda: seed(13), each, left())
-        return {"scales": SCALES, "classes": classes}
+        about, drawn["guided"] = guided(model, study.test, lambda: seed(13), each, left())
+        return about
 
     if planar(study.data.space) and can(model, ShowsWay):
         found["trajectories"] = guarded(ways)

@@ -174,7 +174,7 @@ class Conditioned(Model):
     """Base of these families: their hooks take contexts as ``Encoded``.
 
     Its ``__init__`` calls ours first, then builds nets for a vector of ``known`` numbers (0 without a context) and,
-    where it ``attends``, tokens of ``memory``.
+    where it ``attends``, tokens of ``memory``, and where it ``looks``, a ``picture``.
     """
 
     def __init__(self, config: Any, space: Space, context: Space | None = None, *, width: int = 64) -> None:
@@ -191,6 +191,11 @@ class Conditioned(Model):
         return False
 
     @property
+    def looks(self) -> bool:
+        """Does a net see the map of a context beside what it models?"""
+        return False
+
+    @property
     def known(self) -> int:
         """The width of a context's vector."""
         return 0 if self.context_encoder is None else self.context_encoder.width
@@ -199,6 +204,11 @@ class Conditioned(Model):
     def memory(self) -> int:
         """The width of a context's tokens, 0 where it has none."""
         return 0 if self.context_encoder is None else self.context_encoder.memory
+
+    @property
+    def picture(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of a context's map, None where it has none."""
+        return None if self.context_encoder is None else self.context_encoder.picture
 
     def prepare(self, x: Any, c: Tensor | None, weight: Tensor | None, generator: torch.Generator) -> None:
         if self.context_encoder is not None:
@@ -225,4 +235,5 @@ class Conditioned(Model):
         return self.context_encoder(batch.c, dropped(self.config, batch, generator)).vector
 
     def _needed(self, e: Encoded) -> Encoded:
-        return e if self.attends else replace(e, tokens=None, mask=None)
+        e = e if self.attends else replace(e, tokens=None, mask=None)
+        return e if self.looks else replace(e, map=None)

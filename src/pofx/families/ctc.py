@@ -30,7 +30,7 @@ from pofx.core.options import BELOW_ONE
 from pofx.core.requests import Direct, ExactLikelihood, PathSearch, Request, Sampler
 from pofx.core.space import Space
 from pofx.decode.paths import collapsed, prefix_search
-from pofx.families.conditioned import Conditioned, ContextOptions, unused
+from pofx.families.conditioned import Conditioned, ContextOptions, idle_of_contexts
 from pofx.nn.encoders import Encoded, no_encoder
 from pofx.nn.mlp import zeroed
 from pofx.spaces.text import filled_up
@@ -82,7 +82,7 @@ class Ctc(Conditioned, Searches):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        yield from {"context_dropout", *unused(context)}  # no context has no frames
+        yield from {"context_dropout", *idle_of_contexts(context)}  # no context has no frames
 
     @classmethod
     def tiny(cls, space: Space) -> CtcConfig:

@@ -43,7 +43,7 @@ from pofx.families.conditioned import ContextOptions, idle_of_contexts
 from pofx.families.stepwise import Stepwise
 from pofx.nn.causal import site_order
 from pofx.nn.emission import Emission, Given, StepHead, TokenHead
-from pofx.nn.encoders import Encoded, no_encoder
+from pofx.nn.encoders import Encoded, beside, channels_beside, no_encoder
 from pofx.nn.heads import Head, LevelLogistics
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.sites import FEW_LEVELS, Heads, ImageKind, image_head, side_by_side
@@ -114,6 +114,9 @@ class ImageGpt(Stepwise, Completes):
         self.scan = nn.Embedding(self.members, config.width) if self.members > 1 else None
         # with orders, a step must be told which place it comes from, and which one is next
         self.places = nn.Parameter(0.02 * torch.randn(2, steps, config.width)) if config.orders > 1 else None
+        # of an image that is given, a step sees the patch at its own place and those around it
+        shown = channels_beside(self.picture, self.image.event_shape[1:]) if space.pixels else 0
+        self.near = nn.Conv2d(shown, config.width, 3 * self.side, self.side, self.side) if shown else None
 
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: ImageGptConfig) -> str | None:
@@ -172,6 +175,10 @@ class ImageGpt(Stepwise, Completes):
         )  # fmt: skip
 
     # -- the parts ------------------------------------------------------------------------------------------
+
+    @property
+    def looks(self) -> bool:
+        return self.near is not None
 
     @property
     def image(self) -> Image:
@@ -254,14 +261,31 @@ class ImageGpt(Stepwise, Completes):
 
     def _toward(self, h: Encoded | None, members: Tensor) -> Encoded | None:
         """The contexts h with what tells of the members [N] in their vectors: [N, width], or [N, steps, width]."""
-        if self.scan is None:
+        own = None if h is None else h.vector
+        if self.scan is not None:
+            own = self.scan(members) if own is None else own + self.scan(members)
+        if own is None:
             return h
-        own = self.scan(members) if h is None else h.vector + self.scan(members)
         if self.places is not None:
             way = self.ways[members // self.config.scans]
             came = nn.functional.pad(self.places[0][way[:, :-1]], (0, 0, 1, 0))
             own = own[:, None] + came + self.places[1][way]
+        if self.near is not None:
+            assert h is not None
+            own = (own if own.ndim == 3 else own[:, None]) + self._beside(h, members, self.near)
         return Encoded(own) if h is None else replace(h, vector=own)
+
+    def _beside(self, h: Encoded, members: Tensor, near: nn.Module) -> Tensor:
+        """What is given at the place of each step and around it [N, steps, width], as each member goes through it."""
+        assert h.map is not None
+        seen = beside(h.map, self.image.event_shape[1:])
+        out = seen.new_empty(len(members), self.steps, self.config.width)
+        for member in members.unique().tolist():
+            order, scan = divmod(member, self.config.scans)
+            rows = (members == member).nonzero()[:, 0]
+            steps = near(turned(seen[rows], scan)).flatten(2).mT[:, self.codec.order]
+            out = out.index_copy(0, rows, steps[:, self.ways[order]])
+        return out
 
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         which = torch.randint(self.members, (n,), generator=generator, device=generator.device).to(self.device)

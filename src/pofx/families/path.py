@@ -145,7 +145,7 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
             self.schedule = SCHEDULES[config.schedule](config.smallest, config.largest)
         # in which the network takes y
         self.shape = net_shape(config, space, self.dim)
-        self.net = net_of(config, space, self.shape, self.width, self.memory, self.schedule)
+        self.net = net_of(config, space, self.shape, self.width, self.memory, self.picture, self.schedule)
         self.student = student_of(self.net, config)
         self.register_buffer("begun", None if self.student is None else torch.tensor(False))
         self.register_buffer("span", torch.zeros(2, self.dim) if config.clip != "never" else None)
@@ -221,6 +221,10 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
     @property
     def attends(self) -> bool:
         return isinstance(self.net, UNet | Dit)
+
+    @property
+    def looks(self) -> bool:
+        return self.attends
 
     def denoiser(self, h: Encoded | None, net: nn.Module | None = None) -> Denoiser:
         """The denoiser of rows y [N, *shape] given h, by ``self.net`` or another like it."""

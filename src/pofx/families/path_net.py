@@ -9,6 +9,7 @@ from torch import nn
 
 from pofx.core.space import Space
 from pofx.nn.dit import Dit
+from pofx.nn.encoders import channels_beside
 from pofx.nn.noisy import NoisyMlp
 from pofx.nn.temporal import TemporalUNet
 from pofx.nn.unet import UNet
@@ -32,23 +33,33 @@ def net_shape(config: Any, space: Space, dim: int) -> tuple[int, ...]:
     return space.event_shape
 
 
-def net_of(config: Any, space: Space, shape: tuple[int, ...], width: int, memory: int, schedule: Schedule) -> nn.Module:
-    """The net on z [N, *shape], told a context's vector of so many numbers and its tokens of ``memory`` (0: none)."""
+def net_of(
+    config: Any,
+    space: Space,
+    shape: tuple[int, ...],
+    width: int,
+    memory: int,
+    picture: tuple[int, int, int] | None,
+    schedule: Schedule,
+) -> nn.Module:
+    """The net on z [N, *shape], told a context's vector of so many numbers and its tokens of ``memory`` (0: none), and
+    its map (C, H, W), if any."""
     kind = net_kind(config, space)
     if kind == "mlp":
         return NoisyMlp(shape[0], width, config.hidden, config.blocks)
     if kind == "temporal":
         return TemporalUNet(shape, config.channels, config.blocks, width)
+    shown = channels_beside(picture, shape[1:])
     if kind == "dit":  # of at most 16 patches a side
         patch = 2 ** max(0, math.ceil(math.log2(max(shape[1:]) / 16)))
-        return Dit(shape, config.hidden, config.blocks, patch, width, memory)
+        return Dit(shape, config.hidden, config.blocks, patch, width, memory, shown)
     if kind == "unet2d":
         assert isinstance(schedule, Chain)
         net = UNet2d(usual_shape(shape, config.channels, config.blocks, config.attend))
         return UNet2dOnChain(net, schedule.step)
     patch = 2 if _side(space) >= 16 else 1
     levels = max(1, round(math.log2(_side(space) / patch / 7)) + 1)  # down to about 7 cells a side
-    return UNet(shape[0], config.channels, levels, config.blocks, patch, width, memory, config.attend)
+    return UNet(shape[0], config.channels, levels, config.blocks, patch, width, memory, config.attend, shown)
 
 
 def net_refused(config: Any, space: Space, context: Space | None) -> str | None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pofx.nn.encoders import Encoded, told
 from pofx.nn.mlp import zeroed
 from pofx.nn.transformer import CrossAttention, Memory
-from pofx.nn.unet import LogSnrFeatures, fold, unfold
+from pofx.nn.unet import LogSnrFeatures, fold, unfold, with_map
 
 
 class Dit(nn.Module):
@@ -31,18 +31,19 @@ class Dit(nn.Module):
         patch: side of the pixel blocks that are one token each.
         context: width of the context's vector, which modulates layers; 0 takes none.
         memory: width of its tokens, which every layer attends to; 0 takes none.
+        shown: channels of its map beside the image (``encoders.beside``); 0 takes none.
     """
 
     place: Tensor
 
     def __init__(
         self, size: tuple[int, ...], width: int = 256, layers: int = 4, patch: int = 2, context: int = 0,
-        memory: int = 0,
+        memory: int = 0, shown: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         channels, self.sides = size[0] * patch**2, (-(-size[1] // patch), -(-size[2] // patch))
-        self.patch = patch
-        self.enter = nn.Linear(channels, width)
+        self.patch, self.shown = patch, shown
+        self.enter = nn.Linear(channels + shown * patch**2, width)
         self.register_buffer("place", places(*self.sides, width), persistent=False)
         self.noise = nn.Sequential(LogSnrFeatures(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.context = nn.Linear(context, width) if context else None
@@ -57,7 +58,8 @@ class Dit(nn.Module):
         if self.context is not None and h is not None:
             emb = emb + self.context(h.vector)
         emb = F.silu(emb)[:, None]
-        x = self.enter(fold(x, self.patch).flatten(2).mT) + self.place
+        x = fold(with_map(x, h) if self.shown else x, self.patch)
+        x = self.enter(x.flatten(2).mT) + self.place
         for layer in self.layers:
             x = layer(x, emb, *told(h))
         x = self.last(modulated(self.norm(x), *self.film(emb).chunk(2, -1)))

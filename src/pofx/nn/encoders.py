@@ -1,13 +1,15 @@
 """Contexts as nets take them: one encoder per space, found by ``encoder``; a third party's space registers its own.
 
-A net takes the vector by addition or FiLM (Perez et al. 2018), and the tokens, where it attends to them, by
-cross-attention (Vaswani et al. 2017, section 3.2.3).
+A net takes the vector by addition or FiLM (Perez et al. 2018), the tokens, where it attends to them, by
+cross-attention (Vaswani et al. 2017, section 3.2.3), and an image's own pixels, where it models images, as channels
+beside those of its input (Saharia et al. 2022, Palette, section 3).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, fields, replace
 from functools import singledispatch
 from itertools import pairwise
@@ -40,12 +42,14 @@ class Encoded:
         vector: [N, w].
         tokens: [N, L, t], where a context has parts: cells of an image, steps of a text.
         mask: [N, L], which of the tokens are the row's own; None where all are.
+        map: [N, C, H, W], an image's own pixels from -1 to 1.
         raw: the contexts themselves [N, *Ec], where a second net has to encode them, too.
     """
 
     vector: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    map: Tensor | None = None
     raw: Tensor | None = None
 
     def __len__(self) -> int:
@@ -88,11 +92,39 @@ def told(e: Encoded | None) -> tuple[()] | tuple[Memory]:
     return () if e is None or e.tokens is None else ((e.tokens, e.mask),)
 
 
+def beside(map: Tensor, size: Several[int]) -> Tensor:
+    """Maps [N, C, H, W] as channels [N, C', h, w] beside images of a size (h, w), each cell of what lies at its place.
+
+    Of a map that is k times as large on both sides, the k x k pixels of a cell become channels, so that none is lost;
+    any other is resized (by area where it shrinks, linearly where it grows).
+    """
+    height, width = map.shape[2:]
+    if (height, width) == tuple(size):
+        return map
+    if k := _times((height, width), size):
+        return F.pixel_unshuffle(map, k)
+    if height > size[0] or width > size[1]:
+        return F.interpolate(map, tuple(size), mode="area")
+    return F.interpolate(map, tuple(size), mode="bilinear")
+
+
+def channels_beside(picture: Several[int] | None, size: Several[int]) -> int:
+    """C' of ``beside``, for maps (C, H, W); 0 where there are none."""
+    return 0 if picture is None else picture[0] * max(1, _times(picture[1:], size)) ** 2
+
+
+def _times(sides: Several[int], size: Several[int]) -> int:
+    """How many times as large both sides are; 0 where that is no whole number."""
+    k = sides[0] // size[0]
+    return k if (k * size[0], k * size[1]) == tuple(sides) else 0
+
+
 class Encoder(nn.Module):
     """Contexts c [N, *Ec] in raw units -> ``Encoded``; each row's follows from the row alone.
 
     Args:
         width, memory: of vectors and of tokens, 0 where a subclass gives none; it writes ``encode``.
+        picture: (C, H, W) of maps, None where it gives none.
 
     Attributes:
         options: what its ``__init__`` may be told besides, each an option context_NAME of a family
@@ -104,9 +136,9 @@ class Encoder(nn.Module):
     has_tokens: ClassVar[bool] = False
     absent: nn.Parameter | None
 
-    def __init__(self, width: int, memory: int = 0) -> None:
+    def __init__(self, width: int, memory: int = 0, picture: tuple[int, int, int] | None = None) -> None:
         super().__init__()
-        self.width, self.memory = width, memory
+        self.width, self.memory, self.picture = width, memory, picture
         self.register_parameter("absent", None)
 
     def encode(self, c: Tensor) -> Encoded:
@@ -121,7 +153,12 @@ class Encoder(nn.Module):
 
     def learn_null(self) -> None:
         """Have a null context, which stands for none."""
-        self.absent = nn.Parameter(torch.randn(self.width + self.memory))
+        self.absent = nn.Parameter(torch.randn(self.width + self.memory + self.shades))
+
+    @property
+    def shades(self) -> int:
+        """Channels of maps."""
+        return 0 if self.picture is None else self.picture[0]
 
     def forward(self, c: Tensor, dropped: Tensor | None = None) -> Encoded:
         """Rows c [N, *Ec], those ``dropped`` [N] in training as the null context."""
@@ -135,7 +172,10 @@ class Encoder(nn.Module):
             own = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask
             first = torch.arange(tokens.shape[1], device=tokens.device) == 0
             mask = torch.where(dropped[:, None], first, own)
-        return Encoded(hidden, tokens, mask)
+        seen = e.map
+        if seen is not None and null.map is not None:
+            seen = torch.where(dropped[:, None, None, None], null.map, seen)
+        return Encoded(hidden, tokens, mask, seen)
 
     def null(self, n: int) -> Encoded:
         """n null contexts. Raises Unsupported where none was learned."""
@@ -144,8 +184,9 @@ class Encoder(nn.Module):
                 "No context was dropped in training, so p(x | no context) is unknown.",
                 "Fit with --options.context-dropout above 0, such as 0.1.",
             )
-        each, token = self.absent.expand(n, -1).split((self.width, self.memory), 1)
-        return Encoded(each, token[:, None], token.new_ones(n, 1, dtype=torch.bool)) if self.memory else Encoded(each)
+        each, token, shade = self.absent.expand(n, -1).split((self.width, self.memory, self.shades), 1)
+        e = Encoded(each, token[:, None], token.new_ones(n, 1, dtype=torch.bool)) if self.memory else Encoded(each)
+        return e if self.picture is None else replace(e, map=shade[..., None, None].expand(-1, *self.picture))
 
 
 @singledispatch
@@ -207,7 +248,7 @@ class TableEncoder(Encoder):
 class ImageEncoder(Encoder):
     """A small ConvNet: a 3x3 convolution, then strided ones until at most 4x4 cells are left, the tokens.
 
-    The vector is a linear map of their means over the four quarters.
+    The vector is a linear map of their means over the four quarters. The pixels themselves are the map.
     """
 
     has_tokens = True
@@ -215,7 +256,7 @@ class ImageEncoder(Encoder):
     def __init__(self, space: Image, width: int = 64, channels: int = 32) -> None:
         halvings = max(1, math.ceil(math.log2(max(space.height, space.width) / 4)))
         sizes = [min(channels * 2**i, 4 * channels) for i in range(halvings + 1)]
-        super().__init__(width, sizes[-1])
+        super().__init__(width, sizes[-1], (space.channels, space.height, space.width))
         self.levels = space.levels
         layers: list[nn.Module] = [nn.Conv2d(space.channels, sizes[0], 3, padding=1)]
         for a, b in pairwise(sizes):
@@ -227,8 +268,9 @@ class ImageEncoder(Encoder):
         self.pool, self.linear = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), nn.Linear(4 * sizes[-1], width)
 
     def encode(self, c: Tensor) -> Encoded:
-        cells = self.convs(c.to(self.linear.weight.dtype) * (2 / (self.levels - 1)) - 1) + self.place
-        return Encoded(self.linear(self.pool(cells)), cells.flatten(2).mT)
+        pixels = c.to(self.linear.weight.dtype) * (2 / (self.levels - 1)) - 1
+        cells = self.convs(pixels) + self.place
+        return Encoded(self.linear(self.pool(cells)), cells.flatten(2).mT, map=pixels)
 
 
 class StepsEncoder(Encoder):

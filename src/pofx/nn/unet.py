@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pofx.nn.encoders import Encoded, told
+from pofx.nn.encoders import Encoded, beside, told
 from pofx.nn.mlp import zeroed
 from pofx.nn.transformer import CrossAttention, Memory
 
@@ -35,20 +35,21 @@ class UNet(nn.Module):
         context: width of the context's vector, which modulates blocks; 0 takes none.
         memory: width of its tokens, which every attention attends to, too; 0 takes none.
         attend: in how many levels, the coarsest first, every block has an attention. One is in the middle anyway.
+        shown: channels of the context's map beside the image (``encoders.beside``); 0 takes none.
     """
 
     def __init__(
         self, channels: int, hidden: int = 64, levels: int = 2, blocks: int = 2, patch: int = 1, context: int = 0,
-        memory: int = 0, attend: int = 0,
+        memory: int = 0, attend: int = 0, shown: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.channels, self.patch = channels, patch
+        self.channels, self.patch, self.shown = channels, patch, shown
         widths = [hidden * min(2**i, 4) for i in range(levels)]
         emb = 4 * hidden
         self.noise = nn.Sequential(LogSnrFeatures(hidden), nn.Linear(hidden, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.context = nn.Linear(context, emb) if context else None
         folded = channels * patch**2
-        self.first = nn.Conv2d(folded, hidden, 3, padding=1)
+        self.first = nn.Conv2d(folded + shown * patch**2, hidden, 3, padding=1)
         # features of every map kept for the way up, last in first out
         kept, now = [hidden], hidden
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -87,7 +88,8 @@ class UNet(nn.Module):
             out: Tensor = layer(x, *next(films), *memory) if isinstance(layer, Block) else layer(x)
             return out
 
-        x = self.first(fold(x, self.patch).contiguous(memory_format=torch.channels_last))
+        x = fold(with_map(x, h) if self.shown else x, self.patch)
+        x = self.first(x.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for layer in self.down:
             kept.append(x := run(layer, x))
@@ -185,6 +187,13 @@ def fold(x: Tensor, patch: int) -> Tensor:
     if height % patch or width % patch:
         x = F.pad(x, (0, -width % patch, 0, -height % patch))
     return F.pixel_unshuffle(x, patch) if patch > 1 else x
+
+
+def with_map(x: Tensor, h: Encoded | None) -> Tensor:
+    """Images x [N, C, H, W], and behind their channels those of the context's map."""
+    assert h is not None
+    assert h.map is not None
+    return torch.cat([x, beside(h.map, x.shape[2:]).to(x.dtype)], 1)
 
 
 def unfold(x: Tensor, patch: int, height: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pofx.core.likelihood import with_error
+from pofx.core.likelihood import KINDS, SYMBOL, with_error
 from pofx.core.space import Space
 from pofx.evaluate.likelihood import decode
 from pofx.evaluate.recommend import amount, get
@@ -37,7 +37,9 @@ def parts(
         "steps": over_steps(rows),
         "bounds": bounds(rows),
         "guided": [
-            grid(space, context, name, figures[name], found) for name, found in grids.items() if name in figures
+            grid(space, context, name, figures[name]["guided"], found)
+            for name, found in grids.items()
+            if get(figures.get(name, {}), "guided", "names") is not None
         ],
         "ways": [
             (name, way(name, found["x"], data))
@@ -105,24 +107,30 @@ def bounds(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """One draw of each class (columns) at each scale: the scale in words, and a strip of images as a data URI."""
+    """One draw of each context (columns) at each scale: the scale in words, and a strip of images as a data URI.
+
+    Attributes:
+        contexts: in words; none where they are images, which are then the first of the strips.
+        nats: of each true image, given its context and given none, in words.
+    """
 
     name: str
-    classes: list[str]
+    contexts: list[str]
     strips: list[tuple[str, str]]
+    nats: list[tuple[str, str]]
 
 
-def grid(space: Space, context: Space | None, name: str, row: Row, found: Rows) -> Grid:
-    assert space.pixels is not None
+def grid(space: Space, context: Space | None, name: str, about: Row, found: Rows) -> Grid:
     assert context is not None
-    scales, classes = row["guided"]["scales"], row["guided"]["classes"]
-    x = found["x"].reshape(len(scales), len(classes), *found["x"].shape[1:])
-    words = {0.0: "any class", 1.0: "as trained"}
-    strips = [
-        (words.get(s, f"scale {s:g}"), plots.montage(strip, space.symbols or 2, 1, len(classes)))
-        for s, strip in zip(scales, x, strict=True)
-    ]
-    return Grid(name, [str(context.values[k]) for k in classes], strips)
+    x = found["x"].reshape(1 + len(about["scales"]), -1, *found["x"].shape[1:])
+    words = {0.0: "any", 1.0: "as trained"}
+    rows = ["truth", *(words.get(s, f"scale {s:g}") for s in about["scales"])]
+    strips = [(row, plots.montage(strip, space.symbols or 2, 1, x.shape[1])) for row, strip in zip(rows, x, strict=True)]
+    if context.pixels:
+        strips.insert(0, ("given", plots.montage(found["c"][: x.shape[1]], context.symbols or 2, 1, x.shape[1])))
+    sign = SYMBOL[KINDS[about["kind"]]]
+    nats = [(f"{sign} {decode(a):.0f}", f"{sign} {decode(b):.0f}") for a, b in zip(about["given"], about["none"], strict=True)]
+    return Grid(name, about["names"], strips, nats)
 
 
 # -- ways in the plane ---------------------------------------------------------------------------------------

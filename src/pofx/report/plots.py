@@ -450,7 +450,7 @@ def montage(images: Array, levels: int, rows: int, columns: int) -> str:
     n = min(n, rows * columns)
     rows = -(-n // columns)
     grey = (images[:n].astype(np.uint16) * 255 // max(levels - 1, 1)).astype(np.uint8)
-    colour = grey if c == 3 else np.repeat(grey[:, :1], 3, axis=1)
+    colour = grey[:, :3] if c >= 3 else np.repeat(grey[:, :1], 3, axis=1)
     sheet = np.zeros((rows * (h + 1) - 1, columns * (w + 1) - 1, 4), dtype=np.uint8)  # transparent between
     for k in range(n):
         top, left = k // columns * (h + 1), k % columns * (w + 1)
