@@ -27,7 +27,7 @@ from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE, POSITIVE
 from pofx.core.requests import ExactLikelihood, Request, Sampler
 from pofx.core.space import Space, free_length
-from pofx.families.conditioned import Conditioned, ContextOptions, NetOptions, unused
+from pofx.families.conditioned import Conditioned, ContextOptions, NetOptions
 from pofx.families.continuous import BatchNoise
 from pofx.nn.encoders import Encoded, no_encoder
 from pofx.nn.mlp import Mlp
