@@ -13,7 +13,7 @@ _MODULES = {
     "evaluate.compare": "compare resume_comparison",
     "evaluate.predict": "predict",
     "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
-    "StepByStep Decoding DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
+    "StepByStep Decoding PathSearch DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
     "PredictorCorrector AnnealedLangevin",
     "core.model": "Model",
     "core.likelihood": "Exact LowerBound UpperBound Estimate Unavailable",
@@ -49,6 +49,7 @@ __all__ = [  # the same, for type checkers
     "LowerBound",
     "Model",
     "OdeLikelihood",
+    "PathSearch",
     "PofxError",
     "PredictorCorrector",
     "Real",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         Iwae,
         KarrasSolver,
         OdeLikelihood,
+        PathSearch,
         PredictorCorrector,
         Restart,
         SdeSolver,
