@@ -1,6 +1,6 @@
 """Spoken digits, recognised letter by letter by `ctc` and `gpt`, or as classes, beside `pocketsphinx`.
 
-    python benchmarks/spoken_digits.py DATA [--family ctc gpt] [--split official george ...] [--seconds 900] [--quick]
+    python benchmarks/spoken_digits.py DATA [--family ctc gpt] [--split official george] [--seconds 900] [--quick]
 
 DATA is the folder of the data sets (audio/fsdd in it: 5 speakers, 10 digits, 50 times each, 8 kHz). Splits: `official`
 tests what each speaker says for the first five times (250 clips) and trains on the rest; the name of a speaker tests on
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="*", default=["ctc"], choices=[*FAMILIES, "pocketsphinx"])
     parser.add_argument("--split", nargs="*", default=["official", *SPEAKERS], choices=["official", *SPEAKERS])
     parser.add_argument("--seconds", type=float, default=900.0, help="of each training")
+    parser.add_argument("--steps", type=int, help="of each training, instead of seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", type=json.loads, default={}, help="of the family, as JSON, instead of ours")
     parser.add_argument("--recipe", type=json.loads, default={})
@@ -156,8 +157,9 @@ def main() -> None:
                 options, recipe = FAMILIES[family]
                 options, recipe = options | args.options, recipe | args.recipe
                 began = time.perf_counter()
-                run = pofx.fit(data, family, seconds=args.seconds, seed=args.seed, options=options, recipe=recipe)
-                entry |= {"seed": args.seed, "seconds": args.seconds, "steps": run.steps, "options": options}
+                budget = {"seconds": args.seconds} if args.steps is None else {"steps": args.steps}
+                run = pofx.fit(data, family, **budget, seed=args.seed, options=options, recipe=recipe)
+                entry |= {"seed": args.seed, **budget, "steps": run.steps, "options": options}
                 entry |= {"recipe": recipe, "parameters": run.model.parameter_count()}
                 test = data.test.read()
                 with torch.no_grad():

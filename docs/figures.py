@@ -29,7 +29,11 @@ from PIL import Image
 import pofx
 from pofx.core.registry import BUILT_IN
 from pofx.core.requests import VariationalBound
+from pofx.data.parts import Data, Part
 from pofx.evaluate.text import marks
+from pofx.nn.mel import log_mel
+from pofx.spaces import Audio, Text
+from pofx.spaces.text import filled_up
 
 PLACE = Path(__file__).parent / "_static" / "families"
 GREY, BLUE, ORANGE = "#8a8a8a", "#2f7fd1", "#e07b27"
@@ -76,7 +80,8 @@ def draw(name: str, seconds: float) -> str:
         return images(name, seconds)
     if name in TEXTS:
         return text(name, seconds)
-    return {"wavenet": sound, "classifier": sides, "rssm": walks}.get(name, plane)(name, seconds)
+    special = {"wavenet": sound, "classifier": sides, "ctc": heard, "rssm": walks}
+    return special.get(name, plane)(name, seconds)
 
 
 def plane(name: str, seconds: float) -> str:
@@ -220,6 +225,43 @@ def sound(name: str, seconds: float) -> str:
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].set_xlabel("milliseconds")
     return f"Plucked tones in 256 levels (above) and one that is drawn{after(run)} (below)."
+
+
+def heard(name: str, seconds: float) -> str:
+    """A melody of three tones as a net hears it, and which tone it hears when."""
+    rng, letters, pitches = np.random.default_rng(0), "ceg", (262, 330, 392)
+    space, text = Audio(TONE, length=6000), Text(letters, True, 4)
+    written, clips = [], []
+    for _ in range(300):
+        tones = rng.integers(3, size=rng.integers(1, 5)).tolist()
+        waves = []
+        for k in tones:
+            t = np.arange(rng.integers(800, 1500)) / TONE
+            wave = sum(0.2 / j * np.sin(2 * math.pi * pitches[k] * j * t) for j in (1, 2, 3))
+            waves.append(wave * np.exp(-12 * t) + 0.002 * rng.normal(size=len(t)))
+        written.append(tones)
+        clips.append(space.levels_of(torch.from_numpy(np.concatenate(waves))).tolist())
+    x, c = filled_up(written), filled_up(clips)
+    parts = [Part(x[rows], c[rows]) for rows in torch.arange(300).split([240, 30, 30])]
+    run = pofx.fit(Data("tones", "made here", text, *parts, space), name, seconds=2 * seconds, recipe={"batch": 16})
+    row = max(range(30), key=lambda i: len(set(text.spell(parts[2].x[i]))) + len(text.spell(parts[2].x[i])))
+    sound = parts[2].c[row][None]
+    with torch.no_grad():
+        mel = log_mel(space.amplitudes(sound[sound >= 0])[None], TONE, 64)[0]
+        frames, _ = run.model.log_probs(run.model.encode_context(sound))
+    _, axes = plt.subplots(2, 1, figsize=(6.4, 2.6))
+    axes[0].imshow(mel.T, origin="lower", aspect="auto", cmap=DENSITY, extent=(0, len(mel) * 10, 0, 64))
+    axes[0].set(ylabel="band", xticks=[], yticks=[])
+    for k, colour in enumerate((GREY, BLUE, ORANGE, "#3a9a5b")):
+        p = frames[0, 1:, k].exp()  # the first token is before the sound
+        axes[1].plot((np.arange(len(p)) + 0.5) * 20, p, color=colour, label="blank" if k == 0 else letters[k - 1])
+    axes[1].set(xlim=(0, len(mel) * 10), xlabel="milliseconds", ylabel="p", yticks=[0, 1])
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return (
+        f"Tones as the net hears them (above), and the probability of each letter and of a blank{after(run)} (below)."
+    )
 
 
 def after(run: Any) -> str:

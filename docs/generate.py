@@ -119,10 +119,10 @@ def data(cls: Any) -> str:
         (refused if reason else served).append((words, space, reason))
     contexts = [w for w, c in CONTEXTS.items() if served and not cls.refuses(served[0][1], c, cls.Config())]
     if not served:  # without a context
+        known = given(cls)
+        served = [(f"{w} given {listed(known[w], 'or')}", SPACES[w], None) for w in known]
         label = CONTEXTS["a label"]
-        whole = [w for w, space in SPACES.items() if cls.refuses(space, label, cls.Config()) is None]
-        served = [(f"{w} given a label", SPACES[w], None) for w in whole]
-        refused = [(w, s, cls.refuses(s, label, cls.Config())) for w, s in SPACES.items() if w not in whole]
+        refused = [(w, s, cls.refuses(s, label, cls.Config())) for w, s in SPACES.items() if w not in known]
     labels = [w for w, c in GIVEN.items() if not cls.refuses(CONTEXTS["a label"], c and CONTEXTS[c], cls.Config())]
     lines = [f"Serves {listed([*(w for w, _, _ in served), *labels])}."]
     if contexts:
@@ -132,6 +132,15 @@ def data(cls: Any) -> str:
         reasons.setdefault(reason, []).append(words)
     lines += [f"\n- Not {listed(words, 'or')}: {reason}" for reason, words in reasons.items()]
     return "\n".join(lines)
+
+
+def given(cls: Any) -> dict[str, list[str]]:
+    """Which spaces the family serves given which contexts."""
+    found = {
+        words: [w for w, c in CONTEXTS.items() if not cls.refuses(space, c, cls.Config())]
+        for words, space in SPACES.items()
+    }
+    return {words: contexts for words, contexts in found.items() if contexts}
 
 
 def options(cls: Any) -> str:
@@ -150,9 +159,10 @@ def training(cls: Any) -> str:
         if not cls.refuses(space, None, cls.Config()):
             own = {k: v for k, v in vars(cls.recipe(space)).items() if v != plain[k]}
             found.setdefault(", ".join(f"`{k}` {shown(v)}" for k, v in own.items()), []).append(words)
-    if not found:  # a classifier's space is a label
-        own = {k: v for k, v in vars(cls.recipe(CONTEXTS["a label"])).items() if v != plain[k]}
-        found[", ".join(f"`{k}` {shown(v)}" for k, v in own.items())] = ["labels"]
+    if not found:  # it needs a context, or its space is a label
+        first = next(iter(given(cls)), "labels")
+        own = {k: v for k, v in vars(cls.recipe(SPACES.get(first, CONTEXTS["a label"]))).items() if v != plain[k]}
+        found[", ".join(f"`{k}` {shown(v)}" for k, v in own.items())] = [first]
     lines = [f"- {listed(words)}: {changes or 'the general recipe'}" for changes, words in found.items()]
     head = "As far as its recipe (`--recipe.NAME`) differs from the [general one](index.md#recipes):"
     return "\n".join([head, "", *lines])
@@ -160,6 +170,8 @@ def training(cls: Any) -> str:
 
 def use(name: str, cls: Any) -> str:
     """A command that fits it to data that are at hand."""
+    if name in IN_PYTHON:
+        return f"See [{IN_PYTHON[name]}](../howto/{IN_PYTHON[name]}.md)."
     source, extra = EXAMPLES.get(name, ("two-moons", ""))
     where = " --out drawn.npz" if source == "digits" else ""  # images need a place
     known = "Unavailable" not in {k.__name__ for k in cls.claims()}
@@ -167,6 +179,7 @@ def use(name: str, cls: Any) -> str:
     return f"```sh\npofx fit {source} {name} --seconds 60{extra} --out runs/{name}\npofx {then}\n```"
 
 
+IN_PYTHON = {"ctc": "speech"}  # pages that fit it
 EXAMPLES = {
     "gpt": ("book.txt", ""),
     "rnn": ("book.txt", ""),

@@ -25,7 +25,7 @@ from pofx.core.options import Options
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.requests import ESTIMATORS, SAMPLERS, Request, Sampler
 from pofx.data.parts import Data, Part
-from pofx.spaces import Image, Integer, Label, Real, Sequence, Table, Text
+from pofx.spaces import Audio, Image, Integer, Label, Real, Sequence, Table, Text
 
 LINES = ["to be or not", "be it so", "so it be not to be", "or to be"] * 8
 
@@ -46,6 +46,7 @@ def cases() -> dict[str, tuple[Any, torch.Tensor, torch.Tensor | None]]:
         "given labels": (plane, real, side),
         "images given labels": (Image(2, 2, 1, 4), torch.randint(4, (32, 1, 2, 2), generator=g).to(torch.uint8), side),
         "rows": (Sequence(plane, length=4), torch.randn(32, 4, 2, generator=g).double(), None),
+        "texts given sounds": (text, text.parse(LINES), torch.randint(256, (32, 40), generator=g)),
         "bits": (Image(2, 2, 1, 2), torch.randint(2, (32, 1, 2, 2), generator=g).to(torch.uint8), None),
     }
 
@@ -55,6 +56,7 @@ FEW = {
     "images given labels": ("jem",),
     "bits": ("rbm",),
     "rows": ("rssm",),
+    "texts given sounds": ("ctc",),
 }  # cases that only these families need
 
 
@@ -71,6 +73,7 @@ def models(name: str) -> dict[str, tuple[Model, Part]]:
                 continue
             config = dataclasses.replace(config, vocabulary=264)
         context = None if c is None else cases()["reals" if c.is_floating_point() else "label"][0]
+        context = Audio(1000, 256, length=40) if case == "texts given sounds" else context
         if cls.refuses(space, context, config) is None:
             part = Part(x, c)
             data = Data(case, "memory", space, part, part, part, context=context)

@@ -14,7 +14,7 @@ _MODULES = {
     "evaluate.judge": "judge",
     "evaluate.predict": "predict",
     "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
-    "StepByStep Decoding DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
+    "StepByStep Decoding PathSearch DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
     "PredictorCorrector AnnealedLangevin",
     "core.model": "Model",
     "core.likelihood": "Exact LowerBound UpperBound Estimate Unavailable",
@@ -50,6 +50,7 @@ __all__ = [  # the same, for type checkers
     "LowerBound",
     "Model",
     "OdeLikelihood",
+    "PathSearch",
     "PofxError",
     "PredictorCorrector",
     "Real",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         Iwae,
         KarrasSolver,
         OdeLikelihood,
+        PathSearch,
         PredictorCorrector,
         Restart,
         SdeSolver,

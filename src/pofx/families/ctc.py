@@ -89,12 +89,8 @@ class Ctc(Conditioned, Searches):
         return CtcConfig(width=32, frames=6)
 
     @classmethod
-    def variants(cls, space: Space) -> dict[str, Any]:
-        return {"dropout": CtcConfig(width=16, frames=8, dropout=0.0)}
-
-    @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(batch=32, lr=2e-3, warmup=100, weight_decay=0.01, clip=1.0, ema=0.99, epochs=50)
+        return Recipe(batch=32, lr=4e-3, warmup=100, weight_decay=0.01, clip=1.0, ema=0.99, epochs=50)
 
     @property
     def attends(self) -> bool:
