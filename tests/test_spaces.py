@@ -115,8 +115,12 @@ def test_a_pair_splits_into_its_parts():
     for wrong, words in (([0.5, 0, 0, 0, 0], "whole"), ([4, 0, 0, 0, 0], "level 4"), ([256, 0, 0, 0, 0], "whole")):
         with pytest.raises(BadValue, match=words):
             pair.check(torch.tensor([wrong], dtype=torch.float64))
-    with pytest.raises(UsageError, match="any length"):
-        Pair(CLASSES, Text("ab"))
+    texts = Pair(CLASSES, Text("ab", True, 3))
+    assert texts.join(torch.tensor([1, 0]), torch.tensor([[0], [-1]])).tolist() == [[1, 0, -1, -1], [0, -1, -1, -1]]
+    with pytest.raises(BadValue, match="goes on after its end"):
+        texts.check(torch.tensor([[1, -1, 0, -1]], dtype=torch.float64))
+    with pytest.raises(WrongShape, match="4 long"):
+        texts.join(torch.tensor([1]), torch.zeros(1, 4, dtype=torch.int64))
 
 
 def test_labels_and_texts_have_spellings():

@@ -22,8 +22,8 @@ from pofx.codecs.steps import Codec, Patches
 from pofx.core.space import Ragged, Space
 from pofx.nn.emission import Emission, StepHead, TokenHead
 from pofx.nn.heads import Head, LevelLogistics
-from pofx.nn.sites import FEW_LEVELS, Heads, has_heads, heads_for, image_head, mixes, side_by_side
-from pofx.spaces import Image, Label
+from pofx.nn.sites import FEW_LEVELS, Heads, heads_for, image_head, mixes, side_by_side
+from pofx.spaces import Image, Label, Table
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ class Segment:
 @singledispatch
 def segment(space: Space, config: Any) -> Segment | str:
     """How a datum of the space is gone through, by these options; or why it is not, in a sentence with the remedy."""
-    if not has_heads(space):
+    if not space.columns:
         return f"{space} are not made of steps. Give images, labels, texts or columns."
+    flat = Table(space.columns)
     inner = ("inner_width", "inner_layers") if space.dims > 1 else ()
     mixed = ("components",) if mixes(space, "auto") else ()
     return Segment(
-        1, (*inner, *mixed), lambda o: One(space), lambda o: _step(heads_for(space, components=o.components), o)
+        1, (*inner, *mixed), lambda o: One(space), lambda o: _step(heads_for(flat, components=o.components), o)
     )
 
 
@@ -75,7 +76,8 @@ def _(space: Image, config: Any) -> Segment | str:
     if config.patch and (space.height % config.patch or space.width % config.patch):
         return f"{space.height}×{space.width} pixels are not made of patches of {config.patch}. Choose a divisor."
     side = config.patch or max(p for p in (1, 2, 3, 4) if space.height % p == 0 and space.width % p == 0)
-    symbols, errors = side * space.channels == 1, space.levels > FEW_LEVELS
+    whole = config.image_head == "diffusion"  # a step's values at once, with what a family makes of them
+    symbols, errors = side * space.channels == 1 and not whole, space.levels > FEW_LEVELS and not whole
     sites = space.channels * side**2
 
     def emission(o: Any) -> Emission:

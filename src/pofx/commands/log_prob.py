@@ -87,7 +87,7 @@ def log_prob(argv: list[str]) -> int:
     if args.part is not None:
         if args.estimator == SANDWICH or args.cluster is not None:
             raise UsageError("--part goes without --estimator sandwich and --cluster.", "Leave one out.")
-        model = run.model.part(_part_name(args.part), given="given" in args.part)
+        model = run.model.part_model(_part_name(args.part), given="given" in args.part)
     if (args.show or args.say is not None) and not texts:
         raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
     found: dict[str, Any] = {"run": str(args.run), **tell_standing(run.info, run.log, args.run)}

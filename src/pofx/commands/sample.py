@@ -262,7 +262,7 @@ def _of_part(run: Run, part: Literal["a", "b"] | None, given: str | None) -> Run
     views: dict[str, Run] = {}
     problems = []
     for name in ("a", "b") if part is None else (part,):
-        view = dataclasses.replace(run, model=run.model.part(name, given=given is not None))
+        view = dataclasses.replace(run, model=run.model.part_model(name, given=given is not None))
         try:
             _context(view, given)
             views[name] = view

@@ -243,7 +243,7 @@ class HasJoint(Ability):
 class HasParts(Ability):
     """Models pairs, and from the same weights each part of a pair alone and given the other."""
 
-    title, asked = "each part of a pair, alone and given the other", "part"
+    title, asked = "each part of a pair, alone and given the other", "part_model"
     without = "has no parts of pairs to give one by one"
 
     @abstractmethod

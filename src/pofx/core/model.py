@@ -49,7 +49,7 @@ class Model(Family):
         """Short for ``given().sample(n)``: n draws [n, *E]."""
         return self.given().sample(n, generator=generator, sampler=sampler)
 
-    def part(self, name: PartName, *, given: bool = False) -> Model:
+    def part_model(self, name: PartName, *, given: bool = False) -> Model:
         """p(a) or p(b) of a model of pairs, or with ``given`` p(a | b) or p(b | a): a model that shares its weights.
 
         Raises Unsupported where this is no model of pairs that knows their parts.
@@ -58,7 +58,7 @@ class Model(Family):
             >>> import pofx
             >>> digits = pofx.load("digits", given="label", joint=True)
             >>> run = pofx.fit(digits, "joint-gpt", steps=2, options={"width": 16, "layers": 1})
-            >>> label = run.model.part("b", given=True)
+            >>> label = run.model.part_model("b", given=True)
             >>> label.given(digits.space.split(digits.test.x)[0][:3]).classes().nats.shape
             torch.Size([3, 10])
         """

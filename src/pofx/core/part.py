@@ -16,7 +16,7 @@ from pofx.core.space import Space
 
 
 class PartOfPair(Model):
-    """p(a), p(b), p(a | b) or p(b | a) of a model that ``HasParts``; ``Model.part`` makes it."""
+    """p(a), p(b), p(a | b) or p(b | a) of a model that ``HasParts``; ``Model.part_model`` makes it."""
 
     name = "part"
     summary = "one part of a pair, alone or given the other, by a model of pairs"

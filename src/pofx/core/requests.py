@@ -674,6 +674,6 @@ SAMPLERS: tuple[type[Sampler], ...] = (
 )  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, OneCode, VariationalBound,
-    OdeLikelihood, InOrder, ByChainRule, AnyOrder, PerDatum, Ais, ReverseAis, ReverseAisOfChains, PartitionAis, ReversePartitionAis,
-    DequantisedPartitionAis, DequantisedReversePartitionAis,
+    OdeLikelihood, InOrder, ByChainRule, AnyOrder, PerDatum, Ais, ReverseAis, ReverseAisOfChains, PartitionAis,
+    ReversePartitionAis, DequantisedPartitionAis, DequantisedReversePartitionAis,
 )  # fmt: skip

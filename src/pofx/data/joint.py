@@ -35,8 +35,8 @@ def joined(data: Data) -> Data:
         for space, kind in ((data.space, "x"), (data.context, "c"))
     )
     space = Pair(a, b)
-    made = {name: paired(space, p) for name, p in parts.items()}
-    return dataclasses.replace(data, space=space, context=None, **made)
+    train, valid, test = (paired(space, p) for p in parts.values())
+    return dataclasses.replace(data, space=space, context=None, train=train, valid=valid, test=test)
 
 
 def paired(space: Any, part: Part) -> Part:

@@ -19,25 +19,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pofx.codecs.segment import Segment, segment
+from pofx.codecs.steps import Patches
 from pofx.core.abilities import HasParts, PartName
 from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe
-from pofx.core.likelihood import Exact
+from pofx.core.likelihood import Exact, Likelihood, LowerBound
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
 from pofx.core.options import AMOUNT
-from pofx.core.requests import ByChainRule, Direct, ExactLikelihood, Request, Sampler
+from pofx.core.requests import ByChainRule, Direct, ExactLikelihood, Request, Sampler, VariationalBound
 from pofx.core.space import Space, filled_up
 from pofx.nn.emission import START
 from pofx.nn.sequence import Cache
 from pofx.nn.transformer import Shape, Transformer
+from pofx.paths.head import DiffusionHead
+from pofx.paths.likelihood import stratified
 
 LOOK = 500  # training rows that are looked at before training
 NAMES: tuple[PartName, PartName] = ("a", "b")
@@ -50,15 +53,22 @@ class JointGptConfig(Shape):
     Attributes:
         patch: side of an image's patch in pixels; 1 for pixels, 0 for the largest of 4, 3, 2, 1 that divides both
             sides.
+        image_head: of patches: their levels one after the other, exactly, or all at once by a diffusion whose
+            likelihood is a bound (Li et al. 2024).
         components: of each mixture that a number's distribution is.
-        inner_width: of the masked MLP inside a step of several values.
-        inner_layers: hidden layers of that MLP.
+        inner_width: of the MLP inside a step of several values: a masked one, or that of the diffusion.
+        inner_layers: hidden layers, or residual blocks, of that MLP.
+        draws: per datum, of the diffusion's bound.
+        sample_steps: of the diffusion's sampler.
     """
 
     patch: int = 0
+    image_head: Literal["levels", "diffusion"] = "levels"
     components: int = 8
     inner_width: int = 256
     inner_layers: int = 2
+    draws: int = 32
+    sample_steps: int = 50
 
     # what ``codecs.stepped`` asks besides: symbols as they are
     vocabulary: ClassVar[int] = 0
@@ -74,7 +84,7 @@ class JointGpt(Model, HasParts):
     summary = "one transformer goes through both parts of a pair in either order, and so knows each given the other"
     taxonomy = "explicit density / tractable / autoregressive"
     paper = "Aghajanyan et al. 2022, CM3: A causal masked multimodal model of the Internet"
-    estimators = (ExactLikelihood, ByChainRule)
+    estimators = (ExactLikelihood, ByChainRule, VariationalBound)
     samplers = (Direct,)
     Config = JointGptConfig
     config: JointGptConfig
@@ -90,6 +100,8 @@ class JointGpt(Model, HasParts):
             return "it goes through both parts of a pair. Make pairs of x and what is given: --joint."
         if context is not None:
             return "it takes no context beside the pair. Leave out the context."
+        if config.image_head == "diffusion" and not any(part.pixels for part in space.parts):
+            return "image_head=diffusion is for pairs with an image. Leave it out."
         reasons = (found for part in space.parts if isinstance(found := segment(part, config), str))
         return next(reasons, None)
 
@@ -98,10 +110,18 @@ class JointGpt(Model, HasParts):
         yield "block"  # what a pair takes
         used = {o for part in space.parts or () if isinstance(s := segment(part, config), Segment) for o in s.options}
         yield from (name for name in ("patch", "components", "inner_width", "inner_layers") if name not in used)
+        yield from () if config.image_head == "diffusion" else ("draws", "sample_steps")
+        yield from () if any(part.pixels for part in space.parts or ()) else ("image_head",)
 
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(cls, space, width=32, layers=2, n_heads=2, components=4, inner_width=32)
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        if not any(part.pixels for part in space.parts or ()):
+            return {}
+        return {"diffusion": replace(cls.tiny(space), image_head="diffusion", components=8, draws=16, sample_steps=20)}
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
@@ -140,44 +160,81 @@ class JointGpt(Model, HasParts):
     def learner(self, recipe: Recipe) -> Learner:
         def objective(batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             u, loss = self._both(batch.x), torch.zeros(len(batch.x), device=batch.x.device)
+            noise = [end.noise(batch, generator) for end in self._ends]
             # every other row goes the other way, and the next time it may be its turn
             order = (batch.start + batch.step + torch.arange(len(loss), device=loss.device)) % 2
             for first in (0, 1):
                 rows = (order == first).nonzero()[:, 0]
-                if len(rows):
-                    loss = loss.index_add(0, rows, -self._in_order(first, [v[rows] for v in u]).sum(0).to(loss))
+                if not len(rows):
+                    continue
+                some = [v[rows] for v in u]
+                for end, y, steps, drawn in zip(self._ends, self._outputs(first, some), some, noise, strict=True):
+                    loss = loss.index_add(0, rows, end.loss(y, steps, [v[rows] for v in drawn]).to(loss))
             return {"loss": loss}
 
         return GradientLearner(self, recipe, objective, self.net.matrices())
 
     # -- likelihood -----------------------------------------------------------------------------------------
 
-    def _in_order(self, first: int, u: list[Tensor]) -> Tensor:
-        """log p of the part that is first, and of the other one given it [2, N], of steps u of part 0 and part 1."""
-        one, other = self._ends[first], self._ends[1 - first]
-        y = self.net(torch.cat([one.inputs(u[first], 0), other.inputs(u[1 - first], 1)[:, :-1]], 1))
-        return torch.stack([one.log_prob(y, u[first]), other.log_prob(y[:, 1 + one.steps :], u[1 - first])])
+    def answers(self, asked: type[Request] | type[Sampler]) -> bool:
+        return issubclass(asked, Sampler) or (asked is VariationalBound) == any(end.diffuses for end in self._ends)
 
-    def rows_log_prob(self, x: Tensor, c: None, request: Request, noise: RowNoise) -> Exact:
-        u = self._both(x)
-        if isinstance(request, ByChainRule):
-            return Exact(self._in_order(NAMES.index(request.first), u).sum(0), self.space.measure)
-        each = torch.stack([self._in_order(first, u).sum(0) for first in (0, 1)])
-        return Exact(each.logsumexp(0) - math.log(2), self.space.measure)
+    def quick_request(self) -> Request:
+        request = self.default_request()
+        return VariationalBound(draws=4) if isinstance(request, VariationalBound) else request
 
     def part_estimators(self, part: PartName) -> tuple[type[Request], ...]:
-        return (ExactLikelihood,)
+        return (VariationalBound if self._ends[NAMES.index(part)].diffuses else ExactLikelihood,)
+
+    def _outputs(self, first: int, u: list[Tensor]) -> list[Tensor]:
+        """The net's outputs for the steps of part 0 and of part 1 [N, L, width], of which ``first`` comes first."""
+        one, other = self._ends[first], self._ends[1 - first]
+        y = self.net(torch.cat([one.inputs(u[first], 0), other.inputs(u[1 - first], 1)[:, :-1]], 1))
+        return [y[:, : one.steps], y[:, 1 + one.steps :]][:: 1 - 2 * first]
+
+    def rows_log_prob(self, x: Tensor, c: None, request: Request, noise: RowNoise) -> Likelihood:
+        """Of both orders the exact mixture; of bounds their mean, which is below it (the logarithm is concave)."""
+        u, measure = self._both(x), self.space.measure
+        orders = [NAMES.index(request.first)] if isinstance(request, ByChainRule) else [0, 1]
+        found = []
+        for first in orders:
+            y = self._outputs(first, u)
+            found.append(self._sum([(end, y[k], u[k]) for k, end in enumerate(self._ends)], request, noise))
+        each = torch.stack([nats for nats, _ in found])
+        if not isinstance(request, VariationalBound):
+            return Exact(each.logsumexp(0) - math.log(len(orders)), measure)
+        se = torch.stack([se for _, se in found]).square().sum(0).sqrt() / 2
+        return LowerBound(each.mean(0), measure, se, request.draws + request.draws % 2)
 
     def rows_part_log_prob(
         self, part: PartName, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise
-    ) -> Exact:
+    ) -> Likelihood:
         k = NAMES.index(part)
         end, measure = self._ends[k], self._spaces[k].measure
         u = end.steps_of(x)
         if c is None:
-            return Exact(end.log_prob(self.net(end.inputs(u, 0)[:, :-1]), u), measure)
-        both = {k: u, 1 - k: self._ends[1 - k].steps_of(c)}
-        return Exact(self._in_order(1 - k, [both[0], both[1]])[1], measure)
+            y = self.net(end.inputs(u, 0)[:, :-1])
+        else:
+            both = {k: u, 1 - k: self._ends[1 - k].steps_of(c)}
+            y = self._outputs(1 - k, [both[0], both[1]])[k]
+        nats, se = self._sum([(end, y, u)], request, noise)
+        if isinstance(request, VariationalBound):
+            return LowerBound(nats, measure, se, request.draws + request.draws % 2)
+        return Exact(nats, measure)
+
+    def _sum(self, parts: list[tuple[Ends, Tensor, Tensor]], request: Any, noise: RowNoise) -> tuple[Tensor, Tensor]:
+        """log p [N] of the parts' steps by the outputs for them, or a bound, and the Monte Carlo error of that."""
+        exact = [end.log_prob(y, u) for end, y, u in parts if not end.diffuses]
+        nats = torch.stack(exact).sum(0) if exact else torch.zeros((), dtype=torch.float64)
+        drawn = [(head, y, u) for end, y, u in parts if isinstance(head := end.emission, DiffusionHead)]
+        if not drawn:
+            return nats, torch.zeros_like(nats)
+
+        def draw(at: Tensor) -> Tensor:
+            return torch.stack([head.bound(y, u, at, noise, request.steps) for head, y, u in drawn]).sum(0)
+
+        mean, se = stratified(draw, request.draws, noise)
+        return nats + mean, se
 
     # -- samples --------------------------------------------------------------------------------------------
 
@@ -189,7 +246,9 @@ class JointGpt(Model, HasParts):
         for first in order.unique().tolist():
             rows = (order == first).nonzero()[:, 0]
             cache = self._cache(len(rows))
-            drawn = {k: self._ends[k].drawn(cache, len(rows), place, generator) for place, k in enumerate((first, 1 - first))}
+            drawn = {
+                k: self._ends[k].drawn(cache, len(rows), place, generator) for place, k in enumerate((first, 1 - first))
+            }
             out[rows] = pairs.join(*(self._ends[k].codec.decode(drawn[k]) for k in (0, 1)))
         return out
 
@@ -223,6 +282,12 @@ class Ends(nn.Module):
         super().__init__()
         self.steps, self.space = of.steps, space
         self.codec, self.emission = of.codec(config), of.emission(config)
+        if config.image_head == "diffusion" and space.pixels:
+            assert isinstance(self.codec, Patches)
+            self.emission = DiffusionHead(
+                self.codec.each, self.codec.space.levels, config.width, hidden=config.inner_width,
+                blocks=config.inner_layers, steps=config.sample_steps,
+            )  # fmt: skip
         self.begin = nn.Parameter(START * torch.randn(2, config.width))  # as the first part, as the second
         self.place = nn.Parameter(START * torch.randn(of.steps, config.width))
 
@@ -239,9 +304,27 @@ class Ends(nn.Module):
         """[N, 1 + L, width], as the first part (0) or the second (1)."""
         return torch.cat([self.begin[second].expand(len(u), 1, -1), self.emission.embed(u) + self.place], 1)
 
+    @property
+    def diffuses(self) -> bool:
+        return isinstance(self.emission, DiffusionHead)
+
+    def noise(self, batch: Batch, generator: torch.Generator) -> list[Tensor]:
+        """Of a training batch, what ``loss`` draws from [B, L, ...]."""
+        if not isinstance(head := self.emission, DiffusionHead):
+            return []
+        size = (self.steps, head.sites)
+        cell, at = batch.rand(*size, generator=generator), batch.rand(self.steps, generator=generator)
+        return [cell, at, batch.randn(*size, generator=generator)]
+
+    def loss(self, y: Tensor, u: Tensor, noise: list[Tensor]) -> Tensor:
+        """What is lowered [N], in nats: minus log p of steps u, or what a bound on it has that can be learned."""
+        if isinstance(head := self.emission, DiffusionHead):
+            return head.loss(y, u, *noise).sum(1)
+        return -self.log_prob(y, u)
+
     def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
-        """log p [N] of steps u, from outputs y [N, >= L, width] at the beginning and at all steps but the last."""
-        log_p, filled = self.emission.log_prob(y[:, : self.steps], u), self.emission.filled(u)
+        """log p [N] of steps u, from the outputs y [N, L, width] at the beginning and at all steps but the last."""
+        log_p, filled = self.emission.log_prob(y, u), self.emission.filled(u)
         return log_p.masked_fill(filled.cumsum(1) > 1, 0.0).sum(1, dtype=torch.float64)  # the first fill is the end
 
     def drawn(self, cache: Cache, n: int, second: int, generator: torch.Generator) -> Tensor:

@@ -98,4 +98,4 @@ def _flat(space: Space, v: Tensor) -> Tensor:
 def _shaped(space: Space, flat: Tensor) -> Tensor:
     """The inverse, of the space's dtype."""
     event = (space.length if size < 0 else size for size in space.event_shape)
-    return flat.to(space.dtype).reshape(*flat.shape[:-1], *event)
+    return flat.to(space.dtype).reshape((*flat.shape[:-1], *event))
