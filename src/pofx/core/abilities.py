@@ -128,7 +128,7 @@ class Decodes(Ability):
 
     @abstractmethod
     def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
-        """The n best continuations [n, L] of ``before`` [1, K] that a search finds."""
+        """The n best continuations [N, n, L] that a search finds of each beginning ``before`` [N, K]."""
 
     @abstractmethod
     def rows_stream(self, before: Tensor, c: Any, sampler: Sampler, generator: torch.Generator) -> Iterator[str]:
