@@ -144,7 +144,7 @@ class Searches(Ability):
 
     @abstractmethod
     def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
-        """The n best continuations [n, L] of ``before`` [1, K], K = 0 where there is none, that a search finds."""
+        """The n best continuations [N, n, L] that a search finds of each ``before`` [N, K], K = 0 where there is none."""
 
 
 class Completes(Ability):

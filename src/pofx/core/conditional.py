@@ -346,9 +346,11 @@ class Conditional:
         """[n, *C, *E]"""
         model, symbols = self.model, ability_of(self.model, Searches)
         c, before = self._contexts(self.batch_shape), self._beginnings()
-        with evaluating(model):
-            found = [symbols.rows_best(n, before[i : i + 1], c[i : i + 1], sampler) for i in range(len(before))]
-        x = join(model.space, found)
+
+        def some(rows: slice) -> Tensor:
+            return symbols.rows_best(n, before[rows], c[rows], sampler).flatten(0, 1)
+
+        x = join(model.space, self._passes(some, len(before), max(1, model.rows_per_draw() // max(1, n))))
         return x.reshape(len(before), n, *x.shape[1:]).transpose(0, 1).reshape(n, *self.batch_shape, *x.shape[1:])
 
     def _beginnings(self) -> Tensor:

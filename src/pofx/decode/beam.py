@@ -42,10 +42,11 @@ def beam(
     At each length the best 2 * beams continuations are looked at: those of the first ``beams`` that end
     are finished, the best ``beams`` that do not go on. The search stops when no sequence that goes on can
     still beat the worst finished one, so that with beams enough for all sequences it is exhaustive. It is
-    transformers' beam search with ``early_stopping="never"``.
+    transformers' beam search with ``early_stopping="never"``. Each row's search is its own: one that is over leaves
+    the decoder, and the others go on.
 
     Args:
-        decoder: has read the prompt; afterwards it holds N * beams rows.
+        decoder: has read the prompt of N rows; afterwards it holds ``beams`` rows for each whose search went on.
         most, history, end: as for ``stream``.
         beams: the width of the search.
         length_penalty: log-probabilities are divided by (number of symbols) ** this; 0 ranks by probability alone,
@@ -60,14 +61,18 @@ def beam(
     (n, size), device = logits.shape, logits.device
     prompt = Written(logits, most, history, end).history
     past = prompt.repeat_interleave(beams, 0).unflatten(0, (n, beams))  # [N, beams, t]
-    first = torch.arange(n, device=device)[:, None] * beams
+    left = torch.arange(n, device=device)  # rows whose search is not over
     decoder.reorder(torch.arange(n, device=device).repeat_interleave(beams))
     going = torch.full((n, beams), -math.inf, device=device, dtype=logits.dtype)
     going[:, 0] = 0  # all beams are alike at first: one of them counts
-    symbols = torch.full((n, beams, most), -1, device=device)
+    room = min(most, 64)
+    symbols = torch.full((n, beams, room), -1, device=device)
     values = torch.full_like(going, -math.inf)
     for length in range(1, most + 1):
-        log_p = processor(decoder.logits().log_softmax(-1), past.flatten(0, 1)).unflatten(0, (n, beams))
+        if length > room:
+            symbols = torch.nn.functional.pad(symbols, (0, min(room, most - room)), value=-1)
+            room = symbols.shape[-1]
+        log_p = processor(decoder.logits().log_softmax(-1), past.flatten(0, 1)).unflatten(0, (len(left), beams))
         total, index = (going[..., None] + log_p).flatten(1).topk(min(2 * beams, beams * size))
         parent, symbol = index // size, index % size
         longer = torch.cat([_rows(past, parent), symbol[..., None]], -1)
@@ -76,16 +81,18 @@ def beam(
             ends = ends | (symbol == end)
 
         finished = torch.where(ends, total / length**length_penalty, -math.inf)[:, :beams]
-        new = torch.nn.functional.pad(longer[:, :beams, prompt.shape[1] :], (0, most - length), value=-1)
-        values, best = torch.cat([values, finished], 1).topk(beams)
-        symbols = _rows(torch.cat([symbols, new], 1), best)
+        new = torch.nn.functional.pad(longer[:, :beams, prompt.shape[1] :], (0, room - length), value=-1)
+        values[left], best = torch.cat([values[left], finished], 1).topk(beams)
+        symbols[left] = _rows(torch.cat([symbols[left], new], 1), best)
 
         going, on = total.masked_fill(ends, -math.inf).topk(beams)
         # log-probabilities only fall, and the most that length can help is its own share of the value
         bound = going[:, 0] / (most if length_penalty > 0 else length) ** length_penalty
-        if (bound <= values[:, -1]).all():
+        more = bound > values[left, -1]
+        if not more.any():
             break
-        past, parent, symbol = _rows(longer, on), parent.gather(1, on), symbol.gather(1, on)
+        past, parent, symbol = _rows(longer, on)[more], parent.gather(1, on)[more], symbol.gather(1, on)[more]
+        first, left, going = torch.arange(len(left), device=device)[more, None] * beams, left[more], going[more]
         decoder.reorder((first + parent).flatten())
         decoder.push(symbol.flatten())
     symbols = symbols.masked_fill(values[..., None] == -math.inf, -1)

@@ -20,6 +20,8 @@ from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.decode.processors import UNCHANGED, Processor
 from pofx.nn.heads import pick
 
+MANY = 8  # rows, of which some may be left out once they have ended
+
 Stop = Callable[[Tensor], Tensor]  # new symbols [N, t] -> which rows end here, bool [N]
 
 
@@ -95,12 +97,24 @@ def stream(
 def _stream(
     decoder: Decoder, most: int, generator: torch.Generator | None, processor: Processor, written: Written
 ) -> Iterator[Tensor]:
+    rows = None  # those that the decoder still holds, where these are fewer
     for left in range(most - 1, -1, -1):
-        symbol = written.told(choose(processor(decoder.logits(), written.history), generator))
+        if rows is None:
+            symbol = written.told(choose(processor(decoder.logits(), written.history), generator))
+        else:
+            symbol = torch.zeros_like(written.ended, dtype=torch.int64)
+            symbol[rows] = choose(processor(decoder.logits(), written.history[rows]), generator)
+            symbol = written.told(symbol)
         yield written.add(symbol)
         if left == 0 or written.ended.all():
             return
-        decoder.push(symbol)  # rows that have ended read on, unheard: the others set the pace
+        # rows that have ended read on, unheard, until half have; where noise is drawn, for all rows, until the last
+        held = len(written.ended) if rows is None else len(rows)
+        if generator is None and held >= MANY and 2 * int((~written.ended).sum()) <= held:
+            on = (~written.ended).nonzero()[:, 0]
+            decoder.reorder(on if rows is None else torch.searchsorted(rows, on))
+            rows = on
+        decoder.push(symbol if rows is None else symbol[rows])
 
 
 def collect(steps: Iterable[Tensor]) -> Tensor:

@@ -246,13 +246,19 @@ class Continuing(Stepwise, Continues, Decodes, Searches):
         return self._spelled(self._go_on(u, c, sampler, generator), sampler, u)
 
     def rows_best(self, n: int, before: Tensor, c: Encoded | None, sampler: Any) -> Tensor:
-        u = self._begun(before)
         if n > sampler.beams:
             raise UsageError(f"{sampler.beams} beams have no {n} best texts.", f"Search with {n} beams or more.")
-        found = search(self._decoder(u, c, self._most(sampler)), self._most(sampler), sampler, u, self._end)
-        best = self._told(found[0, :n])
+        u, most = self._begun(before), self._most(sampler)
+        given = (~self.emission.filled(u)).sum(1)
+        out = u.new_full((len(u), n, most), self.emission.fill)
+        for k in given.unique().tolist():  # rows of one length at a time, so many that all beams are few
+            for rows in (given == k).nonzero()[:, 0].split(max(1, self.rows_per_draw() // sampler.beams)):
+                begun, own = u[rows, : 1 + k], None if c is None else c[rows]
+                found = self._told(search(self._decoder(begun, own, most), most, sampler, begun, self._end)[:, :n])
+                out[rows, :, : found.shape[2]] = found
+        best = out.flatten(0, 1)
         best = best[:, : max(1, int((best >= 0).sum(1).max()))]
-        return self._spelled(best, sampler, u.expand(n, -1))
+        return self._spelled(best, sampler, u.repeat_interleave(n, 0)).unflatten(0, (-1, n))
 
     def rows_stream(self, before: Tensor, c: Encoded | None, sampler: Any, generator: torch.Generator) -> Iterator[str]:
         u = self._begun(before)

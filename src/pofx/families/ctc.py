@@ -28,7 +28,7 @@ from pofx.core.likelihood import Exact, Likelihood
 from pofx.core.noise import RowNoise
 from pofx.core.options import BELOW_ONE
 from pofx.core.requests import Direct, ExactLikelihood, PathSearch, Request, Sampler
-from pofx.core.space import Space
+from pofx.core.space import Space, join
 from pofx.decode.paths import collapsed, prefix_search
 from pofx.families.conditioned import Conditioned, ContextOptions, idle_of_contexts
 from pofx.nn.encoders import Encoded, no_encoder
@@ -151,8 +151,13 @@ class Ctc(Conditioned, Searches):
         assert c is not None
         if n > sampler.width:
             raise UsageError(f"{sampler.width} beams have no {n} best texts.", f"Search with {n} beams or more.")
+        every = [self._searched(n, c[i : i + 1], sampler.width) for i in range(len(before))]
+        return join(self.space, every).unflatten(0, (-1, n))
+
+    def _searched(self, n: int, c: Encoded, width: int) -> Tensor:
+        """The n best texts [n, L] of one context, best first."""
         log_p, frames = self.log_probs(c)
-        found = filled_up(prefix_search(log_p[0, : int(frames)], sampler.width)).to(log_p.device)
+        found = filled_up(prefix_search(log_p[0, : int(frames)], width)).to(log_p.device)
         if len(found) < n:
             raise UsageError(f"This context has {len(found)} possible texts, not {n}.", "Ask for fewer.")
         nats = self.nats(found, c[torch.zeros(len(found), dtype=torch.int64)])

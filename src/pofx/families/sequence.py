@@ -8,7 +8,7 @@ wavenet     dilated causal convolutions (van den Oord et al. 2016)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pofx.core.family import serving
@@ -71,6 +71,14 @@ class Gpt(Continuing):
     @classmethod
     def tiny(cls, space: Space) -> Any:
         return serving(cls, space, width=32, layers=2, n_heads=2, block=32, components=4, inner_width=32)
+
+    @classmethod
+    def variants(cls, space: Space) -> dict[str, Any]:
+        tiny = cls.tiny(space)
+        return {
+            "prefix": replace(tiny, context_as="prefix"),
+            "context in subwords": replace(tiny, context_vocabulary=300, context_width=16, context_layers=1),
+        }
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:

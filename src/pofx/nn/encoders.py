@@ -65,15 +65,16 @@ class Encoded:
     def cat(parts: Iterable[Encoded]) -> Encoded:
         """Rows one after the other; where they have tokens, as many as the longest."""
         first, *rest = [*parts]
-        if rest and first.tokens is not None:
-            most = max(e.tokens.shape[1] for e in (first, *rest) if e.tokens is not None)
-            first, *rest = (e._up_to(most) for e in (first, *rest))
+        sizes = {0 if e.tokens is None else e.tokens.shape[1] for e in (first, *rest)}
+        if len(sizes) > 1:
+            first, *rest = (e._up_to(max(sizes)) for e in (first, *rest))
         return first._each(lambda *t: torch.cat(t), *rest)
 
     def _up_to(self, most: int) -> Encoded:
         """With so many tokens, of which those that are added are no row's own."""
-        if self.tokens is None or (more := most - self.tokens.shape[1]) == 0:
+        if self.tokens is None:
             return self
+        more = most - self.tokens.shape[1]
         own = torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
         return replace(self, tokens=F.pad(self.tokens, (0, 0, 0, more)), mask=F.pad(own, (0, more)))
 

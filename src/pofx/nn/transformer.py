@@ -160,7 +160,7 @@ class Transformer(SequenceNet):
         if self.prefix is not None and memory is not None:
             first, own = self.first(memory)
             x, memory = torch.cat([first, x], 1), None
-        rotation = self.turns(0, x.shape[1])
+        rotation = self.turns(length - x.shape[1], x.shape[1])
         mask = self.mask(0, x.shape[1], x.device, own) if inside is None else inside[:, None, None]
         for layer in self.layers:
             if self.shape.recompute and self.training:
@@ -193,12 +193,14 @@ class Transformer(SequenceNet):
         return dropped(self, x)
 
     def turns(self, first: int, length: int) -> Tensor | None:
-        """Cosines and sines [2, length, 1, each] of these positions, for rotary ones."""
-        if self.rotation is None:
-            return None
-        if first + length > self.rotation.shape[1]:  # tokens of a context stand before
-            self.rotation = rotations(dataclasses.replace(self.shape, block=2 * (first + length))).to(self.rotation)
-        return self.rotation[:, first : first + length, None]
+        """Cosines and sines [2, length, 1, each] of these positions, for rotary ones; below 0 are a context's tokens."""
+        if self.rotation is None or first >= 0:
+            return None if self.rotation is None else self.rotation[:, first : first + length, None]
+        if -first >= self.rotation.shape[1]:
+            self.rotation = rotations(dataclasses.replace(self.shape, block=1 - 2 * first)).to(self.rotation)
+        i = torch.arange(first, first + length, device=self.rotation.device)
+        cosines, sines = self.rotation[:, i.abs(), None]
+        return torch.stack([cosines, sines * i.sign()[:, None, None]])
 
     def mask(self, first: int, length: int, device: torch.device, own: Tensor | None = None) -> Tensor | None:
         """Which of the inputs 0 .. first + length - 1 those from ``first`` on see: [length, first + length], or, where
@@ -300,14 +302,14 @@ class TransformerCache:
         self.begin, self.own = 0, None
         if first is not None:
             x, self.own = first
-            self._read(x, 0, self._grow(x.shape[1]))
-            self.begin = self.size
+            self.begin = x.shape[1]
+            self._read(x, 0, self._grow(self.begin))
 
     def step(self, x: Tensor) -> Tensor:
         """One input: no mask, since it sees all that is kept."""
         net, t = self.net, self._grow(1) - 1
         x = x if net.position is None else x + net.position[t - self.begin]
-        turns, seen = net.turns(t, 1), min(net.shape.window or self.size, self.size)
+        turns, seen = net.turns(t - self.begin, 1), min(net.shape.window or self.size, self.size)
         start = self.size - seen
         rotation = None if turns is None else turns[:, 0]
         mask = None if self.own is None else net.mask(t, 1, x.device, self.own)
@@ -332,7 +334,8 @@ class TransformerCache:
     def _read(self, x: Tensor, first: int, size: int) -> Tensor:
         """Inputs x from number ``first`` on through all layers; there are ``size`` then."""
         net = self.net
-        rotation, mask = net.turns(first, x.shape[1]), net.mask(first, x.shape[1], x.device, self.own)
+        rotation = net.turns(first - self.begin, x.shape[1])
+        mask = net.mask(first, x.shape[1], x.device, self.own)
 
         def attend(kept: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = kept

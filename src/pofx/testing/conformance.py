@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pofx.core.errors import UsageError
+from pofx.core.family import idle
 from pofx.core.model import Model
 from pofx.testing import checks, checks_context, checks_latent, checks_sequence  # noqa: F401, which fill CHECKS
 from pofx.testing.oracles import Case, cases
@@ -81,6 +82,7 @@ def subjects(cls: type[Model], seed: int = 0, more: Sequence[Case] = ()) -> list
         for case in served(cls, more)
         for variant, config in {"": cls.tiny(case.space), **cls.variants(case.space)}.items()
         if cls.refuses(case.space, case.context, config) is None
+        and not (variant and idle(cls, case.space, case.context, config))
     ]
 
 
