@@ -9,8 +9,8 @@ reader      a plain ConvNet that reads each place of a scene (none, or size, col
             ``right``: of test scenes, every fact that the caption tells, and no further digit; ``places``: of places.
 to-scene    ``flow-matching`` given the caption, for the seconds: the share of 1,000 test captions whose drawn scene
             the reader finds right in every fact, without guidance and with it; the likelihood of test scenes.
-to-caption  ``gpt`` given the scene, for the seconds: the share of 1,000 test scenes whose most likely caption (symbol by
-            symbol) is the truth to the letter, and the likelihood of the true captions.
+to-caption  ``gpt`` given the scene, for the seconds: the share of 1,000 test scenes whose caption by greedy decoding is
+            the truth to the letter, and the likelihood of the true captions.
 
 Prints one JSON object a line, writes all to results/scenes.json, and docs/_static/scenes.png: captions above scenes.
 """
@@ -139,7 +139,10 @@ def shares(found: Tensor, true: Tensor) -> dict[str, float]:
     """Scenes read right in every fact, its standard error, and places; of those with a digit each attribute."""
     right = (found == true).flatten(1).all(1).double()
     there = true[..., 0] >= 0
-    each = {name: float((found == true)[..., k][there].double().mean()) for k, name in enumerate(("size", "colour", "digit"))}
+    each = {
+        name: float((found == true)[..., k][there].double().mean())
+        for k, name in enumerate(("size", "colour", "digit"))
+    }
     se = math.sqrt(float(right.mean()) * (1 - float(right.mean())) / len(right))
     return {"right": float(right.mean()), "se": se, "places": float((found == true).all(2).double().mean()), **each}
 
@@ -151,11 +154,12 @@ def to_scene(results: Results, data: Data, told: dict[str, list[str]], reader: R
     n = 20 if args.quick else args.draws
     run = fitted(
         args.out / "to-scene", paired(data, told, True), args.family, args.seconds, args.seed,
-        options={"context_dropout": 0.1, "attend": 1, **args.options}, recipe={"batch": 32, **args.recipe}, valid_rows=200,
+        options={"context_dropout": 0.1, "attend": 1, **args.options}, recipe={"batch": 32, **args.recipe},
+        valid_rows=200,
     )  # fmt: skip
     model, true = run.model, targets(told["test"][:n])
     c, drawn = CAPTIONS.parse(told["test"][:n]), torch.empty(0)
-    for scale in (SCALES[:2] if args.quick else SCALES):
+    for scale in SCALES[:2] if args.quick else SCALES:
         started = time.perf_counter()
         sampler, noise = DpmSolver(STEPS, guidance=None if scale == 1 else scale), generator(args.seed)
         x = torch.cat([model.given(some).sample(1, sampler=sampler, generator=noise)[0] for some in c.split(100)])
@@ -219,7 +223,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=lambda s: pairs_of(s), default={}, metavar="K=V,...", help="of its training")
     parser.add_argument("--reader", type=float, default=120.0, help="seconds of the reader's training")
     args = parsed(parser)
-    results = Results(args.quick or args.only is not None, **{k: getattr(args, k) for k in ("seconds", "seed", "threads", "scenes")})
+    results = Results(
+        args.quick or args.only is not None, **{k: getattr(args, k) for k in ("seconds", "seed", "threads", "scenes")}
+    )
     data, told = scenes(args.data, 600 if args.quick else args.scenes, args.seed)
     reader = None
     if args.only is None or {"reader", "to-scene"} & set(args.only):

@@ -40,7 +40,7 @@ def grey(data: Data) -> Data:
 
 
 def small(data: Data, times: int = 2) -> Data:
-    """Given an image of the means of its squares of ``times`` x ``times`` pixels. Raises UsageError where it has none."""
+    """Given the means of its squares of ``times`` x ``times`` pixels. Raises UsageError where there are none."""
     space = _image(data)
     if times < 2 or space.height % times or space.width % times:
         raise UsageError(

@@ -26,8 +26,8 @@ the fit that was interrupted is resumed. comparison.json holds
                  (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
                  se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to the
                  "default" ("points"), and with training rows in place of draws ("floor"); "guided" (``guided``),
-                 of samples/guided.npz, its true images and then those of each scale; "trajectories", the "n" of those in
-                 samples/trajectories.npz, x [n, K, 2] from noise to draw
+                 of samples/guided.npz, the true images and then those of each scale; "trajectories", the "n" of those
+                 in samples/trajectories.npz, x [n, K, 2] from noise to draw
     baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
     reference    the quality measures with training rows in place of samples: the best one can expect
     verdicts     [a][b]: is a better than b, by how many nats, and why one may say so

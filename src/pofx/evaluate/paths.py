@@ -174,7 +174,9 @@ def guided(
     for scale in SCALES:
         sampler = DpmSolver(GUIDED_STEPS, guidance=scale)
         drawn.append(model.given(shown.c).sample(1, generator=seed(), sampler=sampler)[0].cpu())
-    both = [p.log_prob(shown.x, request=asked, generator=seed()) for p in (model.given(shown.c), model.given(null=True))]
+    both = [
+        p.log_prob(shown.x, request=asked, generator=seed()) for p in (model.given(shown.c), model.given(null=True))
+    ]
     given, none = (number(lik).nats.tolist() for lik in both)
     found = {"scales": SCALES, "names": words(context, shown.c), "given": given, "none": none}
     c = shown.c.repeat(1 + len(SCALES), *[1] * (shown.c.ndim - 1))
@@ -185,7 +187,9 @@ def _of_each(context: Space, c: Any) -> Tensor:
     """The first row of each class; of any other context the first rows."""
     if not context.values:
         return torch.arange(len(c))
-    return torch.tensor([int((c == k).nonzero()[0]) for k in range(len(context.values)) if (c == k).any()], dtype=torch.int64)
+    return torch.tensor(
+        [int((c == k).nonzero()[0]) for k in range(len(context.values)) if (c == k).any()], dtype=torch.int64
+    )
 
 
 def words(space: Space, rows: Tensor) -> list[str]:

@@ -125,11 +125,16 @@ def grid(space: Space, context: Space | None, name: str, about: Row, found: Rows
     x = found["x"].reshape(1 + len(about["scales"]), -1, *found["x"].shape[1:])
     words = {0.0: "any", 1.0: "as trained"}
     rows = ["truth", *(words.get(s, f"scale {s:g}") for s in about["scales"])]
-    strips = [(row, plots.montage(strip, space.symbols or 2, 1, x.shape[1])) for row, strip in zip(rows, x, strict=True)]
+    strips = [
+        (row, plots.montage(strip, space.symbols or 2, 1, x.shape[1])) for row, strip in zip(rows, x, strict=True)
+    ]
     if context.pixels:
         strips.insert(0, ("given", plots.montage(found["c"][: x.shape[1]], context.symbols or 2, 1, x.shape[1])))
     sign = SYMBOL[KINDS[about["kind"]]]
-    nats = [(f"{sign} {decode(a):.0f}", f"{sign} {decode(b):.0f}") for a, b in zip(about["given"], about["none"], strict=True)]
+    nats = [
+        (f"{sign} {decode(a):.0f}", f"{sign} {decode(b):.0f}")
+        for a, b in zip(about["given"], about["none"], strict=True)
+    ]
     return Grid(name, about["names"], strips, nats)
 
 
