@@ -171,6 +171,7 @@ EXAMPLES = {
     "gpt": ("book.txt", ""),
     "rnn": ("book.txt", ""),
     "wavenet": ("recordings/", ""),
+    "mel-vocoder": ("recordings/", ""),
     "rssm": ("walks.csv", " --sequence walk --order t"),
     "glow": ("digits", ""),
     "image-gpt": ("digits", ""),

@@ -25,7 +25,7 @@ from pofx.core.options import Options
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.requests import ESTIMATORS, SAMPLERS, Request, Sampler
 from pofx.data.parts import Data, Part
-from pofx.spaces import Image, Integer, Label, Real, Sequence, Table, Text
+from pofx.spaces import Audio, Image, Integer, Label, Real, Sequence, Table, Text
 
 LINES = ["to be or not", "be it so", "so it be not to be", "or to be"] * 8
 
@@ -46,6 +46,7 @@ def cases() -> dict[str, tuple[Any, torch.Tensor, torch.Tensor | None]]:
         "given labels": (plane, real, side),
         "images given labels": (Image(2, 2, 1, 4), torch.randint(4, (32, 1, 2, 2), generator=g).to(torch.uint8), side),
         "rows": (Sequence(plane, length=4), torch.randn(32, 4, 2, generator=g).double(), None),
+        "sounds": (Audio(100, 8, length=12), torch.randint(8, (32, 12), generator=g), None),
         "bits": (Image(2, 2, 1, 2), torch.randint(2, (32, 1, 2, 2), generator=g).to(torch.uint8), None),
     }
 
@@ -55,6 +56,7 @@ FEW = {
     "images given labels": ("jem",),
     "bits": ("rbm",),
     "rows": ("rssm",),
+    "sounds": ("mel-vocoder",),
 }  # cases that only these families need
 
 

@@ -171,7 +171,7 @@ class Spool:
 
 
 class Whole(TrainingSet):
-    """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest.
+    """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest of a batch.
 
     Args:
         rows: the training data, indexed by tensors.
@@ -186,6 +186,8 @@ class Whole(TrainingSet):
 
     def __getitem__(self, index: Tensor) -> Tensor:
         u = self.encode(self.rows[index])
+        inside = (u if u.ndim == 2 else u[..., 0]) != self.fill
+        u = u[:, : max(1, int(inside.sum(1).max()))]
         fill = u.new_full((len(u), 1, *u.shape[2:]), self.fill)
         line = torch.cat([fill, u, fill], 1)
         line[:, 2:].masked_fill_(line[:, 1:-1] == self.fill, self.pad)  # what follows the end

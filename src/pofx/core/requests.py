@@ -630,7 +630,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     AnnealedLangevin,
 )  # fmt: skip
 SAMPLERS: tuple[type[Sampler], ...] = (
-    Direct, Styled, StepByStep, Decoding, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains, GibbsChains,
+    Direct, Styled, StepByStep, Decoding, GriffinLim, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains, GibbsChains,
     Unmasking,
 )  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
