@@ -28,7 +28,7 @@ from PIL import Image
 
 import pofx
 from pofx.core.registry import BUILT_IN
-from pofx.core.requests import VariationalBound
+from pofx.core.requests import GriffinLim, VariationalBound
 from pofx.data.parts import Data, Part
 from pofx.evaluate.text import marks
 from pofx.nn.mel import log_mel
@@ -80,7 +80,7 @@ def draw(name: str, seconds: float) -> str:
         return images(name, seconds)
     if name in TEXTS:
         return text(name, seconds)
-    special = {"wavenet": sound, "classifier": sides, "ctc": heard, "rssm": walks}
+    special = {"wavenet": sound, "mel-vocoder": spoken, "classifier": sides, "ctc": heard, "rssm": walks}
     return special.get(name, plane)(name, seconds)
 
 
@@ -261,6 +261,39 @@ def heard(name: str, seconds: float) -> str:
         ax.spines[["top", "right"]].set_visible(False)
     return (
         f"Tones as the net hears them (above), and the probability of each letter and of a blank{after(run)} (below)."
+    )
+
+
+def spoken(name: str, seconds: float) -> str:
+    """Tones that glide up and down as a text says: spectra of sounds that are held out, and of some that are drawn."""
+    rng, letters = np.random.default_rng(0), 800
+    words = Text("ud-", True, 3)
+    texts = ["".join(rng.choice([*"ud-"], size=3)) for _ in range(400)]
+    space, rows = Audio(TONE, 256, "mu", True, 3 * letters), []
+    for text in texts:
+        size = rng.uniform(0.8, 1.0) * letters
+        glide = np.concatenate([np.full(int(size), {"u": 1.0, "d": -1.0, "-": 0.0}[k]) for k in text])
+        octaves = np.cumsum(glide) / letters
+        phase = np.cumsum(2 * math.pi * 600 * 2.0**octaves / TONE)
+        wave = rng.uniform(0.3, 0.6) * (np.sin(phase) + 0.3 * np.sin(2 * phase)) + 0.002 * rng.normal(size=len(phase))
+        rows.append(torch.nn.functional.pad(space.levels_of(torch.tensor(wave)), (0, 3 * letters - len(wave)), value=-1))
+    x, c = torch.stack(rows), words.parse(texts)
+    parts = [Part(x[a:b], c[a:b]) for a, b in ((0, 340), (340, 370), (370, 400))]
+    data = Data("glides", "memory", space, *parts, words)
+    options = {"frames": "gpt:width=96,layers=3", "levels": 16, "frames_share": 0.8}
+    run = pofx.fit(data, name, seconds=4 * seconds, options=options, checks=5, valid_rows=20)
+    shown = [next(i for i in range(370, 400) if texts[i] == text) for text in dict.fromkeys(texts[370:])][:5]
+    drawn = run.model.given(c[shown]).sample(1, generator=torch.Generator().manual_seed(0), sampler=GriffinLim())[0]
+    _, axes = plt.subplots(2, 5, figsize=(6.4, 2.2), sharex=True, sharey=True)
+    for row, what, found in zip(axes, ("data", "draw"), (x[shown], drawn), strict=True):
+        mel = log_mel(space.amplitudes(found), TONE, 40)
+        for ax, one, i in zip(row, mel, shown, strict=True):
+            ax.imshow(one.T, origin="lower", aspect="auto", cmap=DENSITY, vmin=-10, vmax=1, extent=(0, len(one) * 10, 0, 40))
+            ax.set(xticks=[], yticks=[], title=texts[i] if what == "data" else "")
+        row[0].set_ylabel(what)
+    return (
+        f"Mel spectra of tones that go up, down and straight on as a text says (above), and of tones that are drawn given "
+        f"these texts{after(run)}, by Griffin-Lim (below)."
     )
 
 

@@ -184,6 +184,7 @@ EXAMPLES = {
     "gpt": ("book.txt", ""),
     "rnn": ("book.txt", ""),
     "wavenet": ("recordings/", ""),
+    "mel-vocoder": ("recordings/", ""),
     "rssm": ("walks.csv", " --sequence walk --order t"),
     "glow": ("digits", ""),
     "image-gpt": ("digits", ""),

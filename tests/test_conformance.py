@@ -26,6 +26,7 @@ ONE_OF["rbm"] = 20
 ONE_OF |= dict.fromkeys(("ddpm", "ncsn", "score-sde", "edm", "flow-matching"), 20)  # vdm with other options
 ONE_OF["diffusion-policy"] = 20  # the same, with a larger net
 ONE_OF |= {"vae": 16, "vqvae": 9, "latent-diffusion": 20, "rssm": 7, "act": 9}  # estimators by chains take long
+ONE_OF["mel-vocoder"] = 7
 NONE_OF = ("ebm", "jem", "hvae")  # their draws and estimators by chains take a minute a case
 
 

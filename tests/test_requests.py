@@ -47,6 +47,7 @@ def cases() -> dict[str, tuple[Any, torch.Tensor, torch.Tensor | None]]:
         "images given labels": (Image(2, 2, 1, 4), torch.randint(4, (32, 1, 2, 2), generator=g).to(torch.uint8), side),
         "rows": (Sequence(plane, length=4), torch.randn(32, 4, 2, generator=g).double(), None),
         "texts given sounds": (text, text.parse(LINES), torch.randint(256, (32, 40), generator=g)),
+        "sounds": (Audio(100, 8, length=12), torch.randint(8, (32, 12), generator=g), None),
         "bits": (Image(2, 2, 1, 2), torch.randint(2, (32, 1, 2, 2), generator=g).to(torch.uint8), None),
     }
 
@@ -57,6 +58,7 @@ FEW = {
     "bits": ("rbm",),
     "rows": ("rssm",),
     "texts given sounds": ("ctc",),
+    "sounds": ("mel-vocoder",),
 }  # cases that only these families need
 
 

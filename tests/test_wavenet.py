@@ -12,9 +12,9 @@ from pofx.nn import wavenet
 from pofx.nn.wavenet import WaveNet
 
 
-def net(kernel: int = 2, width: int = 3, dtype: torch.dtype = torch.float64) -> WaveNet:
+def net(kernel: int = 2, width: int = 3, dtype: torch.dtype = torch.float64, local: int = 0) -> WaveNet:
     torch.manual_seed(0)
-    made = WaveNet(width, layers=3, stacks=2, residual=4, skip=5, kernel=kernel).to(dtype)
+    made = WaveNet(width, layers=3, stacks=2, residual=4, skip=5, kernel=kernel, local=local, every=4).to(dtype)
     with torch.no_grad():  # outputs that no ReLU holds back, and biases that matter
         made.leave.bias.fill_(5.0)
         made.skip_bias.fill_(5.0)
@@ -22,13 +22,14 @@ def net(kernel: int = 2, width: int = 3, dtype: torch.dtype = torch.float64) -> 
     return made
 
 
-def as_written(made: WaveNet, x: Tensor) -> Tensor:
-    """By convolutions and sigmoids, as the paper has it."""
+def as_written(made: WaveNet, x: Tensor, local: Tensor | None = None) -> Tensor:
+    """By convolutions and sigmoids, as the paper has it; ``local`` [N, L, numbers] is that of each step."""
     h = F.linear(x, made.enter.weight, made.enter.bias).mT
     total, c = made.skip_bias[:, None], h.shape[1]
     for l, d in enumerate(made.dilations):
         weight = made.filter[l].unflatten(0, (made.kernel, c)).permute(2, 1, 0)
-        a, b = F.conv1d(F.pad(h, ((made.kernel - 1) * d, 0)), weight, made.bias[l], dilation=d).chunk(2, 1)
+        g = F.conv1d(F.pad(h, ((made.kernel - 1) * d, 0)), weight, made.bias[l], dilation=d)
+        a, b = (g if local is None else g + (local @ made.local[l]).mT).chunk(2, 1)
         z = a.tanh() * 2 * (2 * b).sigmoid()
         total = total + made.skip[l].T @ z
         if l < len(made.residual):
@@ -51,6 +52,30 @@ def test_outputs_and_gradients_are_those_of_the_paper(kernel: int, block: int, m
         assert all(torch.allclose(g, w, atol=1e-11) for g, w in pairs)
         with torch.no_grad():
             assert torch.equal(made(x), got)
+
+
+@pytest.mark.parametrize("block", [2, 64, 2**17])
+def test_every_few_steps_are_told_their_own(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wavenet, "BLOCK", block)
+    made = net(3, local=2)
+    for n, length in ((3, 20), (1, 38), (4, 1)):
+        x = torch.randn(n, length, 3, dtype=torch.float64, requires_grad=True)
+        local = torch.randn(n, -(-length // 4) + 1, 2, dtype=torch.float64, requires_grad=True)  # one more than needed
+        variables = [x, local, *made.parameters()]
+        got, want = made(x, local), as_written(made, x, local.repeat_interleave(4, 1)[:, :length])
+        assert torch.allclose(got, want, atol=1e-12)
+        pairs = zip(*(torch.autograd.grad(y.square().sum(), variables) for y in (got, want)), strict=True)
+        assert all(torch.allclose(g, w, atol=1e-10) for g, w in pairs)
+        with torch.no_grad():
+            cache = made.cache(n, length, local)
+            steps = torch.cat([cache.step(x[:, t])[:, None] for t in range(length)], 1)
+            assert torch.allclose(steps, want, atol=1e-12)
+    cache, rows = made.cache(4, 40, local := torch.randn(4, 10, 2, dtype=torch.float64)), torch.tensor([2, 0, 2])
+    x = torch.randn(4, 40, 3, dtype=torch.float64)
+    parts = [cache.extend(x[:, :17]), cache.extend(x[:, 17:21])]
+    cache.reorder(rows)
+    parts = [part[rows] for part in parts] + [cache.extend(x[rows, 21:])]
+    assert torch.allclose(torch.cat(parts, 1), made(x, local)[rows], atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [2, 3])

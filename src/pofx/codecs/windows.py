@@ -213,6 +213,8 @@ class Whole(TrainingSet):
 
     def __getitem__(self, index: Tensor) -> Tensor:
         u = self.encode(self.rows[index])
+        inside = (u if u.ndim == 2 else u[..., 0]) != self.fill
+        u = u[:, : max(1, int(inside.sum(1).max()))]
         fill = u.new_full((len(u), 1, *u.shape[2:]), self.fill)
         line = torch.cat([fill, u, fill], 1)
         line[:, 2:].masked_fill_(line[:, 1:-1] == self.fill, self.pad)  # what follows the end

@@ -669,8 +669,8 @@ SOLVERS: tuple[type[Solver], ...] = (
     AnnealedLangevin,
 )  # fmt: skip
 SAMPLERS: tuple[type[Sampler], ...] = (
-    Direct, Styled, StepByStep, Decoding, PathSearch, *SOLVERS, FewStep, LangevinChains, MalaChains, HmcChains,
-    GibbsChains, Unmasking,
+    Direct, Styled, StepByStep, Decoding, PathSearch, GriffinLim, *SOLVERS, FewStep, LangevinChains, MalaChains,
+    HmcChains, GibbsChains, Unmasking,
 )  # fmt: skip
 ESTIMATORS: tuple[type[Request], ...] = (
     ExactLikelihood, Windowed, Tokenised, WindowedTokens, Dequantised, Elbo, Iwae, OneCode, VariationalBound,

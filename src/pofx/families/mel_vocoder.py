@@ -35,8 +35,10 @@ from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage, TrainingSet
 from pofx.core.likelihood import Exact, Likelihood, LowerBound, Number
 from pofx.core.model import Model
+from pofx.core.nested import spelled
 from pofx.core.noise import RowNoise
 from pofx.core.options import Range, at_least
+from pofx.core.registry import family
 from pofx.core.requests import GriffinLim, OneCode, Request, Sampler, StepByStep
 from pofx.core.space import Space, join
 from pofx.families.conditioned import ContextOptions, part
@@ -48,11 +50,12 @@ from pofx.nn.sites import FEW_LEVELS, Heads, image_head, side_by_side
 from pofx.nn.wavenet import WaveNet
 from pofx.spaces import Audio, Category, Sequence, Table
 
-LOOK = 1000  # training rows that are looked at before training
+LOOK = 500  # training rows that are looked at before training
 ENDS = (0.005, 0.9995)  # shares of training frames that lie below the first and the last level of a band
 AROUND = 2  # frames before and after its own that tell a sample
 READ = 64  # rows that are read together
 PASS = 2**25  # numbers of a layer that one pass may hold
+MOST_FRAMES = 1024  # of a block, unless said
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class MelVocoderConfig(ContextOptions):
         bands: of the mel spectrum, whose frames of 25 ms move by 10 ms.
         levels: of each band, from what is nearly its softest to its loudest in training.
         frames: the family of p(frames | context), over sequences and with an exact probability, such as "gpt", with
-            options of its own as "gpt:width=192,layers=3".
+            options of its own as "gpt:width=192,layers=3"; its block is as long as the longest known sound, unless said.
         frames_share: of the budget, at its beginning, in which that is fitted, by its own recipe.
         width: of a sample as it enters and leaves the WaveNet, and of what a frame tells it.
         depth: layers of a stack, whose dilations double.
@@ -79,10 +82,10 @@ class MelVocoderConfig(ContextOptions):
     frames: str = "gpt"
     frames_share: float = 0.5
     width: int = 64
-    depth: int = 8
+    depth: int = 7
     stacks: int = 2
-    residual: int = 48
-    skip: int = 128
+    residual: int = 32
+    skip: int = 64
     block: int = 1600
     components: int = 10
 
@@ -109,8 +112,8 @@ class MelVocoder(Model, HasBoundTerms):
         self.hop = frame_sizes(space.rate)[1]
         values = tuple(map(str, range(config.levels)))
         step = Table(tuple(Category(f"band{i}", values) for i in range(config.bands)))
-        over = Sequence(step, space.has_eos, -(-space.length // self.hop))
-        self.frames = part(config.frames, over, context, config)
+        over = Sequence(step, space.has_eos, max(1, -(-space.length // self.hop)))
+        self.frames = part(whole(config.frames, over), over, context, config)
         if not any(kind.kind == "Exact" for kind in self.frames.own_estimators):
             raise Unsupported(
                 f"frames={config.frames}: {self.frames.name} has no exact probability of frames, which the bound needs.",
@@ -333,6 +336,14 @@ class MelVocoder(Model, HasBoundTerms):
                 step = self.emission.sample(cache.step(self.emission.embed(step)[:, 0]), generator)[:, None]
                 drawn.append(step)
         return self.codec.decode(torch.cat(drawn, 1)) if drawn else m.new_zeros(len(m), 0, dtype=torch.int64)
+
+
+def whole(text: str, space: Sequence) -> str:
+    """A spelled family with a block of whole data, where it has one and none is said."""
+    name, options = spelled(text)
+    if "block" in options or not hasattr(family(name).Config(), "block"):
+        return text
+    return f"{text}{',' if options else ':'}block={min(MOST_FRAMES, space.length + space.has_eos)}"
 
 
 class Pieces(TrainingSet):
