@@ -1,7 +1,7 @@
 """Trajectories as models of actions see them: the columns of a step apart, whole or in chunks.
 
 given_steps     p(the other columns | these), sequence by sequence: a world model given actions (``rssm``)
-action_chunks   p(the next k actions | the other columns now), at every step: a policy (``act``)
+action_chunks   p(the next k actions | the other columns now, or of the last steps), at every step: a policy (``act``)
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ def given_steps(data: Data, columns: Several[str]) -> Data:
     return _made(data, own, other, part)
 
 
-def action_chunks(data: Data, actions: Several[str], length: int) -> Data:
+def action_chunks(data: Data, actions: Several[str], length: int, history: int = 1) -> Data:
     """Every step that at least ``length`` steps are left from, as p(its next actions | its other columns).
 
     A datum is the columns ``actions`` of the step and of those after it, float64 [length, A], its context a row of the
-    others. The chunks of a sequence overlap and are of the part that it is of.
+    others. The chunks of a sequence overlap and are of the part that it is of, and have its number;
+    shorter sequences are left out, and a note counts them.
+
+    Args:
+        history: how many steps are seen, this one and those before it. The context is then one row of the columns of
+            all of them, this step's by their own names, the earlier ones' as ``NAME.t-1``, ``NAME.t-2``. Before its
+            beginning a sequence stood as it began: its first step is repeated.
 
     Raises UsageError as ``given_steps`` and for actions that are not real numbers, EmptyData where a part has no
     sequence of that length.
@@ -50,17 +56,38 @@ def action_chunks(data: Data, actions: Several[str], length: int) -> Data:
             raise UsageError(f"{column} is no column of real numbers.", f"Declare it: types {column.name}=real.")
     if length < 1:
         raise UsageError(f"A chunk of {length} steps holds no action.", "Give 1 or more.")
+    if history < 1:
+        raise UsageError(f"A history of {history} steps shows nothing.", "Give 1 or more.")
+    shorter = 0
 
     def part(p: Part) -> Part:
+        nonlocal shorter
         rows = p.read().x
-        steps = [row[:n] for row, n in zip(rows, space.lengths(rows).tolist(), strict=True) if n >= length]
+        lengths = space.lengths(rows)
+        steps = [row[:n] for row, n in zip(rows, lengths.tolist(), strict=True) if n >= length]
+        shorter += len(rows) - len(steps)
         if not steps:
-            raise EmptyData(f"No sequence of a part has {length} steps.", "Give shorter chunks, or more data.")
+            problem = f"No sequence of a part has {length} steps; its longest has {int(lengths.max())}."
+            raise EmptyData(problem, "Give shorter chunks, or more data.")
         x = torch.cat([s[:, given].unfold(0, length, 1).mT for s in steps])
-        return Part(x, torch.cat([s[: len(s) - length + 1, rest] for s in steps]))
+        c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
+        number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
+        return Part(x, c, rows=number)
 
-    seen = Table(tuple(space.step.columns[j] for j in rest))
-    return _made(data, Reals((length, len(given))), seen, part)
+    columns = [space.step.columns[j] for j in rest]
+    earlier = [dataclasses.replace(c, name=f"{c.name}.t-{k}") for k in range(1, history) for c in columns]
+    made = _made(data, Reals((length, len(given))), Table((*columns, *earlier)), part)
+    if not shorter:
+        return made
+    several = "sequences are" if shorter > 1 else "sequence is"
+    note = f"{shorter} {several} shorter than a chunk of {length} steps, and so left out."
+    return dataclasses.replace(made, notes=(*made.notes, note))
+
+
+def _seen(steps: Tensor, history: int) -> Tensor:
+    """Each step of a sequence [L, D] beside those before it [L, history D], the latest first."""
+    now = torch.arange(len(steps))
+    return torch.cat([steps[(now - k).clamp(min=0)] for k in range(history)], 1)
 
 
 def _apart(data: Data, columns: Several[str]) -> tuple[Sequence, Tensor, Tensor]:
