@@ -26,8 +26,7 @@ def given_steps(data: Data, columns: Several[str]) -> Data:
     space, given, rest = _apart(data, columns)
 
     def part(p: Part) -> Part:
-        x = p.read().x
-        return dataclasses.replace(p, x=x[..., rest], c=x[..., given], before=None)
+        return steps_apart(p, rest, given)
 
     named = [tuple(space.step.columns[j] for j in places) for places in (rest, given)]
     own, other = (dataclasses.replace(space, step=Table(some)) for some in named)
@@ -62,17 +61,9 @@ def action_chunks(data: Data, actions: Several[str], length: int, history: int =
 
     def part(p: Part) -> Part:
         nonlocal shorter
-        rows = p.read().x
-        lengths = space.lengths(rows)
-        steps = [row[:n] for row, n in zip(rows, lengths.tolist(), strict=True) if n >= length]
-        shorter += len(rows) - len(steps)
-        if not steps:
-            problem = f"No sequence of a part has {length} steps; its longest has {int(lengths.max())}."
-            raise EmptyData(problem, "Give shorter chunks, or more data.")
-        x = torch.cat([s[:, given].unfold(0, length, 1).mT for s in steps])
-        c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
-        number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
-        return Part(x, c, rows=number)
+        p = p.read()
+        shorter += int((space.lengths(p.x) < length).sum())
+        return chunks(space, p, given, rest, length, history)
 
     columns = [space.step.columns[j] for j in rest]
     earlier = [dataclasses.replace(c, name=f"{c.name}.t-{k}") for k in range(1, history) for c in columns]
@@ -82,6 +73,26 @@ def action_chunks(data: Data, actions: Several[str], length: int, history: int =
     several = "sequences are" if shorter > 1 else "sequence is"
     note = f"{shorter} {several} shorter than a chunk of {length} steps, and so left out."
     return dataclasses.replace(made, notes=(*made.notes, note))
+
+
+def steps_apart(p: Part, own: Tensor, given: Tensor) -> Part:
+    """The same sequences with some columns of each step as x and others as context."""
+    x = p.read().x
+    return dataclasses.replace(p, x=x[..., own], c=x[..., given], before=None)
+
+
+def chunks(space: Sequence, p: Part, acts: Tensor, rest: Tensor, length: int, history: int) -> Part:
+    """Those of a part; ``acts``, ``rest``: places of columns in a step. Raises EmptyData where there are none."""
+    x = p.read().x
+    lengths = space.lengths(x)
+    steps = [row[:n] for row, n in zip(x, lengths.tolist(), strict=True) if n >= length]
+    if not steps:
+        problem = f"No sequence of a part has {length} steps; its longest has {int(lengths.max())}."
+        raise EmptyData(problem, "Give shorter chunks, or more data.")
+    actions = torch.cat([s[:, acts].unfold(0, length, 1).mT for s in steps])
+    c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
+    number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
+    return Part(actions, c, rows=number)
 
 
 def _seen(steps: Tensor, history: int) -> Tensor:
