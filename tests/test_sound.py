@@ -245,7 +245,7 @@ def test_sounds_given_one_of_their_classes(tmp_path: Path) -> None:
         told = pofx.load(path, levels=4, label=name)
         assert told.context is None
         assert told.labels == data.context.values
-    with pytest.raises(UsageError, match=r"No array 'age' .* There are: take, digit, speaker"):
+    with pytest.raises(UsageError, match=r"No column or array 'age' .* There are: take, digit, speaker"):
         pofx.load(path, given="age")
     with pytest.raises(UsageError, match=r"Only tables have columns"):
         pofx.load(path, given="digit", label="speaker")

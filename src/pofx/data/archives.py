@@ -19,7 +19,7 @@ import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
 from pofx.data import audio, image, packed, sequences
-from pofx.data.folders import by_part
+from pofx.data.folders import beside, by_part
 from pofx.data.options import Options
 from pofx.data.ragged import NDArray, excerpts
 from pofx.data.raw import Raw, RawArray, RawTable, corrupt, table_of
@@ -203,7 +203,7 @@ def from_npz(path: Path, options: Options) -> Raw:
     ]
     where = ", ".join(by[p] for by in chosen for p in parts)
     if len(chosen) > 1:
-        raw: Raw = _side_by_side(joined, [*options.arrays], where)
+        raw: Raw = side_by_side(joined, [*options.arrays], where)
     else:
         bits, x = arrays.get("num_vars"), joined[0]  # rows of packed bits
         if bits is not None and bits.ndim == 0 and x.ndim == 2 and x.shape[1] == (int(bits) + 7) // 8:
@@ -220,9 +220,18 @@ def from_npz(path: Path, options: Options) -> Raw:
     elif options.label_array is not None:
         listed = ", ".join(f"{k} {list(arrays[k].shape)}" for k in ys.values())
         raise WrongShape(f"{listed} is not one label for each of the {raw.n} rows of {where}.", "Name another array.")
+    data = {k for by in chosen for k in by.values()}
+    raw.beside = beside(arrays, [k for k in arrays if k not in data], parts, raw.n)
+    used |= {k for k in arrays if k in options.beside or by_part([k]).keys() & {*options.beside}}
     if unused := [k for k in arrays if k not in used and k not in ("num_vars", "columns", "feature_names")]:
         raw.notes.append(f"Arrays not used: {', '.join(unused)}.")
     return raw
+
+
+def is_classes(y: NDArray) -> bool:
+    """Are values [N] few enough, and whole, to be classes?"""
+    whole = y.dtype.kind != "f" or bool(np.isfinite(y).all() and (y == np.rint(y)).all())
+    return whole and len(np.unique(y)) <= min(MOST_CATEGORIES, max(2, len(y) // 2))
 
 
 def _roles(arrays: Mapping[str, NDArray]) -> tuple[dict[int | None, str], dict[int | None, str]]:
@@ -259,7 +268,7 @@ def _shown(arrays: Mapping[str, NDArray]) -> str:
     return ", ".join(f"{k} {list(a.shape)} {a.dtype}" for k, a in arrays.items())
 
 
-def _side_by_side(arrays: list[NDArray], names: list[str], where: str) -> RawTable:
+def side_by_side(arrays: list[NDArray], names: list[str], where: str) -> RawTable:
     """Several arrays [N] or [N, D] as the columns of one table, each of its own type."""
     if any(a.ndim > 2 or len(a) != len(arrays[0]) or a.dtype.names for a in arrays):
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in zip(names, arrays, strict=True))
@@ -274,8 +283,7 @@ def _side_by_side(arrays: list[NDArray], names: list[str], where: str) -> RawTab
 
 def _attach(raw: Raw, y: NDArray, name: str, wanted: bool) -> None:
     """y as the rows' classes, or as one more column where its values are no classes."""
-    whole = y.dtype.kind != "f" or bool(np.isfinite(y).all() and (y == np.rint(y)).all())
-    if whole and len(np.unique(y)) <= min(MOST_CATEGORIES, max(2, len(y) // 2)):
+    if is_classes(y):
         raw.label = y.astype(np.int64) if y.dtype.kind == "f" else y
     elif isinstance(raw, RawTable) and name not in raw.columns:
         raw.columns[name] = lambda: y

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pofx.core.errors import BadValue, EmptyData, UsageError, WrongShape
 from pofx.data import foreign
-from pofx.data.folders import by_part, drawn, listing
+from pofx.data.folders import beside, by_part, drawn, listing, names_below
 from pofx.data.options import Options
 from pofx.data.ragged import NDArray, RaggedRows, RawRagged
 from pofx.data.raw import corrupt
@@ -107,7 +107,8 @@ def from_folder(folder: Path, how: Options) -> RawRagged:
     raw = _raw(sounds, rate, how, str(folder), notes)
     raw.part, raw.label, raw.numbers = part, label, numbers
     silent = next((file for file, s in zip(files, sounds, strict=True) if not len(s)), folder)
-    return raw.without_empty(f"files of no samples were left out, the first: {silent.relative_to(folder)}.")
+    raw.files = names_below(folder, files)
+    return raw.without_empty(f"files of no samples were left out, the first: {silent.relative_to(folder)}.", how)
 
 
 def from_file(path: Path, how: Options) -> RawRagged:
@@ -125,6 +126,11 @@ def _sounds(files: list[Path], how: Options, notes: list[str]) -> tuple[list[NDA
         rates = Counter(head.samplerate for head in heads)
         rate = wanted or rates.most_common(1)[0][0]
         for file, head in zip(files, heads, strict=True):
+            if how.own_rate and head.samplerate != rate:
+                raise WrongShape(
+                    f"{file} has {head.samplerate} samples per second; this space takes {rate}.",
+                    f"Convert it, for example: ffmpeg -i {file} -ar {rate} NEW.wav.",
+                )
             if wanted is None and head.samplerate != rate:
                 raise WrongShape(
                     f"{file} has {head.samplerate} samples per second; the others have {rate}.",
@@ -286,9 +292,11 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
     raw = _raw(_said(coded, notes), to, how, name, notes)
     if parts != [None]:
         raw.part = np.repeat(np.array(parts), [len(arrays[bounds[p]]) - 1 for p in parts])
-    if (found := _label(arrays, keys, parts, len(sounds), how.label, notes)) is not None:
+    others = [k for k in arrays if k not in {*audio.values(), *bounds.values()}]
+    raw.beside = beside(arrays, others, parts, len(sounds))
+    if (found := _label(arrays, keys, parts, len(sounds), how, notes)) is not None:
         raw.classes, raw.label = found
-    return raw.without_empty("sounds of no samples were left out.")
+    return raw.without_empty("sounds of no samples were left out.", how)
 
 
 def _rate(arrays: Mapping[str, NDArray], name: str, wanted: int | None) -> int:
@@ -321,13 +329,14 @@ def _label(
     keys: Mapping[str, Mapping[int | None, str]],
     parts: list[int | None],
     n: int,
-    wanted: str | None,
+    how: Options,
     notes: list[str],
 ) -> tuple[str, NDArray] | None:
-    """The array that is wanted, or the first that can be meant, and by it the class of each sound [n]."""
+    """The array that is wanted, or is given, or the first that can be meant, and by it the class of each sound [n]."""
     by_name = {k: [arrays[by[p]] for p in parts] for k, by in keys.items() if set(by) == set(parts)}
     can = {k: np.concatenate(a) for k, a in by_name.items() if k not in ("audio", "offsets") and a[0].ndim == 1}
     can = {k: a for k, a in can.items() if len(a) == n and a.dtype.kind in "iuUSb"}
+    wanted = how.label or next((k for k in how.beside if k in can), None)
     if wanted is not None and wanted not in can:
         raise UsageError(f"No array {wanted!r} holds a class of each of {n} sounds.", f"There are: {', '.join(can)}.")
     if not can:

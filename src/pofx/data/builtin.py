@@ -11,7 +11,8 @@ import torch
 
 from pofx.data import image
 from pofx.data.options import Options
-from pofx.data.raw import Fetch, Raw, RawArray, RawTable, table_of
+from pofx.data.ragged import Fetch
+from pofx.data.raw import Raw, RawArray, RawTable, table_of
 from pofx.data.synthetic import SOURCES, Mixture
 from pofx.data.tabular import decode
 

@@ -6,8 +6,9 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from pofx.core.errors import CannotSave, MissingSource, UsageError
 from pofx.data.options import Options
-from pofx.data.ragged import NDArray
+from pofx.data.ragged import Fetch, NDArray
 from pofx.data.split import TEST, TRAIN, VALID, pick
 
 PARTS = {
@@ -23,6 +24,9 @@ PARTS = {
     **dict.fromkeys(("valid", "val", "validation", "dev"), VALID),
     **dict.fromkeys(("test", "testing", "t10k"), TEST),
 }
+
+
+CAPTIONS = ("captions.csv", "metadata.csv", "captions.jsonl", "metadata.jsonl")  # what is said of a folder's files
 
 
 @dataclass
@@ -39,10 +43,10 @@ class Listing:
     files: list[Path] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)
 
-    def chosen(self, wanted: Callable[[Path], bool], notes: list[str]) -> list[Path]:
-        """The files that are wanted; a note counts all others by their kinds."""
+    def chosen(self, wanted: Callable[[Path], bool], notes: list[str], read: Container[str] = ()) -> list[Path]:
+        """The files that are wanted; a note counts all others by their kinds, but for those ``read`` besides."""
         found = [p for p in self.files if wanted(p)]
-        others = self.kinds(p for p in self.files if not wanted(p)) + self.aside
+        others = self.kinds(p for p in self.files if not wanted(p) and p.name.lower() not in read) + self.aside
         if others:
             total = others.total()
             notes.append(f"{total} {'files were' if total > 1 else 'file was'} left out: {listed(others)}.")
@@ -113,13 +117,18 @@ def drawn(
 
     Of more than ``how.max_rows`` so many are drawn, by ``how.seed``: their numbers [N] come last.
     """
-    files = found.chosen(lambda p: p.suffix.lower() in suffixes, notes)
+    files = found.chosen(lambda p: p.suffix.lower() in suffixes, notes, CAPTIONS if how.beside else ())
     part, label = by_folder(found.folder, files, notes)
     if (index := pick(len(files), how.max_rows, how.seed)) is None:
         return files, part, label, None
     numbers = index.numpy()
     part, label = (None if a is None else a[numbers] for a in (part, label))
     return [files[i] for i in numbers], part, label, numbers
+
+
+def names_below(folder: Path, files: Iterable[Path]) -> list[str]:
+    """Of each file its path below the folder, with / between folders."""
+    return [f.relative_to(folder).as_posix() for f in files]
 
 
 def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
@@ -130,6 +139,22 @@ def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:
         parts = [PARTS[w] for w in words if w in PARTS]
         rest = "_".join(w for w in words if w not in PARTS)
         found.setdefault(rest, {})[parts[0] if parts else None] = name
+    return found
+
+
+def beside(
+    arrays: Mapping[str, NDArray], names: Iterable[str], parts: Sequence[int | None], n: int
+) -> dict[str, Fetch]:
+    """Those of the named arrays that have a value [n, ...] for each row, all parts of one below each other.
+
+    One that is of no part has its own name; x28 is that of train_x28 and test_x28.
+    """
+    found: dict[str, Fetch] = {}
+    for key, by in by_part({name: arrays[name] for name in names}).items():
+        if set(by) == set(parts) and all(arrays[k].ndim for k in by.values()):
+            values = [arrays[by[p]] for p in parts]
+            if sum(map(len, values)) == n and len({v.shape[1:] for v in values}) == 1:
+                found[by.get(None, key)] = partial(np.concatenate, values)
     return found
 
 

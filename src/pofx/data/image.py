@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.data import foreign
-from pofx.data.folders import drawn, listing
+from pofx.data.folders import drawn, listing, names_below
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
 from pofx.data.ragged import NDArray
@@ -206,7 +206,15 @@ def from_folder(folder: Path, how: Options) -> RawArray:
         raise MissingSource(f"{folder} holds neither PNG or JPEG images nor IDX files.", remedy)
     raw = from_array(decode(files, how.resize, how.known, notes), str(folder), how.known)
     raw.notes = notes + [n for n in raw.notes if "was read as" not in n]
-    raw.label, raw.part, raw.numbers = label, part, numbers
+    raw.label, raw.part, raw.numbers, raw.files = label, part, numbers, names_below(folder, files)
+    return raw
+
+
+def from_file(path: Path, how: Options) -> RawArray:
+    """One PNG or JPEG, of the space of ``how.known``: one row."""
+    notes: list[str] = []
+    raw = from_array(decode([path], how.resize, how.known, notes), str(path), how.known)
+    raw.notes, raw.files = notes, [path.name]
     return raw
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import glob
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pofx.core.errors import UsageError
+from pofx.core.errors import MissingSource, UsageError
 from pofx.core.memory import enough
 from pofx.core.space import Space
 from pofx.core.spelling import abridged, listed
+from pofx.data import pairs
+from pofx.data.actions import action_chunks, given_steps
 from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
@@ -25,9 +27,9 @@ from pofx.data.joint import joined
 from pofx.data.options import Options
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows, RawRagged
-from pofx.data.raw import IN_MEMORY, RawTable
+from pofx.data.raw import IN_MEMORY, Raw, RawTable
 from pofx.data.read import read
-from pofx.data.roles import roles_of
+from pofx.data.roles import Roles, no_column, roles_of
 from pofx.data.split import pick, repeats, scarce, shares_of, split_by_place, split_rows
 from pofx.spaces import Image
 
@@ -42,7 +44,7 @@ def load(
     source: Any,
     *,
     target: str | None = None,
-    given: str | Sequence[str] | None = None,
+    given: Any = None,
     joint: bool = False,
     label: str | None = None,
     types: Mapping[str, str] | None = None,
@@ -66,6 +68,8 @@ def load(
     levels: int | None = None,
     sequence: str | None = None,
     order: str | None = None,
+    chunk: int | None = None,
+    history: int = 1,
     arrays: Sequence[str] = (),
     label_array: str | None = None,
     memory: str | int | None = None,
@@ -78,15 +82,20 @@ def load(
             folder, a pattern, or an address of fsspec such as s3://bucket/*.parquet), a NumPy array (what a mask hides
             is missing), tensor, pandas or polars frame or series, pyarrow Table, or the name of a built-in set
             ("digits", "two-moons", ...).
-        target: a column or "label": the space is then Label and all the rest is the context.
-        given: "label" or columns ("a,b"), or the array of an archive of sounds that holds their classes: the
-            model is p(x | given).
+        target: a column or "label": the space is then Label and all the rest is the context. A column of free text, or
+            the caption of a folder's images (see ``given``): the space is then Text.
+        given: the model is p(x | given). "label"; columns of a table ("a,b"), of a step of sequences, or of JSON lines;
+            an array of an archive; a column of captions.csv, metadata.csv, captions.jsonl or metadata.jsonl in a folder
+            of images or sounds, whose ``file_name`` names the files (or of LJSpeech's metadata.csv). Or another source,
+            anything but a built-in name: its row i belongs to row i of the first, and files of two folders to those of
+            the same name. A column of free text, alone, is a context of Text; others are a Table; arrays of classes
+            Labels. A name that is both a column and a file is the column.
         joint: model x and what is given together: the space is then a Pair of both, for models of p(x, given) and of
             each given the other.
         label: the column (or array of an archive of sounds) that holds each row's class, for probes and colours;
             a column stays in x.
         types: column -> category, integer, real, real:STEP, nullable, drop, or a sum (real+nullable);
-            an infinity counts as missing where nullable is declared.
+            an infinity counts as missing where nullable is declared; text for free text that is given, or the target.
         drop: columns to leave out.
         split: shares of rows to train, validate and test by a permutation of ``seed``. A source's own test
             (or validation) part is kept.
@@ -112,6 +121,9 @@ def load(
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
         order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
             a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.
+        chunk: of sequences with ``given`` columns of a step: one datum is the other columns (real numbers) of so many
+            steps, from a step that at least as many are left from, given those columns at that step.
+        history: of ``chunk``: how many steps the context is, that one and those before it.
         arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
             those that make up the columns of a table or a step of a sequence.
         label_array: of an archive, the array that holds each row's class.
@@ -119,8 +131,9 @@ def load(
             larger table is read in blocks, from a temporary file that its numbers are written to.
 
     Raises:
-        UsageError: an option that cannot work. DataError: MissingSource, EmptyData, RaggedTable,
-        CorruptFile, BadValue, WrongShape, each naming the place in the source. OutOfMemory.
+        UsageError: an option that cannot work. DataError: MissingSource (also of a caption's image), EmptyData,
+        RaggedTable, CorruptFile, BadValue (also an empty text of a pair), WrongShape (also two sources of different
+        numbers of rows), each naming the place in the source. OutOfMemory.
 
     Example:
         >>> import numpy as np, pofx
@@ -141,9 +154,13 @@ def load(
         raise UsageError(f"{max_rows} rows cannot be split.", "Give max_rows of at least 3, or none.")
     if unknown := [f for f in (formats or {}).values() if f not in FORMATS]:
         raise UsageError(f"There is no format {unknown[0]!r}.", f"Known: {', '.join(FORMATS)}.")
+    if isinstance(given, str) and given == IN_MEMORY:
+        raise MissingSource("What is given was given in memory, not in a file.", "Give the same data again.")
+    if history != 1 and chunk is None:
+        raise UsageError(f"A history of {history} steps goes with chunks.", "Say how long these are (chunk).")
     shares = shares_of(split)
+    told_given, other = pairs.named(given)
     options = called | {
-        "given": [given] if isinstance(given, str) else given,  # an array's name; names of columns are told below
         "types": dict(types or {}),
         "drop": list(drop),
         "split": list(shares),
@@ -158,36 +175,53 @@ def load(
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
     if (arrays or label_array) and not is_archive(source):
         raise UsageError("Only a .npz file holds arrays by names.", "Leave arrays and label_array out.")
-    texts = [c for c, t in options["types"].items() if "category" in t]
-    texts += [text] if text is not None else []
-    how = reading(options, texts)
+    how = reading(options, beside=[*_words(told_given), *(n for n in (target, label) if n)], paired=other is not None)
     raw = read(source, how)
-    if kind == REALS and (isinstance(raw, RawTable) or raw.space.name != REALS):
-        raise UsageError("Only arrays of numbers are read as reals; this source is none.", "Leave out kind.")
+    notes = list[str]()
+    columns = _given_columns(told_given, other is not None, raw)
+    if columns is not None and other is not None:
+        notes.append(f"{given!r} is a column and a file: the column is given (./{given} would be the file).")
+        other = None
+    second = None if other is None else pairs.second(raw, source, other, how)
+    options["given"] = columns if other is None else _found_again(other) if _is_path(other) else IN_MEMORY
+    _check_served(options, how, raw, second)
+    decided = [h.decided for h in (how, *([second.how] if second else [])) if h.decided]
+    options |= {k: v for d in decided for k, v in d.items() if all(e[k] == v for e in decided)}
+    notes += raw.notes
     steps = not isinstance(raw, RawTable) and raw.space.name == "sequence"
-    if order is not None and not steps:
-        raise UsageError(
-            "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
-        )
-    told = [k for k in ("header", "names", "missing", "formats") if options[k] not in (None, {})]
-    if told and not how.decided:
-        raise UsageError(f"Only delimited text is read by {told[0]}; this source is none.", "Leave it out.")
-    options |= how.decided
-    columns = options["given"] = _names(given, raw.columns if isinstance(raw, RawTable) else ())
-    notes = list(raw.notes)
+    episodes = columns if steps and other is None and columns not in (None, ["label"]) else None
+    if chunk is not None and episodes is None:
+        raise UsageError("Only sequences with given columns of a step are cut into chunks.", "Name them: given.")
+    typed_as = {c: t for c, t in options["types"].items() if t != pairs.TEXT}
+    held = {*(raw.columns if isinstance(raw, RawTable) else ()), *raw.beside, *(second.columns if second else ())}
+    if lost := [c for c, t in options["types"].items() if t == pairs.TEXT and c not in held]:
+        raise no_column(lost[0], held, "types")
+    if second is not None:
+        found = pairs.Apart(raw, None, second.side(options["types"], drop, notes), label, target, None)
+        typed_as = {c: t for c, t in typed_as.items() if c not in second.columns}
+        drop = [c for c in drop if c not in second.columns]
+    else:
+        ask = None if episodes else columns
+        found = pairs.apart(raw, ask, target, label, options["types"], drop, how, notes)
+    raw = found.raw
+    options["text"] = found.text or text
     space: Space
     rows: Any
     if isinstance(raw, RawTable):
         large = beyond(raw.n, len({*raw.columns} - {*drop}), memory)
         notes += [large] if large else []
-        space, rows = typed(raw, options["types"], options["drop"], notes, in_file=large is not None)
+        space, rows = typed(raw, typed_as, drop, notes, in_file=large is not None)
     elif memory is not None:
         raise UsageError("Only tables are read in blocks, so memory means nothing.", "Leave it out.")
-    elif (options["types"] or drop) and not steps:
+    elif not steps and not held >= {*typed_as, *drop}:
         raise UsageError("Only tables have columns, so types and drop mean nothing.", "Leave them out.")
     else:
         space, rows = raw.space, raw.rows if isinstance(raw, RawRagged) else torch.from_numpy(raw.x)
-    roles = roles_of(space, rows, raw, label, target, columns)
+    roles = roles_of(space, rows, raw, found.label, found.target, found.columns)
+    if found.c is not None:
+        roles = replace(roles, context=found.c.space, take_c=found.c.take)
+    if found.x is not None:
+        roles = Roles(found.x.space, roles.space, found.x.take, roles.take_x, roles.labels, roles.code)
     chosen = pick(raw.n, max_rows, seed) if raw.numbers is None else None
     index = torch.arange(raw.n) if chosen is None else chosen
     if raw.numbers is not None or chosen is not None:
@@ -205,14 +239,14 @@ def load(
         )
         for i in indices
     )
-    if not isinstance(rows, RaggedRows):
+    if not isinstance(rows, RaggedRows) and found.x is None:
         notes += repeats(rows, indices)
     notes += scarce(len(train), len(test), 0 if roles.space.values else len(roles.space.columns))
     dependent: tuple[str, ...] = ()
     table: Any = getattr(space, "step", space if isinstance(raw, RawTable) else None)
     if not roles.space.values and table is not None:
         # what is wholly given cannot collapse
-        given_names = set() if roles.context is None else {c.name for c in roles.context.columns}
+        given_names = {*(episodes or ())} if roles.context is None else {c.name for c in roles.context.columns}
         values = rows.values if isinstance(rows, RaggedRows) else rows
         related = [r for r in relations(table, values) if not given_names.issuperset((r.column, *r.by))]
         dependent = tuple(r.column for r in related)
@@ -222,7 +256,7 @@ def load(
                 "measure how far a family has collapsed. Leave out what others determine: "
                 f"--drop {listed(dependent)}."
             )
-    is_path = isinstance(source, str | os.PathLike)
+    is_path = _is_path(source)
     stem = _stem(source) if is_path else type(source).__name__.lower()
     data = Data(
         name=name or stem or str(source),
@@ -239,7 +273,63 @@ def load(
         dependent=dependent,
         options=options,
     )
+    if episodes is not None and chunk is None:
+        data = given_steps(data, episodes)
+    elif episodes is not None:
+        data = action_chunks(data, [c.name for c in table.columns if c.name not in episodes], chunk, history)
     return joined(data) if joint else data
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike)
+
+
+def _words(given: str | list[str] | None) -> list[str]:
+    """The names that may be meant: those between commas, or the whole, which may hold a comma itself."""
+    if given is None or isinstance(given, list):
+        return given or []
+    return [given, *(w.strip() for w in next(csv.reader([given], skipinitialspace=True), []))]
+
+
+def _given_columns(given: str | list[str] | None, source: bool, raw: Raw) -> list[str] | None:
+    """What is given by name; None where nothing is, or where ``given`` is a source and no such name.
+
+    Raises UsageError for a name that data beside a table do not have.
+    """
+    step = () if isinstance(raw, RawTable) else getattr(raw.space, "step", raw.space).columns
+    known = [*(raw.columns if isinstance(raw, RawTable) else (c.name for c in step)), *raw.beside]
+    known += [raw.classes] if isinstance(raw, RawRagged) and raw.classes else []
+    if given is None or (source and given not in known and not {*_words(given)[1:]} <= {*known}):
+        return None
+    names = _names(given, known) or []
+    if isinstance(raw, RawTable):
+        return names  # what they are is told when the table is taken apart
+    if unknown := [name for name in names if name not in (*known, "label")]:
+        there = [*dict.fromkeys(known)]
+        remedy = (
+            f"There are: {abridged(there, 20)}." if there else "Give 'label', or a file or folder of what is given."
+        )
+        raise UsageError(f"No column or array {unknown[0]!r} lies beside these {raw.space}, and no file.", remedy)
+    return names
+
+
+def _check_served(options: Mapping[str, Any], how: Options, raw: Raw, second: pairs.Second | None) -> None:
+    """Raises UsageError for an option that says how to read what is not there."""
+    raws = [raw] if second is None else [raw, second.raw]
+    spaces = [r.space.name for r in raws if not isinstance(r, RawTable)]
+    served = how.served if second is None else how.served | second.how.served
+    if options["kind"] == REALS and REALS not in spaces:
+        raise UsageError("Only arrays of numbers are read as reals; this source is none.", "Leave out kind.")
+    if options["order"] is not None and "sequence" not in spaces:
+        raise UsageError(
+            "Only sequences of a table have steps to put in order.", "Name its sequences, or leave out order."
+        )
+    for what in ("text", "sequence") if second is not None else ():
+        if options[what] is not None and what not in served:
+            raise UsageError(f"Neither source has a column {options[what]!r} ({what}).", "Correct it, or leave it out.")
+    told = [k for k in ("header", "names", "missing", "formats") if options[k] not in (None, {})]
+    if told and not (how.decided or (second and second.how.decided)):
+        raise UsageError(f"Only delimited text is read by {told[0]}; this source is none.", "Leave it out.")
 
 
 def _stem(source: str | os.PathLike[str]) -> str:
@@ -261,32 +351,34 @@ def _found_again(source: str | os.PathLike[str]) -> str:
 
 def reading(
     options: Mapping[str, Any],
-    texts: Sequence[str],
+    texts: Sequence[str] | None = None,
     known: Image | None = None,
     alone: bool = False,
     like: Space | None = None,
     context: Space | None = None,
+    beside: Collection[str] = (),
+    paired: bool = False,
 ) -> Options:
     """What ``load`` was told, as the readers of each kind of source take it; ``like``, ``context``: of new rows."""
     told = {f.name for f in fields(Options)} & options.keys()
     spaces = () if like is None else (like, context)
+    if texts is None:
+        texts = [c for c, t in options["types"].items() if "category" in t or t == pairs.TEXT]
+        texts += [options["text"]] if options["text"] is not None else []
+    label = next((options[k] for k in ("label_array", "label") if options.get(k) not in (None, "label")), None)
     how: dict[str, Any] = {k: options[k] for k in told if options[k] is not None} | {
         "texts": texts,
         "known": known,
         "alone": alone,
         "like": like,
-        "label": _classes_of_sounds(options),
+        "label": label,
         "columns": [c.name for s in spaces if s is not None and not s.values for c in s.columns],
+        "beside": beside,
+        "paired": paired,
     }
     if like is not None and like.name not in RECOGNISED:
         how["kind"] = like.name if like.fill is not None else REALS
     return Options(**how | {"max_rows": None} if alone else how)
-
-
-def _classes_of_sounds(options: Mapping[str, Any]) -> str | None:
-    """The array of an archive that is wanted for labels: it may be named as the label, or as what is given."""
-    named = [options.get("label_array"), options.get("label"), *(options.get("given") or ())]
-    return next((name for name in named if name not in (None, "label")), None)
 
 
 def _names(columns: str | Iterable[str] | None, known: Container[str] = ()) -> list[str] | None:

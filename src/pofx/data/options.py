@@ -46,7 +46,11 @@ class Options:
         known: the space that new images are to be of.
         columns: those that new rows must have; none while data are loaded.
         alone: a training file is read without its test twin.
+        beside: names of columns or arrays that are wanted beside the data: contexts, targets, classes.
+        paired: each row belongs to one of another source, or to values beside it: none is left out, cut or drawn.
+        own_rate: sounds of another rate than ``like`` are refused, not resampled.
         decided: receives what the reader of delimited text told from the text itself.
+        served: receives the names of options that say what to look for, once it was found.
     """
 
     shape: Sequence[int] | None = None
@@ -76,7 +80,11 @@ class Options:
     known: Image | None = None
     columns: Collection[str] = ()
     alone: bool = False
+    beside: Collection[str] = ()
+    paired: bool = False
+    own_rate: bool = False
     decided: dict[str, Any] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
 
     @property
     def documents(self) -> Text | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.errors import WrongShape
+from pofx.core.errors import BadValue, WrongShape
 from pofx.data.options import Options
 from pofx.spaces import Audio, Sequence, Text
 
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
+Fetch: TypeAlias = Callable[[], Any]  # a column, an Arrow or a NumPy array, when it is asked for
 
 SHORT = 512  # entries of the longest row up to which one gather is faster than a copy per row
 
@@ -119,19 +121,32 @@ class RawRagged:
     notes: list[str] = field(default_factory=list)
     before: RaggedRows | None = None  # what precedes each row, where the rows are excerpts of something longer
     classes: str | None = None  # what the source calls the label, where it is one of several arrays
+    files: list[str] | None = None  # [N] below the folder that was read
+    places: list[str] | None = None  # [N] where what is beside each row stands
+    beside: dict[str, Fetch] = field(default_factory=dict)  # columns and arrays [N, ...] that the source has beside x
 
     @property
     def n(self) -> int:
         return len(self.rows)
 
-    def without_empty(self, said: str) -> RawRagged:
-        """Itself without rows of no steps; where there are any, a note says how many, and what is ``said`` of them."""
+    def without_empty(self, said: str, options: Options) -> RawRagged:
+        """Itself without rows of no steps; where there are any, a note says how many, and what is ``said`` of them.
+
+        Raises BadValue where rows are paired: what belongs to an empty one would be left alone.
+        """
         kept = self.rows.lengths > 0
+        if not kept.all() and options.paired:
+            row = int((~kept).int().argmax())
+            what = f"row {row}" if self.files is None else self.files[row]
+            raise BadValue(f"{what} has no step, yet something belongs to it.", "Remove it with what belongs to it.")
         if not kept.all():
             self.notes.append(f"{int((~kept).sum())} {said}")
             self.rows = self.rows.take(kept)
             about = (self.label, self.part, self.numbers)
             self.label, self.part, self.numbers = (None if a is None else a[kept.numpy()] for a in about)
+            left = kept.tolist()
+            self.files = None if self.files is None else [f for f, k in zip(self.files, left, strict=True) if k]
+            self.beside = {}  # which is as long as the source
         return self
 
 
@@ -168,7 +183,7 @@ def excerpts(raw: RawRagged, options: Options) -> RawRagged:
     """
     rows, space, like = raw.rows, raw.space, options.sounds or options.steps
     size = EXCERPTS[space.name]
-    if (like is not None and like.has_eos) or len(rows) >= FEW or raw.part is not None:
+    if (like is not None and like.has_eos) or len(rows) >= FEW or raw.part is not None or options.paired:
         return raw
     cut, before, number = cut_up(rows, size, size)
     label = None if raw.label is None else raw.label[number]

@@ -11,14 +11,11 @@ from typing import TypeAlias
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData
 from pofx.core.space import Space
-from pofx.data.ragged import NDArray, RawRagged
+from pofx.data.ragged import Fetch, NDArray, RawRagged
 from pofx.data.tabular import Array
 from pofx.spaces import Column
 
 IN_MEMORY = "<memory>"
-
-
-Fetch: TypeAlias = Callable[[], Array]
 
 
 @dataclass
@@ -32,6 +29,9 @@ class RawTable:
     notes: list[str] = field(default_factory=list)
     types: dict[str, Column] = field(default_factory=dict)  # of columns whose type is known, not inferred
     numbers: None = None  # rows are never picked while reading
+    files: None = None  # rows of a table come from no files of their own
+    places: None = None
+    beside: dict[str, Fetch] = field(default_factory=dict)  # arrays [N, ...] of the source that are none of its columns
 
 
 @dataclass
@@ -44,7 +44,9 @@ class RawArray:
     part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
     numbers: NDArray | None = None  # [N] number in the source, where only some were read
     notes: list[str] = field(default_factory=list)
-    texts: RawRagged | None = None  # what the source says of each in words
+    files: list[str] | None = None  # [N] below the folder that was read
+    places: list[str] | None = None  # [N] where what is beside each row stands
+    beside: dict[str, Fetch] = field(default_factory=dict)  # columns and arrays [N, ...] that the source has beside x
 
     @property
     def n(self) -> int:

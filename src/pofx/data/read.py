@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import stat
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import torch
 from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
 from pofx.core.memory import available, gigabytes
 from pofx.core.spelling import meant
-from pofx.data import archives, audio, builtin, columnar, delimited, foreign, image, pipes, scenes, sequences, text
+from pofx.data import (
+    archives, audio, builtin, captions, columnar, delimited, foreign, image, pipes, scenes, sequences, text,
+)  # fmt: skip
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
-from pofx.data.folders import Listing, files_at, listed, listing, opened
+from pofx.data.folders import CAPTIONS, Listing, files_at, listed, listing, opened
 from pofx.data.options import Options
-from pofx.data.ragged import RawRagged, excerpts
+from pofx.data.ragged import excerpts
 from pofx.data.raw import IN_MEMORY, Raw, RawTable
 from pofx.data.scenes import NAME as SCENES
 from pofx.data.synthetic import SOURCES
@@ -134,9 +137,12 @@ def _folder(path: Path, options: Options) -> Raw:
         return _asked(_parquet(str(path)), options, str(path))
     if kind == "text":
         return text.from_folder(path, options)
-    if kind == "audio":
-        return excerpts(audio.from_folder(path, options), options)
-    return image.from_folder(path, options)
+    tables = [p for p in found.files if p.name.lower() in CAPTIONS] if options.beside else []
+    how = replace(options, paired=True, max_rows=None) if options.paired or tables else options
+    raw = excerpts(audio.from_folder(path, how), how) if kind == "audio" else image.from_folder(path, how)
+    if tables and ({*options.beside} != {"label"} or raw.label is None):
+        captions.attach(raw, path, tables, options)
+    return raw
 
 
 def _most_files(found: Listing) -> str:
@@ -175,7 +181,7 @@ def _file(path: Path, options: Options) -> Raw:
         return text.from_jsonl(path, options)
     if f".{suffix}" in audio.SUFFIXES:
         return excerpts(audio.from_file(path, options), options)
-    if _is_plain_text(path, options):
+    if _is_plain_text(path, options) or _is_documents(path, head, suffix, options):
         return text.from_file(path, options)
     return _asked(_by_content(path, head, suffix, options), options, str(path))
 
@@ -184,7 +190,11 @@ def _asked(raw: Raw, options: Options, where: str) -> Raw:
     """A table as it is, or the texts or sequences in it that are asked for."""
     if options.text is not None:
         return _text_column(raw, options)
+    named = options.sequence if options.sequence != sequences.ROWS else None
+    if options.paired and named is not None and not (isinstance(raw, RawTable) and named in raw.columns):
+        return raw  # the other of a pair has it
     if isinstance(raw, RawTable) and (options.kind == "sequence" or options.sequence is not None):
+        options.served.add("sequence")
         return excerpts(sequences.from_table(raw, options, where), options)
     return raw
 
@@ -192,20 +202,32 @@ def _asked(raw: Raw, options: Options, where: str) -> Raw:
 def _is_plain_text(path: Path, options: Options) -> bool:
     """Is a file a text as it stands, rather than a table (of texts, perhaps)?"""
     plain = text.is_text(path) and not delimited.is_table(path)
-    if options.text is not None:  # texts of a table; what pofx has sampled of it may be plain all the same
+    # texts of a table; what pofx has sampled of it may be plain all the same
+    if options.text is not None and not options.paired:
         return plain and options.documents is not None
     return options.kind == "text" or (options.kind is None and plain)
 
 
-def _text_column(raw: Raw, options: Options) -> RawRagged:
+def _is_documents(path: Path, head: bytes, suffix: str, options: Options) -> bool:
+    """Is a file of another suffix, such as train.de, a text, since it is told what stands between its documents?"""
+    tables = (*PARQUET, ".csv", ".tsv", ".arrow", ".feather", ".ipc", ".npy", ".npz")
+    return options.separator is not None and options.kind is None and f".{suffix}" not in tables and b"\0" not in head
+
+
+def _text_column(raw: Raw, options: Options) -> Raw:
     """One column of a table as texts; the source's own parts and labels stay."""
     name = options.text or ""
+    if options.paired and not (isinstance(raw, RawTable) and name in raw.columns):
+        return raw  # the other of a pair has it
     if not isinstance(raw, RawTable) or name not in raw.columns:
         known = ", ".join([*raw.columns][:20]) if isinstance(raw, RawTable) else "none"
         raise UsageError(f"There is no column {name!r} of texts.", f"Columns: {known}.")
-    values = raw.columns[name]()
-    texts = ["" if v is None else str(v) for v in (values.to_pylist() if hasattr(values, "to_pylist") else values)]
-    return text.from_documents(texts, options, f"column {name!r}", raw.label, raw.part)
+    options.served.add("text")
+    others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
+    options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))
+    found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part)
+    found.beside = others if options.paired else {}
+    return found
 
 
 def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
@@ -221,6 +243,8 @@ def _by_content(path: Path, head: bytes, suffix: str, options: Options) -> Raw:
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or head[:3] == b"\0\0\x08":
         return image.from_idx(path, options.known, options.alone)
     if suffix in ("png", "jpg", "jpeg"):
+        if options.alone and options.known is not None:
+            return image.from_file(path, options)
         raise WrongShape(f"{path} is a single image.", "Give the folder that holds the images.")
     if (size := path.stat().st_size) > (free := available()):
         raise OutOfMemory(

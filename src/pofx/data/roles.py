@@ -15,7 +15,7 @@ from pofx.core.space import Space
 from pofx.core.spelling import abridged, meant
 from pofx.data.blocks import BlockRows
 from pofx.data.ragged import RawRagged
-from pofx.data.raw import Raw, RawArray, RawTable
+from pofx.data.raw import Raw, RawTable
 from pofx.data.tabular import spell
 from pofx.spaces import Category, Column, Label, Real, Table
 
@@ -38,11 +38,6 @@ class Roles:
 
 def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | None, given: list[str] | None) -> Roles:
     names = [c.name for c in space.columns] if isinstance(raw, RawTable) else []
-    if isinstance(raw, RawArray) and raw.texts is not None and "text" in (target, *(given or ())):
-        captions = raw.texts.space, raw.texts.rows.take
-        own = space, x.__getitem__
-        (kept, take_x), (context, take_c) = (captions, own) if target == "text" else (own, captions)
-        return Roles(kept, context, take_x, take_c, None, None)
     if isinstance(raw, RawRagged) and raw.classes is not None:  # an array of classes by its own name
         label = None if label == raw.classes else label
         given = ["label"] if given == [raw.classes] else given

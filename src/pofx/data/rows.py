@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -16,15 +17,24 @@ from torch import Tensor
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.space import Ragged, Space, take
 from pofx.core.spelling import abridged, meant
+from pofx.data.actions import chunks, steps_apart
+from pofx.data.archives import REALS
 from pofx.data.joint import paired
 from pofx.data.load import reading
+from pofx.data.options import Options
+from pofx.data.pairs import partners, values_of
 from pofx.data.parts import Part
-from pofx.data.ragged import RawRagged
+from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.raw import Raw, RawArray, RawTable
-from pofx.data.read import read
+from pofx.data.read import PARQUET, read
 from pofx.data.roles import no_column
+from pofx.data.sequences import ROWS, from_table
 from pofx.data.tabular import MISSING, encode, encode_rows
-from pofx.spaces import Category, Integer, Label
+from pofx.data.text import from_column
+from pofx.spaces import Category, Integer, Label, Real, Table
+from pofx.spaces import Sequence as Steps
+
+TABLES = (*PARQUET, ".csv", ".tsv", ".arrow", ".feather", ".npy", ".npz")  # whose suffix says that they are no text
 
 
 def read_rows(
@@ -36,6 +46,7 @@ def read_rows(
     options: Mapping[str, Any] | None = None,
     notes: list[str] | None = None,
     first: int = 0,
+    given: Any = None,
 ) -> Part:
     """All rows of ``source`` in its order, as rows of a known space (and context).
 
@@ -45,28 +56,57 @@ def read_rows(
         options: what ``load`` was called with then.
         notes: gets what reading changed, in sentences; without it, values that were rounded draw a warning.
         first: the number of the first row, where the source is a part of a larger one.
+        given: another source, of their contexts: row i of it is that of row i, of two folders by the names of files.
 
     Raises:
-        WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
-        does not have (an unknown category or label, a missing entry), naming column, value and row.
+        WrongShape: a column is missing, images are of another size, there are more rows than contexts. BadValue: a
+        value that the space does not have (an unknown category or label, a missing entry), naming column, value and
+        row. UsageError: contexts come from a source of their own, which is not given.
     """
     if space.parts is not None:  # pairs are read as what they are made of
         own, other = space.parts
-        return paired(space, read_rows(own, other, source, labels=labels, options=options, notes=notes, first=first))
+        known: Any = {"labels": labels, "options": options, "notes": notes, "first": first, "given": given}
+        return paired(space, read_rows(own, other, source, **known))
     options = options or {}
-    spaces = [s for s in (space, context) if s is not None]
-    texts = [c.name for s in spaces if not s.values for c in s.columns if isinstance(c, Category)]
-    known: Any = next((s for s in spaces if s.pixels), None)
-    raw = read(source, reading(options, texts, known=known, alone=True, like=space, context=context))
+    names = options.get("given")
+    if given is not None:
+        return _of_two(space, context, source, given, options, notes)
+    if context is not None and isinstance(names, str):
+        raise UsageError(
+            "What is given came from a source of its own.", "Name that of these rows, too: given (--given)."
+        )
+    if context is not None and (options.get("chunk") or space.name == context.name == "sequence"):
+        return _of_episodes(space, context, source, options, notes)
+    # what is read as x, or as what a target is told from, and what lies beside it
+    target = options.get("target") if context is not None else None
+    swapped = context is not None and (bool(space.values) or (space.alphabet is not None and target is not None))
+    main, other = (context, space) if swapped and context is not None else (space, context)
+    names = [target] if swapped and target is not None else names if context is not None else None
+    names = _listed(names)
+    asked = [name for name in (*names, options.get("target"), options.get("label")) if name is not None]
+    names = [name for name in names if name != "label"]
+    how = _how(main, other, options, beside=asked)
+    raw = read(source, how)
+    columns = raw.beside | (raw.columns if isinstance(raw, RawTable) else {})
     label = raw.label
     if isinstance(raw, RawTable):
-        used = names_used(space, context, options)
-        raw.notes += unused(raw.columns, used)
-        label = next((raw.columns[n]() for n in _labels(options) if n in raw.columns), label)
+        raw.notes += unused(raw.columns, [*names_used(space, context, options), *names])
+    if not isinstance(raw, RawRagged) or raw.classes not in (*names, *_labels(options)):
+        classes = names if other is not None and other.values else []
+        label = next((columns[n]() for n in (*_labels(options), *classes) if n in columns), label)
 
     told = Told(label, notes, first)
-    x = new_rows(space, raw, told)
-    c = None if context is None else new_rows(context, raw, told)
+    c: Any = None
+    x: Any = new_rows(main, raw, told)
+    if other is not None:
+        own = isinstance(raw, RawTable) and other.alphabet is None and raw.columns.keys() >= {*names}
+        if names and not other.values and columns.keys() >= {*names} and not own:
+            c = new_rows(other, values_of(names, raw, {}, _how(other, None, options), like=other), told)
+        else:
+            c = new_rows(other, raw, told)
+    if context is not None and other is context:
+        check_lengths(context, c)
+    x, c = (c, x) if swapped else (x, c)
     code = x if space.values else c if context is not None and context.values else None
     if code is None and labels is not None and label is not None:
         try:
@@ -77,6 +117,138 @@ def read_rows(
         notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
     return Part(x, c, code, rows=torch.arange(first, first + len(x)), before=before)
+
+
+def _how(space: Space, other: Space | None, options: Mapping[str, Any], **more: Any) -> Options:
+    """How data of a known space are read, with another one's columns beside."""
+    spaces = [s for s in (space, other) if s is not None]
+    texts = [c.name for s in spaces if not s.values for c in s.columns if isinstance(c, Category)]
+    if any(s.alphabet is not None for s in spaces):
+        texts += [name for name in (*_listed(options.get("given")), options.get("target")) if name is not None]
+    known: Any = next((s for s in spaces if s.pixels), None)
+    return reading(options, texts, known=known, alone=True, like=space, context=other, **more)
+
+
+def _listed(names: Any) -> list[str]:
+    return list(names) if isinstance(names, list | tuple) else []
+
+
+def _of_two(
+    space: Space, context: Space | None, source: Any, given: Any, options: Mapping[str, Any], notes: list[str] | None
+) -> Part:
+    """Rows of one source, and their contexts of another."""
+    if context is None:
+        raise UsageError("This run models p(x) and takes no contexts.", "Leave out --given.")
+    raw = read(source, _lines(_how(space, None, options, paired=True), space))
+    x = new_rows(space, raw, Told(raw.label, notes, 0))
+    c, theirs = read_contexts(context, given, options, notes)
+    index = partners(raw, theirs, called(source), called(given))
+    if notes is not None:
+        notes += raw.notes
+    return Part(
+        x, c if index is None else (c.take(index) if isinstance(c, RaggedRows) else c[index]), rows=torch.arange(len(x))
+    )
+
+
+def read_contexts(
+    context: Space, given: Any, options: Mapping[str, Any], notes: list[str] | None = None
+) -> tuple[Any, Raw]:
+    """All rows of a source as contexts, and what was read; ``options`` as in ``read_rows``.
+
+    A text file is one context a line, unless lines end within contexts or the run has a separator of its own. An image
+    or sound by itself is one, as is an array of one, and a table of steps that tells no sequences apart.
+
+    Raises as ``read_rows``; WrongShape for a sound of another rate, unless sounds were brought to one rate from the
+    first; BadValue for a context that is longer than any that the run has seen.
+    """
+    names = _listed(options.get("given"))
+    how = _how(context, None, {**options, "text": None}, paired=True)
+    table = isinstance(given, str | os.PathLike) and str(given).lower().removesuffix(".gz").endswith(TABLES)
+    kind = None if table or (not isinstance(given, str | os.PathLike) and how.kind != REALS) else how.kind
+    how = replace(_lines(how, context), kind=kind, sequence=None, own_rate=options.get("rate") is None)
+    how = replace(how, text=names[0] if len(names) == 1 else options.get("text")) if _is_lines(given) else how
+    raw = read(given, how)
+    label = raw.label
+    if isinstance(raw, RawTable):
+        columns = raw.columns
+        name = next((n for n in (*names, "label", options.get("text")) if n in columns), next(iter(columns)))
+        if context.alphabet is not None:
+            if len(columns) > 1 and name not in (*names, options.get("text")):
+                raise WrongShape(f"{called(given)} has {len(columns)} columns: {abridged([*columns], 12)}.",
+                                 f"Name that of the texts {(names or ['text'])[0]!r}.")  # fmt: skip
+            raw = from_column(str(name), columns[str(name)](), how)
+        elif context.name == "sequence":
+            apart = options.get("sequence")
+            raw = from_table(raw, replace(how, sequence=apart if apart in columns else ROWS), called(given))
+        label = columns[str(name)]() if label is None and context.values else label
+    if isinstance(raw, RawArray) and raw.x.shape == context.event_shape:
+        raw.x = raw.x[None]
+    c = new_rows(context, raw, Told(label, notes, 0))
+    check_lengths(context, c)
+    if notes is not None:
+        notes += raw.notes
+    return c, raw
+
+
+def check_lengths(context: Space, c: Any) -> None:
+    """Raise BadValue for a context of c (rows, or a batch [N, L, ...]) that is longer than the longest that is known."""
+    if context.fill is None:
+        return
+    lengths = c.lengths if isinstance(c, RaggedRows) else context.lengths(c)
+    if len(lengths) and int(lengths.max()) > context.length:
+        row = int(lengths.argmax())
+        raise BadValue(
+            f"Context {row} has {int(lengths[row])} steps; those of this run have up to {context.length}.",
+            "Shorten it, or fit with contexts as long.",
+        )
+
+
+def _lines(how: Options, space: Space) -> Options:
+    """Where texts are wanted that have no line ends, each line is one."""
+    if space.alphabet and "\n" not in space.alphabet and how.separator is None:
+        return replace(how, separator="\\n")
+    return how
+
+
+def _is_lines(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and str(source).lower().endswith((".jsonl", ".ndjson"))
+
+
+def called(source: Any) -> str:
+    """A source in a message."""
+    return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
+
+
+def _of_episodes(
+    space: Space, context: Space, source: Any, options: Mapping[str, Any], notes: list[str] | None
+) -> Part:
+    """Sequences whose steps come apart: into those that are modelled and given, or into chunks of actions."""
+    length, history = options.get("chunk"), options.get("history") or 1
+    if length is None:
+        step = Table((*space.step.columns, *context.step.columns))  # type: ignore[attr-defined]
+        own = len(space.step.columns)  # type: ignore[attr-defined]
+    else:
+        given = context.columns[: len(context.columns) // history]
+        plain = read(source, reading(options, [], alone=True))
+        names = (
+            [c.name for c in getattr(plain.space, "step", Table(())).columns] if isinstance(plain, RawRagged) else []
+        )
+        acts = [name for name in names if name not in {c.name for c in given}]
+        if len(acts) != space.event_shape[1]:
+            raise WrongShape(
+                f"{called(source)} has sequences of {len(acts)} columns beside {', '.join(c.name for c in given)}; "
+                f"expected {space.event_shape[1]}.", "Give such sequences.",
+            )  # fmt: skip
+        step, own = Table((*map(Real, acts), *given)), len(acts)
+    like = Steps(step, True, space.length)
+    raw = read(source, _how(like, None, options))
+    whole = Part(new_rows(like, raw, Told(None, notes, 0)), rows=torch.arange(raw.n))
+    if notes is not None:
+        notes += raw.notes
+    mine, theirs = torch.arange(own), torch.arange(own, len(step.columns))
+    if length is None:
+        return steps_apart(whole, mine, theirs)
+    return chunks(like, whole, mine, theirs, length, history)
 
 
 def names_used(space: Space, context: Space | None, options: Mapping[str, Any]) -> list[str]:
@@ -153,8 +325,6 @@ def new_rows(space: Space, raw: Raw, told: Told) -> Any:
 
 @new_rows.register
 def _(space: Ragged, raw: Raw, told: Told) -> Any:
-    if isinstance(raw, RawArray) and raw.texts is not None:
-        raw = raw.texts
     if not isinstance(raw, RawRagged) or raw.space.name != space.name:
         raise WrongShape(f"The source holds no {space.name}; expected {space}.", "Give such data.")
     return raw.rows

@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,8 +21,7 @@ from pofx.core.errors import BadValue
 from pofx.data.options import Options
 from pofx.data.raw import RawArray
 from pofx.data.split import TEST, TRAIN, VALID
-from pofx.data.text import from_documents
-from pofx.spaces import Image, Text
+from pofx.spaces import Image
 
 NAME = "scenes"
 SIDE, MOST = 32, 3  # of the canvas; digits of a scene
@@ -77,11 +77,6 @@ def facts(text: str) -> list[Fact]:
     return found
 
 
-ALPHABET = "".join(sorted({*"".join(map(str, (*SIZES, *COLOURS, *PLACES))), *"0123456789 ,", *"and"}))
-LONGEST = max(len(str(Fact(s, c, "0", p))) for s in SIZES for c in COLOURS for p in PLACES) * MOST + len(",  and ")
-CAPTIONS = Text(ALPHABET, True, LONGEST)
-
-
 def compose(n: int, digits: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
     """n scenes uint8 [n, 3, 32, 32] and their captions, of handwritten digits.
 
@@ -132,7 +127,5 @@ def from_digits(name: str, options: Options) -> RawArray:
         x.append(pictures)
         texts += told
         part.append(np.full(n, which))
-    captions = from_documents(texts, Options(like=CAPTIONS), name)
-    captions.space = CAPTIONS  # of which any caption is, however long those drawn are
     notes = ["Composed of scikit-learn's digits; no digit stands in two of the parts."]
-    return RawArray(torch.cat(x).numpy(), SPACE, part=np.concatenate(part), notes=notes, texts=captions)
+    return RawArray(torch.cat(x).numpy(), SPACE, part=np.concatenate(part), notes=notes, beside={"text": lambda: pa.array(texts)})

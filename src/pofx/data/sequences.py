@@ -93,7 +93,7 @@ def from_arrays(arrays: Mapping[str, NDArray], name: str, how: Options) -> RawRa
     if label is not None and sum(len(arrays[whole[label][p]]) for p in parts) == len(ends):
         raw.label = np.concatenate([arrays[whole[label][p]] for p in parts])
     raw.notes = notes
-    return raw.without_empty("sequences of no steps were left out.")
+    return raw.without_empty("sequences of no steps were left out.", how)
 
 
 def _offsets(array: NDArray, key: str, bound: str, name: str) -> NDArray:

@@ -71,7 +71,8 @@ class Spec:
             else:
                 raise UsageError(
                     f"Column {name!r} cannot have the type {text!r}.",
-                    "Types: category, integer, real, real:STEP, nullable, drop, or a sum such as real+nullable.",
+                    "Types: category, integer, real, real:STEP, nullable, drop, a sum such as real+nullable, or text "
+                    "(of one column that is given, or the target).",
                 )
         return spec
 
@@ -118,6 +119,14 @@ def infer(name: str, array: Array, spec: Spec | None = None) -> Inferred:
     if note and inferred.column is not None:
         inferred = replace(inferred, note=f"{inferred.note} Column {name!r}: {note}.".strip())
     return inferred
+
+
+def distinct_texts(name: str, array: Array) -> int:
+    """How many different texts a column holds; 0 where its values are numbers or dates, or spell them."""
+    found = _plain(name, array)
+    if not isinstance(found, Spellings) or isinstance(formats.read(found.spellings), formats.Spelled):
+        return 0
+    return len(found.spellings)
 
 
 # ------------------------------------------------------------------------------ plain numbers and text

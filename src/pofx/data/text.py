@@ -12,16 +12,20 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.data.folders import PARTS, listing
+from pofx.data.folders import PARTS, listing, names_below
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
-from pofx.data.ragged import NDArray, RaggedRows, RawRagged, cut_up
+from pofx.data.ragged import Fetch, NDArray, RaggedRows, RawRagged, cut_up
 from pofx.spaces import Text
 from pofx.spaces.text import unknown_character
 
@@ -67,6 +71,8 @@ def from_file(path: Path, how: Options) -> RawRagged:
     text = _decode(data.tobytes(), path)
     separator = _between(how, text)
     documents = [text] if separator is None else text.split(separator)
+    if how.paired and len(documents) > 1 and not documents[-1].strip():
+        documents.pop()  # what stands behind the last separator is no document
     return from_documents(documents, how, str(path))
 
 
@@ -81,6 +87,10 @@ def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagg
     blank = np.array([_blank(values[a:b]) for a, b in zip(starts, ends, strict=True)])
     if blank.all():
         raise _no_text(str(path))
+    if how.paired and separator is not None and blank[-1]:  # what stands behind the last separator is no document
+        starts, ends, blank = starts[:-1], ends[:-1], blank[:-1]
+    if how.paired and blank.any():
+        raise _empty_text(f"{path}, document {int(blank.argmax()) + 1}")
     notes = [note, *_left_out(int(blank.sum()))]
     return _raw(values, starts[~blank], ends[~blank], "", how, notes)
 
@@ -105,12 +115,14 @@ def from_folder(path: Path, how: Options) -> RawRagged:
     """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
     notes: list[str] = []
     files = sorted(listing(path).chosen(is_text, notes))
-    documents = [_decode(unpacked(p), p) for p in files]
+    documents = [read_text(p) for p in files]
     first = [p.relative_to(path).parts[0].lower() if len(p.relative_to(path).parts) > 1 else "" for p in files]
     part = np.array([PARTS[f] for f in first]) if files and all(f in PARTS for f in first) else None
     label = np.array(first) if part is None and all(first) and len(set(first)) > 1 else None
-    raw = from_documents(documents, how, str(path), label, part)
+    raw = from_documents(documents, how, str(path), label, part, places=[str(p) for p in files])
     raw.notes[:0] = [f"{len(files)} text files were found.", *notes]
+    if how.paired:
+        raw.files = names_below(path, files)
     return raw
 
 
@@ -118,21 +130,22 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
     """One JSON object a line, its text under ``how.text`` ("text" unless said). Lines end at \\n and nowhere else."""
     documents, null, key = [], [], how.text or TEXT
     remedy = f"Give lines with a text {key!r}." if how.documents else "Name it: --text COLUMN."
-    for number, line in enumerate(_decode(unpacked(path), path).split("\n"), 1):
-        if not line.strip(" \t\r"):
-            continue
-        try:
-            entry = json.loads(line, parse_int=float)  # numbers are not used, whatever their size
-        except (ValueError, RecursionError) as e:
-            raise CorruptFile(f"{path}, line {number} is not JSON: {e}.", "Correct or remove the line.") from e
+    entries, places = list[dict[str, Any]](), list[str]()
+    for number, entry in json_lines(path):
+        if not entries and isinstance(entry, dict):
+            if how.paired and key not in entry and TEXT in entry:  # that key is the other's of a pair
+                key = TEXT
+            how = replace(how, paired=how.paired or any(name in entry for name in how.beside))
         if not isinstance(entry, dict) or key not in entry:
-            keys = ", ".join(entry) if isinstance(entry, dict) else _kind(entry)
+            keys = ", ".join(entry) if isinstance(entry, dict) else kind_of(entry)
             raise WrongShape(f"{path}, line {number} has no text {key!r}; it has {keys}.", remedy)
         text = entry[key]
+        if text is None and how.paired:
+            raise _empty_text(f"{key!r} of {path}, line {number},")
         if text is None:
             null.append(number)
         elif not isinstance(text, str):
-            raise WrongShape(f"{path}, line {number}: {key!r} is {_kind(text)}, not a text.", remedy)
+            raise WrongShape(f"{path}, line {number}: {key!r} is {kind_of(text)}, not a text.", remedy)
         elif lone := LONE.search(text):
             raise BadValue(
                 f"{path}, line {number}: {key!r} holds {lone[0]!r}, half of a character (a lone surrogate).",
@@ -140,14 +153,48 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
             )
         else:
             documents.append(text)
-    raw = from_documents(documents, how, str(path))
+            places.append(f"{key!r} of {path}, line {number},")
+            entries.append(entry if how.beside else {})
+    raw = from_documents(documents, how, str(path), places=places)
+    raw.places = [place.replace(f"{key!r} of ", "", 1) for place in places] if how.paired else None
+    raw.beside = beside_lines(path, entries, key) if how.paired else {}
+    how.served.update(["text"] * (key == how.text))
     if null:
         lines = "1 line" if len(null) == 1 else f"{len(null)} lines"
         raw.notes.append(f"Left out: {lines} whose {key!r} is null, the first: line {null[0]}.")
     return raw
 
 
-def _kind(value: object) -> str:
+def read_text(path: Path) -> str:
+    """A text file (.gz too) as one string. Raises BadValue for what is none."""
+    return _decode(unpacked(path), path)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """What each line holds that is not blank, and its number from 1. Raises CorruptFile."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip(" \t\r"):
+            continue
+        try:
+            yield number, json.loads(line, parse_int=float)  # whatever its size
+        except (ValueError, RecursionError) as e:
+            raise CorruptFile(f"{path}, line {number} is not JSON: {e}.", "Correct or remove the line.") from e
+
+
+def beside_lines(path: Path, entries: Sequence[dict[str, Any]], key: str) -> dict[str, Fetch]:
+    """The values of all other keys, a column of each; what a line does not have is missing."""
+
+    def column(name: str) -> Any:
+        try:
+            return pa.chunked_array([pa.array([entry.get(name) for entry in entries])])
+        except (pa.ArrowException, ValueError, TypeError) as e:
+            raise BadValue(f"{path}: {name!r} holds values of several kinds ({e}).", "Make them all alike.") from e
+
+    names = dict.fromkeys(name for entry in entries for name in entry if name != key)
+    return {name: partial(column, name) for name in names}
+
+
+def kind_of(value: object) -> str:
     """What JSON calls a value."""
     names = {bool: "true or false", float: "a number", list: "a list", dict: "an object", str: "a string"}
     return names.get(type(value), "null")
@@ -170,12 +217,19 @@ def from_documents(
     where: str = "the source",
     label: NDArray | None = None,
     part: NDArray | None = None,
+    places: Sequence[str] | None = None,
 ) -> RawRagged:
-    """Documents as they are, or cut into excerpts where there are few. Raises EmptyData where nothing is left."""
+    """Documents as they are, or cut into excerpts where there are few; ``places`` names each in errors.
+
+    Raises EmptyData where nothing is left, BadValue where a document of a pair is empty.
+    """
     texts = list(documents)
     kept = [i for i, t in enumerate(texts) if t.strip()]
     if not kept:
         raise _no_text(where)
+    if how.paired and len(kept) < len(texts):
+        empty = next(i for i, t in enumerate(texts) if not t.strip())
+        raise _empty_text(places[empty] if places else f"{where}, document {empty + 1}")
     notes = _left_out(len(texts) - len(kept))
     texts = [texts[i] for i in kept]
     label, part = (None if a is None else a[kept] for a in (label, part))
@@ -185,8 +239,27 @@ def from_documents(
     return _raw(values, ends - lengths + 1, ends, alphabet, how, notes, label, part)
 
 
+def from_column(
+    name: str,
+    column: Any,
+    how: Options,
+    label: NDArray | None = None,
+    part: NDArray | None = None,
+    places: Sequence[str] | None = None,
+) -> RawRagged:
+    """The values of a column (Arrow or NumPy) as texts, as ``from_documents`` takes them."""
+    values = column.to_pylist() if hasattr(column, "to_pylist") else column.tolist()
+    texts = ["" if v is None else v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
+    rows = places or [f"row {i}," for i in range(len(texts))]
+    return from_documents(texts, how, f"column {name!r}", label, part, [f"{row} {name!r}" for row in rows])
+
+
 def _no_text(where: str) -> EmptyData:
     return EmptyData(f"{where} holds no text.", "Give a file with text.")
+
+
+def _empty_text(place: str) -> BadValue:
+    return BadValue(f"{place} is empty.", "Write its text, or remove it together with what belongs to it.")
 
 
 def _left_out(count: int) -> list[str]:
@@ -207,7 +280,7 @@ def _raw(
     longest = int((ends - starts).max())
     few = len(starts) < FEW_DOCUMENTS or longest > LONG
     rows = RaggedRows(values, starts, ends, -1, torch.int64)
-    if how.documents.has_eos if how.documents else not few or part is not None:
+    if how.documents.has_eos if how.documents else not few or part is not None or how.paired:
         return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
     cut, before, _ = cut_up(rows, EXCERPT, BEFORE, alphabet.find("\n") if alphabet else 10)
     many = "One document was" if len(rows) == 1 else f"{len(rows)} documents were"

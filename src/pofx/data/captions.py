@@ -1,0 +1,155 @@
+"""What a folder of images or sounds says of each file: captions, transcripts, and other columns of a table in it.
+
+captions.csv, metadata.csv        a table whose column ``file_name`` names the files, as from the table's own folder
+captions.jsonl, metadata.jsonl    the same, one JSON object a line
+metadata.csv without a header     id|text|normalised text, of sounds by the name of their file (LJSpeech)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pofx.core.errors import BadValue, MissingSource, WrongShape
+from pofx.core.spelling import abridged
+from pofx.data import delimited, text
+from pofx.data.options import Options
+from pofx.data.packed import unpacked
+from pofx.data.ragged import RawRagged
+from pofx.data.raw import RawArray
+
+FILE = "file_name"
+SPOKEN = ("text", "normalized_text")  # of a table without a header, behind the name of the file
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The lines of one table: of each its file below the folder, where it stands, and a column [N] of everything else.
+
+    ``by_name``: files are named without folder and suffix.
+    """
+
+    path: Path
+    files: list[str]
+    places: list[str]
+    columns: dict[str, pa.ChunkedArray]
+    by_name: bool = False
+
+
+def attach(raw: RawArray | RawRagged, folder: Path, files: Sequence[Path], how: Options) -> None:
+    """Columns of the tables in a folder beside its other files, in the order of these.
+
+    Raises MissingSource for a row without its file, BadValue for a file without a row or with several.
+    """
+    assert raw.files is not None
+    tables = [_read(p, folder, how) for p in files]
+    place = {file: i for i, file in enumerate(raw.files)}
+    short = {PurePosixPath(file).stem: i for i, file in enumerate(raw.files)}
+    row_of = np.full(len(raw.files), -1)
+    rows = [(t, i) for t in tables for i in range(len(t.files))]
+    for number, (table, i) in enumerate(rows):
+        at = (short if table.by_name else place).get(table.files[i])
+        if at is None:
+            kind = raw.space.name if raw.space.name != "audio" else "sound"
+            raise MissingSource(
+                f"{table.places[i]} is of {table.files[i]!r}, and {folder} holds no such {kind}.",
+                "Add the file, or remove the line.",
+            )
+        if row_of[at] >= 0:
+            raise BadValue(
+                f"{table.places[i]} is of {raw.files[at]!r}, which has a line already.",
+                "Keep one line for each file, or copy the file.",
+            )
+        row_of[at] = number
+    if without := [f for f, row in zip(raw.files, row_of, strict=True) if row < 0]:
+        raise BadValue(
+            f"{len(without)} of {len(raw.files)} files of {folder} have no line in {tables[0].path.name}: "
+            f"{abridged(without, 3)}.",
+            "Add their lines, or remove the files.",
+        )
+    raw.places = [rows[i][0].places[rows[i][1]] for i in row_of]
+    order = pa.array(row_of)
+    for name in dict.fromkeys(name for t in tables for name in t.columns):
+        if lacking := [t for t in tables if name not in t.columns]:
+            raise WrongShape(f"{lacking[0].path} has no column {name!r}; other tables of {folder} have.", "Add it.")
+        raw.beside[name] = partial(_joined, [t.columns[name] for t in tables], order, name, folder)
+
+
+def _joined(columns: list[Any], order: pa.Array, name: str, folder: Path) -> pa.ChunkedArray:
+    """A column of several tables, one below the other, in an order. Raises BadValue where their types differ."""
+    try:
+        return pa.chunked_array([chunk for column in columns for chunk in column.chunks]).take(order)
+    except pa.ArrowException as e:
+        raise BadValue(f"{name!r} is of several types in the tables of {folder}: {e}.", "Make them alike.") from e
+
+
+def _read(path: Path, folder: Path, how: Options) -> Captions:
+    """One such table. Raises WrongShape or CorruptFile, with the line, for what is none."""
+    if path.suffix == ".jsonl":
+        return _from_jsonl(path, folder)
+    first = unpacked(path).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
+    if "|" in first and FILE not in first:
+        return _spoken(path)
+    raw = delimited.from_csv(path, Options(missing=how.missing, texts=how.texts))
+    if FILE not in raw.columns:
+        raise _no_file_name(str(path), list(raw.columns))
+    columns = {name: pa.chunked_array(_plain(fetch())) for name, fetch in raw.columns.items()}
+    files = columns.pop(FILE).cast(pa.string()).to_pylist()
+    return _captions(path, folder, files, [f"{path}, line {i + 2}," for i in range(raw.n)], columns)
+
+
+def _plain(column: Any) -> list[Any]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [pa.array(column)]
+
+
+def _from_jsonl(path: Path, folder: Path) -> Captions:
+    files, places, entries = list[Any](), list[str](), list[dict[str, Any]]()
+    for number, entry in text.json_lines(path):
+        where = f"{path}, line {number},"
+        if not isinstance(entry, dict) or FILE not in entry:
+            raise _no_file_name(where, list(entry) if isinstance(entry, dict) else [text.kind_of(entry)])
+        files.append(entry[FILE])
+        places.append(where)
+        entries.append(entry)
+    columns = {name: fetch() for name, fetch in text.beside_lines(path, entries, FILE).items()}
+    return _captions(path, folder, files, places, columns)
+
+
+def _captions(path: Path, folder: Path, files: list[Any], places: list[str], columns: dict[str, Any]) -> Captions:
+    for file, where in zip(files, places, strict=True):
+        if not isinstance(file, str) or not file.strip():
+            raise BadValue(f"{where} names no file: its {FILE!r} is {file!r}.", "Correct or remove the line.")
+    below = path.relative_to(folder).parent
+    return Captions(path, [(below / file.strip()).as_posix() for file in files], places, columns)
+
+
+def _spoken(path: Path) -> Captions:
+    """Lines of id|text or id|text|normalised text."""
+    ids, texts, places = list[str](), list[list[str]](), list[str]()
+    for number, line in enumerate(text.read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        name, *spoken = line.rstrip("\r").split("|")
+        if not 1 <= len(spoken) <= len(SPOKEN) or (texts and len(spoken) != len(texts[0])):
+            raise WrongShape(
+                f"{path}, line {number} has {len(spoken) + 1} fields; id|text or id|text|normalised text have 2 or 3, "
+                "all lines as many.",
+                f"Correct the line, or write a table with a column {FILE!r}.",
+            )
+        ids.append(name.strip())
+        texts.append(spoken)
+        places.append(f"{path}, line {number},")
+    columns = {name: pa.chunked_array([pa.array(t)]) for name, t in zip(SPOKEN, zip(*texts, strict=True), strict=False)}
+    return Captions(path, ids, places, columns, by_name=True)
+
+
+def _no_file_name(where: str, columns: list[str]) -> WrongShape:
+    return WrongShape(
+        f"{where} has no {FILE!r}; it has {abridged(columns, 12)}.", f"Name the file of each line in {FILE!r}."
+    )
