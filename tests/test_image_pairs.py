@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_scenes_both_ways_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone.context is None
     assert torch.equal(alone.test.x, scenes().test.x)
     monkeypatch.setattr(source, "ROWS", 30)
-    words = scenes().context
+    words = replace(scenes().context, length=120)
     new = read_rows(SPACE, words, "scenes", options={"given": ["text"]}).read()
     again = read_rows(words, SPACE, "scenes", options={"target": "text"}).read()
     assert len(new) == 30
