@@ -15,6 +15,7 @@ from typing import Any, Literal, Union
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import pofx
 from pofx.core.errors import Unsupported, UsageError
@@ -24,8 +25,9 @@ from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
-from pofx.data.parts import Data
+from pofx.data.parts import Data, Part
 from pofx.evaluate.study import Settings
+from pofx.spaces import Audio, Text
 from pofx.train.stages import Limit
 
 
@@ -49,6 +51,9 @@ def data(kind: str) -> Data:
         return pofx.load(
             pa.table(columns), **({"target": "y"} if kind == "label" else {"label": "y", "given": "label"})
         )
+    if kind == "text given sounds":
+        part = Part(torch.randint(3, (40, 4)), torch.randint(256, (40, 60)))
+        return Data(kind, "memory", Text("abc", True, 4), part, part, part, Audio(1000, 256, length=60))
     assert kind == "text"
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "t.txt"
@@ -58,7 +63,8 @@ def data(kind: str) -> Data:
 
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
-    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence"):
+    kinds = ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "text given sounds")
+    for kind in kinds:
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:

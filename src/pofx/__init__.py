@@ -14,8 +14,8 @@ _MODULES = {
     "evaluate.judge": "judge",
     "evaluate.predict": "predict",
     "core.requests": "ExactLikelihood Dequantised Windowed Elbo Iwae VariationalBound OdeLikelihood "
-    "StepByStep Decoding PathSearch DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver Restart "
-    "PredictorCorrector AnnealedLangevin",
+    "StepByStep Decoding PathSearch DpmSolver DpmSolver3 Heun SdeSolver Ddim Euler Ancestral Adaptive KarrasSolver "
+    "Restart PredictorCorrector AnnealedLangevin",
     "core.model": "Model",
     "core.likelihood": "Exact LowerBound UpperBound Estimate Unavailable",
     "spaces.table": "Table Real Integer Category",

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pofx.spaces.text import filled_up
-
 
 def collapsed(path: Tensor, frames: Tensor) -> Tensor:
     """The texts [N, L] of paths [N, T], of which the first ``frames`` [N] count; -1 after the end."""
     before = torch.nn.functional.pad(path, (1, 0))[:, :-1]
     kept = (path > 0) & (path != before) & (torch.arange(path.shape[1], device=path.device) < frames[:, None])
-    return filled_up([(row[k] - 1).tolist() for row, k in zip(path, kept, strict=True)]).to(path.device)
+    order, count = (~kept).long().argsort(dim=1, stable=True), kept.sum(1)
+    texts = (path - 1).gather(1, order)[:, : int(count.max()) if len(count) else 0]
+    return texts.masked_fill(torch.arange(texts.shape[1], device=path.device) >= count[:, None], -1)
 
 
 def prefix_search(log_p: Tensor, beams: int) -> list[list[int]]:

@@ -125,10 +125,9 @@ def idle_of_contexts(context: Space | None) -> Iterable[str]:
 
 def as_told(config: ContextOptions, context: Space | None, batch: Batch, generator: torch.Generator) -> Batch:
     """A training batch with the contexts that nets are told: changed a little, where they are."""
-    if batch.c is None or not config.context_augment:
-        return batch
     change = perturbation(context)
-    assert change is not None
+    if change is None or not config.context_augment:
+        return batch
     return replace(batch, c=change(batch.c, batch.rand(UNIFORMS, generator=generator), config.context_augment))
 
 
@@ -140,12 +139,13 @@ def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) ->
 
 
 def part(text: str, space: Space, context: Space | None, config: ContextOptions) -> Model:
-    """The model inside another that ``text`` names, of p(z | c): it learns of no context where the other does.
+    """The model inside another that ``text`` names, of p(z | c): it learns of contexts as the other does.
 
     Raises UsageError or Unsupported.
     """
-    if context is not None and config.context_dropout:
-        text += f"{',' if ':' in text else ':'}context_dropout={config.context_dropout}"
+    for name in ("context_dropout", "context_augment"):
+        if context is not None and (value := getattr(config, name)):
+            text += f"{',' if ':' in text else ':'}{name}={value}"
     return nested(text, space, context)
 
 
