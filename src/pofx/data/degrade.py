@@ -89,9 +89,9 @@ def noisy(data: Data, scale: float = 0.2, seed: int = 0) -> Data:
 
 
 def _image(data: Data) -> Image:
-    if not isinstance(data.space, Image):
+    if data.space.pixels is None:
         raise UsageError(f"{data.name} holds {data.space}, no images.", "Load images.")
-    return data.space
+    return Image(*data.space.pixels, data.space.symbols or 0)
 
 
 def _given(data: Data, context: Image, seen: Callable[[Tensor, RowNoise], Tensor], seed: int = 0) -> Data:
