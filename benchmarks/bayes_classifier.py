@@ -48,7 +48,7 @@ def sure(found: Prediction) -> Tensor:
 
 def main() -> None:
     args = parsed(arguments(__doc__, 1800.0))
-    results = Results(args.quick or args.only is not None, seconds=args.seconds, seed=args.seed, threads=args.threads)
+    results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
     folder = args.data / "images"
     given, target = (pofx.load(folder / "mnist", **{how: "label"}) for how in ("given", "target"))
     test, other = (d.test.draw(10_000, args.seed).read() for d in (given, pofx.load(folder / OTHER, given="label")))

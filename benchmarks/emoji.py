@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--names", type=Path, default=NAMES)
     parser.add_argument("--copies", type=int, default=40, help="of each picture for training")
     args = parsed(parser)
-    results = Results(args.quick or args.only is not None, seconds=args.seconds, seed=args.seed, threads=args.threads)
+    results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
     every = entries(args)
     order = torch.randperm(len(every), generator=generator(args.seed)).tolist()
     some = [[every[i] for i in order[k::HELD_OUT]] for k in range(HELD_OUT)]

@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--family", default="vdm")
     args = parsed(parser)
     n = 6 if args.quick else args.images
-    results = Results(args.quick or args.only is not None, seconds=args.seconds, seed=args.seed, threads=args.threads)
+    results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
     for task, made in TASKS.items():
         if args.only is not None and task not in args.only:
             continue
