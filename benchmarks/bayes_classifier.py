@@ -1,6 +1,6 @@
 """MNIST's classes by Bayes' rule of generative models, p(y | x) = p(x | y) p(y) / p(x), beside a classifier.
 
-    python benchmarks/bayes_classifier.py DATA OUT [--seconds 1800] [--seed 0] [--threads 1] [--only NAME ...] [--quick]
+    python benchmarks/bayes_classifier.py DATA OUT [--seconds 900] [--seed 0] [--threads 1] [--only NAME ...] [--quick]
 
 DATA is the folder of the data sets (images/mnist and images/fashion-mnist in it); OUT keeps the runs. All have the same
 seconds and default options but those of SPEC. Each line says on how many test images, the first of a draw by seed that
@@ -47,7 +47,7 @@ def sure(found: Prediction) -> Tensor:
 
 
 def main() -> None:
-    args = parsed(arguments(__doc__, 1800.0))
+    args = parsed(arguments(__doc__, 900.0))
     results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
     folder = args.data / "images"
     given, target = (pofx.load(folder / "mnist", **{how: "label"}) for how in ("given", "target"))
