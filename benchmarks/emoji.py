@@ -1,6 +1,6 @@
 """Emoji and their names: which picture is meant by a name, and which name by a picture, told by likelihood.
 
-    python benchmarks/emoji.py OUT [--seconds 1500] [--seed 0] [--threads 1] [--font FILE] [--names FILE] [--quick]
+    python benchmarks/emoji.py OUT [--seconds 1200] [--seed 0] [--threads 1] [--font FILE] [--names FILE] [--quick]
 
 The pictures are those of Debian's package fonts-noto-color-emoji (found by fc-match unless --font says where), 32x32 on
 white; the texts the English names and keywords of the Unicode CLDR (package unicode-cldr-core): "grapes: fruit, grape".
@@ -160,12 +160,12 @@ def retrieval(results: Results, model: Any, x: Tensor, texts: list[str], what: s
 
 
 def main() -> None:
-    parser = arguments(__doc__, 1500.0, source="")
+    parser = arguments(__doc__, 1200.0, source="")
     parser.add_argument("--font", type=Path, help="NotoColorEmoji.ttf")
     parser.add_argument("--names", type=Path, default=NAMES)
     parser.add_argument("--copies", type=int, default=40, help="of each picture for training")
     args = parsed(parser)
-    results = Results(args.quick or args.only is not None, seconds=args.seconds, seed=args.seed, threads=args.threads)
+    results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
     every = entries(args)
     order = torch.randperm(len(every), generator=generator(args.seed)).tolist()
     some = [[every[i] for i in order[k::HELD_OUT]] for k in range(HELD_OUT)]

@@ -223,9 +223,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=lambda s: pairs_of(s), default={}, metavar="K=V,...", help="of its training")
     parser.add_argument("--reader", type=float, default=120.0, help="seconds of the reader's training")
     args = parsed(parser)
-    results = Results(
-        args.quick or args.only is not None, **{k: getattr(args, k) for k in ("seconds", "seed", "threads", "scenes")}
-    )
+    results = Results(args.quick, **{k: getattr(args, k) for k in ("seconds", "seed", "threads", "scenes")})
     data, told = scenes(args.data, 600 if args.quick else args.scenes, args.seed)
     reader = None
     if args.only is None or {"reader", "to-scene"} & set(args.only):

@@ -29,7 +29,7 @@ from pofx.evaluate.predict import Prediction, predict
 from pofx.families.image_gpt import turned
 from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, beside, channels_beside, encoder
-from pofx.nn.unet import UNet
+from pofx.nn.unet import Attention, UNet
 from pofx.spaces import Image, Label
 
 
@@ -241,6 +241,17 @@ def test_nets_see_a_map_at_its_own_place(kind: str, side: int) -> None:
         (grad,) = torch.autograd.grad(y[0, :, i, j].square().sum(), map, retain_graph=True)
         largest = np.unravel_index(int(grad.abs().argmax()), (side, side))
         assert np.abs((np.array(largest) + 0.5) / side - (np.array([i, j]) + 0.5) / 8).max() <= 2.5 / 8
+
+
+def test_what_is_asked_of_words_depends_on_the_place() -> None:
+    """On a map that is the same everywhere, attention alone tells places apart, and only where there are words."""
+    layer = Attention(16, memory=8)
+    for p in layer.parameters():
+        p.data = 0.3 * torch.randn(p.shape, generator=gen())
+    x, words = torch.ones(1, 16, 3, 4), (torch.randn(1, 5, 8, generator=gen()), None)
+    assert torch.allclose(*layer(x)[..., :2].unbind(3), atol=1e-6)
+    rows = layer(x, words).flatten(2)[0].T
+    assert torch.pdist(rows.detach()).min() > 1e-4
 
 
 def test_the_null_map_stands_for_no_image() -> None:

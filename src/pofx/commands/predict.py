@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from dataclasses import dataclass
@@ -55,9 +56,11 @@ def predict(argv: list[str]) -> int:
     about: dict[str, Any] = {"run": str(args.run), **stands, "rows": len(rows), "notes": notes}
     told = []
     if label is not None:
-        accuracy, loss = found.accuracy(label), found.log_loss(label)
+        accuracy, loss, calibration = found.accuracy(label), found.log_loss(label), found.calibration(label)
         about |= {"accuracy": accuracy.to_json(), "log_loss": loss.to_json(rows=False)}
+        about |= {"calibration": dataclasses.asdict(calibration)}
         told = [f"accuracy on {len(rows)} rows: {accuracy.text}", f"log-loss: {loss.loss_text}"]
+        told.append(f"probability of the likeliest class and share right: {calibration.error:.1%} apart in the mean")
     if args.out is not None:
         write_columns(args.out, columns)
         told.append(f"one line per row, in the input's order: {args.out}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +89,9 @@ def noisy(data: Data, scale: float = 0.2, seed: int = 0) -> Data:
 
 
 def _image(data: Data) -> Image:
-    if not isinstance(data.space, Image):
+    if data.space.pixels is None:
         raise UsageError(f"{data.name} holds {data.space}, no images.", "Load images.")
-    return data.space
+    return Image(*data.space.pixels, data.space.symbols or 0)
 
 
 def _given(data: Data, context: Image, seen: Callable[[Tensor, RowNoise], Tensor], seed: int = 0) -> Data:
@@ -101,5 +102,5 @@ def _given(data: Data, context: Image, seen: Callable[[Tensor, RowNoise], Tensor
         c = seen(p.x, RowNoise(seed, lambda: rows))
         return dataclasses.replace(p, c=c.round().clamp(0, context.levels - 1).to(context.dtype))
 
-    parts = {name: part(getattr(data, name)) for name in ("train", "valid", "test")}
+    parts: dict[str, Any] = {name: part(getattr(data, name)) for name in ("train", "valid", "test")}
     return dataclasses.replace(data, context=context, **parts)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pofx.nn.encoders import Encoded, told
 from pofx.nn.mlp import zeroed
 from pofx.nn.transformer import CrossAttention, Memory
-from pofx.nn.unet import LogSnrFeatures, fold, unfold, with_map
+from pofx.nn.unet import LogSnrFeatures, fold, places, unfold, with_map
 
 
 class Dit(nn.Module):
@@ -95,13 +95,3 @@ class DitLayer(nn.Module):
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
-
-
-def places(height: int, width: int, features: int) -> Tensor:
-    """Sines and cosines of rows, then of columns [height width, features], wavelengths from 2 pi to 20,000 pi."""
-    each = -(-features // 4)
-    frequency = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
-    rows, columns = (torch.arange(n, dtype=torch.float64)[:, None] * frequency for n in (height, width))
-    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, width, -1)
-    column = torch.cat([columns.sin(), columns.cos()], 1).expand(height, -1, -1)
-    return torch.cat([row, column], 2)[..., :features].flatten(0, 1).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -136,7 +137,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of a small map, then attention to a context's tokens, both added to it."""
+    """Self-attention over the positions of a small map, then attention to a context's tokens, both added to it.
+
+    What a position asks of the tokens depends on where it is: words tell of places.
+    """
 
     def __init__(self, width: int, memory: int = 0) -> None:
         super().__init__()
@@ -151,7 +155,8 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         y = self.out(y)
         if self.cross is not None and memory is not None:
-            y = y + self.cross(x.flatten(2).mT + y, self.cross.remember(memory))
+            at = places(height, width, c).to(x)
+            y = y + self.cross(x.flatten(2).mT + y + at, self.cross.remember(memory))
         return x + y.mT.reshape(x.shape)
 
 
@@ -187,6 +192,17 @@ def fold(x: Tensor, patch: int) -> Tensor:
     if height % patch or width % patch:
         x = F.pad(x, (0, -width % patch, 0, -height % patch))
     return F.pixel_unshuffle(x, patch) if patch > 1 else x
+
+
+@cache
+def places(height: int, width: int, features: int) -> Tensor:
+    """Sines and cosines of rows, then of columns [height width, features], wavelengths from 2 pi to 20,000 pi."""
+    each = -(-features // 4)
+    frequency = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
+    rows, columns = (torch.arange(n, dtype=torch.float64)[:, None] * frequency for n in (height, width))
+    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, width, -1)
+    column = torch.cat([columns.sin(), columns.cos()], 1).expand(height, -1, -1)
+    return torch.cat([row, column], 2)[..., :features].flatten(0, 1).float()
 
 
 def with_map(x: Tensor, h: Encoded | None) -> Tensor:
