@@ -7,7 +7,6 @@ action_chunks   p(the next k actions | the other columns now, or of the last ste
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence as Several
 from typing import Literal
 
@@ -28,8 +27,7 @@ def given_steps(data: Data, columns: Several[str]) -> Data:
     space, given, rest = _apart(data, columns)
 
     def part(p: Part) -> Part:
-        x = p.read().x
-        return dataclasses.replace(p, x=x[..., rest], c=x[..., given], before=None)
+        return steps_apart(p, rest, given)
 
     named = [tuple(space.step.columns[j] for j in places) for places in (rest, given)]
     own, other = (dataclasses.replace(space, step=Table(some)) for some in named)
@@ -78,19 +76,9 @@ def action_chunks(
 
     def part(p: Part) -> Part:
         nonlocal shorter
-        rows = p.read().x
-        lengths = space.lengths(rows)
-        if p is data.train:
-            rows, lengths = _held(rows, lengths, hold)
-        steps = [row[:n] for row, n in zip(rows, lengths.tolist(), strict=True) if n >= length]
-        shorter += len(rows) - len(steps)
-        if not steps:
-            problem = f"No sequence of a part has {length} steps; its longest has {int(lengths.max())}."
-            raise EmptyData(problem, "Give shorter chunks, or more data.")
-        x = torch.cat([s[:, given].unfold(0, length, 1).mT for s in steps])
-        c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
-        number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
-        return Part(x, c, rows=number)
+        p = _held(space, p.read(), hold) if p is data.train else p.read()
+        shorter += int((space.lengths(p.x) < length).sum())
+        return chunks(space, p, given, rest, length, history)
 
     columns = [space.step.columns[j] for j in rest]
     earlier = [dataclasses.replace(c, name=f"{c.name}.t-{k}") for k in range(1, history) for c in columns]
@@ -104,12 +92,32 @@ def action_chunks(
     return dataclasses.replace(made, notes=(*made.notes, note))
 
 
-def _held(rows: Tensor, lengths: Tensor, hold: int) -> tuple[Tensor, Tensor]:
-    """Sequences [N, L, D], each with its last step ``hold`` times more, and their lengths."""
-    place = torch.arange(rows.shape[1] + hold).expand(len(rows), -1)
-    last = place.minimum(lengths[:, None] - 1).clamp(min=0)
-    longer = rows[torch.arange(len(rows))[:, None], last]
-    return longer.masked_fill((place >= lengths[:, None] + hold)[..., None], math.inf), lengths + hold
+def steps_apart(p: Part, own: Tensor, given: Tensor) -> Part:
+    """The same sequences with some columns of each step as x and others as context."""
+    x = p.read().x
+    return dataclasses.replace(p, x=x[..., own], c=x[..., given], before=None)
+
+
+def chunks(space: Sequence, p: Part, acts: Tensor, rest: Tensor, length: int, history: int) -> Part:
+    """Those of a part; ``acts``, ``rest``: places of columns in a step. Raises EmptyData where there are none."""
+    x = p.read().x
+    lengths = space.lengths(x)
+    steps = [row[:n] for row, n in zip(x, lengths.tolist(), strict=True) if n >= length]
+    if not steps:
+        problem = f"No sequence of a part has {length} steps; its longest has {int(lengths.max())}."
+        raise EmptyData(problem, "Give shorter chunks, or more data.")
+    actions = torch.cat([s[:, acts].unfold(0, length, 1).mT for s in steps])
+    c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
+    number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
+    return Part(actions, c, rows=number)
+
+
+def _held(space: Sequence, p: Part, hold: int) -> Part:
+    """The same sequences, each with its last step ``hold`` times more."""
+    lengths = space.lengths(p.x)[:, None]
+    place = torch.arange(p.x.shape[1] + hold).expand(len(p), -1)
+    longer = p.x[torch.arange(len(p))[:, None], place.minimum(lengths - 1).clamp(min=0)]
+    return dataclasses.replace(p, x=longer.masked_fill((place >= lengths + hold)[..., None], space.fill))
 
 
 def _seen(steps: Tensor, history: int) -> Tensor:
