@@ -10,14 +10,16 @@ data say. Then it plays: environments with the seeds 100,000 to 100,099, 8 actio
 
 - Success: the block covers more than 95% of its goal at any step, as the environment's own ``is_success`` says at each.
 - Overlap: the largest coverage of an episode, at most 1. (The reward of the environment is coverage / 0.95, at most 1.)
-- Nats: of the 16 actions of held-out chunks, per step, with their kind; actions are whole numbers of pixels taken as
-  reals, of all models alike. A chunk of ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
+- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat: each
+  is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A chunk of
+  ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
 
-``people`` is what the demonstrations reach when they are replayed: they stop before 0.95. ``world`` is an `rssm` of what
-is seen given the actions (by the clock, too): how far its block is from where it was, so many steps later.
+``people`` is what the demonstrations reach when they are replayed: they stop before 0.95. ``world`` is an `rssm` of
+what is seen given the actions (by the clock, too): how far its block is from where it was, so many steps later.
 
 Writes results/pusht_policies.json (models of earlier calls stay in it), and in OUT NAME.png, frames of six episodes,
-and policies.png, the nats of all models in the results against their success.
+policies.png, the nats of all models in the results against their success, and the run folders, runs/NAME: a model whose
+folder is there is played, not fitted.
 """
 
 from __future__ import annotations
@@ -82,13 +84,16 @@ def seen_of(state: Tensor, frame: Tensor) -> Tensor:
 
 
 def with_points(data: Data, frame: Tensor) -> Data:
-    """Sequences of actions and states as those of actions and what is seen."""
+    """Sequences of actions and states as those of actions, anywhere within their pixels, and what is seen."""
+    generator = torch.Generator().manual_seed(0)
 
     def part(p: Part) -> Part:
         x = p.read().x
         inside = x[..., 0].isfinite()
         made = torch.full((*x.shape[:2], 2 + 2 + frame.numel()), torch.inf, dtype=torch.float64)
-        made[inside] = torch.cat([x[inside][:, :2], seen_of(x[inside][:, 2:], frame)], 1)
+        action, state = x[inside].split([2, 5], 1)
+        action = action + torch.rand(action.shape, generator=generator, dtype=torch.float64) - 0.5
+        made[inside] = torch.cat([action, seen_of(state, frame)], 1)
         return dataclasses.replace(p, x=made)
 
     space = data.space
@@ -166,32 +171,42 @@ def plays(model: Any, name: str, frame: Tensor, args: argparse.Namespace) -> dic
     return told | {"rollout_seconds": seconds, "policy_seconds": stepping[0]}
 
 
+def fitted(data: Data, family: str, name: str, args: argparse.Namespace, seconds: float, **how: Any) -> Any:
+    """A run of OUT, where an earlier call has left it; else one that is fitted now."""
+    folder = args.out / "runs" / name
+    if folder.exists():
+        return pofx.read_run(folder)
+    return pofx.fit(data, family, seconds=seconds, seed=args.seed, out=None if args.quick else folder, **how)
+
+
 def policy(results: Results, name: str, data: Data, frame: Tensor, args: argparse.Namespace, seconds: float) -> None:
     family, options, recipe = FAMILIES[name]
+    options, recipe, name = options | args.options, recipe | args.recipe, name + args.tag
     kind = "sequence" if family == "gpt" else "reals"
     chunks = action_chunks(data, ACTIONS, CHUNK, SEEN, hold=HELD, kind=kind)
-    run = pofx.fit(chunks, family, seconds=seconds, seed=args.seed, options=options | args.options, recipe=recipe | args.recipe)
+    run = fitted(chunks, family, name, args, seconds, options=options, recipe=recipe)
     test = chunks.test.draw(50 if args.quick else 1000, seed=0).read()
     with torch.no_grad():
         lik = run.model.given(test.c).log_prob(test.x)
     rate = mean(number(lik), size=torch.full((len(test),), float(CHUNK)))
     results.emit(
-        task="rollouts", model=name + args.tag, family=family, options=options | args.options, seconds=seconds, seed=args.seed,
+        task="rollouts", model=name, family=family, options=options, recipe=recipe, seconds=seconds, seed=args.seed,
         kind=rate.kind.__name__, nats_per_step=rate.nats, error=rate.error or 0.0, draws=rate.draws, rows=len(test),
-        training_steps=run.log[-1]["step"], parameters=run.model.parameter_count(), horizon=args.horizon, **plays(run.model, name, frame, args),
+        training_steps=run.log[-1]["step"], parameters=run.model.parameter_count(), horizon=args.horizon,
+        **plays(run.model, name, frame, args),
     )  # fmt: skip
 
 
 def world(results: Results, data: Data, args: argparse.Namespace, seconds: float) -> None:
     """How far a world model's block is from the true one, beside one that stays where it is."""
     told = given_steps(data, ACTIONS)
-    run = pofx.fit(told, "rssm", seconds=seconds, seed=args.seed)
+    run = fitted(told, "rssm", "world", args, seconds)
     test = told.test.read()
     rows = (told.space.lengths(test.x) >= GIVEN + AHEAD[-1]).nonzero()[:, 0]
     x, c = test.x[rows, : GIVEN + AHEAD[-1]], test.c[rows, : GIVEN + AHEAD[-1]]
-    drawn = run.model.predict(
-        x[:, :GIVEN], c, length=AHEAD[-1], generator=torch.Generator().manual_seed(args.seed)
-    )[:, -AHEAD[-1] :]
+    drawn = run.model.predict(x[:, :GIVEN], c, length=AHEAD[-1], generator=torch.Generator().manual_seed(args.seed))[
+        :, -AHEAD[-1] :
+    ]
     centre = slice(2, None)
     for ahead in AHEAD:
         true = x[:, GIVEN + ahead - 1, centre].unflatten(1, (-1, 2))
@@ -203,7 +218,8 @@ def world(results: Results, data: Data, args: argparse.Namespace, seconds: float
         off = off[there]
         results.emit(
             task="world", model="rssm", seconds=seconds, seed=args.seed, ahead=ahead, episodes=len(off),
-            pixels=float(off.mean()), pixels_se=float(off.std() / len(off) ** 0.5), still_pixels=float(still[there].mean()),
+            pixels=float(off.mean()), pixels_se=float(off.std() / len(off) ** 0.5),
+            still_pixels=float(still[there].mean()),
         )  # fmt: skip
 
 
@@ -224,20 +240,28 @@ def kept(done: list[str]) -> Iterator[dict[str, Any]]:
     """Entries of earlier calls about other models."""
     path = RESULTS / "pusht_policies.json"
     if path.exists():
-        yield from (e for e in json.loads(path.read_text()) if e.get("what") != "environment" and e["model"] not in done)
+        yield from (
+            e for e in json.loads(path.read_text()) if e.get("what") != "environment" and e["model"] not in done
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--family", nargs="+", choices=[*FAMILIES, "people", "world"], default=[*FAMILIES, "people", "world"])
+    parser.add_argument(
+        "--family", nargs="+", choices=[*FAMILIES, "people", "world"], default=[*FAMILIES, "people", "world"]
+    )
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--horizon", type=int, default=8)
-    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="of the families, beside their own")
-    parser.add_argument("--recipe", type=json.loads, default={}, metavar="JSON", help="the same of how they are trained")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON", help="of the families, beside their own"
+    )
+    parser.add_argument(
+        "--recipe", type=json.loads, default={}, metavar="JSON", help="the same of how they are trained"
+    )
     parser.add_argument("--tag", default="", help="ends the name of a model fitted with other options")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()

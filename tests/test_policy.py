@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pofx
+from pofx.cli import main
 from pofx.core.errors import EmptyData, PofxError, Unsupported, UsageError, WrongShape
 from pofx.core.learner import Batch
 from pofx.data.actions import action_chunks
@@ -81,12 +84,17 @@ def test_the_chain_of_cosines_is_that_of_diffusers() -> None:
 def test_what_the_net_and_the_family_refuse() -> None:
     chunk = Reals((4, 2))
     assert DiffusionPolicy.refuses(chunk, None, DiffusionPolicy.tiny(chunk)) is None
-    for space in (Table((Integer("n", 0, 9),)), Image(8, 8, 1, 2), Text("ab", True, 4), Table((Real("x", nullable=True),))):
+    for space in (
+        Table((Integer("n", 0, 9),)),
+        Image(8, 8, 1, 2),
+        Text("ab", True, 4),
+        Table((Real("x", nullable=True),)),
+    ):
         assert "chunks" in str(DiffusionPolicy.refuses(space, None, DiffusionPolicy.Config()))
     assert "Leave net at auto" in str(Vdm.refuses(Image(8, 8, 1, 2), None, Vdm.Config(net="temporal")))
 
 
-# -- act: a warm-up of beta ---------------------------------------------------------------------------------------------
+# -- act: a warm-up of beta -------------------------------------------------------------------------------------------
 
 
 def test_beta_rises_over_the_warm_up() -> None:
@@ -106,7 +114,7 @@ def test_beta_rises_over_the_warm_up() -> None:
         torch.testing.assert_close(terms(progress)[0], none + beta * kl)
 
 
-# -- chunks of trajectories ---------------------------------------------------------------------------------------------
+# -- chunks of trajectories -------------------------------------------------------------------------------------------
 
 
 def walks() -> Data:
@@ -147,7 +155,7 @@ def test_chunks_are_reals_or_sequences_of_the_same_numbers() -> None:
         action_chunks(walks(), ["push"], 6)
 
 
-# -- a policy -------------------------------------------------------------------------------------------------------------
+# -- a policy ---------------------------------------------------------------------------------------------------------
 
 
 class Told:
@@ -217,7 +225,7 @@ def test_what_a_policy_refuses() -> None:
         Policy(model)  # type: ignore[arg-type]
 
 
-# -- rollouts ---------------------------------------------------------------------------------------------------------------
+# -- rollouts ---------------------------------------------------------------------------------------------------------
 
 
 class Line:
@@ -316,13 +324,16 @@ def test_an_environment_of_no_name_is_named() -> None:
     assert environment("CartPole-v1")().reset(seed=0)[0].shape == (4,)
 
 
+def still() -> Data:
+    """Actions about the middle of Push-T's table, whatever its state."""
+    x = 256 + torch.randn(64, 4, 2, generator=seeded(0), dtype=torch.float64)
+    part = Part(x, torch.rand(64, 5, generator=seeded(1), dtype=torch.float64), rows=torch.arange(64))
+    return Data("still", "memory", Reals((4, 2)), part, part, part, Table(tuple(Real(f"s{k}") for k in range(5))))
+
+
 def test_success_in_push_t_is_a_coverage_of_95_percent() -> None:
     pytest.importorskip("gym_pusht", reason="the extra pofx[pusht] is not installed")
-    part = Part(torch.full((64, 4, 2), 256.0).double() + torch.randn(64, 4, 2, generator=seeded(0)),
-                torch.rand(64, 5, generator=seeded(1)).double())  # fmt: skip
-    seen = Table(tuple(Real(f"state{k}") for k in range(5)))
-    data = Data("still", "memory", Reals((4, 2)), part, part, part, seen)
-    policy = Policy(pofx.fit(data, "gaussian", steps=1, seed=0).model, 4)
+    policy = Policy(pofx.fit(still(), "gaussian", steps=1, seed=0).model, 4)
     covers = []
 
     def nearly_there(i: int, step: int, each: object, info: dict[str, object]) -> None:
@@ -339,3 +350,17 @@ def test_success_in_push_t_is_a_coverage_of_95_percent() -> None:
     assert found.steps.tolist() == [1, 3]
     assert covers[0] > 0.95
     assert float(found.best["coverage"][0]) == covers[0]
+
+
+def test_the_command_tells_what_became_of_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gym_pusht", reason="the extra pofx[pusht] is not installed")
+    data, run = still(), str(tmp_path / "run")
+    pofx.fit(data, "gaussian", steps=1, seed=0, out=run)
+    argv = ["rollout", run, "gym_pusht/PushT-v0", "--episodes", "2", "--horizon", "4", "--seed", "3"]
+    assert main([*argv, "--watch", "coverage", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["success"], told["steps"], told["success_low"]) == (2, 0.0, 300.0, 0.0)
+    assert 0 <= told["coverage"] < 0.95
+    assert told["success_high"] == pytest.approx(share_interval(0, 2)[1])
+    assert main([*argv[:2], "gym_pusht/PushT-v1", "--horizon", "4"]) == 2
+    assert "Did you mean" in capsys.readouterr().err

@@ -17,6 +17,7 @@ COMMANDS = {
     "judge": ("judge", "Judge", "draws of p(x | given) beside the truth, by the metrics of the task"),
     "encode": ("log_prob", "Encode", "latents of rows"),
     "latents": ("latents", "Latents", "what is in a latent space: ways, traversals, attributes, groups"),
+    "rollout": ("rollout", "Rollout", "play a run's actions in an environment of gymnasium"),
     "compare": ("compare", "Compare", "fit every family that serves, at equal time, and say which to take"),
     "report": ("compare", "Report", "write a run's or a comparison's report as one HTML file"),
     "export": ("export", "Export", "write a model for transformers, torch.export or diffusers"),

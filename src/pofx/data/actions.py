@@ -7,7 +7,6 @@ action_chunks   p(the next k actions | the other columns now, or of the last ste
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence as Several
 from typing import Literal
 
@@ -77,11 +76,9 @@ def action_chunks(
 
     def part(p: Part) -> Part:
         nonlocal shorter
-        rows = p.read()
-        if p is data.train:
-            rows = _held(space, rows, hold)
-        shorter += int((space.lengths(rows.x) < length).sum())
-        return chunks(space, rows, given, rest, length, history)
+        p = _held(space, p.read(), hold) if p is data.train else p.read()
+        shorter += int((space.lengths(p.x) < length).sum())
+        return chunks(space, p, given, rest, length, history)
 
     columns = [space.step.columns[j] for j in rest]
     earlier = [dataclasses.replace(c, name=f"{c.name}.t-{k}") for k in range(1, history) for c in columns]
@@ -93,15 +90,6 @@ def action_chunks(
     several = "sequences are" if shorter > 1 else "sequence is"
     note = f"{shorter} {several} shorter than a chunk of {length} steps, and so left out."
     return dataclasses.replace(made, notes=(*made.notes, note))
-
-
-def _held(space: Sequence, p: Part, hold: int) -> Part:
-    """The same sequences, each with its last step ``hold`` times more."""
-    rows, lengths = p.x, space.lengths(p.x)
-    place = torch.arange(rows.shape[1] + hold).expand(len(rows), -1)
-    last = place.minimum(lengths[:, None] - 1).clamp(min=0)
-    longer = rows[torch.arange(len(rows))[:, None], last]
-    return dataclasses.replace(p, x=longer.masked_fill((place >= lengths[:, None] + hold)[..., None], math.inf))
 
 
 def steps_apart(p: Part, own: Tensor, given: Tensor) -> Part:
@@ -122,6 +110,14 @@ def chunks(space: Sequence, p: Part, acts: Tensor, rest: Tensor, length: int, hi
     c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
     number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
     return Part(actions, c, rows=number)
+
+
+def _held(space: Sequence, p: Part, hold: int) -> Part:
+    """The same sequences, each with its last step ``hold`` times more."""
+    lengths = space.lengths(p.x)[:, None]
+    place = torch.arange(p.x.shape[1] + hold).expand(len(p), -1)
+    longer = p.x[torch.arange(len(p))[:, None], place.minimum(lengths - 1).clamp(min=0)]
+    return dataclasses.replace(p, x=longer.masked_fill((place >= lengths + hold)[..., None], space.fill))
 
 
 def _seen(steps: Tensor, history: int) -> Tensor:

@@ -231,5 +231,9 @@ class DiffusionPolicy(PathModel):
         return super().refuses(space, context, config)
 
     @classmethod
+    def tiny(cls, space: Space) -> Any:
+        return replace(super().tiny(space), channels=8)
+
+    @classmethod
     def recipe(cls, space: Space) -> Recipe:
         return Recipe(batch=256, lr=1e-3, warmup=100, weight_decay=1e-6, clip=1.0, ema=0.999)

@@ -47,7 +47,9 @@ FINE = 256  # levels, of which a net learns the cells
 EXACT_TRACE = 64  # dimensions up to which the ODE's divergence is traced exactly
 
 
-ScheduleName = Literal["cosine", "ddpm", "cosine-chain", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"]
+ScheduleName = Literal[
+    "cosine", "ddpm", "cosine-chain", "linear-beta", "sub-vp", "exploding", "linear", "trigonometric"
+]
 PredictionName = Literal["v", "eps", "x0", "velocity", "score"]
 TimesName = Literal["log-snr", "uniform", "log-normal", "cosine"]
 WeightingName = Literal["likelihood", "simple", "edm", "flat"]

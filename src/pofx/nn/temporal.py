@@ -2,8 +2,8 @@
 
 Convolutions over five steps, on the way down over half as many steps at twice the width, and up again with what was
 kept on the way down (Janner et al. 2022, appendix C; Chi et al. 2023, section 3.1), where noise level and context scale
-and shift the features of every block (Perez et al. 2018). On a CPU a convolution is one matrix product of neighbouring
-steps laid side by side, which takes half the time of torch's own over so few steps.
+and shift the features of every block (Perez et al. 2018). Features lie last, and a convolution is one matrix product of
+neighbouring steps side by side: over so few steps a CPU has that sooner than torch's own.
 """
 
 from __future__ import annotations

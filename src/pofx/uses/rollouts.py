@@ -110,7 +110,9 @@ def environment(name: str, **options: Any) -> Callable[[], Any]:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
         known = sorted(gymnasium.registry)
-        raise UsageError(f"No environment is named {name!r}.", meant(name, known, "Import what registers it.")) from error
+        raise UsageError(
+            f"No environment is named {name!r}.", meant(name, known, "Import what registers it.")
+        ) from error
     return lambda: gymnasium.make(name, **options)
 
 
@@ -143,10 +145,9 @@ def rollout(
     if episodes < 1:
         raise EmptyData(f"{episodes} episodes show nothing.", "Ask for 1 or more.")
     environments = [make() for _ in range(episodes)]
-    found = Rollouts(
-        torch.zeros(episodes, dtype=torch.bool), torch.zeros(episodes, dtype=torch.int64), torch.zeros(episodes).double(),
-        {name: torch.full((episodes,), -torch.inf, dtype=torch.float64) for name in watch},
-    )  # fmt: skip
+    none = torch.zeros(episodes, dtype=torch.int64)
+    best = {name: torch.full((episodes,), -torch.inf, dtype=torch.float64) for name in watch}
+    found = Rollouts(none.bool(), none.clone(), none.double(), best)
     try:
         rows = []
         for i, each in enumerate(environments):
