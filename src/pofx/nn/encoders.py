@@ -242,7 +242,7 @@ class StepsEncoder(Encoder):
         length: of the longest datum, in steps.
     """
 
-    options = ("layers", "dropout")
+    options: ClassVar[tuple[str, ...]] = ("layers", "dropout")
     has_tokens = True
 
     def __init__(
