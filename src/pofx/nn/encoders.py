@@ -290,7 +290,7 @@ class StepsEncoder(Encoder):
         stride: steps of one token [default: as few as leave ``MOST_TOKENS``].
     """
 
-    options = ("layers", "dropout")
+    options: ClassVar[tuple[str, ...]] = ("layers", "dropout")
     has_tokens = True
 
     def __init__(
