@@ -49,6 +49,11 @@ def data(kind: str) -> Data:
         return pofx.load(
             pa.table(columns), **({"target": "y"} if kind == "label" else {"label": "y", "given": "label"})
         )
+    if kind == "sound":
+        with tempfile.TemporaryDirectory() as place:
+            samples = (rng.normal(size=1200) * 3000).astype(np.int16)
+            np.savez(Path(place) / "s.npz", audio=samples, offsets=np.arange(0, 1201, 40), sample_rate=800)
+            return pofx.load(Path(place) / "s.npz", levels=32)
     assert kind == "text"
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "t.txt"
@@ -58,7 +63,7 @@ def data(kind: str) -> Data:
 
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
-    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence"):
+    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "sound"):
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:
