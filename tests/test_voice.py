@@ -285,7 +285,7 @@ def test_a_fit_has_two_stages_and_learns_what_is_said() -> None:
     c = words.parse(["ab"[k] for k in which.tolist()])
     parts = [Part(x[a:b], c[a:b]) for a, b in ((0, 160), (160, 200), (200, 240))]
     data = Data("tones", "memory", space, *parts, words)
-    run = pofx.fit(data, "mel-vocoder", steps=160, seed=0, checks=2, options=SMALL | {"frames_share": 0.6},
+    run = pofx.fit(data, "mel-vocoder", steps=90, seed=0, checks=2, options=SMALL | {"frames_share": 0.9},
                    recipe={"batch": 16})  # fmt: skip
     model = run.model
     drawn = model.given(c[:40]).sample(1, generator=seeded(1), sampler=GriffinLim(iterations=5))[0]
