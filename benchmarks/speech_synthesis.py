@@ -79,7 +79,14 @@ def phrases(seed: int, count: int) -> Data:
 
 def said(text: str, chance: np.random.Generator) -> Any:
     """Amplitudes by espeak-ng, in a voice, at a speed and at a pitch by lot."""
-    how = ["-v", VOICES[chance.integers(len(VOICES))], "-s", str(chance.integers(150, 200)), "-p", str(chance.integers(35, 65))]
+    how = [
+        "-v",
+        VOICES[chance.integers(len(VOICES))],
+        "-s",
+        str(chance.integers(150, 200)),
+        "-p",
+        str(chance.integers(35, 65)),
+    ]
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "said.wav"
         subprocess.run(["espeak-ng", *how, "-w", str(file), text], check=True)

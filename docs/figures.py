@@ -276,7 +276,9 @@ def spoken(name: str, seconds: float) -> str:
         octaves = np.cumsum(glide) / letters
         phase = np.cumsum(2 * math.pi * 600 * 2.0**octaves / TONE)
         wave = rng.uniform(0.3, 0.6) * (np.sin(phase) + 0.3 * np.sin(2 * phase)) + 0.002 * rng.normal(size=len(phase))
-        rows.append(torch.nn.functional.pad(space.levels_of(torch.tensor(wave)), (0, 3 * letters - len(wave)), value=-1))
+        rows.append(
+            torch.nn.functional.pad(space.levels_of(torch.tensor(wave)), (0, 3 * letters - len(wave)), value=-1)
+        )
     x, c = torch.stack(rows), words.parse(texts)
     parts = [Part(x[a:b], c[a:b]) for a, b in ((0, 340), (340, 370), (370, 400))]
     data = Data("glides", "memory", space, *parts, words)
@@ -288,12 +290,14 @@ def spoken(name: str, seconds: float) -> str:
     for row, what, found in zip(axes, ("data", "draw"), (x[shown], drawn), strict=True):
         mel = log_mel(space.amplitudes(found), TONE, 40)
         for ax, one, i in zip(row, mel, shown, strict=True):
-            ax.imshow(one.T, origin="lower", aspect="auto", cmap=DENSITY, vmin=-10, vmax=1, extent=(0, len(one) * 10, 0, 40))
+            ax.imshow(
+                one.T, origin="lower", aspect="auto", cmap=DENSITY, vmin=-10, vmax=1, extent=(0, len(one) * 10, 0, 40)
+            )
             ax.set(xticks=[], yticks=[], title=texts[i] if what == "data" else "")
         row[0].set_ylabel(what)
     return (
-        f"Mel spectra of tones that go up, down and straight on as a text says (above), and of tones that are drawn given "
-        f"these texts{after(run)}, by Griffin-Lim (below)."
+        f"Mel spectra of tones that go up, down and straight on as a text says (above), and of tones drawn given these "
+        f"texts{after(run)}, by Griffin-Lim (below)."
     )
 
 

@@ -54,6 +54,11 @@ def data(kind: str) -> Data:
     if kind == "text given sounds":
         part = Part(torch.randint(3, (40, 4)), torch.randint(256, (40, 60)))
         return Data(kind, "memory", Text("abc", True, 4), part, part, part, Audio(1000, 256, length=60))
+    if kind == "sound":
+        with tempfile.TemporaryDirectory() as place:
+            samples = (rng.normal(size=1200) * 3000).astype(np.int16)
+            np.savez(Path(place) / "s.npz", audio=samples, offsets=np.arange(0, 1201, 40), sample_rate=800)
+            return pofx.load(Path(place) / "s.npz", levels=32)
     assert kind == "text"
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "t.txt"
@@ -63,8 +68,8 @@ def data(kind: str) -> Data:
 
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
-    kinds = ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "text given sounds")
-    for kind in kinds:
+    kinds = ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "sound")
+    for kind in (*kinds, "text given sounds"):
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:

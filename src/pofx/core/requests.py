@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pofx.core.errors import UsageError
-from pofx.core.options import AMOUNT, BELOW_ONE, POSITIVE, SHARE, Options, Range, at_least, check
+from pofx.core.options import AMOUNT, POSITIVE, SHARE, Options, Range, at_least, check
 
 KindName: TypeAlias = Literal["Exact", "LowerBound", "UpperBound", "Estimate", "Unavailable"]
 GridName: TypeAlias = Literal["schedule", "log-snr", "karras"]
@@ -320,8 +320,6 @@ class GriffinLim(StepByStep, name="griffin-lim"):
 
     iterations: int = 60
     momentum: float = 0.99
-
-    ranges = {"momentum": BELOW_ONE}
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
     p(x | c) = sum_m p(m | c) p(x | m)
 
-is a sum over all grids m [T, bands] of levels. A sound x has one of them, m(x), its own log-mel spectrum (``nn.mel``) on
-a grid of levels in each band, and as no term is negative,
+is a sum over all grids m [T, bands] of levels. A sound x has one of them, m(x), its own log-mel spectrum (``nn.mel``)
+on a grid of levels in each band, and as no term is negative,
 
     log p(x | c) >= log p(m(x) | c) + log p(L | T) + log p(x | m(x)),
 
 a bound without noise. p(m | c) is a family over sequences, a transformer whose attention to the tokens of a text learns
 which of them is being said (as in Li et al. 2019); p(x | m) is a WaveNet that each frame tells its own samples (Shen et
 al. 2018, "Tacotron 2", after van den Oord et al. 2016, section 2.5). T frames of ``hop`` samples hold a sound of
-L = (T - 1) hop + r samples; each r = 1 .. hop is equally likely. Excerpts have lengths that are given, and no such term.
+L = (T - 1) hop + r samples; each r = 1 .. hop is equally likely. Excerpts have lengths that are given, and no such
+term.
 
 Two stages: the frames, then the samples. The vocoder knows of the context what the frames say.
 """
@@ -66,7 +67,8 @@ class MelVocoderConfig(ContextOptions):
         bands: of the mel spectrum, whose frames of 25 ms move by 10 ms.
         levels: of each band, from what is nearly its softest to its loudest in training.
         frames: the family of p(frames | context), over sequences and with an exact probability, such as "gpt", with
-            options of its own as "gpt:width=192,layers=3"; its block is as long as the longest known sound, unless said.
+            options of its own as "gpt:width=192,layers=3"; its block is as long as the longest known sound, unless
+            said.
         frames_share: of the budget, at its beginning, in which that is fitted, by its own recipe.
         width: of a sample as it enters and leaves the WaveNet, and of what a frame tells it.
         depth: layers of a stack, whose dilations double.
@@ -116,7 +118,7 @@ class MelVocoder(Model, HasBoundTerms):
         self.frames = part(whole(config.frames, over), over, context, config)
         if not any(kind.kind == "Exact" for kind in self.frames.own_estimators):
             raise Unsupported(
-                f"frames={config.frames}: {self.frames.name} has no exact probability of frames, which the bound needs.",
+                f"frames={config.frames}: {self.frames.name} has no exact probability of frames, as the bound needs.",
                 "Name gpt, rnn or wavenet.",
             )
         self.exact = next(kind for kind in self.frames.own_estimators if kind.kind == "Exact")
