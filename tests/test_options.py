@@ -41,6 +41,8 @@ def data(kind: str) -> Data:
         return pofx.load(pa.table(columns), sequence="walk")
     if kind == "image":
         return pofx.load(rng.integers(0, 16, (40, 1, 8, 8)).astype(np.uint8))
+    if kind == "pairs":
+        return pofx.load("digits", given="label", joint=True, max_rows=60)
     if kind == "binary image":
         return pofx.load(rng.integers(0, 2, (40, 1, 4, 4)).astype(np.uint8))
     if kind in ("label", "given label"):
@@ -58,7 +60,7 @@ def data(kind: str) -> Data:
 
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
-    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence"):
+    for kind in ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "pairs"):
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:
