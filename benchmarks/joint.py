@@ -41,7 +41,7 @@ DIGIT = torch.arange(len(CAPTIONS)) // 2
 
 
 def captioned(data: Data, shrink: bool) -> Data:
-    """Images (small and of two levels, where they are to be shrunk) given captions; ``label`` has the numbers of these."""
+    """Images, small and of two levels where they are to be shrunk, given captions, whose numbers ``label`` has."""
     parts = [getattr(data, name).read() for name in ("train", "valid", "test")]
 
     def image(x: Tensor) -> Tensor:
