@@ -159,8 +159,8 @@ def pairs(name: str, seconds: float) -> str:
     x, _ = data.space.split(data.test.x[:10])
     read = run.model.part_model("b", given=True).given(x).sample(1, generator=generator)[0]
     drawn = run.model.part_model("a", given=True).given(torch.arange(10)).sample(1, generator=generator)[0]
-    _, axes = plt.subplots(2, 10, figsize=(6.4, 1.7))
-    for row, images, labels, what in ((0, x, read, "label | image"), (1, drawn, range(10), "image | label")):
+    _, axes = plt.subplots(2, 10, figsize=(6.4, 1.9))
+    for row, images, labels, what in ((0, x, read, "label\n| image"), (1, drawn, range(10), "image\n| label")):
         for ax, image, label in zip(axes[row], images, labels, strict=True):
             ax.imshow(image[0], cmap="gray", vmin=0, vmax=16)
             ax.set(xticks=[], yticks=[])

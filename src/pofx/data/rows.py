@@ -50,7 +50,7 @@ def read_rows(
         WrongShape: a column is missing, or images are of another size. BadValue: a value that the space
         does not have (an unknown category or label, a missing entry), naming column, value and row.
     """
-    if space.parts is not None:  # pairs are read as what they are made of
+    if space.parts is not None and (options or {}).get("joint"):  # pairs are read as what they were made of
         own, other = space.parts
         return paired(space, read_rows(own, other, source, labels=labels, options=options, notes=notes, first=first))
     options = options or {}
