@@ -81,7 +81,7 @@ def draw(name: str, seconds: float) -> str:
     if name in TEXTS:
         return text(name, seconds)
     special = {"wavenet": sound, "mel-vocoder": spoken, "classifier": sides, "ctc": heard, "rssm": walks}
-    return special.get(name, plane)(name, seconds)
+    return (special | {"joint-gpt": pairs}).get(name, plane)(name, seconds)
 
 
 def plane(name: str, seconds: float) -> str:
@@ -154,6 +154,25 @@ def images(name: str, seconds: float) -> str:
         axes[row][0].set_ylabel(what)
     what = "Lattices of an Ising model" if name == "rbm" else "Handwritten digits of 8×8 pixels"
     return f"{what} (above) and draws{after(run)} (below)."
+
+
+def pairs(name: str, seconds: float) -> str:
+    """Digits and the labels that are drawn given them, labels and the digits that are drawn given them."""
+    data = pofx.load("digits", given="label", joint=True)
+    run = pofx.fit(data, name, seconds=3 * seconds, options={"patch": 4})
+    generator = torch.Generator().manual_seed(1)
+    x, _ = data.space.split(data.test.x[:10])
+    read = run.model.part_model("b", given=True).given(x).sample(1, generator=generator)[0]
+    drawn = run.model.part_model("a", given=True).given(torch.arange(10)).sample(1, generator=generator)[0]
+    _, axes = plt.subplots(2, 10, figsize=(6.4, 1.9))
+    for row, images, labels, what in ((0, x, read, "label\n| image"), (1, drawn, range(10), "image\n| label")):
+        for ax, image, label in zip(axes[row], images, labels, strict=True):
+            ax.imshow(image[0], cmap="gray", vmin=0, vmax=16)
+            ax.set(xticks=[], yticks=[])
+            ax.set_title(str(int(label)), color=(ORANGE, BLUE)[row], pad=2)
+        axes[row][0].set_ylabel(what)
+    how = "labels drawn (orange) given held-out digits, and digits drawn given labels (blue)"
+    return f"One model{after(run)}: {how}."
 
 
 def walks(name: str, seconds: float) -> str:

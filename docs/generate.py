@@ -22,7 +22,7 @@ from pofx.core.learner import Recipe
 from pofx.core.likelihood import SYMBOL
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.space import Space
-from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Reals, Sequence, Table, Text
+from pofx.spaces import Audio, Category, Image, Integer, Label, Pair, Real, Reals, Sequence, Table, Text
 from results import page as figures
 from results import table
 
@@ -54,6 +54,7 @@ SPACES: dict[str, Space] = {
     "sounds": Audio(8000, 256),
     "sequences": Sequence(Table((REAL, NUMBER))),
     "arrays of reals": Reals((2, 3)),
+    "pairs, as of a text and an image": Pair(Text("abc", length=8), Image(8, 8, 1, 16)),
 }
 CONTEXTS: dict[str, Space] = {
     "a label": Label(("x", "y")),
@@ -185,6 +186,7 @@ EXAMPLES = {
     "rnn": ("book.txt", ""),
     "wavenet": ("recordings/", ""),
     "mel-vocoder": ("recordings/", ""),
+    "joint-gpt": ("digits", " --given label --joint"),
     "rssm": ("walks.csv", " --sequence walk --order t"),
     "glow": ("digits", ""),
     "image-gpt": ("digits", ""),

@@ -61,6 +61,7 @@ def asked(model: Model, ability: type[Ability]) -> object:
         "trajectories": lambda: given.trajectories(2),
         "log_probs": lambda: given.log_probs(x),
         "stream": lambda: list(given.stream()),
+        "part_model": lambda: model.part_model("a"),
         "complete": lambda: given.complete(x, torch.zeros_like(x, dtype=torch.bool)),
     }
     return calls[ability.asked]()

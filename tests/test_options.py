@@ -43,6 +43,8 @@ def data(kind: str) -> Data:
         return pofx.load(pa.table(columns), sequence="walk")
     if kind == "image":
         return pofx.load(rng.integers(0, 16, (40, 1, 8, 8)).astype(np.uint8))
+    if kind == "pairs":
+        return pofx.load("digits", given="label", joint=True, max_rows=60)
     if kind == "binary image":
         return pofx.load(rng.integers(0, 2, (40, 1, 4, 4)).astype(np.uint8))
     if kind in ("label", "given label"):
@@ -69,7 +71,7 @@ def data(kind: str) -> Data:
 def served(cls: type[Model]) -> tuple[Data, Any]:
     """The first of the data above that the family serves, and its small options there."""
     kinds = ("table", "image", "binary image", "text", "label", "given label", "reals", "sequence", "sound")
-    for kind in (*kinds, "text given sounds"):
+    for kind in (*kinds, "text given sounds", "pairs"):
         some = data(kind)
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:

@@ -25,7 +25,7 @@ from pofx.core.options import Options
 from pofx.core.registry import BUILT_IN, family
 from pofx.core.requests import ESTIMATORS, SAMPLERS, Request, Sampler
 from pofx.data.parts import Data, Part
-from pofx.spaces import Audio, Image, Integer, Label, Real, Sequence, Table, Text
+from pofx.spaces import Audio, Image, Integer, Label, Pair, Real, Sequence, Table, Text
 
 LINES = ["to be or not", "be it so", "so it be not to be", "or to be"] * 8
 
@@ -36,6 +36,7 @@ def cases() -> dict[str, tuple[Any, torch.Tensor, torch.Tensor | None]]:
     real, whole = torch.randn(32, 2, generator=g).double(), torch.randint(9, (32, 2), generator=g).double()
     text, side = Text("beinorst ", True, 20), torch.randint(2, (32,), generator=g)
     plane = Table((Real("a"), Real("b")))
+    small = torch.randint(4, (32, 1, 2, 2), generator=g).to(torch.uint8)
     return {
         "reals": (plane, real, None),
         "integers": (Table((Integer("a", 0, 8), Integer("b", 0, 8))), whole, None),
@@ -44,10 +45,12 @@ def cases() -> dict[str, tuple[Any, torch.Tensor, torch.Tensor | None]]:
         "subwords": (Text("", True, 20), Text("", True, 20).parse(LINES), None),
         "label": (Label(("x", "y")), side, real),
         "given labels": (plane, real, side),
-        "images given labels": (Image(2, 2, 1, 4), torch.randint(4, (32, 1, 2, 2), generator=g).to(torch.uint8), side),
+        "images given labels": (Image(2, 2, 1, 4), small, side),
         "rows": (Sequence(plane, length=4), torch.randn(32, 4, 2, generator=g).double(), None),
         "texts given sounds": (text, text.parse(LINES), torch.randint(256, (32, 40), generator=g)),
         "sounds": (Audio(100, 8, length=12), torch.randint(8, (32, 12), generator=g), None),
+        "pairs": (pair := Pair(Label(("x", "y")), Image(2, 2, 1, 4)), levels := pair.join(side, small), None),
+        "pairs by diffusion": (pair, levels, None),
         "bits": (Image(2, 2, 1, 2), torch.randint(2, (32, 1, 2, 2), generator=g).to(torch.uint8), None),
     }
 
@@ -74,6 +77,8 @@ def models(name: str) -> dict[str, tuple[Model, Part]]:
             if not hasattr(config, "vocabulary"):
                 continue
             config = dataclasses.replace(config, vocabulary=264)
+        if case == "pairs by diffusion" and hasattr(config, "image_head"):
+            config = dataclasses.replace(config, image_head="diffusion")
         context = None if c is None else cases()["reals" if c.is_floating_point() else "label"][0]
         context = Audio(1000, 256, length=40) if case == "texts given sounds" else context
         if cls.refuses(space, context, config) is None:
@@ -241,7 +246,7 @@ def test_flags_are_the_fields(flags: Any, command: Any, kinds: tuple[type, ...])
 
 def value(flag: str) -> Any:
     own = {"greedy": True, "stop": ["b"], "grid": "log-snr", "eta": 0.5, "langevin_step": 0.5, "restart_to": 0.2}
-    own |= {"truncation": 0.5, "start": "normal", "warmup": 5}
+    own |= {"truncation": 0.5, "start": "normal", "warmup": 5, "first": "b"}
     return (own | {"order": "raster"}).get(flag, 3)
 
 

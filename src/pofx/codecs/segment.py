@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +64,9 @@ def _(space: Ragged, config: Any) -> Segment | str:
         return f"{space} have no order of steps. Give texts, sounds or sequences."
     if not space.has_eos:
         return "excerpts have no end of their own. Give whole documents: --separator."
-    return Segment(space.length, known.options, known.codec, lambda o: known.emission(o, False))
+    return Segment(
+        space.length, known.options, lambda o: known.codec(_plain(o)), lambda o: known.emission(_plain(o), False)
+    )
 
 
 @segment.register
@@ -107,6 +110,12 @@ class One(Codec):
 
     def decode(self, u: Tensor) -> Tensor:
         return u[:, 0].to(self.space.dtype).reshape(len(u), *self.space.event_shape)
+
+
+def _plain(o: Any) -> Any:
+    """What ``stepped`` asks besides these options: symbols and levels as they are."""
+    own = {name: getattr(o, name) for name in ("width", "components", "inner_width")}
+    return SimpleNamespace(**own, vocabulary=0, tied=False, marginal=True, prediction=0)
 
 
 def _step(heads: Heads, o: Any) -> StepHead:

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from pofx.core.errors import Unsupported
 from pofx.core.likelihood import Likelihood, Number
 from pofx.core.noise import RowNoise
-from pofx.core.requests import Annealed, Request, Sampler
+from pofx.core.requests import Annealed, ExactLikelihood, Request, Sampler
 from pofx.core.space import Space
 from pofx.core.verdict import Verdict
 
@@ -256,9 +256,9 @@ class HasParts(Ability):
     def rows_part_sample(self, part: PartName, n: int, c: Tensor | None, generator: torch.Generator) -> Tensor:
         """n rows [n, *E] of this part, alone or row i given c[i]."""
 
-    @abstractmethod
     def part_estimators(self, part: PartName) -> tuple[type[Request], ...]:
         """What the likelihood of this part, alone or given the other, is asked for by; the first is the default."""
+        return (ExactLikelihood,)
 
 
 class HasEnergy(Ability):

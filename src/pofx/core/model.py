@@ -15,8 +15,9 @@ from pofx.core.abilities import HasParts, PartName, ability_of
 from pofx.core.conditional import Conditional
 from pofx.core.family import Family
 from pofx.core.likelihood import Likelihood
-from pofx.core.requests import AnyRequest, AnySampler
-from pofx.core.space import take
+from pofx.core.noise import RowNoise
+from pofx.core.requests import AnyRequest, AnySampler, Request, Sampler
+from pofx.core.space import Space, take
 
 
 class Model(Family):
@@ -62,8 +63,6 @@ class Model(Family):
             >>> label.given(digits.space.split(digits.test.x)[0][:3]).classes().nats.shape
             torch.Size([3, 10])
         """
-        from pofx.core.part import PartOfPair
-
         return PartOfPair(ability_of(self, HasParts), name, given)
 
     def parts(self) -> dict[str, Model]:
@@ -85,3 +84,43 @@ class Model(Family):
         """One line; ``model.children()`` are its parts."""
         of = f"p(x), x: {self.space}" if self.context is None else f"p(x | c), x: {self.space}, c: {self.context}"
         return f"{self.name}: {of}; {self.parameter_count():,} fitted numbers"
+
+
+class PartOfPair(Model):
+    """p(a), p(b), p(a | b) or p(b | a) of a model that ``HasParts``, with its weights; ``part_model`` makes it."""
+
+    name = "part"
+    summary = "one part of a pair, alone or given the other, by a model of pairs"
+    estimators = ()  # those of the model of pairs: see own_estimators
+
+    def __init__(self, pairs: Any, part: PartName, given: bool) -> None:
+        assert pairs.space.parts is not None
+        spaces = dict(zip(("a", "b"), pairs.space.parts, strict=True))
+        own, other = spaces.pop(part), next(iter(spaces.values()))
+        super().__init__(pairs.config, own, other if given else None)
+        self.pairs, self.part_name = pairs, part
+
+    @classmethod
+    def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
+        return None
+
+    @property
+    def own_estimators(self) -> tuple[type[Request], ...]:
+        found: tuple[type[Request], ...] = self.pairs.part_estimators(self.part_name)
+        return found
+
+    def rows_log_prob(self, x: Tensor, c: Tensor | None, request: Request, noise: RowNoise) -> Likelihood:
+        lik: Likelihood = self.pairs.rows_part_log_prob(self.part_name, x, c, request, noise)
+        return lik
+
+    def rows_sample(self, n: int, c: Tensor | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        x: Tensor = self.pairs.rows_part_sample(self.part_name, n, c, generator)
+        return x
+
+    def rows_per_pass(self) -> int:
+        rows: int = self.pairs.rows_per_pass()
+        return rows
+
+    def rows_per_draw(self) -> int:
+        rows: int = self.pairs.rows_per_draw()
+        return rows

@@ -36,7 +36,8 @@ def joined(data: Data) -> Data:
     )
     space = Pair(a, b)
     train, valid, test = (paired(space, p) for p in parts.values())
-    return dataclasses.replace(data, space=space, context=None, train=train, valid=valid, test=test)
+    options = data.options | {"joint": True}
+    return dataclasses.replace(data, space=space, context=None, train=train, valid=valid, test=test, options=options)
 
 
 def paired(space: Any, part: Part) -> Part:

@@ -63,7 +63,7 @@ def read_rows(
         value that the space does not have (an unknown category or label, a missing entry), naming column, value and
         row. UsageError: contexts come from a source of their own, which is not given.
     """
-    if space.parts is not None:  # pairs are read as what they are made of
+    if space.parts is not None and (options or {}).get("joint"):  # pairs are read as what they were made of
         own, other = space.parts
         known: Any = {"labels": labels, "options": options, "notes": notes, "first": first, "given": given}
         return paired(space, read_rows(own, other, source, **known))

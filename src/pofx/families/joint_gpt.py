@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +69,6 @@ class JointGptConfig(Shape):
     inner_layers: int = 2
     draws: int = 32
     sample_steps: int = 50
-
-    # what ``codecs.stepped`` asks besides: symbols as they are
-    vocabulary: ClassVar[int] = 0
-    tied: ClassVar[bool] = False
-    marginal: ClassVar[bool] = True
-    prediction: ClassVar[int] = 0
 
     ranges = {"patch": AMOUNT}
 
