@@ -48,7 +48,15 @@ class Rows(Output):
 
 
 @dataclass(kw_only=True)
-class LogProb(Rows, Estimating):  # type: ignore[misc]
+class Pairs(Rows):
+    """Rows that may have their contexts in a source of their own."""
+
+    given: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
+
+
+@dataclass(kw_only=True)
+class LogProb(Pairs, Estimating):  # type: ignore[misc]
     """log p(x) of rows in nats per row, with its kind (exact, bound or estimate) and errors.
 
     Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
@@ -97,7 +105,8 @@ def log_prob(argv: list[str]) -> int:
         if value is not None:
             raise UsageError(f"{name} goes with --estimator sandwich.", "Leave it out, or name that.")
     request, notes = request_of(args, model), list[str]()
-    if args.source is not None and is_streamed(run.model.space, model.context, args.source, args.cluster):
+    whole = args.source is not None and args.given is None
+    if whole and is_streamed(run.model.space, model.context, args.source, args.cluster):
         result, found["files"] = _streamed(run, args, request, notes)
         return _tell(args, found, result, tell_notes(notes, args), model.space.values)
     if args.cluster is not None:
@@ -322,7 +331,7 @@ def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[M
 
 
 @dataclass(kw_only=True)
-class Encode(Rows):
+class Encode(Pairs):
     """Latents of rows, one line per input row: the mean of q(z | x), or the noise that gives x most nearly.
 
     The latter is searched for where a family has no encoder but a map from noise (GANs); how far what it gives is from
@@ -365,10 +374,12 @@ def encode(argv: list[str]) -> int:
     return 0
 
 
-def part_of(run: Run, args: Rows, notes: list[str]) -> Part:
+def part_of(run: Run, args: Pairs, notes: list[str]) -> Part:
     """The rows to work on, new ones or the run's own; ``notes`` gets what reading them has to tell."""
     from pofx.commands.model import new_rows, own_rows
 
     if args.source is not None:
-        return new_rows(run, args.source, run.model.context, notes)
+        return new_rows(run, args.source, run.model.context, notes, args.given)
+    if args.given is not None:
+        raise UsageError("--given says where the contexts of a SOURCE are, and there is none.", "Name the rows, too.")
     return own_rows(run, args.run, notes)

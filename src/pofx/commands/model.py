@@ -23,13 +23,16 @@ def read_model(path: Path) -> Run:
     return read_checkpoint(path) if is_checkpoint(path) else read_run(path)
 
 
-def new_rows(run: Run, source: str, context: Space | None, notes: list[str]) -> Part:
-    """Rows of a source, and their contexts, read with the run's own types; ``notes`` gets what is to be told."""
+def new_rows(run: Run, source: str, context: Space | None, notes: list[str], given: str | None = None) -> Part:
+    """Rows of a source, and their contexts, there or of ``given``, read with the run's own types.
+
+    ``notes`` gets what is to be told.
+    """
     from pofx.data.rows import read_rows
 
     about = run.info["data"]
     labels, options = about.get("labels"), about.get("options", {})
-    return read_rows(run.model.space, context, source, labels=labels, options=options, notes=notes)
+    return read_rows(run.model.space, context, source, labels=labels, options=options, notes=notes, given=given)
 
 
 def own_rows(run: Run, path: Path, notes: list[str]) -> Part:

@@ -39,7 +39,7 @@ class Tables(Group):
     """tables"""
 
     types: Annotated[list[str], arg(metavar="COLUMN=TYPE,...")] = dataclasses.field(default_factory=list)
-    """Column types to use instead of the inferred: real, real:0.01 (a grid), integer, category, nullable, drop."""
+    """Column types in place of the inferred: real, real:0.01 (a grid), integer, category, text, nullable, drop."""
     drop: Annotated[list[str], arg(metavar="COLUMN,...")] = dataclasses.field(default_factory=list)
     """Columns to leave out; quotes stand around a name with a comma: '"a, b",c'."""
     memory: Annotated[str | None, arg(metavar="SIZE")] = None
@@ -102,6 +102,10 @@ class Sequences(Group):
     """The column of a table whose values tell sequences apart, or 'rows': all rows are one sequence."""
     order: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
+    chunk: int | None = None
+    """With --given columns of a step: the other columns of so many steps, given those at the first: a policy."""
+    history: int = 1
+    """Of --chunk: how many steps are seen, the first of the chunk and those before it."""
 
 
 @dataclass(kw_only=True)
@@ -113,14 +117,15 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
 
     Many Parquet files are one table: their folder, a pattern, or an address such as 's3://bucket/*.parquet'.
     """
-    given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...")] = None
-    """Condition on this: 'label', columns 'a,b', or an array of classes of sounds. The model is p(x | given)."""
+    given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...|SOURCE")] = None
+    """Condition on this: the model is p(x | given). 'label'; columns 'a,b' of a table, of JSON lines, of a step, or of
+    captions.csv or metadata.jsonl in a folder; an array beside x; or another SOURCE, row by row (folders: by names)."""
     joint: bool = False
     """Model x and what is given together, as pairs: p(x, given), for families that know each given the other."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column, or array beside sounds, that holds the class (for probes and colours; a column stays in x)."""
     target: Annotated[str | None, arg(metavar="COLUMN")] = None
-    """Model this column (or 'label') given all the rest: a classifier's task."""
+    """Model this column (or 'label') given all the rest: a classifier's task; of text or captions: p(text | rest)."""
     kind: Literal["table", "text", "audio", "sequence", "reals"] | None = None
     """Read the source as this [default: by its content]."""
     max_rows: int | None = None

@@ -69,7 +69,8 @@ def data(argv: list[str]) -> int:
     counts = {part: len(getattr(loaded, part)) for part in ("train", "valid", "test")}
     if args.json:
         about = {"name": loaded.name, "space": loaded.space.to_json(), "rows": counts, "split": loaded.split}
-        print_json(about | {"notes": list(loaded.notes), "columns": rows})
+        given_json = None if loaded.context is None else loaded.context.to_json()
+        print_json(about | {"given": given_json, "notes": list(loaded.notes), "columns": rows})
         return 0
     out.print(f"{loaded.name}: {loaded.space}")
     given = "" if loaded.context is None else f", given {loaded.context}"

@@ -191,14 +191,14 @@ def read_contexts(
 
 
 def check_lengths(context: Space, c: Any) -> None:
-    """Raise BadValue for a context of c (rows, or a batch [N, L, ...]) that is longer than the longest that is known."""
+    """Raise BadValue for a context (of rows, or of a batch [N, L, ...]) longer than the longest that is known."""
     if context.fill is None:
         return
     lengths = c.lengths if isinstance(c, RaggedRows) else context.lengths(c)
     if len(lengths) and int(lengths.max()) > context.length:
         row = int(lengths.argmax())
         raise BadValue(
-            f"Context {row} has {int(lengths[row])} steps; those of this run have up to {context.length}.",
+            f"Context {row} is {int(lengths[row])} long; those of this run are up to {context.length}.",
             "Shorten it, or fit with contexts as long.",
         )
 

@@ -27,6 +27,7 @@ from pofx.core.files import replacing
 from pofx.core.space import Space, join
 from pofx.data.audio import SUFFIXES as SOUNDS
 from pofx.data.audio import pcm, soundfile_package
+from pofx.data.captions import FILE
 from pofx.data.folders import check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
@@ -88,6 +89,7 @@ def _(space: Text, n: int, to: Path | None) -> None:
 
 
 Place: TypeAlias = "str | os.PathLike[str] | TextIO"
+Columns: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
 
 
 @singledispatch
@@ -99,10 +101,13 @@ def write_rows(
     c: Tensor | None = None,
     *,
     options: Mapping[str, Any] | None = None,
+    beside: Columns | None = None,
 ) -> None:
     """Rows x [N, *E], and their contexts c [N, *Ec], as files that ``load`` and ``read_rows`` understand.
 
-    Rows may come in blocks, without contexts: those of tables are written as they come, and then forgotten.
+    Rows may come in blocks, without contexts: those of tables are written as they come, and then forgotten. Whole rows
+    may have columns ``beside`` [N] of any kind, as ``contexts_beside`` makes them: columns of a table, keys of JSON
+    lines, arrays of an .npz, or metadata.csv in a folder of images or sounds.
 
     A table becomes CSV, TSV, Parquet or Arrow by the suffix of ``to`` (or CSV on an open text stream):
     categories as their spelling, dates in ISO form, missing fields empty, grid values as decimals; a
@@ -119,8 +124,9 @@ def write_rows(
         with replacing(Path(to)) as scratch, open(scratch, "wb") as file:
             np.save(file, join(space, [*blocks]).detach().cpu().numpy())
     elif space.columns:
-        given = {} if context is None or c is None else _columns(context, c)
-        _write_tables((pa.table(_columns(space, block) | given) for block in blocks), to)
+        given = dict(beside or {}) if context is None or c is None else _columns(context, c)
+        placed = _placed(blocks)
+        _write_tables((pa.table(_columns(space, b) | _stretch(given, first, len(b))) for first, b in placed), to)
     elif not isinstance(to, str | os.PathLike):
         to.writelines(f"{space.spell(row)}\n" for block in blocks for row in block)
     else:
@@ -128,34 +134,41 @@ def write_rows(
 
 
 @write_rows.register
-def _(space: Sequence, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+def _(
+    space: Sequence, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None, beside: Any = None
+) -> None:
     name = (options or {}).get("sequence")
     name = number_of(space) if name in (None, ROWS) else name
 
     def tables() -> Iterator[pa.Table]:
         """Of each block all steps, and a first column that numbers their sequences."""
-        first = 0
-        for block in [x] if isinstance(x, Tensor) else x:
+        for first, block in _placed([x] if isinstance(x, Tensor) else x):
             number = torch.arange(first, first + len(block)).repeat_interleave(space.lengths(block)).numpy()
             inside = block.flatten(0, 1)
-            yield pa.table({name: number} | _columns(space.step, inside[~inside[:, 0].isinf()]))
-            first += len(block)
+            given = {k: _array(v).take(pa.array(number)) for k, v in (beside or {}).items()}
+            yield pa.table({name: number} | _columns(space.step, inside[~inside[:, 0].isinf()]) | given)
 
     _write_tables(tables(), to)
 
 
 @write_rows.register
-def _(space: Text, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
-    write_texts([space.spell(row) for row in _whole(space, x)], to, options)
+def _(
+    space: Text, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None, beside: Any = None
+) -> None:
+    write_texts([space.spell(row) for row in _whole(space, x)], to, options, beside)
 
 
 @write_rows.register
-def _(space: Audio, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
-    write_audio(space, _whole(space, x), _path(to), _classes(context, c))
+def _(
+    space: Audio, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None, beside: Any = None
+) -> None:
+    write_audio(space, _whole(space, x), _path(to), _classes(context, c), beside)
 
 
 @write_rows.register
-def _(space: Image, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None) -> None:
+def _(
+    space: Image, x: Any, to: Place, context: Any = None, c: Any = None, *, options: Any = None, beside: Any = None
+) -> None:
     path, classes = _path(to), _classes(context, c)
     check_place(space, 0, path)
     pixels = np.moveaxis(_whole(space, x).detach().cpu().reshape(-1, *space.event_shape).numpy(), 1, -1)
@@ -163,11 +176,59 @@ def _(space: Image, x: Any, to: Place, context: Any = None, c: Any = None, *, op
     with replacing(path) as scratch:
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {"x": pixels} | ({} if classes is None else {"y": np.array(classes)})
+            arrays |= {k: _array(v).to_numpy(zero_copy_only=False).astype(_plain(v)) for k, v in (beside or {}).items()}
             np.savez_compressed(scratch, **arrays)
             return
-        files = numbered(scratch, len(pixels), ".png", classes)
-        for file, image in zip(files, full_scale(space.levels)[pixels], strict=True):
+        names = []
+        for file, image in zip(
+            numbered(scratch, len(pixels), ".png", classes), full_scale(space.levels)[pixels], strict=True
+        ):
             Pillow.fromarray(image).save(file)
+            names.append(file)
+        _write_metadata(scratch, names, beside)
+
+
+def _plain(values: Any) -> Any:
+    """Of which NumPy type values are to be, so that they need no pickle."""
+    return "U" if pa.types.is_string(_array(values).type) else None
+
+
+def _write_metadata(folder: Path, files: Listed[Path], beside: Columns | None) -> None:
+    """What stands beside each file, in the way that ``load`` reads it (``data.captions``)."""
+    if beside:
+        names = [file.relative_to(folder).as_posix() for file in files]
+        write_columns(folder / "metadata.csv", {FILE: names, **beside})
+
+
+def contexts_beside(
+    context: Space, c: Tensor, names: Listed[str] | None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Contexts c [N, *Ec] as columns [N] that say what each is, and by which it is given again.
+
+    Classes and columns by their names, texts under the name of what was given to ``load`` (``options``); what has no
+    spelling by the ``names`` [N] of where each came from, in a column "given".
+    """
+    given = (options or {}).get("given")
+    name = given[0] if isinstance(given, list) and len(given) == 1 else "given"
+    if context.values:
+        return {name if name != "given" else "label": [context.values[k] for k in c.cpu().reshape(-1).tolist()]}
+    if context.columns:
+        return _columns(context, c)
+    if context.alphabet is not None:
+        return {name: [context.spell(row) for row in c.cpu()]}
+    return {} if names is None else {"given": list(names)}
+
+
+def _placed(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of rows, with the number of the first of each."""
+    first = 0
+    for block in blocks:
+        yield first, block
+        first += len(block)
+
+
+def _stretch(columns: Columns, first: int, count: int) -> dict[str, Any]:
+    return {name: _array(values)[first : first + count] for name, values in columns.items()}
 
 
 def _whole(space: Space, x: Tensor | Iterable[Tensor]) -> Tensor:
@@ -187,8 +248,16 @@ def _classes(context: Space | None, c: Tensor | None) -> list[str] | None:
     return [context.values[k] for k in c.cpu().reshape(-1).tolist()]
 
 
-def write_audio(space: Audio, x: Tensor, to: str | os.PathLike[str], classes: Listed[str] | None = None) -> None:
+def write_audio(
+    space: Audio,
+    x: Tensor,
+    to: str | os.PathLike[str],
+    classes: Listed[str] | None = None,
+    beside: Columns | None = None,
+) -> None:
     """Sounds x [N, L] (or one, [L]) as 16-bit files: a folder of WAV files, in sub-folders by class, or one file.
+
+    What stands ``beside`` each of a folder is in its metadata.csv.
 
     Raises UsageError for several sounds to one file, CannotSave where the place cannot be written.
     """
@@ -196,19 +265,24 @@ def write_audio(space: Audio, x: Tensor, to: str | os.PathLike[str], classes: Li
     sounds = [pcm(space, row) for row in x.detach().cpu().reshape(-1, x.shape[-1])]
     check_place(space, len(sounds), path)
     with replacing(path) as scratch:
-        files = [scratch] if path.suffix else numbered(scratch, len(sounds), ".wav", classes)
+        files = [scratch] if path.suffix else [*numbered(scratch, len(sounds), ".wav", classes)]
         for file, samples in zip(files, sounds, strict=True):
             try:
                 soundfile.write(str(file), samples, space.rate, "VORBIS" if file.suffix == ".ogg" else "PCM_16")
             except soundfile.LibsndfileError as e:
                 raise CannotSave(f"Cannot write {path}: {e.error_string}", "Choose another place or format.") from e
+        if not path.suffix:
+            _write_metadata(scratch, files, beside)
 
 
-def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None = None) -> None:
+def write_texts(
+    texts: Listed[str], to: Place, options: Mapping[str, Any] | None = None, beside: Columns | None = None
+) -> None:
     """To a stream with a line of dashes between them, or to a file that is read back as these texts.
 
     A .txt file has between texts what stands between those of the data (``options`` of ``load``), or ENDOFTEXT; JSON
-    lines have their key. Raises UsageError for texts that a .txt file cannot tell apart.
+    lines have their key, and what stands ``beside`` each under its own. Raises UsageError for texts that a .txt file
+    cannot tell apart.
     """
     if not isinstance(to, str | os.PathLike):
         to.write(BETWEEN.join(texts) + "\n")
@@ -217,7 +291,9 @@ def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None
     check_place(Text(), len(texts), path)
     if path.suffix == ".jsonl":
         key = options.get("text") or TEXT
-        content = "".join(json.dumps({key: t}, ensure_ascii=False) + "\n" for t in texts)
+        more = {k: _array(v).to_pylist() for k, v in (beside or {}).items()}
+        lines = [{key: t} | {k: v[i] for k, v in more.items()} for i, t in enumerate(texts)]
+        content = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
     else:
         separator = unescaped(options.get("separator") or ENDOFTEXT)
         content = separator.join(texts)
@@ -226,9 +302,6 @@ def write_texts(texts: Listed[str], to: Place, options: Mapping[str, Any] | None
             raise UsageError(f"{path} cannot hold these texts: some hold {what}.", "End it in .jsonl.")
     with replacing(path) as scratch:
         scratch.write_bytes(content.encode())
-
-
-Columns: TypeAlias = "Mapping[str, pa.Array | Tensor | np.ndarray[Any, Any] | Listed[Any]]"
 
 
 def write_columns(to: Place, columns: Columns | Iterable[Columns]) -> None:
@@ -256,6 +329,8 @@ def write_parts(to: Path, files: Listed[str], blocks: Iterable[tuple[int, Column
 
 
 def _array(values: Any) -> pa.Array:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
     return pa.array(values.detach().cpu().numpy() if isinstance(values, Tensor) else values)
 
 
