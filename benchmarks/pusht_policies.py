@@ -10,7 +10,7 @@ data say. Then it plays: environments with the seeds 100,000 to 100,099, 8 actio
 
 - Success: the block covers more than 95% of its goal at any step, as the environment's own ``is_success`` says at each.
 - Overlap: the largest coverage of an episode, at most 1. (The reward of the environment is coverage / 0.95, at most 1.)
-- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat: each
+- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that repeat: each
   is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A chunk of
   ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
 

@@ -52,7 +52,7 @@ def test_every_family_serves_a_case_with_and_without_context():
     """A family that the suite never sees is not checked."""
     for name in BUILT_IN:
         contexts = {next(c for c in cases() if c.name == case).context is None for n, case, _ in ALL if n == name}
-        only = {"classifier": {False}, "ctc": {False}, "jem": {False}, "joint-gpt": {True}}  # a pair holds what is given
+        only = {"classifier": {False}, "ctc": {False}, "jem": {False}, "joint-gpt": {True}}
         assert contexts == only.get(name, {True, False}), name
 
 

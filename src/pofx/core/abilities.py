@@ -144,7 +144,7 @@ class Searches(Ability):
 
     @abstractmethod
     def rows_best(self, n: int, before: Tensor, c: Any, sampler: Sampler) -> Tensor:
-        """The n best continuations [N, n, L] that a search finds of each ``before`` [N, K], K = 0 where there is none."""
+        """The n best continuations [N, n, L] that a search finds of each ``before`` [N, K]; K = 0: of no beginning."""
 
 
 class Completes(Ability):

@@ -275,7 +275,7 @@ def load(
     )
     if episodes is not None and chunk is None:
         data = given_steps(data, episodes)
-    elif episodes is not None:
+    elif episodes is not None and chunk is not None:
         data = action_chunks(data, [c.name for c in table.columns if c.name not in episodes], chunk, history)
     return joined(data) if joint else data
 

@@ -19,7 +19,18 @@ from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownForma
 from pofx.core.memory import available, gigabytes
 from pofx.core.spelling import meant
 from pofx.data import (
-    archives, audio, builtin, captions, columnar, delimited, foreign, image, pipes, scenes, sequences, text,
+    archives,
+    audio,
+    builtin,
+    captions,
+    columnar,
+    delimited,
+    foreign,
+    image,
+    pipes,
+    scenes,
+    sequences,
+    text,
 )  # fmt: skip
 from pofx.data.builtin import SKLEARN, STANDARD_LIBRARY
 from pofx.data.folders import CAPTIONS, Listing, files_at, listed, listing, opened

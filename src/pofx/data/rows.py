@@ -64,9 +64,9 @@ def read_rows(
         row. UsageError: contexts come from a source of their own, which is not given.
     """
     if space.parts is not None and (options or {}).get("joint"):  # pairs are read as what they were made of
-        own, other = space.parts
+        a, b = space.parts
         known: Any = {"labels": labels, "options": options, "notes": notes, "first": first, "given": given}
-        return paired(space, read_rows(own, other, source, **known))
+        return paired(space, read_rows(a, b, source, **known))
     options = options or {}
     names = options.get("given")
     if given is not None:

@@ -128,4 +128,5 @@ def from_digits(name: str, options: Options) -> RawArray:
         texts += told
         part.append(np.full(n, which))
     notes = ["Composed of scikit-learn's digits; no digit stands in two of the parts."]
-    return RawArray(torch.cat(x).numpy(), SPACE, part=np.concatenate(part), notes=notes, beside={"text": lambda: pa.array(texts)})
+    beside = {"text": lambda: pa.array(texts)}
+    return RawArray(torch.cat(x).numpy(), SPACE, part=np.concatenate(part), notes=notes, beside=beside)
