@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pofx.core.learner import Batch
 from pofx.core.model import Model
 from pofx.core.nested import nested
-from pofx.core.options import BELOW_ONE, Options
+from pofx.core.options import BELOW_ONE, Options, at_least
 from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, Encoder, encoder
@@ -27,13 +27,13 @@ class ContextOptions(Options):
     Attributes:
         context_dropout: share of training rows whose context is left out, so that the model knows p(x | no context).
         context_augment: how much training changes the contexts, where these are sounds: their speed, tone, loudness and
-            noise, and what is silent in them; 1 is much, 0 none.
+            noise, and what is silent in them; 1 is much, 2 the most, 0 none.
     """
 
     context_dropout: float = 0.0
     context_augment: float = 0.0
 
-    ranges = {"context_dropout": BELOW_ONE}
+    ranges = {"context_dropout": BELOW_ONE, "context_augment": at_least(0, 2)}
 
 
 @dataclass(frozen=True)
