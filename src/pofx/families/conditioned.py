@@ -14,7 +14,7 @@ from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.model import Model
 from pofx.core.nested import nested
-from pofx.core.options import AMOUNT, BELOW_ONE, Options
+from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
 from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
 from pofx.nn.encoders import Encoded, Encoder, encoder, options_of
@@ -34,7 +34,7 @@ class ContextOptions(Options):
         context_vocabulary: of subwords learned from contexts that are texts (byte-pair encoding); 0 for their
             characters or bytes.
         context_augment: how much training changes the contexts, where these are sounds: their speed, tone, loudness and
-            noise, and what is silent in them; 1 is much, 0 none.
+            noise, and what is silent in them; 1 is much, 2 the most, 0 none.
     """
 
     context_dropout: float = 0.0
@@ -48,6 +48,7 @@ class ContextOptions(Options):
         "context_width": AMOUNT,
         "context_layers": AMOUNT,
         "context_vocabulary": AMOUNT,
+        "context_augment": at_least(0, 2),
     }
     unsaid = {"context_width": 64}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pofx.spaces import Audio
 
-UNIFORMS = 20  # random numbers of one context
+UNIFORMS = 12  # random numbers of one context
 SPEED = 0.2  # largest log of the factor: pitch, formants and duration together (Ko et al. 2015)
 LOUD = 6.0  # largest gain, dB
 TONE = 8.0  # largest amplitude of each of three cosines that the gain in dB is over frequency
@@ -52,14 +52,14 @@ def perturbed_sounds(space: Audio, c: Tensor, u: Tensor, strength: float) -> Ten
     x = _at(space.amplitudes(c), t * speed[:, None], own)
     inside = t < lengths[:, None]
     x = _shaped(x * inside, sized, u.double(), strength) * inside
-    start, size = u[:, 8, None].double(), MASKED * strength * u[:, 9, None].double()
+    start, size = u[:, 6, None].double(), MASKED * strength * u[:, 7, None].double()
     place = t / lengths[:, None].clamp(min=1) + size  # a mask may reach over either end
     x = x * ~((place >= start * (1 + size)) & (place < start * (1 + size) + size))
     power = x.square().sum(1, keepdim=True) / lengths[:, None].clamp(min=1)
-    over = QUIET - (QUIET - NOISY) * u[:, 10, None].double()
+    over = QUIET - (QUIET - NOISY) * u[:, 8, None].double()
     noise = (3 * power).sqrt() * 10 ** (-over / 20) * min(1.0, strength)
-    x = x + noise * (2 * _hashed(t, u[:, 11:13].double()) - 1)
-    gain = 10 ** (LOUD * sized[:, 13] / 20)
+    x = x + noise * (2 * _hashed(t, u[:, 9:11].double()) - 1)
+    gain = 10 ** (LOUD * sized[:, 11] / 20)
     gain = torch.minimum(gain, 1 / x.abs().amax(1).clamp(min=1e-9))  # so that nothing is clipped
     return space.levels_of(x * gain[:, None]).masked_fill(~inside, -1)
 
