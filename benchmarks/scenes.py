@@ -17,6 +17,7 @@ Prints one JSON object a line, writes all to results/scenes.json, and docs/_stat
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 import time
@@ -34,12 +35,15 @@ from pofx.core.likelihood import mean, number
 from pofx.core.requests import Decoding, DpmSolver, VariationalBound
 from pofx.data.options import Options
 from pofx.data.parts import Data, Part
-from pofx.data.scenes import CAPTIONS, COLOURS, PLACES, SIZES, SPACE, compose, facts
+from pofx.data.scenes import COLOURS, MOST, PLACES, SIZES, SPACE, Fact, compose, facts
 from pofx.data.text import from_documents
+from pofx.spaces import Text
 from timing import Results
 
 SCALES, STEPS = (1.0, 2.0, 3.0), 20
 WORDS = (list(SIZES), list(COLOURS), [*"0123456789"])
+EVERY = [str(Fact(*fact)) for fact in itertools.product(*WORDS, PLACES)]
+CAPTIONS = Text("".join(sorted({*"".join(EVERY), *", and"})), True, MOST * max(map(len, EVERY)) + len(",  and "))
 SHOWN = 10
 
 

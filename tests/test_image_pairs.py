@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -30,6 +31,7 @@ from pofx.families.image_gpt import turned
 from pofx.nn.dit import Dit
 from pofx.nn.encoders import Encoded, beside, channels_beside, encoder
 from pofx.nn.unet import Attention, UNet
+from pofx.report.paths import grid
 from pofx.spaces import Image, Label
 
 
@@ -324,6 +326,13 @@ def test_guided_draws_of_words_and_images() -> None:
         assert len(drawn.x) == len(drawn.c) == 3 * (1 + len(SCALES))
         for nats, p in (("given", model.given(rows.c[:3])), ("none", model.given(null=True))):
             assert torch.allclose(torch.tensor(found[nats]).double(), p.log_prob(rows.x[:3], generator=gen()).nats)
+        shown = grid(
+            SPACE, context, "a family", json.loads(json.dumps(found)), {"x": drawn.x.numpy(), "c": drawn.c.numpy()}
+        )
+        first = [] if context is CAPTIONS else ["given"]
+        assert [label for label, _ in shown.strips] == [*first, "truth", "any", "as trained", "scale 2", "scale 4"]
+        assert shown.contexts == found["names"]
+        assert [a for a, _ in shown.nats] == [f"≥ {v:.0f}" for v in found["given"]]
 
 
 def binary() -> tuple[Image, Tensor]:
