@@ -285,15 +285,15 @@ def heard(name: str, seconds: float) -> str:
 
 def spoken(name: str, seconds: float) -> str:
     """Tones that glide up and down as a text says: spectra of sounds that are held out, and of some that are drawn."""
-    rng, letters = np.random.default_rng(0), 800
+    rng, rate, letters = np.random.default_rng(0), 2000, 200
     words = Text("ud-", True, 3)
     texts = ["".join(rng.choice([*"ud-"], size=3)) for _ in range(400)]
-    space, rows = Audio(TONE, 256, "mu", True, 3 * letters), []
+    space, rows = Audio(rate, 256, "mu", True, 3 * letters), []
     for text in texts:
         size = rng.uniform(0.8, 1.0) * letters
         glide = np.concatenate([np.full(int(size), {"u": 1.0, "d": -1.0, "-": 0.0}[k]) for k in text])
         octaves = np.cumsum(glide) / letters
-        phase = np.cumsum(2 * math.pi * 600 * 2.0**octaves / TONE)
+        phase = np.cumsum(2 * math.pi * 300 * 1.6**octaves / rate)
         wave = rng.uniform(0.3, 0.6) * (np.sin(phase) + 0.3 * np.sin(2 * phase)) + 0.002 * rng.normal(size=len(phase))
         rows.append(
             torch.nn.functional.pad(space.levels_of(torch.tensor(wave)), (0, 3 * letters - len(wave)), value=-1)
@@ -301,17 +301,15 @@ def spoken(name: str, seconds: float) -> str:
     x, c = torch.stack(rows), words.parse(texts)
     parts = [Part(x[a:b], c[a:b]) for a, b in ((0, 340), (340, 370), (370, 400))]
     data = Data("glides", "memory", space, *parts, words)
-    options = {"frames": "gpt:width=96,layers=3", "levels": 16, "frames_share": 0.8}
-    run = pofx.fit(data, name, seconds=4 * seconds, options=options, checks=5, valid_rows=20)
+    options = {"frames": "gpt:width=64,layers=2,inner_width=64", "bands": 16, "levels": 12, "frames_share": 0.9}
+    run = pofx.fit(data, name, seconds=3 * seconds, options=options, checks=5, valid_rows=20)
     shown = [next(i for i in range(370, 400) if texts[i] == text) for text in dict.fromkeys(texts[370:])][:5]
     drawn = run.model.given(c[shown]).sample(1, generator=torch.Generator().manual_seed(0), sampler=GriffinLim())[0]
     _, axes = plt.subplots(2, 5, figsize=(6.4, 2.2), sharex=True, sharey=True)
     for row, what, found in zip(axes, ("data", "draw"), (x[shown], drawn), strict=True):
-        mel = log_mel(space.amplitudes(found), TONE, 40)
+        mel = log_mel(space.amplitudes(found), rate, 16)
         for ax, one, i in zip(row, mel, shown, strict=True):
-            ax.imshow(
-                one.T, origin="lower", aspect="auto", cmap=DENSITY, vmin=-10, vmax=1, extent=(0, len(one) * 10, 0, 40)
-            )
+            ax.imshow(one.T, origin="lower", aspect="auto", cmap=DENSITY, vmin=-10, vmax=1)
             ax.set(xticks=[], yticks=[], title=texts[i] if what == "data" else "")
         row[0].set_ylabel(what)
     return (
