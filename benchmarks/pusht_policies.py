@@ -10,9 +10,9 @@ data say. Then it plays: environments with the seeds 100,000 to 100,099, 8 actio
 
 - Success: the block covers more than 95% of its goal at any step, as the environment's own ``is_success`` says at each.
 - Overlap: the largest coverage of an episode, at most 1. (The reward of the environment is coverage / 0.95, at most 1.)
-- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat: each
-  is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A chunk of
-  ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
+- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat:
+  each is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A
+  chunk of ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
 
 ``people`` is what the demonstrations reach when they are replayed: they stop before 0.95. ``world`` is an `rssm` of
 what is seen given the actions (by the clock, too): how far its block is from where it was, so many steps later.
