@@ -164,7 +164,7 @@ def plays(model: Any, name: str, frame: Tensor, args: argparse.Namespace) -> dic
         grid[i, j].imshow(image)
         grid[i, j].set_title(f"step {FRAMES[j]}" if i == 0 else "", fontsize=7)
     for i in range(min(PICTURED, args.episodes)):
-        grid[i, 0].text(0, -6, f"best {found.best['coverage'][i]:.2f}", fontsize=7)
+        grid[i, 0].text(4, 122, f"best {found.best['coverage'][i]:.2f}", fontsize=7)
     figure.savefig(args.out / f"{name}.png", dpi=80)
     told = found.to_json()
     told["coverage"] = float(found.best["coverage"].clamp(max=1).mean())
