@@ -56,6 +56,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "diffusion-policy": ("diffusion-policy", NET, {}),
     "flow-matching": ("flow-matching", NET, {}),
     "act": ("act", {}, {}),
+    "act-warmup": ("act", {"warmup": 0.3}, {}),
     "gpt": ("gpt", GPT, {"batch": 64}),
 }
 
