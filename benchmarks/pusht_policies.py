@@ -53,8 +53,8 @@ GIVEN, AHEAD = 20, (1, 4, 8, 16, 32, 64)
 GPT = {"width": 128, "layers": 4, "n_heads": 4, "block": 32}
 NET = {"net": "temporal", "channels": 32, "blocks": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "diffusion-policy": ("diffusion-policy", NET, {}),
-    "flow-matching": ("flow-matching", NET, {}),
+    "diffusion-policy": ("diffusion-policy", NET, {"batch": 128}),
+    "flow-matching": ("flow-matching", NET, {"batch": 128}),
     "act": ("act", {}, {}),
     "act-warmup": ("act", {"warmup": 0.3}, {}),
     "gpt": ("gpt", GPT, {"batch": 64}),
