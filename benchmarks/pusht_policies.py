@@ -10,9 +10,9 @@ data say. Then it plays: environments with the seeds 100,000 to 100,099, 8 actio
 
 - Success: the block covers more than 95% of its goal at any step, as the environment's own ``is_success`` says at each.
 - Overlap: the largest coverage of an episode, at most 1. (The reward of the environment is coverage / 0.95, at most 1.)
-- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that repeat: each
-  is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A chunk of
-  ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
+- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat:
+  each is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A
+  chunk of ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
 
 ``people`` is what the demonstrations reach when they are replayed: they stop before 0.95. ``world`` is an `rssm` of
 what is seen given the actions (by the clock, too): how far its block is from where it was, so many steps later.
@@ -53,9 +53,10 @@ GIVEN, AHEAD = 20, (1, 4, 8, 16, 32, 64)
 GPT = {"width": 128, "layers": 4, "n_heads": 4, "block": 32}
 NET = {"net": "temporal", "channels": 32, "blocks": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "diffusion-policy": ("diffusion-policy", NET, {}),
-    "flow-matching": ("flow-matching", NET, {}),
+    "diffusion-policy": ("diffusion-policy", NET, {"batch": 128}),
+    "flow-matching": ("flow-matching", NET, {"batch": 128}),
     "act": ("act", {}, {}),
+    "act-warmup": ("act", {"warmup": 0.3}, {}),
     "gpt": ("gpt", GPT, {"batch": 64}),
 }
 
@@ -164,7 +165,7 @@ def plays(model: Any, name: str, frame: Tensor, args: argparse.Namespace) -> dic
         grid[i, j].imshow(image)
         grid[i, j].set_title(f"step {FRAMES[j]}" if i == 0 else "", fontsize=7)
     for i in range(min(PICTURED, args.episodes)):
-        grid[i, 0].text(0, -6, f"best {found.best['coverage'][i]:.2f}", fontsize=7)
+        grid[i, 0].text(4, 122, f"best {found.best['coverage'][i]:.2f}", fontsize=7)
     figure.savefig(args.out / f"{name}.png", dpi=80)
     told = found.to_json()
     told["coverage"] = float(found.best["coverage"].clamp(max=1).mean())

@@ -20,7 +20,7 @@ from pofx.core.learner import Batch
 from pofx.data.actions import action_chunks
 from pofx.data.parts import Data, Part
 from pofx.families.act import Act, ActConfig
-from pofx.families.diffusion import DiffusionPolicy, Vdm
+from pofx.families.diffusion import DiffusionPolicy, FlowMatching, Vdm
 from pofx.nn.encoders import Encoded
 from pofx.nn.temporal import Convolution, TemporalUNet
 from pofx.paths.schedule import cosine_chain
@@ -79,6 +79,19 @@ def test_the_chain_of_cosines_is_that_of_diffusers() -> None:
     chain = cosine_chain(100)
     found = chain(torch.arange(1, 101, dtype=torch.float64) / 100).alpha.square()
     np.testing.assert_allclose(found.numpy(), known.double().numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_before_training_a_chunks_score_is_that_of_its_noised_gaussian() -> None:
+    mix = torch.randn(8, 8, generator=seeded(0), dtype=torch.float64)
+    x = (torch.randn(20_000, 8, generator=seeded(1), dtype=torch.float64) @ mix).view(-1, 4, 2)
+    model = FlowMatching(FlowMatching.Config(net="temporal", channels=8), Reals((4, 2)))
+    model.prepare(x, None, None, seeded(2))
+    scale = x.flatten(1).std(0)
+    some, noise = x[:5].flatten(1) / scale, 0.5
+    covariance = (x.flatten(1) / scale).T.cov() + noise**2 * torch.eye(8)
+    known = -torch.linalg.solve(covariance, (some - (x.flatten(1) / scale).mean(0)).T).T / scale
+    found = model.eval().given().noised_score(x[:5], noise=noise)
+    torch.testing.assert_close(found, known.view(5, 4, 2), rtol=0.02, atol=0.01)
 
 
 def test_what_the_net_and_the_family_refuse() -> None:

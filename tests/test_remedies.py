@@ -98,7 +98,7 @@ def test_a_misspelt_option_draws_options_of_that_command(command, capsys):
         assert {o.partition(".")[0] for o in advised} <= options(command), said
 
 
-POSITIONAL = ("source", "family", "run", "n", "folder", "what")
+POSITIONAL = ("source", "family", "run", "n", "folder", "what", "environment")
 
 
 def test_an_option_of_another_command_is_said_to_be_one():

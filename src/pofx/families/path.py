@@ -418,5 +418,5 @@ class PathModel(Taught, HasNoisedScore, Completes, HasBoundTerms, DrawsWithDensi
         y = self.split(x).y.double()
         t = path.time(torch.tensor(-2 * math.log(noise), dtype=torch.float64))
         with torch.no_grad():
-            denoised = self.denoiser(c)(path(t).alpha.item() * y, t)
+            denoised = self.denoiser(c)(path(t).alpha.item() * y.reshape(-1, *self.shape), t).flatten(1)
         return (denoised - y) / (noise**2 * self.preprocess.scale)
