@@ -108,7 +108,7 @@ def main() -> None:
     )  # fmt: skip
     metric = sacrebleu.metrics.BLEU()
     ways: dict[str, Decoding] = {"greedy": Decoding(greedy=True)}
-    ways |= {f"beams {k}": Decoding(beams=k, length_penalty=args.length_penalty) for k in args.beams}
+    ways |= {f"beams {k}": Decoding(beams=k, length_penalty=args.length_penalty, hasty=True) for k in args.beams}
     for name, sampler in ways.items():
         found_texts, spent = translated(model, test.c, sampler)
         score = metric.corpus_score(found_texts, [references], n_bootstrap=1000)

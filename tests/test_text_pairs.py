@@ -155,7 +155,9 @@ def test_a_cache_grows():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("sampler", [Decoding(beams=1), Decoding(beams=3, length_penalty=0.6), Decoding(greedy=True)])
+@pytest.mark.parametrize(
+    "sampler", [Decoding(beams=1), Decoding(beams=3, length_penalty=0.6, hasty=True), Decoding(greedy=True)]
+)
 def test_many_contexts_are_decoded_as_each_alone(way, sampler, monkeypatch):
     m, c = model(way), texts(WORDS, 20, 7)
     n = sampler.beams or 1

@@ -193,7 +193,7 @@ class Transformer(SequenceNet):
         return dropped(self, x)
 
     def turns(self, first: int, length: int) -> Tensor | None:
-        """Cosines and sines [2, length, 1, each] of these positions, for rotary ones; a context's tokens are below 0."""
+        """Cosines and sines [2, length, 1, each] of these positions, for rotary ones; a context's are below 0."""
         if self.rotation is None or first >= 0:
             return None if self.rotation is None else self.rotation[:, first : first + length, None]
         if -first >= self.rotation.shape[1]:
