@@ -30,7 +30,7 @@ from timing import RESULTS, Results
 
 OPTIONS = {
     "vocabulary": 6000, "context_vocabulary": 6000, "width": 192, "layers": 3, "n_heads": 4, "hidden": 512,
-    "context_layers": 3, "block": 128, "dropout": 0.3, "tied": True, "smoothing": 0.1,
+    "context_layers": 3, "block": 128, "dropout": 0.2, "tied": True, "smoothing": 0.1,
 }  # fmt: skip
 RECIPE = {"batch": 128, "lr": 5e-3, "warmup": 200, "schedule": "linear", "ema": 0.998, "accumulate": 1}
 

@@ -255,6 +255,8 @@ def test_options_of_contexts_say_where_they_mean_nothing():
     assert unused(WORDS) == set()
     with pytest.raises(UsageError, match="context_vocabulary is 100"):
         GptConfig(context_vocabulary=100)
+    with pytest.raises(UsageError, match="even width, not 15"):
+        Gpt(GptConfig(context_width=15), WORDS, WORDS)
     for more in ({"positions": "learned"}, {"window": 8}):
         with pytest.raises(Unsupported, match="context_as=prefix"):
             Gpt(GptConfig(context_as="prefix", **more), WORDS, WORDS)
