@@ -163,7 +163,7 @@ def main() -> None:
     )  # fmt: skip
     known = [listed[word] for word in asked]
     ways: dict[str, Decoding] = {"greedy": Decoding(greedy=True)}
-    ways |= {f"beams {k}": Decoding(beams=k) for k in (1, 4)}
+    ways |= {f"beams {k}": Decoding(beams=k, hasty=True) for k in (1, 4)}
     spelt = dict(zip(SIGNS, phonemes, strict=False))
     for name, sampler in ways.items():
         started = time.perf_counter()

@@ -30,7 +30,7 @@ from timing import RESULTS, Results
 
 OPTIONS = {
     "vocabulary": 6000, "context_vocabulary": 6000, "width": 192, "layers": 3, "n_heads": 4, "hidden": 512,
-    "context_layers": 3, "block": 128, "dropout": 0.3, "tied": True, "smoothing": 0.1,
+    "context_layers": 3, "block": 128, "dropout": 0.2, "tied": True, "smoothing": 0.1,
 }  # fmt: skip
 RECIPE = {"batch": 128, "lr": 5e-3, "warmup": 200, "schedule": "linear", "ema": 0.998, "accumulate": 1}
 
@@ -108,7 +108,7 @@ def main() -> None:
     )  # fmt: skip
     metric = sacrebleu.metrics.BLEU()
     ways: dict[str, Decoding] = {"greedy": Decoding(greedy=True)}
-    ways |= {f"beams {k}": Decoding(beams=k, length_penalty=args.length_penalty) for k in args.beams}
+    ways |= {f"beams {k}": Decoding(beams=k, length_penalty=args.length_penalty, hasty=True) for k in args.beams}
     for name, sampler in ways.items():
         found_texts, spent = translated(model, test.c, sampler)
         score = metric.corpus_score(found_texts, [references], n_bootstrap=1000)

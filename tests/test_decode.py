@@ -327,8 +327,9 @@ def test_one_beam_is_greedy_and_scores_are_log_probabilities() -> None:
         assert (found.values[:, 0] >= one.values[:, 0] * 5 - 1e-4).all()
 
 
+@pytest.mark.parametrize("hasty", [False, True])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 1.7, -1.0])
-def test_beam_search_equals_that_of_transformers(length_penalty: float) -> None:
+def test_beam_search_equals_that_of_transformers(length_penalty: float, hasty: bool) -> None:
     module = pytest.importorskip("transformers", reason="needs transformers to compare with")
     torch.manual_seed(0)
     config = module.GPT2Config(
@@ -344,7 +345,7 @@ def test_beam_search_equals_that_of_transformers(length_penalty: float) -> None:
             num_return_sequences=width,
             length_penalty=length_penalty,
             repetition_penalty=penalty,
-            early_stopping="never",
+            early_stopping=False if hasty else "never",
             max_new_tokens=9,
             eos_token_id=7,
             pad_token_id=7,
@@ -354,7 +355,14 @@ def test_beam_search_equals_that_of_transformers(length_penalty: float) -> None:
         )
         decoder = Replay(lambda s: model(s).logits, prompt)
         ours = beam(
-            decoder, 9, width, length_penalty=length_penalty, processor=Repetition(penalty), history=prompt, end=7
+            decoder,
+            9,
+            width,
+            length_penalty=length_penalty,
+            hasty=hasty,
+            processor=Repetition(penalty),
+            history=prompt,
+            end=7,
         )
         assert torch.allclose(ours.values.flatten(), theirs.sequences_scores, atol=1e-4)
         new = theirs.sequences[:, 3:]

@@ -260,7 +260,7 @@ def test_a_flag_is_in_what_is_asked_for_or_refused(name: str) -> None:
             option, *names = [f.name for f in dataclasses.fields(flags)]
             for flag in names:
                 takers = [kind for kind in own if flag in kind.__dataclass_fields__]
-                if flag in ("draft", "draft_symbols", "length_penalty", "top_p", "min_p", "typical"):
+                if flag in ("draft", "draft_symbols", "length_penalty", "hasty", "top_p", "min_p", "typical"):
                     continue  # they need a run, another flag, or a share
                 args = flags(**{flag: value(flag)})
                 if takers:

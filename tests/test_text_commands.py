@@ -217,6 +217,7 @@ def test_streams_spell_characters_when_they_are_whole() -> None:
         {"beams": 2, "greedy": True},
         {"beams": 2, "stop": ("x",)},
         {"length_penalty": 1.0},
+        {"hasty": True},
         {"draft_symbols": 3},
         {"stop": ("",)},
         {"temperature": 0.0},

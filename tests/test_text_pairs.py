@@ -155,7 +155,9 @@ def test_a_cache_grows():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("sampler", [Decoding(beams=1), Decoding(beams=3, length_penalty=0.6), Decoding(greedy=True)])
+@pytest.mark.parametrize(
+    "sampler", [Decoding(beams=1), Decoding(beams=3, length_penalty=0.6, hasty=True), Decoding(greedy=True)]
+)
 def test_many_contexts_are_decoded_as_each_alone(way, sampler, monkeypatch):
     m, c = model(way), texts(WORDS, 20, 7)
     n = sampler.beams or 1
@@ -253,6 +255,8 @@ def test_options_of_contexts_say_where_they_mean_nothing():
     assert unused(WORDS) == set()
     with pytest.raises(UsageError, match="context_vocabulary is 100"):
         GptConfig(context_vocabulary=100)
+    with pytest.raises(UsageError, match="even width, not 15"):
+        Gpt(GptConfig(context_width=15), WORDS, WORDS)
     for more in ({"positions": "learned"}, {"window": 8}):
         with pytest.raises(Unsupported, match="context_as=prefix"):
             Gpt(GptConfig(context_as="prefix", **more), WORDS, WORDS)

@@ -336,6 +336,8 @@ class Decoding(StepByStep, name="decoding"):
         greedy: the likeliest symbol each time.
         beams: search with so many; the best texts that are found are given, best first.
         length_penalty: of beams: log p is divided by length ** this [default: 1].
+        hasty: of beams: a search is over once no beginning would beat what is found if it ended now; else once none can
+            at any length, which takes far longer where length is divided by.
         stop: a text ends after this string; several times for several.
         draft: a smaller model of the same symbols that writes ahead: the same distribution in fewer passes.
         draft_symbols: how many symbols the draft writes ahead [default: 4].
@@ -352,6 +354,7 @@ class Decoding(StepByStep, name="decoding"):
     greedy: bool = False
     beams: int | None = None
     length_penalty: float | None = None
+    hasty: bool = False
     stop: tuple[str, ...] = ()
     draft: Any = None
     draft_symbols: int | None = None
@@ -376,9 +379,9 @@ class Decoding(StepByStep, name="decoding"):
         for one, other in (("beams", "greedy"), ("beams", "stop"), ("beams", "draft")):
             if getattr(self, one) and getattr(self, other):
                 raise UsageError(f"{one} and {other} do not go together.", f"Leave out {one} or {other}.")
-        for option, needs in (("length_penalty", "beams"), ("draft_symbols", "draft")):
-            if getattr(self, option) is not None and getattr(self, needs) is None:
-                raise UsageError(f"{option}={getattr(self, option)} has no effect without {needs}.", "Leave it out.")
+        for option, needs in (("length_penalty", "beams"), ("hasty", "beams"), ("draft_symbols", "draft")):
+            if (value := getattr(self, option)) is not None and value is not False and getattr(self, needs) is None:
+                raise UsageError(f"{option}={value} has no effect without {needs}.", "Leave it out.")
 
     @property
     def searches(self) -> bool:

@@ -33,6 +33,7 @@ def beam(
     beams: int,
     *,
     length_penalty: float = 1.0,
+    hasty: bool = False,
     processor: Processor = UNCHANGED,
     history: Tensor | None = None,
     end: int | None = None,
@@ -42,8 +43,8 @@ def beam(
     At each length the best 2 * beams continuations are looked at: those of the first ``beams`` that end
     are finished, the best ``beams`` that do not go on. The search stops when no sequence that goes on can
     still beat the worst finished one, so that with beams enough for all sequences it is exhaustive. It is
-    transformers' beam search with ``early_stopping="never"``. Each row's search is its own: one that is over leaves
-    the decoder, and the others go on.
+    transformers' beam search with ``early_stopping="never"``, or, where it is ``hasty``, ``False``. Each row's search
+    is its own: one that is over leaves the decoder, and the others go on.
 
     Args:
         decoder: has read the prompt of N rows; afterwards it holds ``beams`` rows for each whose search went on.
@@ -51,6 +52,7 @@ def beam(
         beams: the width of the search.
         length_penalty: log-probabilities are divided by (number of symbols) ** this; 0 ranks by probability alone,
             which prefers short sequences, higher values prefer longer ones.
+        hasty: a search is over once no sequence that goes on is better than the worst finished one as it stands.
         processor: changes the log-probabilities; they are not renormalised afterwards.
     """
     if beams < 1:
@@ -87,7 +89,7 @@ def beam(
 
         going, on = total.masked_fill(ends, -math.inf).topk(beams)
         # log-probabilities only fall, and the most that length can help is its own share of the value
-        bound = going[:, 0] / (most if length_penalty > 0 else length) ** length_penalty
+        bound = going[:, 0] / (most if length_penalty > 0 and not hasty else length) ** length_penalty
         more = bound > values[left, -1]
         if not more.any():
             break

@@ -30,7 +30,13 @@ def search(decoder: Decoder, most: int, decoding: Decoding, history: Tensor, end
     """The symbols [N, beams, t] of the best sequences, best first. Arguments as for ``decode.beam``."""
     assert decoding.beams is not None
     penalty = 1.0 if decoding.length_penalty is None else decoding.length_penalty
-    how: Any = {"length_penalty": penalty, "processor": processor_of(decoding), "history": history, "end": end}
+    how: Any = {
+        "length_penalty": penalty,
+        "hasty": decoding.hasty,
+        "processor": processor_of(decoding),
+        "history": history,
+        "end": end,
+    }
     return beam(decoder, most, decoding.beams, **how).symbols
 
 
