@@ -68,11 +68,7 @@ def action_chunks(data: Data, actions: Several[str], length: int, history: int =
     columns = [space.step.columns[j] for j in rest]
     earlier = [dataclasses.replace(c, name=f"{c.name}.t-{k}") for k in range(1, history) for c in columns]
     made = _made(data, Reals((length, len(given))), Table((*columns, *earlier)), part)
-    if not shorter:
-        return made
-    several = "sequences are" if shorter > 1 else "sequence is"
-    note = f"{shorter} {several} shorter than a chunk of {length} steps, and so left out."
-    return dataclasses.replace(made, notes=(*made.notes, note))
+    return dataclasses.replace(made, notes=(*made.notes, *_left_out(shorter, length)))
 
 
 def steps_apart(p: Part, own: Tensor, given: Tensor) -> Part:
@@ -93,6 +89,21 @@ def chunks(space: Sequence, p: Part, acts: Tensor, rest: Tensor, length: int, hi
     c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
     number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
     return Part(actions, c, rows=number)
+
+
+def long_enough(index: Tensor, lengths: Tensor, chunk: int, notes: list[str]) -> Tensor:
+    """The sequences [n] that a chunk fits into, of these; a note counts the others. Raises EmptyData where none is."""
+    kept = index[lengths[index] >= chunk]
+    if not len(kept):
+        problem = f"No sequence has {chunk} steps; the longest has {int(lengths[index].max())}."
+        raise EmptyData(problem, "Give shorter chunks, or more data.")
+    notes += _left_out(len(index) - len(kept), chunk)
+    return kept
+
+
+def _left_out(count: int, chunk: int) -> list[str]:
+    several = "sequences are" if count > 1 else "sequence is"
+    return [f"{count} {several} shorter than a chunk of {chunk} steps, and so left out."] * (count > 0)
 
 
 def _seen(steps: Tensor, history: int) -> Tensor:
