@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
+from torch import Tensor
 
 import pofx
-from pofx.core.errors import EmptyData, UsageError
+from pofx.cli import main
+from pofx.core.errors import BadValue, CorruptFile, EmptyData, MissingSource, UsageError, WrongShape
 from pofx.data.actions import action_chunks
-from pofx.data.parts import Data
+from pofx.data.audio import wav
+from pofx.data.parts import Data, Part
+from pofx.data.raw import IN_MEMORY
+from pofx.data.rows import read_rows
+from pofx.spaces import Label, Text
 
 
 def episodes(lengths: list[int]) -> Data:
@@ -44,3 +56,493 @@ def test_episodes_shorter_than_a_chunk_are_counted_and_none_left_is_an_error() -
     assert sum(len(getattr(chunks, p)) for p in ("train", "valid", "test")) == 12 * 4
     with pytest.raises(EmptyData, match="has 9 steps; its longest has 8"):
         action_chunks(data, ["push"], 9)
+
+
+# -- made on the spot ----------------------------------------------------------------------------------------
+
+ENGLISH = [f"{noun} number {i}" for i, noun in enumerate(["a dog", "two cats", "the man"] * 10)]
+GERMAN = [f"{noun} Nummer {i}" for i, noun in enumerate(["ein Hund", "zwei Katzen", "der Mann"] * 10)]
+
+
+def table(path: Path, suffix: str = ".csv") -> Path:
+    """A table of 30 pairs of texts and how many stars each has."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"english": ENGLISH, "german": GERMAN, "stars": [i % 3 for i in range(30)]})
+    place = path / f"pairs{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(place)
+    elif suffix == ".jsonl":
+        frame.to_json(place, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_csv(place, index=False, sep="\t" if suffix == ".tsv" else ",")
+    return place
+
+
+def pictures(folder: Path, n: int = 12, size: int = 4) -> Path:
+    folder.mkdir()
+    for i in range(n):
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size), dtype=np.uint8)
+        Pillow.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def sounds(folder: Path, n: int = 12, rate: int = 8000) -> Path:
+    folder.mkdir()
+    for i in range(n):
+        level = np.random.default_rng(i).integers(-3000, 3000, 20 + i).astype(np.int16)
+        (folder / f"s{i}.wav").write_bytes(wav(level, rate))
+    return folder
+
+
+def captions(folder: Path, lines: list[str], name: str = "captions.csv") -> Path:
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def captioned(folder: Path, n: int = 12) -> Path:
+    rows = [f"{i}.png,picture {'ab'[i % 2] * (i + 1)},{i * 1.5},{'xy'[i % 2]}" for i in range(n)]
+    return captions(pictures(folder, n), ["file_name,caption,age,kind", *rows])
+
+
+def rows_of(part: Part) -> list[tuple[list[float], list[float]]]:
+    """Each datum and its context as plain numbers, without fill."""
+    part = part.read()
+
+    def plain(row: Tensor) -> list[float]:
+        flat = row.flatten().double()
+        return flat[flat != (-1 if row.dtype == torch.int64 else torch.inf)].tolist()
+
+    c = part.c if part.c is not None else torch.zeros(len(part))
+    return [(plain(x), plain(y)) for x, y in zip(part.x, c, strict=True)]
+
+
+def same_again(source: Any, data: Data, given: Any = None) -> None:
+    """New rows are read as those of the parts were, and a later command finds the same data by what was recorded."""
+    new = read_rows(data.space, data.context, source, labels=data.labels, options=data.options, notes=[], given=given)
+    for part in (data.train, data.valid, data.test):
+        assert rows_of(new[part.rows]) == rows_of(part)
+    if data.source != IN_MEMORY and data.options["given"] != IN_MEMORY:
+        assert pofx.load(data.source, **json.loads(json.dumps(data.options))).digest == data.digest
+
+
+# -- two columns ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_two_columns_of_text(tmp_path: Path, suffix: str) -> None:
+    path = table(tmp_path, suffix)
+    data = pofx.load(path, text="german", given="english")
+    assert isinstance(data.context, Text)
+    for part in (data.train, data.valid, data.test):
+        read = part.read()
+        assert [data.space.spell(x) for x in read.x] == [GERMAN[i] for i in part.rows]
+        assert [data.context.spell(c) for c in read.c] == [ENGLISH[i] for i in part.rows]
+    same_again(path, data)
+    stars = pofx.load(path, text="german", given="stars")
+    assert str(stars.context) == "table of 1 columns: 1 integer"
+    assert stars.train.c.flatten().tolist() == [i % 3 for i in stars.train.rows.tolist()]
+    same_again(path, stars)
+    classes = pofx.load(path, text="german", target="stars")
+    assert isinstance(classes.space, Label)
+    same_again(path, classes)
+
+
+def test_a_column_of_text_is_given_to_the_rest_or_the_target_of_it(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    both = pofx.load(path, given="english", drop=["stars"])  # the rest is one text
+    assert (both.space.name, both.context.name) == ("text", "text")
+    same_again(path, both)
+    rest = pofx.load(path, given="english", types={"english": "text"}, drop=["german"])
+    assert (rest.space.name, rest.context.name) == ("table", "text")
+    same_again(path, rest)
+    other = pofx.load(path, target="english", types={"english": "text"}, drop=["german"])
+    assert (other.space.name, other.context.name) == ("text", "table")
+    same_again(path, other)
+    category = pofx.load(path, text="german", given="english,stars", types={"english": "category"})
+    assert str(category.context) == "table of 2 columns: 1 integer, 1 category"
+    frame = pytest.importorskip("pandas").read_csv(path)
+    assert (
+        pofx.load(frame, text="german", given="english").digest
+        == pofx.load(path, text="german", given="english").digest
+    )
+
+
+def test_texts_of_a_table_that_cannot_be(tmp_path: Path) -> None:
+    path = table(tmp_path)
+    with pytest.raises(UsageError, match=r"'english' is text, which stands by itself; 2 columns"):
+        pofx.load(path, text="german", given="english,stars")
+    with pytest.raises(UsageError, match=r"'english' is text, which no table holds"):
+        pofx.load(path, types={"english": "text"})
+    with pytest.raises(UsageError, match=r"no column 'englsh'"):
+        pofx.load(path, types={"englsh": "text"})
+    with pytest.raises(UsageError, match=r"'nothing' lies beside.* There are: english, stars"):
+        pofx.load(path, text="german", given="nothing")
+    lines = [json.dumps({"de": g, "en": e}) for g, e in zip(GERMAN, ENGLISH, strict=True)]
+    (tmp_path / "empty.jsonl").write_text("\n".join([*lines, json.dumps({"de": "ein Haus", "en": " "})]))
+    with pytest.raises(BadValue, match=r"empty.jsonl, line 31, 'en' is empty"):
+        pofx.load(tmp_path / "empty.jsonl", text="de", given="en")
+    with pytest.raises(BadValue, match=r"'en' of .*empty.jsonl, line 31, is empty"):
+        pofx.load(tmp_path / "empty.jsonl", text="en", given="de")
+
+
+# -- files side by side --------------------------------------------------------------------------------------
+
+
+def side_by_side(folder: Path) -> tuple[Path, Path]:
+    for name, lines in (("train.de", GERMAN), ("train.en", ENGLISH)):
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder / "train.de", folder / "train.en"
+
+
+def test_two_files_row_by_row(tmp_path: Path) -> None:
+    german, english = side_by_side(tmp_path)
+    data = pofx.load(german, given=english, separator="\\n")
+    assert data.options["given"] == str(english)
+    for part in (data.train, data.test):
+        read = part.read()
+        assert [data.space.spell(x) for x in read.x] == [GERMAN[i] for i in part.rows]
+        assert [data.context.spell(c) for c in read.c] == [ENGLISH[i] for i in part.rows]
+    same_again(german, data, english)
+    drawn = pofx.load(german, given=english, separator="\\n", max_rows=10)
+    assert sum(len(p) for p in (drawn.train, drawn.valid, drawn.test)) == 10
+    with pytest.raises(UsageError, match=r"source of its own.*--given"):
+        read_rows(data.space, data.context, german, options=data.options)
+    with pytest.raises(EmptyData, match=r"is one document.*--separator"):
+        pofx.load(table(tmp_path).rename(tmp_path / "a.txt"), given=english.rename(tmp_path / "b.txt"))
+
+
+def test_the_digest_covers_what_is_given(tmp_path: Path) -> None:
+    german, english = side_by_side(tmp_path)
+    before = pofx.load(german, given=english, separator="\\n").digest
+    english.write_text("\n".join([*ENGLISH[1:], ENGLISH[0]]) + "\n")
+    after = pofx.load(german, given=english, separator="\\n").digest
+    assert before["train"] != after["train"]
+
+
+def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    german, english = side_by_side(tmp_path)
+    english.write_text("\n".join(ENGLISH[:-1]) + "\n")
+    with pytest.raises(WrongShape, match=r"train.de has 30 rows and .*train.en has 29"):
+        pofx.load(german, given=english, separator="\\n")
+    english.write_text("\n".join([*ENGLISH[:4], "", *ENGLISH[5:]]) + "\n")
+    with pytest.raises(BadValue, match=r"train.en, document 5 is empty"):
+        pofx.load(german, given=english, separator="\\n")
+    with pytest.raises(UsageError, match=r"types and drop mean nothing"):
+        pofx.load(german, given=german, separator="\\n", types={"a": "real"})
+    with pytest.raises(UsageError, match=r"Neither source has a column 'caption' \(text\)"):
+        pofx.load(german, given=german, separator="\\n", text="caption")
+    with pytest.raises(MissingSource, match="in memory"):
+        pofx.load(german, given=IN_MEMORY)
+
+
+def test_two_folders_by_the_names_of_their_files(tmp_path: Path) -> None:
+    small, large = pictures(tmp_path / "small"), pictures(tmp_path / "large", size=8)
+    data = pofx.load(small, given=large)
+    for part in (data.train, data.test):
+        for i, x, c in zip(part.rows.tolist(), part.x, part.c, strict=True):
+            assert x[0].tolist() == np.random.default_rng(i).integers(0, 256, (4, 4), dtype=np.uint8).tolist()
+            assert c[0].tolist() == np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8).tolist()
+    same_again(small, data, large)
+    assert pofx.load(small, given=large, resize=2).context == pofx.load(small, resize=2).space
+    (large / "3.png").unlink()
+    with pytest.raises(MissingSource, match=r"1 of 12 files have no partner .*large: 3.png"):
+        pofx.load(small, given=large)
+    with pytest.raises(MissingSource, match=r"1 of 12 files have no partner .*large: 3.png"):
+        pofx.load(large, given=small)
+
+
+def test_arrays_and_frames_beside_arrays(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    images, blurred = (rng.integers(0, 256, (30, s, s), dtype=np.uint8) for s in (4, 2))
+    data = pofx.load(images, given=blurred)
+    assert torch.equal(data.test.c[:, 0], torch.from_numpy(blurred)[data.test.rows])
+    classes = pofx.load(images, given=np.array(["b", "a", "b"] * 10))
+    assert classes.context == Label(("a", "b"))
+    assert [classes.context.values[k] for k in classes.test.c] == [["b", "a", "b"][i % 3] for i in classes.test.rows]
+    assert isinstance(pofx.load(images, given=np.array(ENGLISH)).context, Text)
+    frame = pandas.DataFrame({"age": rng.normal(size=30), "sex": ["m", "f"] * 15})
+    mixed = pofx.load(torch.from_numpy(images), given=frame, types={"sex": "category"}, drop=["age"])
+    assert str(mixed.context) == "table of 1 columns: 1 category"
+    same_again(images, pofx.load(images, given=frame), frame)
+    with pytest.raises(WrongShape, match=r"the ndarray has 30 rows and the DataFrame has 29"):
+        pofx.load(images, given=frame[:29])
+
+
+def test_a_name_that_is_a_column_and_a_file_is_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path)
+    (tmp_path / "stars").write_text("1\n" * 30)
+    monkeypatch.chdir(tmp_path)
+    data = pofx.load(path, text="german", given="stars")
+    assert any("a column and a file" in note for note in data.notes)
+    assert data.options["given"] == ["stars"]
+
+
+# -- captions ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images_with_captions(tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "images")
+    data = pofx.load(folder, given="caption")
+    assert data.context is not None
+    files = sorted((p for p in folder.iterdir() if p.suffix == ".png"), key=lambda p: int(p.stem))
+    for i, x, c in zip(data.train.rows.tolist(), data.train.x, data.train.read().c, strict=True):
+        assert np.array_equal(x[0], np.asarray(Pillow.open(files[i])))
+        assert data.context.spell(c) == f"picture {'ab'[i % 2] * (i + 1)}"
+    same_again(folder, data)
+    assert str(pofx.load(folder, given="age,kind").context) == "table of 2 columns: 1 real, 1 category"
+    same_again(folder, pofx.load(folder, given="age,kind"))
+    text = pofx.load(folder, target="caption")
+    assert (text.space, text.context) == (data.context, data.space)
+    assert rows_of(text.test) == [(c, x) for x, c in rows_of(data.test)]
+    same_again(folder, text)
+    assert pofx.load(folder, target="kind").space == Label(("x", "y"))
+    assert pofx.load(folder, label="kind").labels == ("x", "y")
+    assert not any("left out" in note for note in data.notes)
+
+
+def test_tables_of_parts_and_sub_folders_name_files_as_they_lie(tmp_path: Path) -> None:
+    for part, n in (("train", 8), ("test", 4)):
+        pictures(tmp_path / part, n)
+        lines = [json.dumps({"file_name": f"{i}.png", "caption": f"{part} {i}"}) for i in range(n)]
+        captions(tmp_path / part, lines, "metadata.jsonl")
+    data = pofx.load(tmp_path, given="caption")
+    assert {data.context.spell(c) for c in data.test.read().c} == {f"test {i}" for i in range(4)}
+    assert "own test part" in data.split
+
+
+def test_sounds_with_transcripts(tmp_path: Path) -> None:
+    folder = captions(
+        sounds(tmp_path / "wavs").parent, [f's{i}|the "{i}|the "{i} spelt' for i in range(12)], "metadata.csv"
+    )
+    data = pofx.load(folder, given="normalized_text", levels=16)
+    assert (data.space.name, data.context.name) == ("audio", "text")
+    assert [data.context.spell(c) for c in data.test.read().c] == [f'the "{i} spelt' for i in data.test.rows]
+    same_again(folder, data)
+    text = pofx.load(folder, target="text", levels=16)
+    assert (text.space.name, text.context.name) == ("text", "audio")
+    same_again(folder, text)
+    captions(folder, ["s0|one", "s1|two|three|four"], "metadata.csv")
+    with pytest.raises(WrongShape, match=r"metadata.csv, line 2 has 4 fields"):
+        pofx.load(folder, given="text")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "error", "match"),
+    [
+        ("captions.csv", ["file_name,caption", "0.png,a", "9.png,b"], MissingSource, r"line 3, is of '9.png'"),
+        ("captions.csv", ["file_name,caption", "0.png,a"], BadValue, r"2 of 3 files .* 1.png, 2.png"),
+        ("captions.csv", ["file_name,caption", "0.png,a", "0.png,b"], BadValue, r"line 3, .* has a line already"),
+        ("captions.csv", ["file,caption", "0.png,a"], WrongShape, r"no 'file_name'; it has file, caption"),
+        (
+            "captions.csv",
+            ["file_name,caption", "0.png,a", "1.png,", "2.png,c"],
+            BadValue,
+            r"line 3, 'caption' is empty",
+        ),
+        ("metadata.jsonl", ['{"file_name": "0.png", "caption"'], CorruptFile, r"line 1 is not JSON"),
+        ("metadata.jsonl", ['{"caption": "a"}'], WrongShape, r"line 1, has no 'file_name'; it has caption"),
+        ("metadata.jsonl", ['{"file_name": 3, "caption": "a"}'], BadValue, r"line 1, names no file"),
+    ],
+)
+def test_captions_that_do_not_fit(tmp_path: Path, name: str, lines: list[str], error: Any, match: str) -> None:
+    folder = captions(pictures(tmp_path / "images", 3), lines, name)
+    with pytest.raises(error, match=match):
+        pofx.load(folder, given="caption")
+    assert pofx.load(folder).context is None  # nobody asked
+
+
+def test_captions_that_are_not_there(tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "images")
+    with pytest.raises(UsageError, match=r"'title' lies beside .* There are: caption, age, kind"):
+        pofx.load(folder, given="title")
+    with pytest.raises(UsageError, match=r"'caption' lies beside .* a file or folder of what is given"):
+        pofx.load(pictures(tmp_path / "bare"), given="caption")
+
+
+# -- archives ------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_an_archive(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "a.npz"
+    arrays = {"image": rng.integers(0, 256, (30, 4, 4), dtype=np.uint8), "text": np.array(ENGLISH)}
+    arrays |= {"kind": np.arange(30) % 3, "half": arrays["image"][:, ::2, ::2], "place": rng.normal(size=(30, 2))}
+    np.savez(path, **arrays)
+    found = {}
+    for name in ("text", "kind", "half", "place"):
+        found[name] = data = pofx.load(path, arrays=["image"], given=name)
+        same_again(path, data)
+    assert {k: str(d.context) for k, d in found.items()} == {
+        "text": f"texts over {len(set(''.join(ENGLISH)))} characters, up to {max(map(len, ENGLISH))} long",
+        "kind": "label of 3 classes", "half": "images 2×2×1, 256 levels", "place": "table of 2 columns: 2 real",
+    }  # fmt: skip
+    assert torch.equal(found["half"].test.c[:, 0], torch.from_numpy(arrays["half"])[found["half"].test.rows])
+    with pytest.raises(UsageError, match=r"'wide' lies beside .* There are: text, kind, half, place"):
+        pofx.load(path, arrays=["image"], given="wide")
+    np.savez(path, audio=np.zeros(300, np.int16), offsets=np.arange(0, 301, 10), sample_rate=8000,
+             said=np.array(ENGLISH), digit=np.arange(30) % 3)  # fmt: skip
+    said = pofx.load(path, given="said", levels=16)
+    assert isinstance(said.context, Text)
+    same_again(path, said)
+    assert pofx.load(path, given="digit", levels=16).context == Label(("0", "1", "2"))
+
+
+# -- episodes ------------------------------------------------------------------------------------------------
+
+
+def archive_of_episodes(path: Path, shortest: int = 3) -> tuple[Path, list[int]]:
+    lengths, rng = [shortest, 9, 7, 8, 6, 9, 9, 5, 7, 8, 9, 9], np.random.default_rng(0)
+    arrays = {"state": rng.normal(size=(sum(lengths), 2)), "action": rng.normal(size=(sum(lengths), 2))}
+    np.savez(path / "demos.npz", **arrays, episode_ends=np.cumsum(lengths))
+    return path / "demos.npz", lengths
+
+
+def test_chunks_of_actions_from_an_archive(tmp_path: Path) -> None:
+    long, _ = archive_of_episodes(tmp_path, 4)
+    by_hand = action_chunks(pofx.load(long), ["action1", "action2"], 4, history=2)
+    assert rows_of(pofx.load(long, given="state1,state2", chunk=4, history=2).test) == rows_of(by_hand.test)
+    path, lengths = archive_of_episodes(tmp_path)
+    data = pofx.load(path, given="state1,state2", chunk=4, history=2)
+    assert any("1 sequence is shorter than a chunk of 4 steps" in note for note in data.notes)
+    new = read_rows(data.space, data.context, path, options=data.options, notes=[])
+    assert len(new) == sum(max(0, n - 3) for n in lengths)
+    assert rows_of(new[torch.isin(new.rows, data.test.rows)]) == rows_of(data.test)
+    assert pofx.load(data.source, **data.options).digest == data.digest
+    whole = pofx.load(path, given="state1,state2")
+    assert [c.name for c in whole.space.step.columns] == ["action1", "action2"]
+    same_again(path, whole)
+
+
+def test_chunks_that_cannot_be(tmp_path: Path) -> None:
+    path, _ = archive_of_episodes(tmp_path)
+    with pytest.raises(EmptyData, match=r"No sequence has 20 steps; the longest has 9"):
+        pofx.load(path, given="state1,state2", chunk=20)
+    with pytest.raises(UsageError, match=r"Only sequences with given columns"):
+        pofx.load(path, chunk=4)
+    with pytest.raises(UsageError, match=r"A history of 2 steps goes with chunks"):
+        pofx.load(path, given="state1,state2", history=2)
+    with pytest.raises(UsageError, match=r"'state3' lies beside"):
+        pofx.load(path, given="state3", chunk=4)
+    data = pofx.load(path, given="state1,state2", chunk=4)
+    np.savez(tmp_path / "other.npz", state=np.zeros((9, 2)), action=np.zeros((9, 3)), episode_ends=[9])
+    with pytest.raises(WrongShape, match=r"sequences of 3 columns beside state1, state2; expected 2"):
+        read_rows(data.space, data.context, tmp_path / "other.npz", options=data.options)
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+TINY = ["--steps", "1", "--quiet", "--options.width", "16", "--options.layers", "1", "--options.n-heads", "2"]
+
+
+def run(*words: Any) -> int:
+    return main([str(word) for word in words])
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    """What a command that ends in one of our errors says."""
+    capsys.readouterr()
+    assert run(*words) in (2, 3)
+    return capsys.readouterr().err
+
+
+def test_text_given_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    german, english = side_by_side(tmp_path)
+    place, out = tmp_path / "run", tmp_path / "drawn.jsonl"
+    assert run("fit", german, "gpt", "--given", english, "--separator", "\\n", "--out", place, *TINY) == 0
+    assert run("resume", place, "--quiet") == 0
+    assert run("log-prob", place, german, "--given", english, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 30
+    assert run("sample", place, 2, "--given", "a dog number 3", "--given", "the man", "--out", out) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["given"] for line in lines] == ["a dog number 3"] * 2 + ["the man"] * 2
+    assert run("sample", place, 1, "--given", english, "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["samples"] == 30
+    (tmp_path / "two.csv").write_text("a,b\nx,y\n")
+    for words, match in (
+        (["sample", place, "--given", "a DOG"], "'D' at 2 is none of the"),
+        (["sample", place, "--given", "a dog number 3" * 9], "is 126 long; those of this run are up to"),
+        (["sample", place, "--given", ""], "empty text"),
+        (["sample", place], "Say which: --given"),
+        (["sample", place, "--given", tmp_path / "two.csv"], "has 2 columns: a, b"),
+        (["sample", place, "--given", pictures(tmp_path / "images")], "images holds no text"),
+        (["sample", place, "--given", pictures(tmp_path / "more") / "1.png"], "1.png is binary"),
+        (["sample", place, "--given", "a", "--given", "t", "--prompt", "d", "--prompt", "e"], "2 contexts and 2 prom"),
+        (["log-prob", place, german], "source of its own"),
+        (["log-prob", place, "--given", english], "there is none"),
+    ):
+        assert match in failed(capsys, *words), words
+
+
+def test_pictures_given_captions_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, place, out = captioned(tmp_path / "images"), tmp_path / "run", tmp_path / "drawn"
+    assert run("fit", folder, "image-gpt", "--given", "caption", "--out", place, *TINY) == 0
+    assert run("sample", place, 3, "--given", "picture a", "--given", "picture b", "--out", out) == 0
+    drawn = pofx.load(out, given="caption")  # as it was written
+    assert sorted(drawn.context.spell(c) for p in (drawn.train, drawn.valid, drawn.test) for c in p.read().c) == [
+        *["picture a"] * 3, *["picture b"] * 3,
+    ]  # fmt: skip
+    assert run("log-prob", place, out, "--json") == 0
+    assert run("sample", place, 1, "--given", "picture a", "--out", tmp_path / "one.npz") == 0
+    assert np.load(tmp_path / "one.npz")["caption"].tolist() == ["picture a"]
+    capsys.readouterr()
+    assert run("data", folder, "--given", "caption", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["given"]["space"] == "text"
+
+
+def test_texts_given_pictures_and_sounds_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, place = captioned(tmp_path / "images"), tmp_path / "run"
+    assert run("fit", folder, "gpt", "--target", "caption", "--out", place, *TINY) == 0
+    assert run("sample", place, 2, "--given", folder, "--out", tmp_path / "a.jsonl") == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["given"] for line in lines] == [f"{folder}/{i}.png" for i in range(12) for _ in range(2)]
+    assert run("sample", place, 1, "--given", folder / "3.png") == 0
+    wide = pictures(tmp_path / "wide", 1, 8) / "0.png"
+    assert "is 8×8 pixels (width×height); this space takes 4×4" in failed(capsys, "sample", place, "--given", wide)
+    assert "there is no 'a dog'" in failed(capsys, "sample", place, "--given", "a dog")
+    heard = captions(sounds(tmp_path / "wavs"), ["file_name,text", *(f"s{i}.wav,say {i}" for i in range(12))])
+    spoken = tmp_path / "spoken"
+    assert run("fit", heard, "gpt", "--target", "text", "--levels", 16, "--out", spoken, *TINY) == 0
+    assert run("sample", spoken, 1, "--given", heard / "s3.wav") == 0
+    fast = sounds(tmp_path / "fast", 1, 16000) / "s0.wav"
+    said = failed(capsys, "sample", spoken, "--given", fast)
+    assert "16000 samples per second; this space takes 8000" in said
+    assert "ffmpeg" in said
+
+
+def test_tables_and_labels_from_files_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, place = tmp_path / "t.csv", tmp_path / "run"
+    path.write_text("a,b,c\n" + "".join(f"{i * 0.37:.2f},{'xy'[i % 2]},{(i * 7) % 11}\n" for i in range(40)))
+    assert run("fit", path, "made", "--given", "b", "--steps", 1, "--quiet", "--out", place) == 0
+    (tmp_path / "which.csv").write_text("b\nx\ny\nx\n")
+    assert run("sample", place, 2, "--given", tmp_path / "which.csv", "--out", tmp_path / "drawn.csv") == 0
+    drawn = (tmp_path / "drawn.csv").read_text().splitlines()
+    assert drawn[0] == "a,c,b"
+    assert [line.rpartition(",")[2] for line in drawn[1:]] == ["x", "x", "y", "y", "x", "x"]
+    assert run("log-prob", place, tmp_path / "drawn.csv", "--json") == 0
+    digits = tmp_path / "digits"
+    assert run("fit", "digits", "independent", "--given", "label", "--steps", 1, "--quiet", "--out", digits) == 0
+    assert run("sample", digits, 1, "--given", "3", "--given", "5", "--out", tmp_path / "some") == 0
+    assert (tmp_path / "some" / "metadata.csv").read_text() == "file_name,label\n00000.png,3\n00001.png,5\n"
+    assert "There is no class '11'" in failed(capsys, "sample", digits, "--given", "11")
+
+
+def test_a_policy_on_the_command_line(tmp_path: Path) -> None:
+    path, _ = archive_of_episodes(tmp_path)
+    place = tmp_path / "run"
+    tiny = ["--steps", "1", "--quiet", "--options.width", "16", "--options.n-heads", "2"]
+    assert run("fit", path, "act", "--given", "state1,state2", "--chunk", 4, "--history", 2, "--out", place, *tiny) == 0
+    assert run("log-prob", place, path, "--json") == 0
+    assert run("resume", place, "--quiet") == 0
+    seen = "state1=0,state2=0,state1.t-1=1,state2.t-1=1"
+    assert run("sample", place, 2, "--given", seen, "--out", tmp_path / "actions.npy") == 0
+    assert np.load(tmp_path / "actions.npy").shape == (2, 4, 2)
+
+
+def test_pairs_are_compared(tmp_path: Path) -> None:
+    folder = captioned(tmp_path / "images", 24)
+    words = ["--given", "caption", "--families", "image-gpt,made", "--steps", 1, "--samples", 8, "--quiet"]
+    assert run("compare", folder, *words, "--out", tmp_path / "compared") == 0
+    assert (tmp_path / "compared" / "report.html").exists()

@@ -85,11 +85,7 @@ def action_chunks(
     own = Sequence(Table(tuple(space.step.columns[j] for j in given)), length=length)
     chunk = own if kind == "sequence" else Reals((length, len(given)))
     made = _made(data, chunk, Table((*columns, *earlier)), part)
-    if not shorter:
-        return made
-    several = "sequences are" if shorter > 1 else "sequence is"
-    note = f"{shorter} {several} shorter than a chunk of {length} steps, and so left out."
-    return dataclasses.replace(made, notes=(*made.notes, note))
+    return dataclasses.replace(made, notes=(*made.notes, *_left_out(shorter, length)))
 
 
 def steps_apart(p: Part, own: Tensor, given: Tensor) -> Part:
@@ -118,6 +114,21 @@ def _held(space: Sequence, p: Part, hold: int) -> Part:
     place = torch.arange(p.x.shape[1] + hold).expand(len(p), -1)
     longer = p.x[torch.arange(len(p))[:, None], place.minimum(lengths - 1).clamp(min=0)]
     return dataclasses.replace(p, x=longer.masked_fill((place >= lengths + hold)[..., None], space.fill))
+
+
+def long_enough(index: Tensor, lengths: Tensor, chunk: int, notes: list[str]) -> Tensor:
+    """The sequences [n] that a chunk fits into, of these; a note counts the others. Raises EmptyData where none is."""
+    kept = index[lengths[index] >= chunk]
+    if not len(kept):
+        problem = f"No sequence has {chunk} steps; the longest has {int(lengths[index].max())}."
+        raise EmptyData(problem, "Give shorter chunks, or more data.")
+    notes += _left_out(len(index) - len(kept), chunk)
+    return kept
+
+
+def _left_out(count: int, chunk: int) -> list[str]:
+    several = "sequences are" if count > 1 else "sequence is"
+    return [f"{count} {several} shorter than a chunk of {chunk} steps, and so left out."] * (count > 0)
 
 
 def _seen(steps: Tensor, history: int) -> Tensor:

@@ -17,7 +17,7 @@ from pofx.core.memory import enough
 from pofx.core.space import Space
 from pofx.core.spelling import abridged, listed
 from pofx.data import pairs
-from pofx.data.actions import action_chunks, given_steps
+from pofx.data.actions import action_chunks, given_steps, long_enough
 from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
@@ -224,6 +224,8 @@ def load(
         roles = Roles(found.x.space, roles.space, found.x.take, roles.take_x, roles.labels, roles.code)
     chosen = pick(raw.n, max_rows, seed) if raw.numbers is None else None
     index = torch.arange(raw.n) if chosen is None else chosen
+    if chunk is not None:
+        index = long_enough(index, rows.lengths, chunk, notes)
     if raw.numbers is not None or chosen is not None:
         notes.append(f"{len(index)} rows were drawn at random from the source.")
     excerpts = isinstance(raw, RawRagged) and raw.before is not None

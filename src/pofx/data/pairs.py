@@ -183,11 +183,16 @@ def second(raw: Raw, source: Any, other: Any, how: Options) -> Second:
         how, kind=kind, arrays=(), label_array=None, label=None, beside=(), paired=True, decided={}, served=set()
     )
     found = read(other, own)
-    index = partners(raw, found, *(str(s) if isinstance(s, str | os.PathLike) else "one" for s in (source, other)))
+    index = partners(raw, found, called(source), called(other))
     one = [s for s, r in ((source, raw), (other, found)) if isinstance(r, RawRagged) and r.space.alphabet is not None]
     if raw.n == 1 and one:
         raise EmptyData(f"{one[0]} is one document.", "Say what stands between documents: --separator '\\n'.")
     return Second(found, own, index, labels_of(other))
+
+
+def called(source: Any) -> str:
+    """A source in a message."""
+    return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
 
 
 def _is_array(source: Any) -> bool:

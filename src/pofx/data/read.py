@@ -237,7 +237,7 @@ def _text_column(raw: Raw, options: Options) -> Raw:
     others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
     options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))
     found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part)
-    found.beside = others if options.paired else {}
+    found.beside = others
     return found
 
 

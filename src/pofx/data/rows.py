@@ -17,12 +17,12 @@ from torch import Tensor
 from pofx.core.errors import BadValue, UsageError, WrongShape
 from pofx.core.space import Ragged, Space, take
 from pofx.core.spelling import abridged, meant
-from pofx.data.actions import chunks, steps_apart
+from pofx.data.actions import chunks, long_enough, steps_apart
 from pofx.data.archives import REALS
 from pofx.data.joint import paired
 from pofx.data.load import reading
 from pofx.data.options import Options
-from pofx.data.pairs import partners, values_of
+from pofx.data.pairs import called, partners, values_of
 from pofx.data.parts import Part
 from pofx.data.ragged import RaggedRows, RawRagged
 from pofx.data.raw import Raw, RawArray, RawTable
@@ -214,11 +214,6 @@ def _is_lines(source: Any) -> bool:
     return isinstance(source, str | os.PathLike) and str(source).lower().endswith((".jsonl", ".ndjson"))
 
 
-def called(source: Any) -> str:
-    """A source in a message."""
-    return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
-
-
 def _of_episodes(
     space: Space, context: Space, source: Any, options: Mapping[str, Any], notes: list[str] | None
 ) -> Part:
@@ -248,6 +243,8 @@ def _of_episodes(
     mine, theirs = torch.arange(own), torch.arange(own, len(step.columns))
     if length is None:
         return steps_apart(whole, mine, theirs)
+    kept = long_enough(torch.arange(len(whole)), whole.x.lengths, length, [] if notes is None else notes)
+    whole = whole[kept]
     return chunks(like, whole, mine, theirs, length, history)
 
 

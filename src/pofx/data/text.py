@@ -157,7 +157,7 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
             entries.append(entry if how.beside else {})
     raw = from_documents(documents, how, str(path), places=places)
     raw.places = [place.replace(f"{key!r} of ", "", 1) for place in places] if how.paired else None
-    raw.beside = beside_lines(path, entries, key) if how.paired else {}
+    raw.beside = beside_lines(path, entries, key) if how.beside else {}
     how.served.update(["text"] * (key == how.text))
     if null:
         lines = "1 line" if len(null) == 1 else f"{len(null)} lines"
