@@ -119,8 +119,8 @@ class JointGpt(Model, HasParts):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(
-            batch=32, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
+        return Recipe(  # half of a batch goes either way
+            batch=64, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
             weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99,
         )  # fmt: skip
 
