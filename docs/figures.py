@@ -159,7 +159,7 @@ def images(name: str, seconds: float) -> str:
 def pairs(name: str, seconds: float) -> str:
     """Digits and the labels that are drawn given them, labels and the digits that are drawn given them."""
     data = pofx.load("digits", given="label", joint=True)
-    run = pofx.fit(data, name, seconds=3 * seconds, options={"patch": 4})
+    run = pofx.fit(data, name, seconds=3 * seconds, options={"width": 96, "layers": 3}, recipe={"batch": 128})
     generator = torch.Generator().manual_seed(1)
     x, _ = data.space.split(data.test.x[:10])
     read = run.model.part_model("b", given=True).given(x).sample(1, generator=generator)[0]

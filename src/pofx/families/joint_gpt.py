@@ -4,9 +4,9 @@
 
 A pair is a sequence of two segments (``codecs.segment``): the symbols of a text and the patches of an image, say, each
 kind with its own ends of the net, after a learned mark that says which part begins, and whether it comes first. Half of
-the training rows go each way, so the same weights learn four distributions, as one model over text and image tokens
-does (Aghajanyan et al. 2022). Given one part, the other is drawn or evaluated exactly as in the order that begins with
-the given one; alone, a part is the first segment.
+the training rows go each way, so the same weights learn four distributions (Kim et al. 2022, of texts and codes of
+images). Given one part, the other is drawn or evaluated exactly as in the order that begins with the given one; alone,
+a part is the first segment.
 
 Nothing makes the two orders agree but the data. The model's own answer tosses which one it is, log (p_ab + p_ba) / 2,
 a density of its own that is exact; each order by itself is asked for by ``ByChainRule``, and how far they are apart on
@@ -77,7 +77,7 @@ class JointGpt(Model, HasParts):
     name = "joint-gpt"
     summary = "one transformer goes through both parts of a pair in either order, and so knows each given the other"
     taxonomy = "explicit density / tractable / autoregressive"
-    paper = "Aghajanyan et al. 2022, CM3: A causal masked multimodal model of the Internet"
+    paper = "Kim et al. 2022, L-Verse: Bidirectional generation between image and text"
     estimators = (ExactLikelihood, ByChainRule, VariationalBound)
     samplers = (Direct,)
     Config = JointGptConfig
@@ -119,8 +119,8 @@ class JointGpt(Model, HasParts):
 
     @classmethod
     def recipe(cls, space: Space) -> Recipe:
-        return Recipe(
-            batch=32, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
+        return Recipe(  # half of a batch goes either way
+            batch=64, optimizer="muon", lr=5e-3, schedule="linear", warmup=20,
             weight_decay=0.1, betas=(0.9, 0.99), clip=1.0, ema=0.99,
         )  # fmt: skip
 
