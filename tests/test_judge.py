@@ -261,8 +261,8 @@ def test_probabilities_of_labels_by_hand_and_by_scikit_learn() -> None:
     found = judged_classes(Prediction(("a", "b", "c"), p.log(), Exact), truth)
     assert found["log-loss"].value == pytest.approx(log_loss(truth, p.numpy()))
     sure, right, error = p.max(1).values, p.argmax(1) == truth, 0.0
-    for k in range(15):
-        inside = (sure >= k / 15) & (sure < (k + 1) / 15)
+    for k in range(10):
+        inside = (sure >= k / 10) & (sure < (k + 1) / 10)
         if inside.any():
             error += inside.sum().item() / 300 * abs(sure[inside].mean() - right[inside].double().mean()).item()
     assert found["calibration error"].value == pytest.approx(error)

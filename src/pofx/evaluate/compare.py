@@ -6,7 +6,7 @@ A comparison leaves a folder
     data_sample.npz                     x, c, label of some test rows; train_x of some training rows
     runs/<family>/                      the run folder of each fit (see train.run), and in it
         evaluation.json                 its row, with the likelihood of every test row that was evaluated
-        samples/*.npz                   x (and c) that the model drew: samples, guided, trajectories
+        samples/*.npz                   x (and c) that the model drew: samples, pairs, guided, trajectories
 
 A comparison that was killed goes on, by the same call or by ``resume_comparison``: families that have a row keep it,
 the fit that was interrupted is resumed. comparison.json holds
@@ -22,8 +22,10 @@ the fit that was interrupted is resumed. comparison.json holds
                  "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all samples were
                  cut for lack of time, or null; of families that draw by Markov chains it holds "chains", what these say
                  of the samples (``core.verdict.Verdict``); where columns determine others there is "dependent", what
-                 each of those adds to the likelihood given all others (``dependent.Share``). Of families that have them
-                 (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
+                 each of those adds to the likelihood given all others (``dependent.Share``). Where there is a context,
+                 "pairs" holds the "metrics" of the task (``pairs.Judged``) on so many "rows", "how" x was drawn, and
+                 how many "draws" of each row of data_sample.npz are together in samples/pairs.npz. Of families that
+                 have them (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
                  se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to the
                  "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
                  "classes" of samples/guided.npz, scale by scale; "trajectories", the "n" of those in

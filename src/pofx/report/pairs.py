@@ -26,6 +26,7 @@ from pofx.spaces import Sequence as Steps
 Row = Mapping[str, Any]
 MOST_NUMBERS = 8  # of a row that are spelt
 MOST_LINES = 8  # columns of a sequence that are drawn, each over its own range
+MOST_BYTES = 2**21  # of the draws that are shown of one family, as they are held
 Z95 = 1.96
 
 
@@ -94,7 +95,8 @@ def parts(
         for name, drawn in beside(samples, "pairs").items():
             row = next((r for r in rows if r["family"] == name), {})
             k = get(row, "pairs", "draws") or 1
-            many = min(len(drawn["x"]) // k, len(data["x"]))
+            fit = max(2, MOST_BYTES // (drawn["x"][:k].nbytes or 1))
+            many = min(len(drawn["x"]) // k, len(data["x"]), fit)
             lines = [
                 {"given": pieces(context, data["c"][i : i + 1])[0], "drawn": _together(space, data["x"][i], draws)}
                 for i, draws in enumerate(drawn["x"].reshape(-1, k, *drawn["x"].shape[1:])[:many])
