@@ -25,9 +25,9 @@ the fit that was interrupted is resumed. comparison.json holds
                  each of those adds to the likelihood given all others (``dependent.Share``). Where there is a context,
                  "pairs" holds the "metrics" of the task (``pairs.Judged``) on so many "rows", "how" x was drawn, and
                  how many "draws" of each row of data_sample.npz are together in samples/pairs.npz. Of families that
-                 have them (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
-                 se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to the
-                 "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
+                 have them (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum,
+                 and nats, se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to
+                 the "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
                  "classes" of samples/guided.npz, scale by scale; "trajectories", the "n" of those in
                  samples/trajectories.npz, x [n, K, 2] from noise to draw
     baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
