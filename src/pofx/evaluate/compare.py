@@ -18,16 +18,16 @@ the fit that was interrupted is resumed. comparison.json holds
     rounds       where losers are dropped: how many rounds have been decided
     times        seconds of all families together: fitting, evaluating, else; preparing what they share; wall
     rows         one per family, each with family, status (ok, dropped, refused, failed), reason, fit, likelihood,
-                 sampling, quality, latents, outliers, accuracy, abilities, times. Sampling of data of free length holds
+                 sampling, quality, pairs, latents, outliers, accuracy, abilities, times. Given a context, "pairs" holds
+                 "metrics" of the task (``pairs.Judged``), of how many "rows", "how" x was drawn, and how many "draws" of
+                 each row of data_sample.npz are together in samples/pairs.npz. Sampling of data of free length holds
                  "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all samples were
                  cut for lack of time, or null; of families that draw by Markov chains it holds "chains", what these say
                  of the samples (``core.verdict.Verdict``); where columns determine others there is "dependent", what
-                 each of those adds to the likelihood given all others (``dependent.Share``). Where there is a context,
-                 "pairs" holds the "metrics" of the task (``pairs.Judged``) on so many "rows", "how" x was drawn, and
-                 how many "draws" of each row of data_sample.npz are together in samples/pairs.npz. Of families that
-                 have them (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum,
-                 and nats, se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to
-                 the "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
+                 each of those adds to the likelihood given all others (``dependent.Share``). Of families that have them
+                 (``evaluate.paths``): "terms" of a bound, with "request", "n", "nats" and "se" of their sum, and nats,
+                 se, mc_se of each; "steps", the accuracy of a classifier over the steps of the "sampler" up to the
+                 "default" ("points"), and with training rows in place of draws ("floor"); "guided", the "scales" and
                  "classes" of samples/guided.npz, scale by scale; "trajectories", the "n" of those in
                  samples/trajectories.npz, x [n, K, 2] from noise to draw
     baselines    gzip and PNG as likelihoods (``likelihood.Mean`` as JSON)
