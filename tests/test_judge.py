@@ -428,6 +428,9 @@ def test_every_space_has_pieces() -> None:
     steps = torch.tensor([[[0.0, 5], [1, 5]], [[2, 5], [math.inf, math.inf]]]).double().numpy()
     drawn = pieces(Sequence(Table((Real("x"), Real("y"))), length=2), steps)
     assert all("<svg" in str(one.svg) for one in drawn)
+    none = np.full((2, 1, 2), math.inf)
+    none[0, 0, 1] = none[0, 0, 0] = math.nan  # a missing number, and a sequence of no step
+    assert len(pieces(Sequence(Table((Real("x", True), Real("y", True))), length=2), none)) == 2
     assert (
         pieces(Table((Real("a"), Category("k", ("u", HOSTILE)))), np.array([[1.5, 1]]))[0].text
         == f"a: 1.5\nk: {HOSTILE}"

@@ -19,8 +19,8 @@ the fit that was interrupted is resumed. comparison.json holds
     times        seconds of all families together: fitting, evaluating, else; preparing what they share; wall
     rows         one per family, each with family, status (ok, dropped, refused, failed), reason, fit, likelihood,
                  sampling, quality, pairs, latents, outliers, accuracy, abilities, times. Given a context, "pairs" holds
-                 "metrics" of the task (``pairs.Judged``), of how many "rows", "how" x was drawn, and how many "draws" of
-                 each row of data_sample.npz are together in samples/pairs.npz. Sampling of data of free length holds
+                 "metrics" of the task (``pairs.Judged``), of how many "rows", "how" x was drawn, and how many "draws"
+                 for each row of data_sample.npz are in samples/pairs.npz. Sampling of data of free length holds
                  "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all samples were
                  cut for lack of time, or null; of families that draw by Markov chains it holds "chains", what these say
                  of the samples (``core.verdict.Verdict``); where columns determine others there is "dependent", what

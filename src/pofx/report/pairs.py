@@ -73,14 +73,13 @@ def _(space: Audio, x: Array) -> list[Piece]:
 
 @pieces.register
 def _(space: Steps, x: Array) -> list[Piece]:
-    x = x[..., :MOST_LINES]
-    inside = np.where(np.isfinite(x), x, np.nan).reshape(-1, x.shape[-1])
-    empty = np.isnan(inside).all(0)
-    inside[0, empty] = 0.0
-    low, high = np.nanmin(inside, 0), np.nanmax(inside, 0)
-    longest = int(np.isfinite(x[..., 0]).sum(1).max())
-    names = [c.name for c in space.step.columns[:MOST_LINES]]
-    return [Piece(svg=plots.lines(one[np.isfinite(one[:, 0])], low, high, longest, ", ".join(names))) for one in x]
+    x, there = x[..., :MOST_LINES], x[..., 0] != space.fill
+    numbers = x[there].T
+    ends = [(v.min(), v.max()) if len(v := column[np.isfinite(column)]) else (0.0, 1.0) for column in numbers]
+    low, high = np.array(ends).T
+    names = ", ".join(c.name for c in space.step.columns[:MOST_LINES])
+    longest = int(there.sum(1).max())
+    return [Piece(svg=plots.lines(one[ok], low, high, longest, names)) for one, ok in zip(x, there, strict=True)]
 
 
 def parts(
