@@ -20,6 +20,7 @@ from pofx.core.errors import CannotSave, CorruptCheckpoint, NewerFormat, NoRun
 from pofx.data.audio import encode
 from pofx.data.parts import Data, Part
 from pofx.evaluate.compare import compare
+from pofx.evaluate.study import SHOWN_PAIRS
 from pofx.report import exhibits, leaderboard, plots
 from pofx.report.build import build
 from pofx.spaces import Audio, Category, Image, Integer, Label, Real, Table
@@ -200,8 +201,10 @@ def test_sounds_play_and_speeds_are_drawn(tmp_path: Path) -> None:
     checked = check(page)
     assert checked.fetched == []
     assert "script" not in checked.tags
-    found = clips(page)
-    assert len(found) == page.count('class="waveform"') == 3 * exhibits.SHOWN_SOUNDS
+    samples_alone, _, pairs = page.partition('<section id="pairs">')
+    found = clips(samples_alone)
+    assert len(found) == samples_alone.count('class="waveform"') == 3 * exhibits.SHOWN_SOUNDS
+    assert len(clips(pairs)) == pairs.count('class="waveform"') > 2 * SHOWN_PAIRS  # the truth and a draw of each
     assert {rate for _, rate in found} == {4000}
     held_out = np.load(tmp_path / "data_sample.npz")
     for i, (samples, _) in enumerate(found[: exhibits.SHOWN_SOUNDS]):  # the held-out ones come first
@@ -219,7 +222,7 @@ def test_sounds_play_and_speeds_are_drawn(tmp_path: Path) -> None:
     assert {"1 at a time", "16 at a time"} <= set(re.findall("[0-9]+ at a time", page))
     one = build(tmp_path / "runs" / "rnn", tmp_path / "one.html").read_text()
     check(one)
-    assert len(clips(one)) == 2 * exhibits.SHOWN_SOUNDS
+    assert len(clips(one.partition('<section id="pairs">')[0])) == 2 * exhibits.SHOWN_SOUNDS
     assert ">16 at a time<" in one  # a line of the plot
 
 

@@ -52,8 +52,10 @@ class Space(ABC):
         data.rows.new_rows                              rows of it that are new    columns by name, or an array
         data.write.check_place, write_rows              files                      CSV of columns, or .npy
         evaluate.two_sample.features, outlier.corrupt   sample quality, outliers   columns, each for itself
+        evaluate.pairs.judged                           draws beside the truth     columns, each for itself
         evaluate.baselines.compression                  codes to beat              gzip of CSV, or of the bytes
         report.exhibits.exhibit                         samples beside data        columns compared, or data spelt
+        report.pairs.pieces                             one datum to look at       columns spelt, or the datum
         nn.sites.heads_for, nn.encoders.encoder         what nets give and take    a head for each column
         codecs.cells.cells                              what is counted            columns
 

@@ -6,7 +6,7 @@ A comparison leaves a folder
     data_sample.npz                     x, c, label of some test rows; train_x of some training rows
     runs/<family>/                      the run folder of each fit (see train.run), and in it
         evaluation.json                 its row, with the likelihood of every test row that was evaluated
-        samples/*.npz                   x (and c) that the model drew: samples, guided, trajectories
+        samples/*.npz                   x (and c) that the model drew: samples, pairs, guided, trajectories
 
 A comparison that was killed goes on, by the same call or by ``resume_comparison``: families that have a row keep it,
 the fit that was interrupted is resumed. comparison.json holds
@@ -18,7 +18,9 @@ the fit that was interrupted is resumed. comparison.json holds
     rounds       where losers are dropped: how many rounds have been decided
     times        seconds of all families together: fitting, evaluating, else; preparing what they share; wall
     rows         one per family, each with family, status (ok, dropped, refused, failed), reason, fit, likelihood,
-                 sampling, quality, latents, outliers, accuracy, abilities, times. Sampling of data of free length holds
+                 sampling, quality, pairs, latents, outliers, accuracy, abilities, times. Given a context, "pairs" holds
+                 "metrics" of the task (``pairs.Judged``), of how many "rows", "how" x was drawn, and how many "draws"
+                 for each row of data_sample.npz are in samples/pairs.npz. Sampling of data of free length holds
                  "speed", draws of growing length (``cost.Speed``), and "cut", the length after which all samples were
                  cut for lack of time, or null; of families that draw by Markov chains it holds "chains", what these say
                  of the samples (``core.verdict.Verdict``); where columns determine others there is "dependent", what

@@ -157,9 +157,11 @@ def judge(
 
 
 def judging(model: Model) -> Sampler:
-    """How a model's draws are judged unless told: texts by the best that a search finds."""
-    if model.space.alphabet is not None and Decoding in model.own_samplers:
-        return dataclasses.replace(model.default_sampler(Decoding), beams=BEAMS)  # type: ignore[call-arg]
+    """How a model's draws are judged unless told: texts by the best that a search finds, where it has one."""
+    if model.space.alphabet is not None:
+        own: list[Any] = [model.default_sampler(kind) for kind in model.own_samplers]
+        own = [dataclasses.replace(s, beams=BEAMS) if isinstance(s, Decoding) else s for s in own]
+        return next((s for s in own if s.searches), model.default_sampler())
     return model.default_sampler()
 
 
@@ -167,8 +169,8 @@ def in_words(sampler: Sampler, k: int) -> str:
     """Such as "8 draws each by dpm++, steps 20", or "the best each of a search with 4 beams"."""
     fields = {f.name: getattr(sampler, f.name) for f in dataclasses.fields(sampler)}
     if sampler.searches:
-        beams = fields.pop("beams")
-        what = f"the {f'{k} ' * (k > 1)}best each of a search with {beams} beams"
+        beams = fields.pop("beams", None)
+        what = f"the {f'{k} ' * (k > 1)}best each of a search" + (f" with {beams} beams" if beams else "")
     else:
         what = f"{k} draw{'s' * (k > 1)} each by {sampler.name}"
     told = (f"{name.replace('_', ' ')} {value}" for name, value in fields.items() if value not in (None, False, (), ""))

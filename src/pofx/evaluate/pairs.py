@@ -29,7 +29,7 @@ from pofx.spaces import Audio, Category, Image, Pair, Sequence, Text
 
 RESAMPLES = 1000  # of a bootstrap
 BLOCK = 4096  # pairs of x and c that are evaluated together
-BINS = 15  # of confidence, in a calibration error (Guo et al. 2017)
+BINS = 10  # of confidence, in a calibration error (Guo et al. 2017)
 WINDOW = 7  # pixels of a side of SSIM's window (Wang et al. 2004, as scikit-image takes it by default)
 FRAME, FLOOR = 512, 1e-8  # samples of a spectrum, and the power (of a full-scale tone's 1) below which all is silence
 INTERVAL = 0.9  # of draws, of which coverage is told

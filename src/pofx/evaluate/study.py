@@ -331,14 +331,16 @@ def _pairs(
     """The metrics of the task, of the draws that there are, of texts of what a search finds; and, into ``drawn``, some
     draws, those of one context together."""
     space, settings, n, cut = study.data.space, study.settings, len(study.test), sampling.get("cut")
-    generator, sampler = settings.generator(15, model.device), judging(model)
+    one_right = study.data.context is not None and not study.data.context.values  # a class has no one right x
+    sampler = judging(model) if one_right and cut is None else model.default_sampler()
+    generator = settings.generator(15, model.device)
     if sampler.searches:
         grown = grow(
             lambda start, size: _draw(study, model, start, size, sampler, generator, []),
             min(n, TASK_ROWS),
             0.1 * settings.limit,
         )
-        x, cut = join(space, [p.x for p in grown.parts])[None], None
+        x = join(space, [p.x for p in grown.parts])[None]
     elif fake is None:
         return Unavailable("There are no samples.")
     else:  # of which the first n are given the n contexts of test rows, the next n the same, ...
@@ -347,7 +349,7 @@ def _pairs(
     test, x, notes, metrics = study.test[: min(x.shape[1], TASK_ROWS)].read(), x[:, :TASK_ROWS], list[str](), {}
     if cut is not None:
         notes.append(f"There was time for the first {cut:,} steps of each draw, so they are not judged.")
-    elif study.data.context is not None and not study.data.context.values:  # a class has no one right x
+    elif one_right:
         metrics = judged(space, test.x, x, seed=settings.seed, notes=notes)
     some, few = [*x[:SHOWN_DRAWS, :SHOWN_PAIRS]], min(n, SHOWN_PAIRS)
     if not sampler.searches and cut is None and len(some[0]) == few:

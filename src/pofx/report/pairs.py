@@ -26,6 +26,7 @@ from pofx.spaces import Sequence as Steps
 Row = Mapping[str, Any]
 MOST_NUMBERS = 8  # of a row that are spelt
 MOST_LINES = 8  # columns of a sequence that are drawn, each over its own range
+MOST_BYTES = 2**21  # of the draws that are shown of one family, as they are held
 Z95 = 1.96
 
 
@@ -72,14 +73,13 @@ def _(space: Audio, x: Array) -> list[Piece]:
 
 @pieces.register
 def _(space: Steps, x: Array) -> list[Piece]:
-    x = x[..., :MOST_LINES]
-    inside = np.where(np.isfinite(x), x, np.nan).reshape(-1, x.shape[-1])
-    empty = np.isnan(inside).all(0)
-    inside[0, empty] = 0.0
-    low, high = np.nanmin(inside, 0), np.nanmax(inside, 0)
-    longest = int(np.isfinite(x[..., 0]).sum(1).max())
-    names = [c.name for c in space.step.columns[:MOST_LINES]]
-    return [Piece(svg=plots.lines(one[np.isfinite(one[:, 0])], low, high, longest, ", ".join(names))) for one in x]
+    x, there = x[..., :MOST_LINES], x[..., 0] != space.fill
+    numbers = x[there].T
+    ends = [(v.min(), v.max()) if len(v := column[np.isfinite(column)]) else (0.0, 1.0) for column in numbers]
+    low, high = np.array(ends).T
+    names = ", ".join(c.name for c in space.step.columns[:MOST_LINES])
+    longest = int(there.sum(1).max())
+    return [Piece(svg=plots.lines(one[ok], low, high, longest, names)) for one, ok in zip(x, there, strict=True)]
 
 
 def parts(
@@ -94,7 +94,8 @@ def parts(
         for name, drawn in beside(samples, "pairs").items():
             row = next((r for r in rows if r["family"] == name), {})
             k = get(row, "pairs", "draws") or 1
-            many = min(len(drawn["x"]) // k, len(data["x"]))
+            fit = max(2, MOST_BYTES // (drawn["x"][:k].nbytes or 1))
+            many = min(len(drawn["x"]) // k, len(data["x"]), fit)
             lines = [
                 {"given": pieces(context, data["c"][i : i + 1])[0], "drawn": _together(space, data["x"][i], draws)}
                 for i, draws in enumerate(drawn["x"].reshape(-1, k, *drawn["x"].shape[1:])[:many])

@@ -406,7 +406,7 @@ def lines(values: Array, low: Array, high: Array, longest: int, title: str) -> M
         py = 38 - 36 * (np.nan_to_num(column, nan=least) - least) / max(most - least, 1e-300)
         d = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, py, strict=True))
         if len(values):
-            body += f'<path class="model" style="stroke:var(--series{k % 8 + 1})" d="{d}"/>'
+            body += f'<path class="model column{k % 8 + 1}" d="{d}"/>'
     return _small("curve", 100, 40, body, title, stretch=True)
 
 
