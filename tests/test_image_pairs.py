@@ -329,7 +329,7 @@ def test_guided_draws_of_words_and_images() -> None:
         shown = grid(
             SPACE, context, "a family", json.loads(json.dumps(found)), {"x": drawn.x.numpy(), "c": drawn.c.numpy()}
         )
-        first = [] if context is CAPTIONS else ["given"]
+        first = [] if context.alphabet else ["given"]
         assert [label for label, _ in shown.strips] == [*first, "truth", "any", "as trained", "scale 2", "scale 4"]
         assert shown.contexts == found["names"]
         assert [a for a, _ in shown.nats] == [f"≥ {v:.0f}" for v in found["given"]]
