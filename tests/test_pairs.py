@@ -269,6 +269,18 @@ def test_arrays_and_frames_beside_arrays(tmp_path: Path) -> None:
         pofx.load(images, given=frame[:29])
 
 
+def test_a_classifier_of_texts_and_texts_given_reals(tmp_path: Path) -> None:
+    path, place = table(tmp_path), tmp_path / "classes"
+    tiny = ["--steps", 1, "--quiet", "--out"]
+    assert run("fit", path, "classifier", "--text", "english", "--target", "stars", *tiny, place) == 0
+    assert run("predict", place, path, "--out", tmp_path / "predicted.csv") == 0
+    german, _ = side_by_side(tmp_path)
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(30, 3, 2)))
+    data = pofx.load(german, given=tmp_path / "v.npy", kind="reals", separator="\\n")
+    assert (data.space.name, str(data.context)) == ("text", "reals 3×2")
+    same_again(german, data, tmp_path / "v.npy")
+
+
 def test_a_name_that_is_a_column_and_a_file_is_the_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(tmp_path)
     (tmp_path / "stars").write_text("1\n" * 30)

@@ -176,13 +176,15 @@ def load(
     if (arrays or label_array) and not is_archive(source):
         raise UsageError("Only a .npz file holds arrays by names.", "Leave arrays and label_array out.")
     how = reading(options, beside=[*_words(told_given), *(n for n in (target, label) if n)], paired=other is not None)
+    if kind == REALS and other is not None and not pairs.is_array(source) and pairs.is_array(other):
+        how = replace(how, kind=None)  # which is said of the other
     raw = read(source, how)
     notes = list[str]()
     columns = _given_columns(told_given, other is not None, raw)
     if columns is not None and other is not None:
         notes.append(f"{given!r} is a column and a file: the column is given (./{given} would be the file).")
         other = None
-    second = None if other is None else pairs.second(raw, source, other, how)
+    second = None if other is None else pairs.second(raw, source, other, how, kind == REALS)
     options["given"] = columns if other is None else _found_again(other) if _is_path(other) else IN_MEMORY
     _check_served(options, how, raw, second)
     decided = [h.decided for h in (how, *([second.how] if second else [])) if h.decided]

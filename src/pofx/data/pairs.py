@@ -173,12 +173,14 @@ class Second:
         return side(raw, own, [c for c in drop if c in self.columns and raw is self.raw], notes, self.index)
 
 
-def second(raw: Raw, source: Any, other: Any, how: Options) -> Second:
+def second(raw: Raw, source: Any, other: Any, how: Options, reals: bool = False) -> Second:
     """Another source, read as the first was, as far as that means something for it, and paired with it.
+
+    ``reals``: an array is one of reals.
 
     Raises as ``partners`` and the readers, and EmptyData where both are one document, for lack of a separator.
     """
-    kind = how.kind if how.kind == archives.REALS and _is_array(other) else None
+    kind = archives.REALS if reals and is_array(other) else None
     own = replace(
         how, kind=kind, arrays=(), label_array=None, label=None, beside=(), paired=True, decided={}, served=set()
     )
@@ -195,7 +197,7 @@ def called(source: Any) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
 
 
-def _is_array(source: Any) -> bool:
+def is_array(source: Any) -> bool:
     if isinstance(source, str | os.PathLike):
         return str(source).endswith((".npy", ".npz"))
     return isinstance(source, np.ndarray | Tensor)

@@ -164,7 +164,8 @@ def read_contexts(
     names = _listed(options.get("given"))
     how = _how(context, None, {**options, "text": None}, paired=True)
     table = isinstance(given, str | os.PathLike) and str(given).lower().removesuffix(".gz").endswith(TABLES)
-    kind = None if table or (not isinstance(given, str | os.PathLike) and how.kind != REALS) else how.kind
+    file = isinstance(given, str | os.PathLike) and not table
+    kind = how.kind if file or how.kind == REALS else None
     how = replace(_lines(how, context), kind=kind, sequence=None, own_rate=options.get("rate") is None)
     how = replace(how, text=names[0] if len(names) == 1 else options.get("text")) if _is_lines(given) else how
     raw = read(given, how)

@@ -309,7 +309,9 @@ def _table(
     if not columns:
         raise EmptyData(f"{name} has no column but the one that tells sequences apart.", "Give a column of values.")
     types = {} if source is None else source.types
-    table, x = typed(RawTable(columns, n, types=types), how.types, how.drop, notes)
+    wanted = {c: t for c, t in how.types.items() if c in columns or not how.paired}  # of a pair: or of the other's
+    drop = [c for c in how.drop if c in columns or not how.paired]
+    table, x = typed(RawTable(columns, n, types=types), wanted, drop, notes)
     return table, x.numpy()
 
 

@@ -18,6 +18,7 @@ from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, take
+from pofx.data.parts import UNREAD
 from pofx.evaluate.likelihood import Mean, summarise
 from pofx.evaluate.ranking import share_error
 from pofx.spaces import Label
@@ -177,6 +178,7 @@ def predict(
     and not known, and the errors of ``log_prob``.
     """
     model = run.model if isinstance(run, Run) else run
+    x = x[:] if isinstance(x, UNREAD) else x
     if counts is None and isinstance(run, Run):
         counts = run.info["data"].get("counts")
     known = None if counts is None else tuple(map(float, counts))

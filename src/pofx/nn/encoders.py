@@ -435,6 +435,7 @@ class SequenceEncoder(StepsEncoder):
 
     def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
         assert c is not None
+        c = c[:]  # rows of any length are read
         self.heads.prepare(c[c[..., 0] != self.space.fill])
 
 
@@ -453,6 +454,7 @@ class StepwiseEncoder(Encoder):
 
     def prepare(self, c: Tensor | None, weight: Tensor | None = None) -> None:
         assert c is not None
+        c = c[:]  # rows of any length are read
         self.heads.prepare(c[c[..., 0] != self.space.fill])
 
 
