@@ -41,9 +41,10 @@ import pofx
 from pofx.core.likelihood import mean, number
 from pofx.data.actions import action_chunks, given_steps
 from pofx.data.parts import Data, Part
+from pofx.evaluate.pairs import share_interval
 from pofx.spaces import Real, Sequence, Table
 from pofx.uses.policy import Policy
-from pofx.uses.rollouts import environment, rollout, share_interval
+from pofx.uses.rollouts import environment, rollout
 from timing import RESULTS, Results
 
 ACTIONS, CHUNK, SEEN, HELD = ("action1", "action2"), 16, 2, 7

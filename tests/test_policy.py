@@ -19,6 +19,7 @@ from pofx.core.errors import EmptyData, PofxError, Unsupported, UsageError, Wron
 from pofx.core.learner import Batch
 from pofx.data.actions import action_chunks
 from pofx.data.parts import Data, Part
+from pofx.evaluate.pairs import share_interval
 from pofx.families.act import Act, ActConfig
 from pofx.families.diffusion import DiffusionPolicy, FlowMatching, Vdm
 from pofx.nn.encoders import Encoded
@@ -26,7 +27,7 @@ from pofx.nn.temporal import Convolution, TemporalUNet
 from pofx.paths.schedule import cosine_chain
 from pofx.spaces import Image, Integer, Real, Reals, Sequence, Table, Text
 from pofx.uses.policy import Policy
-from pofx.uses.rollouts import environment, flat, rollout, share_interval
+from pofx.uses.rollouts import environment, flat, rollout
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from pofx.commands.log_prob import GIVEN_ALONE
 from pofx.commands.requests import Sampling, sampler_of
 from pofx.commands.shared import Column, Output, out, parse, print_json, tell_notes, tell_standing
+from pofx.core.errors import UsageError
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,8 @@ class Judge(Sampling, Output):  # type: ignore[misc]
     """The run folder."""
     source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
     """New pairs, read with the run's own types [default: the test part of the run's data]."""
+    given: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
     pairs: int | None = None
     """How many pairs, drawn by the seed [default: 200]."""
     draws: int | None = None
@@ -46,8 +50,12 @@ def judge(argv: list[str]) -> int:
     stands = tell_standing(run.info, run.log, args.run)
     data: Any = None
     if run.model.context is not None:  # else the call says what is missing
-        source = args.source
-        data = own_data(run, args.run, notes) if source is None else new_rows(run, source, run.model.context, notes)
+        if args.source is not None:
+            data = new_rows(run, args.source, run.model.context, notes, args.given)
+        elif args.given is not None:
+            raise UsageError(GIVEN_ALONE, "Name the rows, too.")
+        else:
+            data = own_data(run, args.run, notes)
     asked = sampler_of(args, run.model)
     sampler = judging(run.model) if asked == run.model.default_sampler() and args.sampler is None else asked
     n = PAIRS if args.pairs is None else args.pairs

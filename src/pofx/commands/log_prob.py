@@ -33,6 +33,9 @@ ANNEALED = 200  # rows of that, unless told
 SHOWN = 4000  # symbols of one text that are shown
 
 
+GIVEN_ALONE = "--given says where the contexts of a SOURCE are, and there is none."
+
+
 @dataclass(kw_only=True)
 class Rows(Output):
     """Rows to be evaluated or encoded by a run."""
@@ -381,5 +384,5 @@ def part_of(run: Run, args: Pairs, notes: list[str]) -> Part:
     if args.source is not None:
         return new_rows(run, args.source, run.model.context, notes, args.given)
     if args.given is not None:
-        raise UsageError("--given says where the contexts of a SOURCE are, and there is none.", "Name the rows, too.")
+        raise UsageError(GIVEN_ALONE, "Name the rows, too.")
     return own_rows(run, args.run, notes)

@@ -18,12 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pofx.core.errors import EmptyData, Unsupported, WrongShape
+from pofx.core.errors import EmptyData, Unsupported, UsageError, WrongShape
 from pofx.core.likelihood import Unavailable
 from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, join
-from pofx.data.audio import decode
 from pofx.evaluate.predict import Prediction
 from pofx.spaces import Audio, Category, Image, Pair, Sequence, Text
 
@@ -71,11 +70,29 @@ class Judged:
 # -- intervals -------------------------------------------------------------------------------------------
 
 
-def success(successes: float, n: int, words: str = "share of successes", better: Better = "more") -> Judged:
-    """The share of successes in n trials, and its equal-tailed 95% interval by Jeffreys' prior: Beta(s + ½, n − s + ½).
+def share_interval(hits: float, of: int, mass: float = 0.95) -> tuple[float, float]:
+    """The equal-tailed interval of Beta(hits + 1/2, misses + 1/2): Jeffreys' posterior of a share.
 
-    Brown, Cai & DasGupta 2001, section 3.1.2: where none (or all) succeed, it begins at 0 (ends at 1). Where ties are
-    shared out, ``successes`` is no whole number.
+    From 0 where nothing hit, to 1 where all did (Brown, Cai & DasGupta 2001, sections 3.1.2 and 4.3). Raises UsageError.
+
+    Example:
+        >>> [round(end, 3) for end in share_interval(45, 100)]
+        [0.355, 0.548]
+    """
+    if not (0 <= hits <= of and of and 0 < mass < 1):
+        raise UsageError(
+            f"{hits:g} of {of} at {mass:g} has no interval.", "Give 0 <= hits <= of, of > 0, 0 < mass < 1."
+        )
+    from scipy.stats import beta
+
+    law, tail = beta(hits + 0.5, of - hits + 0.5), (1 - mass) / 2
+    return float(law.ppf(tail)) if hits else 0.0, float(law.ppf(1 - tail)) if hits < of else 1.0
+
+
+def success(successes: float, n: int, words: str = "share of successes", better: Better = "more") -> Judged:
+    """The share of successes in n trials, and its 95% interval (``share_interval``).
+
+    Where ties are shared out, ``successes`` is no whole number.
 
     Example:
         >>> success(45, 50)
@@ -83,12 +100,9 @@ def success(successes: float, n: int, words: str = "share of successes", better:
         >>> success(0, 20).high < 0.13
         True
     """
-    from scipy.stats import beta
-
     if n < 1 or not 0 <= successes <= n:
         raise EmptyData(f"{successes:g} of {n} trials succeed: that is no share.", "Give at least one trial.")
-    low, high = beta.ppf([0.025, 0.975], successes + 0.5, n - successes + 0.5).tolist()
-    low, high = (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+    low, high = share_interval(successes, n)
     return Judged(successes / n, low, high, words, better, "%", n)
 
 
@@ -304,7 +318,7 @@ def _(
 
 def _spectral(space: Audio, x: Tensor, y: Tensor) -> float:
     """Of two sounds [L]: the root of the mean over frequencies of squared differences in dB, mean over frames."""
-    sounds = [torch.from_numpy(decode(v[v >= 0].cpu().numpy(), space.law, space.levels)) for v in (x, y)]
+    sounds = [space.amplitudes(v[v >= 0].cpu()) for v in (x, y)]
     size = max(FRAME, *map(len, sounds))
     padded = torch.stack([torch.nn.functional.pad(v, (0, size - len(v))) for v in sounds])
     window = torch.hann_window(FRAME, dtype=torch.float64)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pofx.core.errors import EmptyData, UsageError
 from pofx.core.spelling import meant
+from pofx.evaluate.pairs import share_interval
 from pofx.uses.policy import Policy
 
 EXTRA = "pip install 'pofx[pusht]'."
@@ -65,23 +66,6 @@ class Rollouts:
 def _mean(v: Tensor) -> tuple[float, float]:
     v = v.double()
     return float(v.mean()), float(v.std() / len(v) ** 0.5) if len(v) > 1 else 0.0
-
-
-def share_interval(hits: int, of: int, mass: float = 0.95) -> tuple[float, float]:
-    """The equal-tailed interval of Beta(hits + 1/2, misses + 1/2): Jeffreys' posterior of a share.
-
-    From 0 where nothing hit, to 1 where all did (Brown, Cai & DasGupta 2001, section 4.3). Raises UsageError.
-
-    Example:
-        >>> [round(end, 3) for end in share_interval(45, 100)]
-        [0.355, 0.548]
-    """
-    if not (0 <= hits <= of and of and 0 < mass < 1):
-        raise UsageError(f"{hits} of {of} at {mass:g} has no interval.", "Give 0 <= hits <= of, of > 0, 0 < mass < 1.")
-    from scipy.stats import beta
-
-    law, tail = beta(hits + 0.5, of - hits + 0.5), (1 - mass) / 2
-    return float(law.ppf(tail)) if hits else 0.0, float(law.ppf(1 - tail)) if hits < of else 1.0
 
 
 def flat(seen: Any) -> np.ndarray:
