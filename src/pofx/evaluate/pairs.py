@@ -73,7 +73,7 @@ class Judged:
 def share_interval(hits: float, of: int, mass: float = 0.95) -> tuple[float, float]:
     """The equal-tailed interval of Beta(hits + 1/2, misses + 1/2): Jeffreys' posterior of a share.
 
-    From 0 where nothing hit, to 1 where all did (Brown, Cai & DasGupta 2001, sections 3.1.2 and 4.3). Raises UsageError.
+    From 0 where nothing hit, to 1 where all did (Brown, Cai & DasGupta 2001, section 4.3). Raises UsageError.
 
     Example:
         >>> [round(end, 3) for end in share_interval(45, 100)]
