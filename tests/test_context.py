@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -179,7 +180,10 @@ def test_the_unets_attention_is_that_of_torch():
     theirs.out_proj.weight.data.copy_(cross.out.weight)
     x, tokens, mask = torch.randn(2, 16, 3, 3), torch.randn(2, 5, 4), torch.arange(5) < torch.tensor([[3], [5]])
     y = x.flatten(2).mT
-    expected = y + theirs(cross.norm(y), tokens, tokens, key_padding_mask=~mask)[0]
+    turns = [[k / 10000 ** (j / 4) for j in range(4)] for k in range(3)]  # what is asked depends on the place
+    waves = [[*map(math.sin, turn), *map(math.cos, turn)] for turn in turns]
+    at = torch.tensor([row + column for row in waves for column in waves])
+    expected = y + theirs(cross.norm(y + at), tokens, tokens, key_padding_mask=~mask)[0]
     assert torch.allclose(ours(x, (tokens, mask)).flatten(2).mT, expected, atol=1e-5)
 
 

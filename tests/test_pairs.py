@@ -207,8 +207,10 @@ def test_two_files_row_by_row(tmp_path: Path) -> None:
     assert sum(len(p) for p in (drawn.train, drawn.valid, drawn.test)) == 10
     with pytest.raises(UsageError, match=r"source of its own.*--given"):
         read_rows(data.space, data.context, german, options=data.options)
+    lines = pofx.load(german.rename(tmp_path / "a.txt"), given=english.rename(tmp_path / "b.txt"))
+    assert [lines.space.spell(x) for x in lines.test.read().x] == [data.space.spell(x) for x in data.test.read().x]
     with pytest.raises(EmptyData, match=r"is one document.*--separator"):
-        pofx.load(table(tmp_path).rename(tmp_path / "a.txt"), given=english.rename(tmp_path / "b.txt"))
+        pofx.load(tmp_path / "a.txt", given=tmp_path / "b.txt", separator="|")
 
 
 def test_the_digest_covers_what_is_given(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def tones(n, rate=1000):
     ("name", "options", "recipe", "steps"),
     [
         ("ctc", {"width": 24, "dropout": 0.0}, {"batch": 16, "lr": 1e-2}, 100),
-        ("gpt", {"width": 32, "layers": 1, "n_heads": 2}, {"batch": 16, "lr": 5e-3, "optimizer": "adam"}, 120),
+        ("gpt", {"width": 32, "layers": 1, "n_heads": 2}, {"batch": 16, "lr": 5e-3, "optimizer": "adam"}, 200),
     ],
 )
 def test_tones_are_recognised(name, options, recipe, steps):

@@ -87,6 +87,7 @@ def log_prob(argv: list[str]) -> int:
     import torch
 
     from pofx.commands.model import read_model
+    from pofx.core.abilities import Decodes, can
     from pofx.data.joint import apart
     from pofx.data.pieces import is_streamed
     from pofx.data.write import write_columns
@@ -94,13 +95,15 @@ def log_prob(argv: list[str]) -> int:
     from pofx.evaluate.text import Counts, rates
 
     run = read_model(args.run)
-    model, texts = run.model, run.model.space.alphabet is not None
+    model = run.model
     if args.part is not None:
         if args.estimator == SANDWICH or args.cluster is not None:
             raise UsageError("--part goes without --estimator sandwich and --cluster.", "Leave one out.")
         model = run.model.part_model(_part_name(args.part), given="given" in args.part)
+    texts = can(model, Decodes)  # symbol by symbol
     if (args.show or args.say is not None) and not texts:
-        raise UsageError(f"--show and --say go with texts, not with {model.space}.", "Leave them out.")
+        what = f"a {model.name} of texts" if model.space.alphabet is not None else model.space
+        raise UsageError(f"--show and --say go with texts symbol by symbol, not with {what}.", "Leave them out.")
     found: dict[str, Any] = {"run": str(args.run), **tell_standing(run.info, run.log, args.run)}
     if args.estimator == SANDWICH:
         return _sandwich(run, args, found)

@@ -77,7 +77,8 @@ class Texts(Group):
     text: Annotated[str | None, arg(metavar="COLUMN")] = None
     """The column of a table, or the key of JSON lines, that holds texts."""
     separator: Annotated[str | None, arg(metavar="TEXT")] = None
-    """What stands between the documents of a text file: --separator '\\n' where each line is one."""
+    """What stands between the documents of a text file: --separator '\\n' where each line is one, as in a file that is
+    paired with another source."""
     symbols: Literal["auto", "characters", "bytes"] = "auto"
     """What texts are made of."""
 

@@ -113,7 +113,8 @@ def load(
         kind: "table", "text", "audio" or "sequence", where a source could be several; "reals" for an array of real
             numbers of any shape.
         text: the column of a table, or key of JSON lines, that holds texts.
-        separator: what stands between the documents of a text file, e.g. "\\n" where each line is one.
+        separator: what stands between the documents of a text file, e.g. "\\n" where each line is one, as in a
+            file that is paired with another source.
         symbols: what a text is made of: "characters", "bytes", or "auto".
         rate: samples per second that sounds are brought to.
         law: of the levels of sounds: "linear" (65536 of them) or "mu" (256).

@@ -54,11 +54,12 @@ def _large_as_bytes(how: Options) -> bool:
 
 
 def _between(how: Options, beginning: str) -> str | None:
-    """The separator of documents of a text that begins so. Raises UsageError."""
+    """The separator of documents of a text that begins so: of one of a pair of files its lines. Raises UsageError."""
     if how.separator == "":
         raise UsageError("An empty separator stands everywhere.", "Give what is between documents, or none.")
-    found = how.separator is None and ENDOFTEXT in beginning[:HEAD]
-    return ENDOFTEXT if found else None if how.separator is None else unescaped(how.separator)
+    if how.separator is not None:
+        return unescaped(how.separator)
+    return ENDOFTEXT if ENDOFTEXT in beginning[:HEAD] else "\n" if how.paired else None
 
 
 def from_file(path: Path, how: Options) -> RawRagged:

@@ -31,6 +31,7 @@ BLOCK = 4096  # pairs of x and c that are evaluated together
 BINS = 10  # of confidence, in a calibration error (Guo et al. 2017)
 WINDOW = 7  # pixels of a side of SSIM's window (Wang et al. 2004, as scikit-image takes it by default)
 FRAME, FLOOR = 512, 1e-8  # samples of a spectrum, and the power (of a full-scale tone's 1) below which all is silence
+GRAMS = 4  # words of the longest runs that BLEU counts (Papineni et al. 2002)
 INTERVAL = 0.9  # of draws, of which coverage is told
 Better = Literal["more", "less", ""]
 
@@ -246,7 +247,10 @@ def _(space: Text, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[s
                 words = f"edits per {name.split()[0]} of the truth, by jiwer {version('jiwer')}"
                 out[name] = bootstrap(counts, words, "less", "%", of=lambda mean: mean[0] / mean[1], seed=seed)
     if metrics := library("sacrebleu.metrics", notes, "BLEU and chrF"):
-        for name, metric in (("BLEU", metrics.BLEU()), ("chrF", metrics.CHRF())):
+        known = {"BLEU": metrics.BLEU(), "chrF": metrics.CHRF()}
+        if all(len(text.split()) < GRAMS for text in right):  # else it is 0, however right
+            del known["BLEU"]
+        for name, metric in known.items():
             whole = metric.corpus_score(said, [right])  # before the signature is asked for
             words = f"{whole.name}|{metric.get_signature()}"
             counts = torch.tensor(metric._extract_corpus_statistics(said, [right]))
