@@ -34,7 +34,6 @@ import soundfile
 import torch
 from matplotlib.figure import Figure
 from scipy.signal import resample_poly
-from scipy.stats import beta
 from torch import Tensor
 
 import pofx
@@ -43,6 +42,7 @@ from pofx.core.requests import GriffinLim
 from pofx.data.audio import encode, pcm
 from pofx.data.parts import Data, Part
 from pofx.data.write import write_audio
+from pofx.evaluate.pairs import share_interval
 from pofx.nn.mel import log_mel
 from pofx.spaces import Audio, Text
 
@@ -138,8 +138,8 @@ class Judge:
         pairs = [(a.split(), b.split()) for a, b in zip(heard, texts, strict=True)]
         n = sum(len(b) for _, b in pairs)
         wrong = n - sum(v == w for a, b in pairs for v, w in zip(a, b, strict=False))
-        low, high = beta.ppf((0.025, 0.975), 0.5 + wrong, 0.5 + n - wrong)
-        return {"error": wrong / n, "low": float(low), "high": float(high), "clips": len(texts), "words": n}
+        low, high = share_interval(wrong, n)
+        return {"error": wrong / n, "low": low, "high": high, "clips": len(texts), "words": n}
 
 
 # -- what is measured ----------------------------------------------------------------------------------------

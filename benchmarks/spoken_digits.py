@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pofx.core.likelihood import mean, number
 from pofx.core.requests import Decoding, PathSearch
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
+from pofx.evaluate.pairs import share_interval
 from pofx.spaces import Audio, Label, Text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -71,18 +71,11 @@ class Digits:
         return Data(f"spoken digits, {split}", "audio/fsdd", space, *parts, self.space)
 
 
-def interval(wrong: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
-    z, p = 1.959964, wrong / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
 def errors(found: list[str], truth: list[str]) -> dict[str, Any]:
     """The word error in per cent with its interval; each clip is one word, and no answer is a wrong one."""
     counts = jiwer.process_words(truth, found)
     wrong = sum(f != t for f, t in zip(found, truth, strict=True))
-    low, high = interval(wrong, len(truth))
+    low, high = share_interval(wrong, len(truth))
     return {"wer": 100 * counts.wer, "wrong": wrong, "clips": len(truth), "low": 100 * low, "high": 100 * high}
 
 
