@@ -24,10 +24,10 @@ ONE_OF |= dict.fromkeys(("realnvp", "nsf", "iaf", "glow", "tarflow"), 6)
 ONE_OF |= dict.fromkeys(("cnf", "gan", "masked-diffusion", "vdm"), 8)
 ONE_OF["rbm"] = 20
 ONE_OF |= dict.fromkeys(("ddpm", "ncsn", "score-sde", "edm", "flow-matching"), 20)  # vdm with other options
-ONE_OF["diffusion-policy"] = 20  # the same, with a larger net
 ONE_OF |= {"vae": 16, "vqvae": 9, "latent-diffusion": 20, "rssm": 7, "act": 9}  # estimators by chains take long
 ONE_OF["mel-vocoder"] = 7
 NONE_OF = ("ebm", "jem", "hvae")  # their draws and estimators by chains take a minute a case
+NONE_OF += ("diffusion-policy",)  # ddpm with a larger net, along steps
 
 
 def tiers():

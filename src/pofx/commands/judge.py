@@ -8,14 +8,23 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from pofx.commands.log_prob import GIVEN_ALONE
 from pofx.commands.requests import Sampling, sampler_of
-from pofx.commands.shared import Column, Output, out, parse, print_json, tell_notes, tell_standing
+from pofx.commands.shared import (
+    GIVEN_ALONE,
+    Column,
+    Given,
+    Output,
+    out,
+    parse,
+    print_json,
+    tell_notes,
+    tell_standing,
+)  # fmt: skip
 from pofx.core.errors import UsageError
 
 
 @dataclass(kw_only=True)
-class Judge(Sampling, Output):  # type: ignore[misc]
+class Judge(Given, Sampling, Output):  # type: ignore[misc]
     """Judge a run of p(x | given) on pairs: draws beside the x that went with each context.
 
     By the metrics of the task, each with a 95% interval. Texts: exact match, word and character error, BLEU and chrF;
@@ -28,8 +37,6 @@ class Judge(Sampling, Output):  # type: ignore[misc]
     """The run folder."""
     source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
     """New pairs, read with the run's own types [default: the test part of the run's data]."""
-    given: Annotated[str | None, arg(metavar="SOURCE")] = None
-    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
     pairs: int | None = None
     """How many pairs, drawn by the seed [default: 200]."""
     draws: int | None = None

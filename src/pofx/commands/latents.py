@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from pofx.commands.log_prob import part_of
-from pofx.commands.shared import Output, err, out, parse, print_json, tell_notes, tell_standing
+from pofx.commands.shared import Given, Output, err, out, parse, print_json, tell_notes, tell_standing
 from pofx.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHOWN = 20  # rows that are reconstructed, or get an attribute
 
 
 @dataclass(kw_only=True)
-class Latents(Output):
+class Latents(Given, Output):
     """Work in the latent space of a run: ways between rows, one latent moved at a time, what a class has added to rows,
     rows in groups, rows from their latents.
 

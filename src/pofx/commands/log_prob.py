@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from pofx.commands.requests import Estimating, request_of
-from pofx.commands.shared import Output, err, out, parse, print_json, tell_notes, tell_standing
+from pofx.commands.shared import GIVEN_ALONE, Given, Output, err, out, parse, print_json, tell_notes, tell_standing
 from pofx.commands.surprise import legend, show
 from pofx.core.errors import Unsupported, UsageError
 
@@ -33,9 +33,6 @@ ANNEALED = 200  # rows of that, unless told
 SHOWN = 4000  # symbols of one text that are shown
 
 
-GIVEN_ALONE = "--given says where the contexts of a SOURCE are, and there is none."
-
-
 @dataclass(kw_only=True)
 class Rows(Output):
     """Rows to be evaluated or encoded by a run."""
@@ -51,15 +48,7 @@ class Rows(Output):
 
 
 @dataclass(kw_only=True)
-class Pairs(Rows):
-    """Rows that may have their contexts in a source of their own."""
-
-    given: Annotated[str | None, arg(metavar="SOURCE")] = None
-    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
-
-
-@dataclass(kw_only=True)
-class LogProb(Pairs, Estimating):  # type: ignore[misc]
+class LogProb(Rows, Given, Estimating):  # type: ignore[misc]
     """log p(x) of rows in nats per row, with its kind (exact, bound or estimate) and errors.
 
     Of texts also the rates per character, byte, symbol and word, and where the model is surprised (--show). Parquet
@@ -337,7 +326,7 @@ def _marks(run: Run, part: Part, args: LogProb, request: Request) -> list[list[M
 
 
 @dataclass(kw_only=True)
-class Encode(Pairs):
+class Encode(Rows, Given):
     """Latents of rows, one line per input row: the mean of q(z | x), or the noise that gives x most nearly.
 
     The latter is searched for where a family has no encoder but a map from noise (GANs); how far what it gives is from
@@ -380,7 +369,7 @@ def encode(argv: list[str]) -> int:
     return 0
 
 
-def part_of(run: Run, args: Pairs, notes: list[str]) -> Part:
+def part_of(run: Run, args: Any, notes: list[str]) -> Part:
     """The rows to work on, new ones or the run's own; ``notes`` gets what reading them has to tell."""
     from pofx.commands.model import new_rows, own_rows
 

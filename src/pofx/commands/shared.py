@@ -137,6 +137,17 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
     """Seed of the split into training, validation and test rows."""
 
 
+GIVEN_ALONE = "--given says where the contexts of a SOURCE are, and there is none."
+
+
+@dataclass(kw_only=True)
+class Given(Group):
+    """Rows that may have their contexts in a source of their own."""
+
+    given: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
+
+
 @dataclass(kw_only=True)
 class Output(Group):
     """output"""
