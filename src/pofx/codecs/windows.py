@@ -186,7 +186,9 @@ class Whole(TrainingSet):
     """Training pieces of short sequences: each whole between two fills, then ``pad`` up to the longest of its batch.
 
     Those of a batch are of nearly one length: little is spent on ``pad``. They are drawn so: of every ``POOL`` batches
-    of shuffled pieces those are made that sorting by length gives, and all batches are shuffled.
+    of shuffled pieces those are made that sorting by length gives, and all batches are shuffled. Where all are short,
+    up to ``FEW`` steps, little can be saved, and they are only shuffled: batches of one length each tell less well how
+    often data end.
 
     Args:
         rows: the training data, indexed by tensors.
@@ -194,7 +196,7 @@ class Whole(TrainingSet):
         sizes: steps of each row [N].
     """
 
-    POOL = 32
+    POOL, FEW = 32, 32
 
     def __init__(
         self, rows: Any, encode: Callable[[Tensor], Tensor], fill: float, pad: float, sizes: Tensor
@@ -206,6 +208,8 @@ class Whole(TrainingSet):
 
     def order(self, batch: int, shuffle: torch.Generator) -> Tensor:
         pieces = super().order(batch, shuffle)
+        if int(self.sizes.max()) <= self.FEW:
+            return pieces
         whole = len(pieces) // batch * batch
         pools = pieces[:whole].split(batch * self.POOL)
         batches = torch.cat([pool[self.sizes[pool].argsort(stable=True)] for pool in pools]).view(-1, batch)

@@ -82,8 +82,6 @@ def from_csv(path: Path, how: Options) -> RawTable:
 
 def is_table(path: Path) -> bool:
     """Do the first lines of a text file have as many fields each, most of them numbers?"""
-    if not path.name.lower().removesuffix(".gz").endswith(".txt"):
-        return False
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(1 << 14)

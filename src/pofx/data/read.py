@@ -212,7 +212,8 @@ def _asked(raw: Raw, options: Options, where: str) -> Raw:
 
 def _is_plain_text(path: Path, options: Options) -> bool:
     """Is a file a text as it stands, rather than a table (of texts, perhaps)?"""
-    plain = text.is_text(path) and not delimited.is_table(path)
+    perhaps = path.name.lower().removesuffix(".gz").endswith(".txt")
+    plain = text.is_text(path) and not (perhaps and delimited.is_table(path))
     # texts of a table; what pofx has sampled of it may be plain all the same
     if options.text is not None and not options.paired:
         return plain and options.documents is not None
@@ -220,9 +221,11 @@ def _is_plain_text(path: Path, options: Options) -> bool:
 
 
 def _is_documents(path: Path, head: bytes, suffix: str, options: Options) -> bool:
-    """Is a file of another suffix, such as train.de, a text, since it is told what stands between its documents?"""
+    """Is a file of another suffix, such as train.de, a text, since it is told what stands between its documents, or one
+    of a pair, whose lines are?"""
     tables = (*PARQUET, ".csv", ".tsv", ".arrow", ".feather", ".ipc", ".npy", ".npz")
-    return options.separator is not None and options.kind is None and f".{suffix}" not in tables and b"\0" not in head
+    told = options.separator is not None or (options.paired and not delimited.is_table(path))
+    return told and options.kind is None and f".{suffix}" not in tables and b"\0" not in head
 
 
 def _text_column(raw: Raw, options: Options) -> Raw:
