@@ -210,7 +210,8 @@ def test_what_cannot_be_known_alone_is_named(options, place, word):
 def test_labels_move_the_completions():
     space, context = Image(4, 4, 1, 2), Label(("a", "b"))
     m, x = model(space, context, patch=2), images(space, 1)
-    m.context_encoder.embedding.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, m.context_encoder.width).clone()  # opposite labels
+    opposite = torch.tensor([[1.0], [-1.0]])
+    m.context_encoder.embedding.weight.data = opposite.expand(2, m.context_encoder.width).clone()
     known = torch.zeros(600, 2, *space.event_shape, dtype=torch.bool)  # more rows than are drawn at once
     drawn = m.given(torch.tensor([0, 1])).complete(x.expand(known.shape), known, generator=seeded())
     plain = m.given(torch.tensor([0, 1])).sample(600, generator=seeded(1))
