@@ -220,7 +220,7 @@ def test_subwords_of_both_sides_travel_with_the_run(tmp_path):
     again, test = read_run(tmp_path / "run").model, pairs_of_bytes().test
     encoder: Any = again.context_encoder
     assert encoder.subwords.json == run.model.context_encoder.subwords.json
-    assert encoder.embed.weight.shape == (290, 32)
+    assert encoder.embed.weight.shape == (290, 64)
     assert "runs" in encoder.subwords.tokenizer.get_vocab() or "Ġruns" in encoder.subwords.tokenizer.get_vocab()
     assert torch.equal(nats(again, test.x, test.c), nats(run.model, test.x, test.c))
     assert len(again.given(["a red dog runs", "a big cow runs"]).sample(1, sampler=StepByStep())) == 1
@@ -237,7 +237,8 @@ def test_runs_from_before_there_were_widths_are_read(tmp_path):
     again, test = read_run(tmp_path / "r").model, data.test
     assert again.config.context_width == 64
     assert torch.equal(nats(again, test.x, test.c), nats(run.model, test.x, test.c))
-    assert pofx.fit(data, "gpt", steps=1, options=SMALL).model.known == SMALL["width"]
+    for width in (SMALL["width"], 96):
+        assert pofx.fit(data, "gpt", steps=1, options=SMALL | {"width": width}).model.known == max(64, width)
 
 
 def test_options_of_contexts_say_where_they_mean_nothing():

@@ -28,8 +28,8 @@ class ContextOptions(Options):
 
     Attributes:
         context_dropout: share of training rows whose context is left out, so that the model knows p(x | no context).
-        context_width: of a context's vector, and of the tokens of one of free length; 0 for the width of a net over
-            sequences, and for 64 in other families.
+        context_width: of a context's vector, and of the tokens of one of free length; 0 for 64, and for the width of a
+            net over sequences where that is more.
         context_layers: of attention in the encoder of a context of free length.
         context_vocabulary: of subwords learned from contexts that are texts (byte-pair encoding); 0 for their
             characters or bytes.

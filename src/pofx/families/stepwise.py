@@ -36,7 +36,7 @@ class Stepwise(Conditioned):
     config: Any
 
     def __init__(self, config: Any, space: Space, context: Space | None = None) -> None:
-        super().__init__(config, space, context, width=config.width)
+        super().__init__(config, space, context, width=max(64, config.width))
         self.codec: Codec = self.make_codec()
         self.emission: Emission = self.make_emission()
         self.net: SequenceNet = self.build(config)
