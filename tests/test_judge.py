@@ -267,6 +267,9 @@ def test_probabilities_of_labels_by_hand_and_by_scikit_learn() -> None:
             error += inside.sum().item() / 300 * abs(sure[inside].mean() - right[inside].double().mean()).item()
     assert found["calibration error"].value == pytest.approx(error)
     assert found["accuracy"].value == right.double().mean().item()
+    lost = p.log().index_fill(0, torch.arange(30), math.nan)  # rows that are impossible under every class
+    some = Prediction(("a", "b", "c"), lost, Exact)
+    assert judged_classes(some, truth)["calibration error"].value == pytest.approx(some.calibration(truth).error)
     votes = judged(Label(("a", "b", "c")), truth, torch.stack([truth, truth, (truth + 1) % 3]))
     assert votes["accuracy"].value == 1
 

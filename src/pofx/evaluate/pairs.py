@@ -432,7 +432,7 @@ def judged_classes(found: Prediction, truth: Tensor, *, seed: int = 0) -> dict[s
     right = found.label.cpu() == truth.cpu()
     out = {"accuracy": success(int(right.sum()), len(right), "the likeliest class is right")}
     out["log-loss"] = bootstrap(-found.likelihood(truth).nats.cpu(), "mean of −log p(class)", "less", "nats", seed=seed)
-    sure = found.probabilities.cpu().nan_to_num(0.0).max(1).values
+    sure = found.sure.cpu()
     bins = (sure * BINS).long().clamp(max=BINS - 1)
     off = torch.nn.functional.one_hot(bins, BINS) * (sure - right.double())[:, None]
     words = f"expected calibration error: |confidence − accuracy| in {BINS} even bins of confidence, by their rows"

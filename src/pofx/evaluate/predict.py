@@ -84,12 +84,17 @@ class Prediction:
         name = None if commonest is None else self.classes[commonest]
         return Accuracy(right, share_error(right, len(label)), majority, name, len(label))
 
+    @property
+    def sure(self) -> Tensor:
+        """The probability of the most likely class of each row [N]; that of an even guess where there are none."""
+        return self.probabilities.nan_to_num(1 / len(self.classes)).amax(1)
+
     def calibration(self, label: Tensor, bins: int = 10) -> Calibration:
         """Are the rows [N] whose most likely class has probability p right in a share p of them? See ``Calibration``.
 
         Rows without probabilities count as of an even guess that is wrong.
         """
-        sure = self.probabilities.nan_to_num(1 / len(self.classes)).amax(1)
+        sure = self.sure
         right = (self.label.cpu() == label.cpu()).double()
         place = (sure * bins).long().clamp_max(bins - 1)
         rows = []
