@@ -52,7 +52,7 @@ FIRST_SEED, SUCCESS = 100_000, 0.95
 FRAMES, PICTURED = (0, 20, 40, 80, 120, 160, 240), 6
 GIVEN, AHEAD = 20, (1, 4, 8, 16, 32, 64)
 GPT = {"width": 128, "layers": 4, "n_heads": 4, "block": 32}
-NET = {"net": "temporal", "channels": 32, "blocks": 1}
+NET = {"channels": 32, "blocks": 1}
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "diffusion-policy": ("diffusion-policy", NET, {"batch": 128}),
     "flow-matching": ("flow-matching", NET, {"batch": 128}),

@@ -208,7 +208,6 @@ class DiffusionPolicyConfig(PathConfig):
     clip: Literal["never", "last", "always"] = "always"
     times: TimesName = "uniform"
     weighting: WeightingName = "simple"
-    net: Literal["auto", "mlp", "unet", "unet2d", "dit", "temporal"] = "temporal"
     sample_steps: int = 100
 
 
@@ -231,9 +230,7 @@ class DiffusionPolicy(PathModel):
         return super().refuses(space, context, config)
 
     @classmethod
-    def tiny(cls, space: Space) -> Any:
-        return replace(super().tiny(space), channels=8)
-
-    @classmethod
     def recipe(cls, space: Space) -> Recipe:
+        if len(space.event_shape) == 1:  # columns, by the MLP of all paths
+            return super().recipe(space)
         return Recipe(batch=256, lr=1e-3, warmup=100, weight_decay=1e-6, clip=1.0, ema=0.999)

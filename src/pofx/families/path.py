@@ -73,9 +73,9 @@ class PathConfig(StudentOptions):
         coupling: the noise that a datum gets in training: any, or within each batch the nearest by optimal transport.
         smallest: sigma / alpha at the data's end of the path, in standard deviations of the data.
         largest: the same at the noise's end.
-        net: "auto" is a U-Net for images with sides of at least 8, and for grids of vectors of at least 4, else an MLP;
-            "dit" a transformer over patches of an image, "unet2d" the U-Net of the library diffusers, which reads it,
-            on the chain of Ho et al. 2020; "temporal" a U-Net along the steps of a chunk [steps, numbers].
+        net: "auto" is a U-Net for images with sides of at least 8, and for grids of vectors of at least 4, "temporal"
+            for chunks [steps, numbers], a U-Net along the steps, else an MLP; "dit" a transformer over patches of an
+            image, "unet2d" the U-Net of the library diffusers, which reads it, on the chain of Ho et al. 2020.
         hidden: width of the MLP or of the transformer.
         blocks: residual blocks, of the MLP or per level of the U-Nets, or layers of the transformer.
         channels: of the U-Nets at their finest level.

@@ -21,6 +21,8 @@ def net_kind(config: Any, space: Space) -> str:
     """Its name."""
     if config.net != "auto":
         return str(config.net)
+    if _steps(space):
+        return "temporal"
     return "unet" if _side(space) >= (8 if space.pixels else 4) else "mlp"
 
 
@@ -29,7 +31,7 @@ def net_shape(config: Any, space: Space, dim: int) -> tuple[int, ...]:
     if (kind := net_kind(config, space)) == "mlp":
         return (dim,)
     if kind == "temporal":
-        return space.event_shape if len(space.event_shape) == 2 else (dim, 1)
+        return space.event_shape if _steps(space) else (dim, 1)
     return space.event_shape
 
 
@@ -87,6 +89,11 @@ def net_refused(config: Any, space: Space, context: Space | None) -> str | None:
 def is_grid(space: Space) -> bool:
     """Is a datum [C, H, W]: an image, or a grid of vectors?"""
     return len(space.event_shape) == 3
+
+
+def _steps(space: Space) -> bool:
+    """Is a datum a chunk of steps, [steps, numbers]?"""
+    return len(space.event_shape) == 2
 
 
 def _side(space: Space) -> int:
