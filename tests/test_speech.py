@@ -14,7 +14,6 @@ import pofx
 from pofx.core.errors import BadValue, Unsupported, UsageError
 from pofx.core.registry import family
 from pofx.core.requests import Decoding, PathSearch
-from pofx.data.audio import decode, encode
 from pofx.data.parts import Data, Part
 from pofx.decode.paths import prefix_search
 from pofx.nn.encoders import encoder
@@ -72,16 +71,6 @@ def sounds(*lengths, rate=1000, levels=65536, law="linear"):
     space = Audio(rate, levels, law, True, max(lengths))
     rows = [space.levels_of(0.3 * torch.randn(n, dtype=torch.float64).clamp(-3, 3)).tolist() for n in lengths]
     return space, filled_up(rows)
-
-
-@pytest.mark.parametrize(("law", "levels"), [("linear", 65536), ("linear", 256), ("mu", 256)])
-def test_a_space_of_sounds_knows_its_amplitudes_as_readers_do(law, levels):
-    space, x = Audio(8000, levels, law), torch.arange(levels)
-    np.testing.assert_allclose(space.amplitudes(x).numpy(), decode(x.numpy(), law, levels), atol=1e-12)
-    a = torch.linspace(-1.1, 1.1, 501, dtype=torch.float64)
-    assert space.levels_of(a).tolist() == encode(a.numpy(), law, levels).tolist()
-    assert space.levels_of(space.amplitudes(x)).tolist() == x.tolist()
-    assert space.amplitudes(torch.tensor([-1])).tolist() == [0]
 
 
 @pytest.mark.parametrize("lengths", [(1500, 300, 20, 1), (250, 90, 10, 1)])  # two frames a token, and one

@@ -69,26 +69,9 @@ def _coding(how: Options) -> tuple[str, int, int | None]:
 
 
 def encode(amplitude: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
-    """Amplitudes in [-1, 1] (what is beyond is clipped) as levels 0 .. levels - 1, uint8 or uint16.
-
-    Linear: the nearest to (1 + a) levels / 2, so that a 16-bit sample s, which is s / 32768, has the level s + 32768.
-    Mu: sign(a) log(1 + mu |a|) / log(1 + mu), as the nearest of ``levels`` in [-1, 1], mu = levels - 1 (ITU-T G.711).
-    """
-    a = np.asarray(amplitude, np.float64)
-    if law == "mu":
-        a = np.sign(a) * np.log1p((levels - 1) * np.abs(np.clip(a, -1, 1))) / math.log(levels)
-        level = (a + 1) / 2 * (levels - 1)
-    else:
-        level = (a + 1) * (levels / 2)
-    return np.rint(level).clip(0, levels - 1).astype(np.uint8 if levels <= 256 else np.uint16)
-
-
-def decode(level: NDArray, law: str = "linear", levels: int = 65536) -> NDArray:
-    """Levels as amplitudes in [-1, 1], float64; ``encode`` gives the levels back."""
-    if law == "mu":
-        a = np.asarray(level, np.float64) / (levels - 1) * 2 - 1
-        return np.sign(a) * np.expm1(np.abs(a) * math.log(levels)) / (levels - 1)
-    return np.asarray(level, np.float64) / (levels / 2) - 1
+    """The levels of amplitudes [...] as ``Audio.levels_of`` has them, uint8 or uint16."""
+    found = Audio(1, levels, law).levels_of(torch.from_numpy(np.asarray(amplitude, np.float64)))
+    return found.numpy().astype(np.uint8 if levels <= 256 else np.uint16)
 
 
 def from_folder(folder: Path, how: Options) -> RawRagged:
@@ -350,7 +333,7 @@ def _label(
 
 def pcm(space: Audio, x: Tensor) -> NDArray:
     """One sound [L] up to its end as 16-bit samples, int16; the level of a 16-bit sample comes back as it was."""
-    amplitude = decode(x[: int(space.lengths(x))].numpy(), space.law, space.levels)
+    amplitude = space.amplitudes(x[: int(space.lengths(x))]).numpy()
     return np.rint(amplitude * 32768).clip(-32768, 32767).astype(np.int16)
 
 

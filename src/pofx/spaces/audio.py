@@ -49,7 +49,11 @@ class Audio(Ragged):
         return a.masked_fill(x < 0, 0.0)
 
     def levels_of(self, amplitude: Tensor) -> Tensor:
-        """The nearest levels, int64 [..., L], of amplitudes; what is beyond [-1, 1] is clipped."""
+        """The nearest levels, int64 [..., L], of amplitudes; what is beyond [-1, 1] is clipped.
+
+        Linear: the nearest to (1 + a) levels / 2, so that a 16-bit sample s, which is s / 32768, has the level s + 32768.
+        Mu: sign(a) log(1 + mu |a|) / log(1 + mu), as the nearest of ``levels`` in [-1, 1], mu = levels - 1 (ITU-T G.711).
+        """
         a = amplitude.double().clamp(-1, 1)
         if self.law == "mu":
             a = a.sign() * torch.log1p((self.levels - 1) * a.abs()) / math.log(self.levels)
