@@ -467,12 +467,14 @@ def test_a_comparison_shows_pairs_and_metrics(tmp_path: Path) -> None:
     c = code[:, None].double()
     rows = [Part(images[s], c[s]) for s in (slice(0, 300), slice(300, 350), slice(350, 400))]
     data = Data("levels", "memory", Image(4, 4, 1, 16), *rows, context=context)
-    compare(data, ["independent"], steps=1, samples=120, max_test=50, out=tmp_path)
+    told = compare(data, ["independent"], steps=1, samples=120, max_test=50, out=tmp_path)
     row = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
     found = row["pairs"]
     assert found["rows"] == 50
     assert found["how"] == "2 draws each by direct"  # of 120, the first 100
     assert float(found["metrics"]["PSNR of a draw"]["value"]) > 25
+    header, line, *_ = told.table()
+    assert line[header.index("PSNR of a draw")] == found["metrics"]["PSNR of a draw"]["text"].partition(" (")[0]
     page = build(tmp_path).read_text()
     assert 'id="pairs"' in page
     assert found["metrics"]["PSNR of a draw"]["text"].partition(" (")[0] in page

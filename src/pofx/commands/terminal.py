@@ -74,7 +74,7 @@ class Terminal(Console):
             return
         shown = list(range(len(columns)))
         widths = _widths(columns, cells, self.width)
-        while widths is None and columns[last := max(shown, key=lambda k: columns[k].rank)].rank:
+        while widths is None and columns[last := max(reversed(shown), key=lambda k: columns[k].rank)].rank:
             shown.remove(last)
             widths = _widths([columns[k] for k in shown], [[row[k] for k in shown] for row in cells], self.width)
         kept = [columns[k] for k in shown]

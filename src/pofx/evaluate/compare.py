@@ -106,9 +106,15 @@ class Comparison:
         return f"{spent}, else {t['else'] + t['preparing']:.3g} s; {t['wall']:.3g} s by the clock"
 
     def table(self) -> list[list[str]]:
-        """The comparison as text: a header, then one list of cells per family and baseline."""
+        """The comparison as text: a header, then one list of cells per family and baseline.
+
+        Given a context, the metrics of the task (``pairs.judged``) are the last columns.
+        """
+        tasks = list(dict.fromkeys(name for row in self.rows for name in get(row, "pairs", "metrics") or {}))
+        header = [*HEADER, *(name for name in tasks if name not in HEADER)]
         baselines = [[name, lik["text"], lik["bits_text"]] for name, lik in self.record["baselines"].items()]
-        return [HEADER, *map(_cells, self.rows), *(row + [""] * (len(HEADER) - 3) for row in baselines)]
+        rows = [_cells(row) + [_metric(row, name) for name in header[len(HEADER) :]] for row in self.rows]
+        return [header, *rows, *(row + [""] * (len(header) - 3) for row in baselines)]
 
     def __repr__(self) -> str:
         """The first columns of ``table()``, and the recommendation."""
@@ -325,6 +331,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         " ".join(areas) or "—",
         cell("{:.1%}".format, "accuracy", "accuracy"),
     ]
+
+
+def _metric(row: Mapping[str, Any], name: str) -> str:
+    """Of a task, without its interval."""
+    if row["status"] != "ok":
+        return ""
+    found = get(row, "pairs", "metrics", name)
+    return "—" if found is None else str(found["text"].partition(" (")[0])
 
 
 # -- plain data ----------------------------------------------------------------------------------------------
