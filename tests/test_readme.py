@@ -40,3 +40,10 @@ def test_the_table_of_kinds_agrees_with_the_claims():
 @pytest.mark.parametrize("name", sorted(pofx._PUBLIC))
 def test_public_names_exist(name):
     assert getattr(pofx, name) is not None
+
+
+def test_the_guide_to_conditions_has_every_line_for_a_pair():
+    lines = re.findall(r"^\| (.*? \\\| .*?|both .*?) \| (`pofx fit .*?`)", README, re.M)
+    assert len(lines) >= 10
+    guide = (ROOT / "docs" / "howto" / "conditional.md").read_text()
+    assert [pair for pair, line in lines if f"| {pair} | {line} |" not in guide] == []
