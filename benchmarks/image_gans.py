@@ -29,6 +29,7 @@ from torch.nn import functional as F
 import pofx
 from pofx.core.requests import DpmSolver, Styled
 from pofx.data.parts import Data, Part
+from pofx.evaluate.two_sample import frechet
 from pofx.families.stylegan import StyleGan, styled
 from pofx.spaces import Image
 from timing import Results
@@ -72,14 +73,6 @@ def fitted(name: str, data: Data, family: str, minutes: float, **how: Any) -> An
         return pofx.read_run(place)
     rows = 50 if ARGS.quick else 2000
     return pofx.fit(data, family, seconds=60 * minutes, out=place, valid_rows=rows, **how)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) of features [N, F]."""
-    values, axes = torch.linalg.eigh(a.T.cov())
-    root = axes * values.clamp_min(0).sqrt() @ axes.T
-    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
 
 
 def nearest(a: Tensor, b: Tensor) -> Tensor:
@@ -139,8 +132,8 @@ def main() -> None:
 
     few = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:FEW]]
     real, many, some = features(test[:N]), features(train[:N]), features(few)
-    results.emit(who="real", distance=distance(many, real), classes=classes(train[:N]), n=N)
-    results.emit(who="1000", distance=distance(some, real), classes=classes(few), n=FEW)
+    results.emit(who="real", distance=frechet(many, real).distance, classes=classes(train[:N]), n=N)
+    results.emit(who="1000", distance=frechet(some, real).distance, classes=classes(few), n=FEW)
     usual = nearest(real, some).quantile(0.01)  # nearer to one of the thousand than this are 1% of new images
     for name, (family, options) in (ALL | OF_FEW).items():
         if ARGS.only is not None and name not in ARGS.only:
@@ -152,12 +145,12 @@ def main() -> None:
         sampler = DpmSolver(20) if family == "vdm" else None
         x = run.model.sample(N, generator=torch.Generator().manual_seed(0), sampler=sampler)
         found = features(x)
-        told: dict[str, Any] = {"distance": distance(found, real), "classes": classes(x), "steps": run.steps}
+        told: dict[str, Any] = {"distance": frechet(found, real).distance, "classes": classes(x), "steps": run.steps}
         if name in OF_FEW:
             told["copied"] = float((nearest(found, some) < usual).double().mean())
         if isinstance(run.model, StyleGan):
             cut = run.model.sample(N, generator=torch.Generator().manual_seed(0), sampler=Styled(truncation=0.7))
-            told |= {"distance_truncated": distance(features(cut), real), "classes_truncated": classes(cut)}
+            told |= {"distance_truncated": frechet(features(cut), real).distance, "classes_truncated": classes(cut)}
             if run.model.adaptive is not None:
                 told["augmented"] = float(run.model.adaptive.p)
             grids(run.model, name, test)

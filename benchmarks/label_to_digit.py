@@ -5,10 +5,10 @@
 DATA is the folder of the data sets (images/mnist in it); OUT keeps the runs. ``flow-matching`` given the label, a tenth
 of the labels left out in training, for the seconds; two classifiers of real digits for a tenth of them each, one that
 reads (``read_as``: the share of draws, as many of each label, read as their label; of as many test images beside it),
-one whose features (128 numbers) are compared: precision, recall, density and coverage of balls of 5 neighbours around
-test images (as many as draws), and of training images in place of draws. Guidance 1 is the model as trained.
-Prints one JSON object a line and writes all to results/label_to_digit.json, and docs/_static/digits.png:
-ten draws of each label, at guidance 1 above and at the largest below.
+one whose features (128 numbers) are compared: Fréchet distance, precision, recall, density and coverage of balls of 5
+neighbours around test images (as many as draws), and of training images in place of draws. Guidance 1 is the model as
+trained. Prints one JSON object a line and writes all to results/label_to_digit.json, and docs/_static/digits.png: ten
+draws of each label, at guidance 1 above and at the largest below.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pofx
 from fitted import arguments, fitted, generator, parsed, picture
 from pofx.core.likelihood import mean, number
 from pofx.core.requests import DpmSolver, VariationalBound
-from pofx.evaluate.two_sample import prdc
+from pofx.evaluate.two_sample import frechet, prdc
 from timing import Results
 
 SCALES, STEPS, AT_ONCE = (1.0, 1.5, 2.0, 3.0), 20, 200
@@ -56,10 +56,12 @@ def main() -> None:
     @torch.no_grad()
     def told(x: Tensor, label: Tensor, against: Tensor) -> dict[str, Any]:
         right = (reader.given(x).classes().nats.argmax(-1) == label).double()
-        found = prdc(against, features(x))
+        seen = features(x)
+        found = prdc(against, seen)
         names = ("precision", "recall", "density", "coverage")
         share = float(right.mean())
         about = {"read_as": share, "read_as_se": math.sqrt(share * (1 - share) / len(right))}
+        about["distance"] = frechet(against, seen).distance
         return about | {name: getattr(found, name) for name in names} | {"coverage_se": found.se[3]}
 
     test, train = given.test.draw(n, args.seed).read(), given.train.draw(n, args.seed).read()

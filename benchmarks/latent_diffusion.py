@@ -22,6 +22,7 @@ from torch import Tensor
 import pofx
 from pofx.core.requests import Ancestral, DpmSolver, Sampler
 from pofx.evaluate.likelihood import mean_log_prob
+from pofx.evaluate.two_sample import frechet
 from pofx.report.plots import montage
 from timing import Results
 
@@ -59,7 +60,7 @@ def main() -> None:
     def judged(drawn: Tensor) -> dict[str, float]:
         logits = torch.cat([reader.logits(reader.encode_context(some)) for some in drawn.split(1000)])
         read = (logits.argmax(1) == labels[: len(drawn)]).double().mean()
-        return {"distance": distance(features(seer, drawn), features(seer, x)), "read": float(read)}
+        return {"distance": frechet(features(seer, drawn), features(seer, x)).distance, "read": float(read)}
 
     found, dims = mean_log_prob(model, data.test[:scored]), data.space.dims
     terms = model.given(labels[:scored]).bound_terms(x[:scored])
@@ -69,7 +70,9 @@ def main() -> None:
         **{name: float(term.nats.mean()) for name, term in terms.items()},
     )  # fmt: skip
     train = data.train.x[:n]
-    results.emit(who="real", distance=distance(features(seer, train), features(seer, x)), read=judged(x)["read"])
+    results.emit(
+        who="real", distance=frechet(features(seer, train), features(seer, x)).distance, read=judged(x)["read"]
+    )
     with torch.no_grad():
         z = model.given(labels).encode(x).mean
         kept_of = model.heads.sample(
@@ -89,14 +92,6 @@ def main() -> None:
 @torch.no_grad()
 def features(classifier: Any, x: Tensor) -> Tensor:
     return torch.cat([classifier.encode_context(some).vector for some in x.split(1000)]).double()
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) of features [N, F]."""
-    values, axes = torch.linalg.eigh(a.T.cov())
-    root = axes * values.clamp_min(0).sqrt() @ axes.T
-    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import pofx
 from pofx.core.requests import Ancestral, DpmSolver, FewStep, KarrasSolver, Sampler, SdeSolver
+from pofx.evaluate.two_sample import frechet
 from pofx.report.plots import montage
 from timing import Results
 
@@ -83,14 +84,6 @@ class Judges:
         return float((found == labels).double().mean())
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2) of features [N, F]."""
-    values, axes = torch.linalg.eigh(a.T.cov())
-    root = axes * values.clamp_min(0).sqrt() @ axes.T
-    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
-
-
 def main() -> None:
     results = Results(
         ARGS.n < 10_000 or ARGS.only is not None,
@@ -106,7 +99,7 @@ def main() -> None:
     judges = Judges(pofx.load(place, target="label"))
     x, labels = data.test.x[: ARGS.n], data.test.c[: ARGS.n]
     real, train = judges.features(x), judges.features(data.train.x[: ARGS.n])
-    results.emit(who="real", distance=distance(train, real), read=judges.read(x, labels), n=len(x))
+    results.emit(who="real", distance=frechet(train, real).distance, read=judges.read(x, labels), n=len(x))
     reference = None
     for name, (family, options, share) in FITS.items():
         if ARGS.only is not None and name not in ARGS.only:
@@ -122,8 +115,8 @@ def main() -> None:
                 found = judges.features(drawn)
                 told = {
                     "n": n,
-                    "distance": distance(found, real),
-                    "of_first": distance(found[: ARGS.costly], real[: ARGS.costly]),
+                    "distance": frechet(found, real).distance,
+                    "of_first": frechet(found[: ARGS.costly], real[: ARGS.costly]).distance,
                     "read": judges.read(drawn, labels[:n]),
                 }
                 entry.write_text(json.dumps(told))

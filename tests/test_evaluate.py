@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
@@ -573,6 +574,29 @@ def test_mmd_meets_its_double_loop():
     assert found.mmd2 == pytest.approx(within - across, abs=1e-6)
     pooled = torch.cat([a, b])
     assert found.bandwidth == pytest.approx(float(torch.pdist(pooled).median()), rel=1e-5)
+
+
+def test_the_frechet_distance_is_that_of_two_gaussians():
+    """By scipy's square root of a matrix, which need not be symmetric."""
+    g = seeded(0)
+    a, b = torch.randn(300, 4, generator=g), 2 + torch.randn(200, 4, generator=g) @ torch.randn(4, 4, generator=g)
+    found = two_sample.frechet(a, b)
+    c, d = np.cov(a.double().numpy().T), np.cov(b.double().numpy().T)
+    want = np.square(a.double().numpy().mean(0) - b.double().numpy().mean(0)).sum()
+    want += np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
+    assert found.distance == pytest.approx(want, rel=1e-5)
+    assert two_sample.frechet(b, a).distance == pytest.approx(want, rel=1e-5)
+    assert (found.n_real, found.n_fake) == (300, 200)
+    assert two_sample.frechet(a, a).distance == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UsageError, match="at least 40"):
+        two_sample.frechet(a[:30], b)
+
+
+def test_the_error_of_a_frechet_distance_is_how_much_it_varies():
+    clouds = [(torch.randn(2, 200, 3, generator=seeded(s))) for s in range(60)]
+    found = [two_sample.frechet(a, 1.5 + b[:150]) for a, b in clouds]
+    spread = torch.tensor([f.distance for f in found]).std().item()
+    assert np.mean([f.se for f in found]) == pytest.approx(spread, rel=0.25)
 
 
 def test_mmd_p_values_are_uniform_under_the_null_and_small_off_it():

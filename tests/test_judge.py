@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -375,8 +376,14 @@ def test_what_is_drawn_lies_beside_its_own_truth() -> None:
 def test_given_a_class_no_row_is_the_right_one() -> None:
     data = dots()
     found = judge(pofx.fit(data, "gmm", steps=2), data, draws=1)
-    assert set(found.metrics) == {"told from real"}
+    assert set(found.metrics) == {"told from real", "Fréchet distance"}
     assert found.metrics["told from real"].value < 0.75
+    far = found.metrics["Fréchet distance"]
+    assert far.low <= far.value <= far.high
+    assert "of as many training pairs" in far.words
+    aside = dataclasses.replace(data, train=Part(data.train.x + 3, data.train.c))
+    worse = judge(pofx.fit(aside, "gmm", steps=2), data, draws=1).metrics["Fréchet distance"]
+    assert worse.low > far.high
 
 
 def test_what_cannot_be_judged_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,13 @@ from pofx.evaluate.likelihood import Mean, encode, mean_log_prob
 from pofx.evaluate.pairs import Judged, judged, judged_classes, retrieval
 from pofx.evaluate.predict import predict
 from pofx.evaluate.stream import drawn as draws_of
-from pofx.evaluate.two_sample import Features, c2st
+from pofx.evaluate.two_sample import Features, c2st, frechet
 from pofx.train.run import Run, read_data
 
 PAIRS, DRAWS = 200, 8  # that are judged, and draws of each, unless told
 BEAMS = 4  # of the search for a text
 FEWEST = 20  # pairs of which draws are told from the truth by a classifier
+FEWEST_OF_CLOUDS = 40  # of which clouds of features have a distance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,7 +151,7 @@ def judge(
             notes.append(f"The chains that drew have {verdict}.")
         metrics = {} if model.context.values else judged(model.space, part.x, x, seed=seed, notes=notes)
         if len(part) >= FEWEST:
-            metrics |= {"told from real": _told_apart(model, data, part, x[0], seed)}
+            metrics |= _like_real(model, data, part, x[0], seed)
     if recall is not None:
         found_by = retrieval(model, part.x, part.c, recall, request=request, generator=fresh())
         metrics |= {f"recall@{recall}, {name}": of for name, of in found_by.recall.items()}
@@ -177,10 +179,21 @@ def in_words(sampler: Sampler, k: int) -> str:
     return ", ".join([what, *told])
 
 
-def _told_apart(model: Model, data: Data | Part, part: Part, x: Tensor, seed: int) -> Judged:
-    """How often a classifier tells pairs with a draw from real ones."""
+def _like_real(model: Model, data: Data | Part, part: Part, x: Tensor, seed: int) -> dict[str, Judged]:
+    """How often a classifier tells pairs with a draw from real ones, and how far apart their features are."""
     features = Features(model.space, data.train if isinstance(data, Data) else part, model.context, seed=seed)
-    found = c2st(features.of(part), features.of(Part(x, part.c)), seed=seed)
-    low, high = (min(1.0, max(0.0, found.accuracy + z * found.se)) for z in (-1.96, 1.96))
-    words = f"accuracy of a classifier of pairs, by {features.description}: 50% is best"
-    return Judged(found.accuracy, low, high, words, "less", "%", len(part))
+    real, fake = features.of(part), features.of(Part(x, part.c))
+
+    def told(value: float, se: float, words: str, unit: str = "", most: float = math.inf) -> Judged:
+        low, high = (min(most, max(0.0, value + z * se)) for z in (-1.96, 1.96))
+        return Judged(value, low, high, f"{words}, by {features.description}", "less", unit, len(part))
+
+    apart = c2st(real, fake, seed=seed)
+    out = {"told from real": told(apart.accuracy, apart.se, "accuracy of a classifier of pairs: 50% is best", "%", 1.0)}
+    if len(part) >= FEWEST_OF_CLOUDS:
+        far, words = frechet(real, fake), "of the Gaussians that fit the features of draws and of the truth"
+        if isinstance(data, Data) and len(data.train) >= len(part):
+            known = frechet(real, features.of(data.train.draw(len(part), seed)))
+            words += f" ({known.distance:.3g} of as many training pairs)"
+        out["Fréchet distance"] = told(far.distance, far.se, words)
+    return out

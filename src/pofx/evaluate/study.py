@@ -48,7 +48,7 @@ from pofx.evaluate.paths import (
 from pofx.evaluate.predict import predict
 from pofx.evaluate.stream import drawn as draws_of
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import C2st, Features, c2st, memorisation, mmd, nearest, prdc
+from pofx.evaluate.two_sample import C2st, Features, c2st, frechet, memorisation, mmd, nearest, prdc
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
@@ -175,6 +175,7 @@ class Study:
         return {
             "c2st": guarded(lambda: c2st(real, fake, seed=self.settings.seed)),
             "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
+            "frechet": guarded(lambda: frechet(real, fake)),
             "prdc": guarded(lambda: prdc(real, fake)),
         }
 

@@ -221,6 +221,10 @@ QUALITY = [
         "MMD² × 1000", "Squared kernel mean discrepancy; 0 is best. Beside it: its spread where nothing differs.",
         "quality.mmd.mmd2", lambda v: f"{1000 * v:.2f}", se="null_se",
     ),
+    figure(
+        "Fréchet", "Distance of the Gaussians that fit the features of samples and of held-out rows (FID of these).",
+        "quality.frechet.distance", lambda v: f"{v:.3g}", se="se", less=True,
+    ),
     figure("precision", "Share of samples near a held-out row.", "quality.prdc.precision", two, se="se.0", less=False),
     figure("recall", "Share of held-out rows near some sample.", "quality.prdc.recall", two, se="se.1", less=False),
     figure("density", "Held-out neighbourhoods per sample, over k.", "quality.prdc.density", two, se="se.2"),
