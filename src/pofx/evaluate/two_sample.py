@@ -364,8 +364,8 @@ def frechet(real: Tensor, fake: Tensor, *, blocks: int = 20) -> Frechet:
         >>> import torch
         >>> g = torch.Generator().manual_seed(0)
         >>> real, same, moved = (torch.randn(1000, 2, generator=g) + shift for shift in (0, 0, 3))
-        >>> frechet(real, same).distance < 0.02, round(frechet(real, moved).distance)
-        (True, 18)
+        >>> frechet(real, same).distance < 0.05, 16 < frechet(real, moved).distance < 20  # 0 and 18 of many rows
+        (True, True)
     """
     _same_size(real, fake, at_least=2 * blocks)
     sides = [(side.double(), torch.arange(len(side)) * blocks // len(side)) for side in (real, fake)]
