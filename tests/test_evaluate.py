@@ -550,6 +550,17 @@ def test_c2st_between_chance_and_bayes(classifier):
     assert shifted.p_value < 1e-10
 
 
+def test_c2st_cannot_tell_draws_that_equal_the_truth_of_their_context():
+    """Each row and its double: one in training tells against the other, so both are left out together."""
+    a = torch.randn(200, 3, generator=seeded(3))
+    assert two_sample.c2st(a, a).accuracy < 0.3
+    same = two_sample.c2st(a, a, paired=True)
+    assert same.accuracy == 0.5
+    shifted = a + torch.tensor([2.0, 0, 0])
+    assert 0.75 < two_sample.c2st(a, shifted, paired=True).accuracy < 0.92  # Phi(1) = 0.84
+    assert two_sample.c2st(a, shifted[:60], paired=True).n == 60
+
+
 def test_c2st_on_few_rows_and_mistakes():
     a = torch.randn(30, 2, generator=seeded())
     assert two_sample.c2st(a, a + 3).accuracy > 0.9

@@ -151,7 +151,7 @@ def judge(
             notes.append(f"The chains that drew have {verdict}.")
         metrics = {} if model.context.values else judged(model.space, part.x, x, seed=seed, notes=notes)
         if len(part) >= FEWEST:
-            metrics |= _like_real(model, data, part, x[0], seed)
+            metrics |= _like_real(model, data, part, x[0], seed, notes)
     if recall is not None:
         found_by = retrieval(model, part.x, part.c, recall, request=request, generator=fresh())
         metrics |= {f"recall@{recall}, {name}": of for name, of in found_by.recall.items()}
@@ -179,16 +179,19 @@ def in_words(sampler: Sampler, k: int) -> str:
     return ", ".join([what, *told])
 
 
-def _like_real(model: Model, data: Data | Part, part: Part, x: Tensor, seed: int) -> dict[str, Judged]:
+def _like_real(
+    model: Model, data: Data | Part, part: Part, x: Tensor, seed: int, notes: list[str]
+) -> dict[str, Judged]:
     """How often a classifier tells pairs with a draw from real ones, and how far apart their features are."""
     features = Features(model.space, data.train if isinstance(data, Data) else part, model.context, seed=seed)
+    notes.append(f"The features of a pair: {features.description}.")
     real, fake = features.of(part), features.of(Part(x, part.c))
 
     def told(value: float, se: float, words: str, unit: str = "", most: float = math.inf) -> Judged:
         low, high = (min(most, max(0.0, value + z * se)) for z in (-1.96, 1.96))
-        return Judged(value, low, high, f"{words}, by {features.description}", "less", unit, len(part))
+        return Judged(value, low, high, words, "less", unit, len(part))
 
-    apart = c2st(real, fake, seed=seed)
+    apart = c2st(real, fake, paired=True, seed=seed)
     out = {"told from real": told(apart.accuracy, apart.se, "accuracy of a classifier of pairs: 50% is best", "%", 1.0)}
     if len(part) >= FEWEST_OF_CLOUDS:
         far, words = frechet(real, fake), "of the Gaussians that fit the features of draws and of the truth"

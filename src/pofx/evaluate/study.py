@@ -170,10 +170,10 @@ class Study:
             return {"unavailable": "Labels have no sample quality."}
         return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
 
-    def two_sample(self, real: Tensor, fake: Tensor) -> dict[str, Any]:
+    def two_sample(self, real: Tensor, fake: Tensor, paired: bool = False) -> dict[str, Any]:
         generator = self.settings.generator(3)
         return {
-            "c2st": guarded(lambda: c2st(real, fake, seed=self.settings.seed)),
+            "c2st": guarded(lambda: c2st(real, fake, paired=paired, seed=self.settings.seed)),
             "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
             "frechet": guarded(lambda: frechet(real, fake)),
             "prdc": guarded(lambda: prdc(real, fake)),
@@ -323,7 +323,7 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
     drawn = study.features.of(fake[: len(real)])
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
     copying = guarded(lambda: memorisation(known, real, drawn, near=near))
-    return about | study.two_sample(real, drawn) | {"memorisation": copying}
+    return about | study.two_sample(real, drawn, study.data.context is not None) | {"memorisation": copying}
 
 
 def _pairs(
@@ -401,7 +401,7 @@ def _steps(
     real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
 
     def against(some: Tensor) -> C2st:
-        return c2st(real, some, folds=3, seed=settings.seed)
+        return c2st(real, some, paired=study.data.context is not None, folds=3, seed=settings.seed)
 
     def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]

@@ -234,11 +234,23 @@ class C2st:
     folds: int
 
 
-def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", folds: int = 5, seed: int = 0) -> C2st:
+def c2st(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    paired: bool = False,
+    classifier: Classifier = "boosting",
+    folds: int = 5,
+    seed: int = 0,
+) -> C2st:
     """Classifier two-sample test (Lopez-Paz & Oquab, 2017) on features [N, F] of each side.
 
     Of the larger side as many rows are drawn as the smaller has, so that guessing is right half of the time. Boosting
     sees what logistic regression cannot (it is blind to all but the means), on few rows too.
+
+    ``paired``: row i of one side was drawn given the context of row i of the other. Both are then in one fold, or what
+    a classifier learned of the one would tell against the other, which is near it: of draws that equal the truth it
+    would be wrong each time. Of the larger side the first rows are taken.
 
     The classifiers of k folds are trained on almost the same rows, so the folds' accuracies depend on each other: their
     variance is taken 1 + k / (k - 1) times the binomial one (Nadeau & Bengio, 2003, eq. 8, of test and training parts
@@ -251,13 +263,19 @@ def c2st(real: Tensor, fake: Tensor, *, classifier: Classifier = "boosting", fol
         >>> c2st(real, moved, classifier="logistic").accuracy > 0.95
         True
     """
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
     n = _same_size(real, fake, at_least=2 * folds)
-    x = torch.cat([_some(real, n), _some(fake, n)]).numpy()
     y = torch.arange(2).repeat_interleave(n).numpy()
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    split: Any
+    if paired:
+        x = torch.cat([real[:n], fake[:n]]).numpy()
+        fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % folds
+        split = PredefinedSplit(torch.cat([fold, fold]).numpy())
+    else:
+        x = torch.cat([_some(real, n), _some(fake, n)]).numpy()
+        split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with threadpool_limits(1):  # on so few rows more threads only wait for each other
         right = cross_val_predict(_classifier(classifier, n, seed), x, y, cv=split) == y
     accuracy = float(right.mean())
