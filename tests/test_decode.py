@@ -284,6 +284,8 @@ def test_wrong_use_is_named() -> None:
         greedy(Replay(lambda s: net(s) * math.nan, start()), 3)
     with pytest.raises(BadValue, match="leave no symbol"):
         greedy(Replay(net, start()), 3, processor=lambda logits, _: torch.full_like(logits, -math.inf))
+    with pytest.raises(BadValue, match="NaN"):
+        beam(Replay(lambda s: net(s) * math.nan, start()), 3, 2)
     with pytest.raises(UsageError, match="0 beams"):
         beam(Replay(net, start()), 3, 0)
     with pytest.raises(UsageError, match="nan"):

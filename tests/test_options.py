@@ -27,7 +27,7 @@ from pofx.core.options import COUNT, Options, Range, at_least, check
 from pofx.core.registry import BUILT_IN, family
 from pofx.data.parts import Data, Part
 from pofx.evaluate.study import Settings
-from pofx.spaces import Audio, Text
+from pofx.spaces import Audio, Category, Label, Pair, Real, Sequence, Table, Text
 from pofx.train.stages import Limit
 
 
@@ -225,3 +225,28 @@ def test_small_options_set_none_that_are_idle(name: str) -> None:
         config = cls.tiny(some.space)
         if cls.refuses(some.space, some.context, config) is None:
             assert idle(cls, some.space, some.context, config) == []
+
+
+@pytest.mark.parametrize("name", ["gpt", "joint-gpt"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        Audio(1000, 16, "mu", True, 8),
+        Audio(1000, 64, "mu", True, 8),
+        Sequence(Table((Category("a", ("x", "y")),)), True, 8),
+        Sequence(Table((Real("a"),)), True, 8),
+        Sequence(Table((Category("a", ("x", "y")), Real("b"))), True, 8),
+    ],
+    ids=str,
+)
+def test_an_option_that_sizes_nothing_in_a_step_is_idle(name: str, space: Any) -> None:
+    cls = family(name)
+    x = Pair(space, Label(("no", "yes"))) if name == "joint-gpt" else space
+    tiny = cls.tiny(x)
+    for also in ({}, {"prediction": 0}) if hasattr(tiny, "prediction") else ({},):
+        for option in ("components", "inner_width"):
+            sizes = {cls(dataclasses.replace(tiny, **also, **{option: n}), x).parameter_count() for n in (16, 48)}
+            assert (option in {*cls.idle(x, None, dataclasses.replace(tiny, **also))}) == (len(sizes) == 1), (
+                option,
+                also,
+            )

@@ -148,6 +148,19 @@ def test_only_training_hears_changed_sounds():
         pofx.fit("iris", "gmm", steps=1, options={"context_augment": 1.0})
 
 
+def test_a_context_is_long_enough_as_it_is_not_as_training_changes_it():
+    """Texts that need every frame: of sounds made faster, some have too few."""
+    space, text = Audio(1000, 256, "mu", True, 220), Text("ab", True, 23)
+    c = space.levels_of(0.1 * torch.randn(32, 220, generator=torch.Generator().manual_seed(0)))
+    data = Data("fast", "memory", text, *3 * [Part((torch.arange(23) % 2).expand(32, -1), c)], space)
+    how = {"width": 16, "context_augment": 2.0}
+    made = pofx.fit(data, "ctc", steps=2, checks=1, options=how).model
+    assert made.log_probs(made.encode_context(c[:1]))[1].tolist() == [23]
+    never = Part(torch.zeros(32, 23, dtype=torch.int64), c)
+    with pytest.raises(BadValue, match="needs 45 frames .* its context has fewer"):
+        pofx.fit(dataclasses.replace(data, train=never), "ctc", steps=2, checks=1, options=how)
+
+
 # -- ctc ----------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +271,14 @@ def test_searches_find_the_likeliest_texts_and_paths():
         made.given(c).sample(3, sampler=PathSearch(beams=2))
     with pytest.raises(UsageError, match="beams and greedy"):
         PathSearch(beams=2, greedy=True)
+
+
+@pytest.mark.parametrize("sampler", [None, PathSearch(greedy=True), PathSearch(beams=2)])
+def test_what_is_no_distribution_gives_no_text(sampler):
+    made, c = model()
+    made.out.bias.fill_(math.nan)
+    with pytest.raises(BadValue, match="NaN"):
+        made.given(c[:1]).sample(1, sampler=sampler)
 
 
 def test_prefixes_are_summed_over_all_of_their_paths():

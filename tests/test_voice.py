@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import pofx
-from pofx.core.errors import Unsupported, UsageError
+from pofx.core.errors import EmptyData, Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.requests import GriffinLim, StepByStep
 from pofx.data.parts import Data, Part
@@ -199,15 +199,18 @@ def test_training_pieces_are_the_whole_sound() -> None:
     model = made(space, x)
     pieces = Pieces(model, x)
     frames = model.spectrum(x)
-    for epoch in (0, 3):
+    spare = len(pieces) * pieces.each - int((frames[..., 0].isfinite()).sum())
+    assert spare < 3 * pieces.each  # as few as there may be
+    for epoch in (0, 1):
         pieces.set_epoch(epoch)
         seen = torch.zeros_like(x, dtype=torch.bool)
         for j in range(len(pieces)):
             index = torch.tensor([j])
             own, row = pieces[index][:, model.margin : -model.margin], int(pieces.owner(index))
             k = j - (int(pieces.end[row - 1]) if row else 0)
-            start = k * pieces.each - epoch * (k > 0)
+            start = k * pieces.each - min(epoch, int(pieces.spare[row])) * (k > 0)
             n = int((own >= 0).sum())
+            assert n
             assert torch.equal(own[0, :n], x[row, start * model.hop : start * model.hop + n])
             seen[row, start * model.hop : start * model.hop + n] = True
             beyond = model.margin // model.hop
@@ -228,7 +231,8 @@ def filled(rows: list[tuple[int, ...]]) -> Tensor:
 def test_the_bound_is_below_the_sum_over_all_grids() -> None:
     space = Audio(200, 2, "linear", True, 4)  # frames of 2 samples
     x = filled(every(2, 4))
-    model = made(space, x[1:], bands=1, levels=2, components=10)
+    frames = "gpt:width=16,layers=1,n_heads=2,block=32"
+    model = made(space, x[1:], bands=1, levels=2, frames=frames, components=10)
     assert model.hop == 2
     size = space.lengths(x)
     total = torch.zeros(len(x), dtype=torch.float64)
@@ -269,6 +273,44 @@ def test_draws_follow_from_the_seed_and_end() -> None:
     model = made(excerpts, x[:1])
     assert model.sample(3, generator=seeded(), sampler=StepByStep(50)).shape == (3, 50)
     assert bool((model.sample(3, generator=seeded(), sampler=StepByStep(50)) >= 0).all())
+
+
+def test_a_drawn_sound_has_as_many_frames_as_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(T - 1) hop + r samples, each r as likely, as far as the longest sound goes."""
+    space, x = sounds((50, 33))  # frames of 20 samples
+    model = made(space, x)
+    for count, sizes in ((0, {0}), (1, {*range(1, 21)}), (3, {*range(41, 51)})):
+        m = torch.zeros(400, max(1, count), 4, dtype=torch.float64)
+        m[:, count:] = math.inf
+        monkeypatch.setattr(model.frames, "rows_sample", lambda *args, m=m: m)
+        drawn = space.lengths(model.sample(400, generator=seeded(1), sampler=GriffinLim(iterations=1)))
+        assert {*drawn.tolist()} == sizes
+        assert abs(float(drawn.double().mean()) - sum(sizes) / len(sizes)) < 1.2
+
+
+def test_empty_sounds_have_a_probability_and_teach_nothing() -> None:
+    space, x = sounds((50, 33))
+    model = made(space, x)
+    none = model.log_prob(torch.zeros(2, 0, dtype=torch.int64)).nats
+    assert torch.allclose(none, model.log_prob(torch.full((2, 50), -1)).nats)
+    assert bool(none.isfinite().all())
+    assert len(Pieces(model, torch.full((2, 50), -1))) == 0
+    with pytest.raises(EmptyData, match="None of 2 training sounds has a sample"):
+        MelVocoder(MelVocoder.Config(**SMALL), space).prepare(torch.full((2, 50), -1), None, None, seeded())  # type: ignore[arg-type]
+
+
+def test_its_frames_are_told_of_contexts_as_its_options_say() -> None:
+    words = Text("ab", True, 3)
+    space, _ = sounds((300,))
+    wide = MelVocoder(MelVocoder.Config(**SMALL, context_width=48, context_layers=1), space, words)  # type: ignore[arg-type]
+    assert wide.frames.config.context_width == 48  # type: ignore[attr-defined]
+    assert wide.encode_context(words.parse(["ab"])).tokens.shape[2] == 48
+    assert wide.frames.config.context_layers == 1  # type: ignore[attr-defined]
+    own = MelVocoder(
+        MelVocoder.Config(**SMALL | {"frames": FRAMES + ",context_width=32"}, context_width=48), space, words
+    )  # type: ignore[arg-type]
+    assert own.frames.config.context_width == 32  # type: ignore[attr-defined]
+    assert "context_width" in {*MelVocoder.idle(space, None, MelVocoder.Config())}
 
 
 def test_a_fit_has_two_stages_and_learns_what_is_said() -> None:

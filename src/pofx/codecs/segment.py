@@ -64,9 +64,8 @@ def _(space: Ragged, config: Any) -> Segment | str:
         return f"{space} have no order of steps. Give texts, sounds or sequences."
     if not space.has_eos:
         return "excerpts have no end of their own. Give whole documents: --separator."
-    return Segment(
-        space.length, known.options, lambda o: known.codec(_plain(o)), lambda o: known.emission(_plain(o), False)
-    )
+    options = known.options(_plain(config))
+    return Segment(space.length, options, lambda o: known.codec(_plain(o)), lambda o: known.emission(_plain(o), False))
 
 
 @segment.register

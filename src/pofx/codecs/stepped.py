@@ -13,7 +13,7 @@ from typing import Any
 from pofx.codecs.steps import Codec, Plain, Predicted, Subwords
 from pofx.nn.emission import Emission, StepHead, TokenHead
 from pofx.nn.heads import Head, LevelLogistics
-from pofx.nn.sites import Heads, heads_for, image_head, side_by_side
+from pofx.nn.sites import FEW_LEVELS, Heads, heads_for, image_head, mixes, side_by_side
 from pofx.spaces import Audio, Sequence, Text
 
 
@@ -22,12 +22,12 @@ class Stepped:
     """Both ends of a net over the steps of a space, by the options of a family (``families.continuing.StepOptions``).
 
     Attributes:
-        options: the names of those that mean something here.
+        options: config -> the names of those that mean something here.
         codec: config -> how data become steps.
         emission: config, whether embeddings start small -> how a step enters and leaves the net.
     """
 
-    options: tuple[str, ...]
+    options: Callable[[Any], tuple[str, ...]]
     codec: Callable[[Any], Codec]
     emission: Callable[[Any, bool], Emission]
 
@@ -41,7 +41,7 @@ def stepped(space: Any) -> Stepped | None:
 @stepped.register
 def _(space: Text) -> Stepped:
     return Stepped(
-        ("vocabulary", "tied", "marginal", "smoothing"),
+        lambda o: ("vocabulary", "tied", "marginal", "smoothing"),
         lambda o: Subwords(space, o.vocabulary) if o.vocabulary else Plain(space),
         lambda o, small: TokenHead(
             o.vocabulary or space.symbols, o.width, has_eos=space.has_eos, tied=o.tied, marginal=o.marginal, small=small
@@ -59,7 +59,7 @@ def _(space: Audio) -> Stepped:
         return StepHead(Heads(side_by_side(1), [head], [[0]]), o.width, has_eos=space.has_eos)
 
     return Stepped(
-        ("components", "prediction"),
+        lambda o: ("prediction", "components") if o.prediction or space.levels > FEW_LEVELS else ("prediction",),
         lambda o: Predicted(space, o.prediction) if o.prediction else Plain(space, single=True),
         emission,
     )
@@ -67,8 +67,9 @@ def _(space: Audio) -> Stepped:
 
 @stepped.register
 def _(space: Sequence) -> Stepped:
+    used = {"components": mixes(space.step, "auto"), "inner_width": space.step.dims > 1}
     return Stepped(
-        ("components", "inner_width"),
+        lambda o: tuple(name for name, means in used.items() if means),
         lambda o: Plain(space),
         lambda o, small: StepHead(
             heads_for(space.step, components=o.components), o.width, hidden=o.inner_width, has_eos=space.has_eos

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.decode.processors import UNCHANGED, Processor
-from pofx.decode.strategies import Decoder, Written
+from pofx.decode.strategies import Decoder, Written, proper
 
 
 class Beams(NamedTuple):
@@ -74,7 +74,8 @@ def beam(
         if length > room:
             symbols = torch.nn.functional.pad(symbols, (0, min(room, most - room)), value=-1)
             room = symbols.shape[-1]
-        log_p = processor(decoder.logits().log_softmax(-1), past.flatten(0, 1)).unflatten(0, (len(left), beams))
+        proper(logits := decoder.logits())
+        log_p = processor(logits.log_softmax(-1), past.flatten(0, 1)).unflatten(0, (len(left), beams))
         total, index = (going[..., None] + log_p).flatten(1).topk(min(2 * beams, beams * size))
         parent, symbol = index // size, index % size
         longer = torch.cat([_rows(past, parent), symbol[..., None]], -1)

@@ -208,9 +208,14 @@ def choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 
     Raises BadValue where a row of logits is no distribution.
     """
+    proper(logits)
+    return logits.argmax(-1) if generator is None else pick(logits, generator)
+
+
+def proper(logits: Tensor) -> None:
+    """Raises BadValue where a row of logits [..., V] is no distribution."""
     if not logits.amax(-1).isfinite().all():  # NaN and +inf come through a maximum, all -inf too
         raise BadValue(
             "The logits of the next symbol are NaN, infinite, or leave no symbol.",
             "Look at the model's training, and at what its processors cut.",
         )
-    return logits.argmax(-1) if generator is None else pick(logits, generator)

@@ -13,7 +13,7 @@ from pofx.codecs.steps import Subwords
 from pofx.core.errors import UsageError
 from pofx.core.learner import Batch
 from pofx.core.model import Model
-from pofx.core.nested import nested
+from pofx.core.nested import nested, spelled
 from pofx.core.options import AMOUNT, BELOW_ONE, Options, at_least
 from pofx.core.space import Space
 from pofx.nn.conv import ConvDecoder, ConvEncoder
@@ -142,11 +142,12 @@ def dropped(config: ContextOptions, batch: Batch, generator: torch.Generator) ->
 def part(text: str, space: Space, context: Space | None, config: ContextOptions) -> Model:
     """The model inside another that ``text`` names, of p(z | c): it learns of contexts as the other does.
 
-    Raises UsageError or Unsupported.
+    What the text says itself of contexts stays. Raises UsageError or Unsupported.
     """
-    for name in ("context_dropout", "context_augment"):
-        if context is not None and (value := getattr(config, name)):
-            text += f"{',' if ':' in text else ':'}{name}={value}"
+    _, said = spelled(text)
+    for f in fields(ContextOptions) if context is not None else ():
+        if (value := getattr(config, f.name)) != f.default and f.name not in said:
+            text += f"{',' if ':' in text else ':'}{f.name}={value}"
     return nested(text, space, context)
 
 

@@ -80,9 +80,9 @@ class Continuing(Stepwise, Continues, Decodes, Searches):
             return "its data have no order of steps. (--sequence COLUMN makes sequences of the rows of a table.)"
         if reason := no_encoder(context):
             return reason
-        if config.vocabulary and not ("vocabulary" in known.options and config.vocabulary >= 256):
+        if config.vocabulary and not ("vocabulary" in known.options(config) and config.vocabulary >= 256):
             return f"vocabulary={config.vocabulary} goes with texts, and is 256 or more. Leave it out for symbols."
-        if config.smoothing and not space.has_eos and "smoothing" in known.options:
+        if config.smoothing and not space.has_eos and "smoothing" in known.options(config):
             return "smoothing spreads over the end, too, and excerpts have none. Leave out smoothing."
         return None
 
@@ -95,7 +95,7 @@ class Continuing(Stepwise, Continues, Decodes, Searches):
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
         known = stepped(space)
-        used = () if known is None else known.options
+        used = () if known is None else known.options(config)
         own = (f.name for f in dataclasses.fields(StepOptions) if f.name not in ContextOptions.__dataclass_fields__)
         yield from (*super().idle(space, context, config), *(name for name in own if name not in used))
 

@@ -30,8 +30,10 @@ from pofx.core.options import BELOW_ONE
 from pofx.core.requests import Direct, ExactLikelihood, PathSearch, Request, Sampler
 from pofx.core.space import Space, join
 from pofx.decode.paths import collapsed, prefix_search
+from pofx.decode.strategies import proper
 from pofx.families.conditioned import Conditioned, ContextOptions, idle_of_contexts
 from pofx.nn.encoders import Encoded, no_encoder
+from pofx.nn.heads import pick
 from pofx.nn.mlp import zeroed
 from pofx.spaces.text import filled_up
 
@@ -84,7 +86,8 @@ class Ctc(Conditioned, Searches):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        yield from {"context_dropout", *idle_of_contexts(context)}  # no context has no frames
+        # no context has no frames; tokens have the family's own width
+        yield from {"context_dropout", "context_width", *idle_of_contexts(context)}
 
     @classmethod
     def tiny(cls, space: Space) -> CtcConfig:
@@ -122,8 +125,11 @@ class Ctc(Conditioned, Searches):
             e = self.batch_context(batch, generator)
             assert e is not None
             nats = self.nats(batch.x, e)
-            if (short := nats == -math.inf).any():
-                self._too_long(batch.x[short][0])
+            if (short := nats == -math.inf).any():  # as it is, not as it was changed, a context has to be long enough
+                plain = self.nats(batch.x[short], self.encode_context(batch.c[short]))
+                if (never := plain == -math.inf).any():
+                    self._too_long(batch.x[short][never][0])
+                nats = nats.masked_scatter(short, plain)
             return {"loss": -nats / self.space.length}
 
         return GradientLearner(self, recipe, objective)
@@ -143,10 +149,11 @@ class Ctc(Conditioned, Searches):
     def rows_sample(self, n: int, c: Encoded | None, sampler: Sampler, generator: torch.Generator) -> Tensor:
         assert c is not None
         log_p, frames = self.log_probs(c)
+        proper(log_p)
         if isinstance(sampler, PathSearch):
             path = log_p.argmax(2)
         else:
-            path = torch.multinomial(log_p.exp().flatten(0, 1), 1, generator=generator).view(log_p.shape[:2])
+            path = pick(log_p, generator)
         return collapsed(path, frames)
 
     def rows_best(self, n: int, before: Tensor, c: Encoded | None, sampler: Any) -> Tensor:
@@ -159,6 +166,7 @@ class Ctc(Conditioned, Searches):
     def _searched(self, n: int, c: Encoded, width: int) -> Tensor:
         """The n best texts [n, L] of one context, best first."""
         log_p, frames = self.log_probs(c)
+        proper(log_p)
         found = filled_up(prefix_search(log_p[0, : int(frames)], width)).to(log_p.device)
         if len(found) < n:
             raise UsageError(f"This context has {len(found)} possible texts, not {n}.", "Ask for fewer.")

@@ -275,13 +275,16 @@ class Ends(nn.Module):
     def __init__(self, of: Segment, config: JointGptConfig, space: Space) -> None:
         super().__init__()
         self.steps, self.space = of.steps, space
-        self.codec, self.emission = of.codec(config), of.emission(config)
+        self.codec = of.codec(config)
+        self.emission: Any
         if config.image_head == "diffusion" and space.pixels:
             assert isinstance(self.codec, Patches)
             self.emission = DiffusionHead(
                 self.codec.each, self.codec.space.levels, config.width, hidden=config.inner_width,
                 blocks=config.inner_layers, steps=config.sample_steps,
             )  # fmt: skip
+        else:
+            self.emission = of.emission(config)
         self.begin = nn.Parameter(START * torch.randn(2, config.width))  # as the first part, as the second
         self.place = nn.Parameter(START * torch.randn(of.steps, config.width))
 

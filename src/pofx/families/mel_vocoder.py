@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from pofx.codecs.steps import Plain
 from pofx.core.abilities import HasBoundTerms
 from pofx.core.conditional import evaluating
-from pofx.core.errors import Unsupported
+from pofx.core.errors import EmptyData, Unsupported
 from pofx.core.family import serving
 from pofx.core.learner import Batch, GradientLearner, Learner, Recipe, Stage, TrainingSet
 from pofx.core.likelihood import Exact, Likelihood, LowerBound, Number
@@ -42,7 +42,7 @@ from pofx.core.options import Range, at_least
 from pofx.core.registry import family
 from pofx.core.requests import GriffinLim, OneCode, Request, Sampler, StepByStep
 from pofx.core.space import Space, join
-from pofx.families.conditioned import ContextOptions, part
+from pofx.families.conditioned import ContextOptions, idle_of_contexts, part
 from pofx.nn.emission import StepHead
 from pofx.nn.encoders import no_encoder
 from pofx.nn.mel import fft_size, frame_sizes, log_mel, mel_filters
@@ -143,8 +143,7 @@ class MelVocoder(Model, HasBoundTerms):
 
     @classmethod
     def idle(cls, space: Space, context: Space | None, config: Any) -> Iterable[str]:
-        if context is None:
-            yield "context_dropout"
+        yield from idle_of_contexts(context)
         if (space.symbols or 0) <= FEW_LEVELS:
             yield "components"
 
@@ -169,12 +168,15 @@ class MelVocoder(Model, HasBoundTerms):
     def prepare(self, x: Any, c: Any, weight: Tensor | None, generator: torch.Generator) -> None:
         some = torch.randperm(len(x), generator=generator)[:LOOK]
         rows = x[some]
-        mel = self._mel(rows)[self._cells(rows)]
+        mel = torch.cat([self._mel(part)[self._cells(part)] for part in rows.split(READ)])
+        if not len(mel):
+            raise EmptyData(f"None of {len(rows)} training sounds has a sample.", "Give sounds that are not empty.")
         mel = mel[torch.randperm(len(mel), generator=generator)[: 2**17]]
         low, high = mel.quantile(torch.tensor(ENDS, dtype=mel.dtype), 0)
         self.low.copy_(low)
         self.high.copy_(high.maximum(low + 1e-3))
-        self.frames.prepare(self.spectrum(rows), None if c is None else c[some], None, generator)
+        seen = join(self.frames.space, [self.spectrum(part) for part in rows.split(READ)])
+        self.frames.prepare(seen, None if c is None else c[some], None, generator)
         self.remarks = [*self.remarks, *(f"The frames: {remark}" for remark in self.frames.remarks)]
         u = self.codec.encode(rows)
         self.emission.prepare(u[~self.emission.filled(u)], ends=0)
@@ -242,7 +244,7 @@ class MelVocoder(Model, HasBoundTerms):
     def spectrum(self, x: Tensor) -> Tensor:
         """m(x), the frames of sounds x [N, L] as the first part sees them: float64 [N, T, bands], infinity after the
         end."""
-        x = x.to(self.device)
+        x = _some(x.to(self.device))
         return self._codes(x).masked_fill(~self._cells(x)[..., None], math.inf)
 
     def log_mel_of(self, m: Tensor) -> Tensor:
@@ -281,6 +283,7 @@ class MelVocoder(Model, HasBoundTerms):
 
     def _samples(self, x: Tensor) -> Tensor:
         """log p(x | m(x), L) [N]."""
+        x = _some(x)
         u = self.codec.encode(x)
         line = torch.cat([self.emission.beginning(len(x)).to(u.dtype), u], 1)
         log_p = self._log_prob_of(line, self._whole(self.spectrum(x)))
@@ -308,10 +311,11 @@ class MelVocoder(Model, HasBoundTerms):
         m = self.frames.rows_sample(n, c, own, generator)
         x = self.sound(m, generator, sampler)
         most = sampler.length or self.space.length
-        size = (m[..., 0].isfinite().sum(1) * self.hop).clamp(max=most)
+        before = (m[..., 0].isfinite().sum(1) - 1) * self.hop  # samples of all frames but the last
+        room = (most - before).clamp(max=self.hop)
         if self.space.has_eos:  # how far the last frame is filled
-            unfilled = torch.randint(self.hop, (n,), generator=generator, device=generator.device).to(size.device)
-            size = (size - unfilled).clamp(min=0)
+            room = 1 + (room * torch.rand(n, generator=generator, device=generator.device).to(room.device)).long()
+        size = torch.where(before < 0, 0, before + room)
         longest = max(1, int(size.max()))
         x = F.pad(x, (0, max(0, longest - x.shape[1])))[:, :longest]
         return x.masked_fill(torch.arange(longest, device=x.device) >= size[:, None], -1)
@@ -340,6 +344,11 @@ class MelVocoder(Model, HasBoundTerms):
         return self.codec.decode(torch.cat(drawn, 1)) if drawn else m.new_zeros(len(m), 0, dtype=torch.int64)
 
 
+def _some(x: Tensor) -> Tensor:
+    """Sounds [N, L], of no sample at least one that is none."""
+    return F.pad(x, (0, max(0, 1 - x.shape[1])), value=-1)
+
+
 def whole(text: str, space: Sequence) -> str:
     """A spelled family with a block of whole data, where it has one and none is said."""
     name, options = spelled(text)
@@ -351,16 +360,18 @@ def whole(text: str, space: Sequence) -> str:
 class Pieces(TrainingSet):
     """Pieces [B, margin + block + margin] of sounds x, levels, -1 beyond their ends: each begins with a frame.
 
-    Those of a sound follow end to end, from a frame that differs from epoch to epoch.
+    Of a sound there are as few as cover it. Where those behind the first begin differs from epoch to epoch, as far as
+    they still reach its end.
     """
 
     def __init__(self, model: MelVocoder, x: Any) -> None:
-        self.x, self.hop, self.margin, self.shift = x, model.hop, model.margin, 0
+        self.x, self.hop, self.margin, self.epoch = x, model.hop, model.margin, 0
         lengths = torch.cat([model.space.lengths(x[i : i + READ]) for i in range(0, len(x), READ)])
         frames = -(-lengths // self.hop)
         self.each = min(max(1, model.config.block // self.hop), max(1, int(frames.max())))
-        # one more than it needs, so that pieces reach the end from wherever they begin
-        self.end = (1 + -(-frames // self.each) - (frames <= self.each).long()).cumsum(0)
+        count = -(-frames // self.each)
+        self.spare = count * self.each - frames  # frames that its pieces have beyond its end
+        self.end = count.cumsum(0)
 
     def __len__(self) -> int:
         return int(self.end[-1])
@@ -372,10 +383,11 @@ class Pieces(TrainingSet):
         rows = self.owner(index)
         first = torch.where(rows > 0, self.end[rows - 1], 0)
         x, k = self.x[rows], index - first
-        start = (k * self.each - self.shift * (k > 0)) * self.hop - self.margin
+        back = torch.where(k > 0, self.epoch % (1 + self.spare[rows]), 0)
+        start = (k * self.each - back) * self.hop - self.margin
         place = start[:, None] + torch.arange(self.each * self.hop + 2 * self.margin)
         inside = (place >= 0) & (place < x.shape[1])
         return x.gather(1, place.clamp(0, x.shape[1] - 1)).masked_fill(~inside, -1)
 
     def set_epoch(self, number: int) -> None:
-        self.shift = number % self.each
+        self.epoch = number

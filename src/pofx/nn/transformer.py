@@ -196,10 +196,11 @@ class Transformer(SequenceNet):
         """Cosines and sines [2, length, 1, each] of these positions, for rotary ones; a context's are below 0."""
         if self.rotation is None or first >= 0:
             return None if self.rotation is None else self.rotation[:, first : first + length, None]
-        if -first >= self.rotation.shape[1]:
-            self.rotation = rotations(dataclasses.replace(self.shape, block=1 - 2 * first)).to(self.rotation)
-        i = torch.arange(first, first + length, device=self.rotation.device)
-        cosines, sines = self.rotation[:, i.abs(), None]
+        table = self.rotation
+        if -first >= table.shape[1]:
+            table = rotations(dataclasses.replace(self.shape, block=1 - 2 * first)).to(table)
+        i = torch.arange(first, first + length, device=table.device)
+        cosines, sines = table[:, i.abs(), None]
         return torch.stack([cosines, sines * i.sign()[:, None, None]])
 
     def mask(self, first: int, length: int, device: torch.device, own: Tensor | None = None) -> Tensor | None:
