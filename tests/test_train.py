@@ -108,6 +108,20 @@ def test_best_weights_are_kept_and_patience_stops(data):
     assert run.steps < 2000
 
 
+def test_the_last_weights_are_kept_where_the_recipe_says_so(data):
+    """Of the same fit, whose last weights are not its best ones."""
+    how = {"steps": 200, "checks": 10}
+    best, last = (
+        fit(data, NoisyGaussian, recipe={"lr": 3.0, "schedule": "constant", "keep": keep}, **how)
+        for keep in ("best", "last")
+    )
+    valid = [e["valid"] for e in last.log if e.get("valid") is not None]
+    assert [e["valid"] for e in best.log if e.get("valid") is not None] == valid
+    assert valid[-1] < max(valid) - 1e-3
+    for run, number in ((best, max(valid)), (last, valid[-1])):
+        assert float(run.model.log_prob(data.valid.x).nats.detach().mean()) == pytest.approx(number, abs=1e-4)
+
+
 def test_divergence_is_named_and_keeps_the_last_good_weights(data, tmp_path):
     with pytest.raises(Diverged, match="step 30.*last good weights"):
         fit(data, NoisyGaussian, steps=100, options={"blow_up": 30}, out=tmp_path / "run", checks=10)

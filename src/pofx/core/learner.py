@@ -48,6 +48,7 @@ class Recipe(Options):
         None, "a step whose gradient's norm is above so many times its running median is left out"
     )
     ema: float | None = _option(None, "decay of averaged weights, which then validate and are kept")
+    keep: Literal["best", "last"] = _option("best", "the weights of the best validation, or those of the end")
     prior_scale: float | None = _option(None, "MAP: every parameter has the prior N(0, scale^2)")
     accumulate: int = _option(1, "parts of a batch that go through the net one after the other, to save memory")
     epochs: int = _option(100, "the budget where none is given")

@@ -100,7 +100,7 @@ def fit(
         until: stop at this share of the budget; ``resume`` goes on in the run folder, as if nothing had been.
 
     Returns:
-        The Run, its model carrying the best validated weights.
+        The Run, its model carrying the best validated weights, or the last, as its recipe says.
 
     Raises:
         UsageError, DataError, Unsupported, RunExists, RunBusy, CannotSave; Diverged, when the loss or its

@@ -266,7 +266,7 @@ class Loop:
         return False
 
     def _check(self, status: str | None = None) -> None:
-        """Validate with the averaged weights where there are any, log, and keep the best weights."""
+        """Validate with the averaged weights where there are any, log, and keep the best weights, or the last."""
         state, started = self.state, time.perf_counter()
         entry: dict[str, Any] = {"step": state.step, "seconds": round(state.seconds, 3)} | self.told
         entry |= {k: float(v / self.summed) for k, v in self.sums.items()}
@@ -278,7 +278,7 @@ class Loop:
                 if self.training["target_weight"]:
                     number = None  # the best fit to the data alone is not what was asked for
                 better = number is None or state.best is None or number > state.best
-                if better:
+                if better or self.recipe.keep == "last":
                     self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         except Stopped as stopped:
             if self.watch.hasty:
@@ -398,7 +398,7 @@ class Loop:
         return nullcontext() if self.average is None else self.average.swapped()
 
     def _take_best(self) -> None:
-        """The model takes the best validated weights of the present stage."""
+        """The model takes the weights of the present stage that are kept: the best validated, or the last."""
         if self.best is not None:
             put(self.model, self.best)
 
