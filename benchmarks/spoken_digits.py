@@ -1,11 +1,13 @@
 """Spoken digits, recognised letter by letter by `ctc` and `gpt`, or as classes, beside `pocketsphinx`.
 
-    python benchmarks/spoken_digits.py DATA [--family ctc gpt] [--split official george] [--seconds 900] [--quick]
+    python benchmarks/spoken_digits.py DATA [--family ctc gpt] [--split official george] [--seconds 900]
+        [--voices 4000] [--quick]
 
 DATA is the folder of the data sets (audio/fsdd in it: 5 speakers, 10 digits, 50 times each, 8 kHz). Splits: `official`
 tests what each speaker says for the first five times (250 clips) and trains on the rest; the name of a speaker tests on
 all that he says and trains on the others. Of the training clips a tenth validates. The text of a clip is the English
-word; a model knows the letters of all ten words, and no list of them. Told for each split, on one thread: the share of
+word; a model knows the letters of all ten words, and no list of them. With ``--voices`` so many clips that espeak-ng
+says in accents, voices, speeds and pitches by lot are trained on, too. Told for each split, on one thread: the share of
 wrong words (as `jiwer` counts them) of the likeliest path or greedy choice, of a search with 8 beams, and of the
 likeliest of the ten words, which a grammar tells `pocketsphinx`, too; each with the 95% interval of Wilson (1927); and
 held-out nats per text with their kind. Writes results/spoken_digits.json: what was there of other families and splits
@@ -15,13 +17,17 @@ stays.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
+import soundfile
 import torch
 from scipy.signal import resample_poly
 
@@ -34,10 +40,19 @@ from pofx.evaluate.pairs import share_interval
 from pofx.spaces import Audio, Label, Text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MADE = "espeak-ng"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo")
 TEXT = Text("".join(sorted({c for word in WORDS for c in word})), True, max(map(len, WORDS)))
 RESULTS = Path(__file__).parent / "results" / "spoken_digits.json"
 BEAMS = 8
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
+VOICES = (
+    *(f"{kind}{n}" for kind, most in (("m", 8), ("f", 5)) for n in range(1, most + 1)), "klatt", "klatt2", "klatt3",
+    "klatt4", "klatt6", "adam", "Alex", "Alicia", "Andrea", "Andy", "Annie", "antonio", "belinda", "benjamin", "boris",
+    "caleb", "david", "Denis", "Diogo", "ed", "edward", "Gene", "grandpa", "Henrique", "Hugo", "john", "kaukovalta",
+    "Lee", "linda", "marcelo", "Marco", "Mario", "Michael", "michel", "miguel", "norbert", "pablo", "paul", "pedro",
+    "quincy", "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "Zac", "anika",
+)  # fmt: skip
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ctc": ({"context_augment": 1.0}, {}),
     "gpt": ({"width": 64, "layers": 2, "n_heads": 4, "context_augment": 1.0}, {"batch": 32, "lr": 3e-3}),
@@ -57,18 +72,48 @@ class Digits:
         levels = self.audio.astype(np.int32) + 32768
         self.rows = RaggedRows.joined(levels, self.offsets, -1, torch.int64)
 
+    def add(self, voices: int, seed: int) -> None:
+        """So many clips more, by espeak-ng, of which none is ever tested."""
+        chance = np.random.default_rng(seed)
+        digit = chance.integers(10, size=voices)
+        asked = [
+            (WORDS[k], ["-v", f"{chance.choice(ACCENTS)}+{chance.choice(VOICES)}", "-s", str(chance.integers(110, 210)),
+                        "-p", str(chance.integers(15, 85))])
+            for k in digit
+        ]  # fmt: skip
+        with ThreadPoolExecutor(2) as pool:
+            made = [a[: self.space.length] for a in pool.map(lambda one: said(*one, self.rate), asked)]
+        clips = [*np.split(self.audio, self.offsets[1:-1]), *made]
+        self.audio, self.offsets = np.concatenate(clips), np.cumsum([0, *map(len, clips)])
+        self.rows = RaggedRows.joined(self.audio.astype(np.int32) + 32768, self.offsets, -1, torch.int64)
+        self.digit = torch.cat([self.digit, torch.from_numpy(digit)])
+        self.index = np.concatenate([self.index, np.full(voices, 99)])
+        self.speaker = np.concatenate([self.speaker, np.full(voices, MADE)])
+
     def tested(self, split: str) -> torch.Tensor:
         return torch.from_numpy(self.index < 5 if split == "official" else self.speaker == split)
 
     def data(self, split: str, seed: int, classes: bool) -> Data:
         test = self.tested(split)
-        rest = (~test).nonzero()[:, 0]
+        made = torch.from_numpy(self.speaker == MADE)
+        rest = (~test & ~made).nonzero()[:, 0]
         rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))]
         held = len(rest) // 10
+        trained = torch.cat([rest[held:], made.nonzero()[:, 0]])
         space = Label(WORDS) if classes else TEXT
         every = self.digit if classes else TEXT.parse([WORDS[k] for k in self.digit.tolist()])
-        parts = [Part(every[i], self.rows[i]) for i in (rest[held:], rest[:held], test.nonzero()[:, 0])]
+        parts = [Part(every[i], self.rows[i]) for i in (trained, rest[:held], test.nonzero()[:, 0])]
         return Data(f"spoken digits, {split}", "audio/fsdd", space, *parts, self.space)
+
+
+def said(word: str, how: list[str], rate: int) -> np.ndarray:
+    """16-bit samples of a word by espeak-ng, from where it begins to where it ends."""
+    wav = subprocess.run(["espeak-ng", *how, "--stdout", word], check=True, capture_output=True).stdout
+    samples, own = soundfile.read(io.BytesIO(wav))
+    brought = resample_poly(samples, rate, own)
+    loud = np.flatnonzero(np.abs(brought) > 0.02 * np.abs(brought).max())
+    brought = brought[max(0, loud[0] - 100) : loud[-1] + 200]
+    return np.rint(16000 * brought / np.abs(brought).max()).astype(np.int16)
 
 
 def errors(found: list[str], truth: list[str]) -> dict[str, Any]:
@@ -130,6 +175,7 @@ def main() -> None:
     parser.add_argument("--split", nargs="*", default=["official", *SPEAKERS], choices=["official", *SPEAKERS])
     parser.add_argument("--seconds", type=float, default=900.0, help="of each training")
     parser.add_argument("--steps", type=int, help="of each training, instead of seconds")
+    parser.add_argument("--voices", type=int, default=0, help="clips by espeak-ng among those of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", type=json.loads, default={}, help="of the family, as JSON, instead of ours")
     parser.add_argument("--recipe", type=json.loads, default={})
@@ -137,6 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     digits = Digits(args.data)
+    if args.voices:
+        digits.add(args.voices, args.seed)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for family in args.family:
         for split in args.split:
@@ -152,7 +200,7 @@ def main() -> None:
                 began = time.perf_counter()
                 budget = {"seconds": args.seconds} if args.steps is None else {"steps": args.steps}
                 run = pofx.fit(data, family, **budget, seed=args.seed, options=options, recipe=recipe)
-                entry |= {"seed": args.seed, **budget, "steps": run.steps, "options": options}
+                entry |= {"seed": args.seed, "voices": args.voices, **budget, "steps": run.steps, "options": options}
                 entry |= {"recipe": recipe, "parameters": run.model.parameter_count()}
                 test = data.test.read()
                 with torch.no_grad():

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pytest
 import torch
 from PIL import Image as Pillow
@@ -427,11 +429,67 @@ def test_chunks_of_actions_from_an_archive(tmp_path: Path) -> None:
     same_again(path, whole)
 
 
+def episodes_in_a_table(path: Path, **columns: object) -> Path:
+    """8 episodes of 12 steps: a clock, what is seen, what is done."""
+    rng, rows = np.random.default_rng(0), [(e, t) for e in range(8) for t in range(12)]
+    table = {"episode": [e for e, _ in rows], "step": [t for _, t in rows], "x": rng.normal(size=96)}
+    table |= {"push": rng.normal(size=96)} | columns
+    pa_csv.write_csv(pa.table(table), path / "episodes.csv")
+    return path / "episodes.csv"
+
+
+def test_a_clock_is_no_action(tmp_path: Path) -> None:
+    path = episodes_in_a_table(tmp_path)
+    for order in (None, "step"):
+        data = pofx.load(path, sequence="episode", order=order, given="x", chunk=4)
+        assert data.space.event_shape == (4, 1)
+        assert [c.name for c in data.context.columns] == ["x"]
+        assert any("'step' only goes up within sequences: it was left out" in note for note in data.notes)
+        new = read_rows(data.space, data.context, path, options=data.options)
+        assert rows_of(new[torch.isin(new.rows, data.test.rows)]) == rows_of(data.test)
+    seen = pofx.load(path, sequence="episode", given="x,step", chunk=4)
+    assert [c.name for c in seen.context.columns] == ["step", "x"]
+    assert seen.space.event_shape == (4, 1)
+
+
+def test_a_chunk_is_a_sequence_where_that_is_said(tmp_path: Path) -> None:
+    path = episodes_in_a_table(tmp_path, push=np.arange(96) % 5)
+    data = pofx.load(path, sequence="episode", given="x", chunk=4, chunk_as="sequence", history=2)
+    by_hand = action_chunks(pofx.load(path, sequence="episode", drop=["step"]), ["push"], 4, 2, kind="sequence")
+    assert (data.space, data.context) == (by_hand.space, by_hand.context)
+    assert rows_of(data.test) == rows_of(by_hand.test)
+    new = read_rows(data.space, data.context, path, options=data.options)
+    assert rows_of(new[torch.isin(new.rows, data.test.rows)]) == rows_of(data.test)
+
+
+@pytest.mark.parametrize(
+    ("push", "said", "types"),
+    [
+        (np.arange(96) % 5, "'push' is counted in steps of 1.*--drop push.*--types push=real", {"push": "real"}),
+        (np.round(np.random.default_rng(1).normal(size=96), 1), "counted in steps of 0.1", {"push": "real"}),
+        (np.where(np.arange(96) == 7, np.nan, np.random.default_rng(1).normal(size=96)), "is missing in some", None),
+        (np.array(["left", "right", "on", "on"])[np.arange(96) % 4], "one of 3 categories, and no number", None),
+    ],
+)
+def test_an_action_that_is_no_real_number_is_named(
+    tmp_path: Path, push: Any, said: str, types: dict[str, str] | None
+) -> None:
+    path = episodes_in_a_table(tmp_path, push=push)
+    with pytest.raises(UsageError, match=said):
+        pofx.load(path, sequence="episode", given="x", chunk=4)
+    if types is not None:  # the remedy works
+        assert pofx.load(path, sequence="episode", given="x", chunk=4, types=types).space.event_shape == (4, 1)
+    with pytest.raises(UsageError, match="A chunk of 0 steps"):
+        pofx.load(path, sequence="episode", given="x", chunk=0)
+    with pytest.raises(UsageError, match="these rows are none.*--sequence COLUMN"):
+        pofx.load(path, given="x", chunk=4)
+
+
 def test_chunks_that_cannot_be(tmp_path: Path) -> None:
     path, _ = archive_of_episodes(tmp_path)
     with pytest.raises(EmptyData, match=r"No sequence has 20 steps; the longest has 9"):
         pofx.load(path, given="state1,state2", chunk=20)
-    with pytest.raises(UsageError, match=r"Only sequences with given columns"):
+    with pytest.raises(UsageError, match=r"follows from what is given at its first step.*--given"):
         pofx.load(path, chunk=4)
     with pytest.raises(UsageError, match=r"A history of 2 steps goes with chunks"):
         pofx.load(path, given="state1,state2", history=2)

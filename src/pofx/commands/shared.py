@@ -105,6 +105,8 @@ class Sequences(Group):
     """The column that puts the rows of a sequence in order, or 'rows': as they stand [default: by a date or step]."""
     chunk: int | None = None
     """With --given columns of a step: the other columns of so many steps, given those at the first: a policy."""
+    chunk_as: Literal["reals", "sequence"] = "reals"
+    """Of --chunk: all of its numbers at once (diffusion-policy, act), or step by step (gpt)."""
     history: int = 1
     """Of --chunk: how many steps are seen, the first of the chunk and those before it."""
 

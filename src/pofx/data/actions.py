@@ -16,7 +16,7 @@ from torch import Tensor
 from pofx.core.errors import EmptyData, UsageError
 from pofx.core.spelling import meant
 from pofx.data.parts import Data, Part
-from pofx.spaces import Real, Reals, Sequence, Table
+from pofx.spaces import Category, Column, Reals, Sequence, Table
 
 
 def given_steps(data: Data, columns: Several[str]) -> Data:
@@ -62,16 +62,14 @@ def action_chunks(
     sequence of that length.
     """
     space, given, rest = _apart(data, actions)
-    for j in given.tolist():
-        column = space.step.columns[j]
-        if not isinstance(column, Real) or column.step is not None or column.nullable:
-            raise UsageError(f"{column} is no column of real numbers.", f"Declare it: types {column.name}=real.")
     if length < 1:
         raise UsageError(f"A chunk of {length} steps holds no action.", "Give 1 or more.")
     if history < 1:
         raise UsageError(f"A history of {history} steps shows nothing.", "Give 1 or more.")
     if not 0 <= hold < length:
         raise UsageError(f"A chunk of {length} steps holds its last action for none to {length - 1}.", "Give as many.")
+    for j in given.tolist() if kind == "reals" else ():
+        _check_real(space.step.columns[j])
     shorter = 0
 
     def part(p: Part) -> Part:
@@ -106,6 +104,23 @@ def chunks(space: Sequence, p: Part, acts: Tensor, rest: Tensor, length: int, hi
     c = torch.cat([_seen(s[:, rest], history)[: len(s) - length + 1] for s in steps])
     number = None if p.rows is None else p.rows.repeat_interleave((lengths - length + 1).clamp(min=0))
     return Part(actions, c, rows=number)
+
+
+def _check_real(column: Column) -> None:
+    """Raises UsageError for an action that a chunk of real numbers does not hold."""
+    name = f"The action {column.name!r}"
+    if isinstance(column, Category):
+        raise UsageError(
+            f"{name} is one of {len(column.values)} categories, and no number.", "Cut chunks as sequences: chunk_as."
+        )
+    if column.nullable:
+        raise UsageError(f"{name} is missing in some steps.", "Fill it in there, or leave those episodes out.")
+    if column.step is not None:
+        raise UsageError(
+            f"{name} is counted in steps of {column.step:g}; a density of real numbers has no bound there.",
+            f"If it is no action, --drop {column.name}; if its steps are fine enough to be none, declare it: "
+            f"--types {column.name}=real; or cut chunks as sequences: chunk_as.",
+        )
 
 
 def _held(space: Sequence, p: Part, hold: int) -> Part:

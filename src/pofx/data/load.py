@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +37,7 @@ KINDS = (None, "table", "text", "audio", "sequence", REALS)
 
 RECOGNISED = ("table", "label", "image")  # spaces whose data need no word for what they are
 SYMBOLS = ("auto", "characters", "bytes")
+CHUNKS = ("reals", "sequence")
 
 
 @enough("Reading the data", "Give fewer rows or columns; a table can be read in blocks: --memory 1GB.")
@@ -69,6 +70,7 @@ def load(
     sequence: str | None = None,
     order: str | None = None,
     chunk: int | None = None,
+    chunk_as: Literal["reals", "sequence"] = "reals",
     history: int = 1,
     arrays: Sequence[str] = (),
     label_array: str | None = None,
@@ -122,8 +124,10 @@ def load(
         sequence: the column of a table whose values tell sequences apart, or "rows": all rows are one.
         order: the column that puts the rows of a sequence in order, or "rows" for the order of the source; by itself
             a column of dates (or one named like a clock: "step", "time", ...) where they are not in its order.
-        chunk: of sequences with ``given`` columns of a step: one datum is the other columns (real numbers) of so many
-            steps, from a step that at least as many are left from, given those columns at that step.
+        chunk: of sequences with ``given`` columns of a step: one datum is the other columns (but for what orders the
+            steps) of so many steps, from a step that at least as many are left from, given those columns at that step.
+        chunk_as: "reals", all numbers of a chunk at once (``diffusion-policy``, ``act``), or a "sequence" of its steps,
+            one after the other (``gpt``).
         history: of ``chunk``: how many steps the context is, that one and those before it.
         arrays: of an archive of several arrays, the one that is the data ("x28" is also train_x28 and test_x28), or
             those that make up the columns of a table or a step of a sequence.
@@ -159,6 +163,8 @@ def load(
         raise MissingSource("What is given was given in memory, not in a file.", "Give the same data again.")
     if history != 1 and chunk is None:
         raise UsageError(f"A history of {history} steps goes with chunks.", "Say how long these are (chunk).")
+    if chunk_as != "reals" and chunk is None:
+        raise UsageError("There are no chunks that could be sequences.", "Say how long they are (chunk).")
     shares = shares_of(split)
     told_given, other = pairs.named(given)
     options = called | {
@@ -171,7 +177,8 @@ def load(
         "shape": None if shape is None else list(shape),
         "arrays": list(arrays),
     }
-    for what, value, known in (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS)):
+    asked = (("kind", kind, KINDS), ("symbols", symbols, SYMBOLS), ("chunk_as", chunk_as, CHUNKS))
+    for what, value, known in asked:
         if value not in known:
             raise UsageError(f"There is no {what} {value!r}.", f"Known: {', '.join(k for k in known if k)}.")
     if (arrays or label_array) and not is_archive(source):
@@ -193,8 +200,13 @@ def load(
     notes += raw.notes
     steps = not isinstance(raw, RawTable) and raw.space.name == "sequence"
     episodes = columns if steps and other is None and columns not in (None, ["label"]) else None
+    if chunk is not None and not steps:
+        raise UsageError(
+            "Chunks are cut out of sequences, and these rows are none.",
+            "Name the column that tells episodes apart: --sequence COLUMN.",
+        )
     if chunk is not None and episodes is None:
-        raise UsageError("Only sequences with given columns of a step are cut into chunks.", "Name them: given.")
+        raise UsageError("A chunk follows from what is given at its first step.", "Name columns: --given COLUMN,....")
     typed_as = {c: t for c, t in options["types"].items() if t != pairs.TEXT}
     held = {*(raw.columns if isinstance(raw, RawTable) else ()), *raw.beside, *(second.columns if second else ())}
     if lost := [c for c, t in options["types"].items() if t == pairs.TEXT and c not in held]:
@@ -281,7 +293,9 @@ def load(
     if episodes is not None and chunk is None:
         data = given_steps(data, episodes)
     elif episodes is not None and chunk is not None:
-        data = action_chunks(data, [c.name for c in table.columns if c.name not in episodes], chunk, history)
+        data = action_chunks(
+            data, [c.name for c in table.columns if c.name not in episodes], chunk, history, kind=chunk_as
+        )
     return joined(data) if joint else data
 
 

@@ -41,6 +41,7 @@ class Options:
         sequence: the column of a table whose value tells the sequences apart, or "rows": all rows are one.
         order: the column that puts the rows of a sequence in order; "rows" for that of the source; None for a column
             of time or steps, where one tells.
+        chunk: steps that are cut out of sequences together: what orders them is no action.
         types, drop: of the columns of a step, as for tables.
         like: the space that new rows are to be of; it says columns and types, or rate, law and levels.
         known: the space that new images are to be of.
@@ -74,6 +75,7 @@ class Options:
     levels: int | None = None
     sequence: str | None = None
     order: str | None = None
+    chunk: int | None = None
     types: Mapping[str, str] = field(default_factory=dict)
     drop: Sequence[str] = ()
     like: Space | None = None

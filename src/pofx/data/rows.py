@@ -230,12 +230,14 @@ def _of_episodes(
             [c.name for c in getattr(plain.space, "step", Table(())).columns] if isinstance(plain, RawRagged) else []
         )
         acts = [name for name in names if name not in {c.name for c in given}]
-        if len(acts) != space.event_shape[1]:
+        known = space.step.columns if space.name == "sequence" else tuple(map(Real, acts))  # type: ignore[attr-defined]
+        expected = len(known) if space.name == "sequence" else space.event_shape[1]
+        if len(acts) != expected:
             raise WrongShape(
                 f"{called(source)} has sequences of {len(acts)} columns beside {', '.join(c.name for c in given)}; "
-                f"expected {space.event_shape[1]}.", "Give such sequences.",
+                f"expected {expected}.", "Give such sequences.",
             )  # fmt: skip
-        step, own = Table((*map(Real, acts), *given)), len(acts)
+        step, own = Table((*known, *given)), len(acts)
     like = Steps(step, True, space.length)
     raw = read(source, _how(like, None, options))
     whole = Part(new_rows(like, raw, Told(None, notes, 0)), rows=torch.arange(raw.n))

@@ -150,8 +150,9 @@ def _columns(arrays: Mapping[str, NDArray], given: list[str]) -> Columns:
 def from_table(raw: RawTable, how: Options, name: str = "the table") -> RawRagged:
     """Rows of a table as steps: those of one value of a column are a sequence, or all rows are, in their order in time.
 
-    What orders the rows, and a column of dates that only go up within each sequence, is left out unless its type is
-    declared. Raises UsageError (no such column), BadValue (a row that belongs to no sequence, or has no time).
+    What orders the rows, and a column of dates (of chunks: any clock that is not given) that only go up within each
+    sequence, is left out unless its type is declared. Raises UsageError (no such column), BadValue (a row that belongs
+    to no sequence, or has no time).
     """
     columns: Columns = dict(raw.columns)
     apart = _apart(columns, how, name)
@@ -168,7 +169,8 @@ def from_table(raw: RawTable, how: Options, name: str = "the table") -> RawRagge
     if how.steps is None:
         for column in [c for c in clocks if c not in how.types and c not in how.drop]:
             steps = clocks[column].steps(order, starts)
-            if column == how.order or (clocks[column].date and len(steps) > 0 and bool((steps >= 0).all())):
+            tells = clocks[column].date or (how.chunk is not None and column not in how.beside)
+            if column == how.order or (tells and len(steps) > 0 and bool((steps >= 0).all())):
                 columns.pop(column)
                 notes.append(
                     f"{column!r} only goes up within sequences: it was left out (keep it: --types {column}=integer)."
