@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -22,11 +23,14 @@ from torch.distributions import Independent, Normal
 
 from pofx.core import registry
 from pofx.core.abilities import Encodes
+from pofx.core.comparison import compare as compare_rows
 from pofx.core.errors import EmptyData, RunExists, UsageError
 from pofx.core.learner import Batch, Recipe
 from pofx.core.likelihood import Estimate, Exact, Likelihood, LowerBound, Unavailable, make
+from pofx.core.measure import Measure
 from pofx.core.model import Model
 from pofx.core.noise import RowNoise
+from pofx.core.registry import family
 from pofx.core.requests import ExactLikelihood, Request, Sampler, StepByStep
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
@@ -1080,3 +1084,41 @@ def test_numbers_as_json():
     """Every number that leaves for JSON is finite, a string, or null."""
     assert [likelihood.encode(v) for v in (math.nan, math.inf, -math.inf, 1.5)] == [None, "inf", "-inf", 1.5]
     assert math.isnan(likelihood.decode(None))
+
+
+# -- rows that depend on each other ------------------------------------------------------------------------
+
+
+def levels_in_episodes(episodes: int, steps: int, seed: int) -> Part:
+    """Chunks of episodes that each stay near a level of their own."""
+    g = seeded(seed)
+    level = torch.randn(episodes, generator=g, dtype=torch.float64).repeat_interleave(steps)
+    x = level[:, None] + 0.01 * torch.randn(episodes * steps, 1, generator=g, dtype=torch.float64)
+    return Part(x, rows=torch.arange(episodes).repeat_interleave(steps))
+
+
+def test_the_error_of_chunks_is_that_of_the_choice_of_their_sequences():
+    """How much means vary between test sets of 12 episodes, each of 20 chunks that say the same."""
+    gaussian = family("gaussian")(family("gaussian").Config(), Table((Real("a"),)))
+    parts = [levels_in_episodes(12, 20, s) for s in range(150)]
+    found = [mean_log_prob(gaussian, part) for part in parts]
+    spread = float(np.std([m.nats for m in found]))
+    assert np.sqrt(np.mean([m.se**2 for m in found])) == pytest.approx(spread, rel=0.2)
+    alone = mean_log_prob(gaussian, dataclasses.replace(parts[0], rows=torch.arange(240)))
+    assert alone.nats == found[0].nats
+    assert alone.se < found[0].se / 3
+    order = torch.randperm(240, generator=seeded(9))
+    assert mean_log_prob(gaussian, parts[0][order]).se == pytest.approx(found[0].se)
+    assert mean_log_prob(gaussian, levels_in_episodes(1, 20, 0)).se is None
+
+
+def test_a_difference_on_chunks_counts_their_sequences():
+    a, b = torch.randn(2, 8, generator=seeded(1), dtype=torch.float64)
+    ours, theirs = (Exact(v.repeat_interleave(30), Measure.lebesgue(1)) for v in (a + 0.9, b))
+    group = torch.arange(8).repeat_interleave(30)
+    alone = compare_rows(Exact(a + 0.9, Measure.lebesgue(1)), Exact(b, Measure.lebesgue(1)))
+    found = compare_rows(ours, theirs, group=group)
+    assert (found.verdict, found.sign) == (alone.verdict, alone.sign)
+    assert found.se == pytest.approx(alone.se)
+    assert compare_rows(ours, theirs).verdict == "better"  # as if 240 rows had been seen
+    assert "2 groups of rows are too few" in compare_rows(ours, theirs, group=group // 4).why

@@ -488,3 +488,18 @@ def test_a_comparison_shows_pairs_and_metrics(tmp_path: Path) -> None:
     assert page.count('alt="independent"') == 6 * 4
     assert HOSTILE not in page
     assert "level: &lt;script&gt;" in page
+
+
+def test_pairs_that_depend_on_each_other_are_resampled_together() -> None:
+    """Each number five times, as in overlapping chunks: the intervals are those of the numbers once."""
+    y, x = torch.randn(2, 30, 1, generator=gen(), dtype=torch.float64)
+    space, group = Table((Real("a"),)), torch.arange(30).repeat_interleave(5).flip(0)
+    once = judged(space, y, torch.stack([x, -x, x + 0.3]))
+    again = (torch.stack([x, -x, x + 0.3]).repeat_interleave(5, 1).flip(1), y.repeat_interleave(5, 0).flip(0))
+    found = judged(space, again[1], again[0], group=group)
+    narrow = judged(space, again[1], again[0])
+    for name in ("RMSE", "CRPS", "coverage"):
+        assert (found[name].low, found[name].high) == pytest.approx((once[name].low, once[name].high))
+        assert narrow[name].high - narrow[name].low < 0.6 * (found[name].high - found[name].low)
+    same = bootstrap(torch.arange(4.0), "", "more", group=torch.zeros(4))
+    assert (same.low, same.high) == (-math.inf, math.inf)

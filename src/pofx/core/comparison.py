@@ -52,8 +52,12 @@ class Comparison:
     why: str
 
 
-def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
+def compare(
+    a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | None = None, group: Tensor | None = None
+) -> Comparison:
     """Is ``a`` better than ``b`` on these data (same rows, in the same order; ``weight`` [N] weighs them)?
+
+    Where rows depend on each other, ``group`` [N] numbers what is independent, and counts in place of rows below.
 
     ``better`` only where the difference is exact or a lower bound (of a lower limit of a and an upper limit of b), and
     its mean is beyond its error. An estimate decides nothing. Beyond its error is
@@ -90,7 +94,8 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
         raise Incomparable(f"{tuple(a.nats.shape)} data against {tuple(b.nats.shape)}.", "Take the same rows.")
     w = torch.ones(a.nats.numel(), dtype=torch.float64) if weight is None else weight.double().cpu()
     ours, theirs = (number(per_row(lambda t: t.detach().double().cpu().flatten()[w > 0], lik)) for lik in (a, b))
-    kind, (nats, se, sign, why) = (ours - theirs).kind, _difference(ours, theirs, z, w[w > 0])
+    some = None if group is None else group.cpu()[w > 0]
+    kind, (nats, se, sign, why) = (ours - theirs).kind, _difference(ours, theirs, z, w[w > 0], some)
     if isinstance(a, Estimate) or isinstance(b, Estimate):
         return Comparison("undecided", nats, se, sign, "an estimate bounds nothing on either side")
     if kind is Estimate:
@@ -102,7 +107,9 @@ def compare(a: Likelihood, b: Likelihood, *, z: float = 2.0, weight: Tensor | No
     return Comparison("undecided", nats, se, sign, "the gap of the bound may explain the difference" if sign else why)
 
 
-def _difference(a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor) -> tuple[float, float | None, int, str]:
+def _difference(
+    a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor, group: Tensor | None
+) -> tuple[float, float | None, int, str]:
     """Mean of a - b [N], its standard error, its sign where it is beyond that error (else 0), and why."""
     n, lost = len(w), [int((v.nats == -math.inf).sum()) for v in (a, b)]
     if all(lost):
@@ -110,16 +117,18 @@ def _difference(a: Number[Tensor], b: Number[Tensor], z: float, w: Tensor) -> tu
     if any(lost):
         sign = -1 if lost[0] else 1
         return sign * math.inf, None, sign, f"{max(lost)} of {n} rows impossible under the other"
-    found = mean(a - b, w)  # the errors of draws are in the spread between rows, which they widen
+    found = mean(a - b, w, group=group)  # the errors of draws are in the spread between rows, which they widen
     if not math.isfinite(found.nats):
         return math.nan, None, 0, "a density that is infinite orders nothing"
-    if n == 1:
-        return found.nats, None, 0, "the error of a difference on one row is unknown"
+    of = w if group is None else torch.zeros(len(w)).to(w).index_add(0, torch.unique(group, return_inverse=True)[1], w)
+    k, one, several = int((of > 0).sum()), *(("row", "rows") if group is None else ("group", "groups of rows"))
+    if k == 1:
+        return found.nats, None, 0, f"the error of a difference on one {one} is unknown"
     se = found.error
     assert se is not None
-    if n < FEWEST:
-        return found.nats, se, 0, f"{n} rows are too few to tell the error of their difference"
-    counting = (w.sum() ** 2 / w.square().sum()).item()  # rows: all where all weigh the same (Kish, 1965)
+    if k < FEWEST:
+        return found.nats, se, 0, f"{k} {several} are too few to tell the error of their difference"
+    counting = (of.sum() ** 2 / of.square().sum()).item()  # rows: all where all weigh the same (Kish, 1965)
     sign, limit = (found.nats > 0) - (found.nats < 0), student(z, max(1.0, counting - 1))
     if abs(found.nats) > limit * se:
         return found.nats, se, sign, f"the difference is more than {limit:.3g} standard errors"

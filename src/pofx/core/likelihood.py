@@ -338,10 +338,13 @@ def number(lik: Likelihood) -> Number[Tensor]:
     return Number(type(lik), lik.nats, se, se, shared, draws=draws, note=note)
 
 
-def mean(rows: Number[Tensor], weight: Tensor | None = None, size: Tensor | None = None) -> Number[float]:
+def mean(
+    rows: Number[Tensor], weight: Tensor | None = None, size: Tensor | None = None, group: Tensor | None = None
+) -> Number[float]:
     """The mean over all rows, by ``weight`` [N] where given, and per unit where ``size`` [N] counts the units of each.
 
-    Its ``se`` is that of the choice of rows, which contains the Monte Carlo spread between them. What rows share is
+    Its ``se`` is that of the choice of rows, which contains the Monte Carlo spread between them; of rows that depend on
+    each other where they have the same number in ``group`` [N], that of the choice of groups. What rows share is
     averaged with its sign: a mean over ever more rows keeps it.
 
     Example:
@@ -361,14 +364,24 @@ def mean(rows: Number[Tensor], weight: Tensor | None = None, size: Tensor | None
     value = -math.inf if impossible else float(torch.where(w > 0, w * nats, 0.0).sum() / whole) if n else math.nan
     finite = math.isfinite(value)
 
-    def independent(each: Tensor) -> float:
-        return float(torch.where(w > 0, w * each.detach().to(w).flatten(), 0.0).square().sum().sqrt() / whole)
+    def independent(each: Tensor, of: Tensor | None = None) -> float:
+        moved = torch.where(w > 0, w * each.detach().to(w).flatten(), 0.0)
+        return float(_summed(moved, of).square().sum().sqrt() / whole)
 
-    # linearisation of the ratio; n / (n - 1) makes it the usual error where weights are equal
-    se = independent(nats - value * units) * math.sqrt(n / (n - 1)) if finite and n > 1 else None
+    # linearisation of the ratio; k / (k - 1) makes it the usual error where weights are equal
+    k = n if group is None else len(torch.unique(group))
+    se = independent(nats - value * units, group) * math.sqrt(k / (k - 1)) if finite and k > 1 else None
     mc_se = independent(rows.mc_se) if finite and rows.mc_se is not None else None
     shared = {source: shared_mean(move.to(w).flatten(), w) / whole for source, move in rows.shared.items()}
     return Number(rows.kind, value, se, mc_se, shared, n, rows.draws, impossible, rows.note)
+
+
+def _summed(each: Tensor, group: Tensor | None) -> Tensor:
+    """Numbers [N], those of one group added up [G]."""
+    if group is None:
+        return each
+    _, place = torch.unique(group.to(each.device), return_inverse=True)
+    return torch.zeros(int(place.max()) + 1, dtype=each.dtype, device=each.device).index_add_(0, place, each)
 
 
 def shared_mean(move: Tensor, weight: Tensor) -> float:

@@ -258,7 +258,8 @@ def load(
     )
     if not isinstance(rows, RaggedRows) and found.x is None:
         notes += repeats(rows, indices)
-    notes += scarce(len(train), len(test), 0 if roles.space.values else len(roles.space.columns))
+    columns_of = 0 if roles.space.values else len(roles.space.columns)
+    notes += scarce(len(train), len(test), columns_of, "sequence" if steps else "row")
     dependent: tuple[str, ...] = ()
     table: Any = getattr(space, "step", space if isinstance(raw, RawTable) else None)
     if not roles.space.values and table is not None:

@@ -40,6 +40,12 @@ class Part:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def groups(self) -> Tensor | None:
+        """The row of the source that each is of [N], where several are of one, as chunks of a sequence, and so depend
+        on each other; None where each has its own."""
+        return None if self.rows is None or len(self.rows.unique()) == len(self.rows) else self.rows
+
     def __repr__(self) -> str:
         """Such as "30 rows: x [30, 13], c [30]"."""
 

@@ -90,18 +90,21 @@ def repeats(x: Any, indices: list[Tensor]) -> list[str]:
     return [f"{note}; {leaked} of {len(test)} test rows also occur in training."]
 
 
-def scarce(train: int, test: int, columns: int) -> list[str]:
-    """Notes where a table has fewer training rows than columns, and where test rows are too few to decide anything."""
+def scarce(train: int, test: int, columns: int, what: str = "row") -> list[str]:
+    """Notes where a table has fewer training rows than columns, and where test rows are too few to decide anything.
+
+    ``what``: they are called.
+    """
     notes = []
     if train <= columns:
         notes.append(
-            f"{train} training row{'s' * (train != 1)} for {columns} columns: they do not tell how columns depend on "
-            "each other, and a family that fits that all the same may be far off on other rows. "
-            "Give more rows, or --drop columns."
+            f"{train} training {what}{'s' * (train != 1)} for {columns} columns: they do not tell how columns depend "
+            "on each other, and a family that fits that all the same may be far off on other rows. "
+            f"Give more {what}s, or --drop columns."
         )
     if test < FEWEST:
         notes.append(
-            f"The test part has {test} row{'s' * (test != 1)}: no error of a mean can be told, so nothing is decided "
-            "between families."
+            f"The test part has {test} {what}{'s' * (test != 1)}: no error of a mean can be told, so nothing is "
+            "decided between families."
         )
     return notes

@@ -149,8 +149,9 @@ def judge(
         x, how = x.cpu(), in_words(sampler, k)
         if verdict is not None and not verdict.mixed:
             notes.append(f"The chains that drew have {verdict}.")
-        metrics = {} if model.context.values else judged(model.space, part.x, x, seed=seed, notes=notes)
-        if len(part) >= FEWEST:
+        group: dict[str, Any] = {} if part.groups is None else {"group": part.groups}
+        metrics = {} if model.context.values else judged(model.space, part.x, x, seed=seed, notes=notes, **group)
+        if (len(part) if part.groups is None else len(part.groups.unique())) >= FEWEST:
             metrics |= _like_real(model, data, part, x[0], seed, notes)
     if recall is not None:
         found_by = retrieval(model, part.x, part.c, recall, request=request, generator=fresh())
@@ -191,9 +192,9 @@ def _like_real(
         low, high = (min(most, max(0.0, value + z * se)) for z in (-1.96, 1.96))
         return Judged(value, low, high, words, "less", unit, len(part))
 
-    apart = c2st(real, fake, paired=True, seed=seed)
+    apart = c2st(real, fake, paired=True, group=part.groups, seed=seed)
     out = {"told from real": told(apart.accuracy, apart.se, "accuracy of a classifier of pairs: 50% is best", "%", 1.0)}
-    if len(part) >= FEWEST_OF_CLOUDS:
+    if len(part) >= FEWEST_OF_CLOUDS and part.groups is None:
         far, words = frechet(real, fake), "of the Gaussians that fit the features of draws and of the truth"
         if isinstance(data, Data) and len(data.train) >= len(part):
             known = frechet(real, features.of(data.train.draw(len(part), seed)))

@@ -145,6 +145,8 @@ def mean_log_prob(
 ) -> Mean:
     """Mean held-out log-likelihood of the rows of ``part`` (weighted where the part has weights).
 
+    The error of chunks of one sequence, which depend on each other, is that of the choice of sequences.
+
     Args:
         model: any family; its context, where it has one, is ``part.c``.
         part: rows x [N, *E].
@@ -183,14 +185,23 @@ def mean_log_prob(
         return lik if isinstance(lik, Unavailable) else per_row(lambda t: t.detach().cpu(), lik)
 
     grown = grow(block, len(part), seconds)
-    weight = None if part.weight is None else part.weight[: grown.rows]
+    weight, group = (None if v is None else v[: grown.rows] for v in (part.weight, part.groups))
     size = torch.cat(counted)
     cost = {"seconds": grown.seconds, "rows_per_second": grown.rows_per_second}
-    return summarise(cat(grown.parts), model.space, size, weight, **cost)
+    return summarise(cat(grown.parts), model.space, size, weight, group, **cost)
 
 
-def summarise(lik: Likelihood, space: Space, counted: Tensor, weight: Tensor | None = None, **cost: float) -> Mean:
+def summarise(
+    lik: Likelihood,
+    space: Space,
+    counted: Tensor,
+    weight: Tensor | None = None,
+    group: Tensor | None = None,
+    **cost: float,
+) -> Mean:
     """The Mean of a likelihood with nats [N] of data of ``counted`` units each [N]; ``weight`` [N] weighs the mean.
+
+    ``group`` [N] is the same for rows that depend on each other.
 
     ``cost``: ``seconds`` and ``rows_per_second``.
     """
@@ -198,8 +209,8 @@ def summarise(lik: Likelihood, space: Space, counted: Tensor, weight: Tensor | N
         return unavailable(lik.reason, space)
     rows, w = number(lik), torch.ones(len(counted)) if weight is None else weight.double()
     # long data are less likely than short ones: the error of the rate is what is left after that
-    rate_se, dims = mean(rows, weight, counted).se, ((w * counted).sum() / w.sum()).item()
-    return _told(mean(rows, weight), space, dims=round(dims, 6), rate_se=rate_se, rows=lik, **cost)
+    rate_se, dims = mean(rows, weight, counted, group).se, ((w * counted).sum() / w.sum()).item()
+    return _told(mean(rows, weight, group=group), space, dims=round(dims, 6), rate_se=rate_se, rows=lik, **cost)
 
 
 def unavailable(reason: str, space: Space) -> Mean:
@@ -258,30 +269,31 @@ def weights_text(rows: Available) -> str:
 
 
 def verdicts(
-    means: Mapping[str, Mean], weight: Tensor | None = None, *, z: float = 2.0
+    means: Mapping[str, Mean], weight: Tensor | None = None, group: Tensor | None = None, *, z: float = 2.0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Paired differences of every two models on the rows that both have.
 
     Args:
         means: per name, of the same part in the same order.
-        weight: [N] of that part's rows.
+        weight: [N] of that part's rows; group: [N], the same for those that depend on each other.
         z: standard errors that a difference must exceed.
 
     Returns:
         [a][b] -> verdict of a against b ("better", "worse", "undecided"), nats (mean of a - b), se (None where it is
         not known), sign (of a difference beyond its error, else 0), n, why.
     """
-    return {a: {b: _verdict(ma, mb, weight, z) for b, mb in means.items() if b != a} for a, ma in means.items()}
+    return {a: {b: _verdict(ma, mb, weight, group, z) for b, mb in means.items() if b != a} for a, ma in means.items()}
 
 
-def _verdict(a: Mean, b: Mean, weight: Tensor | None, z: float) -> dict[str, Any]:
+def _verdict(a: Mean, b: Mean, weight: Tensor | None, group: Tensor | None, z: float) -> dict[str, Any]:
     n, reason = min(a.n, b.n), a.note if a.rows is None else b.note
     found = Comparison("undecided", math.nan, None, 0, reason or "the likelihood per row is not known")
     if a.rows is None or b.rows is None:
         n = 0
     else:
         ours, theirs = (per_row(lambda t: t[:n], rows) for rows in (a.rows, b.rows))
-        found = compare(ours, theirs, z=z, weight=None if weight is None else weight[:n])
+        of, some = (None if v is None else v[:n] for v in (weight, group))
+        found = compare(ours, theirs, z=z, weight=of, group=some)
     return {k: encode(v) for k, v in vars(found).items()} | {"n": n}
 
 

@@ -114,6 +114,7 @@ def bootstrap(
     unit: str = "",
     of: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    group: Tensor | None = None,
 ) -> Judged:
     """A figure of means over pairs, with the percentile interval of ``RESAMPLES`` resamples of pairs (Efron 1979).
 
@@ -121,17 +122,20 @@ def bootstrap(
         each: what is averaged, [N] or [N, F].
         of: the figure, of means [F] (default: the one mean itself).
         seed: of the resamples.
+        group: [N], the same for pairs that depend on each other, which are resampled together.
     """
     each = each.double().cpu()
     rows = each[:, None] if each.ndim == 1 else each
     figure = (lambda mean: mean[0]) if of is None else of
-    if len(rows) == 1:  # of which nothing is known but itself
-        return Judged(figure(rows[0]).item(), -math.inf, math.inf, words, better, unit, 1)
+    place = torch.arange(len(rows)) if group is None else numbered(group)
+    k = int(place.max()) + 1
+    if k == 1:  # of which nothing is known but itself
+        return Judged(figure(rows.mean(0)).item(), -math.inf, math.inf, words, better, unit, len(rows))
     generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=generator)
+    picks = torch.randint(k, (RESAMPLES, k), generator=generator)
     ones = torch.ones(picks.shape, dtype=torch.float64)
-    times = torch.zeros_like(ones).scatter_add_(1, picks, ones)
-    means = times @ rows.nan_to_num(posinf=0.0) / len(rows)
+    times = torch.zeros_like(ones).scatter_add_(1, picks, ones)[:, place]  # that each pair is taken
+    means = times @ rows.nan_to_num(posinf=0.0) / times.sum(1, keepdim=True)
     means[times @ rows.isposinf().double() > 0] = math.inf
     found = torch.stack([figure(mean) for mean in means])
     tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -154,7 +158,13 @@ def library(name: str, notes: list[str] | None, what: str) -> Any:
 
 @singledispatch
 def judged(
-    space: Space, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None
+    space: Space,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
 ) -> dict[str, Judged]:
     """The metrics of a space by name, of draws beside the truth.
 
@@ -163,6 +173,8 @@ def judged(
         drawn: [K, N, *E]: K draws for each, or the K best that a search finds, best first.
         seed: of what is resampled for intervals.
         notes: gets what is left out, and why.
+        group: of numbers and of sequences [N], the same for pairs that depend on each other (``Part.groups``), which
+            intervals take together.
 
     Texts, where there is one right answer, are judged by the first draw of each; labels by the commonest; numbers,
     images and sounds by all.
@@ -183,7 +195,7 @@ def judged(
     _check(space, truth, drawn)
     n, k = len(truth), len(drawn)
     rows, draws = truth.reshape(n, -1).double(), drawn.reshape(k, n, -1).double()
-    return _columns(space, rows, draws, torch.arange(n), seed)
+    return _columns(space, rows, draws, torch.arange(n) if group is None else numbered(group), seed)
 
 
 def _columns(space: Space, truth: Tensor, drawn: Tensor, pair: Tensor, seed: int) -> dict[str, Judged]:
@@ -197,7 +209,7 @@ def _columns(space: Space, truth: Tensor, drawn: Tensor, pair: Tensor, seed: int
     if choices:
         right = commonest(drawn[:, :, choices]) == truth[:, choices].nan_to_num(-1.0)
         words = "the commonest of the draws is right" if len(drawn) > 1 else "the draw is right"
-        if right.numel() == int(pair[-1]) + 1:  # one for each pair
+        if right.numel() == int(pair.max()) + 1:  # one for each pair
             out["accuracy"] = success(int(right.sum()), right.numel(), words)
         else:
             each = _by_pair(torch.stack([right.double().sum(1), torch.full((len(right),), len(choices))], 1), pair)
@@ -213,7 +225,12 @@ def commonest(drawn: Tensor) -> Tensor:
 
 def _by_pair(rows: Tensor, pair: Tensor) -> Tensor:
     """Sums of rows [R, F] over each pair [N, F]."""
-    return torch.zeros(int(pair[-1]) + 1, rows.shape[1], dtype=torch.float64).index_add_(0, pair, rows.double())
+    return torch.zeros(int(pair.max()) + 1, rows.shape[1], dtype=torch.float64).index_add_(0, pair, rows.double())
+
+
+def numbered(group: Tensor) -> Tensor:
+    """Groups [N] by numbers that leave none out."""
+    return group.cpu().unique(return_inverse=True)[1]
 
 
 def _check(space: Space, truth: Tensor, drawn: Tensor) -> None:
@@ -347,7 +364,13 @@ def _(space: Pair, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[s
 
 @judged.register
 def _(
-    space: Sequence, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None
+    space: Sequence,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
 ) -> dict[str, Judged]:
     """Step by step, as far as a sequence and all its draws go; and how long they are."""
     _check(space, truth, drawn)
@@ -355,16 +378,20 @@ def _(
     both = join(space, [truth, *drawn])
     y, x = both[:n], both[n:].reshape(k, n, *both.shape[1:])
     pair, step = ((y[..., 0] != space.fill) & (x[..., 0] != space.fill).all(0)).nonzero(as_tuple=True)
-    out = _columns(space.step, y[pair, step], x[:, pair, step], pair, seed) if len(pair) else {}
-    return out | _lengths(space, truth, drawn, seed, 1.0, "steps")
+    of = pair if group is None else numbered(group[pair])
+    out = _columns(space.step, y[pair, step], x[:, pair, step], of, seed) if len(pair) else {}
+    return out | _lengths(space, truth, drawn, seed, 1.0, "steps", group)
 
 
-def _lengths(space: Space, truth: Tensor, drawn: Tensor, seed: int, scale: float, unit: str) -> dict[str, Judged]:
+def _lengths(
+    space: Space, truth: Tensor, drawn: Tensor, seed: int, scale: float, unit: str, group: Tensor | None = None
+) -> dict[str, Judged]:
     """How far draws are from as long as the truth; nothing where all are of one length."""
     off = scale * (space.lengths(drawn) - space.lengths(truth)).abs().double().mean(0)
     if not space.has_eos or (not off.any() and len(space.lengths(truth).unique()) == 1):
         return {}
-    return {"length off": bootstrap(off, "how much longer or shorter than the truth, mean", "less", unit, seed=seed)}
+    words = "how much longer or shorter than the truth, mean"
+    return {"length off": bootstrap(off, words, "less", unit, seed=seed, group=group)}
 
 
 def _numbers(truth: Tensor, drawn: Tensor, pair: Tensor, seed: int) -> dict[str, Judged]:

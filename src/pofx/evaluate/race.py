@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from pofx.core.likelihood import UpperBound, with_error
+from pofx.data.parts import Part
 from pofx.evaluate.engine import Engine
 from pofx.evaluate.entrant import DUE, Entrant, Progress, Result, Tell, told
 from pofx.evaluate.likelihood import Mean, decode, verdicts
@@ -75,7 +74,7 @@ class Race:
         """The rows of those that lost this round; one that has ended its fit is not stopped."""
         running = [name for name, r in reached.items() if r.row["fit"]["status"] not in ENDS]
         valid = {name: r.valid for name, r in reached.items() if r.valid is not None}
-        lost = losers(valid, running, self.study.valid.weight)
+        lost = losers(valid, running, self.study.valid)
         rows = {name: reached[name].row for name in lost}
         why = {name: f"after {rows[name]['fit']['seconds']:.3g} s, {lost[name]}" for name in lost}
         return {name: row | {"status": "dropped", "reason": why[name]} for name, row in rows.items()}
@@ -120,7 +119,8 @@ def conclude(record: dict[str, Any], study: Study, results: Mapping[str, Result]
 
     settings = study.settings
     rows = sorted((r.row for r in results.values()), key=order)
-    pairs = verdicts({k: r.test for k, r in results.items() if r.test and r.test.available}, study.test.weight)
+    tested = {k: r.test for k, r in results.items() if r.test and r.test.available}
+    pairs = verdicts(tested, study.test.weight, study.test.groups)
     advice = recommend(rows, pairs, settings.needs, settings.budget, study.data.dependent).to_json()
     record |= {"rows": rows, "verdicts": pairs, "frontier": _frontier(rows), "recommendation": plain(advice)}
 
@@ -162,17 +162,18 @@ def _frontier(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
-def losers(means: Mapping[str, Mean], running: Sequence[str], weight: Tensor | None) -> dict[str, str]:
+def losers(means: Mapping[str, Mean], running: Sequence[str], part: Part | None = None) -> dict[str, str]:
     """Of the families that are ``running``, those that are clearly worse than half of all, and why.
 
     Args:
         means: of validation rows, of all families that are still in the comparison.
-        weight: of these rows.
+        part: these rows, where they have weights or depend on each other.
 
     A family without a likelihood is neither dropped nor a reason to drop another; nor is one whose bound allows it
     to be better than its number (see ``core.likelihood.compare``).
     """
-    pairs = verdicts({name: s for name, s in means.items() if s.available}, weight)
+    weight, group = (None, None) if part is None else (part.weight, part.groups)
+    pairs = verdicts({name: s for name, s in means.items() if s.available}, weight, group)
     found = {}
     for name in running:
         better = {other: p for other, p in pairs.get(name, {}).items() if p["verdict"] == "worse"}

@@ -171,9 +171,9 @@ class Study:
         return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
 
     def two_sample(self, real: Tensor, fake: Tensor, paired: bool = False) -> dict[str, Any]:
-        generator = self.settings.generator(3)
+        generator, group = self.settings.generator(3), self.test.groups if paired else None
         return {
-            "c2st": guarded(lambda: c2st(real, fake, paired=paired, seed=self.settings.seed)),
+            "c2st": guarded(lambda: c2st(real, fake, paired=paired, group=group, seed=self.settings.seed)),
             "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
             "frechet": guarded(lambda: frechet(real, fake)),
             "prdc": guarded(lambda: prdc(real, fake)),
@@ -351,7 +351,8 @@ def _pairs(
     if cut is not None:
         notes.append(f"There was time for the first {cut:,} steps of each draw, so they are not judged.")
     elif one_right:
-        metrics = judged(space, test.x, x, seed=settings.seed, notes=notes)
+        group: dict[str, Any] = {} if test.groups is None else {"group": test.groups}
+        metrics = judged(space, test.x, x, seed=settings.seed, notes=notes, **group)
     some, few = [*x[:SHOWN_DRAWS, :SHOWN_PAIRS]], min(n, SHOWN_PAIRS)
     if not sampler.searches and cut is None and len(some[0]) == few:
         each = max(sampling["latency"], few / sampling["rows_per_second"])
@@ -401,7 +402,9 @@ def _steps(
     real, most = study.real[:MOST_DRAWS], sampler.steps  # type: ignore[attr-defined]
 
     def against(some: Tensor) -> C2st:
-        return c2st(real, some, paired=study.data.context is not None, folds=3, seed=settings.seed)
+        paired = study.data.context is not None
+        group = study.test.groups if paired else None
+        return c2st(real, some, paired=paired, group=group, folds=3, seed=settings.seed)
 
     def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]

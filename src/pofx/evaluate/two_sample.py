@@ -239,6 +239,7 @@ def c2st(
     fake: Tensor,
     *,
     paired: bool = False,
+    group: Tensor | None = None,
     classifier: Classifier = "boosting",
     folds: int = 5,
     seed: int = 0,
@@ -250,7 +251,8 @@ def c2st(
 
     ``paired``: row i of one side was drawn given the context of row i of the other. Both are then in one fold, or what
     a classifier learned of the one would tell against the other, which is near it: of draws that equal the truth it
-    would be wrong each time. Of the larger side the first rows are taken.
+    would be wrong each time. Of the larger side the first rows are taken. ``group`` [N] has the same number for such
+    pairs as depend on each other: they are in one fold, too, and in the error a group counts as one pair.
 
     The classifiers of k folds are trained on almost the same rows, so the folds' accuracies depend on each other: their
     variance is taken 1 + k / (k - 1) times the binomial one (Nadeau & Bengio, 2003, eq. 8, of test and training parts
@@ -269,9 +271,12 @@ def c2st(
     n = _same_size(real, fake, at_least=2 * folds)
     y = torch.arange(2).repeat_interleave(n).numpy()
     split: Any
+    alone = n  # rows of each side that do not depend on each other
     if paired:
         x = torch.cat([real[:n], fake[:n]]).numpy()
-        fold = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % folds
+        pair = torch.arange(n) if group is None else group[:n].unique(return_inverse=True)[1]
+        alone = int(pair.max()) + 1
+        fold = (torch.randperm(alone, generator=torch.Generator().manual_seed(seed)) % folds)[pair]
         split = PredefinedSplit(torch.cat([fold, fold]).numpy())
     else:
         x = torch.cat([_some(real, n), _some(fake, n)]).numpy()
@@ -280,9 +285,9 @@ def c2st(
         right = cross_val_predict(_classifier(classifier, n, seed), x, y, cv=split) == y
     accuracy = float(right.mean())
     wider = math.sqrt(1 + folds / (folds - 1))
-    z = (accuracy - 0.5) / (wider * math.sqrt(0.25 / (2 * n)))
+    z = (accuracy - 0.5) / (wider * math.sqrt(0.25 / (2 * alone)))
     p_value = 0.5 * math.erfc(z / math.sqrt(2))
-    return C2st(accuracy, wider * share_error(accuracy, 2 * n), p_value, n, classifier, folds)
+    return C2st(accuracy, wider * share_error(accuracy, 2 * alone), p_value, n, classifier, folds)
 
 
 def _classifier(name: Classifier, n: int, seed: int) -> Any:
