@@ -314,6 +314,15 @@ def test_what_rollouts_refuse(expert: object) -> None:
         rollout(Line, policy, 1, success="won")
     with pytest.raises(UsageError, match="Did you mean nearness"):
         rollout(Line, policy, 1, watch=("nearnes",))
+    two = type("Two", (Line,), {"action_space": SimpleNamespace(shape=(2,), dtype=np.float32)})
+    with pytest.raises(WrongShape, match="An action is 2 numbers; in the chunks of this gaussian it is 1"):
+        rollout(two, policy, 1)
+    some = type("Some", (Line,), {"action_space": SimpleNamespace(n=3, shape=(), dtype=np.int64)})
+    with pytest.raises(WrongShape, match="no vector of numbers"):
+        rollout(some, policy, 1)
+    silent = type("Silent", (Line,), {"step": lambda self, action: (self._seen(), 1.0, True, False, {})})
+    with pytest.raises(UsageError, match="tells no 'is_success'.*It tells nothing beside rewards"):
+        rollout(silent, policy, 1)
     np.testing.assert_array_equal(flat({"a": [[1, 2]], "b": 3.0}), [1, 2, 3])
 
 
@@ -336,6 +345,8 @@ def test_an_environment_of_no_name_is_named() -> None:
     with pytest.raises(PofxError, match="No environment is named"):
         environment("CartPoll-v1")
     assert environment("CartPole-v1")().reset(seed=0)[0].shape == (4,)
+    with pytest.raises(UsageError, match="CartPole-v1 cannot be made: .*wide"):
+        environment("CartPole-v1", wide=3)()
 
 
 def still() -> Data:

@@ -29,6 +29,9 @@ class Policy:
         sampler: how a chunk is drawn [default: the model's own].
         seed: what is drawn follows from it, from how many episodes run side by side, and from what is seen.
 
+    Attributes:
+        actions: numbers of an action.
+
     Raises UsageError for a horizon that is not within a chunk, Unsupported for a model of anything else.
 
     Example:
@@ -50,6 +53,8 @@ class Policy:
             raise Unsupported(f"A policy is told rows of numbers, not {context}.", "Fit one by action_chunks.")
         if not 1 <= horizon <= steps:
             raise UsageError(f"A chunk of {steps} steps has no {horizon} to play.", f"Give a horizon of 1 to {steps}.")
+        step = getattr(model.space, "step", None)  # of a sequence of actions
+        self.actions = model.space.dims // steps if step is None else len(step.columns)
         self.model, self.horizon, self.sampler, self.seed = model, horizon, sampler, seed
         self.width = context.dims
         self.reset()

@@ -8,6 +8,7 @@ and each release of gymnasium in another place.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, util
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pofx.core.errors import EmptyData, UsageError
+from pofx.core.errors import EmptyData, UsageError, WrongShape
 from pofx.core.spelling import meant
 from pofx.evaluate.pairs import share_interval
 from pofx.uses.policy import Policy
@@ -79,7 +80,8 @@ def environment(name: str, **options: Any) -> Callable[[], Any]:
     """Makes environments of a registered name, such as "gym_pusht/PushT-v0", with options of its own.
 
     What stands before the slash is imported, where it is a package, so that its names are known. Raises UsageError
-    where gymnasium, or the package, is not installed, and for names that nobody registered.
+    where gymnasium, or the package, is not installed, and for names that nobody registered; what it returns, where the
+    environment cannot be made.
     """
     package = name.partition("/")[0] if "/" in name else ""
     try:
@@ -97,7 +99,14 @@ def environment(name: str, **options: Any) -> Callable[[], Any]:
         raise UsageError(
             f"No environment is named {name!r}.", meant(name, known, "Import what registers it.")
         ) from error
-    return lambda: gymnasium.make(name, **options)
+
+    def make() -> Any:
+        try:
+            return gymnasium.make(name, **options)
+        except (gymnasium.error.Error, TypeError) as error:
+            raise UsageError(f"{name} cannot be made: {error}".rstrip(".") + ".", "Install or correct that.") from error
+
+    return make
 
 
 def rollout(
@@ -124,11 +133,13 @@ def rollout(
 
     Actions are kept within the limits of the action space, where it has some.
 
-    Raises EmptyData for no episode, UsageError for an entry that ``info`` has not.
+    Raises EmptyData for no episode, WrongShape for actions that are not the environment's, UsageError for an entry that
+    ``info`` has not.
     """
     if episodes < 1:
         raise EmptyData(f"{episodes} episodes show nothing.", "Ask for 1 or more.")
     environments = [make() for _ in range(episodes)]
+    _check_actions(environments[0].action_space, policy)
     none = torch.zeros(episodes, dtype=torch.int64)
     best = {name: torch.full((episodes,), -torch.inf, dtype=torch.float64) for name in watch}
     found = Rollouts(none.bool(), none.clone(), none.double(), best)
@@ -162,10 +173,22 @@ def rollout(
     return found
 
 
+def _check_actions(space: Any, policy: Policy) -> None:
+    shape = getattr(space, "shape", None)
+    if not shape:
+        raise WrongShape(f"An action is of {space}, no vector of numbers.", "Play environments that are moved by some.")
+    if math.prod(shape) != policy.actions:
+        raise WrongShape(
+            f"An action is {math.prod(shape)} numbers; in the chunks of this {policy.model.name} it is "
+            f"{policy.actions}.", "Give a run that was fitted to actions of this environment.",
+        )  # fmt: skip
+
+
 def _add(found: Rollouts, i: int, reward: Any, info: dict[str, Any], success: str) -> None:
     for name in (success, *found.best):
         if name not in info:
-            raise UsageError(f"The environment tells no {name!r}.", meant(name, info, f"It tells {', '.join(info)}."))
+            there = meant(name, info, f"It tells {', '.join(info)}.") if info else "It tells nothing beside rewards."
+            raise UsageError(f"The environment tells no {name!r} (success, watch).", there)
     found.success[i] |= bool(info[success])
     found.steps[i] += 1
     found.total[i] += float(reward)
