@@ -292,6 +292,18 @@ def test_sample_draws_the_part_that_is_not_given(run, capsys, tmp_path):
     assert "neither part" in capsys.readouterr().err
 
 
+def test_a_part_is_judged_given_the_other(run, capsys):
+    """By the likelihoods that log-prob tells of the same pairs."""
+    for part, metric in (("b-given-a", "accuracy"), ("a-given-b", "told from real")):
+        found = told(capsys, "judge", str(run), "--part", part, "--pairs", "10000", "--draws", "1")
+        assert metric in found["metrics"]
+        assert found["likelihood"]["nats"] == pytest.approx(told(capsys, "log-prob", str(run), "--part", part)["nats"])
+    assert main(["judge", str(run)]) != 0
+    assert "--part a-given-b" in capsys.readouterr().err
+    assert main(["judge", str(run), "--part", "a-given-b", "--pairs", "0"]) != 0
+    assert "Give --pairs of 1 or more" in capsys.readouterr().err
+
+
 def test_new_rows_are_pairs_too(run, tmp_path, capsys):
     """Images in folders by class."""
     data = pofx.load("digits", given="label")

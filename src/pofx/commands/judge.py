@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -37,6 +37,8 @@ class Judge(Given, Sampling, Output):  # type: ignore[misc]
     """The run folder."""
     source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
     """New pairs, read with the run's own types [default: the test part of the run's data]."""
+    part: Literal["a-given-b", "b-given-a"] | None = None
+    """Of a run of pairs: which part is judged, given the other."""
     pairs: int | None = None
     """How many pairs, drawn by the seed [default: 200]."""
     draws: int | None = None
@@ -49,24 +51,37 @@ class Judge(Given, Sampling, Output):  # type: ignore[misc]
 
 def judge(argv: list[str]) -> int:
     args = parse(Judge, argv, "judge")
-    from pofx.commands.model import new_rows, own_data, read_model
+    from pofx.commands.model import new_rows, own_data, part_name, read_model
+    from pofx.data.joint import apart, given_the_other
     from pofx.evaluate.judge import PAIRS, judging
     from pofx.evaluate.judge import judge as judged
 
     run, notes = read_model(args.run), list[str]()
     stands = tell_standing(run.info, run.log, args.run)
+    model, name = run.model, part_name(args.part or "a")
+    if args.part is not None:
+        model = run.model.part_model(name, given=True)
+    elif run.model.space.parts is not None and run.model.context is None:
+        raise UsageError(
+            "This run models pairs: which part is judged, given the other?", "Say it: --part a-given-b or b-given-a."
+        )
     data: Any = None
-    if run.model.context is not None:  # else the call says what is missing
+    if model.context is not None:  # else the call says what is missing
         if args.source is not None:
             data = new_rows(run, args.source, run.model.context, notes, args.given)
+            data = data if args.part is None else apart(run.model.space, data, name, given=True)
         elif args.given is not None:
             raise UsageError(GIVEN_ALONE, "Name the rows, too.")
         else:
             data = own_data(run, args.run, notes)
-    asked = sampler_of(args, run.model)
-    sampler = judging(run.model) if asked == run.model.default_sampler() and args.sampler is None else asked
+            data = data if args.part is None else given_the_other(data, name)
+    asked = sampler_of(args, model)
+    sampler = judging(model) if asked == model.default_sampler() and args.sampler is None else asked
     n = PAIRS if args.pairs is None else args.pairs
-    found = judged(run, data, n=n, draws=args.draws, sampler=sampler, recall=args.recall, seed=args.seed)
+    if n < 1:
+        raise UsageError(f"{n} pairs tell nothing.", "Give --pairs of 1 or more.")
+    how: dict[str, Any] = {"draws": args.draws, "sampler": sampler, "recall": args.recall, "seed": args.seed}
+    found = judged(run if args.part is None else model, data, n=n, **how)
     notes = tell_notes([*notes, *found.notes], args)
     if args.json:
         print_json({"run": str(args.run), **stands} | found.to_json() | {"notes": notes})

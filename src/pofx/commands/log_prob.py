@@ -75,7 +75,7 @@ def log_prob(argv: list[str]) -> int:
     args = parse(LogProb, _with_number(argv, "--show", "1"), "log-prob")
     import torch
 
-    from pofx.commands.model import read_model
+    from pofx.commands.model import part_name, read_model
     from pofx.core.abilities import Decodes, can
     from pofx.data.joint import apart
     from pofx.data.pieces import is_streamed
@@ -88,7 +88,7 @@ def log_prob(argv: list[str]) -> int:
     if args.part is not None:
         if args.estimator == SANDWICH or args.cluster is not None:
             raise UsageError("--part goes without --estimator sandwich and --cluster.", "Leave one out.")
-        model = run.model.part_model(_part_name(args.part), given="given" in args.part)
+        model = run.model.part_model(part_name(args.part), given="given" in args.part)
     texts = can(model, Decodes)  # symbol by symbol
     if (args.show or args.say is not None) and not texts:
         what = f"a {model.name} of texts" if model.space.alphabet is not None else model.space
@@ -111,7 +111,7 @@ def log_prob(argv: list[str]) -> int:
         )
     part = part_of(run, args, notes) if args.say is None else _said(run, args)
     if args.part is not None:
-        part = apart(run.model.space, part, _part_name(args.part), given="given" in args.part)
+        part = apart(run.model.space, part, part_name(args.part), given="given" in args.part)
     notes = tell_notes(notes, args)
     generator = torch.Generator().manual_seed(args.seed)
     counts = Counts(model) if texts else None
@@ -131,11 +131,6 @@ def log_prob(argv: list[str]) -> int:
     of_text = None if counts is None else rates(model, counts, result, request)
     shown = _marks(run, part, args, request) if args.show or args.say is not None else []
     return _tell(args, found, result, notes, model.space.values, of_text, shown)
-
-
-def _part_name(part: str) -> Literal["a", "b"]:
-    """Of which part of a pair --part speaks."""
-    return "a" if part.startswith("a") else "b"
 
 
 def _tell(

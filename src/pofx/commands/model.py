@@ -12,6 +12,7 @@ from pofx.interop.model import read_model as read_checkpoint
 from pofx.train.run import Run, read_data, read_run
 
 if TYPE_CHECKING:
+    from pofx.core.abilities import PartName
     from pofx.core.space import Space
     from pofx.data.parts import Data, Part
 
@@ -47,3 +48,8 @@ def own_data(run: Run, path: Path, notes: list[str]) -> Data:
     data = read_data(run.info, str(path))
     notes += data.notes
     return data
+
+
+def part_name(part: str) -> PartName:
+    """Of which part of a pair --part speaks."""
+    return "a" if part.startswith("a") else "b"

@@ -53,6 +53,14 @@ def apart(space: Any, part: Part, name: PartName, given: bool = False) -> Part:
     return dataclasses.replace(part, x=own, c=other if given else None)
 
 
+def given_the_other(data: Data, name: PartName) -> Data:
+    """Data of pairs as p(one part | the other)."""
+    pair: Any = data.space
+    own, other = pair.parts if name == "a" else pair.parts[::-1]
+    parts: Any = {n: apart(data.space, getattr(data, n), name, given=True) for n in ("train", "valid", "test")}
+    return dataclasses.replace(data, space=own, context=other, **parts)
+
+
 def _as_long(space: Space, rows: list[Tensor]) -> Space:
     """The space with room for the longest of these data."""
     longest = max(int(space.lengths(x).max()) if len(x) else 0 for x in rows)
