@@ -25,7 +25,7 @@ from pofx.families.sequence import Gpt, GptConfig
 from pofx.nn.emission import TokenHead
 from pofx.nn.encoders import Encoded, TextEncoder
 from pofx.nn.transformer import ROOM, Shape, Transformer
-from pofx.spaces import Image, Label, Text
+from pofx.spaces import Image, Label, Real, Table, Text
 from pofx.train.checkpoint import read_sealed, write_sealed
 from pofx.train.run import FORMAT, read_run
 
@@ -325,3 +325,34 @@ def test_the_command_line_searches_given_a_text(tmp_path: Path, capsys: pytest.C
     with torch.no_grad():
         lik = read_run(tmp_path / "run").model.given("abc").log_prob(found["texts"])
     assert torch.allclose(lik.nats, torch.tensor(found["log_prob"], dtype=lik.nats.dtype), atol=1e-4)
+    assert main(["sample", str(tmp_path / "run"), "1", "--given", "abb.txt"]) != 0
+    assert "There is no file 'abb.txt', and as what is given it is wrong: The character '.'" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_told_where_its_name_is_a_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pofx.cli import main
+
+    x = Text("ab.tx", True, 8).parse(["ab.txt", "ba", "a.b", "tt"])
+    part = Part(x, x)
+    data = Data("copies", "memory", Text("ab.tx", True, 8), part, part, part, Text("ab.tx", True, 8))
+    pofx.fit(data, "gpt", steps=1, options=SMALL, out=tmp_path / "run")
+    for given, said in (("ab.txt", True), ("ab", False), ("a.b", False)):
+        assert main(["sample", str(tmp_path / "run"), "1", "--given", given]) == 0
+        assert (f"There is no file {given!r}: it is taken as a text" in capsys.readouterr().err) == said
+
+
+def test_a_column_that_is_not_given_is_no_row_to_be_corrected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pofx.cli import main
+
+    x = torch.randn(40, 1, dtype=torch.float64)
+    data = Data("line", "memory", Table((Real("y"),)), *3 * [Part(x, x + 1)], Table((Real("age"),)))
+    pofx.fit(data, "gaussian", steps=1, out=tmp_path / "run")
+    assert main(["sample", str(tmp_path / "run"), "1", "--given", "age=30,income=3"]) != 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--given age=30,income=3: " in told
+    assert "Give age=VALUE." in told
+    assert "row" not in told.partition("Give age")[2]

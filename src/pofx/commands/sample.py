@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -353,6 +354,8 @@ def _contexts(run: Run, args: Sample) -> Contexts:
     parts, names, notes = list[Any](), list[str](), list[str]()
     for value in args.given:
         spelled = _spelled(space, value)
+        if spelled is not None and space.alphabet is not None and _like_a_file(value):
+            notes.append(f"There is no file {value!r}: it is taken as a text.")
         c, where = _in_file(run, space, value, notes) if spelled is None else (spelled[None], [value])
         parts.append(c)
         names += where
@@ -373,7 +376,12 @@ def _spelled(space: Space, value: str) -> torch.Tensor | None:
         names = [c.name for c in space.columns]
         alone = value.partition("=")[0] in names and len(names) == 1
         pairs = [value] if alone else next(csv.reader([value], skipinitialspace=True))
-        return encode_row(space, dict(_pair(pair, names) for pair in pairs))
+        try:
+            return encode_row(space, dict(_pair(pair, names) for pair in pairs))
+        except BadValue as error:  # of an argument, which is no row
+            raise UsageError(
+                f"--given {value}: {error.problem}", f"Give {','.join(f'{name}=VALUE' for name in names)}."
+            ) from error
     if there and not space.values:
         return None
     try:
@@ -384,10 +392,16 @@ def _spelled(space: Space, value: str) -> torch.Tensor | None:
     except BadValue as error:  # of an argument, not of data
         if there:
             return None
-        raise UsageError(error.problem, error.remedy) from error
+        lost = f"There is no file {value!r}, and as what is given it is wrong: " * _like_a_file(value)
+        raise UsageError(lost + error.problem, error.remedy) from error
     raise UsageError(
         f"Contexts of {space} are read from a file, and there is no {value!r}.", "Give a file or a folder."
     )
+
+
+def _like_a_file(value: str) -> bool:
+    """Is it spelled as the name of one?"""
+    return bool(re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", value))
 
 
 def _in_file(run: Run, space: Space, value: str, notes: list[str]) -> tuple[torch.Tensor, list[str]]:
