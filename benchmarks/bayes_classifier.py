@@ -76,6 +76,7 @@ def main() -> None:
                 model=name, of="p(x)", kind=type(mine.evidence).__name__, caveat=getattr(mine.evidence, "caveat", ""),
                 n=n, nats=float(nats.mean()), nats_of_fashion=float(others.mean()), auroc=auroc(nats, others),
             )  # fmt: skip
+    results.keep("model")
     results.save()
 
 

@@ -195,6 +195,7 @@ def main() -> None:
         drawn_ones = run.model.given(c).sample(3, sampler=DpmSolver(20, guidance=2.0), generator=generator(args.seed))
         picture(torch.cat([x[None, :10], drawn_ones]), args.out / "emoji.png")
         (args.out / "emoji.txt").write_text("\n".join(texts[:10]) + "\n")
+    results.keep("what")
     results.save()
 
 

@@ -23,7 +23,7 @@ def arguments(text: str | None, seconds: float, source: str = "data") -> argpars
     parser.add_argument("--seconds", type=float, default=seconds, help=f"of each fit; {seconds:g} unless said")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", metavar="PART", help="some of the parts; the results are of these alone")
+    parser.add_argument("--only", nargs="*", metavar="PART", help="some of the parts; results of the others stay")
     parser.add_argument("--quick", action="store_true", help="a few seconds and rows; no result is kept")
     return parser
 

@@ -173,6 +173,7 @@ def main() -> None:
         levels = [guess.round().to(torch.uint8), centre.round().to(torch.uint8), *draws[:4]]
         rows = torch.stack([as_shown(test.c, test.x), test.x, *levels], 1)
         picture(rows[:SHOWN], args.out / f"{place.name}.png")
+    results.keep("task")
     results.save()
 
 

@@ -12,7 +12,8 @@ to-scene    ``flow-matching`` given the caption, for the seconds: the share of 1
 to-caption  ``gpt`` given the scene, for the seconds: the share of 1,000 test scenes whose caption by greedy decoding is
             the truth to the letter, and the likelihood of the true captions.
 
-Prints one JSON object a line, writes all to results/scenes.json, and docs/_static/scenes.png: captions above scenes.
+Prints one JSON object a line, writes all to results/scenes.json (what is there of the other way stays), and
+docs/_static/scenes.png: captions above scenes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from pofx.spaces import Text
 from timing import Results
 
 SCALES, STEPS = (1.0, 2.0, 3.0), 20
+OPTIONS = {"blocks": 1, "attend": 1, "context_vocabulary": 256, "context_dropout": 0.1}  # of scenes given captions
 WORDS = (list(SIZES), list(COLOURS), [*"0123456789"])
 EVERY = [str(Fact(*fact)) for fact in itertools.product(*WORDS, PLACES)]
 CAPTIONS = Text("".join(sorted({*"".join(EVERY), *", and"})), True, MOST * max(map(len, EVERY)) + len(",  and "))
@@ -158,7 +160,7 @@ def to_scene(results: Results, data: Data, told: dict[str, list[str]], reader: R
     n = 20 if args.quick else args.draws
     run = fitted(
         args.out / "to-scene", paired(data, told, True), args.family, args.seconds, args.seed,
-        options={"context_dropout": 0.1, "attend": 1, **args.options}, recipe={"batch": 32, **args.recipe},
+        options=OPTIONS | args.options, recipe={"batch": 32, **args.recipe},
         valid_rows=200,
     )  # fmt: skip
     model, true = run.model, targets(told["test"][:n])
@@ -169,7 +171,15 @@ def to_scene(results: Results, data: Data, told: dict[str, list[str]], reader: R
         x = torch.cat([model.given(some).sample(1, sampler=sampler, generator=noise)[0] for some in c.split(100)])
         took = time.perf_counter() - started
         found = shares(read(reader, x), true)
-        results.emit(what="scene given its caption", family=run.model.name, guidance=scale, n=n, **found, seconds=took)
+        results.emit(
+            part="to-scene",
+            what="scene given its caption",
+            family=run.model.name,
+            guidance=scale,
+            n=n,
+            **found,
+            seconds=took,
+        )
         drawn = x if scale == SCALES[1] else drawn
     some = slice(0, 10 if args.quick else 200)
     with torch.no_grad():
@@ -177,8 +187,8 @@ def to_scene(results: Results, data: Data, told: dict[str, list[str]], reader: R
         none = mean(number(model.given(null=True).log_prob(data.test.x[some], request=VariationalBound(16))))
     for given, found in (("its caption", nats), ("nothing", none)):
         results.emit(
-            what="likelihood of a scene", given=given, kind=found.kind.__name__, nats=found.nats, se=found.se,
-            rows=len(c[some]), parameters=model.parameter_count(),
+            part="to-scene", what="likelihood of a scene", given=given, kind=found.kind.__name__, nats=found.nats,
+            se=found.se, rows=len(c[some]), parameters=model.parameter_count(),
         )  # fmt: skip
     return model, drawn
 
@@ -198,14 +208,17 @@ def to_caption(results: Results, data: Data, told: dict[str, list[str]], args: A
     right = torch.tensor([a == b for a, b in zip(found, told["test"], strict=False)]).double()
     share = float(right.mean())
     results.emit(
-        what="caption of a scene", family=model.name, n=n, exact=share, se=math.sqrt(share * (1 - share) / n),
+        part="to-caption", what="caption of a scene", family=model.name, n=n, exact=share,
+        se=math.sqrt(share * (1 - share) / n),
         seconds=time.perf_counter() - started, parameters=model.parameter_count(),
     )  # fmt: skip
     with torch.no_grad():
         lik = mean(number(model.given(x).log_prob(CAPTIONS.parse(told["test"][:n]))))
-    results.emit(what="likelihood of a caption", kind=lik.kind.__name__, nats=lik.nats, se=lik.se, rows=n)
+    results.emit(
+        part="to-caption", what="likelihood of a caption", kind=lik.kind.__name__, nats=lik.nats, se=lik.se, rows=n
+    )
     for said, true in [(a, b) for a, b in zip(found, told["test"], strict=False) if a != b][:5]:
-        results.emit(what="a caption that is not exact", said=said, true=true)
+        results.emit(part="to-caption", what="a caption that is not exact", said=said, true=true)
 
 
 def shown(x: Tensor, told: list[str], path: Path) -> None:
@@ -225,7 +238,7 @@ def main() -> None:
     parser.add_argument("--family", default="flow-matching", help="of scenes given captions")
     parser.add_argument("--options", type=lambda s: pairs_of(s), default={}, metavar="K=V,...", help="of the family")
     parser.add_argument("--recipe", type=lambda s: pairs_of(s), default={}, metavar="K=V,...", help="of its training")
-    parser.add_argument("--reader", type=float, default=120.0, help="seconds of the reader's training")
+    parser.add_argument("--reader", type=float, default=400.0, help="seconds of the reader's training")
     args = parsed(parser)
     results = Results(args.quick, **{k: getattr(args, k) for k in ("seconds", "seed", "threads", "scenes")})
     data, told = scenes(args.data, 600 if args.quick else args.scenes, args.seed)
@@ -233,7 +246,7 @@ def main() -> None:
     if args.only is None or {"reader", "to-scene"} & set(args.only):
         reader = trained(data, told, min(args.reader, args.seconds), args.seed)
         found = shares(read(reader, data.test.x), targets(told["test"]))
-        results.emit(what="the reader on real scenes", n=len(data.test), **found)
+        results.emit(part="to-scene", what="the reader on real scenes", n=len(data.test), **found)
     if args.only is None or "to-scene" in args.only:
         assert reader is not None
         _, drawn = to_scene(results, data, told, reader, args)
@@ -241,6 +254,7 @@ def main() -> None:
         shown(drawn[:SHOWN], told["test"], place / "scenes.png")
     if args.only is None or "to-caption" in args.only:
         to_caption(results, data, told, args)
+    results.keep("part")
     results.save()
 
 

@@ -26,11 +26,20 @@ class Results:
         self.entries.append(entry)
         print(json.dumps(entry), flush=True)
 
+    def keep(self, key: str) -> None:
+        """Entries of an earlier call come along where this one has none of the same ``key``."""
+        done = {e[key] for e in self.entries if key in e}
+        old = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.entries += [e for e in old if key in e and e[key] not in done]
+
     def save(self) -> None:
         if not self.quick:
             RESULTS.mkdir(exist_ok=True)
-            path = RESULTS / f"{Path(sys.argv[0]).stem}.json"
-            path.write_text(json.dumps(self.entries, indent=1) + "\n")
+            self.path.write_text(json.dumps(self.entries, indent=1) + "\n")
+
+    @property
+    def path(self) -> Path:
+        return RESULTS / f"{Path(sys.argv[0]).stem}.json"
 
 
 def race(
