@@ -17,7 +17,7 @@ from pofx.spaces import Audio
 
 UNIFORMS = 12  # random numbers of one context
 SPEED = 0.2  # largest log of the factor: pitch, formants and duration together (Ko et al. 2015)
-LOUD = 6.0  # largest gain, dB
+LOUD = 20.0  # largest gain, dB: how near a microphone is
 TONE = 8.0  # largest amplitude of each of three cosines that the gain in dB is over frequency
 QUIET, NOISY = 60.0, 15.0  # dB of the sound over the noise that is added, at the most and at the least
 TAPS = 256  # samples of the filter that does this
