@@ -22,6 +22,7 @@ from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
 from pofx.data.dependence import relations
+from pofx.data.folders import FILE
 from pofx.data.formats import FORMATS
 from pofx.data.joint import joined
 from pofx.data.options import Options
@@ -185,7 +186,7 @@ def load(
     if columns is not None and other is not None:
         notes.append(f"{given!r} is a column and a file: the column is given (./{given} would be the file).")
         other = None
-    second = None if other is None else pairs.second(raw, source, other, how, kind == REALS)
+    second = None if other is None else pairs.second(raw, source, other, how, notes, kind == REALS)
     options["given"] = columns if other is None else _found_again(other) if _is_path(other) else IN_MEMORY
     _check_served(options, how, raw, second)
     decided = [h.decided for h in (how, *([second.how] if second else [])) if h.decided]
@@ -200,6 +201,7 @@ def load(
     if lost := [c for c, t in options["types"].items() if t == pairs.TEXT and c not in held]:
         raise no_column(lost[0], held, "types")
     if second is not None:
+        drop = [*dict.fromkeys((*drop, *second.aside))]
         found = pairs.Apart(raw, None, second.side(options["types"], drop, notes), label, target, None)
         typed_as = {c: t for c, t in typed_as.items() if c not in second.columns}
         drop = [c for c in drop if c not in second.columns]
@@ -370,6 +372,7 @@ def reading(
     if texts is None:
         texts = [c for c, t in options["types"].items() if "category" in t or t == pairs.TEXT]
         texts += [options["text"]] if options["text"] is not None else []
+    texts = [*texts, *([FILE] if paired else [])]  # names of files stay as they are written
     label = next((options[k] for k in ("label_array", "label") if options.get(k) not in (None, "label")), None)
     how: dict[str, Any] = {k: options[k] for k in told if options[k] is not None} | {
         "texts": texts,

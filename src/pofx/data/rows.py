@@ -19,6 +19,7 @@ from pofx.core.space import Ragged, Space, take
 from pofx.core.spelling import abridged, meant
 from pofx.data.actions import chunks, long_enough, steps_apart
 from pofx.data.archives import REALS
+from pofx.data.folders import FILE
 from pofx.data.joint import paired
 from pofx.data.load import reading
 from pofx.data.options import Options
@@ -139,12 +140,14 @@ def _of_two(
     """Rows of one source, and their contexts of another."""
     if context is None:
         raise UsageError("This run models p(x) and takes no contexts.", "Leave out --given.")
-    raw = read(source, _lines(_how(space, None, options, paired=True), space))
+    how = _lines(_how(space, None, options, paired=True), space)
+    raw = read(source, replace(how, kind=None) if how.text is not None and _is_table(source) else how)
     x = new_rows(space, raw, Told(raw.label, notes, 0))
     c, theirs = read_contexts(context, given, options, notes)
-    index = partners(raw, theirs, called(source), called(given))
+    told = list[str]()
+    index = partners(raw, theirs, called(source), called(given), told)
     if notes is not None:
-        notes += raw.notes
+        notes += [*raw.notes, *told]
     return Part(
         x, c if index is None else (c.take(index) if isinstance(c, RaggedRows) else c[index]), rows=torch.arange(len(x))
     )
@@ -163,21 +166,23 @@ def read_contexts(
     """
     names = _listed(options.get("given"))
     how = _how(context, None, {**options, "text": None}, paired=True)
-    table = isinstance(given, str | os.PathLike) and str(given).lower().removesuffix(".gz").endswith(TABLES)
-    file = isinstance(given, str | os.PathLike) and not table
+    file = isinstance(given, str | os.PathLike) and not _is_table(given)
     kind = how.kind if file or how.kind == REALS else None
     how = replace(_lines(how, context), kind=kind, sequence=None, own_rate=options.get("rate") is None)
     how = replace(how, text=names[0] if len(names) == 1 else options.get("text")) if _is_lines(given) else how
     raw = read(given, how)
     label = raw.label
     if isinstance(raw, RawTable):
-        columns = raw.columns
+        own = {c.name for c in context.columns}
+        columns = {name: fetch for name, fetch in raw.columns.items() if name != FILE or name in own} or raw.columns
         name = next((n for n in (*names, "label", options.get("text")) if n in columns), next(iter(columns)))
         if context.alphabet is not None:
             if len(columns) > 1 and name not in (*names, options.get("text")):
                 raise WrongShape(f"{called(given)} has {len(columns)} columns: {abridged([*columns], 12)}.",
                                  f"Name that of the texts {(names or ['text'])[0]!r}.")  # fmt: skip
+            files = raw.columns.get(FILE)
             raw = from_column(str(name), columns[str(name)](), how)
+            raw.beside = {} if files is None else {FILE: files}
         elif context.name == "sequence":
             apart = options.get("sequence")
             raw = from_table(raw, replace(how, sequence=apart if apart in columns else ROWS), called(given))
@@ -209,6 +214,10 @@ def _lines(how: Options, space: Space) -> Options:
     if space.alphabet and "\n" not in space.alphabet and how.separator is None:
         return replace(how, separator="\\n")
     return how
+
+
+def _is_table(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and str(source).lower().removesuffix(".gz").endswith(TABLES)
 
 
 def _is_lines(source: Any) -> bool:

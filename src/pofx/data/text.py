@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.data.folders import PARTS, listing, names_below
+from pofx.data.folders import FILE, PARTS, listing, names_below
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
 from pofx.data.ragged import Fetch, NDArray, RaggedRows, RawRagged, cut_up
@@ -155,10 +155,11 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
         else:
             documents.append(text)
             places.append(f"{key!r} of {path}, line {number},")
-            entries.append(entry if how.beside else {})
+            kept = entry if how.beside else {k: v for k, v in entry.items() if k == FILE} if how.paired else {}
+            entries.append(kept)
     raw = from_documents(documents, how, str(path), places=places)
     raw.places = [place.replace(f"{key!r} of ", "", 1) for place in places] if how.paired else None
-    raw.beside = beside_lines(path, entries, key) if how.beside else {}
+    raw.beside = beside_lines(path, entries, key)
     how.served.update(["text"] * (key == how.text))
     if null:
         lines = "1 line" if len(null) == 1 else f"{len(null)} lines"

@@ -27,8 +27,7 @@ from pofx.core.files import replacing
 from pofx.core.space import Space, join
 from pofx.data.audio import SUFFIXES as SOUNDS
 from pofx.data.audio import pcm, soundfile_package
-from pofx.data.captions import FILE
-from pofx.data.folders import check_free, numbered
+from pofx.data.folders import FILE, check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
