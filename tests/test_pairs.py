@@ -352,6 +352,58 @@ def test_files_beside_what_names_none_are_paired_in_order_and_that_is_told(tmp_p
     assert not any("in order" in note for note in pofx.load(german, given=english).notes)
 
 
+def test_folders_of_texts_of_one_line_hold_no_line_end(tmp_path: Path) -> None:
+    for name, lines, end in (("de", GERMAN, "\r\n"), ("en", ENGLISH, "\n")):
+        (tmp_path / name).mkdir()
+        for i, line in enumerate(lines):
+            (tmp_path / name / f"{i}.txt").write_bytes((line + end).encode())
+    data = pofx.load(tmp_path / "de", given=tmp_path / "en")
+    for part in (data.train, data.valid, data.test):
+        read = part.read()
+        assert [data.space.spell(x) for x in read.x] == [GERMAN[i] for i in part.rows]
+        assert [data.context.spell(c) for c in read.c] == [ENGLISH[i] for i in part.rows]
+    assert data.notes.count("The line end at the end of 30 files is no part of their texts.") == 2
+    same_again(tmp_path / "de", data, tmp_path / "en")
+    (tmp_path / "de" / "0.txt").write_bytes(b"ein\r\n\n")  # one line end is taken, and no more
+    (tmp_path / "de" / "1.txt").write_bytes(b"ein\r")
+    rest = pofx.load(tmp_path / "de", given=tmp_path / "en", symbols="bytes")
+    found = {rest.space.spell(x) for part in (rest.train, rest.valid, rest.test) for x in part.read().x}
+    assert {"ein\r\n", "ein\r"} < found
+
+
+def test_a_context_that_is_too_long_or_strange_is_found_in_its_file(tmp_path: Path) -> None:
+    german, english = side_by_side(tmp_path)
+    data = pofx.load(german, given=english, separator="\\n")
+    for what, match in (
+        ("the man" * 20, r"Context 3 of .*train.en is 140 long; those of this run are up to"),
+        ("the MAN", r"train.en, document 3: The character 'M' at 4 is none of the"),
+    ):
+        english.write_text("\n".join([*ENGLISH[:2], what, *ENGLISH[3:]]) + "\n")
+        with pytest.raises(BadValue, match=match):
+            read_rows(data.space, data.context, german, options=data.options, given=english, notes=[])
+    path = table(tmp_path)
+    both = pofx.load(path, text="german", given="english")
+    path.write_text(path.read_text().replace("der Mann Nummer 2", "der MANN Nummer 2"))
+    with pytest.raises(BadValue, match=r"pairs.csv, row 2, 'german': The character 'A' at 5"):
+        read_rows(both.space, both.context, path, options=both.options, notes=[])
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (["a", 3.5, "b"], r"metadata.jsonl, line 2: 'caption' is a number; in line 1 it is a string"),
+        ([None, ["a"], 1], r"metadata.jsonl, line 3: 'caption' is a number; in line 2 it is a list"),
+        (["a", None, {"b": 1}], r"metadata.jsonl, line 3: 'caption' is an object; in line 1 it is a string"),
+        ([["a"], [1], ["b"]], r"metadata.jsonl: 'caption' makes up no column"),
+    ],
+)
+def test_values_of_several_kinds_are_found_in_their_file(tmp_path: Path, values: list[Any], match: str) -> None:
+    lines = [json.dumps({"file_name": f"{i}.png", "caption": v}) for i, v in enumerate(values)]
+    folder = captions(pictures(tmp_path / "images", 3), lines, "metadata.jsonl")
+    with pytest.raises(BadValue, match=match):
+        pofx.load(folder, given="caption")
+
+
 def test_names_in_either_form_of_unicode_are_the_same(tmp_path: Path) -> None:
     composed, apart = "caf\u00e9", "cafe\u0301"  # as Linux keeps them, and as some disks of macOS do
     small, large = pictures(tmp_path / "small"), pictures(tmp_path / "large", size=8)

@@ -128,15 +128,16 @@ def _plain(column: Any) -> list[Any]:
 
 
 def _from_jsonl(path: Path, folder: Path) -> Captions:
-    files, places, entries = list[Any](), list[str](), list[dict[str, Any]]()
+    files, places, numbers, entries = list[Any](), list[str](), list[int](), list[dict[str, Any]]()
     for number, entry in text.json_lines(path):
         where = f"{path}, line {number},"
         if not isinstance(entry, dict) or FILE not in entry:
             raise _no_file_name(where, list(entry) if isinstance(entry, dict) else [text.kind_of(entry)])
         files.append(entry[FILE])
         places.append(where)
+        numbers.append(number)
         entries.append(entry)
-    columns = {name: fetch() for name, fetch in text.beside_lines(path, entries, FILE).items()}
+    columns = {name: fetch() for name, fetch in text.beside_lines(path, entries, numbers, FILE).items()}
     return _captions(path, folder, files, places, columns)
 
 

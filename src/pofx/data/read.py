@@ -200,7 +200,7 @@ def _file(path: Path, options: Options) -> Raw:
 def _asked(raw: Raw, options: Options, where: str) -> Raw:
     """A table as it is, or the texts or sequences in it that are asked for."""
     if options.text is not None:
-        return _text_column(raw, options)
+        return _text_column(raw, options, where)
     named = options.sequence if options.sequence != sequences.ROWS else None
     if options.paired and named is not None and not (isinstance(raw, RawTable) and named in raw.columns):
         return raw  # the other of a pair has it
@@ -228,7 +228,7 @@ def _is_documents(path: Path, head: bytes, suffix: str, options: Options) -> boo
     return told and options.kind is None and f".{suffix}" not in tables and b"\0" not in head
 
 
-def _text_column(raw: Raw, options: Options) -> Raw:
+def _text_column(raw: Raw, options: Options, where: str) -> Raw:
     """One column of a table as texts; the source's own parts and labels stay."""
     name = options.text or ""
     if options.paired and not (isinstance(raw, RawTable) and name in raw.columns):
@@ -239,7 +239,8 @@ def _text_column(raw: Raw, options: Options) -> Raw:
     options.served.add("text")
     others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
     options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))
-    found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part)
+    places = [f"{where}, row {i}," for i in range(raw.n)]
+    found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part, places)
     found.beside = others
     return found
 

@@ -106,7 +106,7 @@ def read_rows(
         else:
             c = new_rows(other, raw, told)
     if context is not None and other is context:
-        check_lengths(context, c)
+        check_lengths(context, c, called(source), raw.files)
     x, c = (c, x) if swapped else (x, c)
     code = x if space.values else c if context is not None and context.values else None
     if code is None and labels is not None and label is not None:
@@ -181,7 +181,8 @@ def read_contexts(
                 raise WrongShape(f"{called(given)} has {len(columns)} columns: {abridged([*columns], 12)}.",
                                  f"Name that of the texts {(names or ['text'])[0]!r}.")  # fmt: skip
             files = raw.columns.get(FILE)
-            raw = from_column(str(name), columns[str(name)](), how)
+            places = [f"{called(given)}, row {i}," for i in range(raw.n)]
+            raw = from_column(str(name), columns[str(name)](), how, places=places)
             raw.beside = {} if files is None else {FILE: files}
         elif context.name == "sequence":
             apart = options.get("sequence")
@@ -190,21 +191,25 @@ def read_contexts(
     if isinstance(raw, RawArray) and raw.x.shape == context.event_shape:
         raw.x = raw.x[None]
     c = new_rows(context, raw, Told(label, notes, 0))
-    check_lengths(context, c)
+    check_lengths(context, c, called(given), raw.files)
     if notes is not None:
         notes += raw.notes
     return c, raw
 
 
-def check_lengths(context: Space, c: Any) -> None:
-    """Raise BadValue for a context (of rows, or of a batch [N, L, ...]) longer than the longest that is known."""
+def check_lengths(context: Space, c: Any, where: str | None = None, files: Sequence[str] | None = None) -> None:
+    """Raise BadValue for a context (of rows, or of a batch [N, L, ...]) longer than the longest that is known.
+
+    It is named by its number from 1, by ``where`` it is from and by its file [N], as far as these are told.
+    """
     if context.fill is None:
         return
     lengths = c.lengths if isinstance(c, RaggedRows) else context.lengths(c)
     if len(lengths) and int(lengths.max()) > context.length:
         row = int(lengths.argmax())
+        place = (f" of {where}" if where else "") + (f" ({files[row]})" if files else "")
         raise BadValue(
-            f"Context {row} is {int(lengths[row])} long; those of this run are up to {context.length}.",
+            f"Context {row + 1}{place} is {int(lengths[row])} long; those of this run are up to {context.length}.",
             "Shorten it, or fit with contexts as long.",
         )
 
