@@ -572,6 +572,36 @@ def test_captions_that_are_not_there(tmp_path: Path) -> None:
         pofx.load(pictures(tmp_path / "bare"), given="caption")
 
 
+def test_columns_under_another_name_are_named(tmp_path: Path) -> None:
+    folder, bare = captioned(tmp_path / "images"), pictures(tmp_path / "bare")
+    for asked, name in (
+        ({"target": "captio"}, "caption"),
+        ({"given": "CAPTION"}, "caption"),
+        ({"label": "kin"}, "kind"),
+    ):
+        with pytest.raises(UsageError, match=rf"Did you mean {name}\?"):
+            pofx.load(folder, **asked)
+    with pytest.raises(UsageError, match=r"no column 'xyz' \(target\). Columns: caption, age, kind\."):
+        pofx.load(folder, target="xyz")
+    with pytest.raises(UsageError, match=r"no column 'xyz' \(target\). The source has no columns: leave it out\."):
+        pofx.load(bare, target="xyz")
+    other = captions(pictures(tmp_path / "other"), ["file_name,title", *(f"{i}.png,picture a" for i in range(12))])
+    for asked in ({"target": "caption"}, {"given": "caption"}):
+        data = pofx.load(folder, **asked)
+        with pytest.raises(WrongShape, match=r"other \(images .* has no column 'caption'; .* Its columns: title\."):
+            read_rows(data.space, data.context, other, options=data.options, notes=[])
+        with pytest.raises(WrongShape, match=r"bare \(images .* has no column 'caption'; expected .* Add it\."):
+            read_rows(data.space, data.context, bare, options=data.options, notes=[])
+
+
+def test_a_text_is_never_its_own_context_for_lack_of_another(tmp_path: Path) -> None:
+    data = pofx.load(table(tmp_path, ".jsonl"), text="german", given="english")
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps({"german": g, "English": "a dog"}) + "\n" for g in GERMAN))
+    with pytest.raises(WrongShape, match=r"new.jsonl .* has no column 'english'; .* Did you mean English\?"):
+        read_rows(data.space, data.context, path, options=data.options, notes=[])
+
+
 # -- archives ------------------------------------------------------------------------------------------------
 
 

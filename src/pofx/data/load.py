@@ -15,7 +15,7 @@ import torch
 from pofx.core.errors import MissingSource, UsageError
 from pofx.core.memory import enough
 from pofx.core.space import Space
-from pofx.core.spelling import abridged, listed
+from pofx.core.spelling import abridged, listed, meant
 from pofx.data import pairs
 from pofx.data.actions import action_chunks, given_steps, long_enough
 from pofx.data.archives import REALS, is_archive
@@ -314,7 +314,9 @@ def _given_columns(given: str | list[str] | None, source: bool, raw: Raw) -> lis
     if unknown := [name for name in names if name not in (*known, "label")]:
         there = [*dict.fromkeys(known)]
         remedy = (
-            f"There are: {abridged(there, 20)}." if there else "Give 'label', or a file or folder of what is given."
+            meant(unknown[0], there, f"There are: {abridged(there, 20)}.")
+            if there
+            else "Give 'label', or a file or folder of what is given."
         )
         raise UsageError(f"No column or array {unknown[0]!r} lies beside these {raw.space}, and no file.", remedy)
     return names

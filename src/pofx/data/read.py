@@ -17,7 +17,7 @@ import torch
 
 from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
 from pofx.core.memory import available, gigabytes
-from pofx.core.spelling import meant
+from pofx.core.spelling import abridged, meant
 from pofx.data import (
     archives,
     audio,
@@ -234,8 +234,9 @@ def _text_column(raw: Raw, options: Options, where: str) -> Raw:
     if options.paired and not (isinstance(raw, RawTable) and name in raw.columns):
         return raw  # the other of a pair has it
     if not isinstance(raw, RawTable) or name not in raw.columns:
-        known = ", ".join([*raw.columns][:20]) if isinstance(raw, RawTable) else "none"
-        raise UsageError(f"There is no column {name!r} of texts.", f"Columns: {known}.")
+        known = [*raw.columns] if isinstance(raw, RawTable) else []
+        otherwise = f"Columns: {abridged(known, 20)}." if known else "The source has no columns: leave it out."
+        raise UsageError(f"There is no column {name!r} of texts.", meant(name, known, otherwise))
     options.served.add("text")
     others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
     options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))

@@ -101,6 +101,9 @@ def read_rows(
     x: Any = new_rows(main, raw, told)
     if other is not None:
         own = isinstance(raw, RawTable) and other.alphabet is None and raw.columns.keys() >= {*names}
+        lacking = [name for name in names if name not in columns]
+        if lacking and not other.values and not (isinstance(raw, RawTable) and other.columns):
+            raise _lacks(lacking[0], columns, f"{called(source)} ({_held(raw)})", other)
         if names and not other.values and columns.keys() >= {*names} and not own:
             c = new_rows(other, values_of(names, raw, {}, _how(other, None, options), like=other), told)
         else:
@@ -309,6 +312,13 @@ def _arrow(columns: Mapping[str, Any]) -> Any:
         raise WrongShape(f"The columns make up no table: {e}.", "Give lists or arrays of equal length.") from e
 
 
+def _lacks(name: str, columns: Iterable[str], where: str, space: Space) -> WrongShape:
+    """What is said of a source that does not have the column of a space beside its rows."""
+    there = [*columns]
+    found = f"{meant(name, there, f'Its columns: {abridged(there, 20)}.')} Rename or add it." if there else "Add it."
+    return WrongShape(f"{where} has no column {name!r}; expected {space}.", found)
+
+
 def _held(raw: Raw) -> str:
     return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
 
@@ -338,7 +348,7 @@ def new_rows(space: Space, raw: Raw, told: Told) -> Any:
 @new_rows.register
 def _(space: Ragged, raw: Raw, told: Told) -> Any:
     if not isinstance(raw, RawRagged) or raw.space.name != space.name:
-        raise WrongShape(f"The source holds no {space.name}; expected {space}.", "Give such data.")
+        raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give such data.")
     return raw.rows
 
 
