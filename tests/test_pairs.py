@@ -732,6 +732,23 @@ def test_pictures_given_captions_on_the_command_line(tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["given"]["space"] == "text"
 
 
+def test_pictures_given_a_table_that_names_them_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, place = pictures(tmp_path / "shots"), tmp_path / "run"
+    path = named_lines(tmp_path, ".csv", [(f, f"is {f}") for f in BACKWARDS])
+    assert run("fit", folder, "image-gpt", "--given", path, "--out", place, *TINY) == 0
+    assert run("resume", place, "--quiet") == 0
+    for lines in (path, named_lines(tmp_path, ".jsonl", [(f, f"is {f}") for f in NAMES])):
+        capsys.readouterr()
+        assert run("log-prob", place, folder, "--given", lines) == 0
+        assert "in order" not in capsys.readouterr().err
+    assert run("sample", place, 1, "--given", path, "--out", tmp_path / "drawn") == 0
+    assert (tmp_path / "drawn" / "metadata.csv").read_text().splitlines()[1] == "00000.png,is 11.png"
+    small = named_lines(tmp_path, ".csv", [(f, f"is {f}") for f in NAMES[:-1]])
+    assert "have no line in" in failed(capsys, "log-prob", place, folder, "--given", small)
+
+
 def test_texts_given_pictures_and_sounds_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

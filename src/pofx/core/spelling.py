@@ -48,7 +48,9 @@ def abridged(values: Sequence[str], most: int = 6) -> str:
 
 
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The remedy for a name that is not among the known ones: those spelled alike (in capitals or not), or else what to say.
+    """The remedy for a name that is not among the known ones: those spelled alike, or what to say without any.
+
+    Capitals make no difference.
 
     Example:
         >>> meant("gnn", ["gmm", "gan", "nsf"], "Known: gmm, gan, nsf.")

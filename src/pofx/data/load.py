@@ -88,9 +88,10 @@ def load(
         given: the model is p(x | given). "label"; columns of a table ("a,b"), of a step of sequences, or of JSON lines;
             an array of an archive; a column of captions.csv, metadata.csv, captions.jsonl or metadata.jsonl in a folder
             of images or sounds, whose ``file_name`` names the files (or of LJSpeech's metadata.csv). Or another source,
-            anything but a built-in name: its row i belongs to row i of the first, and files of two folders to those of
-            the same name. A column of free text, alone, is a context of Text; others are a Table; arrays of classes
-            Labels. A name that is both a column and a file is the column.
+            anything but a built-in name: its row i belongs to row i of the first; files of two folders to those of the
+            same name, and files to the rows of a table, or lines of JSON, whose ``file_name`` names them. A column of
+            free text, alone, is a context of Text; others are a Table; arrays of classes Labels. A name that is both a
+            column and a file is the column.
         joint: model x and what is given together: the space is then a Pair of both, for models of p(x, given) and of
             each given the other.
         label: the column (or array of an archive of sounds) that holds each row's class, for probes and colours;

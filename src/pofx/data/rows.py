@@ -57,7 +57,8 @@ def read_rows(
         options: what ``load`` was called with then.
         notes: gets what reading changed, in sentences; without it, values that were rounded draw a warning.
         first: the number of the first row, where the source is a part of a larger one.
-        given: another source, of their contexts: row i of it is that of row i, of two folders by the names of files.
+        given: another source, of their contexts: row i of it is that of row i, or the row of the file's name, as
+            ``load`` pairs them.
 
     Raises:
         WrongShape: a column is missing, images are of another size, there are more rows than contexts. BadValue: a
