@@ -384,7 +384,7 @@ def test_a_context_that_is_too_long_or_strange_is_found_in_its_file(tmp_path: Pa
     path = table(tmp_path)
     both = pofx.load(path, text="german", given="english")
     path.write_text(path.read_text().replace("der Mann Nummer 2", "der MANN Nummer 2"))
-    with pytest.raises(BadValue, match=r"pairs.csv, row 2, 'german': The character 'A' at 5"):
+    with pytest.raises(BadValue, match=r"pairs.csv, row 3, 'german': The character 'A' at 5"):
         read_rows(both.space, both.context, path, options=both.options, notes=[])
 
 
@@ -394,6 +394,7 @@ def test_a_context_that_is_too_long_or_strange_is_found_in_its_file(tmp_path: Pa
         (["a", 3.5, "b"], r"metadata.jsonl, line 2: 'caption' is a number; in line 1 it is a string"),
         ([None, ["a"], 1], r"metadata.jsonl, line 3: 'caption' is a number; in line 2 it is a list"),
         (["a", None, {"b": 1}], r"metadata.jsonl, line 3: 'caption' is an object; in line 1 it is a string"),
+        (["a", "b\ud800", "c"], r"metadata.jsonl, line 2: 'caption' holds '.ud800', half of a character"),
         ([["a"], [1], ["b"]], r"metadata.jsonl: 'caption' makes up no column"),
     ],
 )

@@ -240,7 +240,7 @@ def _text_column(raw: Raw, options: Options, where: str) -> Raw:
     options.served.add("text")
     others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
     options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))
-    places = [f"{where}, row {i}," for i in range(raw.n)]
+    places = [f"{where}, row {i}," for i in range(1, raw.n + 1)]
     found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part, places)
     found.beside = others
     return found

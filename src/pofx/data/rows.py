@@ -185,7 +185,7 @@ def read_contexts(
                 raise WrongShape(f"{called(given)} has {len(columns)} columns: {abridged([*columns], 12)}.",
                                  f"Name that of the texts {(names or ['text'])[0]!r}.")  # fmt: skip
             files = raw.columns.get(FILE)
-            places = [f"{called(given)}, row {i}," for i in range(raw.n)]
+            places = [f"{called(given)}, row {i}," for i in range(1, raw.n + 1)]
             raw = from_column(str(name), columns[str(name)](), how, places=places)
             raw.beside = {} if files is None else {FILE: files}
         elif context.name == "sequence":

@@ -71,8 +71,10 @@ def from_file(path: Path, how: Options) -> RawRagged:
         return _from_large(data, path, how, note)
     text = _decode(data.tobytes(), path)
     separator = _between(how, text)
-    documents = [text] if separator is None else apart(text, separator)
-    kept = sum(map(len, documents)) + len(separator or "") * (len(documents) - 1)
+    documents = [text] if separator is None else documents_in(text, separator)
+    kept = sum(map(len, documents)) + len(separator or "") * (
+        len(documents) - 1
+    )  # all but what ended lines as on Windows
     if how.paired and len(documents) > 1 and not documents[-1].strip():
         documents.pop()  # what stands behind the last separator is no document
     raw = from_documents(documents, how, str(path))
@@ -80,7 +82,7 @@ def from_file(path: Path, how: Options) -> RawRagged:
     return raw
 
 
-def apart(text: str, separator: str) -> list[str]:
+def documents_in(text: str, separator: str) -> list[str]:
     """The documents of a text; of lines those of Windows end in \\r\\n."""
     documents = text.split(separator)
     return [d.removesuffix("\r") for d in documents] if separator == "\n" else documents
@@ -169,11 +171,8 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
             null.append(number)
         elif not isinstance(text, str):
             raise WrongShape(f"{path}, line {number}: {key!r} is {kind_of(text)}, not a text.", remedy)
-        elif lone := LONE.search(text):
-            raise BadValue(
-                f"{path}, line {number}: {key!r} holds {lone[0]!r}, half of a character (a lone surrogate).",
-                "Correct or remove the line.",
-            )
+        elif LONE.search(text):
+            raise _half(path, number, key, text)
         else:
             documents.append(text)
             places.append(f"{key!r} of {path}, line {number},")
@@ -220,14 +219,25 @@ def beside_lines(path: Path, entries: Sequence[dict[str, Any]], numbers: Sequenc
     return {name: partial(column, name) for name in names}
 
 
+def _half(path: Path, number: int, key: str, text: str) -> BadValue:
+    half = LONE.findall(text)[0]
+    return BadValue(
+        f"{path}, line {number}: {key!r} holds {half!r}, half of a character (a lone surrogate).",
+        "Correct or remove the line.",
+    )
+
+
 def _unlike(path: Path, name: str, values: Sequence[Any], numbers: Sequence[int], error: Exception) -> BadValue:
     """Which of the values of a key, at these lines, make up no column."""
-    there = [(n, kind_of(v)) for n, v in zip(numbers, values, strict=True) if v is not None]
-    first, kind = there[0]
-    for number, other in there:
-        if other != kind:
+    there = [(n, v) for n, v in zip(numbers, values, strict=True) if v is not None]
+    first, kind = there[0][0], kind_of(there[0][1])
+    for number, value in there:
+        if isinstance(value, str) and LONE.search(value):
+            return _half(path, number, name, value)
+        if kind_of(value) != kind:
             return BadValue(
-                f"{path}, line {number}: {name!r} is {other}; in line {first} it is {kind}.", "Make them all alike."
+                f"{path}, line {number}: {name!r} is {kind_of(value)}; in line {first} it is {kind}.",
+                "Make them all alike.",
             )
     return BadValue(f"{path}: {name!r} makes up no column: {error}.", "Make its values all alike.")
 
@@ -292,7 +302,7 @@ def from_column(
     """The values of a column (Arrow or NumPy) as texts, as ``from_documents`` takes them."""
     values = column.to_pylist() if hasattr(column, "to_pylist") else column.tolist()
     texts = ["" if v is None else v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
-    rows = places or [f"row {i}," for i in range(len(texts))]
+    rows = places or [f"row {i}," for i in range(1, len(texts) + 1)]
     return from_documents(texts, how, f"column {name!r}", label, part, [f"{row} {name!r}" for row in rows])
 
 

@@ -31,7 +31,7 @@ from pofx.data.folders import FILE, check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
-from pofx.data.text import ENDOFTEXT, TEXT, apart, unescaped
+from pofx.data.text import ENDOFTEXT, TEXT, documents_in, unescaped
 from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 BETWEEN = "\n" + "-" * 40 + "\n"
@@ -296,7 +296,7 @@ def write_texts(
     else:
         separator = unescaped(options.get("separator") or ENDOFTEXT)
         content = separator.join(texts)
-        if apart(content, separator) != [*texts] or content.startswith("\ufeff") or "\0" in content:
+        if documents_in(content, separator) != [*texts] or content.startswith("\ufeff") or "\0" in content:
             what = f"{separator!r}, a carriage return before it, a zero or a byte order mark"
             raise UsageError(f"{path} cannot hold these texts: some hold {what}.", "End it in .jsonl.")
     with replacing(path) as scratch:
