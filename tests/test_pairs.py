@@ -255,6 +255,174 @@ def test_two_folders_by_the_names_of_their_files(tmp_path: Path) -> None:
         pofx.load(large, given=small)
 
 
+NAMES = [f"{i}.png" for i in range(12)]
+BACKWARDS = NAMES[::-1]  # so that the order of lines is not that of the files
+
+
+def named_lines(folder: Path, suffix: str, lines: list[tuple[str, str]]) -> Path:
+    """A table or JSON lines that say a text of each of the named files."""
+    path = folder / f"said{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"file_name": f, "text": t}) + "\n" for f, t in lines))
+    else:
+        path.write_text("file_name,text\n" + "".join(f"{f},{t}\n" for f, t in lines))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("spelt", ["{}", "shots/{}", "/data/shots/{}", "stem"])
+def test_a_table_that_names_files_is_paired_with_them_by_name(tmp_path: Path, suffix: str, spelt: str) -> None:
+    folder = pictures(tmp_path / "shots")
+    names = [Path(f).stem if spelt == "stem" else spelt.format(f) for f in BACKWARDS]
+    path = named_lines(tmp_path, suffix, [(f, f"is {Path(f).stem}") for f in names])
+    data = pofx.load(folder, given=path)
+    assert isinstance(data.context, Text)
+    for part in (data.train, data.valid, data.test):
+        read = part.read()
+        for x, c in zip(read.x, read.c, strict=True):
+            i = int(data.context.spell(c).removeprefix("is "))
+            assert torch.equal(x[0], torch.from_numpy(np.asarray(Pillow.open(folder / f"{i}.png"))))
+    same_again(folder, data, path)
+    assert not any("in order" in note for note in data.notes)
+    other = pofx.load(path, given=folder, text="text")  # the other way round
+    for part in (other.train, other.test):
+        read = part.read()
+        for x, c in zip(read.x, read.c, strict=True):
+            i = int(other.space.spell(x).removeprefix("is "))
+            assert torch.equal(c[0], torch.from_numpy(np.asarray(Pillow.open(folder / f"{i}.png"))))
+    same_again(path, other, folder)
+
+
+def test_columns_of_a_table_that_names_files(tmp_path: Path) -> None:
+    folder, path = pictures(tmp_path / "shots"), tmp_path / "t.csv"
+    path.write_text("file_name,age,kind\n" + "".join(f"{i}.png,{i * 1.5},{'xy'[i % 2]}\n" for i in range(11, -1, -1)))
+    for drop in ([], ["file_name"]):
+        data = pofx.load(folder, given=path, drop=drop)
+        assert [c.name for c in data.context.columns] == ["age", "kind"]
+        assert torch.equal(data.train.c[:, 0], data.train.rows * 1.5)
+    same_again(folder, data, path)
+    other = pofx.load(path, given=folder)
+    assert [c.name for c in other.space.columns] == ["age", "kind"]
+    for x, c in zip(other.train.x, other.train.c, strict=True):
+        pixels = np.random.default_rng(int(x[0] / 1.5)).integers(0, 256, (4, 4), dtype=np.uint8)
+        assert torch.equal(c[0], torch.from_numpy(pixels))
+    same_again(path, other, folder)
+    path.write_text("file_name\n" + "".join(f"{f}\n" for f in BACKWARDS))
+    with pytest.raises(EmptyData, match=r"t.csv has no column beside 'file_name'"):
+        pofx.load(folder, given=path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "match"),
+    [
+        ([*NAMES[:-1], "33.png"], MissingSource, r"said.csv, row 12, is of '33.png', and .*shots holds no such file"),
+        ([*NAMES, "33.png"], MissingSource, r"row 13, is of '33.png'"),
+        (NAMES[:-2], BadValue, r"2 of 12 files of .*shots have no line in .*said.csv: 10.png, 11.png"),
+        ([*NAMES, "3.png"], BadValue, r"row 13, is of '3.png', which has a line already"),
+        ([*NAMES[:-1], ""], BadValue, r"row 12, names no file"),
+        ([*NAMES[:-1], "elsewhere/33.png"], MissingSource, r"is of 'elsewhere/33.png'"),
+    ],
+)
+def test_lines_and_files_that_do_not_fit(tmp_path: Path, lines: list[str], error: Any, match: str) -> None:
+    folder = pictures(tmp_path / "shots")
+    path = named_lines(tmp_path, ".csv", [(f, f"text {i}") for i, f in enumerate(lines)])
+    with pytest.raises(error, match=match):
+        pofx.load(folder, given=path)
+    with pytest.raises(error, match=match):
+        pofx.load(path, given=folder)
+
+
+def test_a_name_that_two_files_have_is_asked_about(tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for sub in "ab":
+        pictures(folder / sub, 2)
+    path = named_lines(tmp_path, ".csv", [("0.png", "one"), ("1.png", "two")])
+    with pytest.raises(BadValue, match=r"row 1, is of '0.png', which may be a/0.png or b/0.png"):
+        pofx.load(folder, given=path)
+
+
+def test_files_beside_what_names_none_are_paired_in_order_and_that_is_told(tmp_path: Path) -> None:
+    folder, lines = pictures(tmp_path / "shots"), tmp_path / "said.txt"
+    lines.write_text("".join(f"text {i}\n" for i in range(12)))
+    data = pofx.load(folder, given=lines)
+    assert "Paired in order: 0.png with row 1, 1.png with row 2, …." in data.notes
+    notes = list[str]()
+    read_rows(data.space, data.context, folder, options=data.options, notes=notes, given=lines)
+    assert "Paired in order: 0.png with row 1, 1.png with row 2, …." in notes
+    german, english = side_by_side(tmp_path)
+    assert not any("in order" in note for note in pofx.load(german, given=english).notes)
+
+
+def test_folders_of_texts_of_one_line_hold_no_line_end(tmp_path: Path) -> None:
+    for name, lines, end in (("de", GERMAN, "\r\n"), ("en", ENGLISH, "\n")):
+        (tmp_path / name).mkdir()
+        for i, line in enumerate(lines):
+            (tmp_path / name / f"{i}.txt").write_bytes((line + end).encode())
+    data = pofx.load(tmp_path / "de", given=tmp_path / "en")
+    for part in (data.train, data.valid, data.test):
+        read = part.read()
+        assert [data.space.spell(x) for x in read.x] == [GERMAN[i] for i in part.rows]
+        assert [data.context.spell(c) for c in read.c] == [ENGLISH[i] for i in part.rows]
+    assert data.notes.count("The line end at the end of 30 files is no part of their texts.") == 2
+    same_again(tmp_path / "de", data, tmp_path / "en")
+    (tmp_path / "de" / "0.txt").write_bytes(b"ein\r\n\n")  # one line end is taken, and no more
+    (tmp_path / "de" / "1.txt").write_bytes(b"ein\r")
+    rest = pofx.load(tmp_path / "de", given=tmp_path / "en", symbols="bytes")
+    found = {rest.space.spell(x) for part in (rest.train, rest.valid, rest.test) for x in part.read().x}
+    assert {"ein\r\n", "ein\r"} < found
+
+
+def test_a_context_that_is_too_long_or_strange_is_found_in_its_file(tmp_path: Path) -> None:
+    german, english = side_by_side(tmp_path)
+    data = pofx.load(german, given=english, separator="\\n")
+    for what, match in (
+        ("the man" * 20, r"Context 3 of .*train.en is 140 long; those of this run are up to"),
+        ("the MAN", r"train.en, document 3: The character 'M' at 4 is none of the"),
+    ):
+        english.write_text("\n".join([*ENGLISH[:2], what, *ENGLISH[3:]]) + "\n")
+        with pytest.raises(BadValue, match=match):
+            read_rows(data.space, data.context, german, options=data.options, given=english, notes=[])
+    path = table(tmp_path)
+    both = pofx.load(path, text="german", given="english")
+    path.write_text(path.read_text().replace("der Mann Nummer 2", "der MANN Nummer 2"))
+    with pytest.raises(BadValue, match=r"pairs.csv, row 3, 'german': The character 'A' at 5"):
+        read_rows(both.space, both.context, path, options=both.options, notes=[])
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        (["a", 3.5, "b"], r"metadata.jsonl, line 2: 'caption' is a number; in line 1 it is a string"),
+        ([None, ["a"], 1], r"metadata.jsonl, line 3: 'caption' is a number; in line 2 it is a list"),
+        (["a", None, {"b": 1}], r"metadata.jsonl, line 3: 'caption' is an object; in line 1 it is a string"),
+        (["a", "b\ud800", "c"], r"metadata.jsonl, line 2: 'caption' holds '.ud800', half of a character"),
+        ([["a"], [1], ["b"]], r"metadata.jsonl: 'caption' makes up no column"),
+    ],
+)
+def test_values_of_several_kinds_are_found_in_their_file(tmp_path: Path, values: list[Any], match: str) -> None:
+    lines = [json.dumps({"file_name": f"{i}.png", "caption": v}) for i, v in enumerate(values)]
+    folder = captions(pictures(tmp_path / "images", 3), lines, "metadata.jsonl")
+    with pytest.raises(BadValue, match=match):
+        pofx.load(folder, given="caption")
+
+
+def test_names_in_either_form_of_unicode_are_the_same(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"  # as Linux keeps them, and as some disks of macOS do
+    small, large = pictures(tmp_path / "small"), pictures(tmp_path / "large", size=8)
+    (small / "3.png").rename(small / f"{composed}.png")
+    (large / "3.png").rename(large / f"{apart}.png")
+    data = pofx.load(small, given=large)
+    for x, c, i in zip(data.train.x, data.train.c, data.train.rows.tolist(), strict=True):
+        seed = 3 if i == 11 else i if i < 3 else i + 1
+        assert np.array_equal(x[0], np.random.default_rng(seed).integers(0, 256, (4, 4), dtype=np.uint8))
+        assert np.array_equal(c[0], np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8))
+    lines = [(f.replace("3.png", f"{composed}.png") if f == "3.png" else f, f"text {f}") for f in BACKWARDS]
+    assert pofx.load(large, given=named_lines(tmp_path, ".csv", lines)).context.name == "text"
+    captions(large, ["file_name,caption", *(",".join(line) for line in lines)])
+    assert pofx.load(large, given="caption").context.name == "text"
+
+
 def test_arrays_and_frames_beside_arrays(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     rng = np.random.default_rng(0)
@@ -343,18 +511,49 @@ def test_sounds_with_transcripts(tmp_path: Path) -> None:
         pofx.load(folder, given="text")
 
 
+@pytest.mark.parametrize("spelt", ["s{}", "s{}.wav", "wavs/s{}", "wavs/s{}.wav", "corpus/wavs/s{}.wav"])
+def test_transcripts_without_a_header_name_files_in_any_way(tmp_path: Path, spelt: str) -> None:
+    sounds(tmp_path / "wavs")
+    lines = [f"{spelt.format(i)}|say {i}" for i in range(11, -1, -1)]
+    data = pofx.load(captions(tmp_path, lines, "metadata.csv"), given="text", levels=16)
+    for part in (data.train, data.test):
+        read = part.read()
+        for x, c in zip(read.x, read.c, strict=True):  # the sound s3.wav has 23 samples
+            assert data.context.spell(c) == f"say {int(data.space.lengths(x[None])) - 20}"
+    captions(tmp_path, [*lines[:-1], "other/s0|say 0"], "metadata.csv")
+    with pytest.raises(MissingSource, match=r"line 12, is of 'other/s0', and .* holds no such sound"):
+        pofx.load(tmp_path, given="text", levels=16)
+
+
+def test_a_caption_of_several_lines_does_not_shift_the_rows_that_errors_name(tmp_path: Path) -> None:
+    folder = captions(
+        pictures(tmp_path / "images", 3), ["file_name,caption", '0.png,"a', "b", 'c"', "1.png,d", "9.png,e"]
+    )
+    with pytest.raises(MissingSource, match=r"captions.csv, row 3, is of '9.png'"):
+        pofx.load(folder, given="caption")
+
+
+def test_names_of_tables_in_capitals_are_read_by_their_kind(tmp_path: Path) -> None:
+    lines = [json.dumps({"file_name": f, "caption": f"is {f}"}) for f in NAMES]
+    assert (
+        pofx.load(captions(pictures(tmp_path / "a"), lines, "METADATA.JSONL"), given="caption").context.name == "text"
+    )
+    lines = ["file_name,caption", *(f"{f},is {f}" for f in NAMES)]
+    assert pofx.load(captions(pictures(tmp_path / "b"), lines, "Captions.CSV"), given="caption").context.name == "text"
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "error", "match"),
     [
-        ("captions.csv", ["file_name,caption", "0.png,a", "9.png,b"], MissingSource, r"line 3, is of '9.png'"),
+        ("captions.csv", ["file_name,caption", "0.png,a", "9.png,b"], MissingSource, r"row 2, is of '9.png'"),
         ("captions.csv", ["file_name,caption", "0.png,a"], BadValue, r"2 of 3 files .* 1.png, 2.png"),
-        ("captions.csv", ["file_name,caption", "0.png,a", "0.png,b"], BadValue, r"line 3, .* has a line already"),
+        ("captions.csv", ["file_name,caption", "0.png,a", "0.png,b"], BadValue, r"row 2, .* has a line already"),
         ("captions.csv", ["file,caption", "0.png,a"], WrongShape, r"no 'file_name'; it has file, caption"),
         (
             "captions.csv",
             ["file_name,caption", "0.png,a", "1.png,", "2.png,c"],
             BadValue,
-            r"line 3, 'caption' is empty",
+            r"row 2, 'caption' is empty",
         ),
         ("metadata.jsonl", ['{"file_name": "0.png", "caption"'], CorruptFile, r"line 1 is not JSON"),
         ("metadata.jsonl", ['{"caption": "a"}'], WrongShape, r"line 1, has no 'file_name'; it has caption"),
@@ -374,6 +573,36 @@ def test_captions_that_are_not_there(tmp_path: Path) -> None:
         pofx.load(folder, given="title")
     with pytest.raises(UsageError, match=r"'caption' lies beside .* a file or folder of what is given"):
         pofx.load(pictures(tmp_path / "bare"), given="caption")
+
+
+def test_columns_under_another_name_are_named(tmp_path: Path) -> None:
+    folder, bare = captioned(tmp_path / "images"), pictures(tmp_path / "bare")
+    for asked, name in (
+        ({"target": "captio"}, "caption"),
+        ({"given": "CAPTION"}, "caption"),
+        ({"label": "kin"}, "kind"),
+    ):
+        with pytest.raises(UsageError, match=rf"Did you mean {name}\?"):
+            pofx.load(folder, **asked)
+    with pytest.raises(UsageError, match=r"no column 'xyz' \(target\). Columns: caption, age, kind\."):
+        pofx.load(folder, target="xyz")
+    with pytest.raises(UsageError, match=r"no column 'xyz' \(target\). The source has no columns: leave it out\."):
+        pofx.load(bare, target="xyz")
+    other = captions(pictures(tmp_path / "other"), ["file_name,title", *(f"{i}.png,picture a" for i in range(12))])
+    for asked in ({"target": "caption"}, {"given": "caption"}):
+        data = pofx.load(folder, **asked)
+        with pytest.raises(WrongShape, match=r"other \(images .* has no column 'caption'; .* Its columns: title\."):
+            read_rows(data.space, data.context, other, options=data.options, notes=[])
+        with pytest.raises(WrongShape, match=r"bare \(images .* has no column 'caption'; expected .* Add it\."):
+            read_rows(data.space, data.context, bare, options=data.options, notes=[])
+
+
+def test_a_text_is_never_its_own_context_for_lack_of_another(tmp_path: Path) -> None:
+    data = pofx.load(table(tmp_path, ".jsonl"), text="german", given="english")
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps({"german": g, "English": "a dog"}) + "\n" for g in GERMAN))
+    with pytest.raises(WrongShape, match=r"new.jsonl .* has no column 'english'; .* Did you mean English\?"):
+        read_rows(data.space, data.context, path, options=data.options, notes=[])
 
 
 # -- archives ------------------------------------------------------------------------------------------------
@@ -560,6 +789,23 @@ def test_pictures_given_captions_on_the_command_line(tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert run("data", folder, "--given", "caption", "--json") == 0
     assert json.loads(capsys.readouterr().out)["given"]["space"] == "text"
+
+
+def test_pictures_given_a_table_that_names_them_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, place = pictures(tmp_path / "shots"), tmp_path / "run"
+    path = named_lines(tmp_path, ".csv", [(f, f"is {f}") for f in BACKWARDS])
+    assert run("fit", folder, "image-gpt", "--given", path, "--out", place, *TINY) == 0
+    assert run("resume", place, "--quiet") == 0
+    for lines in (path, named_lines(tmp_path, ".jsonl", [(f, f"is {f}") for f in NAMES])):
+        capsys.readouterr()
+        assert run("log-prob", place, folder, "--given", lines) == 0
+        assert "in order" not in capsys.readouterr().err
+    assert run("sample", place, 1, "--given", path, "--out", tmp_path / "drawn") == 0
+    assert (tmp_path / "drawn" / "metadata.csv").read_text().splitlines()[1] == "00000.png,is 11.png"
+    small = named_lines(tmp_path, ".csv", [(f, f"is {f}") for f in NAMES[:-1]])
+    assert "have no line in" in failed(capsys, "log-prob", place, folder, "--given", small)
 
 
 def test_texts_given_pictures_and_sounds_on_the_command_line(

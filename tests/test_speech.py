@@ -359,6 +359,8 @@ def test_bad_input_is_named():
             family("ctc")(family("ctc").Config(), Text("ab"), context)
     with pytest.raises(Unsupported, match="whole texts"):
         family("ctc")(family("ctc").Config(), Text("ab", False), data.context)
+    with pytest.raises(Unsupported, match="--given"):  # which makes them whole
+        family("ctc")(family("ctc").Config(), Text("ab", False), None)
 
 
 def test_an_empty_transcript_is_a_text():

@@ -167,7 +167,10 @@ def test_lines_end_at_a_line_feed_alone(tmp_path: Path, end: str) -> None:
         (tmp_path / "a.jsonl").write_bytes(content.encode())
         assert sorted(every(pofx.load(tmp_path / "a.jsonl"))) == sorted(documents)
     (tmp_path / "a.txt").write_bytes("\n".join(documents).encode())
-    assert sorted(every(pofx.load(tmp_path / "a.txt", separator="\\n", kind="text"))) == sorted(documents)
+    kept = [d.removesuffix("\r") for d in documents]  # \r\n ends a line, too
+    assert sorted(every(pofx.load(tmp_path / "a.txt", separator="\\n", kind="text"))) == sorted(kept)
+    with pytest.raises(UsageError, match=r"cannot hold these texts: some hold '.n', a carriage return before it"):
+        write_texts(["a\r", "b"], tmp_path / "b.txt", {"separator": "\\n"})
 
 
 def test_json_lines_that_are_no_texts_are_named_or_counted(tmp_path: Path) -> None:
@@ -353,7 +356,7 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match=r"not UTF-8 text: byte 0xe9 at 3.*iconv"):
         pofx.load(path)
     path.write_text("too short to split")
-    with pytest.raises(EmptyData, match=r"1 excerpts?, too few to split into 3 parts"):
+    with pytest.raises(EmptyData, match=r"1 excerpts?, too few to split into 3 parts.*--given"):
         pofx.load(path)
     with pytest.raises(MissingSource):
         pofx.load(tmp_path / "none.txt")
@@ -401,6 +404,55 @@ def test_a_large_file_has_the_documents_of_a_small_one(
     assert large.space == small.space
     assert torch.equal(large.rows[:], small.rows[:])
     assert large.notes[1:] == small.notes
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_lines_that_end_as_on_windows_hold_no_carriage_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    lines = [f"a line of words {i}" for i in range(80)]
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\r\n".join([*lines, ""]).encode())
+    how = Options(symbols="bytes", separator="\\n", paired=paired)
+    small = text.from_file(path, how)
+    monkeypatch.setattr(text, "IN_MEMORY", 1000)
+    large = text.from_file(path, how)
+    assert isinstance(large.rows.values, np.memmap)
+    for raw in (small, large):
+        assert [raw.space.spell(x) for x in raw.rows[:]] == lines
+        assert "80 lines end in \\r\\n: the \\r is no part of their texts." in raw.notes
+    assert large.space == small.space
+    assert large.notes[1:] == small.notes
+    path.write_bytes("\r\n".join(lines).encode())  # one document keeps what is within it
+    whole = text.from_file(path, Options(symbols="bytes"))
+    assert whole.before is not None
+    assert bytes(whole.rows.runs()[0][:][0].tolist()).count(b"\r\n") == 79
+
+
+def test_files_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    raw = text.from_folder(tmp_path, Options())
+    assert [raw.space.spell(x) for x in raw.rows[:]] == [f"text {i}" for i in range(40)]
+
+
+def test_a_character_that_is_not_known_is_found_in_its_file(tmp_path: Path) -> None:
+    lines, known = [f"words {i}" for i in range(40)], Text("words 0123456789", True, 20)
+    path, how = tmp_path / "lines.txt", Options(separator="\\n", like=known)
+    path.write_text("\n".join([*lines[:6], "", *lines[6:11], "wo\u8dd1rds", *lines[11:]]))
+    with pytest.raises(BadValue, match=r"lines.txt, document 13: The character '\u8dd1' at 2 is none"):
+        text.from_file(path, how)
+    with pytest.raises(BadValue, match=r"lines.txt: The character"):
+        text.from_file(path, Options(like=known))
+    (tmp_path / "folder").mkdir()
+    for i, line in enumerate([*lines, "\u8dd1"]):
+        (tmp_path / "folder" / f"{i}.txt").write_text(line)
+    with pytest.raises(BadValue, match=r"folder/40.txt: The character '\u8dd1' at 0"):
+        text.from_folder(tmp_path / "folder", how)
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n\n" for t in [*lines, "words!"]))
+    with pytest.raises(BadValue, match=r"lines.jsonl, line 81: The character '!' at 5"):
+        text.from_jsonl(path, how)
 
 
 def test_long_documents_of_a_large_file_are_cut_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

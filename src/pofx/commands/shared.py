@@ -122,7 +122,7 @@ class Source(Tables, Images, Texts, Sounds, Sequences):
     """
     given: Annotated[str | None, COMMAS, arg(metavar="COLUMN,...|SOURCE")] = None
     """Condition on this: the model is p(x | given). 'label'; columns 'a,b' of a table, of JSON lines, of a step, or of
-    captions.csv or metadata.jsonl in a folder; an array beside x; or another SOURCE, row by row (folders: by names)."""
+    captions.csv or metadata.jsonl in a folder; an array beside x; or another SOURCE, row by row (files by names)."""
     joint: bool = False
     """Model x and what is given together, as pairs: p(x, given), for families that know each given the other."""
     label: Annotated[str | None, arg(metavar="COLUMN")] = None
@@ -147,7 +147,7 @@ class Given(Group):
     """Rows that may have their contexts in a source of their own."""
 
     given: Annotated[str | None, arg(metavar="SOURCE")] = None
-    """Where the contexts of the SOURCE's rows are, row by row (of two folders file by file) [default: in SOURCE]."""
+    """Where the contexts of the SOURCE's rows are, row by row (files by their names) [default: in SOURCE]."""
 
 
 @dataclass(kw_only=True)

@@ -50,11 +50,14 @@ def abridged(values: Sequence[str], most: int = 6) -> str:
 def meant(name: str, known: Iterable[str], otherwise: str) -> str:
     """The remedy for a name that is not among the known ones: those spelled alike, or what to say without any.
 
+    Capitals make no difference.
+
     Example:
         >>> meant("gnn", ["gmm", "gan", "nsf"], "Known: gmm, gan, nsf.")
         'Did you mean gan?'
     """
-    near = difflib.get_close_matches(name, list(known))
+    by_lower = {each.lower(): each for each in known}
+    near = [by_lower[each] for each in difflib.get_close_matches(name.lower(), list(by_lower))]
     return f"Did you mean {' or '.join(near)}?" if near else otherwise
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ import pyarrow as pa
 from pofx.core.errors import BadValue, MissingSource, WrongShape
 from pofx.core.spelling import abridged
 from pofx.data import delimited, text
+from pofx.data.folders import FILE, composed, finder
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
-from pofx.data.ragged import RawRagged
+from pofx.data.ragged import NDArray, RawRagged
 from pofx.data.raw import RawArray
 
-FILE = "file_name"
 SPOKEN = ("text", "normalized_text")  # of a table without a header, behind the name of the file
 
 
@@ -32,7 +32,7 @@ SPOKEN = ("text", "normalized_text")  # of a table without a header, behind the 
 class Captions:
     """The lines of one table: of each its file below the folder, where it stands, and a column [N] of everything else.
 
-    ``by_name``: files are named without folder and suffix.
+    ``by_name``: files may be named without folder and suffix.
     """
 
     path: Path
@@ -49,36 +49,55 @@ def attach(raw: RawArray | RawRagged, folder: Path, files: Sequence[Path], how: 
     """
     assert raw.files is not None
     tables = [_read(p, folder, how) for p in files]
-    place = {file: i for i, file in enumerate(raw.files)}
-    short = {PurePosixPath(file).stem: i for i, file in enumerate(raw.files)}
-    row_of = np.full(len(raw.files), -1)
-    rows = [(t, i) for t in tables for i in range(len(t.files))]
-    for number, (table, i) in enumerate(rows):
-        at = (short if table.by_name else place).get(table.files[i])
-        if at is None:
-            kind = raw.space.name if raw.space.name != "audio" else "sound"
-            raise MissingSource(
-                f"{table.places[i]} is of {table.files[i]!r}, and {folder} holds no such {kind}.",
-                "Add the file, or remove the line.",
-            )
-        if row_of[at] >= 0:
-            raise BadValue(
-                f"{table.places[i]} is of {raw.files[at]!r}, which has a line already.",
-                "Keep one line for each file, or copy the file.",
-            )
-        row_of[at] = number
-    if without := [f for f, row in zip(raw.files, row_of, strict=True) if row < 0]:
-        raise BadValue(
-            f"{len(without)} of {len(raw.files)} files of {folder} have no line in {tables[0].path.name}: "
-            f"{abridged(without, 3)}.",
-            "Add their lines, or remove the files.",
-        )
-    raw.places = [rows[i][0].places[rows[i][1]] for i in row_of]
+    kind = raw.space.name if raw.space.name != "audio" else "sound"
+    whole = {composed(file): [i] for i, file in enumerate(raw.files)}
+    find = finder(raw.files)
+    lines = [
+        (place, name, find(name) if t.by_name else whole.get(composed(name), []))
+        for t in tables
+        for place, name in zip(t.places, t.files, strict=True)
+    ]
+    row_of = line_of_each(raw.files, lines, str(folder), tables[0].path.name, kind)
+    raw.places = [lines[i][0] for i in row_of]
     order = pa.array(row_of)
     for name in dict.fromkeys(name for t in tables for name in t.columns):
         if lacking := [t for t in tables if name not in t.columns]:
             raise WrongShape(f"{lacking[0].path} has no column {name!r}; other tables of {folder} have.", "Add it.")
         raw.beside[name] = partial(_joined, [t.columns[name] for t in tables], order, name, folder)
+
+
+def line_of_each(
+    files: Sequence[str], lines: Sequence[tuple[str, str, list[int]]], folder: str, table: str, kind: str
+) -> NDArray:
+    """The number of the line of each file [N], of lines that say where they stand, what they name, and which files
+    that may be.
+
+    Raises MissingSource for a line without its file, BadValue for a file without a line or with several.
+    """
+    row_of = np.full(len(files), -1)
+    for number, (place, name, found) in enumerate(lines):
+        if not found:
+            raise MissingSource(
+                f"{place} is of {name!r}, and {folder} holds no such {kind}.", "Add the file, or remove the line."
+            )
+        if len(found) > 1:
+            raise BadValue(
+                f"{place} is of {name!r}, which may be {' or '.join(files[i] for i in found[:2])}.",
+                "Write the whole name.",
+            )
+        at = found[0]
+        if row_of[at] >= 0:
+            raise BadValue(
+                f"{place} is of {files[at]!r}, which has a line already.",
+                "Keep one line for each file, or copy the file.",
+            )
+        row_of[at] = number
+    if without := [f for f, row in zip(files, row_of, strict=True) if row < 0]:
+        raise BadValue(
+            f"{len(without)} of {len(files)} files of {folder} have no line in {table}: {abridged(without, 3)}.",
+            "Add their lines, or remove the files.",
+        )
+    return row_of
 
 
 def _joined(columns: list[Any], order: pa.Array, name: str, folder: Path) -> pa.ChunkedArray:
@@ -91,17 +110,17 @@ def _joined(columns: list[Any], order: pa.Array, name: str, folder: Path) -> pa.
 
 def _read(path: Path, folder: Path, how: Options) -> Captions:
     """One such table. Raises WrongShape or CorruptFile, with the line, for what is none."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return _from_jsonl(path, folder)
     first = unpacked(path).decode(errors="replace").lstrip("\ufeff").partition("\n")[0]
     if "|" in first and FILE not in first:
         return _spoken(path)
-    raw = delimited.from_csv(path, Options(missing=how.missing, texts=how.texts))
+    raw = delimited.from_csv(path, Options(missing=how.missing, texts=(*how.texts, FILE)))
     if FILE not in raw.columns:
         raise _no_file_name(str(path), list(raw.columns))
     columns = {name: pa.chunked_array(_plain(fetch())) for name, fetch in raw.columns.items()}
     files = columns.pop(FILE).cast(pa.string()).to_pylist()
-    return _captions(path, folder, files, [f"{path}, line {i + 2}," for i in range(raw.n)], columns)
+    return _captions(path, folder, files, [f"{path}, row {i}," for i in range(1, raw.n + 1)], columns)
 
 
 def _plain(column: Any) -> list[Any]:
@@ -109,15 +128,16 @@ def _plain(column: Any) -> list[Any]:
 
 
 def _from_jsonl(path: Path, folder: Path) -> Captions:
-    files, places, entries = list[Any](), list[str](), list[dict[str, Any]]()
+    files, places, numbers, entries = list[Any](), list[str](), list[int](), list[dict[str, Any]]()
     for number, entry in text.json_lines(path):
         where = f"{path}, line {number},"
         if not isinstance(entry, dict) or FILE not in entry:
             raise _no_file_name(where, list(entry) if isinstance(entry, dict) else [text.kind_of(entry)])
         files.append(entry[FILE])
         places.append(where)
+        numbers.append(number)
         entries.append(entry)
-    columns = {name: fetch() for name, fetch in text.beside_lines(path, entries, FILE).items()}
+    columns = {name: fetch() for name, fetch in text.beside_lines(path, entries, numbers, FILE).items()}
     return _captions(path, folder, files, places, columns)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ PARTS = {
 
 
 CAPTIONS = ("captions.csv", "metadata.csv", "captions.jsonl", "metadata.jsonl")  # what is said of a folder's files
+FILE = "file_name"  # the column or key of each one's name
 
 
 @dataclass
@@ -129,6 +131,38 @@ def drawn(
 def names_below(folder: Path, files: Iterable[Path]) -> list[str]:
     """Of each file its path below the folder, with / between folders."""
     return [f.relative_to(folder).as_posix() for f in files]
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): some systems write é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def finder(files: Iterable[str]) -> Callable[[str], list[int]]:
+    """What finds the numbers of the files that a name may mean, first by whole paths, then by how these end.
+
+    A name may leave out the suffix, or folders above; or say folders above the one that the files are named from.
+
+    Example:
+        >>> find = finder(["wavs/a.wav", "wavs/b.wav"])
+        >>> find("wavs/a.wav"), find("b.wav"), find("b"), find("corpus/wavs/b.wav"), find("other/b.wav")
+        ([0], [1], [1], [1], [])
+    """
+    known = [defaultdict[str, list[int]](list) for _ in range(4)]  # whole, without suffix, and the ends of both
+    for i, file in enumerate(files):
+        path = PurePosixPath(composed(file))
+        for bare, parts in enumerate((path.parts, path.with_suffix("").parts)):
+            known[bare]["/".join(parts)].append(i)
+            for k in range(1, len(parts)):
+                known[2 + bare]["/".join(parts[k:])].append(i)
+
+    def find(name: str) -> list[int]:
+        parts = PurePosixPath(composed(name)).parts
+        asked = [(by, "/".join(parts)) for by in known]
+        asked += [(by, "/".join(parts[k:])) for k in range(1, len(parts)) for by in known[:2]]
+        return next((by[end] for by, end in asked if end in by), [])
+
+    return find
 
 
 def by_part(arrays: Iterable[str]) -> dict[str, dict[int | None, str]]:

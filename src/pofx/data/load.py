@@ -15,13 +15,14 @@ import torch
 from pofx.core.errors import MissingSource, UsageError
 from pofx.core.memory import enough
 from pofx.core.space import Space
-from pofx.core.spelling import abridged, listed
+from pofx.core.spelling import abridged, listed, meant
 from pofx.data import pairs
 from pofx.data.actions import action_chunks, given_steps, long_enough
 from pofx.data.archives import REALS, is_archive
 from pofx.data.blocks import beyond
 from pofx.data.columns import typed
 from pofx.data.dependence import relations
+from pofx.data.folders import FILE
 from pofx.data.formats import FORMATS
 from pofx.data.joint import joined
 from pofx.data.options import Options
@@ -89,9 +90,10 @@ def load(
         given: the model is p(x | given). "label"; columns of a table ("a,b"), of a step of sequences, or of JSON lines;
             an array of an archive; a column of captions.csv, metadata.csv, captions.jsonl or metadata.jsonl in a folder
             of images or sounds, whose ``file_name`` names the files (or of LJSpeech's metadata.csv). Or another source,
-            anything but a built-in name: its row i belongs to row i of the first, and files of two folders to those of
-            the same name. A column of free text, alone, is a context of Text; others are a Table; arrays of classes
-            Labels. A name that is both a column and a file is the column.
+            anything but a built-in name: its row i belongs to row i of the first; files of two folders to those of the
+            same name, and files to the rows of a table, or lines of JSON, whose ``file_name`` names them. A column of
+            free text, alone, is a context of Text; others are a Table; arrays of classes Labels. A name that is both a
+            column and a file is the column.
         joint: model x and what is given together: the space is then a Pair of both, for models of p(x, given) and of
             each given the other.
         label: the column (or array of an archive of sounds) that holds each row's class, for probes and colours;
@@ -192,7 +194,7 @@ def load(
     if columns is not None and other is not None:
         notes.append(f"{given!r} is a column and a file: the column is given (./{given} would be the file).")
         other = None
-    second = None if other is None else pairs.second(raw, source, other, how, kind == REALS)
+    second = None if other is None else pairs.second(raw, source, other, how, notes, kind == REALS)
     options["given"] = columns if other is None else _found_again(other) if _is_path(other) else IN_MEMORY
     _check_served(options, how, raw, second)
     decided = [h.decided for h in (how, *([second.how] if second else [])) if h.decided]
@@ -212,6 +214,7 @@ def load(
     if lost := [c for c, t in options["types"].items() if t == pairs.TEXT and c not in held]:
         raise no_column(lost[0], held, "types")
     if second is not None:
+        drop = [*dict.fromkeys((*drop, *second.aside))]
         found = pairs.Apart(raw, None, second.side(options["types"], drop, notes), label, target, None)
         typed_as = {c: t for c, t in typed_as.items() if c not in second.columns}
         drop = [c for c in drop if c not in second.columns]
@@ -327,7 +330,9 @@ def _given_columns(given: str | list[str] | None, source: bool, raw: Raw) -> lis
     if unknown := [name for name in names if name not in (*known, "label")]:
         there = [*dict.fromkeys(known)]
         remedy = (
-            f"There are: {abridged(there, 20)}." if there else "Give 'label', or a file or folder of what is given."
+            meant(unknown[0], there, f"There are: {abridged(there, 20)}.")
+            if there
+            else "Give 'label', or a file or folder of what is given."
         )
         raise UsageError(f"No column or array {unknown[0]!r} lies beside these {raw.space}, and no file.", remedy)
     return names
@@ -385,6 +390,7 @@ def reading(
     if texts is None:
         texts = [c for c, t in options["types"].items() if "category" in t or t == pairs.TEXT]
         texts += [options["text"]] if options["text"] is not None else []
+    texts = [*texts, *([FILE] if paired else [])]  # names of files stay as they are written
     label = next((options[k] for k in ("label_array", "label") if options.get(k) not in (None, "label")), None)
     how: dict[str, Any] = {k: options[k] for k in told if options[k] is not None} | {
         "texts": texts,

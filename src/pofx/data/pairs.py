@@ -17,7 +17,9 @@ from pofx.core.errors import BadValue, EmptyData, MissingSource, UsageError, Wro
 from pofx.core.space import Space
 from pofx.core.spelling import abridged
 from pofx.data import archives, text
+from pofx.data.captions import line_of_each
 from pofx.data.columns import typed
+from pofx.data.folders import FILE, composed, finder
 from pofx.data.options import Options
 from pofx.data.ragged import Fetch, RawRagged
 from pofx.data.raw import Raw, RawTable
@@ -115,14 +117,22 @@ def labels_of(given: Any) -> Side | None:
     return Side(Label(tuple(str(v) for v in values.tolist())), torch.from_numpy(codes.astype(np.int64)).__getitem__)
 
 
-def partners(raw: Raw, other: Raw, where: str, there: str) -> Tensor | None:
-    """Which row of ``other`` belongs to each row of ``raw`` [N]: of two folders by the names of files, else in order.
+def partners(raw: Raw, other: Raw, where: str, there: str, notes: list[str]) -> Tensor | None:
+    """Which row of ``other`` belongs to each row of ``raw`` [N]: by the names of files, else in order.
 
-    None: row i to row i. Raises MissingSource for a file without its partner, WrongShape where there are more rows of
-    one than of the other.
+    Files are paired with those of another folder, or with the lines of a table or of JSON that name them. None: row i
+    to row i. Raises MissingSource for a file or line without its partner, BadValue for one with several, WrongShape
+    where there are more rows of one than of the other.
     """
+    if names_files(raw, other):
+        return torch.from_numpy(_lines(raw, other, where, there))
+    if names_files(other, raw):
+        return torch.from_numpy(_lines(other, raw, there, where)).argsort()
     if raw.files is None or other.files is None:
         if raw.n == other.n:
+            files = raw.files or other.files
+            if files is not None and raw.n > 1:
+                notes.append(f"Paired in order: {files[0]} with row 1, {files[1]} with row 2{', …' * (raw.n > 2)}.")
             return None
         raise WrongShape(
             f"{where} has {raw.n} rows and {there} has {other.n}: they are no pairs.",
@@ -138,11 +148,38 @@ def partners(raw: Raw, other: Raw, where: str, there: str) -> Tensor | None:
     return torch.tensor([others[stem][0] for stem in mine])
 
 
+def names_files(raw: Raw, other: Raw) -> bool:
+    """Is ``raw`` of files, and does each row of ``other`` name one?"""
+    return raw.files is not None and other.files is None and _file_names(other) is not None
+
+
+def _file_names(raw: Raw) -> Fetch | None:
+    """The column or key that names a file for each row."""
+    return (raw.columns if isinstance(raw, RawTable) else raw.beside).get(FILE, raw.beside.get(FILE))
+
+
+def _lines(raw: Raw, other: Raw, where: str, there: str) -> np.ndarray[Any, Any]:
+    """The row of ``other`` that names each file of ``raw`` [N]. Raises as ``line_of_each``."""
+    fetch = _file_names(other)
+    assert raw.files is not None
+    assert fetch is not None
+    column = fetch()
+    names = column.to_pylist() if hasattr(column, "to_pylist") else column.tolist()
+    places = other.places or [f"{there}, row {i}," for i in range(1, other.n + 1)]
+    find = finder(raw.files)
+    lines = list[tuple[str, str, list[int]]]()
+    for name, place in zip(names, places, strict=True):
+        if name is None or not str(name).strip():
+            raise BadValue(f"{place} names no file: its {FILE!r} is empty.", "Correct or remove the line.")
+        lines.append((place, str(name).strip(), find(str(name).strip())))
+    return line_of_each(raw.files, lines, where, there, "file")
+
+
 def _stems(files: Sequence[str], where: str) -> dict[str, tuple[int, str]]:
     """Number and name of each file, by its path without suffix."""
     found: dict[str, tuple[int, str]] = {}
     for i, file in enumerate(files):
-        stem = str(PurePosixPath(file).with_suffix(""))
+        stem = str(PurePosixPath(composed(file)).with_suffix(""))
         if stem in found:
             raise BadValue(f"{where} holds {found[stem][1]} and {file}: which one is meant?", "Remove one of them.")
         found[stem] = i, file
@@ -151,12 +188,16 @@ def _stems(files: Sequence[str], where: str) -> dict[str, tuple[int, str]]:
 
 @dataclass(frozen=True)
 class Second:
-    """Another source, of what belongs to each row of x: row ``index[i]`` to row i (None: i); ``classes``: as labels."""
+    """Another source, of what belongs to each row of x: row ``index[i]`` to row i (None: i); ``classes``: as labels.
+
+    ``aside``: the columns, of either, that only said which rows belong together.
+    """
 
     raw: Raw
     how: Options
     index: Tensor | None
     classes: Side | None = None
+    aside: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -173,7 +214,7 @@ class Second:
         return side(raw, own, [c for c in drop if c in self.columns and raw is self.raw], notes, self.index)
 
 
-def second(raw: Raw, source: Any, other: Any, how: Options, reals: bool = False) -> Second:
+def second(raw: Raw, source: Any, other: Any, how: Options, notes: list[str], reals: bool = False) -> Second:
     """Another source, read as the first was, as far as that means something for it, and paired with it.
 
     ``reals``: an array is one of reals.
@@ -185,11 +226,16 @@ def second(raw: Raw, source: Any, other: Any, how: Options, reals: bool = False)
         how, kind=kind, arrays=(), label_array=None, label=None, beside=(), paired=True, decided={}, served=set()
     )
     found = read(other, own)
-    index = partners(raw, found, called(source), called(other))
+    index = partners(raw, found, called(source), called(other), notes)
+    table = found if names_files(raw, found) else raw if names_files(found, raw) else None
+    aside = (FILE,) if isinstance(table, RawTable) else ()
+    if isinstance(table, RawTable) and not table.columns.keys() - {FILE}:
+        raise EmptyData(f"{called(other if table is found else source)} has no column beside {FILE!r}.",
+                        "Add what belongs to each file.")  # fmt: skip
     one = [s for s, r in ((source, raw), (other, found)) if isinstance(r, RawRagged) and r.space.alphabet is not None]
     if raw.n == 1 and one:
         raise EmptyData(f"{one[0]} is one document.", "Say what stands between documents: --separator '\\n'.")
-    return Second(found, own, index, labels_of(other))
+    return Second(found, own, index, labels_of(other), aside)
 
 
 def called(source: Any) -> str:

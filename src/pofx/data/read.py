@@ -17,7 +17,7 @@ import torch
 
 from pofx.core.errors import EmptyData, MissingSource, OutOfMemory, UnknownFormat, UsageError, WrongShape
 from pofx.core.memory import available, gigabytes
-from pofx.core.spelling import meant
+from pofx.core.spelling import abridged, meant
 from pofx.data import (
     archives,
     audio,
@@ -200,7 +200,7 @@ def _file(path: Path, options: Options) -> Raw:
 def _asked(raw: Raw, options: Options, where: str) -> Raw:
     """A table as it is, or the texts or sequences in it that are asked for."""
     if options.text is not None:
-        return _text_column(raw, options)
+        return _text_column(raw, options, where)
     named = options.sequence if options.sequence != sequences.ROWS else None
     if options.paired and named is not None and not (isinstance(raw, RawTable) and named in raw.columns):
         return raw  # the other of a pair has it
@@ -228,18 +228,20 @@ def _is_documents(path: Path, head: bytes, suffix: str, options: Options) -> boo
     return told and options.kind is None and f".{suffix}" not in tables and b"\0" not in head
 
 
-def _text_column(raw: Raw, options: Options) -> Raw:
+def _text_column(raw: Raw, options: Options, where: str) -> Raw:
     """One column of a table as texts; the source's own parts and labels stay."""
     name = options.text or ""
     if options.paired and not (isinstance(raw, RawTable) and name in raw.columns):
         return raw  # the other of a pair has it
     if not isinstance(raw, RawTable) or name not in raw.columns:
-        known = ", ".join([*raw.columns][:20]) if isinstance(raw, RawTable) else "none"
-        raise UsageError(f"There is no column {name!r} of texts.", f"Columns: {known}.")
+        known = [*raw.columns] if isinstance(raw, RawTable) else []
+        otherwise = f"Columns: {abridged(known, 20)}." if known else "The source has no columns: leave it out."
+        raise UsageError(f"There is no column {name!r} of texts.", meant(name, known, otherwise))
     options.served.add("text")
     others = {k: fetch for k, fetch in (raw.columns | raw.beside).items() if k != name}
     options = replace(options, paired=options.paired or not others.keys().isdisjoint(options.beside))
-    found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part)
+    places = [f"{where}, row {i}," for i in range(1, raw.n + 1)]
+    found = text.from_column(name, raw.columns[name](), options, raw.label, raw.part, places)
     found.beside = others
     return found
 

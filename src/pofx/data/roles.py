@@ -48,7 +48,7 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     code: Tensor | None = None
     if column is not None:
         if column not in names:
-            raise no_column(column, names, "label" if column == label else "target")
+            raise no_column(column, [*names, *raw.beside], "label" if column == label else "target")
         labels, code = _classes(space.columns[names.index(column)], x[:, names.index(column)])
     elif raw.label is not None:
         labels, code = _factor(raw.label)
@@ -118,4 +118,5 @@ def _factor(label: Any) -> tuple[tuple[str, ...], Tensor]:
 
 def no_column(name: str, known: Iterable[str], what: str) -> UsageError:
     known = list(known)
-    return UsageError(f"There is no column {name!r} ({what}).", meant(name, known, f"Columns: {abridged(known, 20)}."))
+    otherwise = f"Columns: {abridged(known, 20)}." if known else "The source has no columns: leave it out."
+    return UsageError(f"There is no column {name!r} ({what}).", meant(name, known, otherwise))

@@ -19,6 +19,7 @@ from pofx.core.space import Ragged, Space, take
 from pofx.core.spelling import abridged, meant
 from pofx.data.actions import chunks, long_enough, steps_apart
 from pofx.data.archives import REALS
+from pofx.data.folders import FILE
 from pofx.data.joint import paired
 from pofx.data.load import reading
 from pofx.data.options import Options
@@ -56,7 +57,8 @@ def read_rows(
         options: what ``load`` was called with then.
         notes: gets what reading changed, in sentences; without it, values that were rounded draw a warning.
         first: the number of the first row, where the source is a part of a larger one.
-        given: another source, of their contexts: row i of it is that of row i, of two folders by the names of files.
+        given: another source, of their contexts: row i of it is that of row i, or the row of the file's name, as
+            ``load`` pairs them.
 
     Raises:
         WrongShape: a column is missing, images are of another size, there are more rows than contexts. BadValue: a
@@ -100,12 +102,15 @@ def read_rows(
     x: Any = new_rows(main, raw, told)
     if other is not None:
         own = isinstance(raw, RawTable) and other.alphabet is None and raw.columns.keys() >= {*names}
+        lacking = [name for name in names if name not in columns]
+        if lacking and not other.values and not (isinstance(raw, RawTable) and other.columns):
+            raise _lacks(lacking[0], columns, f"{called(source)} ({_held(raw)})", other)
         if names and not other.values and columns.keys() >= {*names} and not own:
             c = new_rows(other, values_of(names, raw, {}, _how(other, None, options), like=other), told)
         else:
             c = new_rows(other, raw, told)
     if context is not None and other is context:
-        check_lengths(context, c)
+        check_lengths(context, c, called(source), raw.files)
     x, c = (c, x) if swapped else (x, c)
     code = x if space.values else c if context is not None and context.values else None
     if code is None and labels is not None and label is not None:
@@ -139,12 +144,14 @@ def _of_two(
     """Rows of one source, and their contexts of another."""
     if context is None:
         raise UsageError("This run models p(x) and takes no contexts.", "Leave out --given.")
-    raw = read(source, _lines(_how(space, None, options, paired=True), space))
+    how = _lines(_how(space, None, options, paired=True), space)
+    raw = read(source, replace(how, kind=None) if how.text is not None and _is_table(source) else how)
     x = new_rows(space, raw, Told(raw.label, notes, 0))
     c, theirs = read_contexts(context, given, options, notes)
-    index = partners(raw, theirs, called(source), called(given))
+    told = list[str]()
+    index = partners(raw, theirs, called(source), called(given), told)
     if notes is not None:
-        notes += raw.notes
+        notes += [*raw.notes, *told]
     return Part(
         x, c if index is None else (c.take(index) if isinstance(c, RaggedRows) else c[index]), rows=torch.arange(len(x))
     )
@@ -163,21 +170,24 @@ def read_contexts(
     """
     names = _listed(options.get("given"))
     how = _how(context, None, {**options, "text": None}, paired=True)
-    table = isinstance(given, str | os.PathLike) and str(given).lower().removesuffix(".gz").endswith(TABLES)
-    file = isinstance(given, str | os.PathLike) and not table
+    file = isinstance(given, str | os.PathLike) and not _is_table(given)
     kind = how.kind if file or how.kind == REALS else None
     how = replace(_lines(how, context), kind=kind, sequence=None, own_rate=options.get("rate") is None)
     how = replace(how, text=names[0] if len(names) == 1 else options.get("text")) if _is_lines(given) else how
     raw = read(given, how)
     label = raw.label
     if isinstance(raw, RawTable):
-        columns = raw.columns
+        own = {c.name for c in context.columns}
+        columns = {name: fetch for name, fetch in raw.columns.items() if name != FILE or name in own} or raw.columns
         name = next((n for n in (*names, "label", options.get("text")) if n in columns), next(iter(columns)))
         if context.alphabet is not None:
             if len(columns) > 1 and name not in (*names, options.get("text")):
                 raise WrongShape(f"{called(given)} has {len(columns)} columns: {abridged([*columns], 12)}.",
                                  f"Name that of the texts {(names or ['text'])[0]!r}.")  # fmt: skip
-            raw = from_column(str(name), columns[str(name)](), how)
+            files = raw.columns.get(FILE)
+            places = [f"{called(given)}, row {i}," for i in range(1, raw.n + 1)]
+            raw = from_column(str(name), columns[str(name)](), how, places=places)
+            raw.beside = {} if files is None else {FILE: files}
         elif context.name == "sequence":
             apart = options.get("sequence")
             raw = from_table(raw, replace(how, sequence=apart if apart in columns else ROWS), called(given))
@@ -185,21 +195,25 @@ def read_contexts(
     if isinstance(raw, RawArray) and raw.x.shape == context.event_shape:
         raw.x = raw.x[None]
     c = new_rows(context, raw, Told(label, notes, 0))
-    check_lengths(context, c)
+    check_lengths(context, c, called(given), raw.files)
     if notes is not None:
         notes += raw.notes
     return c, raw
 
 
-def check_lengths(context: Space, c: Any) -> None:
-    """Raise BadValue for a context (of rows, or of a batch [N, L, ...]) longer than the longest that is known."""
+def check_lengths(context: Space, c: Any, where: str | None = None, files: Sequence[str] | None = None) -> None:
+    """Raise BadValue for a context (of rows, or of a batch [N, L, ...]) longer than the longest that is known.
+
+    It is named by its number from 1, by ``where`` it is from and by its file [N], as far as these are told.
+    """
     if context.fill is None:
         return
     lengths = c.lengths if isinstance(c, RaggedRows) else context.lengths(c)
     if len(lengths) and int(lengths.max()) > context.length:
         row = int(lengths.argmax())
+        place = (f" of {where}" if where else "") + (f" ({files[row]})" if files else "")
         raise BadValue(
-            f"Context {row} is {int(lengths[row])} long; those of this run are up to {context.length}.",
+            f"Context {row + 1}{place} is {int(lengths[row])} long; those of this run are up to {context.length}.",
             "Shorten it, or fit with contexts as long.",
         )
 
@@ -209,6 +223,10 @@ def _lines(how: Options, space: Space) -> Options:
     if space.alphabet and "\n" not in space.alphabet and how.separator is None:
         return replace(how, separator="\\n")
     return how
+
+
+def _is_table(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) and str(source).lower().removesuffix(".gz").endswith(TABLES)
 
 
 def _is_lines(source: Any) -> bool:
@@ -297,6 +315,13 @@ def _arrow(columns: Mapping[str, Any]) -> Any:
         raise WrongShape(f"The columns make up no table: {e}.", "Give lists or arrays of equal length.") from e
 
 
+def _lacks(name: str, columns: Iterable[str], where: str, space: Space) -> WrongShape:
+    """What is said of a source that does not have the column of a space beside its rows."""
+    there = [*columns]
+    found = f"{meant(name, there, f'Its columns: {abridged(there, 20)}.')} Rename or add it." if there else "Add it."
+    return WrongShape(f"{where} has no column {name!r}; expected {space}.", found)
+
+
 def _held(raw: Raw) -> str:
     return f"a table of {len(raw.columns)} columns" if isinstance(raw, RawTable) else str(raw.space)
 
@@ -326,7 +351,7 @@ def new_rows(space: Space, raw: Raw, told: Told) -> Any:
 @new_rows.register
 def _(space: Ragged, raw: Raw, told: Told) -> Any:
     if not isinstance(raw, RawRagged) or raw.space.name != space.name:
-        raise WrongShape(f"The source holds no {space.name}; expected {space}.", "Give such data.")
+        raise WrongShape(f"The source holds {_held(raw)}; expected {space}.", "Give such data.")
     return raw.rows
 
 

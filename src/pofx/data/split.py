@@ -66,7 +66,10 @@ def split_by_place(index: Tensor, shares: tuple[float, float, float]) -> tuple[l
     """Excerpts of a long text or series in their order: the first train, the last test."""
     n = len(index)
     if n < 3:
-        raise EmptyData(f"The source makes {n} excerpts, too few to split into 3 parts.", "Give more of it.")
+        raise EmptyData(
+            f"The source makes {n} excerpt{'s' * (n > 1)}, too few to split into 3 parts.",
+            "Give more of it. If something is given with each line or sound of it, name that, too: --given.",
+        )
     first = min(max(1, round(n * shares[TRAIN])), n - 2)
     second = min(max(first + 1, round(n * (shares[TRAIN] + shares[VALID]))), n - 1)
     train, valid, test = (f"{100 * share:g}%" for share in shares)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData, UsageError, WrongShape
-from pofx.data.folders import PARTS, listing, names_below
+from pofx.data.folders import FILE, PARTS, listing, names_below
 from pofx.data.options import Options
 from pofx.data.packed import unpacked
 from pofx.data.ragged import Fetch, NDArray, RaggedRows, RawRagged, cut_up
@@ -71,10 +71,26 @@ def from_file(path: Path, how: Options) -> RawRagged:
         return _from_large(data, path, how, note)
     text = _decode(data.tobytes(), path)
     separator = _between(how, text)
-    documents = [text] if separator is None else text.split(separator)
+    documents = [text] if separator is None else documents_in(text, separator)
+    kept = sum(map(len, documents)) + len(separator or "") * (
+        len(documents) - 1
+    )  # all but what ended lines as on Windows
     if how.paired and len(documents) > 1 and not documents[-1].strip():
         documents.pop()  # what stands behind the last separator is no document
-    return from_documents(documents, how, str(path))
+    raw = from_documents(documents, how, str(path))
+    raw.notes[:0] = _line_ends(len(text) - kept)
+    return raw
+
+
+def documents_in(text: str, separator: str) -> list[str]:
+    """The documents of a text; of lines those of Windows end in \\r\\n."""
+    documents = text.split(separator)
+    return [d.removesuffix("\r") for d in documents] if separator == "\n" else documents
+
+
+def _line_ends(count: int) -> list[str]:
+    """What is said of lines that end as on Windows."""
+    return [f"{count} lines end in \\r\\n: the \\r is no part of their texts."] * (count > 0)
 
 
 def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagged:
@@ -85,6 +101,10 @@ def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagg
     if separator is not None:
         found = _places(values, separator.encode())
         starts, ends = np.append(starts, found + len(separator.encode())), np.append(found, ends)
+    windows = np.zeros(len(ends), np.int64)
+    if separator == "\n":
+        windows = ((ends > starts) & (values[np.maximum(ends, 1) - 1] == ord("\r"))).astype(np.int64)
+    ends = ends - windows
     blank = np.array([_blank(values[a:b]) for a, b in zip(starts, ends, strict=True)])
     if blank.all():
         raise _no_text(str(path))
@@ -92,7 +112,7 @@ def _from_large(values: NDArray, path: Path, how: Options, note: str) -> RawRagg
         starts, ends, blank = starts[:-1], ends[:-1], blank[:-1]
     if how.paired and blank.any():
         raise _empty_text(f"{path}, document {int(blank.argmax()) + 1}")
-    notes = [note, *_left_out(int(blank.sum()))]
+    notes = [note, *_line_ends(int(windows.sum())), *_left_out(int(blank.sum()))]
     return _raw(values, starts[~blank], ends[~blank], "", how, notes)
 
 
@@ -115,8 +135,12 @@ def _blank(values: NDArray) -> bool:
 def from_folder(path: Path, how: Options) -> RawRagged:
     """A folder of text files: each a document; train, valid and test sub-folders are its own split, others labels."""
     notes: list[str] = []
-    files = sorted(listing(path).chosen(is_text, notes))
+    files = listing(path).chosen(is_text, notes)
     documents = [read_text(p) for p in files]
+    if how.paired:  # of a file that is a text by itself, the end of its last line is none of it
+        whole, documents = documents, [d[:-2] if d.endswith("\r\n") else d.removesuffix("\n") for d in documents]
+        ended = sum(d.endswith("\n") for d in whole)
+        notes += [f"The line end at the end of {ended} files is no part of their texts."] * (ended > 0)
     first = [p.relative_to(path).parts[0].lower() if len(p.relative_to(path).parts) > 1 else "" for p in files]
     part = np.array([PARTS[f] for f in first]) if files and all(f in PARTS for f in first) else None
     label = np.array(first) if part is None and all(first) and len(set(first)) > 1 else None
@@ -129,7 +153,7 @@ def from_folder(path: Path, how: Options) -> RawRagged:
 
 def from_jsonl(path: Path, how: Options) -> RawRagged:
     """One JSON object a line, its text under ``how.text`` ("text" unless said). Lines end at \\n and nowhere else."""
-    documents, null, key = [], [], how.text or TEXT
+    documents, null, numbers, key = [], [], [], how.text or TEXT
     remedy = f"Give lines with a text {key!r}." if how.documents else "Name it: --text COLUMN."
     entries, places = list[dict[str, Any]](), list[str]()
     for number, entry in json_lines(path):
@@ -147,18 +171,17 @@ def from_jsonl(path: Path, how: Options) -> RawRagged:
             null.append(number)
         elif not isinstance(text, str):
             raise WrongShape(f"{path}, line {number}: {key!r} is {kind_of(text)}, not a text.", remedy)
-        elif lone := LONE.search(text):
-            raise BadValue(
-                f"{path}, line {number}: {key!r} holds {lone[0]!r}, half of a character (a lone surrogate).",
-                "Correct or remove the line.",
-            )
+        elif LONE.search(text):
+            raise _half(path, number, key, text)
         else:
             documents.append(text)
             places.append(f"{key!r} of {path}, line {number},")
-            entries.append(entry if how.beside else {})
+            numbers.append(number)
+            kept = entry if how.beside else {k: v for k, v in entry.items() if k == FILE} if how.paired else {}
+            entries.append(kept)
     raw = from_documents(documents, how, str(path), places=places)
     raw.places = [place.replace(f"{key!r} of ", "", 1) for place in places] if how.paired else None
-    raw.beside = beside_lines(path, entries, key) if how.beside else {}
+    raw.beside = beside_lines(path, entries, numbers, key)
     how.served.update(["text"] * (key == how.text))
     if null:
         lines = "1 line" if len(null) == 1 else f"{len(null)} lines"
@@ -182,17 +205,41 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             raise CorruptFile(f"{path}, line {number} is not JSON: {e}.", "Correct or remove the line.") from e
 
 
-def beside_lines(path: Path, entries: Sequence[dict[str, Any]], key: str) -> dict[str, Fetch]:
+def beside_lines(path: Path, entries: Sequence[dict[str, Any]], numbers: Sequence[int], key: str) -> dict[str, Fetch]:
     """The values of all other keys, a column of each; what a line does not have is missing."""
 
     def column(name: str) -> Any:
+        values = [entry.get(name) for entry in entries]
         try:
-            return pa.chunked_array([pa.array([entry.get(name) for entry in entries])])
+            return pa.chunked_array([pa.array(values)])
         except (pa.ArrowException, ValueError, TypeError) as e:
-            raise BadValue(f"{path}: {name!r} holds values of several kinds ({e}).", "Make them all alike.") from e
+            raise _unlike(path, name, values, numbers, e) from e
 
     names = dict.fromkeys(name for entry in entries for name in entry if name != key)
     return {name: partial(column, name) for name in names}
+
+
+def _half(path: Path, number: int, key: str, text: str) -> BadValue:
+    half = LONE.findall(text)[0]
+    return BadValue(
+        f"{path}, line {number}: {key!r} holds {half!r}, half of a character (a lone surrogate).",
+        "Correct or remove the line.",
+    )
+
+
+def _unlike(path: Path, name: str, values: Sequence[Any], numbers: Sequence[int], error: Exception) -> BadValue:
+    """Which of the values of a key, at these lines, make up no column."""
+    there = [(n, v) for n, v in zip(numbers, values, strict=True) if v is not None]
+    first, kind = there[0][0], kind_of(there[0][1])
+    for number, value in there:
+        if isinstance(value, str) and LONE.search(value):
+            return _half(path, number, name, value)
+        if kind_of(value) != kind:
+            return BadValue(
+                f"{path}, line {number}: {name!r} is {kind_of(value)}; in line {first} it is {kind}.",
+                "Make them all alike.",
+            )
+    return BadValue(f"{path}: {name!r} makes up no column: {error}.", "Make its values all alike.")
 
 
 def kind_of(value: object) -> str:
@@ -228,14 +275,18 @@ def from_documents(
     kept = [i for i, t in enumerate(texts) if t.strip()]
     if not kept:
         raise _no_text(where)
+    several = len(texts) > 1
+
+    def place(i: int) -> str:
+        return places[i] if places else f"{where}, document {i + 1}" if several else where
+
     if how.paired and len(kept) < len(texts):
-        empty = next(i for i, t in enumerate(texts) if not t.strip())
-        raise _empty_text(places[empty] if places else f"{where}, document {empty + 1}")
+        raise _empty_text(place(next(i for i, t in enumerate(texts) if not t.strip())))
     notes = _left_out(len(texts) - len(kept))
     texts = [texts[i] for i in kept]
     label, part = (None if a is None else a[kept] for a in (label, part))
     alphabet = how.documents.alphabet if how.documents else _alphabet(texts, how.symbols, notes)
-    values, lengths = _join(encode(text, alphabet) for text in texts)
+    values, lengths = _join(_encoded(texts, map(place, kept), alphabet))
     ends = lengths.cumsum() - 1
     return _raw(values, ends - lengths + 1, ends, alphabet, how, notes, label, part)
 
@@ -251,8 +302,17 @@ def from_column(
     """The values of a column (Arrow or NumPy) as texts, as ``from_documents`` takes them."""
     values = column.to_pylist() if hasattr(column, "to_pylist") else column.tolist()
     texts = ["" if v is None else v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values]
-    rows = places or [f"row {i}," for i in range(len(texts))]
+    rows = places or [f"row {i}," for i in range(1, len(texts) + 1)]
     return from_documents(texts, how, f"column {name!r}", label, part, [f"{row} {name!r}" for row in rows])
+
+
+def _encoded(texts: Iterable[str], places: Iterable[str], alphabet: str) -> Iterator[NDArray]:
+    """Each text by ``encode``. Raises BadValue, with its place."""
+    for text, place in zip(texts, places, strict=True):
+        try:
+            yield encode(text, alphabet)
+        except BadValue as e:
+            raise BadValue(f"{place.removesuffix(',')}: {e.problem}", e.remedy) from e
 
 
 def _no_text(where: str) -> EmptyData:

@@ -27,12 +27,11 @@ from pofx.core.files import replacing
 from pofx.core.space import Space, join
 from pofx.data.audio import SUFFIXES as SOUNDS
 from pofx.data.audio import pcm, soundfile_package
-from pofx.data.captions import FILE
-from pofx.data.folders import check_free, numbered
+from pofx.data.folders import FILE, check_free, numbered
 from pofx.data.image import full_scale
 from pofx.data.sequences import ROWS, number_of
 from pofx.data.tabular import MISSING, decode
-from pofx.data.text import ENDOFTEXT, TEXT, unescaped
+from pofx.data.text import ENDOFTEXT, TEXT, documents_in, unescaped
 from pofx.spaces import Audio, Image, Label, Sequence, Table, Text
 
 BETWEEN = "\n" + "-" * 40 + "\n"
@@ -297,8 +296,8 @@ def write_texts(
     else:
         separator = unescaped(options.get("separator") or ENDOFTEXT)
         content = separator.join(texts)
-        if content.split(separator) != [*texts] or content.startswith("\ufeff") or "\0" in content:
-            what = f"{separator!r}, a zero or a byte order mark"
+        if documents_in(content, separator) != [*texts] or content.startswith("\ufeff") or "\0" in content:
+            what = f"{separator!r}, a carriage return before it, a zero or a byte order mark"
             raise UsageError(f"{path} cannot hold these texts: some hold {what}.", "End it in .jsonl.")
     with replacing(path) as scratch:
         scratch.write_bytes(content.encode())

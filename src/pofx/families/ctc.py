@@ -76,10 +76,10 @@ class Ctc(Conditioned, Searches):
     def refuses(cls, space: Space, context: Space | None, config: Any) -> str | None:
         if space.alphabet is None:
             return f"it models texts, and {space} are none. Fit another family."
-        if not space.has_eos:
-            return "it models whole texts, and these are excerpts. Fit gpt."
         if context is None:
             return "it models texts given a sound, a sequence or another text. Load with --given, or fit gpt."
+        if not space.has_eos:
+            return "it models whole texts, and these are excerpts. Fit gpt."
         if context.fill is None:
             return f"its contexts have an order that a text follows, and {context} has none. Fit gpt."
         return no_encoder(context)
