@@ -121,3 +121,23 @@ def test_idx_headers_that_cannot_be(tmp_path: Path) -> None:
         path.write_bytes(struct.pack(f">HBB{len(dims)}i", 0, 8, len(dims), *dims) + bytes(32))
         with pytest.raises(CorruptFile, match="idx3-ubyte"):
             pofx.load(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "other", "said"),
+    [("L", "RGB", "have colour: their grey levels were taken"), ("RGB", "L", "have no colours, which are modelled")],
+)
+def test_new_images_of_another_kind_are_told(tmp_path: Path, mode: str, other: str, said: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), dtype=np.uint8)
+    for name, kind in (("known", mode), ("other", other)):
+        (tmp_path / name).mkdir()
+        for i, each in enumerate(pixels):
+            Pillow.fromarray(each).convert(kind).save(tmp_path / name / f"{i}.png")
+    data = pofx.load(tmp_path / "known")
+    notes: list[str] = []
+    rows = read_rows(data.space, None, tmp_path / "other", options=data.options, notes=notes)
+    assert rows.x.shape[1:] == data.space.event_shape
+    assert [note for note in notes if f"4 of 4 images {said}" in note]
+    own: list[str] = []
+    read_rows(data.space, None, tmp_path / "known", options=data.options, notes=own)
+    assert own == []

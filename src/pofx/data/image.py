@@ -239,6 +239,8 @@ def decode(files: list[Path], resize: int | None, known: Image | None, notes: li
         if 0 < colour < len(files) and known is None:
             notes.append(f"{colour} of {len(files)} images have colour: all were read as RGB.")
         for count, what in (
+            (colour * (channels == 1), "have colour: their grey levels were taken"),
+            ((len(files) - colour) * (known is not None and channels > 1), "have no colours, which are modelled"),
             (sum(head.turned for head in heads), "were turned as their EXIF data say"),
             (sum(head.transparent for head in heads), "have transparency: they were laid on white"),
             (sum(head.cmyk for head in heads), "have the colours of print (CMYK): they were read as RGB"),

@@ -72,13 +72,10 @@ def from_file(path: Path, how: Options) -> RawRagged:
     text = _decode(data.tobytes(), path)
     separator = _between(how, text)
     documents = [text] if separator is None else documents_in(text, separator)
-    kept = sum(map(len, documents)) + len(separator or "") * (
-        len(documents) - 1
-    )  # all but what ended lines as on Windows
     if how.paired and len(documents) > 1 and not documents[-1].strip():
         documents.pop()  # what stands behind the last separator is no document
     raw = from_documents(documents, how, str(path))
-    raw.notes[:0] = _line_ends(len(text) - kept)
+    raw.notes[:0] = _line_ends(text.count("\r\n") if separator == "\n" else 0)
     return raw
 
 
