@@ -53,7 +53,10 @@ def roles_of(space: Space, x: Any, raw: Raw, label: str | None, target: str | No
     elif raw.label is not None:
         labels, code = _factor(raw.label)
     if labels is None and (target == "label" or (given == ["label"] and "label" not in names)):
-        raise UsageError("The source has no labels.", "Name the column that holds them: label=COLUMN.")
+        raise UsageError(
+            "The source has no labels.",
+            "Name the column that holds them (--label COLUMN), or keep the files of each class in a folder of its own.",
+        )
 
     take = x.__getitem__ if isinstance(x, Tensor) else x.take
 
