@@ -49,7 +49,9 @@ def sorted_head(part: Part, most: int, seed: int) -> Part:
     return part[:most]
 
 
-def undecided_by_infinity(a: Exact, b: Exact, *, z: float = 2.0, weight: Tensor | None = None) -> Comparison:
+def undecided_by_infinity(
+    a: Exact, b: Exact, *, z: float = 2.0, weight: Tensor | None = None, group: Tensor | None = None
+) -> Comparison:
     """The mean difference and its error, as if log p = -inf were a number like others."""
     diff = (a.nats - b.nats).double()
     mean, se = diff.mean().item(), (diff.var() / len(diff)).sqrt().item()
