@@ -69,7 +69,7 @@ def told(
         lik = run.model.given(test.c).log_prob(test.x)
     units = torch.ones(len(test)) * size if size else data.space.units(test.x)
     units = torch.ones(len(test)) if data.space.name == "table" else units
-    rate = mean(number(lik), size=units)
+    rate = mean(number(lik), size=units, group=test.groups)
     results.emit(
         task=task, model=name, kind=rate.kind.__name__, nats_per_step=rate.nats, error=rate.error or 0.0,
         draws=rate.draws, parameters=run.model.parameter_count(), seconds=seconds, rows=len(test),

@@ -10,9 +10,9 @@ data say. Then it plays: environments with the seeds 100,000 to 100,099, 8 actio
 
 - Success: the block covers more than 95% of its goal at any step, as the environment's own ``is_success`` says at each.
 - Overlap: the largest coverage of an episode, at most 1. (The reward of the environment is coverage / 0.95, at most 1.)
-- Nats: of the 16 actions of held-out chunks, per step, with their kind. Actions are whole pixels that often repeat:
-  each is moved within its pixel at random, once for all models, else a density would gain without end by spikes. A
-  chunk of ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
+- Nats: of the 16 actions of held-out chunks, per step, with their kind and the error of the choice of episodes. Actions
+  are whole pixels that often repeat: each is moved within its pixel at random, once for all models, else a density
+  would gain without end by spikes. A chunk of ``gpt`` is a sequence of steps, and its nats hold that it ends after 16.
 
 ``diffusion-policy best`` has the weights of the best validation, all others the last ones.
 
@@ -192,7 +192,7 @@ def policy(results: Results, name: str, data: Data, frame: Tensor, args: argpars
     test = chunks.test.draw(50 if args.quick else 1000, seed=0).read()
     with torch.no_grad():
         lik = run.model.given(test.c).log_prob(test.x)
-    rate = mean(number(lik), size=torch.full((len(test),), float(CHUNK)))
+    rate = mean(number(lik), size=torch.full((len(test),), float(CHUNK)), group=test.groups)
     results.emit(
         task="rollouts", model=name, family=family, options=options, recipe=recipe, seconds=seconds, seed=args.seed,
         kind=rate.kind.__name__, nats_per_step=rate.nats, error=rate.error or 0.0, draws=rate.draws, rows=len(test),

@@ -14,11 +14,12 @@ from torch.distributions import Normal, kl_divergence
 import pofx
 from pofx.cli import main
 from pofx.core.errors import Unsupported, UsageError, WrongShape
-from pofx.core.likelihood import Estimate, LowerBound, UpperBound, cat, effective_draws, per_row
+from pofx.core.likelihood import Estimate, LowerBound, UpperBound, cat, effective_draws, number, per_row
 from pofx.core.requests import Ais, Elbo, HmcChains, Iwae, PerDatum, ReverseAis, ReverseAisOfChains
 from pofx.data.parts import Part
 from pofx.evaluate.inference import inference_gap
 from pofx.evaluate.likelihood import weights_text
+from pofx.evaluate.paths import bound_terms
 from pofx.evaluate.sandwich import sandwich
 from pofx.families.latent import Fitted, GaussianProposal, effective
 from pofx.families.vae import Vae
@@ -148,6 +149,19 @@ def test_a_fitted_proposal_is_a_density_and_its_inverse() -> None:
     scale = (q.log_scale + log_scale).exp()
     truth = Normal((mean + log_scale.exp() * q.shift)[:, None], scale[:, None]).log_prob(z).sum(-1)
     torch.testing.assert_close(log_q, truth, atol=1e-3, rtol=1e-4)
+
+
+def test_rows_that_depend_on_each_other_count_once_in_sandwiches_and_terms(model: Vae, x: Tensor) -> None:
+    rows, how = torch.arange(len(x)) // 4, Ais(temperatures=3, chains=2)
+    alone, both = (sandwich(model, part, request=how, simulate=0) for part in (Part(x), Part(x, rows=rows)))
+    gap = number(both.upper.rows) - number(both.lower.rows)
+    fours = gap.nats.double().unfold(0, 4, 4).mean(1)
+    assert both.gap.nats == pytest.approx(alone.gap.nats)
+    assert both.gap.se == pytest.approx(float(fours.std() / len(fours) ** 0.5), rel=1e-5)
+    assert both.gap.se != pytest.approx(alone.gap.se, rel=1e-3)
+    one = bound_terms(model, Part(x, rows=torch.zeros(len(x), dtype=torch.int64)), torch.Generator(), 60)
+    assert one["se"] is None
+    assert {term["se"] for term in one["terms"].values()} == {None}
 
 
 def test_both_sides_and_those_of_simulated_rows(model: Vae, x: Tensor) -> None:

@@ -96,7 +96,7 @@ def repeats(x: Any, indices: list[Tensor]) -> list[str]:
 def scarce(train: int, test: int, columns: int, what: str = "row") -> list[str]:
     """Notes where a table has fewer training rows than columns, and where test rows are too few to decide anything.
 
-    ``what``: they are called.
+    ``what`` is what the rows are called.
     """
     notes = []
     if train <= columns:

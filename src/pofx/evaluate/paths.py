@@ -128,10 +128,10 @@ def bound_terms(model: Model, part: Part, generator: torch.Generator, seconds: f
 
     rows = {name: of(name) for name in names}
     n = len(rows[names[0]].nats)
-    weight = None if part.weight is None else part.weight[:n]
+    weight, group = (None if v is None else v[:n] for v in (part.weight, part.groups))
     together = sum((rows[name].nats for name in names[1:]), rows[names[0]].nats)
-    whole = mean(Number(Estimate, together), weight)
-    means = {name: mean(number, weight) for name, number in rows.items()}
+    whole = mean(Number(Estimate, together), weight, group=group)
+    means = {name: mean(number, weight, group=group) for name, number in rows.items()}
     terms = {name: {"nats": m.nats, "se": m.se, "mc_se": m.mc_se} for name, m in means.items()}
     return {"request": asked.name, "n": n, "nats": whole.nats, "se": whole.se, "terms": terms}
 

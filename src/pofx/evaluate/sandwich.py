@@ -121,9 +121,10 @@ def sandwich(
         lik = model.given(rows.c).log_prob(rows.x, request=request, generator=torch.Generator().manual_seed(seed))
         if isinstance(lik, Unavailable):
             raise Unsupported(f"There is no number from {'below' if request is lower else 'above'}: {lik.reason}")
-        return summarise(per_row(lambda t: t.cpu(), lik), model.space, model.space.units(rows.x), rows.weight)
+        lik = per_row(lambda t: t.cpu(), lik)
+        return summarise(lik, model.space, model.space.units(rows.x), rows.weight, rows.groups)
 
-    found = _between(asked(lower), asked(upper), rows.weight)
+    found = _between(asked(lower), asked(upper), rows.weight, rows.groups)
     if not simulate or not can(model, HasJoint):
         return found
     return replace(found, simulated=_simulated(model, part, lower, simulate, seed))
@@ -146,7 +147,7 @@ def _simulated(model: Model, part: Part, request: Annealed, n: int, seed: int) -
     return _between(*sides)
 
 
-def _between(lower: Mean, upper: Mean, weight: Any = None) -> Sandwich:
+def _between(lower: Mean, upper: Mean, weight: Any = None, group: Any = None) -> Sandwich:
     assert lower.rows is not None
     assert upper.rows is not None
-    return Sandwich(lower, upper, mean(number(upper.rows) - number(lower.rows), weight))
+    return Sandwich(lower, upper, mean(number(upper.rows) - number(lower.rows), weight, group=group))

@@ -139,11 +139,11 @@ def rollout(
     if episodes < 1:
         raise EmptyData(f"{episodes} episodes show nothing.", "Ask for 1 or more.")
     environments = [make() for _ in range(episodes)]
-    _check_actions(environments[0].action_space, policy)
     none = torch.zeros(episodes, dtype=torch.int64)
     best = {name: torch.full((episodes,), -torch.inf, dtype=torch.float64) for name in watch}
     found = Rollouts(none.bool(), none.clone(), none.double(), best)
     try:
+        _check_actions(environments[0].action_space, policy)
         rows = []
         for i, each in enumerate(environments):
             seen, info = each.reset(seed=seed + i)
