@@ -97,8 +97,9 @@ def test_the_gap_of_the_elbo_is_the_divergence_of_the_proposal(x: Tensor) -> Non
     wrong = kl_divergence(Normal(shift, scale), Normal(torch.zeros(()), scale))  # z2 given z1 stays exact
     gap = (TRUTH.log_prob(x.float()) - lik.nats).mean()
     assert abs(float(gap - wrong)) < 4 * float(lik.mc_se.square().sum().sqrt()) / len(x)
-    few, many = (bound(linear(0.5), x, Iwae(k)).nats.mean() for k in (2, 200))
-    assert lik.nats.mean() < few < many < TRUTH.log_prob(x.float()).double().mean() + 1e-3
+    few, many = (bound(linear(0.5), x, Iwae(k)) for k in (2, 200))
+    error = float(many.mc_se.square().sum().sqrt()) / len(x)
+    assert lik.nats.mean() < few.nats.mean() < many.nats.mean() < TRUTH.log_prob(x.float()).mean() + 4 * error
 
 
 def test_terms_are_the_rates_of_the_groups(x: Tensor) -> None:
