@@ -29,7 +29,7 @@ from pofx.data.parts import Data, Part
 from pofx.evaluate import pairs
 from pofx.evaluate.compare import compare
 from pofx.evaluate.judge import in_words, judge, judging
-from pofx.evaluate.pairs import bootstrap, crps, judged, judged_classes, retrieval, success
+from pofx.evaluate.pairs import bootstrap, crps, firsts, judged, judged_classes, retrieval, success
 from pofx.evaluate.predict import Prediction
 from pofx.report.build import build
 from pofx.report.pairs import parts, pieces
@@ -84,6 +84,43 @@ def test_a_bootstrap_is_that_of_the_mean_and_the_same_again() -> None:
     assert ratio.high == pytest.approx(2)
     assert bootstrap(torch.tensor([1.0, math.inf]), "", "more").high == math.inf
     assert bootstrap(torch.tensor([1.0]), "", "more").high == math.inf  # one pair tells of no other
+
+
+# -- groups ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "space", [TEXTS, Image(9, 8, 1, 32), Audio(8000, 65536, "linear", length=400), Reals((1,))], ids=lambda s: s.name
+)
+def test_pairs_of_one_group_tell_as_much_as_one_of_them(space: Any) -> None:
+    """Each pair three times over: all figures and intervals are those of the pairs."""
+    if space is TEXTS:
+        truth, said = (space.parse(["a b c", "d e", *texts]) for texts in (["f g", "h"], ["f", "h h"]))
+        drawn = said[None]
+    elif space.fill is None and not space.pixels:
+        drawn = torch.randn(3, 6, 1, generator=gen()).double()
+        truth = drawn[0] + 1
+    else:
+        shape = space.event_shape if space.pixels else (400,)
+        drawn = torch.randint(1, space.levels, (3, 6, *shape), generator=gen())
+        truth = drawn.roll(1, 1)[0]
+    group = torch.arange(len(truth)).flip(0)
+    once = judged(space, truth, drawn, group=group)
+    thrice = judged(
+        space,
+        truth.repeat(3, *[1] * (truth.ndim - 1)),
+        drawn.repeat(1, 3, *[1] * (truth.ndim - 1)),
+        group=group.repeat(3),
+    )
+    assert once.keys() == thrice.keys()
+    for name, found in once.items():
+        assert found.low < found.high or name == "BLEU", name
+        for figure in ("value", "low", "high"):
+            assert getattr(thrice[name], figure) == pytest.approx(getattr(found, figure), rel=1e-6), (name, figure)
+
+
+def test_the_first_of_each_group() -> None:
+    assert firsts(torch.tensor([7, 7, 2, 9, 2, 7])).tolist() == [0, 2, 3]
 
 
 # -- texts -----------------------------------------------------------------------------------------------

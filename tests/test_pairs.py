@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,6 @@ def test_columns_of_a_table_that_names_files(tmp_path: Path) -> None:
         ([*NAMES[:-1], "33.png"], MissingSource, r"said.csv, row 12, is of '33.png', and .*shots holds no such file"),
         ([*NAMES, "33.png"], MissingSource, r"row 13, is of '33.png'"),
         (NAMES[:-2], BadValue, r"2 of 12 files of .*shots have no line in .*said.csv: 10.png, 11.png"),
-        ([*NAMES, "3.png"], BadValue, r"row 13, is of '3.png', which has a line already"),
         ([*NAMES[:-1], ""], BadValue, r"row 12, names no file"),
         ([*NAMES[:-1], "elsewhere/33.png"], MissingSource, r"is of 'elsewhere/33.png'"),
     ],
@@ -547,7 +547,7 @@ def test_names_of_tables_in_capitals_are_read_by_their_kind(tmp_path: Path) -> N
     [
         ("captions.csv", ["file_name,caption", "0.png,a", "9.png,b"], MissingSource, r"row 2, is of '9.png'"),
         ("captions.csv", ["file_name,caption", "0.png,a"], BadValue, r"2 of 3 files .* 1.png, 2.png"),
-        ("captions.csv", ["file_name,caption", "0.png,a", "0.png,b"], BadValue, r"row 2, .* has a line already"),
+        ("captions.csv", ["file_name,caption", "0.png,a", "0.png,b"], BadValue, r"2 of 3 files .* 1.png, 2.png"),
         ("captions.csv", ["file,caption", "0.png,a"], WrongShape, r"no 'file_name'; it has file, caption"),
         (
             "captions.csv",
@@ -565,6 +565,44 @@ def test_captions_that_do_not_fit(tmp_path: Path, name: str, lines: list[str], e
     with pytest.raises(error, match=match):
         pofx.load(folder, given="caption")
     assert pofx.load(folder).context is None  # nobody asked
+
+
+@pytest.mark.parametrize("way", ["in the folder", "beside it", "target", "of texts", "of lines"])
+def test_several_captions_of_an_image_are_as_many_pairs_of_one_part(tmp_path: Path, way: str) -> None:
+    """Twelve images, of which image i has 1 + i % 3 captions, their lines in any order."""
+    folder = pictures(tmp_path / "images")
+    told = [(i, f"image {i} told {'again ' * k}once") for k in range(3) for i in range(12) if k <= i % 3]
+    lines = ["file_name,caption", *(f"{i}.png,{text}" for i, text in told)]
+    table = captions(folder if way in ("in the folder", "target") else tmp_path, lines) / "captions.csv"
+    (tmp_path / "lines.jsonl").write_text(
+        "".join(json.dumps({"file_name": f"{i}.png", "text": text}) + "\n" for i, text in told)
+    )
+    source, asked = {
+        "in the folder": (folder, {"given": "caption"}),
+        "beside it": (folder, {"given": str(table)}),
+        "target": (folder, {"target": "caption"}),
+        "of texts": (table, {"text": "caption", "given": str(folder)}),
+        "of lines": (tmp_path / "lines.jsonl", {"text": "text", "given": str(folder)}),
+    }[way]
+    data = pofx.load(source, **asked)
+    images = {tuple(np.asarray(Pillow.open(folder / f"{i}.png")).flatten().tolist()): i for i in range(12)}
+    found, parts = list[tuple[int, str]](), list[set[int]]()
+    for part in (data.train, data.valid, data.test):
+        read = part.read()
+        x, c, space = (read.x, read.c, data.context) if data.space.pixels else (read.c, read.x, data.space)
+        assert isinstance(space, Text)
+        here = [(images[tuple(a.flatten().tolist())], space.spell(b)) for a, b in zip(x, c, strict=True)]
+        found += here
+        parts.append({i for i, _ in here})
+        assert part.of is not None
+        assert len({*zip(part.of.tolist(), (i for i, _ in here), strict=True)}) == len(parts[-1])
+        assert (part.groups is None) == (len(parts[-1]) == len(part))
+    assert sorted(found) == sorted(told)
+    assert sum(map(len, parts)) == 12  # no image is in two
+    assert "24 pairs of 12 files: those of one file stay in one part." in data.notes
+    same_again(source, data, asked["given"] if os.path.exists(asked.get("given", "")) else None)
+    few = pofx.load(source, **asked, max_rows=10)
+    assert len({*few.train.of.tolist()} & {*few.test.of.tolist()}) == 0
 
 
 def test_captions_that_are_not_there(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def from_source(name: str, options: Options) -> Raw:
     notes = [f"Drawn from a known source with an entropy of {source.entropy:.4f} nats: no model can do better."]
     labels = None if label is None else np.char.add("part ", label.numpy().astype(str))
     if not source.space.columns:
-        return RawArray(x.numpy(), source.space, labels, notes=notes)
+        return RawArray(x.numpy(), source.space, label=labels, notes=notes)
     types = {c.name: c for c in source.space.columns}
     arrays = {c.name: decode(c, x[:, j].numpy()) for j, c in enumerate(source.space.columns)}
     columns: dict[str, Fetch] = {k: partial(pa.chunked_array, [array]) for k, array in arrays.items()}

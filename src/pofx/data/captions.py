@@ -43,9 +43,10 @@ class Captions:
 
 
 def attach(raw: RawArray | RawRagged, folder: Path, files: Sequence[Path], how: Options) -> None:
-    """Columns of the tables in a folder beside its other files, in the order of these.
+    """Columns of the tables in a folder beside its other files, in the order of these; a file of several rows is there
+    as often.
 
-    Raises MissingSource for a row without its file, BadValue for a file without a row or with several.
+    Raises MissingSource for a row without its file, BadValue for a file without a row.
     """
     assert raw.files is not None
     tables = [_read(p, folder, how) for p in files]
@@ -57,25 +58,24 @@ def attach(raw: RawArray | RawRagged, folder: Path, files: Sequence[Path], how: 
         for t in tables
         for place, name in zip(t.places, t.files, strict=True)
     ]
-    row_of = line_of_each(raw.files, lines, str(folder), tables[0].path.name, kind)
-    raw.places = [lines[i][0] for i in row_of]
-    order = pa.array(row_of)
+    file_of = file_of_each(raw.files, lines, str(folder), tables[0].path.name, kind)
+    order = one_for_each(raw, file_of)
+    raw.places = [lines[i][0] for i in order]
     for name in dict.fromkeys(name for t in tables for name in t.columns):
         if lacking := [t for t in tables if name not in t.columns]:
             raise WrongShape(f"{lacking[0].path} has no column {name!r}; other tables of {folder} have.", "Add it.")
-        raw.beside[name] = partial(_joined, [t.columns[name] for t in tables], order, name, folder)
+        raw.beside[name] = partial(_joined, [t.columns[name] for t in tables], pa.array(order), name, folder)
 
 
-def line_of_each(
+def file_of_each(
     files: Sequence[str], lines: Sequence[tuple[str, str, list[int]]], folder: str, table: str, kind: str
 ) -> NDArray:
-    """The number of the line of each file [N], of lines that say where they stand, what they name, and which files
+    """The number of the file of each line [N], of lines that say where they stand, what they name, and which files
     that may be.
 
-    Raises MissingSource for a line without its file, BadValue for a file without a line or with several.
+    Raises MissingSource for a line without its file, BadValue for a file without a line.
     """
-    row_of = np.full(len(files), -1)
-    for number, (place, name, found) in enumerate(lines):
+    for place, name, found in lines:
         if not found:
             raise MissingSource(
                 f"{place} is of {name!r}, and {folder} holds no such {kind}.", "Add the file, or remove the line."
@@ -85,19 +85,23 @@ def line_of_each(
                 f"{place} is of {name!r}, which may be {' or '.join(files[i] for i in found[:2])}.",
                 "Write the whole name.",
             )
-        at = found[0]
-        if row_of[at] >= 0:
-            raise BadValue(
-                f"{place} is of {files[at]!r}, which has a line already.",
-                "Keep one line for each file, or copy the file.",
-            )
-        row_of[at] = number
-    if without := [f for f, row in zip(files, row_of, strict=True) if row < 0]:
+    file_of = np.array([found[0] for _, _, found in lines], np.int64)
+    if len(without := np.setdiff1d(np.arange(len(files)), file_of)):
         raise BadValue(
-            f"{len(without)} of {len(files)} files of {folder} have no line in {table}: {abridged(without, 3)}.",
+            f"{len(without)} of {len(files)} files of {folder} have no line in {table}: "
+            f"{abridged([files[i] for i in without], 3)}.",
             "Add their lines, or remove the files.",
         )
-    return row_of
+    return file_of
+
+
+def one_for_each(raw: RawArray | RawRagged, file_of: NDArray) -> NDArray:
+    """The lines [N] in the order of their files [N], each of ``raw`` now as often as lines are of it."""
+    order = file_of.argsort(kind="stable")
+    if len(order) > raw.n:
+        raw.of = file_of[order]
+        raw.repeat(raw.of)
+    return order
 
 
 def _joined(columns: list[Any], order: pa.Array, name: str, folder: Path) -> pa.ChunkedArray:

@@ -247,8 +247,10 @@ def load(
     if raw.numbers is not None or chosen is not None:
         notes.append(f"{len(index)} rows were drawn at random from the source.")
     excerpts = isinstance(raw, RawRagged) and raw.before is not None
-    indices, words = split_by_place(index, shares) if excerpts else split_rows(index, raw.part, shares, seed)
-    numbers = None if raw.numbers is None else torch.from_numpy(raw.numbers)
+    indices, words = split_by_place(index, shares) if excerpts else split_rows(index, raw.part, shares, seed, raw.of)
+    if raw.of is not None:
+        notes.append(f"{raw.n} pairs of {len({*raw.of.tolist()})} files: those of one file stay in one part.")
+    numbers, of = (None if v is None else torch.from_numpy(v) for v in (raw.numbers, raw.of))
     train, valid, test = (
         Part(
             x=roles.take_x(i),
@@ -256,10 +258,11 @@ def load(
             label=None if roles.code is None else roles.code[i],
             rows=i if numbers is None else numbers[i],
             before=raw.before.take(i) if isinstance(raw, RawRagged) and raw.before is not None else None,
+            of=None if of is None else of[i],
         )
         for i in indices
     )
-    if not isinstance(rows, RaggedRows) and found.x is None:
+    if not isinstance(rows, RaggedRows) and found.x is None and raw.of is None:
         notes += repeats(rows, indices)
     columns_of = 0 if roles.space.values else len(roles.space.columns)
     notes += scarce(len(train), len(test), columns_of, "sequence" if steps else "row")

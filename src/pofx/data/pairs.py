@@ -17,11 +17,11 @@ from pofx.core.errors import BadValue, EmptyData, MissingSource, UsageError, Wro
 from pofx.core.space import Space
 from pofx.core.spelling import abridged
 from pofx.data import archives, text
-from pofx.data.captions import line_of_each
+from pofx.data.captions import file_of_each, one_for_each
 from pofx.data.columns import typed
 from pofx.data.folders import FILE, composed, finder
 from pofx.data.options import Options
-from pofx.data.ragged import Fetch, RawRagged
+from pofx.data.ragged import Fetch, NDArray, RawRagged
 from pofx.data.raw import Raw, RawTable
 from pofx.data.read import read
 from pofx.data.tabular import FEW_ROWS, distinct_texts
@@ -120,14 +120,18 @@ def labels_of(given: Any) -> Side | None:
 def partners(raw: Raw, other: Raw, where: str, there: str, notes: list[str]) -> Tensor | None:
     """Which row of ``other`` belongs to each row of ``raw`` [N]: by the names of files, else in order.
 
-    Files are paired with those of another folder, or with the lines of a table or of JSON that name them. None: row i
-    to row i. Raises MissingSource for a file or line without its partner, BadValue for one with several, WrongShape
-    where there are more rows of one than of the other.
+    Files are paired with those of another folder, or with the lines of a table or of JSON that name them; where several
+    lines name a file, it is in as many pairs, and ``raw`` is changed to have as many rows. None: row i to row i.
+    Raises MissingSource for a file or line without its partner, BadValue for a file whose name does not tell it,
+    WrongShape where there are more rows of one than of the other.
     """
     if names_files(raw, other):
-        return torch.from_numpy(_lines(raw, other, where, there))
+        assert not isinstance(raw, RawTable)
+        return torch.from_numpy(one_for_each(raw, _named(raw, other, where, there)))
     if names_files(other, raw):
-        return torch.from_numpy(_lines(other, raw, there, where)).argsort()
+        file_of = _named(other, raw, there, where)
+        raw.of = file_of if len(file_of) > other.n else None
+        return torch.from_numpy(file_of)
     if raw.files is None or other.files is None:
         if raw.n == other.n:
             files = raw.files or other.files
@@ -158,8 +162,8 @@ def _file_names(raw: Raw) -> Fetch | None:
     return (raw.columns if isinstance(raw, RawTable) else raw.beside).get(FILE, raw.beside.get(FILE))
 
 
-def _lines(raw: Raw, other: Raw, where: str, there: str) -> np.ndarray[Any, Any]:
-    """The row of ``other`` that names each file of ``raw`` [N]. Raises as ``line_of_each``."""
+def _named(raw: Raw, other: Raw, where: str, there: str) -> NDArray:
+    """The file of ``raw`` that each row of ``other`` names [N]. Raises as ``file_of_each``."""
     fetch = _file_names(other)
     assert raw.files is not None
     assert fetch is not None
@@ -172,7 +176,7 @@ def _lines(raw: Raw, other: Raw, where: str, there: str) -> np.ndarray[Any, Any]
         if name is None or not str(name).strip():
             raise BadValue(f"{place} names no file: its {FILE!r} is empty.", "Correct or remove the line.")
         lines.append((place, str(name).strip(), find(str(name).strip())))
-    return line_of_each(raw.files, lines, where, there, "file")
+    return file_of_each(raw.files, lines, where, there, "file")
 
 
 def _stems(files: Sequence[str], where: str) -> dict[str, tuple[int, str]]:

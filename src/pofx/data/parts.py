@@ -27,7 +27,8 @@ class Part:
     x [N, *E] of the space's dtype, or rows that are read when asked for (of free length, or of a table beyond memory);
     c [N, *Ec] the contexts (None for p(x)), such rows, too; label [N] int64 the class of each row where the source has
     one (for probes and colours, never seen by training unless it is the context); weight [N]; rows [N] int64, the
-    row's number in its source; before: what precedes each x, where rows are excerpts of something longer.
+    row's number in its source; before: what precedes each x, where rows are excerpts of something longer; of [N] int64,
+    the same for rows of one file, where several are of one.
     """
 
     x: Any
@@ -36,15 +37,17 @@ class Part:
     weight: Tensor | None = None
     rows: Tensor | None = None
     before: Any = None
+    of: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def groups(self) -> Tensor | None:
-        """The row of the source that each is of [N], where several are of one, as chunks of a sequence, and so depend
-        on each other; None where each has its own."""
-        return None if self.rows is None or len(self.rows.unique()) == len(self.rows) else self.rows
+        """The file or row of the source that each is of [N], where several are of one, as captions of an image and
+        chunks of a sequence, and so depend on each other; None where each has its own."""
+        own = self.rows if self.of is None else self.of
+        return None if own is None or len(own.unique()) == len(own) else own
 
     def __repr__(self) -> str:
         """Such as "30 rows: x [30, 13], c [30]"."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -109,44 +109,68 @@ def _plain(index: Tensor | slice) -> Any:
     return index.cpu().numpy() if isinstance(index, Tensor) else index
 
 
-@dataclass
-class RawRagged:
-    """Data of free length as read, and what the source says about each row."""
+@dataclass(kw_only=True)
+class Source:
+    """What a source that may be of files says about each row that was read of it."""
 
-    space: Text | Audio | Sequence
-    rows: RaggedRows
     label: NDArray | None = None  # [N] class names or numbers
     part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
     numbers: NDArray | None = None  # [N] number in the source, where only some were read
     notes: list[str] = field(default_factory=list)
-    before: RaggedRows | None = None  # what precedes each row, where the rows are excerpts of something longer
-    classes: str | None = None  # what the source calls the label, where it is one of several arrays
     files: list[str] | None = None  # [N] below the folder that was read
     places: list[str] | None = None  # [N] where what is beside each row stands
+    of: NDArray | None = None  # [N] the same for rows of one file, where several are of one
     beside: dict[str, Fetch] = field(default_factory=dict)  # columns and arrays [N, ...] that the source has beside x
+
+    def about(self, index: NDArray) -> None:
+        """Lets what is said be of the rows at ``index``."""
+
+        def listed(of: list[str] | None) -> list[str] | None:
+            return None if of is None else [of[i] for i in index]
+
+        self.label, self.part, self.numbers = (
+            None if a is None else a[index] for a in (self.label, self.part, self.numbers)
+        )
+        self.files, self.places = listed(self.files), listed(self.places)
+        self.beside = {name: partial(_taken, fetch, index) for name, fetch in self.beside.items()}
+
+
+def _taken(fetch: Fetch, index: NDArray) -> Any:
+    column = fetch()
+    return column[index] if isinstance(column, np.ndarray) else column.take(index)
+
+
+@dataclass
+class RawRagged(Source):
+    """Data of free length as read, and what the source says about each row."""
+
+    space: Text | Audio | Sequence
+    rows: RaggedRows
+    before: RaggedRows | None = field(default=None, kw_only=True)  # what precedes each row, of excerpts
+    classes: str | None = field(default=None, kw_only=True)  # what the source calls the label, if one of several arrays
 
     @property
     def n(self) -> int:
         return len(self.rows)
+
+    def repeat(self, index: NDArray) -> None:
+        """Row index[i] becomes row i: each is there as often as it is named."""
+        self.rows = self.rows.take(torch.from_numpy(index))
+        self.about(index)
 
     def without_empty(self, said: str, options: Options) -> RawRagged:
         """Itself without rows of no steps; where there are any, a note says how many, and what is ``said`` of them.
 
         Raises BadValue where rows are paired: what belongs to an empty one would be left alone.
         """
-        kept = self.rows.lengths > 0
-        if not kept.all() and options.paired:
-            row = int((~kept).int().argmax())
+        empty = self.rows.lengths == 0
+        if empty.any() and options.paired:
+            row = int(empty.int().argmax())
             what = f"row {row}" if self.files is None else self.files[row]
             raise BadValue(f"{what} has no step, yet something belongs to it.", "Remove it with what belongs to it.")
-        if not kept.all():
-            self.notes.append(f"{int((~kept).sum())} {said}")
-            self.rows = self.rows.take(kept)
-            about = (self.label, self.part, self.numbers)
-            self.label, self.part, self.numbers = (None if a is None else a[kept.numpy()] for a in about)
-            left = kept.tolist()
-            self.files = None if self.files is None else [f for f, k in zip(self.files, left, strict=True) if k]
-            self.beside = {}  # which is as long as the source
+        if empty.any():
+            self.notes.append(f"{int(empty.sum())} {said}")
+            self.repeat((~empty).nonzero()[:, 0].numpy())
         return self
 
 
@@ -189,4 +213,4 @@ def excerpts(raw: RawRagged, options: Options) -> RawRagged:
     label = None if raw.label is None else raw.label[number]
     notes = [*raw.notes, f"{len(rows)} of them: cut into {len(cut)} excerpts of up to {size} steps in their order."]
     space = replace(space, has_eos=False, length=int(cut.lengths.max()))
-    return RawRagged(space, cut, label, notes=notes, before=before, classes=raw.classes)
+    return RawRagged(space, cut, label=label, notes=notes, before=before, classes=raw.classes)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from pofx.core.errors import BadValue, CorruptFile, EmptyData
 from pofx.core.space import Space
-from pofx.data.ragged import Fetch, NDArray, RawRagged
+from pofx.data.ragged import Fetch, NDArray, RawRagged, Source
 from pofx.data.tabular import Array
 from pofx.spaces import Column
 
@@ -31,26 +31,25 @@ class RawTable:
     numbers: None = None  # rows are never picked while reading
     files: None = None  # rows of a table come from no files of their own
     places: None = None
+    of: NDArray | None = None  # [N] the same for rows that name one file, where several do
     beside: dict[str, Fetch] = field(default_factory=dict)  # arrays [N, ...] of the source that are none of its columns
 
 
 @dataclass
-class RawArray:
+class RawArray(Source):
     """Data of one size as read: x [N, *E] of the space's dtype, and what the source says about each."""
 
     x: NDArray
     space: Space
-    label: NDArray | None = None  # [N] class names or numbers
-    part: NDArray | None = None  # [N] TRAIN, VALID or TEST where the source brings its own split
-    numbers: NDArray | None = None  # [N] number in the source, where only some were read
-    notes: list[str] = field(default_factory=list)
-    files: list[str] | None = None  # [N] below the folder that was read
-    places: list[str] | None = None  # [N] where what is beside each row stands
-    beside: dict[str, Fetch] = field(default_factory=dict)  # columns and arrays [N, ...] that the source has beside x
 
     @property
     def n(self) -> int:
         return len(self.x)
+
+    def repeat(self, index: NDArray) -> None:
+        """Row index[i] becomes row i: each is there as often as it is named."""
+        self.x = self.x[index]
+        self.about(index)
 
 
 Raw: TypeAlias = RawTable | RawArray | RawRagged

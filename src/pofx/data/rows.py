@@ -121,7 +121,11 @@ def read_rows(
     if notes is not None:
         notes += raw.notes
     before = raw.before if isinstance(raw, RawRagged) else None
-    return Part(x, c, code, rows=torch.arange(first, first + len(x)), before=before)
+    return Part(x, c, code, rows=torch.arange(first, first + len(x)), before=before, of=_of(raw))
+
+
+def _of(raw: Raw) -> Tensor | None:
+    return None if raw.of is None else torch.from_numpy(raw.of)
 
 
 def _how(space: Space, other: Space | None, options: Mapping[str, Any], **more: Any) -> Options:
@@ -146,15 +150,15 @@ def _of_two(
         raise UsageError("This run models p(x) and takes no contexts.", "Leave out --given.")
     how = _lines(_how(space, None, options, paired=True), space)
     raw = read(source, replace(how, kind=None) if how.text is not None and _is_table(source) else how)
-    x = new_rows(space, raw, Told(raw.label, notes, 0))
     c, theirs = read_contexts(context, given, options, notes)
     told = list[str]()
     index = partners(raw, theirs, called(source), called(given), told)
+    x = new_rows(space, raw, Told(raw.label, notes, 0))
     if notes is not None:
         notes += [*raw.notes, *told]
-    return Part(
-        x, c if index is None else (c.take(index) if isinstance(c, RaggedRows) else c[index]), rows=torch.arange(len(x))
-    )
+    if index is not None:
+        c = c.take(index) if isinstance(c, RaggedRows) else c[index]
+    return Part(x, c, rows=torch.arange(len(x)), of=_of(raw))
 
 
 def read_contexts(

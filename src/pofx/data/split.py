@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,17 @@ def pick(n: int, most: int | None, seed: int) -> Tensor | None:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
-def split_rows(index: Tensor, part: Any, shares: tuple[float, float, float], seed: int) -> tuple[list[Tensor], str]:
-    """Row numbers of train, valid and test, each in the source's order, and how they came about in words."""
+def split_rows(
+    index: Tensor, part: Any, shares: tuple[float, float, float], seed: int, of: Any = None
+) -> tuple[list[Tensor], str]:
+    """Row numbers of train, valid and test, each in the source's order, and how they came about in words.
+
+    Rows that are ``of`` [N] the same stay in one part.
+    """
+    if of is not None:
+        mine, parts = of[index.numpy()], None if part is None else part[index.numpy()]
+        found, words = split_rows(torch.from_numpy(np.unique(mine, return_index=True)[1]), parts, shares, seed)
+        return [index[torch.from_numpy(np.isin(mine, mine[rows.numpy()]))] for rows in found], words
     generator = torch.Generator().manual_seed(seed)
     if part is None:
         pools = [index, index[:0], index[:0]]

@@ -339,7 +339,7 @@ def _raw(
     few = len(starts) < FEW_DOCUMENTS or longest > LONG
     rows = RaggedRows(values, starts, ends, -1, torch.int64)
     if how.documents.has_eos if how.documents else not few or part is not None or how.paired:
-        return RawRagged(Text(alphabet, True, longest), rows, label, part, notes=notes)
+        return RawRagged(Text(alphabet, True, longest), rows, label=label, part=part, notes=notes)
     cut, before, _ = cut_up(rows, EXCERPT, BEFORE, alphabet.find("\n") if alphabet else 10)
     many = "One document was" if len(rows) == 1 else f"{len(rows)} documents were"
     notes.append(f"{many} cut into {len(cut)} excerpts of up to {EXCERPT} symbols, each given the text before it.")

@@ -18,7 +18,7 @@ from pofx.core.options import COUNT, check
 from pofx.core.requests import AnyRequest, Decoding, Sampler
 from pofx.data.parts import Data, Part, class_counts
 from pofx.evaluate.likelihood import Mean, encode, mean_log_prob
-from pofx.evaluate.pairs import Judged, judged, judged_classes, retrieval
+from pofx.evaluate.pairs import Judged, firsts, judged, judged_classes, retrieval
 from pofx.evaluate.predict import predict
 from pofx.evaluate.stream import drawn as draws_of
 from pofx.evaluate.two_sample import Features, c2st, frechet
@@ -149,12 +149,13 @@ def judge(
         x, how = x.cpu(), in_words(sampler, k)
         if verdict is not None and not verdict.mixed:
             notes.append(f"The chains that drew have {verdict}.")
-        group: dict[str, Any] = {} if part.groups is None else {"group": part.groups}
-        metrics = {} if model.context.values else judged(model.space, part.x, x, seed=seed, notes=notes, **group)
+        told: Any = {"seed": seed, "notes": notes, "group": part.groups}
+        metrics = {} if model.context.values else judged(model.space, part.x, x, **told)
         if (len(part) if part.groups is None else len(part.groups.unique())) >= FEWEST:
             metrics |= _like_real(model, data, part, x[0], seed, notes)
     if recall is not None:
-        found_by = retrieval(model, part.x, part.c, recall, request=request, generator=fresh())
+        one = part if part.groups is None else part[firsts(part.groups)]  # else several would be as right
+        found_by = retrieval(model, one.x, one.c, recall, request=request, generator=fresh())
         metrics |= {f"recall@{recall}, {name}": of for name, of in found_by.recall.items()}
     return Judgement(metrics, likelihood, how, tuple(notes), part, x)
 

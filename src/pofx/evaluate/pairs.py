@@ -173,8 +173,7 @@ def judged(
         drawn: [K, N, *E]: K draws for each, or the K best that a search finds, best first.
         seed: of what is resampled for intervals.
         notes: gets what is left out, and why.
-        group: of numbers and of sequences [N], the same for pairs that depend on each other (``Part.groups``), which
-            intervals take together.
+        group: [N], the same for pairs that depend on each other (``Part.groups``), which intervals take together.
 
     Texts, where there is one right answer, are judged by the first draw of each; labels by the commonest; numbers,
     images and sounds by all.
@@ -233,6 +232,13 @@ def numbered(group: Tensor) -> Tensor:
     return group.cpu().unique(return_inverse=True)[1]
 
 
+def firsts(group: Tensor) -> Tensor:
+    """The first row of each group [N], in the order of rows."""
+    place = numbered(group)
+    first = torch.full((int(place.max()) + 1,), len(place)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
+    return first.sort().values
+
+
 def _check(space: Space, truth: Tensor, drawn: Tensor) -> None:
     if not truth.ndim or not len(truth) or not len(drawn):
         raise EmptyData("There are no pairs of truth and draws.", "Give at least one of each.")
@@ -245,15 +251,23 @@ def _check(space: Space, truth: Tensor, drawn: Tensor) -> None:
 
 
 @judged.register
-def _(space: Text, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None) -> dict[str, Judged]:
+def _(
+    space: Text,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
+) -> dict[str, Judged]:
     _check(space, truth, drawn)
     said, right = ([space.spell(row) for row in rows] for rows in (drawn[0], truth))
     exact = [a == b for a, b in zip(said, right, strict=True)]
-    out = {"exact": success(sum(exact), len(exact), "the whole text is right")}
+    out = {"exact": _share(exact, "the whole text is right", seed, group)}
     if len(drawn) > 1:
         every = [[space.spell(row) for row in rows] for rows in drawn]
         among = [b in texts for b, texts in zip(right, zip(*every, strict=True), strict=True)]
-        out["exact in any"] = success(sum(among), len(among), f"the whole text is right in any of {len(drawn)}")
+        out["exact in any"] = _share(among, f"the whole text is right in any of {len(drawn)}", seed, group)
     if jiwer := library("jiwer", notes, "word and character error rates"):
         for name, of, process in (
             ("word error", str.split, jiwer.process_words),
@@ -262,7 +276,8 @@ def _(space: Text, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[s
             counts = _edits([of(t) for t in right], [of(t) for t in said], process)
             if counts[:, 1].sum() > 0:
                 words = f"edits per {name.split()[0]} of the truth, by jiwer {version('jiwer')}"
-                out[name] = bootstrap(counts, words, "less", "%", of=lambda mean: mean[0] / mean[1], seed=seed)
+                ratio = lambda mean: mean[0] / mean[1]  # noqa: E731
+                out[name] = bootstrap(counts, words, "less", "%", of=ratio, seed=seed, group=group)
     if metrics := library("sacrebleu.metrics", notes, "BLEU and chrF"):
         known = {"BLEU": metrics.BLEU(), "chrF": metrics.CHRF()}
         if all(len(text.split()) < GRAMS for text in right):  # else it is 0, however right
@@ -271,8 +286,16 @@ def _(space: Text, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[s
             whole = metric.corpus_score(said, [right])  # before the signature is asked for
             words = f"{whole.name}|{metric.get_signature()}"
             counts = torch.tensor(metric._extract_corpus_statistics(said, [right]))
-            out[name] = bootstrap(counts, words, "more", of=partial(_of_counts, metric, len(truth)), seed=seed)
+            of_counts = partial(_of_counts, metric, len(truth))
+            out[name] = bootstrap(counts, words, "more", of=of_counts, seed=seed, group=group)
     return out
+
+
+def _share(right: list[bool], words: str, seed: int, group: Tensor | None) -> Judged:
+    """Of how many pairs something is right."""
+    if group is None:
+        return success(sum(right), len(right), words)
+    return bootstrap(torch.tensor(right), words, "more", "%", seed=seed, group=group)
 
 
 def _of_counts(metric: Any, n: int, mean: Tensor) -> Tensor:
@@ -298,7 +321,13 @@ def _edits(right: list[Any], said: list[Any], process: Any) -> Tensor:
 
 @judged.register
 def _(
-    space: Image, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None
+    space: Image,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
 ) -> dict[str, Judged]:
     _check(space, truth, drawn)
     k, top = len(drawn), space.levels - 1
@@ -308,7 +337,8 @@ def _(
     out = {}
     for way, x in ways.items():
         ratio = 10 * (top**2 / (x - real).square().flatten(2).mean(2)).log10()
-        out[f"PSNR{way}"] = bootstrap(ratio.mean(0), f"peak signal to noise {told[way]}", "more", "dB", seed=seed)
+        words = f"peak signal to noise {told[way]}"
+        out[f"PSNR{way}"] = bootstrap(ratio.mean(0), words, "more", "dB", seed=seed, group=group)
     side = min(WINDOW, (min(space.height, space.width) - 1) // 2 * 2 + 1)
     if side >= 3 and (metrics := library("skimage.metrics", notes, "SSIM")):
         how: dict[str, Any] = {"win_size": side, "data_range": top, "channel_axis": 0}
@@ -318,23 +348,29 @@ def _(
                 for i, b in enumerate(real.cpu())
             ]
             words = f"structural similarity {told[way]}, window {side}, by scikit-image {version('scikit-image')}"
-            out[f"SSIM{way}"] = bootstrap(torch.tensor(found), words, "more", seed=seed)
+            out[f"SSIM{way}"] = bootstrap(torch.tensor(found), words, "more", seed=seed, group=group)
     if k > 1:
         spread = draws.std(0).flatten(1).mean(1)
         words = f"standard deviation of a pixel over {k} draws, mean, in levels of 0 to {top}"
-        out["spread"] = bootstrap(spread, words, "", "levels", seed=seed)
+        out["spread"] = bootstrap(spread, words, "", "levels", seed=seed, group=group)
     return out
 
 
 @judged.register
 def _(
-    space: Audio, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None
+    space: Audio,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
 ) -> dict[str, Judged]:
     _check(space, truth, drawn)
     found = [sum(_spectral(space, x, y) for x in drawn[:, i]) / len(drawn) for i, y in enumerate(truth)]
     words = f"log-spectral distance, frames of {FRAME} samples, no alignment, the shorter sound followed by silence"
-    out = {"spectral distance": bootstrap(torch.tensor(found), words, "less", "dB", seed=seed)}
-    return out | _lengths(space, truth, drawn, seed, 1 / space.rate, "s")
+    out = {"spectral distance": bootstrap(torch.tensor(found), words, "less", "dB", seed=seed, group=group)}
+    return out | _lengths(space, truth, drawn, seed, 1 / space.rate, "s", group)
 
 
 def _spectral(space: Audio, x: Tensor, y: Tensor) -> float:
@@ -349,13 +385,21 @@ def _spectral(space: Audio, x: Tensor, y: Tensor) -> float:
 
 
 @judged.register
-def _(space: Pair, truth: Tensor, drawn: Tensor, *, seed: int = 0, notes: list[str] | None = None) -> dict[str, Judged]:
+def _(
+    space: Pair,
+    truth: Tensor,
+    drawn: Tensor,
+    *,
+    seed: int = 0,
+    notes: list[str] | None = None,
+    group: Tensor | None = None,
+) -> dict[str, Judged]:
     _check(space, truth, drawn)
     parts = zip("ab", (space.a, space.b), space.split(truth), space.split(drawn), strict=True)
     return {
         f"{part}: {name}": found
         for part, of, y, x in parts
-        for name, found in judged(of, y, x, seed=seed, notes=notes).items()
+        for name, found in judged(of, y, x, seed=seed, notes=notes, group=group).items()
     }
 
 

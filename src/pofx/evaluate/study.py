@@ -351,8 +351,7 @@ def _pairs(
     if cut is not None:
         notes.append(f"There was time for the first {cut:,} steps of each draw, so they are not judged.")
     elif one_right:
-        group: dict[str, Any] = {} if test.groups is None else {"group": test.groups}
-        metrics = judged(space, test.x, x, seed=settings.seed, notes=notes, **group)
+        metrics = judged(space, test.x, x, seed=settings.seed, notes=notes, group=test.groups)
     some, few = [*x[:SHOWN_DRAWS, :SHOWN_PAIRS]], min(n, SHOWN_PAIRS)
     if not sampler.searches and cut is None and len(some[0]) == few:
         each = max(sampling["latency"], few / sampling["rows_per_second"])
