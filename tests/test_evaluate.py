@@ -34,7 +34,7 @@ from pofx.core.registry import family
 from pofx.core.requests import ExactLikelihood, Request, Sampler, StepByStep
 from pofx.data.parts import Data, Part
 from pofx.data.ragged import RaggedRows
-from pofx.evaluate import baselines, cost, latent, likelihood, outlier, recommend, two_sample
+from pofx.evaluate import baselines, cost, latent, likelihood, outlier, ranking, recommend, two_sample
 from pofx.evaluate.compare import compare, read_comparison
 from pofx.evaluate.likelihood import Mean, mean_log_prob, summarise, verdicts
 from pofx.evaluate.study import Settings, Study, _quality, _sample, shown
@@ -624,6 +624,64 @@ def test_mmd_p_values_are_uniform_under_the_null_and_small_off_it():
     x, y = torch.randn(2, 300, 2, generator=seeded())
     assert two_sample.mmd(x, y * 1.5).p_value < 0.01
     assert abs(two_sample.mmd(x, y).mmd2) < 4 * two_sample.mmd(x, y).null_se
+
+
+def clustered(seed: int, k: int = 40) -> tuple[Tensor, Tensor]:
+    """Rows [5 k, 3] of k clusters far apart, and which each is of, in a random order."""
+    g = seeded(seed)
+    rows = (torch.randn(k, 1, 3, generator=g) + 0.2 * torch.randn(k, 5, 3, generator=g)).flatten(0, 1)
+    order = torch.randperm(5 * k, generator=g)
+    return rows[order], torch.arange(k).repeat_interleave(5)[order]
+
+
+@pytest.mark.parametrize(
+    ("figure", "of"),
+    [
+        ("distance", lambda a, b, groups: two_sample.frechet(a, b + 1.5, groups=groups)),
+        ("auroc", lambda a, b, groups: outlier.auroc(a[:, 0], b[:, 0] + 1, groups)),
+    ],
+)
+def test_errors_of_rows_that_depend_on_each_other_are_how_much_figures_vary(figure, of):
+    found, alone = [], []
+    for s in range(60):
+        (a, g), (b, h) = clustered(s), clustered(1000 + s)
+        found.append(of(a, b, (g, h)))
+        alone.append(of(a, b, (None, None)).se)
+    spread = np.std([getattr(f, figure) for f in found])
+    assert np.mean([f.se for f in found]) == pytest.approx(spread, rel=0.25)
+    assert np.mean(alone) < 0.65 * spread
+
+
+def test_the_error_of_a_mean_of_groups_is_that_of_their_means():
+    x, g = clustered(0)
+    means = torch.stack([x[g == i, 0].mean() for i in range(40)]).double()
+    assert ranking.error_of_mean(x[:, 0], g) == pytest.approx(float(means.std()) / math.sqrt(40), rel=1e-5)
+    with pytest.raises(UsageError, match="depend on each other"):
+        ranking.error_of_mean(x[:, 0], torch.zeros(200))
+    real, fake = (x, g), clustered(1)
+    ours, theirs = (two_sample.prdc(real[0], fake[0] + 1, groups=of) for of in ((g, fake[1]), (None, None)))
+    assert all(a > 1.5 * b for a, b in zip(ours.se, theirs.se, strict=True))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_p_values_of_rows_that_depend_on_each_other_are_uniform_under_the_null(paired):
+    """Clusters of each side of their own; or a context of each cluster, of which each side draws another centre."""
+    told, free = [], []
+    for s in range(60):
+        (a, g), (b, h) = clustered(s, 20), clustered(1000 + s, 20)
+        if paired:
+            ours, theirs = 0.6 * torch.randn(2, 20, 3, generator=seeded(2000 + s))
+            a, b, h = a + ours[g], a + theirs[g] + 0.2 * torch.randn(a.shape, generator=seeded(3000 + s)), g
+            a = a + 0.2 * torch.randn(a.shape, generator=seeded(4000 + s))
+        for groups, into in (((g, h), told), ((None, None), free)):
+            mmd = two_sample.mmd(a, b, paired=paired, groups=groups, permutations=49, generator=seeded(s))
+            c2st = two_sample.c2st(a, b, paired=paired, groups=groups, classifier="logistic")
+            into.append((mmd.p_value, c2st.p_value))
+    small, wrong = (np.mean(np.array(p) <= 0.1, axis=0) for p in (told, free))
+    assert (small < 0.2).all()
+    assert wrong[0] > 0.25
+    assert (wrong > 2 * small).all()
+    assert 0.4 < np.mean(told, axis=0)[0] < 0.6
 
 
 def test_a_distance_is_one_of_all_rows_not_of_a_batch():

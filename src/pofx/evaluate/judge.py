@@ -193,10 +193,12 @@ def _like_real(
         low, high = (min(most, max(0.0, value + z * se)) for z in (-1.96, 1.96))
         return Judged(value, low, high, words, "less", unit, len(part))
 
-    apart = c2st(real, fake, paired=True, group=part.groups, seed=seed)
+    group = part.groups
+    apart = c2st(real, fake, paired=True, groups=(group, group), seed=seed)
     out = {"told from real": told(apart.accuracy, apart.se, "accuracy of a classifier of pairs: 50% is best", "%", 1.0)}
-    if len(part) >= FEWEST_OF_CLOUDS and part.groups is None:
-        far, words = frechet(real, fake), "of the Gaussians that fit the features of draws and of the truth"
+    if (len(part) if group is None else len(group.unique())) >= FEWEST_OF_CLOUDS:
+        far = frechet(real, fake, groups=(group, group))
+        words = "of the Gaussians that fit the features of draws and of the truth"
         if isinstance(data, Data) and len(data.train) >= len(part):
             known = frechet(real, features.of(data.train.draw(len(part), seed)))
             words += f" ({known.distance:.3g} of as many training pairs)"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
+from torch import Tensor
 
 from pofx.core.errors import UsageError
 from pofx.core.likelihood import Unavailable
@@ -38,6 +39,7 @@ def detect(
     request: AnyRequest = None,
     generator: torch.Generator | None = None,
     seconds: float | None = None,
+    group: Tensor | None = None,
 ) -> Detection | Unavailable:
     """How well -log p tells ``outliers`` from ``inliers``; Unavailable with the reason where there is no p.
 
@@ -46,6 +48,7 @@ def detect(
         inliers: ``likelihood.mean_log_prob`` of ordinary held-out rows.
         outliers: rows of the same space; ``name`` says in words what they are.
         request, generator, seconds: as of ``likelihood.mean_log_prob``.
+        group: [N], the same for inliers that depend on each other; of outliers, those of their part.
 
     A bound or an estimate may rank as well as an exact number; ``kind`` says which it was.
     """
@@ -55,7 +58,8 @@ def detect(
     if found.rows is None:
         return Unavailable(found.note)
     normal, odd = (-s.rows.nats.double() / math.log(2) for s in (inliers, found) if s.rows is not None)
-    area = auroc(normal, odd)
+    own, theirs = (None if g is None else g[: len(v)] for g, v in ((group, normal), (outliers.groups, odd)))
+    area = auroc(normal, odd, (own, theirs))
     kind, bits_in, bits_out = found.kind.__name__, float(normal.median()), float(odd.median())
     return Detection(**vars(area), outliers=name, kind=kind, bits_in=bits_in, bits_out=bits_out)
 
@@ -83,7 +87,7 @@ def corrupt(space: Space, part: Part, generator: torch.Generator) -> tuple[Part,
     flat = part.x.reshape(len(part), -1)
     columns = [v[torch.randperm(len(part), generator=generator)] for v in flat.unbind(1)]
     x = torch.stack(columns, 1).reshape(part.x.shape)
-    return Part(x, part.c), "test rows with every column shuffled by itself"
+    return replace(part, x=x), "test rows with every column shuffled by itself"
 
 
 @corrupt.register
@@ -108,4 +112,4 @@ def _(space: Image, part: Part, generator: torch.Generator) -> tuple[Part, str]:
     moved = blocks[torch.arange(n)[:, None], order].reshape(n, down, across, channels, h, w)
     out = part.x.clone()
     out[..., : down * h, : across * w] = moved.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * h, across * w)
-    return Part(out, part.c), "test images with the blocks of a 4×4 grid shuffled"
+    return replace(part, x=out), "test images with the blocks of a 4×4 grid shuffled"

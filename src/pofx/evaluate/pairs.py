@@ -24,6 +24,7 @@ from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, join
 from pofx.evaluate.predict import Prediction
+from pofx.evaluate.ranking import numbered
 from pofx.spaces import Audio, Category, Image, Pair, Sequence, Text
 
 RESAMPLES = 1000  # of a bootstrap
@@ -225,11 +226,6 @@ def commonest(drawn: Tensor) -> Tensor:
 def _by_pair(rows: Tensor, pair: Tensor) -> Tensor:
     """Sums of rows [R, F] over each pair [N, F]."""
     return torch.zeros(int(pair.max()) + 1, rows.shape[1], dtype=torch.float64).index_add_(0, pair, rows.double())
-
-
-def numbered(group: Tensor) -> Tensor:
-    """Groups [N] by numbers that leave none out."""
-    return group.cpu().unique(return_inverse=True)[1]
 
 
 def firsts(group: Tensor) -> Tensor:

@@ -21,12 +21,13 @@ class Auroc:
     n_out: int
 
 
-def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
+def auroc(inliers: Tensor, outliers: Tensor, groups: tuple[Tensor | None, Tensor | None] = (None, None)) -> Auroc:
     """Area under the ROC curve of values [M] and [N]; higher ones should mean outliers.
 
     The standard error is DeLong's: the placements V10 of outliers among inliers and V01 of inliers among
     outliers are U-statistics' components, whose variances add (DeLong, DeLong & Clarke-Pearson, 1988). Where all of
     them are equal, as of few rows that are all in order, it would be 0: then it is that of a share of the fewer rows.
+    ``groups``: [M] and [N], the same for rows that depend on each other, which then count as one.
 
     Example:
         >>> import torch
@@ -39,8 +40,32 @@ def auroc(inliers: Tensor, outliers: Tensor) -> Auroc:
         )
     v10, v01 = _placement(outliers, inliers), 1 - _placement(inliers, outliers)
     area = float(v10.mean())
-    se = math.sqrt(float(v10.var() / len(v10) + v01.var() / len(v01)))
-    return Auroc(area, se or share_error(area, min(len(inliers), len(outliers))), len(inliers), len(outliers))
+    se = math.hypot(error_of_mean(v01, groups[0]), error_of_mean(v10, groups[1]))
+    fewest = min(independent(inliers, groups[0]), independent(outliers, groups[1]))
+    return Auroc(area, se or share_error(area, fewest), len(inliers), len(outliers))
+
+
+def numbered(group: Tensor) -> Tensor:
+    """Groups [N] by numbers that leave none out."""
+    return group.cpu().unique(return_inverse=True)[1]
+
+
+def independent(rows: Tensor, group: Tensor | None) -> int:
+    """How many of the rows [N] do not depend on each other: the groups [N] that there are, or all."""
+    return len(rows) if group is None else len(group.unique())
+
+
+def error_of_mean(each: Tensor, group: Tensor | None = None) -> float:
+    """Standard error of the mean of numbers [N]; of those that depend on each other, that of the choice of groups [N].
+
+    Raises UsageError where all are of one group.
+    """
+    k, off = independent(each, group), each.double() - each.double().mean()
+    if k < 2:
+        raise UsageError("All rows depend on each other, so there is no error.", "Give rows of two groups or more.")
+    if group is not None:
+        off = torch.zeros(k).double().index_add_(0, numbered(group), off)
+    return math.sqrt(float(off.square().sum()) * k / (k - 1)) / len(each)
 
 
 def share_error(share: float, n: int) -> float:

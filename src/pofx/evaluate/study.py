@@ -48,7 +48,7 @@ from pofx.evaluate.paths import (
 from pofx.evaluate.predict import predict
 from pofx.evaluate.stream import drawn as draws_of
 from pofx.evaluate.text import marks
-from pofx.evaluate.two_sample import C2st, Features, c2st, frechet, memorisation, mmd, nearest, prdc
+from pofx.evaluate.two_sample import C2st, Features, Groups, c2st, frechet, memorisation, mmd, nearest, prdc
 from pofx.train.checkpoint import write_arrays
 
 TRAIN_ROWS = 20_000  # training rows among which copies are looked for
@@ -168,16 +168,22 @@ class Study:
         """The two-sample tests with training rows for samples: what a perfect model would reach."""
         if self.features is None:
             return {"unavailable": "Labels have no sample quality."}
-        return {"n": len(self.real)} | self.two_sample(self.real, self.known[: self.settings.quality_rows])
+        some = self.known[: self.settings.quality_rows]
+        return {"n": len(self.real)} | self.two_sample(self.real, some, (self.test.groups, self.train.groups))
 
-    def two_sample(self, real: Tensor, fake: Tensor, paired: bool = False) -> dict[str, Any]:
-        generator, group = self.settings.generator(3), self.test.groups if paired else None
+    def two_sample(self, real: Tensor, fake: Tensor, groups: Groups, paired: bool = False) -> dict[str, Any]:
+        told: Any = {"groups": groups, "paired": paired}
         return {
-            "c2st": guarded(lambda: c2st(real, fake, paired=paired, group=group, seed=self.settings.seed)),
-            "mmd": guarded(lambda: mmd(real, fake, generator=generator)),
-            "frechet": guarded(lambda: frechet(real, fake)),
-            "prdc": guarded(lambda: prdc(real, fake)),
+            "c2st": guarded(lambda: c2st(real, fake, **told, seed=self.settings.seed)),
+            "mmd": guarded(lambda: mmd(real, fake, **told, generator=self.settings.generator(3))),
+            "frechet": guarded(lambda: frechet(real, fake, groups=groups)),
+            "prdc": guarded(lambda: prdc(real, fake, groups=groups)),
         }
+
+    @property
+    def groups(self) -> Groups:
+        """Of test rows, and of draws, row i of which is given the context of row i."""
+        return self.test.groups, self.test.groups if self.data.context is not None else None
 
 
 def evaluate(study: Study, model: Model, tell: Callable[[str], None]) -> tuple[dict[str, Any], Mean, dict[str, Part]]:
@@ -322,8 +328,9 @@ def _quality(study: Study, fake: Part | None, cut: int | None) -> dict[str, Any]
         near = nearest(real, known)
     drawn = study.features.of(fake[: len(real)])
     about = {"features": study.features.description, "n": len(drawn), "n_train": len(known)}
-    copying = guarded(lambda: memorisation(known, real, drawn, near=near))
-    return about | study.two_sample(real, drawn, study.data.context is not None) | {"memorisation": copying}
+    copying = guarded(lambda: memorisation(known, real, drawn, groups=study.groups, near=near))
+    paired = study.data.context is not None
+    return about | study.two_sample(real, drawn, study.groups, paired) | {"memorisation": copying}
 
 
 def _pairs(
@@ -402,8 +409,7 @@ def _steps(
 
     def against(some: Tensor) -> C2st:
         paired = study.data.context is not None
-        group = study.test.groups if paired else None
-        return c2st(real, some, paired=paired, group=group, folds=3, seed=settings.seed)
+        return c2st(real, some, paired=paired, groups=study.groups, folds=3, seed=settings.seed)
 
     def draw(steps: int, n: int) -> Tensor:
         asked = dataclasses.replace(sampler, steps=steps)  # type: ignore[call-arg]
@@ -460,10 +466,10 @@ def _inference(study: Study, model: Model) -> dict[str, Any]:
 
 def _outliers(study: Study, model: Model, inliers: Mean, seconds: float | None) -> list[dict[str, Any]]:
     generator = study.settings.generator(7, model.device)
-    share = None if seconds is None else seconds / max(1, len(study.outliers))
+    share, group = None if seconds is None else seconds / max(1, len(study.outliers)), study.test.groups
 
     def one(words: str, rows: Part) -> dict[str, Any]:
-        return guarded(lambda: detect(model, inliers, rows, words, generator=generator, seconds=share))
+        return guarded(lambda: detect(model, inliers, rows, words, group=group, generator=generator, seconds=share))
 
     return [{"outliers": words} | one(words, rows) for words, rows in study.outliers]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from pofx.core.errors import UsageError
 from pofx.core.space import Space
 from pofx.data.parts import Part
-from pofx.evaluate.ranking import auroc, share_error
+from pofx.evaluate.ranking import auroc, error_of_mean, numbered, share_error
 from pofx.spaces import Audio, Category, Column, Image, Label, Real, Sequence, Text
 
 ONE_HOT = 32  # a category with more values has its rarest share one feature
@@ -31,6 +31,8 @@ COMPONENTS = 64  # principal components of an image
 FIT_ROWS = 5000  # training rows that fit the feature map
 HASHED = 64  # counts of symbols, of pairs, of triples
 Classifier = Literal["logistic", "mlp", "boosting"]
+Groups: TypeAlias = tuple[Tensor | None, Tensor | None]
+"""Of rows [N] of data and of samples: the same for those that depend on each other; None where none do."""
 
 
 class FeatureMap(Protocol):
@@ -239,7 +241,7 @@ def c2st(
     fake: Tensor,
     *,
     paired: bool = False,
-    group: Tensor | None = None,
+    groups: Groups = (None, None),
     classifier: Classifier = "boosting",
     folds: int = 5,
     seed: int = 0,
@@ -251,8 +253,8 @@ def c2st(
 
     ``paired``: row i of one side was drawn given the context of row i of the other. Both are then in one fold, or what
     a classifier learned of the one would tell against the other, which is near it: of draws that equal the truth it
-    would be wrong each time. Of the larger side the first rows are taken. ``group`` [N] has the same number for such
-    pairs as depend on each other: they are in one fold, too, and in the error a group counts as one pair.
+    would be wrong each time. Of the larger side the first rows are taken. ``groups`` [N] of each side have the same
+    number for rows that depend on each other: they are in one fold, too, and in the error a group counts as one row.
 
     The classifiers of k folds are trained on almost the same rows, so the folds' accuracies depend on each other: their
     variance is taken 1 + k / (k - 1) times the binomial one (Nadeau & Bengio, 2003, eq. 8, of test and training parts
@@ -269,25 +271,20 @@ def c2st(
     from threadpoolctl import threadpool_limits
 
     n = _same_size(real, fake, at_least=2 * folds)
-    y = torch.arange(2).repeat_interleave(n).numpy()
-    split: Any
-    alone = n  # rows of each side that do not depend on each other
-    if paired:
-        x = torch.cat([real[:n], fake[:n]]).numpy()
-        pair = torch.arange(n) if group is None else group[:n].unique(return_inverse=True)[1]
-        alone = int(pair.max()) + 1
-        fold = (torch.randperm(alone, generator=torch.Generator().manual_seed(seed)) % folds)[pair]
-        split = PredefinedSplit(torch.cat([fold, fold]).numpy())
-    else:
-        x = torch.cat([_some(real, n), _some(fake, n)]).numpy()
-        split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    (x, y), of = _sides(real, fake, groups, paired)
+    k = 1 + int(of.max())  # of the rows of both sides, so many do not depend on each other
+    side = torch.arange(2).repeat_interleave(n).numpy()
+    split: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    if k < 2 * n:
+        fold = (torch.randperm(k, generator=torch.Generator().manual_seed(seed)) % folds)[of]
+        split = PredefinedSplit(fold.numpy())
     with threadpool_limits(1):  # on so few rows more threads only wait for each other
-        right = cross_val_predict(_classifier(classifier, n, seed), x, y, cv=split) == y
+        right = cross_val_predict(_classifier(classifier, n, seed), torch.cat([x, y]).numpy(), side, cv=split) == side
     accuracy = float(right.mean())
-    wider = math.sqrt(1 + folds / (folds - 1))
-    z = (accuracy - 0.5) / (wider * math.sqrt(0.25 / (2 * alone)))
+    wider, alone = math.sqrt(1 + folds / (folds - 1)), 2 * k if paired else k
+    z = (accuracy - 0.5) / (wider * math.sqrt(0.25 / alone))
     p_value = 0.5 * math.erfc(z / math.sqrt(2))
-    return C2st(accuracy, wider * share_error(accuracy, 2 * alone), p_value, n, classifier, folds)
+    return C2st(accuracy, wider * share_error(accuracy, alone), p_value, n, classifier, folds)
 
 
 def _classifier(name: Classifier, n: int, seed: int) -> Any:
@@ -331,11 +328,20 @@ class Mmd:
     permutations: int
 
 
-def mmd(real: Tensor, fake: Tensor, *, permutations: int = 200, generator: torch.Generator | None = None) -> Mmd:
+def mmd(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    paired: bool = False,
+    groups: Groups = (None, None),
+    permutations: int = 200,
+    generator: torch.Generator | None = None,
+) -> Mmd:
     """Gaussian-kernel MMD^2, unbiased (Gretton et al., 2012, eq. 3), on features [N, F] of each side.
 
     The bandwidth is the median distance of the pooled rows; the p-value counts relabellings of the
-    pooled rows that give as much, the observed one included.
+    pooled rows that give as much, the observed one included. Rows that depend on each other (``groups`` and ``paired``
+    as of ``c2st``) are relabelled together, and those of groups on both sides change sides.
 
     Example:
         >>> import torch
@@ -346,19 +352,25 @@ def mmd(real: Tensor, fake: Tensor, *, permutations: int = 200, generator: torch
     """
     n = _same_size(real, fake, at_least=2)
     gen = torch.Generator().manual_seed(0) if generator is None else generator
-    pooled = torch.cat([_some(real, n), _some(fake, n)])
+    both = paired and groups[0] is not None
+    sides, of = _sides(real, fake, groups, both)
+    pooled, size = torch.cat(sides), of.bincount()
     distance = _distances(pooled, pooled)
     off_diagonal = distance[torch.ones_like(distance, dtype=torch.bool).triu(1)]
     bandwidth = float(off_diagonal.median()) or 1.0  # at least half of the pairs are equal rows
     kernel = torch.exp(-distance.square() / (2 * bandwidth**2)).fill_diagonal_(0)
-    signs = torch.ones(2 * n, permutations + 1)
-    signs[n:, 0] = -1  # the observed labelling
+    first = torch.zeros(2 * n, permutations + 1)  # which rows are of the first side
+    first[:n, 0] = 1  # the observed labelling
     for k in range(1, permutations + 1):
-        signs[torch.randperm(2 * n, generator=gen)[n:], k] = -1
-    # with s = +1 on X and -1 on Y: s'Ks = XX + YY - 2 XY, and 1'K1 = XX + YY + 2 XY (sums off the diagonal)
-    contrast, total = (signs * (kernel @ signs)).sum(0).double(), kernel.sum().double()
-    within, across = (total + contrast) / 2, (total - contrast) / 2
-    values = within / (n * (n - 1)) - across / n**2
+        order = torch.randperm(len(size), generator=gen)
+        chosen = torch.zeros(len(size)).index_fill_(0, order[size[order].cumsum(0) <= n], 1)[of]
+        first[:, k] = torch.cat([chosen[:n], 1 - chosen[n:]]) if both else chosen
+    # sums over pairs of rows, off the diagonal: of all with the first side, within it, across, within the other
+    m, all_first, total = first.sum(0).double(), (kernel.sum(0) @ first).double(), kernel.sum().double()
+    within = (first * (kernel @ first)).sum(0).double()
+    across, rest = all_first - within, total - 2 * all_first + within
+    other = 2 * n - m
+    values = within / (m * (m - 1)).clamp(min=1) + rest / (other * (other - 1)).clamp(min=1) - 2 * across / (m * other)
     observed, null = values[0], values[1:]
     p_value = float((values >= observed).double().mean())
     return Mmd(float(observed), float(null.std()), p_value, bandwidth, n, permutations)
@@ -377,11 +389,12 @@ class Frechet:
     n_fake: int
 
 
-def frechet(real: Tensor, fake: Tensor, *, blocks: int = 20) -> Frechet:
+def frechet(real: Tensor, fake: Tensor, *, groups: Groups = (None, None), blocks: int = 20) -> Frechet:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the means and covariances of features [N, F] of each side.
 
     The distance of Dowson & Landau (1982) that Heusel et al. (2017) take of Inception's features, in their units. It
     is larger the fewer rows there are, so what says something is how it compares with that of as many real rows.
+    ``groups`` [N] of each side have the same number for rows that depend on each other, which are in one block.
 
     Example:
         >>> import torch
@@ -391,7 +404,13 @@ def frechet(real: Tensor, fake: Tensor, *, blocks: int = 20) -> Frechet:
         (True, True)
     """
     _same_size(real, fake, at_least=2 * blocks)
-    sides = [(side.double(), torch.arange(len(side)) * blocks // len(side)) for side in (real, fake)]
+    sides = []
+    for side, group in zip((real, fake), groups, strict=True):
+        place = torch.arange(len(side)) if group is None else numbered(group[: len(side)])
+        k = 1 + int(place.max())
+        if k < blocks:
+            raise UsageError(f"{k} groups of rows: a jackknife of {blocks} blocks needs as many.")
+        sides.append((side.double(), place * blocks // k))
     each = torch.stack([_frechet(*(side[block != b] for side, block in sides)) for b in range(blocks)])
     se = ((blocks - 1) * each.var(correction=0)).sqrt()
     return Frechet(float(_frechet(*(side for side, _ in sides))), float(se), len(real), len(fake))
@@ -422,11 +441,12 @@ class Prdc:
     n_fake: int
 
 
-def prdc(real: Tensor, fake: Tensor, *, k: int = 5, cap: int = 3000) -> Prdc:
+def prdc(real: Tensor, fake: Tensor, *, groups: Groups = (None, None), k: int = 5, cap: int = 3000) -> Prdc:
     """Improved precision and recall (Kynkäänniemi et al., 2019, eq. 1-2), density and coverage (Naeem et al., 2020).
 
     Of features [N, F] of each side; at most ``cap`` rows of each. The balls are closed, so that equal rows of
-    discrete data meet. Standard errors are those of means over rows, the balls taken as given.
+    discrete data meet. Standard errors are those of means over rows, or over ``groups`` [N] of rows that depend on each
+    other, the balls taken as given.
 
     Example:
         >>> import torch
@@ -436,6 +456,7 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5, cap: int = 3000) -> Prdc:
         >>> found.precision > 0.9, found.recall < 0.5  # what is drawn is plausible, and much is never drawn
         (True, True)
     """
+    ours, theirs = (None if g is None else _some(g[: len(x)], cap) for g, x in zip(groups, (real, fake), strict=True))
     real, fake = _some(real, cap), _some(fake, cap)
     if min(len(real), len(fake)) <= k:
         raise UsageError(f"{len(real)} rows against {len(fake)} samples: balls of {k} neighbours need more than {k}.")
@@ -452,7 +473,7 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5, cap: int = 3000) -> Prdc:
         recalled[block] = (d <= fake_radius).any(1)
     figures = [(in_real > 0).double(), recalled.double(), in_real.double() / k, covered.double()]
     precision, recall, density, coverage = (float(f.mean()) for f in figures)
-    errors = tuple(float(f.std() / math.sqrt(len(f))) for f in figures)
+    errors = tuple(error_of_mean(f, g) for f, g in zip(figures, (theirs, ours, theirs, ours), strict=True))
     return Prdc(precision, recall, density, coverage, errors, k, len(real), len(fake))
 
 
@@ -486,19 +507,27 @@ class Memorisation:
 
 
 def memorisation(
-    train: Tensor, held_out: Tensor, fake: Tensor, *, cap: int = 20_000, near: Tensor | None = None
+    train: Tensor,
+    held_out: Tensor,
+    fake: Tensor,
+    *,
+    groups: Groups = (None, None),
+    cap: int = 20_000,
+    near: Tensor | None = None,
 ) -> Memorisation:
     """Data-copying test (Meehan et al., 2020, without its cells) on features [N, F] of the three sets.
 
-    At most ``cap`` training rows: a sample that copies another one is missed. ``near``: what ``nearest`` gives of the
-    held-out rows, where that is known.
+    At most ``cap`` training rows: a sample that copies another one is missed. ``groups`` [N] of held-out rows and
+    samples: the same for those that depend on each other. ``near``: what ``nearest`` gives of the held-out rows, where
+    that is known.
     """
     from scipy.stats import ks_2samp
 
     n, train = _same_size(held_out, fake, at_least=2), _some(train, cap)
     ours = nearest(_some(fake, n), train)
     theirs = nearest(_some(held_out, n), train) if near is None else _some(near, n)
-    area = auroc(-theirs.double(), -ours.double())
+    those, these = (None if g is None else _some(g[: len(x)], n) for g, x in zip(groups, (held_out, fake), strict=True))
+    area = auroc(-theirs.double(), -ours.double(), (those, these))
     ks = ks_2samp(ours.numpy(), theirs.numpy())
     median = float(theirs.median())
     return Memorisation(
@@ -545,6 +574,17 @@ def _some(x: Tensor, most: int) -> Tensor:
     if len(x) <= most:
         return x
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most]]
+
+
+def _sides(real: Tensor, fake: Tensor, groups: Groups, paired: bool) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """As many rows of each side, and which group each of them is of [2 N], a pair being of one, too."""
+    n = min(len(real), len(fake))
+    whole = [torch.arange(len(x)) if g is None else g[: len(x)] for g, x in zip(groups, (real, fake), strict=True)]
+    if paired:  # of both the same
+        one = numbered(whole[0][:n])
+        return (real[:n], fake[:n]), torch.cat([one, one])
+    a, b = (numbered(_some(g, n)) for g in whole)
+    return (_some(real, n), _some(fake, n)), torch.cat([a, b + 1 + a.max()])
 
 
 def _same_size(a: Tensor, b: Tensor, at_least: int) -> int:
