@@ -162,13 +162,17 @@ def study(data: Data, family: str, args: argparse.Namespace, emit: Any) -> None:
                 "rows": len(test), "parameters": model.parameter_count()}
     )  # fmt: skip
     emit(told | {"what": "judge", "of": "real"} | judge.wrong(data.space, test.x, texts))
-    ways = {"griffin-lim": GriffinLim(), "vocoder": None} if family == "mel-vocoder" else {"samples": None}
+    ways: dict[str, Any] = {"samples": None}
+    if family == "mel-vocoder":
+        ways = {"griffin-lim": GriffinLim(), "vocoder": None}
     if family == "mel-vocoder":
         frames = model.spectrum(test.x)
         for way, sampler in ways.items():
             copy = model.sound(frames, torch.Generator().manual_seed(args.seed), sampler)[:, : test.x.shape[1]]
             copy = copy.masked_fill(torch.arange(copy.shape[1]) >= size[:, None], -1)
             emit(told | {"what": "judge", "of": f"copy, {way}"} | judge.wrong(data.space, copy, texts))
+    if family == "mel-vocoder":
+        ways |= {f"griffin-lim at temperature {t}": GriffinLim(temperature=t) for t in args.temperature}
     for way, sampler in ways.items():
         begun = time.perf_counter()
         drawn = model.given(test.c).sample(1, generator=torch.Generator().manual_seed(args.seed), sampler=sampler)[0]
@@ -217,6 +221,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", choices=tuple(FAMILIES), default=["mel-vocoder"])
     parser.add_argument("--seconds", type=float, default=1200.0, help="of each fit")
     parser.add_argument("--draws", type=int, default=250, help="clips of the test set, and draws for their texts")
+    parser.add_argument("--temperature", type=float, nargs="*", default=[0.7], help="of spectra drawn, beside 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", default="{}", help="of the family, beside the script's own")
     parser.add_argument("--quick", action="store_true", help="a few seconds; nothing is kept")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pofx.codecs import windows as windows_module
 from pofx.codecs.steps import Subwords
 from pofx.codecs.windows import Whole, Windows, spans
-from pofx.core.errors import UsageError
+from pofx.core.errors import Unsupported, UsageError
 from pofx.core.learner import Batch
 from pofx.core.likelihood import Exact, LowerBound
 from pofx.core.requests import StepByStep, Windowed
@@ -182,6 +182,34 @@ def test_sites_sum_to_one(has_eos: bool) -> None:
     assert bool(drawn.isinf().any()) == has_eos
     assert emission.filled(drawn[None]).sum() == drawn[:, 0].isinf().sum()
     space.check(drawn[~drawn[:, 0].isinf()])
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_symbols_and_categories_at_a_temperature_are_as_often_as_the_power_says(temperature: float) -> None:
+    """p ** (1 / temperature), of a symbol, and of each category given those before it in its step."""
+    n, y = 40_000, torch.randn(1, 8, generator=seeded())
+    emission = TokenHead(4, 8, has_eos=False)
+    shaken(emission)
+    p = torch.cat([emission.log_prob(y[None], torch.full((1, 1), k)) for k in range(4)]).exp()[:, 0]
+    drawn = emission.sample(y.expand(n, 8), seeded(1), temperature)
+    want = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
+    assert (torch.bincount(drawn, minlength=4) / n - want).abs().max() < 0.015
+    table = Table((Category("a", ("x", "y", "z")), Category("b", ("x", "y"))))
+    steps = StepHead(heads_for(table), 8, hidden=16, has_eos=False)
+    steps.prepare(torch.tensor([[0.0, 0], [1, 1], [2, 0], [0, 0]], dtype=torch.float64), ends=0)
+    shaken(steps, 0.3)
+    every = torch.tensor([[a, b] for a in range(3) for b in range(2)], dtype=torch.float64)
+    joint = steps.log_prob(y.expand(6, 1, 8), every[:, None]).double().exp().view(3, 2)
+    first, second = joint.sum(1) ** (1 / temperature), (joint / joint.sum(1, keepdim=True)) ** (1 / temperature)
+    want = (first / first.sum())[:, None] * second / second.sum(1, keepdim=True)
+    rows = steps.sample(y.expand(n, 8), seeded(2), temperature).long()
+    assert (torch.bincount(rows[:, 0] * 2 + rows[:, 1], minlength=6).view(3, 2) / n - want).abs().max() < 0.015
+
+
+def test_numbers_have_no_temperature() -> None:
+    steps = StepHead(heads_for(Table((Real("a"), Real("b")))), 8, hidden=16)
+    with pytest.raises(Unsupported, match="temperature is of categories"):
+        steps.sample(torch.zeros(2, 8), seeded(), 0.5)
 
 
 # ----------------------------------------------------------------------------------------------- windows

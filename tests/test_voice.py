@@ -275,6 +275,19 @@ def test_draws_follow_from_the_seed_and_end() -> None:
     assert bool((model.sample(3, generator=seeded(), sampler=StepByStep(50)) >= 0).all())
 
 
+def test_a_cold_spectrum_is_the_likeliest_at_each_step() -> None:
+    space, x = sounds((300, 123, 41))
+    model = made(space, x)
+    model.frames.emission.stop.weight.data.zero_()  # nothing but the levels is drawn
+    model.frames.emission.base.fill_(-30.0)
+
+    def frames(seed: int, temperature: float) -> Tensor:
+        return model.frames.rows_sample(1, None, GriffinLim(temperature=temperature), seeded(seed))
+
+    assert torch.equal(frames(1, 1e-4), frames(2, 1e-4))
+    assert not torch.equal(frames(1, 1.0), frames(2, 1.0))
+
+
 def test_a_drawn_sound_has_as_many_frames_as_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """(T - 1) hop + r samples, each r as likely, as far as the longest sound goes."""
     space, x = sounds((50, 33))  # frames of 20 samples

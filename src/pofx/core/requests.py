@@ -316,10 +316,14 @@ class GriffinLim(StepByStep, name="griffin-lim"):
     Attributes:
         iterations: from phases by lot to those that fit.
         momentum: of an iteration: 0 never gets worse, more ends nearer (Perraudin et al. 2013).
+        temperature: of the levels of the spectrum: below 1 sharper, above 1 flatter.
     """
 
     iterations: int = 60
     momentum: float = 0.99
+    temperature: float = 1.0
+
+    ranges = {"temperature": POSITIVE}
 
 
 @dataclass(frozen=True)

@@ -323,8 +323,9 @@ class Continuing(Stepwise, Continues, Decodes, Searches):
         free = not self.has_eos and together == int(given.max())  # whatever is drawn comes next
         over, step = torch.zeros_like(given, dtype=torch.bool), u[:, : together + 1]
         reader = self.reader(len(u), c, whole, self.stride)
+        temperature = getattr(sampler, "temperature", None) or 1.0  # of frames of a sound
         for t in range(together + 1, whole + 1):
-            step = self.emission.sample(reader.read(step)[:, -1], generator).to(u.dtype)[:, None]
+            step = self.emission.sample(reader.read(step)[:, -1], generator, temperature).to(u.dtype)[:, None]
             if not free:
                 if t < u.shape[1]:
                     step = torch.where(_like(t <= given, step), u[:, t : t + 1], step)

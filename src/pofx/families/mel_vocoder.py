@@ -307,7 +307,11 @@ class MelVocoder(Model, HasBoundTerms):
     def rows_sample(self, n: int, c: Any, sampler: Any, generator: torch.Generator) -> Tensor:
         steps = None if sampler.length is None else -(-sampler.length // self.hop)
         by_step = StepByStep in self.frames.own_samplers
-        own = StepByStep(steps) if by_step else self.frames.default_sampler()
+        spectral = isinstance(sampler, GriffinLim)
+        if not by_step and spectral and sampler.temperature != 1:
+            raise Unsupported(f"A temperature is of steps, and {self.frames.name} has none.", "Leave it at 1.")
+        stepwise = replace(sampler, length=steps) if spectral else StepByStep(steps)
+        own = stepwise if by_step else self.frames.default_sampler()
         m = self.frames.rows_sample(n, c, own, generator)
         x = self.sound(m, generator, sampler)
         most = sampler.length or self.space.length

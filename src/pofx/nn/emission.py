@@ -47,11 +47,11 @@ class Emission(nn.Module):
         """log p in nats [N, L] of steps u [N, L, ...], or of the end where u is fill, given outputs y [N, L, width]."""
         raise NotImplementedError
 
-    def sample(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        """A step [N, ...] given y [N, width]; fill where it ends."""
-        return self.complete(y, None, generator)
+    def sample(self, y: Tensor, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        """A step [N, ...] given y [N, width]; fill where it ends. Raises as ``Head.tempered``."""
+        return self.complete(y, None, generator, temperature)
 
-    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
         """The same, with the values (and booleans where they are known, each [N, ...]) that are given."""
         raise NotImplementedError
 
@@ -143,8 +143,8 @@ class TokenHead(Emission):
         loss = F.cross_entropy(logits, target.flatten(), reduction="none", label_smoothing=smoothing)
         return -loss.view(u.shape)
 
-    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
-        drawn = pick(self.logits(y), generator)
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        drawn = pick(self.logits(y) / temperature, generator)
         drawn = drawn.masked_fill(drawn == self.end, -1) if self.has_eos else drawn
         return drawn if given is None else torch.where(given[1], given[0], drawn)
 
@@ -209,13 +209,15 @@ class StepHead(Emission):
         logit = self.stop(y)[..., 0] + self.base
         return torch.where(self.filled(u), F.logsigmoid(logit), log_p + F.logsigmoid(-logit))
 
-    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
         empty = y.new_empty(len(y), self.heads.sites, dtype=torch.float64)
         values, known = (empty, None) if given is None else given
         if self.inner is not None:
-            values = self.heads.visit(self.inner.walk(len(y), y), values, generator, known)
+            values = self.heads.visit(self.inner.walk(len(y), y), values, generator, known, temperature)
         else:
-            drawn = self.heads.site(0).sample(self.out(y), generator)[:, None].double()
+            head, params = self.heads.site(0), self.out(y)
+            params = params if temperature == 1 else head.tempered(params, temperature)
+            drawn = head.sample(params, generator)[:, None].double()
             values = drawn if known is None else torch.where(known, values, drawn)
         if self.stop is not None:
             p = (self.stop(y)[:, 0] + self.base).sigmoid()

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pofx.core.errors import Unsupported
 from pofx.nn.numbers import moments, shares
 from pofx.nn.tails import lengthen, normal_log_prob
 
@@ -62,6 +63,10 @@ class Head(nn.Module):
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         """A draw in raw units, float64 [..., *sites]."""
         raise NotImplementedError
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        """The parameters of p ** (1 / temperature) [..., *sites, P]. Raises Unsupported where values are no choices."""
+        raise Unsupported("A temperature is of categories, not of numbers.", "Leave it at 1.")
 
     def typical(self, params: Tensor) -> Tensor:
         """What stands for the distribution, float64 [..., *sites]: a mean of numbers, the likeliest symbol."""
@@ -149,6 +154,9 @@ class Categorical(Head):
 
     def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
         return pick((params + self.base).log_softmax(-1), generator).double()
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return torch.where(self.base.isinf(), params, (params + self.base) / temperature - self.base)
 
     def typical(self, params: Tensor) -> Tensor:
         logits = params + self.base

@@ -113,12 +113,20 @@ class Heads(nn.Module):
         parts = [self._group(g).typical(self._own(params, g)) for g in range(len(self.places))]
         return self.event(torch.cat(parts, -1)[..., self.back])
 
-    def visit(self, walk: Steps, values: Tensor, generator: torch.Generator, known: Tensor | None = None) -> Tensor:
+    def visit(
+        self,
+        walk: Steps,
+        values: Tensor,
+        generator: torch.Generator,
+        known: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Values [N, sites] with those that are not known drawn, each given all before it in the walk's order."""
         values = values.clone()
         for i in walk.order:
             head = self.site(i)
-            drawn = head.sample(walk.params(), generator).to(values.dtype)
+            params = walk.params() if temperature == 1 else head.tempered(walk.params(), temperature)
+            drawn = head.sample(params, generator).to(values.dtype)
             values[:, i] = drawn if known is None else torch.where(known[:, i], values[:, i], drawn)
             walk.push(head.embed(values[:, i]))
         return values

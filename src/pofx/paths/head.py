@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pofx.core.errors import Unsupported
 from pofx.nn.emission import Emission, Given
 from pofx.nn.encoders import Encoded
 from pofx.nn.noisy import NoisyMlp
@@ -85,7 +86,9 @@ class DiffusionHead(Emission):
         found = terms(self._denoiser(y.flatten(0, 1)), self.gaussian, self.schedule, x, level, eps, steps=steps)
         return found.sum(0).view(n, length).sum(1) - length * self.sites * math.log(self.middle)
 
-    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator) -> Tensor:
+    def complete(self, y: Tensor, given: Given | None, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+        if temperature != 1:
+            raise Unsupported("A temperature is of categories, not of numbers.", "Leave it at 1.")
         denoise, times = self._denoiser(y), self.schedule.times(self.steps)
         e, last = (
             torch.randn(len(y), self.sites, generator=generator, device=generator.device).to(y.device) for _ in range(2)
