@@ -1,16 +1,16 @@
 """Images restored from what is left of them, several answers for each: one draw, their mean, and a regressor beside.
 
-    python benchmarks/restore.py DATA OUT [--seconds 720] [--seed 0] [--threads 1] [--only TASK ...] [--quick]
+    python benchmarks/restore.py DATA OUT [--seconds 720] [--seed 0] [--threads 1] [--only TASK ...] [--family F]
+        [--quick]
 
 DATA is the folder of the data sets (images/fashion-mnist and images/bsds300 in it); OUT keeps the runs. Each task is a
-``vdm`` given the degraded image (``pofx.data.degrade``) for the seconds, and a U-Net of the same shape trained on the
-squared error alone for a third of them: the mean predictor, best in PSNR and blurred where the answer is open.
+``flow-matching`` given the degraded image (``pofx.data.degrade``) for the seconds, and a U-Net of the same shape
+trained on the squared error alone for a third of them: the mean predictor, blurred where the answer is open.
 
 PSNR and SSIM (scikit-image) against the truth, of the regressor, of one draw and of the mean of 8 draws, on 200 test
-images; the likelihood of the truth and its kind. ``spread`` is the
-standard deviation of 8 draws of a pixel, in levels, where what is given tells the answer (``known``) and where it does
-not (``open``): outside and inside the hole; grey levels and the colours beside them; the means of squares and what
-varies within. Prints one JSON object a line and writes all to results/restore.json, and a picture of each task in OUT:
+images; the likelihood of the truth and its kind. ``spread`` is the standard deviation of 8 draws of a pixel, in levels,
+where what is given tells the answer (``known``) and where it does not (``open``): outside and inside the hole; grey
+levels and the colours beside them; the means of squares and what varies within. Prints one JSON object a line and writes all to results/restore.json, and a picture of each task in OUT:
 what is given, the truth, the regressor, the mean of the draws, four draws.
 """
 
@@ -137,7 +137,7 @@ def as_shown(c: Tensor, like: Tensor) -> Tensor:
 def main() -> None:
     parser = arguments(__doc__, 720.0)
     parser.add_argument("--images", type=int, default=200, help="of the test part")
-    parser.add_argument("--family", default="vdm")
+    parser.add_argument("--family", default="flow-matching")
     args = parsed(parser)
     n = 6 if args.quick else args.images
     results = Results(args.quick, seconds=args.seconds, seed=args.seed, threads=args.threads)
