@@ -22,14 +22,14 @@ from torch import Tensor
 
 import pofx
 from fitted import arguments, fitted, generator, parsed
-from pofx.core.requests import VariationalBound
+from pofx.core.requests import Iwae, VariationalBound
 from pofx.evaluate.predict import Prediction, predict
 from timing import Results
 
 # family, options, how its likelihood is asked for, test images of each set
 SPEC: dict[str, tuple[str, dict[str, Any], Any, int]] = {
     "classifier": ("classifier", {}, None, 10_000),
-    "vae": ("vae", {}, "iwae:draws=16", 1000),
+    "vae": ("vae", {}, Iwae(16), 1000),
     "image-gpt": ("image-gpt", {}, None, 300),
     "vdm": ("vdm", {}, VariationalBound(64), 300),
 }
