@@ -10,8 +10,9 @@ trained on the squared error alone for a third of them: the mean predictor, blur
 PSNR and SSIM (scikit-image) against the truth, of the regressor, of one draw and of the mean of 8 draws, on 200 test
 images; the likelihood of the truth and its kind. ``spread`` is the standard deviation of 8 draws of a pixel, in levels,
 where what is given tells the answer (``known``) and where it does not (``open``): outside and inside the hole; grey
-levels and the colours beside them; the means of squares and what varies within. Prints one JSON object a line and writes all to results/restore.json, and a picture of each task in OUT:
-what is given, the truth, the regressor, the mean of the draws, four draws.
+levels and the colours beside them; the means of squares and what varies within. Prints one JSON object a line and
+writes all to results/restore.json, and a picture of each task in OUT: what is given, the truth, the regressor, the mean
+of the draws, four draws.
 """
 
 from __future__ import annotations
