@@ -119,6 +119,20 @@ def test_pairs_of_one_group_tell_as_much_as_one_of_them(space: Any) -> None:
             assert getattr(thrice[name], figure) == pytest.approx(getattr(found, figure), rel=1e-6), (name, figure)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0])
+def test_the_interval_of_a_share_of_groups_is_that_of_as_many_as_there_are(share: float) -> None:
+    """Of texts that are all right or all wrong in groups of five, 20 groups are 20 trials, also where all are alike."""
+    x = TEXTS.parse(["a b c"] * 100)
+    said = x.clone()
+    said[int(100 * share) :, 0] = 4
+    group = torch.arange(20).repeat_interleave(5)
+    found, alone = judged(TEXTS, x, said[None], group=group)["exact"], success(round(20 * share), 20, "")
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+    columns = Table(tuple(Category(name, ("u", "v")) for name in "pq"))
+    both = judged(columns, torch.zeros(20, 2), torch.zeros(1, 20, 2))["accuracy"]
+    assert (both.low, both.high) == pytest.approx((success(20, 20, "").low, 1.0))
+
+
 def test_the_first_of_each_group() -> None:
     assert firsts(torch.tensor([7, 7, 2, 9, 2, 7])).tolist() == [0, 2, 3]
 

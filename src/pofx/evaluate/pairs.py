@@ -24,7 +24,7 @@ from pofx.core.model import Model
 from pofx.core.requests import AnyRequest
 from pofx.core.space import Space, join
 from pofx.evaluate.predict import Prediction
-from pofx.evaluate.ranking import numbered
+from pofx.evaluate.ranking import error_of_mean, independent, numbered
 from pofx.spaces import Audio, Category, Image, Pair, Sequence, Text
 
 RESAMPLES = 1000  # of a bootstrap
@@ -72,7 +72,7 @@ class Judged:
 # -- intervals -------------------------------------------------------------------------------------------
 
 
-def share_interval(hits: float, of: int, mass: float = 0.95) -> tuple[float, float]:
+def share_interval(hits: float, of: float, mass: float = 0.95) -> tuple[float, float]:
     """The equal-tailed interval of Beta(hits + 1/2, misses + 1/2): Jeffreys' posterior of a share.
 
     From 0 where nothing hit, to 1 where all did (Brown, Cai & DasGupta 2001, section 4.3). Raises UsageError.
@@ -209,12 +209,8 @@ def _columns(space: Space, truth: Tensor, drawn: Tensor, pair: Tensor, seed: int
     if choices:
         right = commonest(drawn[:, :, choices]) == truth[:, choices].nan_to_num(-1.0)
         words = "the commonest of the draws is right" if len(drawn) > 1 else "the draw is right"
-        if right.numel() == int(pair.max()) + 1:  # one for each pair
-            out["accuracy"] = success(int(right.sum()), right.numel(), words)
-        else:
-            each = _by_pair(torch.stack([right.double().sum(1), torch.full((len(right),), len(choices))], 1), pair)
-            ratio = lambda mean: mean[0] / mean[1]  # noqa: E731
-            out["accuracy"] = bootstrap(each, f"{words}, mean of {len(choices)} columns", "more", "%", ratio, seed)
+        words += f", mean of {len(choices)} columns" if len(choices) > 1 else ""
+        out["accuracy"] = _share(right.flatten(), words, pair.repeat_interleave(len(choices)))
     return out
 
 
@@ -259,11 +255,11 @@ def _(
     _check(space, truth, drawn)
     said, right = ([space.spell(row) for row in rows] for rows in (drawn[0], truth))
     exact = [a == b for a, b in zip(said, right, strict=True)]
-    out = {"exact": _share(exact, "the whole text is right", seed, group)}
+    out = {"exact": _share(torch.tensor(exact), "the whole text is right", group)}
     if len(drawn) > 1:
         every = [[space.spell(row) for row in rows] for rows in drawn]
         among = [b in texts for b, texts in zip(right, zip(*every, strict=True), strict=True)]
-        out["exact in any"] = _share(among, f"the whole text is right in any of {len(drawn)}", seed, group)
+        out["exact in any"] = _share(torch.tensor(among), f"the whole text is right in any of {len(drawn)}", group)
     if jiwer := library("jiwer", notes, "word and character error rates"):
         for name, of, process in (
             ("word error", str.split, jiwer.process_words),
@@ -287,11 +283,19 @@ def _(
     return out
 
 
-def _share(right: list[bool], words: str, seed: int, group: Tensor | None) -> Judged:
-    """Of how many pairs something is right."""
-    if group is None:
-        return success(sum(right), len(right), words)
-    return bootstrap(torch.tensor(right), words, "more", "%", seed=seed, group=group)
+def _share(right: Tensor, words: str, group: Tensor | None) -> Judged:
+    """Of how many [N] something is right, where those of a group depend on each other.
+
+    The interval is that of so many independent ones as vary as much (Korn & Graubard 1998), of as many as there are
+    groups where all are alike: no share has an interval of no width.
+    """
+    n, p = len(right), right.double().mean().item()
+    if group is None or (k := independent(right, group)) == n:
+        return success(int(right.sum()), n, words)
+    spread = 0.0 if k == 1 else error_of_mean(right.double(), group) ** 2 * (k - 1) / k
+    alike = min(n, p * (1 - p) / spread) if spread else k
+    low, high = share_interval(p * alike, alike)
+    return Judged(p, low, high, words, "more", "%", n)
 
 
 def _of_counts(metric: Any, n: int, mean: Tensor) -> Tensor:
